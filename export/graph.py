@@ -1,0 +1,232 @@
+"""`exporter onnx`: a checkpoint becomes one ONNX graph, from camera pixels to detections.
+
+The export is a transaction: fold, trace, simplify, check, run, score; only a file that came through all of it
+gets the final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from export.drift import drift
+from export.verification import Progress, Verification, verify
+from models.checkpoint import build_detector
+from models.deploy import Deploy
+from models.fuse import assert_fused
+from runtime import Card, CocoError, Detector
+from runtime.backends.torch import TorchBackend
+from runtime.card import METADATA_KEY, sha256_file
+from runtime.image import letterbox, read_image
+from runtime.runs import RunsError, validation_data
+
+OUTPUTS = ("num_dets", "boxes", "scores", "labels")
+
+
+class ExportError(RuntimeError):
+    """An artifact that was not written; the message says which step refused it and what to do."""
+
+
+class GateError(ExportError):
+    """The artifact lost more mAP than allowed; `verification` has the numbers."""
+
+    def __init__(self, message: str, verification: Verification):
+        super().__init__(message)
+        self.verification = verification
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What was written, and what is known of it."""
+
+    path: Path
+    card: Card
+    nodes: int
+    megabytes: float
+    fold_difference: float
+    """Largest change of a raw output by folding, relative to its scale."""
+    verification: Verification | None
+    """None where there is no validation data, or it was not wanted; the card says so."""
+
+
+def to_onnx(
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    simplify: bool = True,
+    opset: int = 20,
+    batch: int | None = None,
+    verify_map: bool = True,
+    tolerance: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Progress | None = None,
+) -> OnnxExport:
+    """Export `checkpoint` to `out` (default: its name with .onnx) and prove that it is the same detector.
+
+    batch: a fixed batch size; None leaves it free. verify_map: score it against PyTorch on the validation data
+    that the checkpoint names. tolerance: mAP points that may be lost (default 0.1).
+    Raises `CheckpointError`, `FuseError` or `ExportError`; then nothing is left under the final name that was
+    not there before.
+    """
+    checkpoint = Path(checkpoint)
+    out = checkpoint.with_suffix(".onnx") if out is None else Path(out)
+    if not 18 <= opset <= 23:
+        raise ExportError(f"opset: expected 18 to 23, got {opset}; 20 is read by every supported backend")
+    if batch is not None and batch < 1:
+        raise ExportError(f"batch: expected 1 or more, or none for a free batch, got {batch}")
+    detector, card_json = build_detector(checkpoint)
+    card = Card.from_json(card_json, checkpoint)
+    deploy = Deploy(detector).eval()
+    pixels = _real_pixels(card)
+    difference = assert_fused(detector, deploy.detector, torch.from_numpy(pixels))
+    say(f"folded: raw outputs agree to {difference:.1e} of their scale")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem}.", suffix=".onnx")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        model = _trace(deploy, card.input_size_hw, opset, batch)
+        if simplify:
+            model = _simplified(model)
+        card = _onnx_card(card, checkpoint, batch)
+        _write(model, card, temporary)
+        say(f"{len(model.graph.node)} nodes, {temporary.stat().st_size / 2**20:.1f} MB; checked by onnx.checker")
+        _run_check(temporary, deploy, card, pixels)
+        say("ONNX Runtime gives the same detections as PyTorch on the same pixels")
+        verification = None
+        if verify_map:
+            verification = _gate(temporary, checkpoint, tolerance, say, progress)
+        if verification is None:
+            summary: dict[str, object] = {
+                "scored": False,
+                "why": "no validation data" if verify_map else "not asked for",
+            }
+        else:
+            score = verification.artifacts[0]
+            verification = replace(verification, artifacts=(replace(score, path=out),))
+            summary = {"scored": True, "passed": True, "reference_map": verification.reference.evaluation.map,
+                       "map": score.evaluation.map, "tolerance": score.tolerance}  # fmt: skip
+            measured = f"exporter, {score.engine} on {score.device}, {score.evaluation.images} validation images"
+            card = replace(card, metrics={**score.evaluation.to_json(), "measured_by": measured})
+        card = replace(card, verification=summary)
+        _write(model, card, temporary)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    size = out.stat().st_size / 2**20
+    return OnnxExport(out, card, len(model.graph.node), size, difference, verification)
+
+
+def _real_pixels(card: Card, count: int = 2) -> np.ndarray:
+    """Images [2, H, W, 3] uint8 to compare forms on: validation pictures where they can be read, else noise."""
+    height, width = card.input_size_hw
+    pictures = []
+    with contextlib.suppress(CocoError, RunsError):
+        for record in validation_data(card, "checkpoint").records:
+            with contextlib.suppress(ValueError):  # an unreadable picture: evaluation reports it
+                pictures.append(letterbox(read_image(record.path), (height, width))[0])
+            if len(pictures) == count:
+                return np.stack(pictures)
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def _trace(deploy: Deploy, size_hw: tuple[int, int], opset: int, batch: int | None) -> onnx.ModelProto:
+    example = torch.zeros(batch or 2, *size_hw, 3, dtype=torch.uint8)
+    dynamic = None if batch else ({0: torch.export.Dim("batch", min=1, max=1024)},)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        program = torch.onnx.export(
+            deploy, (example,), dynamo=True, opset_version=opset, input_names=["images"], output_names=list(OUTPUTS),
+            dynamic_shapes=dynamic, optimize=True, verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    return program.model_proto
+
+
+def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnxslim
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        slim = onnxslim.slim(model)
+    if not isinstance(slim, onnx.ModelProto):
+        raise ExportError("onnxslim gave no model back; export without --simplify")
+    before, after = model.ByteSize(), slim.ByteSize()
+    if after > before * 1.02:
+        raise ExportError(
+            f"onnxslim grew the model from {before} to {after} bytes (duplicated weights); export without it"
+        )
+    return slim
+
+
+def _onnx_card(card: Card, checkpoint: Path, batch: int | None) -> Card:
+    return replace(
+        card, kind="onnx", batch=batch or "dynamic", precision="fp32", metrics={}, verification={},
+        hashes={**card.hashes, "checkpoint": sha256_file(checkpoint)},
+        versions={**card.versions, **{name: version(name) for name in ("isodet", "torch", "onnx")},
+                  "onnxruntime": onnxruntime.__version__},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def _write(model: onnx.ModelProto, card: Card, path: Path) -> None:
+    """Serialise with the card inside, checked."""
+    kept = [p for p in model.metadata_props if p.key != METADATA_KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(card.to_json()))
+    model.producer_name, model.producer_version = "isodet", version("isodet")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker raises several kinds, none of them documented
+        raise ExportError(f"onnx.checker refuses the exported graph: {error}") from error
+    onnx.save(model, path)
+
+
+def _run_check(path: Path, deploy: Deploy, card: Card, pixels: np.ndarray) -> None:
+    """Run the file in ONNX Runtime and in PyTorch on the same pixels; raise where their boxes differ."""
+    frames = list(pixels) + [pixels[0][:, ::-1].copy()]  # three frames: not the batch that was traced
+    expected, found = (
+        Detector(backend, threshold=0.0)(frames) for backend in (TorchBackend(deploy, card, "cpu"), path)
+    )
+    apart = drift(dict(enumerate(expected)), dict(enumerate(found)))
+    # A candidate on the very edge of a threshold may fall either way; a wrong graph moves far more than that.
+    if apart.unmatched > max(1, apart.boxes // 50) or apart.box_max_px > 1.0 or apart.score_max > 0.01:
+        raise ExportError(
+            f"ONNX Runtime does not give PyTorch's detections: {apart.unmatched} of {apart.boxes} boxes missing, boxes "
+            f"up to {apart.box_max_px:.2f} px and scores up to {apart.score_max:.4f} apart"
+        )
+
+
+def _gate(
+    path: Path, checkpoint: Path, tolerance: float | None, say: Callable[[str], None], progress: Progress | None
+) -> Verification | None:
+    """Score the file; None where the validation data is not there. Raises `GateError` past tolerance."""
+    card = Card.from_json(build_detector(checkpoint)[1], checkpoint)
+    try:
+        validation_data(card, checkpoint)
+    except (RunsError, CocoError) as error:
+        say(f"not scored: {error}")
+        return None
+    verification = verify([path], against=checkpoint, tolerance=tolerance, progress=progress)
+    if not verification.passed:
+        score = verification.artifacts[0]
+        raise GateError(
+            f"the export loses {-score.delta_map:.2f} mAP points ({verification.reference.evaluation.map:.2f} in "
+            f"PyTorch, {score.evaluation.map:.2f} exported), more than {score.tolerance:g}; nothing was written",
+            verification,
+        )
+    return verification

@@ -1,0 +1,51 @@
+"""FCOS: Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection", ICCV 2019, section 3.1-3.2,
+with centre sampling from its authors' improved version (TPAMI 2020, section 3).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.assigners.matched import BACKGROUND
+from models.boxes import box_area
+from models.points import Priors
+
+
+@torch.no_grad()
+def assign_center(
+    priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, radius: float = 1.5, range_factor: float = 8.0
+) -> Tensor:
+    """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
+
+    radius: half side, in strides, of the square around an object's centre whose points are positive,
+    clipped to the object; 0 means the whole object. range_factor f: a level of stride s takes objects whose
+    farthest side is f*s/2..f*s pixels away, both ends included (f = 8 gives the paper's 64, 128, 256, 512);
+    the first level takes everything smaller and the last everything larger.
+    """
+    B, G = gt_valid.shape
+    N = len(priors.boxes_xyxy)
+    if G == 0:
+        return gt_valid.new_full((B, N), BACKGROUND, dtype=torch.int64)
+    x, y = priors.points.unbind(-1)  # [N]
+    x1, y1, x2, y2 = gt_boxes_xyxy[..., None].unbind(-2)  # [B, G, 1]
+
+    # A point is a sample of an object if it lies in the object, or in the middle of it (strictly inside).
+    reach = radius * priors.strides if radius > 0 else torch.full_like(priors.strides, torch.inf)  # [N]
+    cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+    inside = (
+        (x > torch.maximum(x1, cx - reach)) & (x < torch.minimum(x2, cx + reach))
+        & (y > torch.maximum(y1, cy - reach)) & (y < torch.minimum(y2, cy + reach))
+    )  # fmt: skip
+
+    # Each level is responsible for a range of sizes.
+    farthest = torch.maximum(torch.maximum(x - x1, x2 - x), torch.maximum(y - y1, y2 - y))  # [B, G, N]
+    low, high = range_factor * priors.strides / 2, range_factor * priors.strides
+    first, last = priors.level_sizes[0], priors.level_sizes[-1]
+    low[:first], high[N - last :] = 0, torch.inf
+    sample = inside & (farthest >= low) & (farthest <= high) & gt_valid[..., None]
+
+    # An ambiguous point takes the smallest object; of equals, the first.
+    area = box_area(gt_boxes_xyxy)[..., None].expand(-1, -1, N).masked_fill(~sample, torch.inf)
+    smallest, index = area.min(dim=1)  # [B, N]
+    return torch.where(smallest.isfinite(), index, BACKGROUND)

@@ -1,0 +1,42 @@
+"""RetinaNet's assignment by IoU: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section 4;
+the rescue of unmatched objects is Faster R-CNN's (Ren et al., 2015, section 3.1.2, rule i).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.assigners.matched import BACKGROUND, IGNORED
+from models.boxes import iou
+from models.points import Priors
+
+
+@torch.no_grad()
+def assign_iou(
+    priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, pos_iou: float = 0.5, neg_iou: float = 0.4
+) -> Tensor:
+    """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
+
+    IoU >= `pos_iou` takes the best object, < `neg_iou` is background, between is ignored; and the anchors
+    that overlap an object most are its positives however little that is, if they overlap at all.
+    """
+    B, G = gt_valid.shape
+    matched = gt_valid.new_full((B, len(priors.boxes_xyxy)), BACKGROUND, dtype=torch.int64)
+    # One image at a time on purpose: anchors x boxes of a whole batch is gigabytes on real images (201,600
+    # anchors at 800 x 1333), and a single image already keeps the device busy.
+    for row, boxes, valid in zip(matched, gt_boxes_xyxy, gt_valid, strict=True):
+        if G == 0 or not valid.any():
+            continue
+        overlaps = iou(boxes[:, None], priors.boxes_xyxy).masked_fill(~valid[:, None], -1)  # [G, N]
+        best, best_gt = overlaps.max(dim=0)
+        row[best >= neg_iou] = IGNORED
+        row[best >= pos_iou] = best_gt[best >= pos_iou]
+        # Rescue. Anchors tied for an object's best all take it; of objects with the same best anchor, the
+        # last one does, as in mmdetection. An object that no anchor touches rescues nothing.
+        best_of_gt = overlaps.amax(dim=1, keepdim=True)  # [G, 1]
+        rescued = (overlaps == best_of_gt) & (best_of_gt > 0)
+        order = torch.arange(1, G + 1, device=row.device)[:, None]
+        last = (rescued * order).amax(dim=0) - 1  # [N], -1 where nothing is rescued
+        row[last >= 0] = last[last >= 0]
+    return matched

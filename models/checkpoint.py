@@ -1,0 +1,89 @@
+"""Checkpoints: plain tensors and a card, loadable without running anyone's pickled code."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.config import ConfigError, model_config
+from models.deploy import Deploy
+from models.detector import Detector
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A file that is not a usable isodet checkpoint; the message names it and what is wrong."""
+
+
+def save_checkpoint(
+    path: str | Path, model: dict[str, torch.Tensor], card: dict[str, Any], resume: dict[str, Any] | None = None
+) -> None:
+    """Write a checkpoint atomically: the weights to deploy, the card, and what `trainer fit --resume` needs.
+
+    A process killed at any moment leaves either the old file or the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, "card": card, "model": model, "resume": resume}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint: `format`, `card`, `model`, `resume`. Raises `CheckpointError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for files it cannot read
+        reason = str(error).split("\n")[0][:200]
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint (truncated, or not a file of plain tensors): {reason}"
+        ) from error
+    if not isinstance(content, dict) or not {"format", "card", "model"} <= content.keys():
+        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path}: not an isodet checkpoint (it holds: {keys}); expected one from `trainer fit`")
+    if content["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: checkpoint format {content['format']!r}, this isodet reads {FORMAT}; install the isodet that wrote it"
+        )
+    return content
+
+
+def build_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
+    """The detector of a checkpoint in its training form, in eval mode, and its card. Raises `CheckpointError`."""
+    content = read_checkpoint(path)
+    try:
+        config = model_config(content["card"].get("model"), "card.model")
+    except (ConfigError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    detector = Detector(config, load_weights=False)
+    wanted, given = detector.state_dict(), content["model"]
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    wrong = [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
+    if missing or extra or wrong:
+        first = [f"{k} missing" for k in missing[:3]] + [f"{k} unexpected" for k in extra[:3]]
+        first += [f"{k} is {list(given[k].shape)}, expected {list(wanted[k].shape)}" for k in wrong[:3]]
+        raise CheckpointError(f"{path}: its weights do not fit its own card: {'; '.join(first)}")
+    detector.load_state_dict(given)
+    return detector.eval(), content["card"]
+
+
+def load_detector(path: str | Path) -> tuple[Deploy, dict[str, Any]]:
+    """The deployable form of a checkpoint (fused, eval mode, on the CPU) and its card. Raises `CheckpointError`."""
+    detector, card = build_detector(path)
+    return Deploy(detector).eval(), card

@@ -1,0 +1,60 @@
+"""How a box is written relative to a prior: `delta` from an anchor, `ltrb` from a point.
+
+For both, `decode(encode(box)) == box` wherever the box can be expressed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.config import BoxConfig
+from models.points import Priors
+
+_MAX_LOG_RATIO = math.log(1000 / 16)  # a decoded side is at most 62.5 anchor sides, and exp stays finite
+
+
+def encode_delta(anchors_xyxy: Tensor, boxes_xyxy: Tensor, stds: Sequence[float]) -> Tensor:
+    """Codes [..., 4] of boxes relative to anchors: (dx, dy) in anchor sides, (dw, dh) as logs, over `stds`.
+
+    R-CNN (Girshick et al., 2014), appendix C. Boxes and anchors must have positive sides.
+    """
+    anchor_wh = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
+    box_wh = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    shift = (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:] - anchors_xyxy[..., :2] - anchors_xyxy[..., 2:]) / 2 / anchor_wh
+    return torch.cat([shift, (box_wh / anchor_wh).log()], dim=-1) / boxes_xyxy.new_tensor(stds)
+
+
+def decode_delta(anchors_xyxy: Tensor, codes: Tensor, stds: Sequence[float]) -> Tensor:
+    """Boxes [..., 4] xyxy of codes [..., 4]; log sizes are clamped to +-ln(1000 / 16)."""
+    codes = codes * codes.new_tensor(stds)
+    anchor_wh = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
+    centre = (anchors_xyxy[..., :2] + anchors_xyxy[..., 2:]) / 2 + codes[..., :2] * anchor_wh
+    half = anchor_wh * codes[..., 2:].clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp() / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def encode_ltrb(points_xy: Tensor, strides: Tensor, boxes_xyxy: Tensor) -> Tensor:
+    """Distances [..., 4] from points [..., 2] to the left, top, right, bottom sides, in strides [...]."""
+    near = points_xy - boxes_xyxy[..., :2]
+    far = boxes_xyxy[..., 2:] - points_xy
+    return torch.cat([near, far], dim=-1) / strides[..., None]
+
+
+def decode_ltrb(points_xy: Tensor, strides: Tensor, dist_ltrb: Tensor) -> Tensor:
+    """Boxes [..., 4] xyxy of distances [..., 4] in strides."""
+    dist = dist_ltrb * strides[..., None]
+    return torch.cat([points_xy - dist[..., :2], points_xy + dist[..., 2:]], dim=-1)
+
+
+def decode(config: BoxConfig, priors: Priors, codes: Tensor) -> Tensor:
+    """Boxes [..., N, 4] xyxy pixels of the network's codes [..., N, 4], as `config.code` reads them.
+
+    ltrb codes are logs of distances: an exponential is positive without a dead half, unlike a ReLU.
+    """
+    if config.code == "delta":
+        return decode_delta(priors.boxes_xyxy, codes, config.stds)
+    return decode_ltrb(priors.points, priors.strides, codes.clamp(max=_MAX_LOG_RATIO).exp())

@@ -1,0 +1,75 @@
+"""A detector: pixels, backbone, neck, head. What it learns and how it is read are decided elsewhere."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.backbones import build_backbone
+from models.config import ModelConfig, PixelConfig
+from models.heads import Head
+from models.necks import FPN
+from models.points import Priors, feature_sizes, priors
+
+
+class Raw(NamedTuple):
+    """What the network says of N priors, float32 under any precision, in training and inference alike."""
+
+    logits: Tensor  # [B, N, C]
+    boxes: Tensor  # [B, N, 4] codes, see models.coders
+    quality: Tensor | None  # [B, N] logits
+
+
+class Pixels(nn.Module):
+    """Camera pixels to network input: uint8 [B, H, W, 3] BGR -> float32 [B, 3, H, W], ordered and normalised."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, config: PixelConfig):
+        super().__init__()
+        self.flip = config.order == "rgb"
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (config.mean, config.std))
+        self.register_buffer("scale", (1 / std).float(), persistent=False)
+        self.register_buffer("shift", (-mean / std).float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float().permute(0, 3, 1, 2)  # a cast first: TensorRT knows uint8 only at the border
+        if self.flip:
+            x = x.flip(1)
+        return torch.addcmul(self.shift, x, self.scale)  # (x - mean) / std in one pass
+
+
+class Detector(nn.Module):
+    """uint8 BGR images [B, H, W, 3] -> `Raw`, always; `criterion` and `Deploy` are its two readers."""
+
+    def __init__(self, config: ModelConfig, load_weights: bool = True):
+        super().__init__()
+        self.config = config
+        first, last = config.neck.levels
+        self.pixels = Pixels(config.pixels)
+        self.backbone = build_backbone(config.backbone, load_weights)
+        self.neck = FPN(config.neck, self.backbone.channels)
+        self.head = Head(config, last - first + 1)
+        self._priors: dict[tuple[tuple[int, int], torch.device], Priors] = {}
+
+    def forward(self, images: Tensor) -> Raw:
+        return self.network(self.pixels(images))
+
+    def network(self, x: Tensor) -> Raw:
+        """From normalised float images [B, 3, H, W] on."""
+        logits, boxes, quality = self.head(self.neck(self.backbone(x)))
+        return Raw(logits.float(), boxes.float(), None if quality is None else quality.float())
+
+    def priors(self, size_hw: tuple[int, int] | None = None) -> Priors:
+        """The priors for images of `size_hw` (the configured size unless told), on the model's device."""
+        size_hw = size_hw or self.config.input_size_hw
+        device = self.head.scales.device
+        if (size_hw, device) not in self._priors:
+            first, last = self.config.neck.levels
+            strides = [2**level for level in range(first, last + 1)]
+            grid = priors(feature_sizes(size_hw, (first, last)), strides, self.config.anchors)
+            self._priors[size_hw, device] = grid.to(device)
+        return self._priors[size_hw, device]

@@ -1,0 +1,68 @@
+"""The grid of priors: where a detector looks, as anchors (boxes) and as points (their centres)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.config import AnchorConfig
+
+
+class Priors(NamedTuple):
+    """N priors in the order level, row, column, anchor within the cell (ratio outer, scale inner)."""
+
+    boxes_xyxy: Tensor  # [N, 4] float32 pixels
+    strides: Tensor  # [N] float32 pixels
+    level_sizes: tuple[int, ...]  # priors in each level, summing to N
+
+    @property
+    def points(self) -> Tensor:
+        """Centres, [N, 2] float32 x, y."""
+        return (self.boxes_xyxy[..., :2] + self.boxes_xyxy[..., 2:]) / 2
+
+    def to(self, device: torch.device) -> Priors:
+        return Priors(self.boxes_xyxy.to(device), self.strides.to(device), self.level_sizes)
+
+
+def feature_sizes(size_hw: tuple[int, int], levels: tuple[int, int]) -> list[tuple[int, int]]:
+    """Height and width of levels `levels[0]..levels[1]` for an input of `size_hw` pixels.
+
+    Every level halves the one below, rounding up, as convolutions of stride 2 and padding k // 2 do.
+    """
+    sizes = []
+    h, w = size_hw
+    for level in range(1, levels[1] + 1):
+        h, w = (h + 1) // 2, (w + 1) // 2
+        if level >= levels[0]:
+            sizes.append((h, w))
+    return sizes
+
+
+def priors(
+    sizes_hw: Sequence[tuple[int, int]], strides: Sequence[int], anchors: AnchorConfig, offset: float = 0.5
+) -> Priors:
+    """Priors of levels with the given grid sizes and strides.
+
+    A cell's centre is `(column + offset, row + offset) * stride`; 0.5 is the centre of the pixels it stands
+    for. mmdetection's anchors use 0.
+    """
+    boxes, per_prior_strides = [], []
+    for (h, w), stride in zip(sizes_hw, strides, strict=True):
+        x = (torch.arange(w, dtype=torch.float32) + offset) * stride
+        y = (torch.arange(h, dtype=torch.float32) + offset) * stride
+        centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 1, 2)  # [h*w, 1, 2]
+        half = _anchor_sizes_wh(anchors, stride) / 2  # [A, 2]
+        boxes.append(torch.cat([centres - half, centres + half], dim=-1).reshape(-1, 4))  # [h*w*A, 4]
+        per_prior_strides.append(torch.full((len(boxes[-1]),), float(stride)))
+    return Priors(torch.cat(boxes), torch.cat(per_prior_strides), tuple(len(b) for b in boxes))
+
+
+def _anchor_sizes_wh(anchors: AnchorConfig, stride: int) -> Tensor:
+    """Width and height of a cell's anchors, [A, 2]; all of one scale have the same area."""
+    octave = torch.arange(anchors.scales_per_octave, dtype=torch.float32) / anchors.scales_per_octave
+    sides = anchors.size * stride * 2**octave
+    root = torch.tensor(anchors.ratios).sqrt()[:, None]  # ratio = h / w
+    return torch.stack([sides / root, sides * root], dim=-1).reshape(-1, 2)

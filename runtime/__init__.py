@@ -1,0 +1,74 @@
+"""isodet's runtime: from a picture or a video to judged detections.
+
+    from runtime import Detector
+    detector = Detector("best.onnx")
+    for detections in detector(frames):
+        print(detections.boxes_xyxy, detections.scores, detections.names)
+
+Importing it loads numpy and OpenCV only; an engine, PyTorch or pycocotools is loaded when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+try:
+    import cv2  # noqa: F401  (checked here, once, because every module of this package needs it)
+except ImportError as error:
+    advice = "isodet needs OpenCV: pip install opencv-python-headless"
+    if "libGL" in str(error) or "libgthread" in str(error) or "libX" in str(error):
+        advice = (
+            "opencv-python needs desktop libraries that this system does not have; swap it for the build without "
+            "them: pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
+        )
+    raise ImportError(f"cannot import cv2 ({error}). {advice}") from error
+
+if TYPE_CHECKING:
+    from runtime.card import Card, CardError, read_card
+    from runtime.coco import CocoDataset, CocoError, ImageRecord, read_coco
+    from runtime.detections import Detection, Detections
+    from runtime.detector import Detector, FrameError
+    from runtime.evaluate import Evaluation
+    from runtime.image import ImageError, Letterbox, letterbox, read_image
+
+_HOME = {
+    "Card": "card", "CardError": "card", "read_card": "card",
+    "CocoDataset": "coco", "CocoError": "coco", "ImageRecord": "coco", "read_coco": "coco",
+    "Detection": "detections", "Detections": "detections",
+    "Detector": "detector", "FrameError": "detector",
+    "Evaluation": "evaluate",
+    "ImageError": "image", "Letterbox": "image", "letterbox": "image", "read_image": "image",
+}  # fmt: skip
+# `evaluate` is not among them: the module of that name would take its place; use runtime.evaluate.evaluate.
+
+__all__ = [
+    "Card",
+    "CardError",
+    "CocoDataset",
+    "CocoError",
+    "Detection",
+    "Detections",
+    "Detector",
+    "Evaluation",
+    "FrameError",
+    "ImageError",
+    "ImageRecord",
+    "Letterbox",
+    "letterbox",
+    "read_card",
+    "read_coco",
+    "read_image",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"runtime.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

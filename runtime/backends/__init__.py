@@ -1,0 +1,70 @@
+"""Backends: what runs the graph. Each is loaded only when a model needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.card import Card, file_kind
+
+
+class BackendError(RuntimeError):
+    """A model that cannot be loaded or run here; the message names the file or device and what to do."""
+
+
+class RawOutputs(NamedTuple):
+    """What a graph gives for B images: up to D detections each; slots past `num_dets` are zero."""
+
+    num_dets: NDArray[np.int32]
+    """[B, 1]"""
+    boxes: NDArray[np.float32]
+    """[B, D, 4] xyxy, pixels of the input"""
+    scores: NDArray[np.float32]
+    """[B, D] descending"""
+    labels: NDArray[np.int32]
+    """[B, D]"""
+
+
+class Backend(Protocol):
+    """Runs one model on batches of letterboxed pictures."""
+
+    card: Card
+    name: str
+    """Such as 'ONNX Runtime 1.20'."""
+    device: str
+    """'cpu' or 'cuda:N'."""
+    max_batch: int
+    """Most images that a caller should hand over at once."""
+    fixed_batch: int | None
+    """The one batch size that the graph takes, or None where any will do."""
+
+    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+        """Detect in `images`: uint8 [B, H, W, 3] BGR, letterboxed to `card.input_size_hw`, C-contiguous."""
+        ...
+
+
+def load_backend(path: str | Path, device: str = "auto", threads: int | None = None) -> Backend:
+    """The backend for the model file at `path`, chosen by its content and not by its name.
+
+    `device`: auto, cpu, cuda or cuda:N. `threads`: CPU threads of the engine, None for its own choice.
+    Raises `CardError` for a file that is not a model of ours, `BackendError` when it cannot run here.
+    """
+    check_device(device)
+    if threads is not None and threads < 1:
+        raise BackendError(f"threads: expected at least 1, got {threads}")
+    if file_kind(path) == "onnx":
+        from runtime.backends.ort import OrtBackend
+
+        return OrtBackend(path, device, threads)
+    from runtime.backends.torch import TorchBackend
+
+    return TorchBackend.load(path, device, threads)
+
+
+def check_device(device: str) -> None:
+    """Raise `BackendError` unless `device` is auto, cpu, cuda or cuda:N."""
+    if device not in ("auto", "cpu", "cuda") and not (device.startswith("cuda:") and device[5:].isdecimal()):
+        raise BackendError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")

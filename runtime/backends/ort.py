@@ -1,0 +1,127 @@
+"""ONNX Runtime."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import BackendError, RawOutputs, check_device
+from runtime.card import CardError, read_card
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise BackendError(f"an ONNX file needs onnxruntime: pip install onnxruntime ({error})") from error
+
+_log = logging.getLogger(__name__)
+
+OUTPUTS = {"num_dets": "tensor(int32)", "boxes": "tensor(float)", "scores": "tensor(float)", "labels": "tensor(int32)"}
+
+
+class OrtBackend:
+    """An ONNX file on the CPU, or on a CUDA device when there is one. See `runtime.backends.Backend`."""
+
+    def __init__(self, path: str | Path, device: str = "auto", threads: int | None = None) -> None:
+        check_device(device)
+        self.card = read_card(path)
+        self.name = f"ONNX Runtime {onnxruntime.__version__}"
+        self.device = _resolve(device)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; they are raised, too
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = self._open(path, options)
+        except Exception as error:  # onnxruntime's errors have no common base but Exception
+            if self.device == "cpu":
+                raise _cannot_load(path, self.device, error) from None
+            if device != "auto":
+                raise BackendError(f"{path}: cannot run on {self.device}: {_line(error)}") from None
+            _log.warning("%s: cannot run on %s, so it runs on the CPU: %s", path, self.device, _line(error))
+            self.device = "cpu"
+            try:
+                self._session = self._open(path, options)
+            except Exception as second:
+                raise _cannot_load(path, self.device, second) from None
+        self.fixed_batch = self._check_graph(path)
+        self.max_batch = self.fixed_batch or (16 if self.device == "cpu" else 32)
+
+    def _open(self, path: str | Path, options: Any) -> Any:
+        if self.device == "cpu":
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        index = int(self.device.partition(":")[2])
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # CUDA libraries that pip installed
+        providers = [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        # A provider that fails to load is left out with no more than a log line.
+        if "CUDAExecutionProvider" not in session.get_providers():
+            raise BackendError("onnxruntime's CUDA provider did not load (CUDA or cuDNN libraries missing?)")
+        return session
+
+    def _check_graph(self, path: str | Path) -> int | None:
+        """The fixed batch size or None. Raises `CardError` where the graph is not what its card says."""
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        height, width = self.card.input_size_hw
+        if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or list(inputs[0].shape[1:]) != [height, width, 3]:
+            got = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            raise CardError(f"{path}: expected one input, uint8 [B, {height}, {width}, 3], as its card says; got {got}")
+        if {o.name: o.type for o in outputs} != OUTPUTS:
+            got = ", ".join(f"{o.name} {o.type}" for o in outputs)
+            wanted = ", ".join(f"{name} {kind}" for name, kind in OUTPUTS.items())
+            raise CardError(f"{path}: expected the outputs {wanted}; got {got}")
+        self._input = inputs[0].name
+        batch = inputs[0].shape[0]
+        fixed = batch if isinstance(batch, int) else None
+        if (fixed or "dynamic") != self.card.batch:
+            raise CardError(f"{path}: card: batch is {self.card.batch!r}, but the graph takes {fixed or 'any batch'}")
+        return fixed
+
+    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+        try:
+            return RawOutputs(*self._session.run(list(OUTPUTS), {self._input: images}))
+        except Exception as error:
+            raise BackendError(f"{self.name} failed on a batch of {len(images)}: {_line(error)}") from error
+
+
+def _resolve(device: str) -> str:
+    """'cpu' or 'cuda:N'. Raises `BackendError` when CUDA is asked for and not there."""
+    if device == "cpu":
+        return "cpu"
+    provided = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    index = int(device.partition(":")[2] or 0)
+    count = cuda_device_count() if provided else 0  # the provider is listed on machines without a GPU, too
+    if index < count:
+        return f"cuda:{index}"
+    if device == "auto":
+        return "cpu"
+    if not provided:
+        raise BackendError(f"device {device}: this onnxruntime is built for the CPU; install onnxruntime-gpu instead")
+    raise BackendError(f"device {device}: CUDA finds {count} devices here; use cpu, or check nvidia-smi")
+
+
+def cuda_device_count() -> int:
+    """How many CUDA devices the driver offers; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _cannot_load(path: str | Path, device: str, error: Exception) -> BackendError:
+    return BackendError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it on {device}: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

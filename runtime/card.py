@@ -1,0 +1,249 @@
+"""The card: what a checkpoint or an artifact says of itself, so that nobody has to retype its settings.
+
+JSON with `"format": 1`: under the key `isodet` of an ONNX file's `metadata_props`, and under `card` in a
+checkpoint. It is read here without torch, onnx or onnxruntime.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from runtime.image import FILL
+
+FORMAT = 1
+METADATA_KEY = "isodet"
+LETTERBOX = {"align": "top-left", "fill": FILL, "interpolation": "linear"}
+
+
+class CardError(ValueError):
+    """A card that is not there or cannot be used; the message names the file and the key."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything that is needed to run a model and to know where it comes from. Raises `CardError` for bad values."""
+
+    kind: Literal["checkpoint", "onnx"]
+    classes: tuple[str, ...]
+    """Names of labels 0..C-1."""
+    input_size_hw: tuple[int, int]
+    """Pixels."""
+    score_threshold: float
+    """Lowest score the graph keeps."""
+    nms: Mapping[str, Any]
+    """kind, iou, candidates (K) and detections (D)."""
+    batch: int | Literal["dynamic"] = "dynamic"
+    input: str = "uint8-nhwc"
+    color: str = "bgr"
+    """Channel order that the graph takes."""
+    letterbox: Mapping[str, Any] = field(default_factory=lambda: dict(LETTERBOX))
+    precision: str = "fp32"
+    threshold: float = 0.3
+    """Recommended threshold of an application; applied by the runtime after the graph."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """sha256, by what was hashed."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """The ModelConfig as a mapping."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved TrainConfig as a mapping; {} when unknown."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+    """ISO 8601."""
+    verification: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "input_size_hw"):
+            value = getattr(self, name)
+            if isinstance(value, list):  # JSON has no tuples
+                object.__setattr__(self, name, tuple(value))
+        for name in ("score_threshold", "threshold"):
+            if _is_int(getattr(self, name)):
+                object.__setattr__(self, name, float(getattr(self, name)))
+        self._check("kind", self.kind in ("checkpoint", "onnx"), "checkpoint or onnx")
+        names_ok = isinstance(self.classes, tuple) and all(isinstance(c, str) and c for c in self.classes)
+        self._check("classes", names_ok and bool(self.classes), "a list of at least one class name")
+        self._check("classes", len(set(self.classes)) == len(self.classes), "class names that differ")
+        size = self.input_size_hw
+        size_ok = isinstance(size, tuple) and len(size) == 2 and all(_is_int(side) and side >= 1 for side in size)
+        self._check("input_size_hw", size_ok, "[height, width] in pixels")
+        self._check(
+            "batch", self.batch == "dynamic" or (_is_int(self.batch) and self.batch >= 1), "dynamic or 1 and more"
+        )
+        self._check("input", self.input == "uint8-nhwc", "uint8-nhwc, the one input that this version feeds")
+        self._check("color", self.color == "bgr", "bgr, the one channel order that this version feeds")
+        self._check("precision", self.precision in ("fp32", "fp16", "int8"), "fp32, fp16 or int8")
+        for name in ("score_threshold", "threshold"):
+            value = getattr(self, name)
+            self._check(name, isinstance(value, float) and 0 <= value <= 1, "a score from 0 to 1")
+        for name in ("letterbox", "nms", "versions", "hashes", "model", "training", "metrics", "verification"):
+            self._check(name, isinstance(getattr(self, name), Mapping), "an object with keys")
+        self._check("letterbox", dict(self.letterbox) == LETTERBOX, f"{LETTERBOX}, the one that this version does")
+        for key in ("kind", "iou", "candidates", "detections"):
+            self._check(f"nms.{key}", key in self.nms, "a value (kind, iou, candidates and detections are needed)")
+        self._check("nms.kind", isinstance(self.nms["kind"], str), "text")
+        self._check("nms.iou", isinstance(self.nms["iou"], (int, float)), "a number")
+        for key in ("candidates", "detections"):
+            self._check(f"nms.{key}", _is_int(self.nms[key]) and self.nms[key] >= 1, "a whole number of at least 1")
+        for name in ("versions", "hashes"):
+            texts = getattr(self, name).values()
+            self._check(name, all(isinstance(v, str) for v in texts), "an object of texts")
+        self._check("created", isinstance(self.created, str), "a time as text")
+
+    def _check(self, key: str, good: bool, expected: str) -> None:
+        if not good:
+            value = self.nms.get(key[4:]) if key.startswith("nms.") else getattr(self, key)
+            raise CardError(f"{key}: expected {expected}, got {value!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON-ready objects; `Card.from_json` of it gives an equal card."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"format": FORMAT, **json.loads(json.dumps(plain, default=_plain))}
+
+    @classmethod
+    def from_json(cls, content: str | Mapping[str, Any], source: str | Path) -> Card:
+        """A card from its JSON, as text or parsed. Raises `CardError` naming `source` and the key."""
+        if isinstance(content, str):
+            try:
+                content = json.loads(content)
+            except json.JSONDecodeError as error:
+                raise CardError(f"{source}: its card is not valid JSON ({error})") from None
+        if not isinstance(content, Mapping) or "format" not in content:
+            raise CardError(f"{source}: not an isodet card (expected a JSON object with the key 'format')")
+        version = content["format"]
+        if not _is_int(version) or version < 1:
+            raise CardError(f"{source}: card: format: expected a whole number of at least 1, got {version!r}")
+        if version > FORMAT:
+            raise CardError(
+                f"{source}: card: format {version} is newer than the {FORMAT} that this isodet reads; upgrade isodet"
+            )
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(content) - set(fields) - {"format"})
+        if unknown:
+            raise CardError(f"{source}: card: unknown key {unknown[0]!r}; valid: {', '.join(fields)}")
+        for name, f in fields.items():
+            if name not in content and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                raise CardError(f"{source}: card: missing key {name!r}")
+        try:
+            return cls(**{key: value for key, value in content.items() if key != "format"})
+        except CardError as error:
+            raise CardError(f"{source}: card: {error}") from None
+
+
+def read_card(path: str | Path) -> Card:
+    """The card of an ONNX file or of a checkpoint (which loads torch), told apart by content.
+
+    Raises `CardError` for a file that is missing, is neither, or carries no card of ours.
+    """
+    path = Path(path)
+    if file_kind(path) == "checkpoint":
+        from runtime.backends.torch import read_checkpoint_card  # torch is only needed for a checkpoint
+
+        return read_checkpoint_card(path)
+    metadata = read_onnx_metadata(path)
+    if METADATA_KEY not in metadata:
+        raise CardError(
+            f"{path}: an ONNX file without an isodet card (metadata key '{METADATA_KEY}'); "
+            "export it with `exporter onnx CHECKPOINT`"
+        )
+    return Card.from_json(metadata[METADATA_KEY], path)
+
+
+def file_kind(path: str | Path) -> Literal["checkpoint", "onnx"]:
+    """What the file at `path` is, by its content. Raises `CardError` for a missing or an unknown file."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except FileNotFoundError:
+        raise CardError(f"{path}: no such model file") from None
+    except IsADirectoryError:
+        raise CardError(f"{path}: is a folder, expected a model file (.onnx or .pt)") from None
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
+    if start == b"PK\x03\x04":  # torch.save writes a zip archive
+        return "checkpoint"
+    if start[:1] == b"\x08":  # ModelProto begins with its field 1, ir_version
+        return "onnx"
+    raise CardError(f"{path}: neither an ONNX file nor a PyTorch checkpoint (it starts with {start!r})")
+
+
+def read_onnx_metadata(path: str | Path) -> dict[str, str]:
+    """`metadata_props` of an ONNX file, read by walking the top level of its protobuf.
+
+    Raises `CardError` when the file is truncated or is not an ONNX model.
+    """
+    metadata: dict[str, str] = {}
+    has_graph = False
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for number, start, end in _protobuf_fields(content, 0, len(content)):
+                has_graph = has_graph or number == 7  # ModelProto.graph
+                if number == 14:  # ModelProto.metadata_props: StringStringEntryProto, 1 key, 2 value
+                    entry = {n: content[a:b].decode("utf-8") for n, a, b in _protobuf_fields(content, start, end)}
+                    metadata[entry.get(1, "")] = entry.get(2, "")
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, UnicodeDecodeError) as error:  # ValueError: ours below, and mmap's for an empty file
+        raise CardError(f"{path}: not a whole ONNX file ({error}); it may be truncated") from None
+    if not has_graph:
+        raise CardError(f"{path}: not an ONNX model: it has no graph")
+    return metadata
+
+
+def _protobuf_fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(field number, start, end) of each field of the protobuf message in data[position:end]."""
+    while position < end:
+        tag, position = _varint(data, position, end)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            start = position
+            _, position = _varint(data, position, end)
+        elif wire in (1, 5):
+            start, position = position, position + (8 if wire == 1 else 4)
+        elif wire == 2:
+            length, start = _varint(data, position, end)
+            position = start + length
+        else:
+            raise ValueError(f"unknown protobuf wire type {wire} at byte {position}")
+        if position > end or number == 0:
+            raise ValueError(f"a protobuf field is cut short at byte {end}")
+        yield number, start, position
+
+
+def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= end:
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError(f"a protobuf number is cut short at byte {position}")
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of the file at `path`. Raises OSError when it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a card holds JSON values only, not {type(value).__name__}")

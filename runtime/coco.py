@@ -1,0 +1,300 @@
+"""Reading COCO object annotations: strict about the file, exact about each box that it leaves out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class CocoError(ValueError):
+    """An annotation file that cannot be used; the message names the file, the key and what to do."""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One picture and its G objects."""
+
+    id: int
+    path: Path
+    height: int
+    width: int
+    boxes_xyxy: NDArray[np.float32]
+    """[G, 4] pixels of the picture, clipped to it; every box has a positive area."""
+    labels: NDArray[np.int64]
+    """[G], 0..C-1."""
+    crowd: NDArray[np.bool_]
+    """[G], True where the box covers a group that evaluation ignores."""
+    area: NDArray[np.float32]
+    """[G] square pixels: the file's own `area` where it has one (a mask's, usually), else the box's."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing in the annotation file that was left out or changed."""
+
+    reason: str
+    image_id: int | None
+    annotation_id: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Everything in an annotation file that was left out or changed, one entry each."""
+
+    items: tuple[Problem, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each reason occurs, the most frequent first."""
+        return dict(Counter(item.reason for item in self.items).most_common())
+
+    def summary(self) -> str:
+        """One line for a log, such as '2 boxes with NaN or infinite numbers (skipped)'; '' without problems."""
+        return ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """A COCO annotation file, read and checked. Label i is category `category_ids[i]`, named `class_names[i]`."""
+
+    annotations: Path
+    images_dir: Path
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    records: tuple[ImageRecord, ...]
+    problems: Problems
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+NOT_FINITE = "boxes with NaN or infinite numbers (skipped)"
+NO_AREA = "boxes with zero or negative width or height (skipped)"
+OUTSIDE = "boxes entirely outside their image (skipped)"
+CLIPPED = "boxes partly outside their image (clipped)"
+NO_BBOX = "annotations without a bbox of four numbers (skipped)"
+UNKNOWN_CATEGORY = "annotations of an unknown category_id (skipped)"
+UNKNOWN_IMAGE = "annotations of an unknown image_id (skipped)"
+OTHER_CLASS = "annotations of classes that were not asked for (skipped)"
+NO_FILE = "images whose file is missing (skipped)"
+
+
+def read_coco(
+    annotations: str | PathLike[str],
+    images_dir: str | PathLike[str],
+    classes: Sequence[str] | None = None,
+    check_files: bool = True,
+) -> CocoDataset:
+    """Read the COCO JSON file `annotations`, whose `file_name`s are relative to `images_dir`.
+
+    Labels follow the sorted category ids, or the order of `classes` where it is given. Boxes that cannot be
+    used are skipped and listed in `problems`; images without objects are kept. `check_files` skips (and
+    lists) images whose file is missing.
+
+    Raises `CocoError` for a file that cannot be read or is not COCO object annotations: not JSON, without
+    images, annotations or categories, with duplicate ids or names, or with a class that is not in it.
+    """
+    path, folder = Path(annotations), Path(images_dir)
+    content = _read_json(path)
+    if not folder.is_dir():
+        raise CocoError(f"{folder}: no such images folder (file names in {path} are relative to it)")
+    names, ids, known = _categories(content, path, classes)
+    label_of = {category: label for label, category in enumerate(ids)}
+    problems: list[Problem] = []
+    images = _images(content, path)
+    objects = _objects(content, path, images, label_of, known, problems)
+
+    records, missing = [], 0
+    for image_id, (file_name, height, width) in images.items():
+        file = folder / file_name
+        if check_files and not file.is_file():
+            missing += 1
+            problems.append(Problem(NO_FILE, image_id, detail=str(file)))
+            continue
+        rows = objects.get(image_id, [])
+        records.append(
+            ImageRecord(
+                id=image_id,
+                path=file,
+                height=height,
+                width=width,
+                boxes_xyxy=np.array([r[0] for r in rows], np.float32).reshape(-1, 4),
+                labels=np.array([r[1] for r in rows], np.int64),
+                crowd=np.array([r[2] for r in rows], np.bool_),
+                area=np.array([r[3] for r in rows], np.float32),
+            )
+        )
+    if missing and not records:
+        raise CocoError(
+            f"{path}: none of its {missing} image files is in {folder} (the first: {file_name!r}); "
+            "check that the images folder is the one that file_name is relative to"
+        )
+    return CocoDataset(path, folder, names, ids, tuple(records), Problems(tuple(problems)))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CocoError(f"{path}: no such annotation file") from None
+    except OSError as error:
+        raise CocoError(f"{path}: cannot read this annotation file: {error.strerror}") from None
+    except ValueError as error:  # malformed JSON, or bytes that are not UTF-8
+        raise CocoError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CocoError(f"{path}: expected a JSON object with images, annotations, categories; got a {_kind(content)}")
+    for key in ("images", "annotations", "categories"):
+        if key not in content:
+            raise CocoError(
+                f"{path}: missing key '{key}' (COCO object annotations have images, annotations, categories)"
+            )
+        if not isinstance(content[key], list) or not all(isinstance(entry, dict) for entry in content[key]):
+            raise CocoError(f"{path}: {key}: expected a list of objects, got {_kind(content[key])}")
+    if not content["images"]:
+        raise CocoError(f"{path}: images: empty dataset, expected at least one image")
+    if not content["categories"]:
+        raise CocoError(f"{path}: categories: expected at least one category, got none")
+    return content
+
+
+def _categories(
+    content: dict[str, Any], path: Path, classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[int, ...], set[int]]:
+    """Class names and category ids in label order, and all category ids of the file."""
+    by_id: dict[int, str] = {}
+    for i, category in enumerate(content["categories"]):
+        category_id = _int(category, "id", f"{path}: categories[{i}]")
+        name = category.get("name")
+        if not isinstance(name, str) or not name:
+            raise CocoError(f"{path}: categories[{i}].name: expected text, got {name!r}")
+        if category_id in by_id:
+            raise CocoError(f"{path}: categories: id {category_id} is there twice ({by_id[category_id]!r}, {name!r})")
+        if name in by_id.values():
+            raise CocoError(f"{path}: categories: the name {name!r} is there twice; class names must differ")
+        by_id[category_id] = name
+    if classes is None:
+        ids = tuple(sorted(by_id))
+        return tuple(by_id[i] for i in ids), ids, set(by_id)
+    if isinstance(classes, str) or not classes:
+        raise CocoError(f"{path}: classes: expected a list of at least one class name, got {classes!r}")
+    id_of = {name: i for i, name in by_id.items()}
+    for name in classes:
+        if name not in id_of:
+            near = difflib.get_close_matches(str(name), list(id_of), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(list(id_of)[:20])}"
+            raise CocoError(f"{path}: categories: there is no class {name!r}; {hint}")
+    if len(set(classes)) != len(classes):
+        twice = next(name for name in classes if list(classes).count(name) > 1)
+        raise CocoError(f"{path}: classes: {twice!r} was asked for twice")
+    return tuple(classes), tuple(id_of[name] for name in classes), set(by_id)
+
+
+def _images(content: dict[str, Any], path: Path) -> dict[int, tuple[str, int, int]]:
+    """Image id to (file name, height, width), in the order of the file."""
+    images: dict[int, tuple[str, int, int]] = {}
+    for i, image in enumerate(content["images"]):
+        image_id = _int(image, "id", f"{path}: images[{i}]")
+        where = f"{path}: images[{i}] (id {image_id})"
+        if image_id in images:
+            raise CocoError(
+                f"{where}: this image id is there twice ({images[image_id][0]!r}, {image.get('file_name')!r})"
+            )
+        file_name = image.get("file_name")
+        if not isinstance(file_name, str) or not file_name:
+            raise CocoError(f"{where}: file_name: expected text, got {file_name!r}")
+        height, width = _int(image, "height", where), _int(image, "width", where)
+        if min(height, width) < 1:
+            raise CocoError(f"{where}: expected height and width of at least 1 pixel, got {height}x{width}")
+        images[image_id] = (file_name, height, width)
+    return images
+
+
+_Row = tuple[tuple[float, float, float, float], int, bool, float]
+
+
+def _objects(
+    content: dict[str, Any],
+    path: Path,
+    images: dict[int, tuple[str, int, int]],
+    label_of: dict[int, int],
+    known: set[int],
+    problems: list[Problem],
+) -> dict[int, list[_Row]]:
+    """Image id to its usable (box_xyxy, label, crowd, area) rows; everything else goes to `problems`."""
+    objects: dict[int, list[_Row]] = {}
+    seen: set[int] = set()
+    for i, annotation in enumerate(content["annotations"]):
+        annotation_id, image_id, category = (annotation.get(key) for key in ("id", "image_id", "category_id"))
+        if annotation_id is not None:
+            if not isinstance(annotation_id, int):
+                raise CocoError(f"{path}: annotations[{i}].id: expected a whole number, got {annotation_id!r}")
+            if annotation_id in seen:
+                raise CocoError(f"{path}: annotations[{i}].id: the annotation id {annotation_id} is there twice")
+            seen.add(annotation_id)
+        if not isinstance(image_id, int) or image_id not in images:
+            shown = image_id if isinstance(image_id, int) else None
+            problems.append(Problem(UNKNOWN_IMAGE, shown, annotation_id, f"image_id {image_id!r}"))
+            continue
+        if not isinstance(category, int) or category not in label_of:
+            reason = OTHER_CLASS if isinstance(category, int) and category in known else UNKNOWN_CATEGORY
+            problems.append(Problem(reason, image_id, annotation_id, f"category_id {category!r}"))
+            continue
+        bbox = annotation.get("bbox")
+        box, reason = _box(bbox, *images[image_id][1:])
+        if reason:
+            problems.append(Problem(reason, image_id, annotation_id, f"bbox {bbox!r}"))
+        if box is None:
+            continue
+        area = annotation.get("area")
+        if not _is_number(area) or not math.isfinite(area) or area <= 0:
+            area = (box[2] - box[0]) * (box[3] - box[1])
+        crowd = bool(annotation.get("iscrowd", 0))
+        objects.setdefault(image_id, []).append((box, label_of[category], crowd, float(area)))
+    return objects
+
+
+def _box(bbox: Any, height: int, width: int) -> tuple[tuple[float, float, float, float] | None, str]:
+    """COCO's [x, y, w, h] as a clipped xyxy box, or None; and the reason where it is skipped or clipped."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(v) for v in bbox):
+        return None, NO_BBOX
+    x, y, w, h = bbox
+    if not all(math.isfinite(v) for v in bbox):
+        return None, NOT_FINITE
+    if w <= 0 or h <= 0:
+        return None, NO_AREA
+    x1, y1, x2, y2 = max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h)
+    # Compared as float32, the precision that is kept: an area must not vanish by rounding later.
+    if np.float32(x2) <= np.float32(x1) or np.float32(y2) <= np.float32(y1):
+        return None, OUTSIDE if x2 <= x1 or y2 <= y1 else NO_AREA
+    tolerance = 1e-3  # pixels; annotation tools round to 2 decimals or so
+    moved = x < -tolerance or y < -tolerance or x + w > width + tolerance or y + h > height + tolerance
+    return (x1, y1, x2, y2), CLIPPED if moved else ""
+
+
+def _int(entry: dict[str, Any], key: str, where: str) -> int:
+    value = entry.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise CocoError(f"{where}: {key}: expected a whole number, got {value!r}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _kind(value: Any) -> str:
+    return {dict: "object", list: "list", str: "text", type(None): "null"}.get(type(value), type(value).__name__)

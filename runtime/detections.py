@@ -1,0 +1,146 @@
+"""What a detector found in one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One found object: box in frame pixels, score 0..1, label and its name."""
+
+    box_xyxy: tuple[float, float, float, float]
+    score: float
+    label: int
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The D objects found in one frame, by falling score. Raises ValueError at birth for anything else."""
+
+    boxes_xyxy: NDArray[np.float32]
+    """[D, 4] pixels of the frame that was given."""
+    scores: NDArray[np.float32]
+    """[D], 0..1, descending."""
+    labels: NDArray[np.int32]
+    """[D], 0..C-1."""
+    class_names: tuple[str, ...]
+    """[C]"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        count = len(self.scores) if isinstance(self.scores, np.ndarray) and self.scores.ndim == 1 else -1
+        for name, dtype, shape in (
+            ("scores", np.float32, (count,)), ("boxes_xyxy", np.float32, (count, 4)), ("labels", np.int32, (count,)),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
+                got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+                wanted = str(list(shape)).replace("-1", "D")
+                raise ValueError(f"Detections.{name}: expected a NumPy array {np.dtype(dtype)} {wanted}, got {got}")
+        if not count:
+            return
+        boxes = self.boxes_xyxy
+        if not np.isfinite(boxes).all():
+            raise ValueError(f"Detections.boxes_xyxy: expected finite pixels, got {_first(boxes, ~np.isfinite(boxes))}")
+        if (boxes[:, 2:] < boxes[:, :2]).any():
+            bad = (boxes[:, 2:] < boxes[:, :2]).any(1)
+            raise ValueError(f"Detections.boxes_xyxy: expected x1 <= x2 and y1 <= y2, got {_first(boxes, bad)}")
+        outside = ~((self.scores >= 0) & (self.scores <= 1))
+        if outside.any():
+            raise ValueError(f"Detections.scores: expected 0 to 1, got {_first(self.scores, outside)}")
+        if (np.diff(self.scores) > 0).any():
+            raise ValueError("Detections.scores: expected descending scores; sort boxes, scores and labels first")
+        unknown = (self.labels < 0) | (self.labels >= len(self.class_names))
+        if unknown.any():
+            top = len(self.class_names) - 1
+            raise ValueError(f"Detections.labels: expected 0 to {top}, got {_first(self.labels, unknown)}")
+
+    @classmethod
+    def empty(cls, class_names: Sequence[str]) -> Detections:
+        """Nothing found."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), tuple(class_names))
+
+    @property
+    def names(self) -> list[str]:
+        """[D] class names."""
+        return [self.class_names[label] for label in self.labels]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        for box, score, label in zip(self.boxes_xyxy.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True):
+            yield Detection(tuple(box), score, label, self.class_names[label])
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice | NDArray[Any] | Sequence[bool]) -> Detections: ...
+    def __getitem__(self, index: int | slice | NDArray[Any] | Sequence[bool]) -> Detection | Detections:
+        """One `Detection` by number; `Detections` by boolean mask [D], slice or rising indices."""
+        if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
+            label = int(self.labels[index])
+            x1, y1, x2, y2 = self.boxes_xyxy[index].tolist()
+            return Detection((x1, y1, x2, y2), float(self.scores[index]), label, self.class_names[label])
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            if index.size == 0 and index.dtype != np.bool_:
+                index = index.astype(np.intp)
+        return Detections(self.boxes_xyxy[index], self.scores[index], self.labels[index], self.class_names)
+
+    def filter(self, threshold: float | None = None, classes: Collection[str | int] | None = None) -> Detections:
+        """Those with a score of at least `threshold`, of the `classes` given by name or label.
+
+        Raises ValueError for a class that the detector does not know.
+        """
+        keep = np.ones(len(self), np.bool_)
+        if threshold is not None:
+            keep &= self.scores >= np.float32(threshold)
+        if classes is not None:
+            if isinstance(classes, str):
+                raise ValueError(f"classes: expected a list of names or labels, got the text {classes!r}")
+            keep &= np.isin(self.labels, [self._label(c) for c in classes])
+        return self[keep]
+
+    def _label(self, wanted: str | int) -> int:
+        if isinstance(wanted, str) and wanted in self.class_names:
+            return self.class_names.index(wanted)
+        if not isinstance(wanted, str) and 0 <= wanted < len(self.class_names):
+            return int(wanted)
+        raise ValueError(f"classes: unknown class {wanted!r}; known: {', '.join(self.class_names)}")
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One JSON-ready object for each detection: box_xyxy (2 decimals), score (4 decimals), label, name."""
+        return [
+            {
+                "box_xyxy": [round(v, 2) for v in d.box_xyxy],
+                "score": round(d.score, 4),
+                "label": d.label,
+                "name": d.name,
+            }
+            for d in self
+        ]
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """COCO result objects: image_id, category_id (`category_ids[label]`), bbox [x, y, w, h], score."""
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(category_ids[d.label]),
+                "bbox": [d.box_xyxy[0], d.box_xyxy[1], d.box_xyxy[2] - d.box_xyxy[0], d.box_xyxy[3] - d.box_xyxy[1]],
+                "score": d.score,
+            }
+            for d in self
+        ]
+
+
+def _first(values: NDArray[Any], bad: Any) -> str:
+    row = int(np.argwhere(bad)[0][0])
+    return f"{values[row].tolist()} (row {row})"

@@ -1,0 +1,103 @@
+"""Drawing detections on frames, and pictures on a contact sheet."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from runtime.detections import Detections
+from runtime.image import FILL, Image, letterbox
+
+Color = tuple[int, int, int]
+"""Blue, green, red, 0..255."""
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def class_color(label: int) -> Color:
+    """The colour of a class: the same for a label in every picture; neighbouring labels are far apart."""
+    hue = (label * 0.618034 + 0.58) % 1.0  # golden-ratio steps never come close to an earlier hue for long
+    saturation, value = ((0.85, 0.95), (0.65, 1.0), (0.95, 0.75))[label // 8 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(blue * 255), round(green * 255), round(red * 255)
+
+
+def draw_detections(frame: Image, detections: Detections, scores: bool = True) -> Image:
+    """A copy of `frame` (uint8 [H, W, 3] BGR) with each box and a chip of its class name and score.
+
+    Lines and letters grow with the frame; chips stay inside it. The best detection is drawn last, on top.
+    `scores=False` leaves the score out, for ground truth.
+    """
+    image = np.ascontiguousarray(frame).copy()
+    height, width = image.shape[:2]
+    line = max(1, round(min(height, width) / 320))
+    for detection in list(detections)[::-1]:
+        color = class_color(detection.label)
+        x1, y1, x2, y2 = (round(v) for v in detection.box_xyxy)
+        corner = (min(width - 1, x2), min(height - 1, y2))
+        cv2.rectangle(image, (x1, y1), corner, color, line, cv2.LINE_8)
+        text = f"{detection.name} {detection.score:.2f}" if scores else detection.name
+        _chip(image, text, (x1, y1), color, line)
+    return image
+
+
+def _chip(image: Image, text: str, anchor_xy: tuple[int, int], color: Color, line: int) -> None:
+    """`text` on a filled rectangle, above the anchor where there is room, else below it; never outside."""
+    height, width = image.shape[:2]
+    text = "".join(c if " " <= c <= "~" else "?" for c in text)  # the built-in font is ASCII
+    scale = max(0.35, min(height, width) / 1100)
+    thickness = max(1, line // 2)
+    (text_w, text_h), below = cv2.getTextSize(text, _FONT, scale, thickness)
+    pad = max(2, line)
+    chip_w, chip_h = text_w + 2 * pad, text_h + below + 2 * pad
+    x = max(0, min(anchor_xy[0] - line // 2, width - chip_w))
+    y = anchor_xy[1] - chip_h if anchor_xy[1] >= chip_h else anchor_xy[1]
+    y = max(0, min(y, height - chip_h))
+    cv2.rectangle(image, (x, y), (min(width, x + chip_w) - 1, min(height, y + chip_h) - 1), color, cv2.FILLED)
+    luma = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2]
+    ink = (0, 0, 0) if luma > 130 else (255, 255, 255)
+    cv2.putText(image, text, (x + pad, y + pad + text_h), _FONT, scale, ink, thickness, cv2.LINE_AA)
+
+
+def sheet(
+    images: Sequence[Image], columns: int, cell_hw: tuple[int, int], captions: Sequence[str] | None = None
+) -> Image:
+    """One picture with `images` (uint8 [h, w, 3] BGR, any sizes) in rows of `columns` cells of `cell_hw` pixels.
+
+    Each picture is fitted into its cell with its aspect kept; its caption stands on a strip at the cell's
+    bottom. Raises ValueError for no images, no columns, or captions that do not match in number.
+    """
+    if not images or columns < 1 or min(cell_hw) < 16:
+        raise ValueError(
+            f"sheet: expected at least one image, one column and cells of 16x16 pixels; "
+            f"got {len(images)} images, {columns} columns, cells {cell_hw}"
+        )
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"sheet: expected {len(images)} captions, one for each image, got {len(captions)}")
+    gap = 4
+    height, width = cell_hw
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 32, np.uint8)
+    strip = min(height // 3, max(14, height // 16)) if captions is not None else 0
+    for i, image in enumerate(images):
+        y, x = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
+        cell, placement = letterbox(image, (height - strip, width))
+        cell[placement.resized_hw[0] :] = 32
+        cell[:, placement.resized_hw[1] :] = 32
+        canvas[y : y + height - strip, x : x + width] = cell
+        if captions is not None:
+            caption = canvas[y + height - strip : y + height, x : x + width]
+            _caption(caption, captions[i])
+    return canvas
+
+
+def _caption(strip: Image, text: str) -> None:
+    text = "".join(c if " " <= c <= "~" else "?" for c in text)
+    scale = strip.shape[0] / 34
+    while len(text) > 1 and cv2.getTextSize(text, _FONT, scale, 1)[0][0] > strip.shape[1] - 4:
+        text = text[:-2] + "~"
+    cv2.putText(strip, text, (2, round(strip.shape[0] * 0.72)), _FONT, scale, (FILL * 2,) * 3, 1, cv2.LINE_AA)

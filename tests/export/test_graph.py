@@ -1,0 +1,238 @@
+"""The exported graph: its contract, its equality with PyTorch, and that it is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import export
+from export.drift import drift
+from export.graph import ExportError
+from models.checkpoint import CheckpointError, load_detector, read_checkpoint, save_checkpoint
+from models.config import model_config, to_mapping
+from models.detector import Detector as Network
+from models.fuse import FuseError
+from models.layers import ConvNorm
+from runtime import Card, Detections, Detector, read_card, read_image
+
+CLASSES = ("a", "b", "c")
+
+
+def untrained(path: Path, detector: str = "atss", backbone: str = "resnet18", **keys: object) -> Path:
+    """A checkpoint of random weights that finds something everywhere, without validation data."""
+    config = model_config({
+        "classes": CLASSES, "detector": detector, "input_size_hw": [96, 128],
+        "backbone": {"name": backbone, "width": 0.125}, "neck": {"channels": 32, "levels": [3, 6], "norm": "bn"},
+        "head": {"depth": 1, "prior": 0.2}, "postprocess": {"candidates": 60, "detections": 25}, **keys,
+    })  # fmt: skip
+    torch.manual_seed(3)
+    model = Network(config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.startswith("head.") and name.endswith("weight") and p.ndim == 4:
+                p.normal_(std=0.1)
+        for _ in range(3):  # statistics for every BatchNorm
+            model(torch.randint(0, 256, (4, 96, 128, 3), dtype=torch.uint8))
+    post = config.postprocess
+    nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
+    card = Card(
+        kind="checkpoint", classes=CLASSES, input_size_hw=(96, 128), score_threshold=post.score_threshold, nms=nms,
+        model=to_mapping(config),
+    )  # fmt: skip
+    save_checkpoint(path, model.state_dict(), card.to_json())
+    return path
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "repvgg_a0"])
+@pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
+def test_eager_equals_onnx_for_any_batch(tmp_path: Path, detector: str, backbone: str) -> None:
+    result = export.to_onnx(untrained(tmp_path / "w.pt", detector, backbone))
+    assert result.path == tmp_path / "w.onnx"
+    deploy, _ = load_detector(tmp_path / "w.pt")
+    session = onnxruntime.InferenceSession(result.path, providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 5):
+        images = np.random.default_rng(batch).integers(0, 256, (batch, 96, 128, 3), dtype=np.uint8)
+        found = session.run(None, {"images": images})
+        with torch.inference_mode():
+            expected = [t.numpy() for t in deploy(torch.from_numpy(images))]
+        assert expected[0].sum() > 5 * batch  # otherwise this would compare nothing
+        pairs = [
+            {i: _detections(boxes[: n[0]], scores[: n[0]], labels[: n[0]]) for i, (n, boxes, scores, labels) in
+             enumerate(zip(*outputs, strict=True))}
+            for outputs in (expected, found)
+        ]  # fmt: skip
+        apart = drift(*pairs)
+        assert apart.unmatched == 0 and apart.box_max_px < 0.05 and apart.score_max < 1e-3
+
+
+def _detections(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Detections:
+    return Detections(boxes, scores, labels, CLASSES)
+
+
+def test_the_contract_of_the_graph(tmp_path: Path) -> None:
+    path = export.to_onnx(untrained(tmp_path / "w.pt")).path
+    model = onnx.load(path)
+
+    def io(values: object) -> dict[str, tuple[str, list[object]]]:
+        return {
+            v.name: (
+                onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type),
+                [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
+            )
+            for v in values  # type: ignore[attr-defined]
+        }
+
+    (batch,) = {v[1][0] for v in io(model.graph.input).values()}
+    assert isinstance(batch, str)  # dynamic
+    assert io(model.graph.input) == {"images": ("UINT8", [batch, 96, 128, 3])}
+    assert io(model.graph.output) == {
+        "num_dets": ("INT32", [batch, 1]), "boxes": ("FLOAT", [batch, 25, 4]),
+        "scores": ("FLOAT", [batch, 25]), "labels": ("INT32", [batch, 25]),
+    }  # fmt: skip
+    operators = {n.op_type for n in model.graph.node}
+    assert not operators & {"BatchNormalization", "Loop", "If", "Scan", "NonMaxSuppression"}
+    assert {n.domain for n in model.graph.node} == {""}
+    card = json.loads({p.key: p.value for p in model.metadata_props}["isodet"])
+    assert card["kind"] == "onnx" and card["batch"] == "dynamic" and card["verification"]["scored"] is False
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).integers(0, 256, (3, 96, 128, 3), dtype=np.uint8)
+    counts, boxes, scores, labels = session.run(None, {"images": images})
+    for n, b, s, c in zip(counts[:, 0], boxes, scores, labels, strict=True):
+        assert (np.diff(s) <= 0).all() and (s[:n] > 0.05).all()
+        assert not s[n:].any() and not b[n:].any() and not c[n:].any()
+        assert (b[:n] >= 0).all() and (b[:n, [0, 2]] <= 128).all() and (b[:n, [1, 3]] <= 96).all()
+
+
+def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path) -> None:
+    result = export.to_onnx(untrained(tmp_path / "w.pt"), batch=4)
+    assert read_card(result.path).batch == 4
+    frames = [np.full((50, 70, 3), v, np.uint8) for v in (0, 90, 255, 30, 60, 10)]
+    fixed = Detector(result.path, threshold=0.0)(frames)
+    free = Detector(tmp_path / "w.pt", threshold=0.0)(frames)
+    assert drift(dict(enumerate(free)), dict(enumerate(fixed))).unmatched == 0
+
+
+def test_simplify_shrinks_the_graph_and_not_the_result(tmp_path: Path) -> None:
+    checkpoint = untrained(tmp_path / "w.pt")
+    plain = export.to_onnx(checkpoint, tmp_path / "plain.onnx", simplify=False)
+    slim = export.to_onnx(checkpoint, tmp_path / "slim.onnx", simplify=True)
+    assert slim.nodes <= plain.nodes
+    assert slim.megabytes <= plain.megabytes * 1.02
+    frame = np.random.default_rng(1).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    a, b = (Detector(r.path, threshold=0.0)(frame) for r in (plain, slim))
+    assert drift({0: a[0]}, {0: b[0]}).box_max_px < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"), [({"opset": 9}, "opset: expected 18 to 23"), ({"batch": 0}, "batch: expected 1 or more")]
+)
+def test_wrong_arguments(tmp_path: Path, keys: dict[str, int], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        export.to_onnx(untrained(tmp_path / "w.pt"), **keys)  # type: ignore[arg-type]
+
+
+def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"w\.pt"):
+        export.to_onnx(tmp_path / "w.pt")
+    assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
+
+
+def test_a_fold_that_changes_the_output_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = untrained(tmp_path / "w.pt")
+    real = ConvNorm.fuse
+
+    def forgets_the_bias(block: ConvNorm) -> torch.nn.Module:
+        real(block)
+        if block.conv.bias is not None:  # folded, unlike a GroupNorm
+            block.conv.bias.data += 0.01
+        return block
+
+    monkeypatch.setattr(ConvNorm, "fuse", forgets_the_bias)
+    with pytest.raises(FuseError, match="folding changed the network's output"):
+        export.to_onnx(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
+
+
+def test_damaged_statistics_are_refused(tmp_path: Path) -> None:
+    """A variance below zero makes every output NaN, which is never within a tolerance."""
+    path = untrained(tmp_path / "w.pt")
+    content = read_checkpoint(path)
+    content["model"]["backbone.bn1.running_var"].fill_(-1)
+    save_checkpoint(path, content["model"], content["card"])
+    with pytest.raises(FuseError, match=r"folding changed the network's output by nan"):
+        export.to_onnx(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
+
+
+@pytest.mark.parametrize("step", ["_trace", "_simplified", "_run_check", "_gate"])
+def test_a_failure_at_any_step_keeps_the_old_artifact(
+    shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    for name in ("best.pt", "best.onnx"):
+        shutil.copy(shapes_run / name, tmp_path)
+    before = (tmp_path / "best.onnx").read_bytes()
+
+    def broken(*_: object) -> None:
+        raise ExportError("injected")
+
+    monkeypatch.setattr(f"export.graph.{step}", broken)
+    with pytest.raises(ExportError, match="injected"):
+        export.to_onnx(tmp_path / "best.pt")
+    assert (tmp_path / "best.onnx").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.onnx", "best.pt"]
+
+
+def test_a_graph_that_scores_less_is_not_written(
+    shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exported boxes are shifted on purpose, by less than the running check sees but enough to lose mAP."""
+    import export.graph
+
+    shutil.copy(shapes_run / "best.pt", tmp_path)
+    real = export.graph._simplified
+
+    def shifted(model: onnx.ModelProto) -> onnx.ModelProto:
+        model = real(model)
+        (node,) = [n for n in model.graph.node if "boxes" in n.output]
+        node.output[list(node.output).index("boxes")] = "boxes_before"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(4.0), "shift"))
+        model.graph.node.append(onnx.helper.make_node("Add", ["boxes_before", "shift"], ["boxes"]))
+        return model
+
+    monkeypatch.setattr("export.graph._simplified", shifted)
+    monkeypatch.setattr("export.graph._run_check", lambda *_: None)
+    with pytest.raises(ExportError, match=r"loses .* mAP points .* more than 0\.1; nothing was written"):
+        export.to_onnx(tmp_path / "best.pt")
+    assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
+    monkeypatch.undo()
+    monkeypatch.setattr("export.graph._simplified", shifted)
+    with pytest.raises(ExportError, match="ONNX Runtime does not give PyTorch's detections"):
+        export.to_onnx(tmp_path / "best.pt")
+
+
+def test_verification_names_what_is_missing(shapes_run: Path, tmp_path: Path) -> None:
+    shutil.copy(shapes_run / "best.onnx", tmp_path)
+    with pytest.raises(export.VerifyError, match="name it with --against CHECKPOINT"):
+        export.verify([tmp_path / "best.onnx"])
+    with pytest.raises(export.VerifyError, match="no artifact"):
+        export.verify([])
+    with pytest.raises(export.VerifyError, match="tolerance: expected 0 or more"):
+        export.verify([tmp_path / "best.onnx"], tolerance=-1)
+    with pytest.raises(export.VerifyError, match="must be a PyTorch checkpoint"):
+        export.verify([shapes_run / "best.pt"], against=tmp_path / "best.onnx")
+
+
+def test_a_real_picture_gives_the_same_boxes_through_every_door(shapes_run: Path) -> None:
+    picture = sorted((shapes_run.parent.parent / "data" / "val").glob("*.jpg"))[3]
+    torch_boxes, onnx_boxes = (Detector(shapes_run / name)(read_image(picture))[0] for name in ("best.pt", "best.onnx"))
+    assert len(torch_boxes) and torch_boxes.names == onnx_boxes.names
+    assert np.abs(torch_boxes.boxes_xyxy - onnx_boxes.boxes_xyxy).max() < 0.05

@@ -1,0 +1,241 @@
+"""Every preset, crossing and backbone through one set of tests: outputs, losses, folding, the graph's contract."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from models.config import ConfigError, ModelConfig, model_config
+from models.criterion import criterion
+from models.deploy import Deploy
+from models.detector import Detector
+from models.fuse import FuseError, assert_fused, fuse
+
+PRESETS = ("atss", "retinanet", "fcos")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "repvgg_a0")
+SIZE = (64, 96)
+
+
+def small(**keys: Any) -> ModelConfig:
+    mapping = {
+        "classes": ["a", "b", "c"], "input_size_hw": list(SIZE),
+        "backbone": {"name": "resnet18", "width": 0.125},
+        "neck": {"channels": 16}, "head": {"depth": 1}, "postprocess": {"candidates": 50, "detections": 10},
+    }  # fmt: skip
+    return model_config({**mapping, **keys})
+
+
+def images(count: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, *SIZE, 3), dtype=torch.uint8, generator=generator)
+
+
+def network(config: ModelConfig) -> Detector:
+    torch.manual_seed(0)
+    return Detector(config)
+
+
+BOXES = torch.tensor(
+    [[[4.0, 6.0, 40.0, 50.0], [30.0, 8.0, 90.0, 60.0]], [[10.0, 10.0, 34.0, 30.0], [0.0, 0.0, 0.0, 0.0]]]
+)
+LABELS = torch.tensor([[0, 2], [1, -1]])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_outputs_have_one_form_in_training_and_in_inference(preset, backbone):
+    config = small(detector=preset, backbone={"name": backbone, "width": 0.125})
+    model = network(config)
+    grid = model.priors()
+    N = len(grid.boxes_xyxy)
+    assert N == sum(grid.level_sizes) == (96 + 24 + 6 + 2 + 1) * config.anchors.per_cell
+    for raw in (model.train()(images()), model.eval()(images())):
+        assert raw.logits.shape == (2, N, 3) and raw.boxes.shape == (2, N, 4)
+        assert all(part.dtype == torch.float32 for part in raw if part is not None)
+        assert (raw.quality is None) == (config.quality == "none")
+        assert raw.quality is None or raw.quality.shape == (2, N)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_class_starts_at_the_prior(preset):
+    config = small(detector=preset, head={"depth": 1, "prior": 0.05})
+    probability = network(config).eval()(images()).logits.detach().sigmoid()
+    assert abs(float(probability.mean()) - 0.05) < 0.01
+
+
+@pytest.mark.parametrize("levels", [[3, 7], [2, 5], [4, 6], [5, 5], [2, 7]])
+@pytest.mark.parametrize("p6_from", ["p5", "c5"])
+def test_any_range_of_levels(levels, p6_from):
+    config = small(neck={"channels": 16, "levels": levels, "p6_from": p6_from})
+    model = network(config).eval()
+    assert model(images()).logits.shape[1] == len(model.priors().boxes_xyxy)
+
+
+# -------------------------------------------------------------------------------------- criterion
+
+CROSSINGS = [
+    (kind, code, quality)
+    for kind, code, quality in itertools.product(
+        ("atss", "iou", "center"), ("delta", "ltrb"), ("centerness", "iou", "none")
+    )
+]
+
+
+@pytest.mark.parametrize("kind, code, quality", CROSSINGS)
+def test_every_crossing_learns(kind, code, quality):
+    """Twenty steps on one batch: each term that there is goes down."""
+    config = small(assign={"kind": kind}, box={"code": code}, quality=quality, anchors={"size": 4.0})
+    model = network(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    history = []
+    for _ in range(20):
+        losses = criterion(config, model(images()), model.priors(), BOXES, LABELS)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        history.append([term.item() for term in losses])
+    first, last = torch.tensor(history[:3]).mean(0), torch.tensor(history[-3:]).mean(0)
+    assert last[0] < first[0] and last[1] < first[1]
+    assert (last[2] == 0) if quality == "none" else torch.isfinite(last[2])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("G", [0, 2])
+def test_without_objects_there_is_nothing_to_learn_about_boxes(preset, G):
+    config = small(detector=preset)
+    model = network(config)
+    losses = criterion(config, model(images()), model.priors(), torch.zeros(2, G, 4), torch.full((2, G), -1))
+    assert losses.cls > 0 and losses.box == 0 and losses.quality == 0
+    losses.total.backward()  # and the loss has a graph all the same
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(torch.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_padding_changes_no_loss(preset):
+    config = small(detector=preset)
+    model = network(config).eval()
+    raw, grid = model(images()), model.priors()
+    tight = criterion(config, raw, grid, BOXES, LABELS)
+    wide_boxes = torch.cat([BOXES, torch.tensor([4.0, 6.0, 40.0, 50.0]).expand(2, 3, 4)], dim=1)
+    wide_labels = torch.cat([LABELS, torch.full((2, 3), -1)], dim=1)
+    for a, b in zip(tight, criterion(config, raw, grid, wide_boxes, wide_labels), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# ---------------------------------------------------------------------------------- fold and deploy
+
+
+def trained_statistics(model: Detector) -> Detector:
+    """BatchNorms with statistics and weights of their own: folding an untouched norm proves nothing."""
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight.data, 0.5, 1.5), (module.bias.data, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0),
+            ):  # fmt: skip
+                tensor.uniform_(low, high, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_folded_network_computes_the_same_with_no_batchnorm_left(backbone):
+    config = small(backbone={"name": backbone, "width": 0.125}, neck={"channels": 16, "norm": "bn"})
+    model = trained_statistics(network(config))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fused = fuse(model)
+    assert_fused(model, fused, images())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_network_in_training_is_not_folded():
+    with pytest.raises(FuseError, match="eval"):
+        fuse(network(small()).train())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_graph_keeps_its_contract(preset):
+    config = small(detector=preset, postprocess={"candidates": 50, "detections": 10, "score_threshold": 0.0})
+    deploy = Deploy(network(config).eval()).eval()
+    with torch.inference_mode():
+        for count in (1, 3):
+            num, boxes, scores, labels = deploy(images(count))
+            assert (num.shape, boxes.shape, scores.shape, labels.shape) == (
+                (count, 1),
+                (count, 10, 4),
+                (count, 10),
+                (count, 10),
+            )
+            assert (num.dtype, boxes.dtype, scores.dtype, labels.dtype) == (
+                torch.int32, torch.float32, torch.float32, torch.int32,
+            )  # fmt: skip
+            assert (scores[:, :-1] >= scores[:, 1:]).all()
+            assert (boxes >= 0).all() and (boxes[..., ::2] <= SIZE[1]).all() and (boxes[..., 1::2] <= SIZE[0]).all()
+            for row, n in enumerate(num[:, 0].tolist()):
+                assert n > 0 and (scores[row, :n] > 0).all()
+                assert not scores[row, n:].any() and not boxes[row, n:].any() and not labels[row, n:].any()
+
+
+def test_nothing_above_the_threshold_is_nothing_at_all():
+    config = small(postprocess={"candidates": 50, "detections": 10, "score_threshold": 0.99})
+    with torch.inference_mode():
+        outputs = Deploy(network(config).eval()).eval()(images())
+    assert all(not output.any() for output in outputs)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_candidates_are_the_flat_top_k(preset):
+    """The two-step choice against sorting all N x C scores."""
+    config = small(detector=preset)
+    model = network(config).eval()
+    deploy = Deploy(model).eval()
+    with torch.inference_mode():
+        raw = model(images())
+        raw = raw._replace(
+            logits=raw.logits + 2 * torch.randn(raw.logits.shape, generator=torch.Generator().manual_seed(3))
+        )
+        _, scores, labels = deploy.candidates(raw)
+        every = raw.logits.sigmoid()
+        if raw.quality is not None:
+            every = (every * raw.quality.sigmoid()[..., None]).sqrt()
+        expected, index = every.flatten(1).topk(50, dim=1)
+    torch.testing.assert_close(scores, expected)
+    assert torch.equal(labels, index % 3)
+
+
+def test_colours_are_ordered_and_normalised_inside():
+    """A pure blue BGR picture is, for a network that wants RGB, the last channel."""
+    config = small(pixels={"order": "rgb", "mean": [1.0, 2.0, 3.0], "std": [2.0, 4.0, 8.0]})
+    blue = torch.zeros(1, *SIZE, 3, dtype=torch.uint8)
+    blue[..., 0] = 255
+    x = network(config).pixels(blue)
+    assert x.shape == (1, 3, *SIZE) and x.dtype == torch.float32
+    assert x[0, :, 0, 0].tolist() == [-1 / 2, -2 / 4, (255 - 3) / 8]
+
+
+# ------------------------------------------------------------------------------------------ config
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"detectr": "atss"}, r"unknown key 'model.detectr'; did you mean 'detector'"),
+        ({"detector": "yolo"}, "model.detector: expected one of atss, retinanet, fcos"),
+        ({"backbone": {"name": "resnet19"}}, "did you mean 'resnet18'"),
+        ({"backbone": {"width": "wide"}}, "model.backbone.width: expected a number, got 'wide'"),
+        ({"classes": []}, "model.classes: expected at least one class name"),
+        ({"classes": ["a", "a"]}, "twice: a"),
+        ({"input_size_hw": [100, 96]}, "model.input_size_hw: expected .* multiple of 32"),
+        ({"postprocess": {"candidates": 5000}}, "model.postprocess.candidates: expected 1 to 3840"),
+        ({"assign": {"kind": "center"}, "detector": "retinanet"}, "assign.kind center needs one anchor per cell"),
+        ({"backbone": 3}, "model.backbone: expected a mapping of keys, got 3"),
+    ],
+)
+def test_a_mistake_in_the_config_is_named(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        small(**keys)

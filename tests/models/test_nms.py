@@ -1,0 +1,70 @@
+"""The portable NMS against one box after another, as every textbook has it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.nms import portable_nms
+
+
+def greedy(boxes: np.ndarray, labels: np.ndarray, threshold: float) -> list[bool]:
+    """Best first: a box stands unless a standing better one of its class overlaps it by more than `threshold`."""
+    standing: list[int] = []
+    for i, (x1, y1, x2, y2) in enumerate(boxes):
+        for j in standing:
+            a1, b1, a2, b2 = boxes[j]
+            overlap = max(0.0, min(x2, a2) - max(x1, a1)) * max(0.0, min(y2, b2) - max(y1, b1))
+            union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - overlap
+            if labels[i] == labels[j] and union > 0 and float(np.float32(overlap) / np.float32(union)) > threshold:
+                break
+        else:
+            standing.append(i)
+    return [i in standing for i in range(len(boxes))]
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from([1, 3]), st.sampled_from([0.3, 0.5, 0.6, 0.65, 1.0])
+)
+def test_it_is_greedy_suppression(seed, count, classes, threshold):
+    rng = np.random.default_rng(seed)
+    # On a grid of whole pixels, so that equal boxes, touching boxes, boxes without area and exact ratios happen.
+    corners = rng.integers(0, 40, (2, count, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(0, 24, (2, count, 2))], axis=-1).astype(np.float32)
+    labels = rng.integers(0, classes, (2, count))
+    kept = portable_nms(torch.from_numpy(boxes), torch.from_numpy(labels), threshold)
+    assert kept.tolist() == [greedy(b.astype(float), c, threshold) for b, c in zip(boxes, labels, strict=True)]
+
+
+@pytest.mark.parametrize("length", [2, 9, 16, 17])
+def test_chains_as_long_as_the_rounds_are_exact(length):
+    """Each box overlaps only its neighbours: every second one stands."""
+    boxes = torch.tensor([[[10.0 * i, 0.0, 10.0 * i + 30.0, 10.0] for i in range(length)]])
+    labels = torch.zeros(1, length, dtype=torch.int64)
+    assert portable_nms(boxes, labels, 0.45)[0].tolist() == [i % 2 == 0 for i in range(length)]
+
+
+def test_a_longer_chain_leaves_boxes_too_many_never_too_few():
+    length = 41
+    boxes = torch.tensor([[[10.0 * i, 0.0, 10.0 * i + 30.0, 10.0] for i in range(length)]])
+    kept = portable_nms(boxes, torch.zeros(1, length, dtype=torch.int64), 0.45)[0]
+    exact = torch.arange(length) % 2 == 0
+    assert kept[exact].all() and kept[~exact].any()
+
+
+def test_an_odd_number_of_rounds_is_refused():
+    with pytest.raises(ValueError, match="even"):
+        portable_nms(torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64), 0.5, rounds=3)
+
+
+@pytest.mark.parametrize("height, threshold", [(5.0, 0.5), (6.0, 0.6), (3.0, 0.3), (7.0, 0.7)])
+def test_overlap_equal_to_the_threshold_is_decided_as_torchvision_does(height, threshold):
+    """It compares a float32 IoU with a double: 0.5 stands, 0.6 falls, because its nearest float32 is larger."""
+    boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, height]]])
+    kept = portable_nms(boxes, torch.zeros(1, 2, dtype=torch.int64), threshold)[0]
+    expected = torchvision.ops.nms(boxes[0], torch.tensor([0.9, 0.8]), threshold)
+    assert kept.nonzero().flatten().tolist() == expected.tolist()

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from runtime.card import Card, CardError, read_card, read_onnx_metadata, sha256_file
+
+
+def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
+    card = make_card_with(
+        batch=4, versions={"torch": "2.15"}, hashes={"weights": "ab"}, model={"neck": {"levels": [3, 7]}},
+        metrics={"map": 41.5}, created="2026-11-20T10:00:00Z", verification={"passed": True}, threshold=1,
+    )  # fmt: skip
+    for form in (card.to_json(), json.dumps(card.to_json())):
+        assert Card.from_json(form, "x.onnx") == card
+    assert card.to_json()["format"] == 1 and card.to_json()["classes"] == ["ant", "bee", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "format 2 is newer than the 1 that this isodet reads; upgrade"),
+        ({"format": "1"}, "format: expected a whole number"),
+        ({"format": True}, "format: expected a whole number"),
+        ({"kind": "cake"}, "kind: expected checkpoint or onnx, got 'cake'"),
+        ({"classes": []}, "classes: expected a list of at least one"),
+        ({"classes": "ant"}, "classes: expected a list"),
+        ({"classes": ["a", "a"]}, "classes: expected class names that differ"),
+        ({"classes": ["a", 3]}, "classes: expected a list"),
+        ({"input_size_hw": [32]}, "input_size_hw: expected"),
+        ({"input_size_hw": [32, 0]}, "input_size_hw: expected"),
+        ({"input_size_hw": [32.0, 32.0]}, "input_size_hw: expected"),
+        ({"batch": 0}, "batch: expected dynamic"),
+        ({"batch": "any"}, "batch: expected dynamic"),
+        ({"input": "float-nchw"}, "input: expected uint8-nhwc"),
+        ({"color": "rgb"}, "color: expected bgr"),
+        ({"letterbox": {"align": "center", "fill": 114, "interpolation": "linear"}}, "letterbox: expected"),
+        ({"letterbox": "top-left"}, "letterbox: expected an object"),
+        ({"precision": "fp8"}, "precision: expected"),
+        ({"threshold": 1.5}, "threshold: expected a score"),
+        ({"score_threshold": "low"}, "score_threshold: expected a score"),
+        ({"nms": {"kind": "portable", "iou": 0.6, "candidates": 10}}, "nms.detections: expected a value"),
+        (
+            {"nms": {"kind": "portable", "iou": 0.6, "candidates": 10, "detections": 0}},
+            "nms.detections: expected a whole",
+        ),
+        ({"nms": {"kind": "portable", "iou": "x", "candidates": 10, "detections": 1}}, "nms.iou: expected a number"),
+        ({"versions": {"torch": 2}}, "versions: expected an object of texts"),
+        ({"model": []}, "model: expected an object"),
+        ({"created": 5}, "created: expected"),
+        ({"colour": "bgr"}, "unknown key 'colour'"),
+    ],
+)
+def test_bad_cards_name_the_source_and_the_key(card: Card, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CardError, match=message) as error:
+        Card.from_json({**card.to_json(), **change}, "some/file.onnx")
+    assert str(error.value).startswith("some/file.onnx: card: ")
+
+
+def test_missing_and_foreign_cards(card: Card) -> None:
+    for key in ("kind", "classes", "input_size_hw", "score_threshold", "nms"):
+        content = card.to_json()
+        del content[key]
+        with pytest.raises(CardError, match=f"missing key '{key}'"):
+            Card.from_json(content, "x")
+    with pytest.raises(CardError, match="not an isodet card"):
+        Card.from_json({"model": "yolo"}, "x")
+    with pytest.raises(CardError, match="not an isodet card"):
+        Card.from_json("[1]", "x")
+    with pytest.raises(CardError, match="not valid JSON"):
+        Card.from_json("{", "x")
+
+
+def test_onnx_metadata_equals_what_the_onnx_package_reads(onnx_file: Callable[..., Path], card: Card) -> None:
+    path = onnx_file()
+    assert read_onnx_metadata(path) == {p.key: p.value for p in onnx.load(path).metadata_props}
+    assert read_card(path) == card
+
+
+def test_onnx_metadata_with_odd_texts(onnx_file: Callable[..., Path], card: Card) -> None:
+    path = onnx_file()
+    model = onnx.load(path)
+    texts = {"isodet": json.dumps(card.to_json()), "empty": "", "umlaut": "größe ✓", "long": "x" * 100_000}
+    onnx.helper.set_model_props(model, texts)
+    onnx.save(model, path)
+    assert read_onnx_metadata(path) == texts
+
+
+def test_an_onnx_file_without_a_card(onnx_file: Callable[..., Path]) -> None:
+    path = onnx_file()
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    with pytest.raises(CardError, match=r"tiny\.onnx: an ONNX file without an isodet card .*exporter onnx"):
+        read_card(path)
+
+
+def test_broken_files_are_refused(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+    whole = onnx_file().read_bytes()
+    path = tmp_path / "broken.onnx"
+    for cut in range(0, len(whole), 37):  # every truncation is noticed, or leaves no card to be wrong about
+        path.write_bytes(whole[:cut])
+        with pytest.raises(CardError, match=r"broken\.onnx: "):
+            read_card(path)
+    path.write_bytes(b"\x08" + b"\xff" * 40)
+    with pytest.raises(CardError, match="not a whole ONNX file"):
+        read_card(path)
+    path.write_bytes(b"hello")
+    with pytest.raises(CardError, match="neither an ONNX file nor a PyTorch checkpoint"):
+        read_card(path)
+    with pytest.raises(CardError, match="no such model file"):
+        read_card(tmp_path / "gone.onnx")
+    with pytest.raises(CardError, match="is a folder"):
+        read_card(tmp_path)
+
+
+def test_sha256(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9000
+    (tmp_path / "a").write_bytes(data)
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(data).hexdigest()

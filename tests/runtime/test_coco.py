@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime import coco
+from runtime.coco import CocoError, Problems, read_coco
+
+Files = Callable[..., tuple[Path, Path]]
+
+
+def content(*annotations: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "images": [
+            {"id": 7, "file_name": "seven.png", "height": 40, "width": 60},
+            {"id": 3, "file_name": "three.png", "height": 50, "width": 50},
+        ],
+        "categories": [{"id": 90, "name": "cat"}, {"id": 5, "name": "bee"}, {"id": -2, "name": "ant"}],
+        "annotations": [{"id": i, **a} for i, a in enumerate(annotations)],
+    }
+
+
+def box(*bbox: float, image_id: int = 7, category_id: int = 5, **more: Any) -> dict[str, Any]:
+    return {"image_id": image_id, "category_id": category_id, "bbox": list(bbox), **more}
+
+
+def test_a_good_file(coco_files: Files) -> None:
+    annotations, images = coco_files(
+        content(
+            box(1, 2, 3, 4, area=5.5), box(0, 0, 60, 40, category_id=90, iscrowd=1), box(10, 10, 2, 2, category_id=-2)
+        )
+    )
+    data = read_coco(annotations, images)
+    assert (data.class_names, data.category_ids) == (("ant", "bee", "cat"), (-2, 5, 90))  # gaps, sorted by id
+    assert [r.id for r in data.records] == [7, 3] and len(data) == 2
+    assert not data.problems and data.problems.summary() == ""
+    seven, three = data.records
+    assert seven.path == images / "seven.png" and (seven.height, seven.width) == (40, 60)
+    assert seven.boxes_xyxy.tolist() == [[1, 2, 4, 6], [0, 0, 60, 40], [10, 10, 12, 12]]
+    assert seven.labels.tolist() == [1, 2, 0] and seven.crowd.tolist() == [False, True, False]
+    assert seven.area.tolist() == [5.5, 2400, 4]
+    assert three.boxes_xyxy.shape == (0, 4)  # an image without objects stays
+    for record in data.records:
+        assert (record.boxes_xyxy.dtype, record.labels.dtype) == (np.float32, np.int64)
+        assert (record.crowd.dtype, record.area.dtype) == (np.bool_, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "reason"),
+    [
+        ([float("nan"), 1, 2, 3], coco.NOT_FINITE),
+        ([1, 1, float("inf"), 3], coco.NOT_FINITE),
+        ([1, 1, 0, 3], coco.NO_AREA),
+        ([1, 1, 3, -2], coco.NO_AREA),
+        ([5, 5, 1e-9, 3], coco.NO_AREA),  # no area left in float32
+        ([60, 1, 5, 5], coco.OUTSIDE),
+        ([-9, -9, 9, 9], coco.OUTSIDE),
+        ([1, 2, 3], coco.NO_BBOX),
+        ([1, 2, 3, "4"], coco.NO_BBOX),
+        ([1, 2, 3, True], coco.NO_BBOX),
+        (None, coco.NO_BBOX),
+    ],
+)
+def test_a_bad_box_is_skipped_and_listed(coco_files: Files, bbox: Any, reason: str) -> None:
+    bad = {"image_id": 7, "category_id": 5, "bbox": bbox}
+    data = read_coco(*coco_files(content(box(1, 2, 3, 4), bad)))
+    assert data.records[0].boxes_xyxy.tolist() == [[1, 2, 4, 6]]
+    (problem,) = data.problems.items
+    assert (problem.reason, problem.image_id, problem.annotation_id) == (reason, 7, 1)
+    assert data.problems.summary() == f"1 {reason}"
+
+
+def test_a_missing_bbox_is_listed(coco_files: Files) -> None:
+    data = read_coco(*coco_files(content({"image_id": 7, "category_id": 5})))
+    assert data.problems.counts == {coco.NO_BBOX: 1}
+
+
+def test_boxes_partly_outside_are_clipped_and_counted(coco_files: Files) -> None:
+    data = read_coco(*coco_files(content(box(-5, 30, 20, 20), box(50, 0, 10.0005, 5))))
+    assert data.records[0].boxes_xyxy.tolist() == [[0, 30, 15, 40], [50, 0, 60, 5]]
+    assert data.problems.counts == {coco.CLIPPED: 1}  # half a thousandth of a pixel is rounding
+
+
+def test_unknown_ids_are_listed(coco_files: Files) -> None:
+    data = read_coco(*coco_files(content(box(1, 1, 2, 2, image_id=99), box(1, 1, 2, 2, category_id=6))))
+    assert data.problems.counts == {coco.UNKNOWN_IMAGE: 1, coco.UNKNOWN_CATEGORY: 1}
+    assert sum(len(r.labels) for r in data.records) == 0
+
+
+def test_the_summary_counts_the_most_frequent_first() -> None:
+    problems = Problems(tuple(coco.Problem(r, 1) for r in (coco.NO_AREA, coco.CLIPPED, coco.CLIPPED)))
+    assert problems.summary() == f"2 {coco.CLIPPED}, 1 {coco.NO_AREA}" and len(problems) == 3
+
+
+def test_classes_decide_the_labels(coco_files: Files) -> None:
+    files = coco_files(content(box(1, 1, 2, 2, category_id=90), box(1, 1, 2, 2, category_id=-2)))
+    data = read_coco(*files, classes=["cat", "bee"])
+    assert (data.class_names, data.category_ids) == (("cat", "bee"), (90, 5))
+    assert data.records[0].labels.tolist() == [0]
+    assert data.problems.counts == {coco.OTHER_CLASS: 1}
+    with pytest.raises(CocoError, match="there is no class 'bea'; did you mean 'bee'?"):
+        read_coco(*files, classes=["bea"])
+    with pytest.raises(CocoError, match="'bee' was asked for twice"):
+        read_coco(*files, classes=["bee", "bee"])
+    with pytest.raises(CocoError, match="expected a list of at least one class name"):
+        read_coco(*files, classes="bee")
+
+
+def test_missing_image_files(coco_files: Files) -> None:
+    annotations, images = coco_files(content(box(1, 1, 2, 2)))
+    (images / "seven.png").unlink()
+    data = read_coco(annotations, images)
+    assert [r.id for r in data.records] == [3] and data.problems.counts == {coco.NO_FILE: 1}
+    assert [r.id for r in read_coco(annotations, images, check_files=False).records] == [7, 3]
+    (images / "three.png").unlink()
+    with pytest.raises(CocoError, match=r"none of its 2 image files is in .*three\.png"):
+        read_coco(annotations, images)
+
+
+def changed(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(whole: dict[str, Any]) -> None:
+        *keys, last = path.split(".")
+        holder: Any = whole
+        for key in keys:
+            holder = holder[int(key)] if key.isdecimal() else holder[key]
+        if value is ...:
+            del holder[last]
+        else:
+            holder[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed("images", ...), "missing key 'images'"),
+        (changed("annotations", ...), "missing key 'annotations'"),
+        (changed("categories", ...), "missing key 'categories'"),
+        (changed("images", []), "images: empty dataset"),
+        (changed("categories", []), "categories: expected at least one"),
+        (changed("images", {}), "images: expected a list of objects"),
+        (changed("annotations", [3]), "annotations: expected a list of objects"),
+        (changed("images.1.id", 7), r"images\[1\] \(id 7\): this image id is there twice"),
+        (changed("images.1.id", "7"), r"images\[1\]: id: expected a whole number, got '7'"),
+        (changed("images.0.file_name", ...), r"images\[0\] \(id 7\): file_name: expected text, got None"),
+        (changed("images.0.width", ...), r"images\[0\] \(id 7\): width: expected a whole number, got None"),
+        (changed("images.0.height", 0), r"images\[0\] \(id 7\): expected height and width of at least 1"),
+        (changed("categories.1.id", 90), "categories: id 90 is there twice"),
+        (changed("categories.1.name", "cat"), "categories: the name 'cat' is there twice"),
+        (changed("categories.1.name", 4), r"categories\[1\].name: expected text, got 4"),
+        (changed("annotations.1.id", 0), r"annotations\[1\].id: the annotation id 0 is there twice"),
+        (changed("annotations.1.id", [0]), r"annotations\[1\].id: expected a whole number"),
+    ],
+)
+def test_a_file_that_is_not_coco_is_refused(
+    coco_files: Files, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    good = content(box(1, 1, 2, 2), box(3, 3, 2, 2))
+    annotations, images = coco_files(good)
+    assert len(read_coco(annotations, images)) == 2
+    bad = copy.deepcopy(good)
+    change(bad)
+    annotations.write_text(json.dumps(bad))
+    with pytest.raises(CocoError, match=message) as error:
+        read_coco(annotations, images)
+    assert str(annotations) in str(error.value)
+
+
+def test_what_is_not_json_is_refused(coco_files: Files, tmp_path: Path) -> None:
+    annotations, images = coco_files(content(box(1, 1, 2, 2)))
+    whole = annotations.read_bytes()
+    for data, message in (
+        (whole[: len(whole) // 2], "not valid JSON"), (b"", "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"), (b"[]", "expected a JSON object"),
+    ):  # fmt: skip
+        annotations.write_bytes(data)
+        with pytest.raises(CocoError, match=message):
+            read_coco(annotations, images)
+    with pytest.raises(CocoError, match="no such annotation file"):
+        read_coco(tmp_path / "gone.json", images)
+    with pytest.raises(CocoError, match="cannot read"):
+        read_coco(images, images)
+    annotations.write_bytes(whole)
+    with pytest.raises(CocoError, match="no such images folder"):
+        read_coco(annotations, tmp_path / "gone")
+
+
+numbers = st.one_of(st.floats(-200, 200), st.sampled_from([0.0, float("nan"), float("inf"), 60.0, 1e-12, 1e30, -1e30]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.tuples(numbers, numbers, numbers, numbers))
+def test_a_kept_box_is_inside_and_has_area(bbox: tuple[float, float, float, float]) -> None:
+    kept, reason = coco._box(list(bbox), height=40, width=60)
+    if kept is None:
+        assert reason
+        return
+    x1, y1, x2, y2 = np.array(kept, np.float32)
+    assert 0 <= x1 < x2 <= 60 and 0 <= y1 < y2 <= 40

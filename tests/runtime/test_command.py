@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime.__main__ import main
+from runtime.image import write_image
+
+Files = Callable[..., tuple[Path, Path]]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(code: str, *path: str) -> subprocess.CompletedProcess[str]:
+    program = f"import sys; sys.path[:0] = {[*path, str(ROOT)]!r}\n{code}"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+
+def test_importing_runtime_is_light() -> None:
+    started = time.perf_counter()
+    done = python(
+        "import runtime, runtime.detector, runtime.evaluate, runtime.detect, runtime.bench, runtime.__main__\n"
+        "heavy = {'torch', 'torchvision', 'onnxruntime', 'onnx', 'pycocotools', 'tensorrt', 'matplotlib', 'models'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert time.perf_counter() - started < 10  # half a second; ten on a machine that is busy
+
+
+def test_the_packages_names_are_there() -> None:
+    for name in runtime.__all__:
+        assert getattr(runtime, name).__name__ == name and name in dir(runtime)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        runtime.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("problem", "advice"),
+    [
+        ("libGL.so.1: cannot open shared object file", "swap it for the build without them: .*opencv-python-headless"),
+        ("No module named 'cv2'", "pip install opencv-python-headless"),
+    ],
+)
+def test_a_failing_cv2_is_turned_into_advice(tmp_path: Path, problem: str, advice: str) -> None:
+    (tmp_path / "cv2.py").write_text(f"raise ImportError({problem!r})")
+    done = python("import runtime", str(tmp_path))
+    assert done.returncode == 1 and problem in done.stderr
+    import re
+
+    assert re.search(f"ImportError: cannot import cv2 .*{advice}", done.stderr)
+
+
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (
+        [], ["fly"], ["detect"], ["detect", "a.jpg", "--threshold", "2"], ["bench", "a.onnx", "--batch", "0"],
+        ["bench", "a.onnx", "--frame", "7"], ["bench", "a", "--seconds", "-1"], ["eval", "a.onnx", "b.onnx"],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as exit_:
+            main(argv)
+        assert exit_.value.code == 2, argv
+    for argv in (["--help"], ["detect", "--help"], ["bench", "--help"], ["eval", "--help"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(argv)
+        assert exit_.value.code == 0 and "example" in capsys.readouterr().out
+
+
+def test_failed_work_exits_with_1_and_one_line(
+    onnx_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = str(onnx_file())
+    write_image(tmp_path / "a.png", np.zeros((9, 9, 3), np.uint8))
+    (tmp_path / "bad.onnx").write_bytes(b"\x08\x07")
+    (tmp_path / "bad.json").write_text("{")
+    for argv, message in (
+        (["detect", "gone.jpg", "--model", model], "gone.jpg: no such file or folder"),
+        (["detect", "a.png", "--model", "gone.onnx"], "gone.onnx: no such model file"),
+        (["detect", "a.png", "--model", "bad.onnx"], "bad.onnx: not an ONNX model"),
+        (["detect", "a.png"], "no file was named"),
+        (["detect", "a.png", "--model", model, "--device", "gpu"], "device: expected"),
+        (["detect", "a.png", "--model", model, "--out", "."], "overwrite"),
+        (["eval", model], "its card names no validation data"),
+        (["bench", model, "--picture", "gone.jpg"], "gone.jpg: no such picture"),
+        (["eval", model, "--annotations", "gone.json", "--images", "."], "gone.json: no such annotation file"),
+        (["eval", model, "--annotations", "bad.json", "--images", "."], "bad.json: not valid JSON"),
+    ):
+        assert main([*argv, "--quiet"]) == 1, argv
+        error = capsys.readouterr().err.strip()
+        assert error.startswith(f"runtime {argv[0]}: error: ") and message in error and "\n" not in error
+
+
+def test_detect(
+    onnx_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    onnx_file().rename(tmp_path / "runs" / "one" / "best.onnx")
+    (tmp_path / "photos").mkdir()
+    for i in range(2):
+        write_image(tmp_path / "photos" / f"{i}.png", np.full((40, 40, 3), (1, 250, 20), np.uint8))
+    (tmp_path / "photos" / "2.png").write_bytes(b"")
+    assert main(["detect", "photos", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert "runs/one/best.onnx (the newest run's)" in printed.out
+    assert "4 detections in 2 frames, 1 unreadable pictures skipped" in printed.out
+    assert "wrote detections\n" in printed.out and "wrote detections/photos.jsonl" in printed.out
+    assert "2.png: the file is empty (skipped)" in printed.err
+    assert sorted(p.name for p in Path("detections").iterdir()) == ["0.png", "1.png", "photos.jsonl"]
+    assert main(["detect", "photos/0.png", "--no-save", "--json", "x/a.jsonl", "--threshold", "0.9"]) == 0
+    assert len(json.loads(Path("x/a.jsonl").read_text())["detections"]) == 1
+
+
+def test_bench_and_eval(
+    onnx_file: Callable[..., Path], coco_files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(onnx_file())
+    argv = [
+        "bench",
+        model,
+        "--batch",
+        "1,2",
+        "--frame",
+        "20,30",
+        "--iterations",
+        "3",
+        "--json",
+        str(tmp_path / "b.json"),
+    ]
+    assert main([*argv, "--device", "cpu", "--threads", "1", "--quiet"]) == 0
+    assert "end-to-end" in capsys.readouterr().out and len(json.loads((tmp_path / "b.json").read_text())["rows"]) == 8
+
+    annotations, images = coco_files({
+        "images": [{"id": 1, "file_name": "1.png", "height": 32, "width": 48}],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "bee"}, {"id": 9, "name": "ant"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 8, "bbox": [0, 0, 20, 20]},
+            {"id": 2, "image_id": 1, "category_id": 8, "bbox": [5, 5, 5, 5]},
+            {"id": 3, "image_id": 1, "category_id": 8, "bbox": [5, 5, 0, 5]},
+        ],
+    })  # fmt: skip
+    write_image(images / "1.png", np.full((32, 48, 3), (1, 204, 20), np.uint8))
+    argv = ["eval", model, "--annotations", str(annotations), "--images", str(images)]
+    assert main([*argv, "--json", str(tmp_path / "e.json"), "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert "mAP" in printed.out and "1 boxes with zero or negative" in printed.err
+    metrics = json.loads((tmp_path / "e.json").read_text())
+    assert metrics["map"] == pytest.approx(100) and metrics["per_class"] == {"ant": None, "bee": 100, "cat": None}
+
+
+def test_python_m_runtime_gives_the_exit_status() -> None:
+    for argv, status in ((["--help"], 0), ([], 2), (["detect", "gone.jpg", "--model", "gone.onnx"], 1)):
+        done = subprocess.run([sys.executable, "-m", "runtime", *argv], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == status and "Traceback" not in done.stderr

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from runtime import detect as detect_module
+from runtime.card import Card
+from runtime.detect import DetectError, detect
+from runtime.detector import Detector
+from runtime.draw import draw_detections
+from runtime.image import ImageError, read_image, write_image
+from runtime.runs import RunsError, newest, validation_data
+from runtime.stream import Source, SourceFrame, StreamError, open_source
+
+
+def frame(i: int, hw: tuple[int, int] = (64, 96)) -> np.ndarray:
+    return np.full((*hw, 3), (60, 200 + i, 20), np.uint8)
+
+
+@pytest.fixture
+def detector(onnx_file: Callable[..., Path]) -> Detector:
+    return Detector(onnx_file(), device="cpu", threads=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten pictures, of which the fourth is broken, and files that are none."""
+    path = tmp_path / "photos"
+    path.mkdir()
+    for i in range(10):
+        write_image(path / f"frame{i}.png", frame(i))
+    write_image(path / "frame10.png", frame(10))
+    data = (path / "frame3.png").read_bytes()
+    (path / "frame3.png").write_bytes(data[: len(data) // 2])
+    (path / "notes.txt").write_text("no picture")
+    (path / "sub.png").mkdir()
+    return path
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (96, 64))
+    assert writer.isOpened()
+    for i in range(12):
+        writer.write(frame(i))
+    writer.release()
+    return path
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------
+# sources
+
+
+def test_a_picture_is_a_source(folder: Path) -> None:
+    source = open_source(folder / "frame1.png")
+    assert (source.kind, source.name, source.count, source.is_video) == ("picture", "frame1", 1, False)
+    (only,) = source
+    assert (only.image == frame(1)).all() and (only.index, only.time_s, only.path) == (0, 0.0, folder / "frame1.png")
+    with pytest.raises(ImageError, match=r"frame3\.png: truncated PNG"):
+        open_source(folder / "frame3.png")
+
+
+def test_a_folder_is_a_source_in_natural_order(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken: list[ImageError] = []
+    source = open_source(str(folder), broken.append)
+    assert (source.kind, source.name, source.count) == ("folder", "photos", 11)
+    frames = list(source)
+    assert [f.index for f in frames] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
+    assert [int(f.image[0, 0, 1]) for f in frames] == [200 + f.index for f in frames]
+    assert [e.path.name for e in broken] == ["frame3.png"] and not caplog.records
+    assert len(list(open_source(folder))) == 10 and "frame3.png: truncated PNG" in caplog.text
+
+
+def test_a_video_is_a_source(video: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = open_source(video)
+    assert (source.kind, source.name, source.count, source.fps, source.is_video) == ("video", "clip", 12, 10.0, True)
+    frames = list(source)
+    assert [f.index for f in frames] == list(range(12)) and not caplog.records
+    assert [f.time_s for f in frames] == pytest.approx([i / 10 for i in range(12)])
+    assert all(np.abs(f.image.astype(int) - frame(f.index)).max() <= 6 for f in frames)
+
+
+def test_a_truncated_video_says_so(video: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = video.read_bytes()
+    video.write_bytes(data[: len(data) // 2])
+    try:
+        frames = list(open_source(video))
+    except StreamError as error:
+        assert "clip.avi" in str(error)
+    else:
+        assert len(frames) < 12 and ("is it truncated?" in caplog.text or open_source(video).count == len(frames))
+
+
+def test_sources_that_cannot_be_opened(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("no video")
+    for source, message in (
+        (tmp_path / "gone.mp4", r"gone\.mp4: no such file or folder"),
+        (tmp_path / "empty", "no pictures in this folder .*jpg"),
+        (tmp_path / "text.mp4", r"text\.mp4: cannot be opened; is it a video"),
+        (93, "webcam 93: cannot be opened; is it plugged in"),
+        ("93", "webcam 93: cannot be opened"),
+        ("http://user:secret@127.0.0.1:9/x", "cannot be opened; is the address right"),
+    ):
+        with pytest.raises(StreamError, match=message):
+            open_source(source)
+
+
+def test_stream_pairs_frames_with_detections(detector: Detector, folder: Path, video: Path) -> None:
+    for source, count in ((folder, 10), (video, 12), (folder / "frame0.png", 1)):
+        pairs = list(detector.stream(source, threshold=0.0))
+        assert len(pairs) == count
+        for image, found in pairs:
+            assert image.shape == (64, 96, 3) and len(found) == 2
+    with pytest.raises(StreamError):
+        detector.stream("gone.mp4")  # before the first frame is asked for
+
+
+# ---------------------------------------------------------------------------------------------
+# detect
+
+
+def test_detect_in_a_picture(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = detect(folder / "frame1.png", detector, out=out)
+    assert (summary.frames, summary.detections, summary.json_lines, summary.interrupted) == (1, 2, None, False)
+    assert summary.pictures == out / "frame1.png" and [p.name for p in out.iterdir()] == ["frame1.png"]
+    expected = draw_detections(frame(1), detector(frame(1))[0])
+    assert (read_image(out / "frame1.png") == expected).all() and (expected != frame(1)).any()
+
+
+def test_detect_in_a_folder(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    out, steps = tmp_path / "out", []
+    summary = detect(folder, detector, out=out, progress=lambda done, total: steps.append((done, total)))
+    assert (summary.frames, summary.detections, summary.pictures) == (10, 20, out)
+    assert [path.name for path, _ in summary.skipped] == ["frame3.png"] and steps[-1] == (11, 11)
+    assert len(list(out.glob("*.png"))) == 10 and len(list(out.iterdir())) == 11
+    rows = lines(out / "photos.jsonl")
+    assert [row["frame"] for row in rows] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
+    assert rows[0]["source"] == str(folder / "frame0.png") and rows[0]["time_s"] == 0
+    assert rows[0]["detections"] == detector(frame(0))[0].to_json()
+
+
+def test_detect_in_a_video(detector: Detector, video: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = detect(video, detector, out=out, threshold=0.5)
+    assert (summary.frames, summary.detections, summary.pictures) == (12, 12, out / "clip.mp4")
+    assert sorted(p.name for p in out.iterdir()) == ["clip.jsonl", "clip.mp4"]
+    written = list(open_source(out / "clip.mp4"))
+    assert len(written) == 12 and written[0].image.shape == (64, 96, 3) and open_source(out / "clip.mp4").fps == 10
+    rows = lines(out / "clip.jsonl")
+    assert [row["time_s"] for row in rows] == pytest.approx([i / 10 for i in range(12)])
+    assert {row["source"] for row in rows} == {str(video)} and rows[3]["detections"][0]["name"] == "cat"
+
+
+def test_detect_without_saving_but_with_json(detector: Detector, video: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = detect(video, detector, out=out, save=False, json_lines=tmp_path / "new" / "x.jsonl")
+    assert summary.pictures is None and not out.exists() and len(lines(tmp_path / "new" / "x.jsonl")) == 12
+    assert detect(video, detector, out=out, save=False).json_lines is None and not out.exists()
+
+
+def interrupted_source(kind: str) -> Source:
+    def frames() -> Iterator[SourceFrame]:
+        for i in range(3):
+            yield SourceFrame(frame(i), i, i / 10, None)
+        raise KeyboardInterrupt
+
+    return Source("camera", kind, None, 10.0, frames)  # type: ignore[arg-type]
+
+
+def test_ctrl_c_leaves_finished_outputs(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect_module, "open_source", lambda source, on_broken: interrupted_source("webcam"))
+    summary = detect(0, detector, out=tmp_path / "out")
+    assert summary.interrupted and summary.frames == 3
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["camera.jsonl", "camera.mp4"]
+    assert len(lines(tmp_path / "out" / "camera.jsonl")) == 3
+    assert len(list(open_source(tmp_path / "out" / "camera.mp4"))) == 3
+
+
+def test_a_failure_leaves_nothing_half_written(
+    detector: Detector, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(done: int, total: int | None) -> None:
+        if done == 5:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        detect(video, detector, out=tmp_path / "out", progress=fail)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_results_never_overwrite_their_sources(detector: Detector, folder: Path, video: Path) -> None:
+    for source in (folder, folder / "frame1.png"):
+        with pytest.raises(DetectError, match="results would overwrite their sources"):
+            detect(source, detector, out=folder)
+    assert (read_image(folder / "frame1.png") == frame(1)).all()
+    (folder / "file").write_text("")
+    with pytest.raises(DetectError, match="cannot make this output folder"):
+        detect(video, detector, out=folder / "file" / "out")
+
+
+def test_a_folder_of_broken_pictures_is_a_failure(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(DetectError, match="none of its 1 pictures can be read; the first: truncated JPEG"):
+        detect(tmp_path / "broken", detector, out=tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_newest_model(tmp_path: Path) -> None:
+    with pytest.raises(RunsError, match=r"no best\.onnx or best\.pt in .*; name one, or train"):
+        newest("best.onnx", "best.pt", runs=tmp_path)
+    for age, name in ((10, "a/best.pt"), (20, "b/best.pt"), (40, "c/best.onnx"), (30, "d/best.onnx")):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_bytes(b"")
+        os.utime(path, (1e9 - age, 1e9 - age))
+        if age == 20:
+            assert newest("best.onnx", "best.pt", runs=tmp_path) == tmp_path / "a/best.pt"
+    assert newest("best.onnx", "best.pt", runs=tmp_path) == tmp_path / "d/best.onnx"
+    assert newest("best.pt", runs=tmp_path) == tmp_path / "a/best.pt"
+
+
+def test_validation_data_is_what_is_given_or_what_the_card_names(
+    coco_files: Callable[..., tuple[Path, Path]], make_card_with: Callable[..., Card]
+) -> None:
+    annotations, images = coco_files({
+        "images": [{"id": 1, "file_name": "1.png", "height": 8, "width": 8}], "annotations": [],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "bee", "ant"))],
+    })  # fmt: skip
+    bare = make_card_with()
+    assert validation_data(bare, "x.onnx", annotations, images).class_names == bare.classes
+    val = {"annotations": str(annotations), "images": str(images)}
+    assert validation_data(make_card_with(training={"data": {"val": val}}), "x.onnx").annotations == annotations
+    with pytest.raises(RunsError, match=r"x\.onnx: its card names no validation data; give --annotations"):
+        validation_data(bare, "x.onnx")
+    with pytest.raises(RunsError, match="give both or neither"):
+        validation_data(bare, "x.onnx", images=images)

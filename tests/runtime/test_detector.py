@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from runtime.backends import BackendError, RawOutputs, load_backend
+from runtime.backends.ort import OrtBackend, cuda_device_count
+from runtime.card import Card, CardError
+from runtime.detector import Detector, FrameError
+from runtime.image import ImageError, write_image
+
+OnnxFile = Callable[..., Path]
+
+
+def frame(label: int, score: int, side: int, hw: tuple[int, int] = (32, 48)) -> np.ndarray:
+    """A frame whose answer from the pixel detector is known: colour (label, score * 255, box side)."""
+    return np.full((*hw, 3), (label, score, side), np.uint8)
+
+
+@pytest.fixture
+def detector(onnx_file: OnnxFile) -> Detector:
+    return Detector(onnx_file(), device="cpu", threads=1)
+
+
+def test_one_frame(detector: Detector, card: Card) -> None:
+    (found,) = detector(frame(1, 204, 20))
+    assert found.boxes_xyxy.tolist() == [[0, 0, 20, 20], [5, 5, 10, 10]]
+    np.testing.assert_allclose(found.scores, [0.8, 0.4], rtol=1e-6)
+    assert found.names == ["bee", "bee"]
+    assert (detector.card, detector.class_names, detector.input_size_hw) == (card, ("ant", "bee", "cat"), (32, 48))
+    assert detector.backend.device == "cpu" and detector.backend.name.startswith("ONNX Runtime")
+    assert detector.threshold == 0.3
+
+
+def test_thresholds(detector: Detector, onnx_file: OnnxFile) -> None:
+    assert [len(detector(frame(1, 204, 20), threshold=t)[0]) for t in (0.0, 0.5, 0.9)] == [2, 1, 0]
+    assert len(Detector(onnx_file(), threshold=0.5)(frame(1, 204, 20))[0]) == 1
+    assert len(detector(frame(1, 0, 20), threshold=0.0)[0]) == 0  # num_dets is 0, the slots are not
+    for bad in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="threshold: expected a score from 0 to 1"):
+            detector(frame(1, 204, 20), threshold=bad)
+
+
+def test_boxes_are_in_the_frames_own_pixels(detector: Detector) -> None:
+    big = frame(2, 255, 24, hw=(320, 240))  # fits 32x48 at a tenth: 32x24
+    (found,) = detector(big)
+    assert found.boxes_xyxy.tolist() == [[0, 0, 240, 240], [60, 60, 120, 120]]
+    wide = frame(2, 255, 48, hw=(10, 96))  # fits at a half: 5x48; the box hangs over the frame's bottom
+    # The second box, 12..24, lies below the 5 rows of the frame: in the grey border, so it is no detection.
+    assert detector(wide)[0].boxes_xyxy.tolist() == [[0, 0, 96, 10]]
+
+
+@pytest.mark.parametrize("batch", ["dynamic", 1, 3])
+def test_order_survives_chunks_sizes_and_fixed_batches(onnx_file: OnnxFile, batch: int | str) -> None:
+    detector = Detector(onnx_file(batch=batch))
+    assert detector.backend.fixed_batch == (None if batch == "dynamic" else batch)
+    detector.backend.max_batch = 4 if batch == "dynamic" else int(batch)
+    rng = np.random.default_rng(0)
+    frames = [frame(i % 3, 100 + i, 8, hw=tuple(rng.integers(20, 90, 2))) for i in range(11)]
+    results = detector(frames, threshold=0.0)
+    assert [r.labels[0] for r in results] == [i % 3 for i in range(11)]
+    np.testing.assert_allclose([r.scores[0] for r in results], [(100 + i) / 255 for i in range(11)], rtol=1e-6)
+    alone = [detector(f, threshold=0.0)[0] for f in frames]
+    assert all((a.boxes_xyxy == b.boxes_xyxy).all() for a, b in zip(results, alone, strict=True))
+
+
+def test_the_forms_of_input(detector: Detector, tmp_path: Path) -> None:
+    a, b = frame(0, 200, 10), frame(1, 150, 10)
+    write_image(tmp_path / "a.png", a)
+    assert [r.names[0] for r in detector([a, b])] == ["ant", "bee"]
+    assert [r.names[0] for r in detector((a, b))] == ["ant", "bee"]
+    assert [r.names[0] for r in detector(np.stack([a, b]))] == ["ant", "bee"]
+    assert detector(str(tmp_path / "a.png"))[0].names[0] == "ant"
+    assert [r.names[0] for r in detector([b, tmp_path / "a.png"])] == ["bee", "ant"]
+    assert detector([]) == [] and detector(np.zeros((0, 4, 4, 3), np.uint8)) == []
+    assert detector(a[:, ::-1])[0].names[0] == "ant"
+    with pytest.raises(ImageError, match=r"gone\.jpg: no such picture"):
+        detector(tmp_path / "gone.jpg")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            np.zeros((4, 4, 3), np.float32),
+            r"frame 1: expected uint8 \[H, W, 3\] \(BGR\), got float32 .*scale it to 0..255",
+        ),
+        (np.zeros((4, 4, 3), np.int64), r"frame 1: .* got int64 \[4, 4, 3\]$"),
+        (np.zeros((4, 4), np.uint8), "frame 1: .*a grey picture; use cv2.cvtColor.*GRAY2BGR"),
+        (np.zeros((4, 4, 1), np.uint8), "frame 1: .*a grey picture"),
+        (np.zeros((4, 4, 4), np.uint8), "frame 1: .*alpha; use cv2.cvtColor.*BGRA2BGR"),
+        (np.zeros((3, 4, 5), np.uint8), r"frame 1: .* got uint8 \[3, 4, 5\]"),
+        (np.zeros((1, 4, 4, 3), np.uint8), r"frame 1: .* got uint8 \[1, 4, 4, 3\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"frame 1: .* at least 1x1 pixel, got uint8 \[0, 4, 3\]"),
+        (None, "frame 1: .* got NoneType"),
+        ([[0]], "frame 1: .* got list"),
+    ],
+)
+def test_bad_frames_are_named(detector: Detector, bad: Any, message: str) -> None:
+    with pytest.raises(FrameError, match=message):
+        detector([frame(0, 1, 1), bad])
+
+
+def test_bad_inputs_as_a_whole(detector: Detector) -> None:
+    with pytest.raises(FrameError, match="got int"):
+        detector(3)  # type: ignore[arg-type]
+    with pytest.raises(FrameError, match=r"frame 0: .*got uint8 \[2, 2, 2, 2, 2\]"):
+        detector(np.zeros((2, 2, 2, 2, 2), np.uint8))
+    with pytest.raises(FrameError, match="frame 0: .*grey"):
+        detector(np.zeros((5, 5), np.uint8))
+
+
+def test_a_model_that_is_not_what_its_card_says(
+    tmp_path: Path, pixel_model: Callable[[Card], onnx.ModelProto], make_card_with: Callable[..., Card]
+) -> None:
+    def file(model: onnx.ModelProto, **changes: Any) -> Path:
+        import json
+
+        onnx.helper.set_model_props(model, {"isodet": json.dumps(make_card_with(**changes).to_json())})
+        onnx.save(model, tmp_path / "a.onnx")
+        return tmp_path / "a.onnx"
+
+    with pytest.raises(CardError, match=r"a\.onnx: expected one input, uint8 \[B, 64, 64, 3\]"):
+        Detector(file(pixel_model(make_card_with()), input_size_hw=(64, 64)))
+    with pytest.raises(CardError, match="batch is 2, but the graph takes any batch"):
+        Detector(file(pixel_model(make_card_with()), batch=2))
+    with pytest.raises(CardError, match="batch is 'dynamic', but the graph takes 2"):
+        Detector(file(pixel_model(make_card_with(batch=2))))
+    model = pixel_model(make_card_with())
+    model.graph.output.pop()
+    with pytest.raises(CardError, match="expected the outputs num_dets .* labels"):
+        Detector(file(model))
+
+
+def test_files_that_are_no_models(onnx_file: OnnxFile, tmp_path: Path) -> None:
+    path = onnx_file()
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, path)
+    with pytest.raises(BackendError, match=r"tiny\.onnx: ONNX Runtime .* cannot load it on cpu"):
+        Detector(path, device="cpu")
+    with pytest.raises(CardError, match="no such model file"):
+        Detector(tmp_path / "gone.onnx")
+
+
+def test_models_are_told_apart_by_content(onnx_file: OnnxFile, tmp_path: Path) -> None:
+    odd = onnx_file().rename(tmp_path / "model.pt")
+    assert isinstance(load_backend(odd), OrtBackend)
+
+
+def test_devices(onnx_file: OnnxFile) -> None:
+    for bad in ("gpu", "cuda:", "cuda:x", "tpu:0", ""):
+        with pytest.raises(BackendError, match="device: expected auto, cpu, cuda or cuda:N"):
+            Detector(onnx_file(), device=bad)
+    with pytest.raises(BackendError, match="threads: expected at least 1"):
+        Detector(onnx_file(), threads=0)
+    if cuda_device_count() == 0:  # asked for and absent is an error, never the CPU in silence
+        with pytest.raises(BackendError, match="device cuda"):
+            Detector(onnx_file(), device="cuda")
+
+
+class BrokenBackend:
+    """Answers with whatever it is given."""
+
+    name, device, max_batch, fixed_batch = "broken", "cpu", 8, None
+
+    def __init__(self, card: Card, raw: RawOutputs) -> None:
+        self.card, self.raw = card, raw
+
+    def __call__(self, images: np.ndarray) -> RawOutputs:
+        return self.raw
+
+
+def test_a_backend_that_gives_nonsense_is_found_out(card: Card) -> None:
+    def raw(**changes: Any) -> RawOutputs:
+        good = RawOutputs(
+            np.array([[2]], np.int32), np.array([[[0, 0, 9, 9], [1, 1, 5, 5]]], np.float32),
+            np.array([[0.9, 0.8]], np.float32), np.array([[0, 1]], np.int32),
+        )  # fmt: skip
+        return good._replace(**changes)
+
+    assert len(Detector(BrokenBackend(card, raw()))(frame(0, 0, 0))[0]) == 2
+    for changes, message in (
+        ({"labels": np.array([[0, 3]], np.int32)}, "labels"),
+        ({"scores": np.array([[0.8, 0.9]], np.float32)}, "descending"),
+        ({"scores": np.array([[1.9, 0.9]], np.float32)}, "scores"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Detector(BrokenBackend(card, raw(**changes)))(frame(0, 0, 0))

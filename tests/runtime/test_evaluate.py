@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from runtime.backends import RawOutputs
+from runtime.card import Card
+from runtime.coco import CocoDataset, read_coco
+from runtime.detector import Detector
+from runtime.evaluate import Evaluation, EvaluationError, evaluate
+from runtime.image import letterbox
+
+Files = Callable[..., tuple[Path, Path]]
+Found = tuple[list[list[float]], list[float], list[int]]
+SIZE = (128, 192)
+
+
+class Oracle:
+    """A backend that knows what to say about each picture by its grey value (its image id)."""
+
+    name, device, max_batch, fixed_batch = "oracle", "cpu", 3, None
+
+    def __init__(self, card: Card, answers: dict[int, Found]) -> None:
+        self.card, self.answers = card, answers
+
+    def __call__(self, images: np.ndarray) -> RawOutputs:
+        slots = 120
+        count, boxes = np.zeros((len(images), 1), np.int32), np.zeros((len(images), slots, 4), np.float32)
+        scores, labels = np.zeros((len(images), slots), np.float32), np.zeros((len(images), slots), np.int32)
+        for i, image in enumerate(images):
+            b, s, c = self.answers.get(int(image[0, 0, 0]), ([], [], []))
+            count[i] = n = len(s)
+            if n:
+                boxes[i, :n], scores[i, :n], labels[i, :n] = b, s, c
+        return RawOutputs(count, boxes, scores, labels)
+
+
+def coco_content(seed: int = 0, crowds: bool = False, images: int = 9) -> dict[str, Any]:
+    """Pictures exactly as large as the input, so that input pixels are frame pixels."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for image_id in range(1, images + 1):
+        for _ in range(rng.integers(0, 6)):
+            w, h = rng.integers(4, 120, 2)
+            x, y = rng.integers(0, SIZE[1] - w + 1), rng.integers(0, SIZE[0] - h + 1)
+            bbox = [int(x), int(y), int(w), int(h)]
+            area = float(w * h) * (1 if rng.random() < 0.5 else 0.7)  # a mask's area is smaller than its box's
+            annotations.append({
+                "id": len(annotations), "image_id": image_id, "category_id": int(rng.choice([2, 5, 9])), "bbox": bbox,
+                "area": area, "iscrowd": int(crowds and rng.random() < 0.3),
+            })  # fmt: skip
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "height": SIZE[0], "width": SIZE[1]} for i in range(1, images + 1)
+        ],
+        "categories": [{"id": 2, "name": "ant"}, {"id": 5, "name": "bee"}, {"id": 9, "name": "cat"}],
+        "annotations": annotations,
+    }
+
+
+def noisy(dataset: CocoDataset, seed: int = 1) -> dict[int, Found]:
+    """Answers that are partly right: shifted boxes, confused labels, misses, duplicates, inventions."""
+    rng = np.random.default_rng(seed)
+    answers: dict[int, Found] = {}
+    for record in dataset.records:
+        rows = []
+        for box, label in zip(record.boxes_xyxy, record.labels, strict=True):
+            for _ in range(rng.integers(0, 3)):
+                moved = box + rng.normal(0, 4, 4)
+                x1, y1, x2, y2 = np.clip(moved, 0, (SIZE[1], SIZE[0]) * 2)
+                if x2 > x1 and y2 > y1:
+                    rows.append(([x1, y1, x2, y2], rng.random(), int(label if rng.random() < 0.8 else rng.integers(3))))
+        rows += [([3.0, 3, 40, 50], rng.random(), int(rng.integers(3))) for _ in range(rng.integers(0, 3))]
+        rows.sort(key=lambda row: -row[1])
+        answers[record.id] = ([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+    return answers
+
+
+def oracle(make_card_with: Callable[..., Card], answers: dict[int, Found]) -> Detector:
+    return Detector(Oracle(make_card_with(input_size_hw=SIZE), answers))
+
+
+def perfect(dataset: CocoDataset) -> dict[int, Found]:
+    return {r.id: (r.boxes_xyxy.tolist(), [0.9] * len(r.labels), r.labels.tolist()) for r in dataset.records}
+
+
+def pycocotools_directly(annotations: Path, result: Evaluation, category_ids: tuple[int, ...]) -> list[float]:
+    """The twelve numbers as pycocotools' own readers and evaluation give them from files."""
+    rows = [row for image_id, found in result.detections.items() for row in found.to_coco(image_id, category_ids)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+        judge = COCOeval(truth, truth.loadRes(rows), "bbox")
+        judge.evaluate(), judge.accumulate(), judge.summarize()
+    return [100 * float(v) if v >= 0 else math.nan for v in judge.stats]
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+def test_it_equals_pycocotools_on_files(
+    coco_files: Files, make_card_with: Callable[..., Card], crowds: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = coco_content(crowds=crowds, images=25)
+    for annotation in content["annotations"]:
+        annotation["id"] += 1  # pycocotools itself loses the match with an annotation of id 0
+    annotations, images = coco_files(content)
+    dataset = read_coco(annotations, images)
+    assert any(r.crowd.any() for r in dataset.records) == crowds
+    steps: list[tuple[int, int]] = []
+    result = evaluate(
+        oracle(make_card_with, noisy(dataset)), dataset, 4, lambda done, total: steps.append((done, total))
+    )
+    assert capsys.readouterr().out == "" and steps[0] == (4, 25) and steps[-1] == (25, 25) and len(steps) == 7
+    direct = pycocotools_directly(annotations, result, dataset.category_ids)
+    ours = [result.map, result.ap50, result.ap75, result.ap_small, result.ap_medium, result.ap_large, result.ar100]
+    np.testing.assert_allclose(ours, [direct[i] for i in (0, 1, 2, 3, 4, 5, 8)], rtol=1e-6)
+    assert 5 < result.map < 95 and result.ap50 > result.ap75
+    np.testing.assert_allclose(np.mean(list(result.per_class.values())), result.map, rtol=1e-6)
+    assert result.images == 25 and result.skipped == () and set(result.detections) == set(range(1, 26))
+
+
+def test_annotation_id_zero_counts_and_perfection_is_100(
+    coco_files: Files, make_card_with: Callable[..., Card]
+) -> None:
+    dataset = read_coco(*coco_files(coco_content()))
+    result = evaluate(oracle(make_card_with, perfect(dataset)), dataset)
+    assert result.map == pytest.approx(100) and result.ar100 == pytest.approx(100)
+    assert all(value == pytest.approx(100) for value in result.per_class.values())
+
+
+def test_the_order_of_labels_does_not_matter(coco_files: Files, make_card_with: Callable[..., Card]) -> None:
+    files = coco_files(coco_content())
+    straight = read_coco(*files)
+    answers = noisy(straight)
+    a = evaluate(oracle(make_card_with, answers), straight)
+    turned = read_coco(*files, classes=["cat", "ant", "bee"])
+    relabel = [1, 2, 0]
+    moved = {k: (b, s, [relabel[c] for c in c_]) for k, (b, s, c_) in answers.items()}
+    card = make_card_with(input_size_hw=SIZE, classes=("cat", "ant", "bee"))
+    b = evaluate(Detector(Oracle(card, moved)), turned)
+    assert b.map == pytest.approx(a.map) and b.per_class == pytest.approx(a.per_class)
+
+
+def test_nothing_found_and_nothing_to_find(coco_files: Files, make_card_with: Callable[..., Card]) -> None:
+    content = coco_content()
+    files = coco_files(content)
+    result = evaluate(oracle(make_card_with, {}), read_coco(*files))
+    assert result.map == 0 and result.ar100 == 0 and set(result.per_class.values()) == {0}
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 5 and a["area"] < 32**2]
+    result = evaluate(oracle(make_card_with, {}), read_coco(*coco_files(content)))
+    assert math.isnan(result.ap_large) and math.isnan(result.per_class["ant"]) and result.per_class["bee"] == 0
+    content["annotations"] = []
+    dataset = read_coco(*coco_files(content))
+    for answers in ({}, {1: ([[0.0, 0, 5, 5]], [0.5], [0])}):
+        result = evaluate(oracle(make_card_with, answers), dataset)
+        assert math.isnan(result.map) and all(map(math.isnan, result.per_class.values()))
+        assert result.to_json()["map"] is None and json.dumps(result.to_json(), allow_nan=False)
+        assert "-" in result.table()
+
+
+def test_a_broken_picture_is_left_out_with_its_objects(coco_files: Files, make_card_with: Callable[..., Card]) -> None:
+    dataset = read_coco(*coco_files(coco_content()))
+    broken = dataset.records[0].path
+    broken.write_bytes(broken.read_bytes()[:40])
+    result = evaluate(oracle(make_card_with, perfect(dataset)), dataset, batch_size=1)
+    assert [path for path, _ in result.skipped] == [broken] and "truncated" in result.skipped[0][1]
+    assert result.map == pytest.approx(100) and result.images == 8 and 1 not in result.detections
+    assert "1 unreadable" in result.table() and result.to_json()["skipped"][0]["path"] == str(broken)
+    for record in dataset.records:
+        record.path.write_bytes(b"")
+    with pytest.raises(EvaluationError, match="none of its 9 images can be read"):
+        evaluate(oracle(make_card_with, {}), dataset)
+
+
+def test_frames_of_another_size_are_judged_in_their_own_pixels(
+    coco_files: Files, make_card_with: Callable[..., Card]
+) -> None:
+    content = coco_content()
+    for image in content["images"]:
+        image["height"], image["width"] = 64 + 13 * image["id"], 250
+    dataset = read_coco(*coco_files(content))
+    answers = {}
+    for r in dataset.records:
+        _, placement = letterbox(np.zeros((r.height, r.width, 3), np.uint8), SIZE)
+        answers[r.id] = (placement.to_input(r.boxes_xyxy).tolist(), [0.9] * len(r.labels), r.labels.tolist())
+    assert evaluate(oracle(make_card_with, answers), dataset).map == pytest.approx(100)
+
+
+def test_classes_must_agree(coco_files: Files, make_card_with: Callable[..., Card]) -> None:
+    content = coco_content()
+    content["categories"][0]["name"] = "dog"
+    detector = oracle(make_card_with, {})
+    with pytest.raises(EvaluationError, match="only the model has ant; only the annotations have dog"):
+        evaluate(detector, read_coco(*coco_files(content)))
+    dataset = read_coco(*coco_files(coco_content()), classes=["cat", "bee", "ant"])
+    with pytest.raises(EvaluationError, match="the same names in another order"):
+        evaluate(detector, dataset)
+    with pytest.raises(EvaluationError, match="batch_size"):
+        evaluate(detector, dataset, batch_size=0)

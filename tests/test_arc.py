@@ -1,0 +1,100 @@
+"""The whole road on a small set: config, weights, ONNX, Detector, mAP, pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from runtime import Detector, read_card, read_coco, read_image
+from runtime.evaluate import evaluate
+
+
+def command(room: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would, from another folder than the project's."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.run(
+        [sys.executable, "-m", room, *map(str, arguments)], cwd=cwd, env=environment, text=True, capture_output=True
+    )
+
+
+def test_shapes_are_learned_and_the_onnx_file_scores_the_same(shapes_run: Path) -> None:
+    data = shapes_run.parent.parent / "data"
+    val = read_coco(data / "val.json", data / "val")
+    onnx = evaluate(Detector(shapes_run / "best.onnx"), val)
+    torch = evaluate(Detector(shapes_run / "best.pt"), val)
+    assert torch.map > 50
+    assert onnx.map == pytest.approx(torch.map, abs=0.1)
+    card = read_card(shapes_run / "best.onnx")
+    assert card.metrics["map"] == pytest.approx(onnx.map, abs=1e-3)
+    assert card.verification["passed"] is True
+    assert card.classes == ("circle", "square", "triangle")
+
+
+def test_a_run_folder_holds_what_the_readme_says(shapes_run: Path) -> None:
+    with (shapes_run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["epoch"]) for r in rows] == list(range(1, len(rows) + 1))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert rows[-1]["map"] and not rows[0]["map"]  # validated every fifth epoch only
+    for name in ("plots/loss.png", "plots/map.png", "plots/validation.jpg"):
+        picture = cv2.imread(str(shapes_run / name))
+        assert picture is not None and np.ptp(picture) > 50, name
+    page = (shapes_run / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/") == 3 and "http" not in page.replace("http://www.w3.org", "")
+    assert list((shapes_run / "tensorboard").glob("events.*"))
+
+
+def test_the_commands_walk_the_road(shapes_run: Path, tmp_path: Path) -> None:
+    """show, eval, verify and detect by their command lines, with the newest run found by themselves."""
+    cwd = shapes_run.parent.parent
+    shown = command("trainer", "show", "data/shapes.yaml", "optim.lr=1e-3", cwd=cwd)
+    assert shown.returncode == 0 and "lr: 0.001" in shown.stdout
+
+    scored = command("trainer", "eval", "--quiet", cwd=cwd)
+    assert scored.returncode == 0, scored.stderr
+    assert "runs/shapes/best.pt" in scored.stdout and "mAP" in scored.stdout
+
+    verified = command("exporter", "verify", "--quiet", "--report", tmp_path, cwd=cwd)
+    assert verified.returncode == 1 and "No module named exporter" in verified.stderr  # the module is `export`
+    verified = command("export", "verify", "--quiet", "--report", tmp_path, cwd=cwd)
+    assert verified.returncode == 0, verified.stderr
+    assert verified.stdout.rstrip().endswith("passed")
+    report = json.loads((tmp_path / "verify.json").read_text())
+    assert report["passed"] and abs(report["artifacts"][0]["delta_map"]) <= 0.1
+    assert "data:image/jpeg" in (tmp_path / "verify.html").read_text()
+
+    picture = sorted((cwd / "data" / "val").glob("*.jpg"))[0]
+    found = command("runtime", "detect", picture, "--out", tmp_path / "found", "--quiet", cwd=cwd)
+    assert found.returncode == 0, found.stderr
+    assert "best.onnx" in found.stdout
+    assert read_image(tmp_path / "found" / picture.name).shape == read_image(picture).shape
+
+
+def test_a_gate_that_is_not_met_fails_and_leaves_nothing(shapes_run: Path, tmp_path: Path) -> None:
+    """Weights damaged after training: the file scores less than its reference and must not pass for it."""
+    import torch
+
+    from models.checkpoint import read_checkpoint, save_checkpoint
+
+    content = read_checkpoint(shapes_run / "best.pt")
+    damaged = {k: v.clone() for k, v in content["model"].items()}
+    damaged["head.box.weight"] += 0.05 * torch.randn(damaged["head.box.weight"].shape, generator=torch.manual_seed(0))
+    save_checkpoint(tmp_path / "damaged.pt", damaged, content["card"])
+    cwd = shapes_run.parent.parent
+    exported = command("export", "onnx", tmp_path / "damaged.pt", "--quiet", cwd=cwd)
+    assert exported.returncode == 0, exported.stderr  # it equals its own checkpoint
+    verified = command(
+        "export", "verify", tmp_path / "damaged.onnx", "--against", shapes_run / "best.pt", "--quiet",
+        "--report", tmp_path, cwd=cwd,
+    )  # fmt: skip
+    assert verified.returncode == 1
+    assert "FAILED" in verified.stdout
+    assert json.loads((tmp_path / "verify.json").read_text())["passed"] is False

@@ -1,0 +1,142 @@
+"""The rooms' rules, read from the source: who may import whom, who may speak, what a thing may be called."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("models", "runtime", "trainer", "export")
+MAY_IMPORT = {
+    "models": {"models"},
+    "runtime": {"runtime"},  # and models, lazily, in the files below
+    "trainer": {"trainer", "runtime", "models"},
+    "export": {"export", "runtime", "models"},
+}
+LAZILY_MODELS = {"runtime/backends/torch.py", "runtime/card.py"}
+NOT_AT_IMPORT = {"torch", "torchvision", "onnx", "onnxruntime", "pycocotools", "tensorrt", "matplotlib", "yaml"}
+DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
+
+
+def sources() -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def tree(source: str) -> ast.Module:
+    return ast.parse((ROOT / source).read_text(encoding="utf-8"), source)
+
+
+def imports(module: ast.Module) -> Iterator[tuple[str, int, bool]]:
+    """Dotted name, line and "runs at import" of every import; those under TYPE_CHECKING never run."""
+
+    def visit(node: ast.AST, lazy: bool) -> Iterator[tuple[str, int, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, child.lineno, not lazy) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"line {child.lineno}: relative import; rooms are imported by name"
+                yield (child.module or "", child.lineno, not lazy)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                yield from visit(child, True)
+            else:
+                yield from visit(child, lazy or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+    return visit(module, False)
+
+
+def speaks(source: str) -> bool:
+    """Command modules: they hold an argument parser's `add_parser`/`add_argument` calls or are `__main__`."""
+    return source.endswith("__main__.py") or source.endswith("commands.py") or "/commands/" in source
+
+
+def test_there_is_something_to_read():
+    assert {source.split("/")[0] for source in sources()} == set(ROOMS)
+
+
+@pytest.mark.parametrize("source", sources())
+def test_imports_point_the_right_way(source):
+    room = source.split("/")[0]
+    for name, line, at_import in imports(tree(source)):
+        top = name.split(".")[0]
+        if top in ROOMS and top not in MAY_IMPORT[room]:
+            assert source in LAZILY_MODELS and top == "models", f"{source}:{line}: {room} must not import {name}"
+            assert not at_import, f"{source}:{line}: import {name} inside the function that needs it"
+        assert top not in ("tests", "benchmarks"), f"{source}:{line}: a room must not import {name}"
+
+
+@pytest.mark.parametrize("source", [s for s in sources() if s.startswith("runtime/")])
+def test_runtime_loads_heavy_packages_only_when_asked(source):
+    backend = source.startswith("runtime/backends/") and not source.endswith("__init__.py")
+    for name, line, at_import in imports(tree(source)):
+        heavy = name.split(".")[0] in NOT_AT_IMPORT
+        # A backend's own file is imported lazily as a whole.
+        assert not (heavy and at_import and not backend), f"{source}:{line}: {name} at import"
+
+
+@pytest.mark.parametrize("source", [s for s in sources() if not speaks(s)])
+def test_only_commands_print_parse_arguments_or_exit(source):
+    for node in ast.walk(tree(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            assert "argparse" not in names, f"{source}:{node.lineno}: arguments are parsed in command modules"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            quiet = called not in {"print", "sys.exit", "exit", "quit", "os._exit", "input"}
+            assert quiet, f"{source}:{node.lineno}: {called}() belongs into a command module"
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            assert "SystemExit" not in ast.unparse(node.exc), f"{source}:{node.lineno}: raise an error, do not exit"
+
+
+@pytest.mark.parametrize("source", sources())
+def test_no_module_is_a_drawer(source):
+    assert not DRAWERS & set(Path(source).with_suffix("").parts), f"{source}: name the room of what it holds"
+
+
+@pytest.mark.parametrize("source", sources())
+def test_constructors_name_their_arguments(source):
+    for node in ast.walk(tree(source)):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            assert node.args.kwarg is None, f"{source}:{node.lineno}: **{node.args.kwarg.arg} hides a typo"
+
+
+@pytest.mark.parametrize("source", sources())
+def test_a_file_can_be_read_in_one_sitting(source):
+    lines = len((ROOT / source).read_text(encoding="utf-8").splitlines())
+    limit = 350 if source == "models/config.py" else 300
+    assert lines <= limit, f"{source}: {lines} lines"
+
+
+@pytest.mark.parametrize("source", [s for s in sources() if s.startswith("models/")])
+def test_the_graph_never_asks_whether_it_is_being_exported(source):
+    """One decoder for everybody: no twin of a forward for the exporter."""
+    names = {node.attr for node in ast.walk(tree(source)) if isinstance(node, ast.Attribute)}
+    assert not names & {"is_in_onnx_export", "is_scripting", "is_tracing"}
+
+
+def test_the_checks_see_what_they_look_for():
+    module = ast.parse("import torch\ndef f():\n    from models.nms import x\nif TYPE_CHECKING:\n    import onnx\n")
+    assert list(imports(module)) == [("torch", 1, True), ("models.nms", 3, False), ("onnx", 5, False)]
+
+
+def test_import_runtime_is_light():
+    """In a fresh interpreter `import runtime` loads nothing heavy, and takes well under half a second."""
+    code = (
+        "import sys, time\n"
+        "import numpy, cv2\n"  # what a deployment has anyway; the rest is ours
+        "start = time.perf_counter()\n"
+        "import runtime\n"
+        "runtime.Detector\n"
+        "print(time.perf_counter() - start)\n"
+        "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    seconds, modules = done.stdout.splitlines()
+    assert not NOT_AT_IMPORT & set(modules.split())
+    assert not {"models", "trainer", "export"} & set(modules.split())
+    assert float(seconds) < 0.5

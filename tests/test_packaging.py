@@ -1,0 +1,110 @@
+"""What a user installs: the wheel holds the four rooms, their commands and licence, and no tests.
+
+Built without network and build isolation, in a copy of the tree, so that nothing is left behind here.
+"""
+
+from __future__ import annotations
+
+import configparser
+import email
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("models", "trainer", "export", "runtime")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns("__pycache__", "*.npz")
+    for folder in (*ROOMS, "tests", "benchmarks"):  # tests too: the wheel must leave them out by itself
+        shutil.copytree(ROOT / folder, tree / folder, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(out)]
+    done = subprocess.run([*command, str(tree)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def names(wheel) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def read(wheel: Path, ending: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(ending))
+        return archive.read(name).decode()
+
+
+def test_every_module_of_the_rooms_is_in_and_nothing_else(names):
+    ours = {str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    packed = {name for name in names if ".dist-info/" not in name}
+    assert packed == ours | {f"{room}/py.typed" for room in ROOMS}
+
+
+def test_every_folder_with_modules_is_a_package(names):
+    folders = {str(Path(name).parent) for name in names if name.endswith(".py")}
+    assert all(f"{folder}/__init__.py" in names for folder in folders)
+
+
+def test_the_commands(wheel):
+    scripts = configparser.ConfigParser()
+    scripts.read_string(read(wheel, "entry_points.txt"))
+    assert dict(scripts["console_scripts"]) == {
+        "trainer": "trainer.__main__:main",
+        "runtime": "runtime.__main__:main",
+        "exporter": "export.__main__:main",
+        "export": "export.__main__:main",
+    }
+
+
+def test_the_licence_and_what_an_install_pulls_in(wheel):
+    assert "Apache License" in read(wheel, "LICENSE")
+    metadata = email.message_from_string(read(wheel, "METADATA"))
+    assert metadata["Name"] == "isodet" and metadata["License-Expression"] == "Apache-2.0"
+    required = metadata.get_all("Requires-Dist")
+    base = {line.split(">")[0] for line in required if "extra ==" not in line}
+    assert base == {"numpy", "opencv-python", "onnxruntime", "tqdm"}
+    extras = set(metadata.get_all("Provides-Extra"))
+    assert extras == {"train", "export", "trt", "rtx", "video", "serve", "test", "all"}
+
+
+def test_an_installed_wheel_works_from_anywhere(wheel, tmp_path):
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(site)]
+    done = subprocess.run([*command, str(wheel)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    code = f"""
+import sys
+sys.path.insert(0, {str(site)!r})
+import runtime, models, trainer, export
+for room in (runtime, models, trainer, export):
+    assert room.__file__.startswith({str(site)!r}), room.__file__
+from runtime import Detections, Detector
+print(len(Detections.empty(("a", "b"))))
+"""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = subprocess.run([sys.executable, "-c", code], cwd=empty, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "0"
+
+
+@pytest.mark.parametrize("module", ["trainer", "export", "runtime"])
+def test_commands_explain_themselves_and_reject_wrong_usage(module):
+    """--help is status 0; wrong usage is status 2."""
+    helped = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert helped.returncode == 0 and "usage" in helped.stdout.lower(), helped.stderr
+    wrong = subprocess.run([sys.executable, "-m", module, "no-such-verb"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2, wrong.stderr
+    assert "Traceback" not in wrong.stderr

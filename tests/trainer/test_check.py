@@ -1,0 +1,131 @@
+"""check-data finds the faults that were put in, and says nothing about a data set without any."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from trainer.check import check_data
+from trainer.config import TrainConfig, read_config
+from trainer.recipes import make_shapes
+
+
+@pytest.fixture()
+def folder(tmp_path: Path) -> Path:
+    make_shapes(tmp_path / "set", 10, 4, seed=3)
+    return tmp_path / "set"
+
+
+def _config(folder: Path) -> TrainConfig:
+    return read_config(folder / "shapes.yaml")
+
+
+def _edit(path: Path) -> tuple[dict[str, Any], Any]:
+    coco = json.loads(path.read_text())
+    return coco, lambda: path.write_text(json.dumps(coco))
+
+
+def _counts(path: Path) -> dict[str, int]:
+    coco = json.loads(path.read_text())
+    names = {c["id"]: c["name"] for c in coco["categories"]}
+    counts = dict.fromkeys(names.values(), 0)
+    for annotation in coco["annotations"]:
+        counts[names[annotation["category_id"]]] += 1
+    return counts
+
+
+def test_a_sound_data_set(folder: Path, tmp_path: Path) -> None:
+    coco, save = _edit(folder / "train.json")
+    calls: list[tuple[int, int]] = []
+    report = check_data(_config(folder), tmp_path / "out", progress=lambda done, total: calls.append((done, total)))
+    assert report.train.objects == _counts(folder / "train.json")
+    assert report.val.objects == _counts(folder / "val.json")
+    empty = {i["id"] for i in coco["images"]} - {a["image_id"] for a in coco["annotations"]}
+    assert report.train.empty_images == len(empty)
+    assert sorted(report.train.source_areas) == sorted(a["area"] for a in coco["annotations"])
+    assert report.warnings() == [w for w in report.warnings() if "no object of" in w]  # a small set may lack a class
+    assert calls[-1] == (14, 14) and [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert [path.name for path in report.written] == ["classes.png", "box_sizes.png", "samples.jpg"]
+    assert all(cv2.imread(str(path)) is not None for path in report.written)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["box_sizes.png", "classes.png", "samples.jpg"]
+    text = report.text()
+    assert "train: 10 images" in text and "val: 4 images" in text and str(tmp_path / "out" / "samples.jpg") in text
+
+
+def test_every_fault_is_found(folder: Path, tmp_path: Path) -> None:
+    train = sorted((folder / "train").iterdir())
+    train[1].write_bytes(train[1].read_bytes()[:-300])
+    train[2].write_text("not a picture")
+    cv2.imwrite(str(train[3]), np.zeros((64, 128, 3), np.uint8))
+    shutil.copy(train[5], train[4])
+    shutil.copy(train[6], folder / "val" / "000002.jpg")
+    train[7].unlink()
+    coco, save = _edit(folder / "train.json")
+    coco["images"].append(dict(coco["images"][8], id=99))
+    first = coco["annotations"][0]["image_id"]
+    coco["annotations"] += [
+        {"id": 900, "image_id": first, "category_id": 1, "bbox": [5, 5, 0, 9], "area": 0, "iscrowd": 0},
+        {"id": 901, "image_id": first, "category_id": 1, "bbox": [500, 5, 9, 9], "area": 81, "iscrowd": 0},
+        {"id": 902, "image_id": first, "category_id": 1, "bbox": [5, 5, 9, 9], "area": 81, "iscrowd": 1},
+    ]
+    coco["categories"].append({"id": 7, "name": "hexagon"})
+    save()
+    coco, save = _edit(folder / "val.json")
+    coco["categories"].append({"id": 7, "name": "hexagon"})
+    save()
+    config = folder / "shapes.yaml"
+    config.write_text(config.read_text().replace("triangle]", "triangle, hexagon]"))
+
+    report = check_data(_config(folder), tmp_path / "out")
+    assert {path.name for path, _ in report.train.broken} == {train[1].name, train[2].name}
+    assert report.train.wrong_size == ((train[3], (128, 128), (64, 128)),)
+    assert report.train.repeated_files == (train[8],)
+    assert report.train.copies == ((train[4], train[5]),)
+    assert [(a.name, b.name) for a, b in report.shared] == [(train[6].name, "000002.jpg")]
+    assert report.train.crowds == 1 and report.train.objects["hexagon"] == 0
+    text = "\n".join(report.warnings())
+    for words in (
+        "1 pictures are in train and val", "2 broken pictures", "truncated", "is 128x64, annotated 128x128",
+        "named by several images", "identical pictures", "no object of 1 classes: hexagon", "annotation 900",
+        "annotation 901", "1 images whose file is missing", "val: no object of",
+    ):  # fmt: skip
+        assert words in text, words
+    assert text.splitlines()[0].startswith("1 pictures are in train and val")  # the worst first
+
+
+def test_small_objects_and_no_objects_at_all(folder: Path, tmp_path: Path) -> None:
+    coco, save = _edit(folder / "train.json")
+    for annotation in coco["annotations"]:
+        annotation["bbox"][2:] = [3, 20]
+    save()
+    report = check_data(_config(folder), tmp_path / "small")
+    assert any("100% of the objects have a side below 8 px" in warning for warning in report.warnings())
+    coco["annotations"] = []
+    save()
+    report = check_data(_config(folder), tmp_path / "none")
+    assert sum(report.train.objects.values()) == 0 and report.train.empty_images == 10
+    assert any("no object of 3 classes: circle; square; triangle" in warning for warning in report.warnings())
+    assert "train: 10 images, 10 of them without objects; 0 objects" in report.text()
+
+
+def test_no_readable_picture_leaves_out_the_sheet(folder: Path, tmp_path: Path) -> None:
+    for path in (folder / "train").iterdir():
+        path.write_bytes(b"")
+    report = check_data(_config(folder), tmp_path / "out")
+    assert len(report.train.broken) == 10
+    assert [path.name for path in report.written] == ["classes.png", "box_sizes.png"]
+
+
+def test_sizes_are_those_of_the_input(folder: Path, tmp_path: Path) -> None:
+    text = (folder / "shapes.yaml").read_text().replace("input_size_hw: [128, 128]", "input_size_hw: [64, 256]")
+    (folder / "half.yaml").write_text(text)
+    full = check_data(_config(folder), tmp_path / "a").train
+    half = check_data(read_config(folder / "half.yaml"), tmp_path / "b").train
+    np.testing.assert_allclose(half.input_wh, full.input_wh / 2, atol=1e-3)
+    np.testing.assert_array_equal(half.source_areas, full.source_areas)

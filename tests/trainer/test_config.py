@@ -1,0 +1,124 @@
+"""Configs: strict, typed, inherited, overridden; what is wrong is named with its nearest right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.config import PRESETS, ConfigError, model_config, to_mapping
+from trainer.config import dump_config, read_config
+
+BASE = """
+data:
+  train: {annotations: train.json, images: train}
+  val: {annotations: val.json, images: /data/val}
+model: {classes: [a, b]}
+"""
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.rl=0.1", r"unknown key 'optim.rl'; did you mean 'lr'\?"),
+        ("optimizer.lr=0.1", r"unknown key 'optimizer'; did you mean 'optim'\?"),
+        ("optim.lr=fast", r"optim.lr: expected a number, got 'fast' \(str\)"),
+        ("optim.lr=-1", r"optim.lr: expected a positive number, got -1"),
+        ("optim.lr=.nan", r"optim.lr: expected a number"),
+        ("optim.kind=adam", r"optim.kind: expected one of sgd, adamw, got 'adam' \(str\); did you mean 'adamw'\?"),
+        ("schedule.epochs=1.5", r"schedule.epochs: expected a whole number, got 1.5 \(float\)"),
+        ("schedule.epochs=true", r"schedule.epochs: expected a whole number"),
+        ("channels_last=1", r"channels_last: expected true or false"),
+        ("channels_last=no", r"channels_last: expected true or false, got 'no' \(str\)"),
+        ("model.detector=yolo", r"model.detector: expected one of atss, retinanet, fcos"),
+        ("model.classes=[]", r"model.classes: expected at least one class name"),
+        ("model.classes=[a,a]", r"model.classes: expected names that differ \(twice: a\)"),
+        ("model.classes=[1,2]", r"model.classes\[0\]: expected text, got 1 \(int\)"),
+        ("model.input_size_hw=[320,300]", r"model.input_size_hw: expected \[height, width\], each a multiple of 32"),
+        ("model.input_size_hw=[320]", r"model.input_size_hw: expected a list of 2 values"),
+        ("model.neck.levels=[6,7]", r"model.neck.levels: expected \[first, last\]"),
+        ("model.postprocess.candidates=5000", r"model.postprocess.candidates: expected 1 to 3840"),
+        ("model.backbone={width: 0.5, weights: imagenet}", r"model.backbone.weights: 'imagenet' needs width"),
+        ("model.box={code: ltrb, loss: l1}", r"model.box.loss: l1 is defined on delta codes"),
+        ("name=a/b", r"name: expected a folder name"),
+        ("name=", r"name: expected text, got None"),
+        ("batch_size", r"override 'batch_size': expected key=value"),
+        ("batch_size=[1", r"override 'batch_size=\[1': the value is not valid YAML"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(tmp_path: Path, override: str, message: str) -> None:
+    path = write(tmp_path, "c.yaml", BASE)
+    with pytest.raises(ConfigError, match=message):
+        read_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a YAML mapping"),
+        ("- a", "expected a YAML mapping"),
+        ("a: [", "not valid YAML"),
+        ("_base_: c.yaml", "comes back to itself"),
+        ("_base_: other.yaml", r"other.yaml: cannot read this config \(named as _base_ by"),
+        ("name: a\nname: b", "not valid YAML: key 'name' is there twice"),
+        ("_base_: 3", "expected a path or a list of paths"),
+        ("model: {classes: [a]}", "missing key 'data'"),
+        ("data: {train: 3}", "missing key 'model'|data.train: expected a mapping"),
+    ],
+)
+def test_files_that_are_no_configs(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, "c.yaml", text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_config(path)
+    assert "c.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read this config: No such file"):
+        read_config(tmp_path / "nowhere.yaml")
+
+
+def test_paths_are_relative_to_the_file_that_says_them(tmp_path: Path) -> None:
+    write(tmp_path, "shared/base.yaml", BASE)
+    path = write(tmp_path, "mine/c.yaml", "_base_: ../shared/base.yaml\ndata: {val: {annotations: v.json}}\n")
+    config = read_config(path)
+    assert config.data.train.annotations == str(tmp_path / "shared" / "train.json")
+    assert config.data.val.annotations == str(tmp_path / "mine" / "v.json")
+    assert config.data.val.images == "/data/val"
+
+
+def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", BASE + "optim: {lr: 0.1, momentum: 0.5}\n")
+    write(tmp_path, "b.yaml", "optim: {lr: 0.2}\nschedule: {epochs: 3}\n")
+    path = write(tmp_path, "c.yaml", "_base_: [a.yaml, b.yaml]\nschedule: {epochs: 4}\n")
+    config = read_config(path, ["optim.weight_decay=1e-3"])
+    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (0.2, 0.5, 1e-3)
+    assert config.schedule.epochs == 4
+
+
+@pytest.mark.parametrize("detector", PRESETS)
+def test_the_resolved_config_reads_back_equal(tmp_path: Path, detector: str) -> None:
+    config = read_config(write(tmp_path, "c.yaml", BASE), [f"model.detector={detector}"])
+    again = read_config(write(tmp_path, "d.yaml", dump_config(config)))
+    assert again == config
+    assert model_config(to_mapping(config.model)) == config.model
+
+
+def test_words_and_numbers_are_read_as_yaml_1_2_does(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", BASE.replace("[a, b]", "[no, on, y, 1e, '1']"))
+    config = read_config(path, ["amp=off", "optim.lr=1e-3", "optim.weight_decay=.5E-1"])
+    assert config.model.classes == ("no", "on", "y", "1e", "1")
+    assert (config.amp, config.optim.lr, config.optim.weight_decay) == ("off", 0.001, 0.05)
+
+
+def test_a_preset_is_laid_under_the_keys_that_are_given() -> None:
+    config = model_config({"classes": ["a"], "detector": "retinanet", "anchors": {"ratios": [1.0]}})
+    assert config.assign.kind == "iou" and config.quality == "none"
+    assert config.anchors.per_cell == 3 and config.anchors.size == 4

@@ -1,0 +1,148 @@
+"""The training set: the same items whoever loads them, and no picture file that stops a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from runtime.coco import CocoDataset, read_coco
+from runtime.image import letterbox, read_image
+from trainer.config import AugmentConfig
+from trainer.data import Sample, TrainSet, collate, init_worker
+from trainer.recipes import make_shapes
+
+
+@pytest.fixture()
+def shapes(tmp_path: Path) -> CocoDataset:
+    make_shapes(tmp_path / "set", 12, 1)
+    return read_coco(tmp_path / "set" / "train.json", tmp_path / "set" / "train")
+
+
+def _same(a: Sample | None, b: Sample | None) -> bool:
+    assert a is not None and b is not None
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_items_depend_on_seed_epoch_and_index_only(shapes: CocoDataset) -> None:
+    train, twin = (TrainSet(shapes, (96, 96), AugmentConfig(), seed=5) for _ in range(2))
+    _ = [twin[i] for i in (7, 2, 2, 9)]  # another history
+    assert all(_same(train[i], twin[i]) for i in range(12))
+    twin.set_epoch(1)
+    assert not any(np.array_equal(train[i].image, twin[i].image) for i in range(12))  # type: ignore[union-attr]
+    twin.set_epoch(0)
+    assert _same(train[3], twin[3])
+    assert not _same(train[3], TrainSet(shapes, (96, 96), AugmentConfig(), seed=6)[3])
+    assert _same(TrainSet(shapes, (96, 96), AugmentConfig(), seed=-1)[0],
+                 TrainSet(shapes, (96, 96), AugmentConfig(), seed=-1)[0])  # fmt: skip
+
+
+def test_worker_count_and_persistence_change_nothing(shapes: CocoDataset) -> None:
+    def epochs(workers: int) -> list[torch.Tensor]:
+        train = TrainSet(shapes, (64, 64), AugmentConfig(), seed=1)
+        loader = DataLoader(
+            train,
+            4,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=init_worker,
+        )
+        seen = []
+        for epoch in range(2):
+            train.set_epoch(epoch)
+            for batch in loader:
+                seen += [batch.images, batch.boxes_xyxy, batch.labels]
+        return seen
+
+    alone, two = epochs(0), epochs(2)
+    assert len(alone) == len(two) == 18
+    assert all(torch.equal(a, b) for a, b in zip(alone, two, strict=True))
+    assert not torch.equal(alone[0], alone[9])  # the second epoch is another one
+
+
+def test_workers_start_after_opencv_ran_with_threads_here(shapes: CocoDataset) -> None:
+    """A forked process inherits OpenCV's pool without its threads; `setNumThreads(1)` there hung every loader."""
+    large = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
+    for _ in range(3):
+        for _ in range(3):
+            cv2.resize(large, (900, 900)), cv2.transform(large, np.eye(3, 4))
+        train = TrainSet(shapes, (64, 64), AugmentConfig())
+        loader = DataLoader(train, 4, collate_fn=collate, num_workers=2, worker_init_fn=init_worker, timeout=20)
+        assert sum(len(batch.images) for batch in loader) == 12
+
+
+def test_without_augmentation_an_item_is_the_letterbox(shapes: CocoDataset) -> None:
+    train = TrainSet(shapes, (64, 96), None)
+    for i, record in enumerate(shapes.records):
+        sample = train[i]
+        assert sample is not None and sample.image_id == record.id
+        expected, placement = letterbox(read_image(record.path), (64, 96))
+        assert np.array_equal(sample.image, expected)
+        np.testing.assert_allclose(sample.boxes_xyxy, placement.to_input(record.boxes_xyxy), atol=1e-4)
+        assert np.array_equal(sample.labels, record.labels)
+
+
+def test_broken_vanished_and_turned_pictures_are_left_out_once_logged(
+    shapes: CocoDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut, gone, turned = (shapes.records[i].path for i in (2, 5, 6))
+    cut.write_bytes(cut.read_bytes()[:-200])
+    gone.unlink()
+    cv2.imwrite(str(turned), np.zeros((64, 128, 3), np.uint8))
+    train = TrainSet(shapes, (64, 64), AugmentConfig())
+    loader = DataLoader(train, 4, collate_fn=collate)
+    with caplog.at_level(logging.WARNING):
+        sizes = [[len(batch.images) for batch in loader] for _ in range(2)]
+    assert sizes == [[3, 2, 4]] * 2
+    assert train.unusable == [cut, gone, turned]
+    messages = [record.getMessage() for record in caplog.records if record.name == "trainer.data"]
+    assert len(messages) == 3
+    assert str(cut) in messages[0] and "truncated" in messages[0] and f"image id {shapes.records[2].id}" in messages[0]
+    assert str(gone) in messages[1]
+    assert "128x64" in messages[2] and "128x128" in messages[2]
+
+
+def test_what_workers_could_not_read_is_known_outside_them(shapes: CocoDataset) -> None:
+    shapes.records[4].path.unlink()
+    train = TrainSet(shapes, (64, 64), None)
+    ids = [i for batch in DataLoader(train, 3, collate_fn=collate, num_workers=2) for i in batch.image_ids]
+    assert len(ids) == 11 and shapes.records[4].id not in ids
+    assert train.unusable == [shapes.records[4].path]
+
+
+def test_crowds_are_no_targets_but_are_counted(tmp_path: Path) -> None:
+    make_shapes(tmp_path / "set", 6, 1)
+    path = tmp_path / "set" / "train.json"
+    coco = json.loads(path.read_text())
+    first = coco["annotations"][0]
+    first["iscrowd"] = 1
+    path.write_text(json.dumps(coco))
+    dataset = read_coco(path, tmp_path / "set" / "train")
+    train = TrainSet(dataset, (128, 128), None)
+    assert train.crowds == 1
+    index = next(i for i, record in enumerate(dataset.records) if record.id == first["image_id"])
+    sample = train[index]
+    assert sample is not None and len(sample.labels) == len(dataset.records[index].labels) - 1
+
+
+def test_collate_pads_and_survives_nothing() -> None:
+    def sample(boxes: int, image_id: int) -> Sample:
+        return Sample(
+            np.full((32, 64, 3), image_id, np.uint8), np.ones((boxes, 4), np.float32), np.arange(boxes), image_id
+        )
+
+    batch = collate([sample(2, 7), None, sample(0, 8)])
+    assert batch.images.shape == (2, 32, 64, 3) and batch.images.dtype == torch.uint8
+    assert batch.boxes_xyxy.shape == (2, 2, 4) and batch.labels.tolist() == [[0, 1], [-1, -1]]
+    assert batch.boxes_xyxy[1].eq(0).all() and list(batch.image_ids) == [7, 8]
+    no_objects = collate([sample(0, 1)])
+    assert no_objects.boxes_xyxy.shape == (1, 0, 4) and no_objects.labels.shape == (1, 0)
+    for nothing in (collate([None, None]), collate([])):
+        assert len(nothing.images) == 0 and nothing.boxes_xyxy.shape == (0, 0, 4) and list(nothing.image_ids) == []

@@ -1,0 +1,224 @@
+"""`trainer new` writes configs that load, whatever the data look like, and says why in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from models.config import ConfigError
+from runtime.coco import CocoError, read_coco
+from trainer import new
+from trainer.config import read_config
+from trainer.new import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels, new_config, new_recipe
+from trainer.recipes import RecipeError
+
+CPU = Hardware("cpu", "a CPU with 2 cores", 0.0)
+GPU = Hardware("gpu", "Some GPU", 24.0)
+ODD_NAMES = ["no", "1", "a: b", 'say "hi"', "it's", "größe 日本", "# x", "null", "- y", "{a}", "back\\slash", "🚦",
+             "two\nlines", " padded ", "*ref", "1e3", "~", "%d", "tab\there", "x" * 300]  # fmt: skip
+
+
+@pytest.fixture(params=[CPU, GPU], ids=["cpu", "gpu"])
+def hardware(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hardware:
+    monkeypatch.setattr(new, "_hardware", lambda: request.param)
+    return request.param
+
+
+def _write(
+    folder: Path,
+    names: dict[int, str],
+    images: int = 3,
+    hw: tuple[int, int] = (480, 640),
+    side: float = 40,
+    each: int = 3,
+) -> tuple[Path, Path, Path, Path]:
+    """A split pair whose pictures are only names: nothing here decodes them."""
+    ids = list(names)
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        for i in range(images):
+            (folder / split / f"{i}.jpg").touch()
+        annotations = [
+            {"id": n, "image_id": n // each, "category_id": ids[n % len(ids)], "bbox": [5, 5, side, side],
+             "area": side**2, "iscrowd": 0}
+            for n in range(images * each)
+        ]  # fmt: skip
+        coco = {
+            "images": [{"id": i, "file_name": f"{i}.jpg", "height": hw[0], "width": hw[1]} for i in range(images)],
+            "annotations": annotations,
+            "categories": [{"id": i, "name": name} for i, name in names.items()],
+        }
+        (folder / f"{split}.json").write_text(json.dumps(coco), encoding="utf-8")
+    return folder / "train.json", folder / "train", folder / "val.json", folder / "val"
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_gaps_in_category_ids_and_odd_names(tmp_path: Path, hardware: Hardware) -> None:
+    names = {7 + 3 * i: name for i, name in enumerate(ODD_NAMES)}
+    data = _write(tmp_path / "data", names, each=len(names))
+    out = new_config(tmp_path / "my.yaml", *data)
+    config = read_config(out)
+    assert config.model.classes == tuple(ODD_NAMES)
+    dataset = read_coco(config.data.train.annotations, config.data.train.images, config.model.classes)
+    assert dataset.category_ids == tuple(names) and len(dataset.problems) == 0
+
+
+@pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
+@pytest.mark.parametrize("images", [1, 2, 700])
+def test_complete_for_any_number_of_images(tmp_path: Path, hardware: Hardware, detector: Any, images: int) -> None:
+    config = read_config(
+        new_config(tmp_path / "a.yaml", *_write(tmp_path / "d", {1: "cat"}, images), detector=detector)
+    )
+    assert config.model.detector == detector and config.name == "a"
+    assert config.batch_size <= max(1, images // 4)
+    steps = config.schedule.epochs * max(1, images // config.batch_size)
+    assert steps <= 20_000 and config.schedule.warmup_steps <= max(1, steps // 10)
+    assert config.val_interval <= config.schedule.epochs
+
+
+def test_paths_are_relative_to_the_yaml(tmp_path: Path, hardware: Hardware) -> None:
+    data = _write(tmp_path / "some data", {1: "cat"})
+    out = new_config(tmp_path / "configs" / "deep" / "my.yaml", *data)
+    plain = yaml.safe_load(out.read_text(encoding="utf-8"))
+    assert plain["data"]["train"] == {"annotations": "../../some data/train.json", "images": "../../some data/train"}
+    assert read_config(out).data.val.images == str((tmp_path / "some data" / "val").resolve())
+    (tmp_path / "configs").rename(tmp_path / "moved")  # with the same depth it still finds its data
+    read_coco(*_split(read_config(tmp_path / "moved" / "deep" / "my.yaml").data.train))
+
+
+def _split(split: Any) -> tuple[str, str]:
+    return split.annotations, split.images
+
+
+@pytest.mark.parametrize(
+    ("hw", "size", "expected"),
+    [
+        ((1080, 1920), 640, (384, 640)),
+        ((1920, 1080), 640, (640, 384)),
+        ((480, 640), 320, (256, 320)),
+        ((500, 500), 100, (128, 128)),
+        ((100, 4000), 640, (64, 640)),
+        ((120, 160), None, (128, 160)),  # no larger than the pictures
+    ],
+)
+def test_input_size_keeps_the_aspect(
+    tmp_path: Path, hardware: Hardware, hw: tuple[int, int], size: int | None, expected: tuple[int, int]
+) -> None:
+    out = new_config(tmp_path / "a.yaml", *_write(tmp_path / "d", {1: "cat"}, hw=hw), size=size)
+    assert read_config(out).model.input_size_hw == expected
+
+
+def test_smaller_objects_ask_for_a_larger_input(tmp_path: Path, hardware: Hardware) -> None:
+    sizes = []
+    for side in (200, 80, 10):
+        data = _write(tmp_path / str(side), {1: "cat"}, hw=(1080, 1920), side=side)
+        sizes.append(read_config(new_config(tmp_path / f"{side}.yaml", *data)).model.input_size_hw)
+    assert sizes[0] == (192, 320)
+    assert sizes[0] < sizes[1] < sizes[2] == ((288, 512) if hardware is CPU else (576, 1024))
+
+
+def test_portrait_and_landscape_mixed_is_square(tmp_path: Path, hardware: Hardware) -> None:
+    data = _write(tmp_path / "d", {1: "cat"}, 4)
+    images = json.loads(data[0].read_text())["images"]
+    for image in images[:2]:
+        image["height"], image["width"] = 640, 480
+    _edit(data[0], images=images)
+    height, width = read_config(new_config(tmp_path / "a.yaml", *data)).model.input_size_hw
+    assert height == width
+
+
+def test_comments_name_the_numbers_of_the_data(tmp_path: Path, hardware: Hardware) -> None:
+    data = _write(tmp_path / "d", {1: "cat"}, images=40, side=46, each=5)
+    text = new_config(tmp_path / "a.yaml", *data, size=320).read_text(encoding="utf-8")
+    assert "200 training objects; the median one is 23 px" in text  # 46 px at 640, half at 320
+    assert "at most 5 objects" in text and hardware.name in text and "as asked" in text
+
+
+def test_many_objects_in_one_image_raise_the_number_of_detections(tmp_path: Path, hardware: Hardware) -> None:
+    data = _write(tmp_path / "d", {1: "cat"}, images=2, each=190)
+    assert read_config(new_config(tmp_path / "a.yaml", *data)).model.postprocess.detections == 250
+
+
+def test_classes_without_objects_are_left_out_and_named(tmp_path: Path, hardware: Hardware) -> None:
+    data = _write(tmp_path / "d", {0: "everything", 1: "cat", 2: "dog"}, images=4)
+    for path in (data[0], data[2]):  # as some exporters write a root category that no box has
+        annotations = [a for a in json.loads(path.read_text())["annotations"] if a["category_id"] != 0]
+        _edit(path, annotations=annotations)
+    out = new_config(tmp_path / "a.yaml", *data)
+    assert read_config(out).model.classes == ("cat", "dog")
+    assert "left out, without an object in train: 'everything'" in out.read_text(encoding="utf-8")
+
+
+def test_refusals_leave_nothing_behind(tmp_path: Path, hardware: Hardware) -> None:
+    data = _write(tmp_path / "d", {1: "cat"})
+    out = tmp_path / "a.yaml"
+    out.write_text("mine")
+    with pytest.raises(ConfigError, match="already exists"):
+        new_config(out, *data)
+    assert out.read_text() == "mine"
+    new_config(out, *data, force=True)
+    assert read_config(out).model.classes == ("cat",)
+    with pytest.raises(ConfigError, match="ends in .yaml"):
+        new_config(tmp_path / "a.json", *data)
+    with pytest.raises(ConfigError, match="64 to 4096, got 20"):
+        new_config(tmp_path / "b.yaml", *data, size=20)
+    with pytest.raises(CocoError, match="nothing.json"):
+        new_config(tmp_path / "b.yaml", tmp_path / "nothing.json", *data[1:])
+    _edit(data[2], categories=[{"id": 1, "name": "cats"}])
+    with pytest.raises(CocoError, match="cat"):
+        new_config(tmp_path / "b.yaml", *data)
+    _edit(data[0], annotations=[])
+    with pytest.raises(ConfigError, match="none of its 3 images has an object"):
+        new_config(tmp_path / "b.yaml", *data)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.yaml", "d"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "flip"),
+    [
+        (["0", "1", "2"], "0"),
+        (["a", "b", "plate"], "0"),
+        (["turn_left", "turn_right"], "0"),
+        (["LeftHand", "RightHand"], "0"),
+        (["cat", "dog"], "0.5"),
+        (["copyright", "leftover"], "0.5"),
+        (["x", "car", "bus", "truck"], "0.5"),
+    ],
+)
+def test_flip_is_off_where_a_mirror_changes_the_class(classes: list[str], flip: str) -> None:
+    assert choose_flip(classes).value == flip
+
+
+def test_choices_by_table() -> None:
+    assert choose_epochs(50_000, 16, GPU).value == "12"
+    assert int(choose_epochs(800, 16, GPU).value) == 200
+    assert choose_epochs(10, 1, GPU).value == "300"
+    assert choose_epochs(1_000, 8, CPU).value == "24"
+    assert choose_batch((640, 640), 10_000, GPU).value == "16"
+    assert choose_batch((1024, 1024), 10_000, Hardware("gpu", "x", 8.0)).value == "2"
+    assert choose_batch((320, 320), 10_000, CPU).value == "8"
+    assert choose_batch((640, 640), 9, CPU).value == "2"
+    many = np.linspace(1, 1, 100)
+    assert choose_levels(many * 8, (640, 640), GPU).value == "[2, 5]"
+    assert choose_levels(many * 8, (640, 640), CPU).value == "[3, 5]"
+    assert choose_levels(many * 400, (640, 640), GPU).value == "[3, 7]"
+    assert choose_levels(many * 300, (64, 320), GPU).value == "[3, 5]"  # P6 would be one cell high
+
+
+def test_recipes(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    path = new_recipe("shapes", tmp_path / "shapes", progress=lambda done, total: calls.append((done, total)))
+    assert path == tmp_path / "shapes" / "shapes.yaml" and read_config(path).name == "shapes"
+    assert calls[-1] == (300, 300)
+    with pytest.raises(RecipeError, match="already holds files"):
+        new_recipe("shapes", tmp_path / "shapes")
+    with pytest.raises(ConfigError, match="one of digits, shapes"):
+        new_recipe("digit", tmp_path / "x")

@@ -1,0 +1,37 @@
+"""How weights come to be: from COCO annotations and one YAML file to a detector.
+
+import trainer
+result = trainer.fit(trainer.read_config("digits/digits.yaml", ["schedule.epochs=5"]))
+result.best, result.best_map
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.check import check_data
+    from trainer.config import TrainConfig, read_config
+    from trainer.loop import FitResult, TrainingError, fit
+    from trainer.new import new_config, new_recipe
+    from trainer.runs import find_resumable
+
+_HOME = {
+    "check_data": "check",
+    "TrainConfig": "config", "read_config": "config",
+    "FitResult": "loop", "TrainingError": "loop", "fit": "loop",
+    "new_config": "new", "new_recipe": "new",
+    "find_resumable": "runs",
+}  # fmt: skip
+
+__all__ = [
+    "FitResult", "TrainConfig", "TrainingError", "check_data", "find_resumable", "fit", "new_config", "new_recipe",
+    "read_config",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"trainer.{_HOME[name]}"), name)

@@ -1,0 +1,227 @@
+"""The command `trainer`: fit, eval, show, check-data, new. Each is a thin layer over one documented function."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+_EXAMPLES = """examples:
+  trainer new digits                               a small data set and its recipe, digits/digits.yaml
+  trainer new my.yaml --train train.json --train-images train/ --val val.json --val-images val/
+  trainer check-data my.yaml                       counts, box sizes, broken entries, a sheet of samples
+  trainer show my.yaml optim.lr=0.002              the whole configuration as it would run
+  trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
+  trainer fit --resume                             go on with the newest interrupted run
+  trainer eval                                     COCO mAP of the newest run's best.pt
+
+Any key of a config can be set on the command line as key.sub=value; `trainer show` prints them all.
+exit status: 0 done, 1 the work failed, 2 wrong usage"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
+    arguments = _parse(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        hint = "; `trainer fit --resume` goes on from the last finished epoch" if arguments.command == "fit" else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        if type(error).__module__.partition(".")[0] not in ("models", "runtime", "trainer", "builtins"):
+            raise  # from inside a library: its traceback is what a bug report needs
+        print(f"trainer {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from trainer.config import read_config
+    from trainer.loop import fit
+    from trainer.runs import find_resumable
+
+    if arguments.resume is None and arguments.config is None:
+        arguments.parser.error("name a CONFIG, or give --resume")
+    if arguments.resume is not None and arguments.config is not None:
+        arguments.parser.error("--resume goes on with the run's own configuration: no CONFIG and no key=value")
+    resume = None
+    if arguments.resume is not None:
+        resume = find_resumable(arguments.resume or None, arguments.runs)
+        config = resume.config
+        print(f"resuming {resume.run} after epoch {resume.state['epoch']} of {config.schedule.epochs}")
+    else:
+        config = read_config(arguments.config, arguments.overrides)
+    result = fit(config, arguments.runs, resume, arguments.quiet)
+    print(f"best mAP {result.best_map:.1f}; wrote {result.run}/")
+    for name, what in (
+        ("best.pt", "the detector; next: exporter onnx --simplify"),
+        ("last.pt", "the end of training"),
+        ("report.html", "plots, scores, validation pictures"),
+        ("metrics.csv", "the numbers of every epoch"),
+        ("tensorboard/", f"tensorboard --logdir {result.run}"),
+    ):
+        print(f"  {name:<13} {what}")
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from runtime import Detector
+    from runtime.evaluate import evaluate
+    from runtime.runs import newest, validation_data
+
+    checkpoint = arguments.checkpoint
+    if checkpoint is None:
+        checkpoint = newest("best.pt", runs=arguments.runs)
+        print(f"checkpoint: {checkpoint} (the newest run's)")
+    detector = Detector(checkpoint, device=arguments.device)
+    dataset = validation_data(detector.card, checkpoint, arguments.annotations, arguments.images)
+    if summary := dataset.problems.summary():
+        print(f"warning: {dataset.annotations}: {summary}", file=sys.stderr)
+    with tqdm(unit="image", disable=arguments.quiet) as bar:
+        result = evaluate(detector, dataset, progress=_advance(bar))
+    print(result.table())
+    if arguments.json is not None:
+        temporary = arguments.json.with_name(f".{arguments.json.name}.tmp")
+        temporary.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
+        os.replace(temporary, arguments.json)
+        print(f"wrote {arguments.json}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from trainer.config import dump_config, read_config
+
+    print(dump_config(read_config(arguments.config, arguments.overrides)), end="")
+    return 0
+
+
+def _check_data(arguments: argparse.Namespace) -> int:
+    from trainer.check import check_data
+    from trainer.config import read_config
+
+    config = read_config(arguments.config, arguments.overrides)
+    with tqdm(unit="image", disable=arguments.quiet) as bar:
+        report = check_data(config, arguments.out, progress=_advance(bar))
+    print(report.text())
+    return 0
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from trainer.new import RECIPES, new_config, new_recipe
+
+    given = [arguments.train, arguments.train_images, arguments.val, arguments.val_images]
+    if arguments.what in RECIPES:
+        if any(given):
+            arguments.parser.error(f"the recipe {arguments.what!r} makes its own data: no --train and --val")
+        with tqdm(unit="image", disable=arguments.quiet) as bar:
+            path = new_recipe(arguments.what, arguments.out or Path(arguments.what), progress=_advance(bar))
+    else:
+        if not all(given):
+            arguments.parser.error(
+                f"{arguments.what!r} is not a recipe ({', '.join(RECIPES)}); for your own data name a new FILE.yaml "
+                "and give --train --train-images --val --val-images"
+            )
+        if arguments.out is not None:
+            arguments.parser.error("--out is for recipes; a config is written to the FILE.yaml that you name")
+        path = new_config(Path(arguments.what), *given, detector=arguments.detector, size=arguments.size)
+    print(f"wrote {path}\nnext: trainer check-data {path}\n      trainer fit {path}")
+    return 0
+
+
+def _advance(bar: tqdm[None]) -> Callable[[int, int], None]:
+    """A progress callback (done, total) that moves `bar`."""
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return progress
+
+
+# ---------------------------------------------------------------------------------------------
+# arguments
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes no positionals after an option; key=value may stand anywhere on our command lines."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = [text for text in rest if "=" in text and not text.startswith("-")]
+    if rest != overrides or (rest and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += overrides
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    def text(prog: str) -> argparse.RawDescriptionHelpFormatter:
+        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
+
+    parser = argparse.ArgumentParser(
+        prog="trainer", formatter_class=text, epilog=_EXAMPLES,
+        description="Train ATSS, RetinaNet and FCOS detectors from one YAML file.",
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, short: str, description: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=short, description=description, formatter_class=text)
+        sub.set_defaults(run=run, parser=sub)
+        sub.add_argument("--quiet", action="store_true", help="no progress line")
+        return sub
+
+    def config(sub: argparse.ArgumentParser, optional: bool = False) -> None:
+        sub.add_argument("config", nargs="?" if optional else None, type=Path, metavar="CONFIG", help="YAML file")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="set keys, as in optim.lr=0.002")
+
+    runs_help = "folder of the runs (default: runs)"
+    sub = command("fit", _fit, "train a detector", "Train the detector that CONFIG describes; outputs in runs/<name>/.")
+    config(sub, optional=True)
+    sub.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN",
+        help="go on with an interrupted run: its folder or last.pt; alone, the newest unfinished one",
+    )  # fmt: skip
+    sub.add_argument("--runs", type=Path, default=Path("runs"), help=runs_help)
+
+    sub = command("eval", _eval, "COCO mAP of a checkpoint", "Score a checkpoint on its validation data, or on yours.")
+    sub.add_argument("checkpoint", nargs="?", type=Path, help="default: the newest run's best.pt")
+    sub.add_argument("--annotations", type=Path, metavar="FILE", help="COCO JSON (default: the run's validation data)")
+    sub.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    sub.add_argument("--runs", type=Path, default=Path("runs"), help=runs_help)
+
+    sub = command("show", _show, "print the resolved config", "Print CONFIG with its _base_, overrides and defaults.")
+    config(sub)
+
+    sub = command(
+        "check-data", _check_data, "look at a data set before training on it",
+        "Decode every picture, count what is there, list what is broken, draw samples with their boxes.",
+    )  # fmt: skip
+    config(sub)
+    sub.add_argument("--out", type=Path, default=Path("data-check"), help="folder for pictures (default: data-check)")
+
+    sub = command(
+        "new", _new, "start from a recipe or from your annotations",
+        "Write a recipe with its data (digits, shapes), or a commented config for your own COCO annotations.",
+    )  # fmt: skip
+    sub.add_argument("what", metavar="RECIPE|FILE.yaml", help="digits, shapes, or the config file to write")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="recipes: where to (default: a folder of its name)")
+    sub.add_argument("--train", type=Path, metavar="TRAIN.json", help="COCO annotations to train on")
+    sub.add_argument("--train-images", type=Path, metavar="DIR", help="folder of their pictures")
+    sub.add_argument("--val", type=Path, metavar="VAL.json", help="COCO annotations to validate on")
+    sub.add_argument("--val-images", type=Path, metavar="DIR", help="folder of their pictures")
+    sub.add_argument("--detector", default="atss", choices=("atss", "retinanet", "fcos"), help="default: atss")
+    sub.add_argument("--size", type=int, metavar="PX", help="longest input side (default: chosen from the data)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

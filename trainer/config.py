@@ -1,0 +1,244 @@
+"""The training configuration: YAML with `_base_`, `key=value` overrides, typed and strict.
+
+Paths in a YAML file are relative to that file; paths given on the command line to the working folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from models.config import ConfigError, ModelConfig, build, merge, model_config, require, to_mapping
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    annotations: str
+    """COCO JSON file."""
+    images: str
+    """Folder that `file_name` is relative to."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: SplitConfig
+    val: SplitConfig
+    workers: int | Literal["auto"] = "auto"
+    """Loader processes. auto: none on a CPU (they would fight over its cores), else up to 8."""
+
+    def __post_init__(self) -> None:
+        require(self.workers == "auto" or self.workers >= 0, "workers", "auto, or 0 and more", self.workers)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    flip: float = 0.5
+    """Probability of mirroring left and right; 0 where left and right matter (digits, text, signs)."""
+    scale_probability: float = 1.0
+    """Probability of resizing by a factor from `scale` and cropping or placing at random."""
+    scale: tuple[float, float] = (0.6, 1.6)
+    """Smallest and largest factor on top of the letterbox's own."""
+    color_probability: float = 0.8
+    brightness: float = 0.2
+    contrast: float = 0.25
+    saturation: float = 0.3
+    hue: float = 0.02
+    """Largest relative change each (hue: share of the colour circle)."""
+    min_visible: float = 0.3
+    """A box cut by the crop is kept while at least this share of its area is still inside."""
+
+    def __post_init__(self) -> None:
+        for key in ("flip", "scale_probability", "color_probability", "min_visible"):
+            require(0 <= getattr(self, key) <= 1, key, "a number from 0 to 1", getattr(self, key))
+        for key in ("brightness", "contrast", "saturation"):
+            require(0 <= getattr(self, key) < 1, key, "0 up to 1", getattr(self, key))
+        require(0 <= self.hue <= 0.5, "hue", "0 to 0.5", self.hue)
+        require(0.1 <= self.scale[0] <= self.scale[1] <= 4, "scale", "[low, high] within 0.1..4", self.scale)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    """sgd only."""
+    weight_decay: float = 1e-4
+    """Never on norms and biases."""
+    clip_norm: float = 10.0
+    """Largest gradient norm; 0 = no clipping."""
+    accumulate: int = 1
+    """Batches per optimiser step."""
+    ema: float = 0.0
+    """Decay of the averaged weights that are validated and saved as best; 0 = none."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "lr", "a positive number", self.lr)
+        require(0 <= self.momentum < 1, "momentum", "0 up to 1", self.momentum)
+        require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        require(self.clip_norm >= 0, "clip_norm", "0 or more", self.clip_norm)
+        require(self.accumulate >= 1, "accumulate", "1 or more", self.accumulate)
+        require(0 <= self.ema < 1, "ema", "0 up to 1", self.ema)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    epochs: int = 12
+    kind: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_steps: int = 500
+    """Optimiser steps of linear warm-up; never more than a tenth of the run."""
+    milestones: tuple[float, ...] = (0.667, 0.917)
+    """step: parts of the run after which the rate is multiplied by `gamma` (8 and 11 of 12 epochs)."""
+    gamma: float = 0.1
+    final: float = 0.01
+    """cosine: the last rate over the first."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs", "1 or more", self.epochs)
+        require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
+        require(
+            list(self.milestones) == sorted(self.milestones) and all(0 < m < 1 for m in self.milestones),
+            "milestones", "rising parts of the run between 0 and 1", self.milestones,
+        )  # fmt: skip
+        require(0 < self.gamma <= 1, "gamma", "above 0, at most 1", self.gamma)
+        require(0 <= self.final <= 1, "final", "0 to 1", self.final)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    data: DataConfig
+    model: ModelConfig
+    name: str = "run"
+    """Outputs go to `runs/<name>/`."""
+    seed: int = 0
+    batch_size: int = 16
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """auto: bfloat16 where the device computes it natively, else float16 on a GPU, else off."""
+    channels_last: bool = True
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    val_interval: int = 1
+    """Validate every so many epochs; the last one always."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
+        require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
+        require(
+            bool(self.name) and not set(self.name) & set('/\\:*?"<>|') and self.name not in (".", ".."),
+            "name", "a folder name without / \\ : * ? \" < > |", self.name,
+        )  # fmt: skip
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_PATHS = (("data", "train", "annotations"), ("data", "train", "images"),
+          ("data", "val", "annotations"), ("data", "val", "images"))  # fmt: skip
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as version 1.2 reads it: `no` and `off` are words, `1e-3` is a number; and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML config, its `_base_` chain and `key.sub=value` overrides into a `TrainConfig`.
+
+    Raises `ConfigError` naming the file and the key.
+    """
+    mapping = _read_mapping(Path(path), seen=())
+    for text in overrides:
+        mapping = merge(mapping, _override(text))
+    try:
+        return train_config(mapping)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
+    """A `TrainConfig` from a plain mapping, with the model's preset filled in."""
+    if isinstance(mapping.get("model"), Mapping):
+        mapping = {**mapping, "model": model_config(mapping["model"])}
+    return build(TrainConfig, mapping)
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The resolved config as YAML; reading it back gives an equal `TrainConfig`."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+
+
+def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{path}: _base_ comes back to itself through {' -> '.join(p.name for p in seen)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        asked = f" (named as _base_ by {seen[-1]})" if seen else ""
+        raise ConfigError(f"{path}: cannot read this config{asked}: {error.strerror}") from None
+    try:
+        mapping = _load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path}: expected a YAML mapping of keys, got {type(mapping).__name__}")
+    for keys in _PATHS:  # relative to the file they are written in, before files are merged
+        holder: Any = mapping
+        for key in keys[:-1]:
+            holder = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and isinstance(holder.get(keys[-1]), str):
+            holder[keys[-1]] = str((path.parent / Path(holder[keys[-1]]).expanduser()).resolve())
+    bases = mapping.pop("_base_", None)
+    if bases is None:
+        return mapping
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        raise ConfigError(f"{path}: _base_: expected a path or a list of paths, got {bases!r}")
+    below: dict[str, Any] = {}
+    for base in bases:
+        below = merge(below, _read_mapping(path.parent / base, (*seen, path)))
+    return merge(below, mapping)
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {text!r}: expected key=value, for example optim.lr=0.002")
+    keys = key.strip().split(".")
+    try:
+        parsed = _load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    if tuple(keys) in _PATHS and isinstance(parsed, str):
+        parsed = str(Path(parsed).expanduser().resolve())
+    for k in reversed(keys):
+        parsed = {k: parsed}
+    return parsed

@@ -1,0 +1,128 @@
+"""The training set: from COCO records to batches of network inputs and their targets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from runtime.coco import CocoDataset, ImageRecord
+from runtime.image import Image, ImageError, read_image
+from trainer.augment import augment, letterbox_placement, visible_boxes
+from trainer.config import AugmentConfig
+
+log = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    image: Image
+    """uint8 [H,W,3] BGR, the network's input."""
+    boxes_xyxy: NDArray[np.float32]
+    """[G,4] in input pixels."""
+    labels: NDArray[np.int64]
+    """[G]"""
+    image_id: int
+
+
+class Batch(NamedTuple):
+    images: torch.Tensor
+    """uint8 [B,H,W,3] BGR."""
+    boxes_xyxy: torch.Tensor
+    """float32 [B,G,4] in input pixels; G is the most objects in one image, 0 where there are none."""
+    labels: torch.Tensor
+    """int64 [B,G]; -1 where a row is padding."""
+    image_ids: Sequence[int]
+
+
+class TrainSet(Dataset["Sample | None"]):
+    """Training views of a `CocoDataset`: item i of epoch e is the same whoever loads it, and whenever.
+
+    Crowd boxes are no training targets; `crowds` says how many were left out. An item whose picture cannot
+    be used is None (and logged once): `unusable` lists those met so far, by all loader processes.
+    """
+
+    def __init__(
+        self, dataset: CocoDataset, size_hw: tuple[int, int], augment: AugmentConfig | None, seed: int = 0
+    ) -> None:
+        self.records = dataset.records
+        self.size_hw = size_hw
+        self.augment = augment
+        self.seed = seed
+        self.crowds = sum(int(record.crowd.sum()) for record in dataset.records)
+        # In shared memory: persistent loader processes hold a copy of this object, but see the same numbers.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._unusable = torch.zeros(len(dataset.records), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random numbers are drawn; call it before the loader is iterated."""
+        self._epoch[0] = epoch
+
+    @property
+    def unusable(self) -> list[Path]:
+        """Pictures that could not be used so far."""
+        return [self.records[i].path for i in self._unusable.nonzero()[:, 0].tolist()]
+
+    def __getitem__(self, index: int) -> Sample | None:
+        record = self.records[index]
+        try:
+            image = _read(record)
+        except ImageError as error:
+            if not self._unusable[index]:
+                self._unusable[index] = True
+                log.warning("%s; image id %d is left out of training", error, record.id)
+            return None
+        boxes, labels = record.boxes_xyxy[~record.crowd], record.labels[~record.crowd]
+        if self.augment is None:
+            placement = letterbox_placement((record.height, record.width), self.size_hw)
+            boxes, keep = visible_boxes(placement.boxes(boxes), self.size_hw, 0.0)
+            return Sample(placement.apply(image), boxes[keep], labels[keep], record.id)
+        # Masked, because generators take no negative seeds.
+        rng = np.random.default_rng([self.seed & 0xFFFFFFFF, int(self._epoch[0]), index])
+        return Sample(*augment(image, boxes, labels, self.size_hw, self.augment, rng), record.id)
+
+
+def _read(record: ImageRecord) -> Image:
+    image = read_image(record.path)
+    if image.shape[:2] != (record.height, record.width):
+        # Boxes of another frame than the pixels' would teach nonsense; a rotated picture is the usual case.
+        h, w = image.shape[:2]
+        raise ImageError(
+            record.path,
+            f"the picture is {w}x{h} but its annotation says {record.width}x{record.height} (width x height)",
+        )
+    return image
+
+
+def collate(samples: Sequence[Sample | None]) -> Batch:
+    """Stack samples, leaving None out and padding boxes with zeros and labels with -1.
+
+    Where every sample is None the batch is empty: images [0,0,0,3], boxes [0,0,4].
+    """
+    usable = [sample for sample in samples if sample is not None]
+    most = max((len(sample.labels) for sample in usable), default=0)
+    boxes = torch.zeros(len(usable), most, 4)
+    labels = torch.full((len(usable), most), -1, dtype=torch.int64)
+    for i, sample in enumerate(usable):
+        boxes[i, : len(sample.labels)] = torch.from_numpy(sample.boxes_xyxy)
+        labels[i, : len(sample.labels)] = torch.from_numpy(sample.labels)
+    images = np.stack([sample.image for sample in usable]) if usable else np.zeros((0, 0, 0, 3), np.uint8)
+    return Batch(torch.from_numpy(images), boxes, labels, tuple(sample.image_id for sample in usable))
+
+
+def init_worker(worker: int) -> None:
+    """For `DataLoader(worker_init_fn=...)`: OpenCV without threads, so that the processes share the cores.
+
+    0, not 1: setting 1 joins OpenCV's thread pool, and in a forked process, which has inherited the pool but
+    not its threads, that waits forever.
+    """
+    cv2.setNumThreads(0)

@@ -1,0 +1,80 @@
+"""What a person looks at while a run goes on: plots of its numbers, a sheet of its detections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.coco import CocoDataset
+from runtime.draw import draw_detections, sheet
+from runtime.evaluate import Evaluation
+from runtime.image import read_image
+from trainer.records import LOSSES
+
+_TRUTH = (255, 255, 255)
+
+
+def validation_sheet(
+    dataset: CocoDataset, evaluation: Evaluation, path: Path, count: int = 12, threshold: float = 0.3
+) -> None:
+    """Write a contact sheet of `count` validation pictures: thin white boxes are true, coloured ones found."""
+    records = [r for r in dataset.records if r.id in evaluation.detections]
+    chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)]
+    cells = []
+    for record in chosen:
+        image = read_image(record.path)
+        truth = np.rint(record.boxes_xyxy).astype(int)
+        for x1, y1, x2, y2 in truth.tolist():
+            cv2.rectangle(image, (x1, y1), (x2, y2), _TRUTH, 1, cv2.LINE_AA)
+        cells.append(draw_detections(image, evaluation.detections[record.id].filter(threshold=threshold)))
+    if cells:
+        write_picture(path, sheet(cells, 4, (320, 320), [r.path.name for r in chosen]))
+
+
+def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
+    """Encode by the suffix and replace the file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    if not cv2.imwrite(str(temporary), image):
+        raise OSError(f"{path}: OpenCV could not write this picture")
+    os.replace(temporary, path)
+
+
+def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
+    """Losses and mAP over the epochs as PNG files; those that have no data yet are left out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = {"map": "mAP", "ap50": "AP50", "ap75": "AP75"}
+    written = []
+    for name, columns, title in (
+        ("loss", {key: key.replace("loss_", "") if key != "loss" else "total" for key in LOSSES}, "training loss"),
+        ("map", scores, "validation, COCO points"),
+    ):
+        figure, axes = plt.subplots(figsize=(6.4, 3.6), dpi=120)
+        for column, label in columns.items():
+            points = [(r["epoch"], r[column]) for r in rows if column in r]
+            if points and any(y for _, y in points):
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, marker="o" if len(x) < 40 else None, markersize=3, label=label)
+                if column == "map":
+                    axes.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), textcoords="offset points", xytext=(4, 4))
+        if axes.lines:
+            axes.set(xlabel="epoch", title=title)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False)
+            figure.tight_layout()
+            path = folder / f"{name}.png"
+            figure.savefig(path)
+            written.append(path)
+        plt.close(figure)
+    return written

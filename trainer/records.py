@@ -1,0 +1,119 @@
+"""What a run writes down: the progress line, metrics.csv and TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from models.criterion import Losses
+from runtime.evaluate import Evaluation
+
+SCORES = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+LOSSES = ("loss", "loss_cls", "loss_box", "loss_quality")
+COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, "seconds")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.csv; cells that were not measured are left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+class Records:
+    """Collects the losses of an epoch, shows them while it runs and writes a row when it ends."""
+
+    def __init__(self, run: Path, epochs: int, steps: int, start_epoch: int = 0, quiet: bool = False):
+        self.run = run
+        self.epochs = epochs
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start_epoch * steps if start_epoch else None)
+        self.bar = tqdm(
+            total=epochs * steps, initial=start_epoch * steps, unit="step", disable=quiet, file=sys.stderr,
+            dynamic_ncols=True, smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 15.0,
+            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed} gone, {remaining} left {postfix}",
+        )  # fmt: skip
+        # A resumed run continues the file; rows of epochs that are trained again go.
+        self.rows: list[dict[str, float]] = [r for r in read_metrics(run / "metrics.csv") if r["epoch"] <= start_epoch]
+        self.begin_epoch(start_epoch)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch, self.images, self.batches, self.train_seconds = epoch, 0, 0, 0.0
+        self.sums = [0.0, 0.0, 0.0]
+        self.epoch_started = time.monotonic()
+        self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+
+    def batch(self, losses: list[float], images: int) -> None:
+        """Count a batch and refresh the progress line."""
+        self.images += images
+        self.batches += 1
+        self.sums = [a + b for a, b in zip(self.sums, losses, strict=True)]
+        self.train_seconds = time.monotonic() - self.epoch_started
+        cls, box, quality = (s / self.batches for s in self.sums)
+        self.bar.set_postfix_str(
+            f"loss {cls + box + quality:.3f} (cls {cls:.3f} box {box:.3f} quality {quality:.3f}) "
+            f"{self.images / self.train_seconds:.0f} img/s {_memory()}",
+            refresh=False,
+        )
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the progress line."""
+        if not self.bar.disable:
+            self.bar.write(text, file=sys.stderr)
+
+    def end_epoch(self, step: int, lr: float, evaluation: Evaluation | None) -> dict[str, float]:
+        """Write the epoch's row to metrics.csv and TensorBoard; returns it."""
+        n = max(self.batches, 1)
+        row: dict[str, float] = {"epoch": self.epoch + 1, "step": step, "lr": lr, "loss": sum(self.sums) / n}
+        row |= {name: total / n for name, total in zip(LOSSES[1:], self.sums, strict=True)}
+        row["images_per_s"] = self.images / max(self.train_seconds, 1e-9)
+        if evaluation is not None:
+            row |= {key: getattr(evaluation, key) for key in SCORES}
+        row["seconds"] = time.monotonic() - self.epoch_started
+        for key, value in row.items():
+            if key not in ("epoch", "step"):
+                self.board.add_scalar(f"{'val' if key in SCORES else 'train'}/{key}", value, step)
+        self.board.flush()
+        self.rows.append(row)
+        self._write()
+        return row
+
+    def _write(self) -> None:
+        path = self.run / "metrics.csv"
+        temporary = path.with_name(".metrics.csv.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            for row in self.rows:
+                writer.writerow({k: int(v) if k in ("epoch", "step") else f"{v:.6g}" for k, v in row.items()})
+        os.replace(temporary, path)
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        self.board.close()
+
+
+def as_floats(losses: Losses) -> list[float]:
+    """The terms of a batch as Python numbers, with a single copy from the device."""
+    return torch.stack(list(losses)).detach().tolist()
+
+
+def _memory() -> str:
+    if torch.cuda.is_available():
+        return f"GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"RAM {peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GiB"
