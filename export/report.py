@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from export.verification import Verification
+from export.verification import Score, Verification
 from runtime.draw import draw_detections, sheet
 from runtime.image import read_image
 
@@ -49,16 +49,20 @@ def write_reports(verification: Verification, folder: Path, name: str = "verify"
     return data, _replace(folder / f"{name}.html", page)
 
 
-def _pairs(verification: Verification, score: object, count: int = 4, threshold: float = 0.3) -> str:
+def _pairs(verification: Verification, score: Score, count: int = 4) -> str:
     """A sheet of pictures, twice each, as base64 JPEG."""
     left = verification.reference.evaluation.detections
-    right = score.evaluation.detections  # type: ignore[attr-defined]
+    right = score.evaluation.detections
     records = [r for r in verification.dataset.records if r.id in left and r.id in right]
     cells = []
     for i in np.linspace(0, len(records) - 1, min(count, len(records))).astype(int):
         picture = read_image(records[i].path)
         for found in (left, right):
-            cells.append(draw_detections(picture, found[records[i].id].filter(threshold=threshold)))
+            cells.append(
+                draw_detections(
+                    picture, found[records[i].id].filter(threshold=verification.reference.evaluation.threshold)
+                )
+            )
     ok, encoded = cv2.imencode(".jpg", sheet(cells, 4, (320, 320)))
     assert ok
     return base64.b64encode(encoded.tobytes()).decode()

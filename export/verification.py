@@ -90,8 +90,8 @@ class Verification:
         names = [score.path.name for score in (self.reference, *self.artifacts)]
         width = max(len("artifact"), *map(len, names))
         lines = [
-            f"{'artifact':<{width}} {'engine':<20} {'prec':<5} {'mAP':>6} {'AP50':>6} {'AP75':>6} {'APs':>6} {'APm':>6} "
-            f"{'APl':>6} {'delta':>7} {'drift px':>9} {'ms':>7} {'MB':>6}  gate"
+            f"{'artifact':<{width}} {'engine':<20} {'prec':<5} {'mAP':>6} {'AP50':>6} {'AP75':>6} {'APs':>6} "
+            f"{'APm':>6} {'APl':>6} {'delta':>7} {'drift px':>9} {'ms':>7} {'MB':>6}  gate"
         ]
         for score in (self.reference, *self.artifacts):
             e = score.evaluation
@@ -122,8 +122,8 @@ def verify(
     against: the checkpoint; None looks beside the first artifact for the one whose hash its card names.
     annotations, images: a COCO dataset; None takes the validation data named in the card.
     tolerance: mAP points that may be lost; None takes `TOLERANCE` of each artifact's precision.
-    Raises `VerifyError`, `RunsError`, `CardError`, `CocoError` or `BackendError`; a gate that is not met is not an error but
-    `passed == False`.
+    Raises `VerifyError`, `RunsError`, `CardError`, `CocoError` or `BackendError`; a gate that is not
+    met is not an error but `passed == False`.
     """
     paths = [Path(a) for a in artifacts]
     if not paths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import torch
 import torchvision
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from models.config import BackboneConfig, ConfigError
+from models.config import BackboneConfig
 from models.repvgg import RepVGG
+from models.typed import ConfigError
 
 _RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -87,6 +89,18 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> ResNet 
     if config.weights is not None and load_weights:
         _load_weights(backbone, config)
     return backbone
+
+
+def imagenet_at_hand(name: str, timeout: float = 3.0) -> bool:
+    """Whether torchvision's ImageNet weights for `name` are in its cache, or its server answers within seconds."""
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    if (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file():
+        return True
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=timeout) as answer:
+            return bool(answer.status == 200)
+    except OSError:  # no network, no such host, refused, too slow
+        return False
 
 
 def _scaled(channels: int, width: float) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from models.config import ConfigError, model_config
+from models.config import model_config
 from models.deploy import Deploy
 from models.detector import Detector
+from models.typed import ConfigError
 
 FORMAT = 1
 
@@ -59,7 +60,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not an isodet checkpoint (it holds: {keys}); expected one from `trainer fit`")
     if content["format"] != FORMAT:
         raise CheckpointError(
-            f"{path}: checkpoint format {content['format']!r}, this isodet reads {FORMAT}; install the isodet that wrote it"
+            f"{path}: checkpoint format {content['format']!r}, this isodet reads {FORMAT}; use the isodet that wrote it"
         )
     return content
 

@@ -39,7 +39,7 @@ def draw_detections(frame: Image, detections: Detections, scores: bool = True) -
         x1, y1, x2, y2 = (round(v) for v in detection.box_xyxy)
         corner = (min(width - 1, x2), min(height - 1, y2))
         cv2.rectangle(image, (x1, y1), corner, color, line, cv2.LINE_8)
-        text = f"{detection.name} {detection.score:.2f}" if scores else detection.name
+        text = f"{detection.name} {detection.score:.0%}" if scores else detection.name
         _chip(image, text, (x1, y1), color, line)
     return image
 

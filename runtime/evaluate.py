@@ -39,6 +39,8 @@ class Evaluation:
     """Objects over 96^2 square pixels."""
     ar100: float
     """Mean recall over IoU 0.50:0.95 with at most 100 detections per image."""
+    threshold: float
+    """Score with the best F1 at IoU 0.50, averaged over classes: what an application may start from."""
     per_class: dict[str, float]
     """AP over IoU 0.50:0.95 of each class, in label order."""
     images: int
@@ -52,7 +54,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready object: NaN becomes None, numbers have 3 decimals."""
-        metrics = {name: _json_number(getattr(self, name)) for name in (*_STATS, "ar100")}
+        metrics = {name: _json_number(getattr(self, name)) for name in (*_STATS, "ar100", "threshold")}
         return {
             **metrics,
             "per_class": {name: _json_number(value) for name, value in self.per_class.items()},
@@ -69,7 +71,7 @@ class Evaluation:
         ranked = sorted(self.per_class.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])[::-1]
         width = max(len("class"), *(len(name) for name, _ in ranked))
         lines += [f"{'class':<{width}}{'AP':>8}", *(f"{name:<{width}}{_shown(value):>8}" for name, value in ranked)]
-        lines += ["", f"{self.images} images in {self.seconds:.1f} s"]
+        lines += ["", f"best F1 at threshold {self.threshold:.2f}; {self.images} images in {self.seconds:.1f} s"]
         if self.skipped:
             lines.append(f"{len(self.skipped)} unreadable images left out, the first: {self.skipped[0][0]}")
         return "\n".join(lines)
@@ -154,6 +156,8 @@ def coco_metrics(found: dict[int, Detections], dataset: CocoDataset) -> tuple[di
     metrics = {name: _points(judge.stats[i]) for i, name in enumerate(_STATS)}
     metrics["ar100"] = _points(judge.stats[8])
     precision = judge.eval["precision"]  # [IoU, recall, category, area range, most detections]
+    scores = judge.eval["scores"]
+    metrics["threshold"] = _best_threshold(precision[0, :, :, 0, -1], scores[0, :, :, 0, -1], judge.params.recThrs)
     row_of = {category: row for row, category in enumerate(judge.params.catIds)}
     per_class = {}
     for name, category in zip(dataset.class_names, dataset.category_ids, strict=True):
@@ -161,6 +165,24 @@ def coco_metrics(found: dict[int, Detections], dataset: CocoDataset) -> tuple[di
         values = values[values > -1]  # -1: the class has no object
         per_class[name] = float(values.mean()) * 100 if values.size else math.nan
     return metrics, per_class
+
+
+def _best_threshold(precision: Any, scores: Any, recall: Any) -> float:
+    """The score of 0.01..0.99 with the best F1, averaged over classes that have objects; 0.3 without any.
+
+    precision [R, C] and scores [R, C] at the recalls [R] of COCO's curves; precision is -1 for classes without
+    objects, and 0 at recalls that are never reached.
+    """
+    there = precision[0] > -1
+    if not there.any():
+        return 0.3
+    f1 = 2 * precision * recall[:, None] / np.maximum(precision + recall[:, None], 1e-9)
+    grid = np.arange(1, 100) / 100
+    # At threshold t a class stands at the largest recall whose score is still t or more.
+    reached = (scores[None] >= grid[:, None, None]) & (precision[None] > 0)  # [99, R, C]
+    stands = reached.shape[1] - 1 - reached[:, ::-1].argmax(axis=1)  # [99, C]
+    values = np.take_along_axis(f1, stands, axis=0) * reached.any(axis=1)
+    return float(grid[values[:, there].mean(axis=1).argmax()])
 
 
 def _import_pycocotools() -> tuple[Any, Any]:

@@ -130,7 +130,10 @@ def _new(arguments: argparse.Namespace) -> int:
             )
         if arguments.out is not None:
             arguments.parser.error("--out is for recipes; a config is written to the FILE.yaml that you name")
-        path = new_config(Path(arguments.what), *given, detector=arguments.detector, size=arguments.size)
+        path = new_config(
+            Path(arguments.what), arguments.train, arguments.train_images, arguments.val, arguments.val_images,
+            arguments.detector, arguments.size,
+        )  # fmt: skip
     print(f"wrote {path}\nnext: trainer check-data {path}\n      trainer fit {path}")
     return 0
 

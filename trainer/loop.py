@@ -22,7 +22,7 @@ from runtime.backends.torch import TorchBackend
 from runtime.coco import CocoDataset
 from runtime.evaluate import Evaluation, evaluate
 from trainer.config import TrainConfig
-from trainer.data import Batch, TrainSet, collate
+from trainer.data import Batch, TrainSet, collate, init_worker
 from trainer.optim import build_average, build_optimizer, group_size, lr_factor, steps_per_epoch
 from trainer.pictures import validation_sheet
 from trainer.precision import pick_amp, pick_device, worker_count
@@ -198,6 +198,7 @@ def _loader(config: TrainConfig, train: CocoDataset, device: torch.device) -> tu
     loader = DataLoader(
         dataset, config.batch_size, sampler=RandomSampler(dataset, generator=order), collate_fn=collate,
         num_workers=workers, persistent_workers=workers > 0, prefetch_factor=4 if workers else None,
+        worker_init_fn=init_worker,
         pin_memory=device.type == "cuda", drop_last=len(dataset) >= config.batch_size,
     )  # fmt: skip
     return loader, order

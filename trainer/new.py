@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from models.config import ConfigError
+from models.typed import ConfigError
 from runtime.coco import CocoDataset, read_coco
 from trainer.check import input_sides
 from trainer.config import read_config
@@ -204,6 +204,8 @@ def _text(
     batch = choose_batch(size_hw, len(train), hardware)
     epochs = choose_epochs(len(train), int(batch.value), hardware)
     total = int(epochs.value) * max(1, len(train) // int(batch.value))
+    backbone = "resnet50" if gpu else "resnet18"
+    weights = choose_weights(backbone)
     levels = choose_levels(sides, size_hw, hardware)
     flip = choose_flip(train.class_names)
     lr = float(f"{1e-3 * (int(batch.value) / 16) ** 0.5:.1g}")
@@ -230,9 +232,8 @@ def _text(
         "  classes:",
         *(f"    - {_quoted(name)}" for name in train.class_names),
         f"  input_size_hw: [{size_hw[0]}, {size_hw[1]}]  # {size_why}",
-        "  # torchvision downloads the ImageNet weights once; weights: null trains from scratch and takes far longer.",
-        f"  backbone: {{name: {'resnet50' if gpu else 'resnet18'}, weights: imagenet}}"
-        + ("" if gpu else "  # the small one, for a CPU"),
+        f"  # {weights.why}",
+        f"  backbone: {{name: {backbone}, weights: {weights.value}}}" + ("" if gpu else "  # the small one, for a CPU"),
         f"  neck: {{channels: {256 if gpu else 64}, levels: {levels.value}, norm: bn}}  # {levels.why}",
         f"  head: {{depth: {4 if gpu else 2}}}",
         f"  postprocess: {{candidates: {candidates}, detections: {detections}}}"
@@ -257,6 +258,20 @@ def _text(
         f"val_interval: {max(1, int(epochs.value) // 20)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def choose_weights(backbone: str) -> _Choice:
+    """ImageNet weights where torchvision can get them from here; a config must run as it is written."""
+    from models.backbones import imagenet_at_hand  # imports torch, which nothing else here needs
+
+    if imagenet_at_hand(backbone):
+        return _Choice(
+            "imagenet", "torchvision fetches these weights once; null trains from scratch and takes far longer"
+        )
+    return _Choice(
+        "null", "from scratch, because torchvision's server did not answer when this was written; with a network "
+        "set imagenet, without one a path to the file: either needs far fewer epochs",
+    )  # fmt: skip
 
 
 def _quoted(text: str) -> str:

@@ -19,9 +19,7 @@ from trainer.records import LOSSES
 _TRUTH = (255, 255, 255)
 
 
-def validation_sheet(
-    dataset: CocoDataset, evaluation: Evaluation, path: Path, count: int = 12, threshold: float = 0.3
-) -> None:
+def validation_sheet(dataset: CocoDataset, evaluation: Evaluation, path: Path, count: int = 12) -> None:
     """Write a contact sheet of `count` validation pictures: thin white boxes are true, coloured ones found."""
     records = [r for r in dataset.records if r.id in evaluation.detections]
     chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)]
@@ -31,7 +29,7 @@ def validation_sheet(
         truth = np.rint(record.boxes_xyxy).astype(int)
         for x1, y1, x2, y2 in truth.tolist():
             cv2.rectangle(image, (x1, y1), (x2, y2), _TRUTH, 1, cv2.LINE_AA)
-        cells.append(draw_detections(image, evaluation.detections[record.id].filter(threshold=threshold)))
+        cells.append(draw_detections(image, evaluation.detections[record.id].filter(threshold=evaluation.threshold)))
     if cells:
         write_picture(path, sheet(cells, 4, (320, 320), [r.path.name for r in chosen]))
 

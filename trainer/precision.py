@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from models.config import ConfigError
+from models.typed import ConfigError
 
 
 def pick_device(name: str) -> torch.device:

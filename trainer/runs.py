@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from models.config import ConfigError, to_mapping
+from models.typed import ConfigError, to_mapping
 from runtime import Card
 from runtime.card import sha256_file
 from runtime.coco import CocoDataset
@@ -91,6 +91,7 @@ class RunFolder:
         if evaluation is not None:
             measured = f"trainer fit, PyTorch {torch.__version__}, float32, {evaluation.images} validation images"
             metrics |= {**evaluation.to_json(), "measured_by": measured}
+            card = replace(card, threshold=evaluation.threshold)
         card = replace(card, metrics=metrics, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
         if improved:
             save_checkpoint(self.path / "best.pt", weights, card.to_json())

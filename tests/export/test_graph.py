@@ -16,10 +16,11 @@ import export
 from export.drift import drift
 from export.graph import ExportError
 from models.checkpoint import CheckpointError, load_detector, read_checkpoint, save_checkpoint
-from models.config import model_config, to_mapping
+from models.config import model_config
 from models.detector import Detector as Network
 from models.fuse import FuseError
 from models.layers import ConvNorm
+from models.typed import to_mapping
 from runtime import Card, Detections, Detector, read_card, read_image
 
 CLASSES = ("a", "b", "c")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from models.config import PRESETS, ConfigError, model_config, to_mapping
+from models.config import PRESETS, model_config
+from models.typed import ConfigError, to_mapping
 from trainer.config import dump_config, read_config
 
 BASE = """
@@ -122,3 +123,17 @@ def test_a_preset_is_laid_under_the_keys_that_are_given() -> None:
     config = model_config({"classes": ["a"], "detector": "retinanet", "anchors": {"ratios": [1.0]}})
     assert config.assign.kind == "iou" and config.quality == "none"
     assert config.anchors.per_cell == 3 and config.anchors.size == 4
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_config_loads_and_says_what_it_was_measured_at(path: Path) -> None:
+    config = read_config(path)
+    assert len(config.model.classes) == 80
+    assert path.read_text().count("Measured:") == 1
+
+
+def test_there_are_shipped_configs() -> None:
+    assert {p.stem for p in CONFIGS} >= {"atss_r50", "fcos_r50", "retinanet_r50"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.checkpoint import CheckpointError, read_checkpoint
-from models.config import ConfigError
+from models.typed import ConfigError
 from runtime.coco import CocoError
 from trainer.__main__ import main
 from trainer.config import TrainConfig, read_config

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from models.config import ConfigError
+from models.typed import ConfigError
 from runtime.coco import CocoError, read_coco
 from trainer import new
 from trainer.config import read_config
@@ -21,6 +21,12 @@ CPU = Hardware("cpu", "a CPU with 2 cores", 0.0)
 GPU = Hardware("gpu", "Some GPU", 24.0)
 ODD_NAMES = ["no", "1", "a: b", 'say "hi"', "it's", "größe 日本", "# x", "null", "- y", "{a}", "back\\slash", "🚦",
              "two\nlines", " padded ", "*ref", "1e3", "~", "%d", "tab\there", "x" * 300]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests ask no server; the one test about it says what was answered."""
+    monkeypatch.setattr("models.backbones.imagenet_at_hand", lambda name: False)
 
 
 @pytest.fixture(params=[CPU, GPU], ids=["cpu", "gpu"])
@@ -222,3 +228,25 @@ def test_recipes(tmp_path: Path) -> None:
         new_recipe("shapes", tmp_path / "shapes")
     with pytest.raises(ConfigError, match="one of digits, shapes"):
         new_recipe("digit", tmp_path / "x")
+
+
+@pytest.mark.parametrize(("answers", "weights"), [(True, "imagenet"), (False, None)])
+def test_pretrained_weights_only_where_they_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool, weights: str | None
+) -> None:
+    monkeypatch.setattr("models.backbones.imagenet_at_hand", lambda name: answers)
+    path = new_config(tmp_path / "c.yaml", *_write(tmp_path / "data", {1: "a"}))
+    assert read_config(path).model.backbone.weights == weights
+    assert ("did not answer" in path.read_text()) is not answers
+
+
+def test_the_written_config_trains_as_it_is(tmp_path: Path) -> None:
+    """Real pictures, from the shapes recipe; only the length of the run is cut."""
+    from trainer.loop import fit
+    from trainer.recipes.shapes import make_shapes
+
+    make_shapes(tmp_path / "d", train_images=8, val_images=4)
+    d = tmp_path / "d"
+    path = new_config(tmp_path / "my.yaml", d / "train.json", d / "train", d / "val.json", d / "val", size=64)
+    result = fit(read_config(path, ["schedule.epochs=1"]), tmp_path / "runs", quiet=True)
+    assert result.best.is_file() and result.run.name == "my"
