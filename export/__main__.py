@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from runtime.commands import exit_status, teaching
+
 _EXAMPLES = """examples:
   exporter onnx --simplify                         the newest run's best.pt, to best.onnx beside it
   exporter onnx runs/demo/best.pt --out detector.onnx --tolerance 0.05
@@ -22,17 +24,7 @@ exit status: 0 done, 1 the work failed or an artifact lost too much mAP, 2 wrong
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RuntimeError) as error:
-        if type(error).__module__.partition(".")[0] not in ("models", "runtime", "export", "builtins"):
-            raise  # from inside a library: its traceback is what a bug report needs
-        print(f"exporter {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return exit_status(_parser().parse_args(argv), "exporter", "interrupted; nothing was written")
 
 
 def _onnx(arguments: argparse.Namespace) -> int:
@@ -114,17 +106,14 @@ class _Bar:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def text(prog: str) -> argparse.RawDescriptionHelpFormatter:
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
-
     parser = argparse.ArgumentParser(
-        prog="exporter", formatter_class=text, epilog=_EXAMPLES,
+        prog="exporter", formatter_class=teaching, epilog=_EXAMPLES,
         description="Turn a checkpoint into an artifact, and prove that it scores the same mAP.",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], short: str, long: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=short, description=long, formatter_class=text)
+        sub = commands.add_parser(name, help=short, description=long, formatter_class=teaching)
         sub.set_defaults(run=run)
         sub.add_argument("--quiet", action="store_true", help="no progress bar")
         sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")

@@ -109,7 +109,7 @@ def to_onnx(
         say("ONNX Runtime gives the same detections as PyTorch on the same pixels")
         verification = None
         if verify_map:
-            verification = _gate(temporary, checkpoint, tolerance, say, progress)
+            verification = _gate(temporary, checkpoint, tolerance, say, progress, out.name)
         if verification is None:
             summary: dict[str, object] = {
                 "scored": False,
@@ -212,16 +212,29 @@ def _run_check(path: Path, deploy: Deploy, card: Card, pixels: np.ndarray) -> No
 
 
 def _gate(
-    path: Path, checkpoint: Path, tolerance: float | None, say: Callable[[str], None], progress: Progress | None
+    path: Path,
+    checkpoint: Path,
+    tolerance: float | None,
+    say: Callable[[str], None],
+    progress: Progress | None,
+    shown: str,
 ) -> Verification | None:
-    """Score the file; None where the validation data is not there. Raises `GateError` past tolerance."""
+    """Score the file, called `shown` in progress; None where the validation data is not there.
+
+    Raises `GateError` past tolerance.
+    """
     card = Card.from_json(build_detector(checkpoint)[1], checkpoint)
     try:
         validation_data(card, checkpoint)
     except (RunsError, CocoError) as error:
         say(f"not scored: {error}")
         return None
-    verification = verify([path], against=checkpoint, tolerance=tolerance, progress=progress)
+
+    def report(what: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(shown if what == path.name else what, done, total)
+
+    verification = verify([path], against=checkpoint, tolerance=tolerance, progress=report)
     if not verification.passed:
         score = verification.artifacts[0]
         raise GateError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
 from pathlib import Path
 
 import cv2
@@ -13,6 +12,7 @@ import numpy as np
 
 from export.verification import Score, Verification
 from runtime.draw import draw_detections, sheet
+from runtime.files import write_text
 from runtime.image import read_image
 
 _STYLE = """
@@ -24,8 +24,7 @@ pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px } im
 
 def write_reports(verification: Verification, folder: Path, name: str = "verify") -> tuple[Path, Path]:
     """Write `<name>.json` and `<name>.html` into `folder`; returns both paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = _replace(folder / f"{name}.json", json.dumps(verification.to_json(), indent=1, allow_nan=False))
+    data = write_text(folder / f"{name}.json", json.dumps(verification.to_json(), indent=1, allow_nan=False))
     word = "passed" if verification.passed else "failed"
     reference = verification.reference
     parts = [
@@ -46,7 +45,7 @@ def write_reports(verification: Verification, folder: Path, name: str = "verify"
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>isodet: verification {word}</title>'
         f"<style>{_STYLE}</style>\n" + "\n".join(parts)
     )
-    return data, _replace(folder / f"{name}.html", page)
+    return data, write_text(folder / f"{name}.html", page)
 
 
 def _pairs(verification: Verification, score: Score, count: int = 4) -> str:
@@ -66,10 +65,3 @@ def _pairs(verification: Verification, score: Score, count: int = 4) -> str:
     ok, encoded = cv2.imencode(".jpg", sheet(cells, 4, (320, 320)))
     assert ok
     return base64.b64encode(encoded.tobytes()).decode()
-
-
-def _replace(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

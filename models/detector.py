@@ -70,6 +70,7 @@ class Detector(nn.Module):
         if (size_hw, device) not in self._priors:
             first, last = self.config.neck.levels
             strides = [2**level for level in range(first, last + 1)]
-            grid = priors(feature_sizes(size_hw, (first, last)), strides, self.config.anchors)
-            self._priors[size_hw, device] = grid.to(device)
+            with torch.inference_mode(False):  # kept for training, even if an inference asks first
+                grid = priors(feature_sizes(size_hw, (first, last)), strides, self.config.anchors)
+                self._priors[size_hw, device] = grid.to(device)
         return self._priors[size_hw, device]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from runtime.backends import BackendError
-from runtime.detect import MODELS, DetectError, detect
+from runtime.commands import exit_status, moves, teaching
+from runtime.detect import MODELS, detect
+from runtime.files import write_text
 from runtime.runs import newest
 
 _EXAMPLES = """examples:
@@ -29,26 +28,12 @@ exit status: 0 done, 1 the work failed, 2 wrong usage"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
-    arguments = _parser().parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, BackendError, DetectError) as error:
-        print(f"runtime {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return exit_status(_parser().parse_args(argv), "runtime")
 
 
 def _detect(arguments: argparse.Namespace) -> int:
     model = _model(arguments.model)
     with tqdm(unit="frame", disable=arguments.quiet) as bar:
-
-        def progress(done: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
         summary = detect(
             arguments.source,
             model,
@@ -59,7 +44,7 @@ def _detect(arguments: argparse.Namespace) -> int:
             save=arguments.save,
             show=arguments.show,
             json_lines=arguments.json,
-            progress=progress,
+            progress=moves(bar),
         )
     for path, reason in summary.skipped:
         print(f"warning: {path}: {reason} (skipped)", file=sys.stderr)
@@ -76,11 +61,6 @@ def _bench(arguments: argparse.Namespace) -> int:
     from runtime.bench import bench
 
     with tqdm(unit="batch size", disable=arguments.quiet) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
         result = bench(
             _model(arguments.artifact),
             batch_sizes=arguments.batch,
@@ -91,7 +71,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             warmup=arguments.warmup,
             device=arguments.device,
             threads=arguments.threads,
-            progress=progress,
+            progress=moves(bar),
         )
     print(result.table())
     _write_json(arguments.json, result.to_json())
@@ -109,12 +89,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     if dataset.problems:
         print(f"warning: {dataset.annotations}: {dataset.problems.summary()}", file=sys.stderr)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        result = evaluate(detector, dataset, batch_size=arguments.batch_size, progress=progress)
+        result = evaluate(detector, dataset, batch_size=arguments.batch_size, progress=moves(bar))
     print(result.table())
     _write_json(arguments.json, result.to_json())
     return 0
@@ -131,10 +106,7 @@ def _model(given: Path | None) -> Path:
 def _write_json(path: Path | None, content: object) -> None:
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     print(f"wrote {path}")
 
 
@@ -143,17 +115,14 @@ def _write_json(path: Path | None, content: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def text(prog: str) -> argparse.RawDescriptionHelpFormatter:
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
-
     parser = argparse.ArgumentParser(
-        prog="runtime", formatter_class=text, epilog=_EXAMPLES,
+        prog="runtime", formatter_class=teaching, epilog=_EXAMPLES,
         description="Run a trained detector: on pictures and videos, against the clock, against COCO annotations.",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="detect|bench|eval")
 
     p = commands.add_parser(
-        "detect", formatter_class=text, help="detect in a picture, folder, video, webcam or URL",
+        "detect", formatter_class=teaching, help="detect in a picture, folder, video, webcam or URL",
         description="Detect, and write annotated pictures or an annotated video, and JSON lines.",
         epilog="""examples:
   runtime detect street.jpg
@@ -183,7 +152,7 @@ a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
     p.set_defaults(run=_detect)
 
     p = commands.add_parser(
-        "bench", formatter_class=text, help="time a model on this machine",
+        "bench", formatter_class=teaching, help="time a model on this machine",
         description="Time letterbox, engine and postprocess, one by one and end to end, for each batch size.",
         epilog="""examples:
   runtime bench best.onnx
@@ -208,7 +177,7 @@ a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
     p.set_defaults(run=_bench)
 
     p = commands.add_parser(
-        "eval", formatter_class=text, help="COCO evaluation of a model",
+        "eval", formatter_class=teaching, help="COCO evaluation of a model",
         description="Measure COCO's box metrics (mAP and its kin) of a model on annotated pictures.",
         epilog="""examples:
   runtime eval                                     the newest model, on the data it was validated with

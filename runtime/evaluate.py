@@ -182,7 +182,9 @@ def _best_threshold(precision: Any, scores: Any, recall: Any) -> float:
     reached = (scores[None] >= grid[:, None, None]) & (precision[None] > 0)  # [99, R, C]
     stands = reached.shape[1] - 1 - reached[:, ::-1].argmax(axis=1)  # [99, C]
     values = np.take_along_axis(f1, stands, axis=0) * reached.any(axis=1)
-    return float(grid[values[:, there].mean(axis=1).argmax()])
+    mean = values[:, there].mean(axis=1)
+    # The curve has points where something is found: between two of them the highest threshold invents least.
+    return float(grid[len(grid) - 1 - mean[::-1].argmax()])
 
 
 def _import_pycocotools() -> tuple[Any, Any]:

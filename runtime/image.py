@@ -5,7 +5,6 @@ Training, validation and deployment all use this letterbox, so that a model sees
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from runtime.files import replacing
 
 Image = NDArray[np.uint8]
 """uint8 [H, W, 3], blue-green-red as OpenCV and cameras give it."""
@@ -81,12 +82,8 @@ def write_image(path: str | Path, image: Image) -> None:
         ) from None
     if not done:
         raise ImageError(path, f"cannot be encoded as {path.suffix}")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(data.tobytes())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------

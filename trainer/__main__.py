@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
+
+from runtime.commands import exit_status, moves, teaching
+from runtime.files import write_text
 
 _EXAMPLES = """examples:
   trainer new digits                               a small data set and its recipe, digits/digits.yaml
@@ -28,18 +29,9 @@ exit status: 0 done, 1 the work failed, 2 wrong usage"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
     arguments = _parse(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        hint = "; `trainer fit --resume` goes on from the last finished epoch" if arguments.command == "fit" else ""
-        print(f"interrupted{hint}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RuntimeError) as error:
-        if type(error).__module__.partition(".")[0] not in ("models", "runtime", "trainer", "builtins"):
-            raise  # from inside a library: its traceback is what a bug report needs
-        print(f"trainer {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    resumable = arguments.command == "fit"
+    interrupted = "interrupted" + ("; `trainer fit --resume` goes on from the last finished epoch" if resumable else "")
+    return exit_status(arguments, "trainer", interrupted)
 
 
 def _fit(arguments: argparse.Namespace) -> int:
@@ -85,12 +77,10 @@ def _eval(arguments: argparse.Namespace) -> int:
     if summary := dataset.problems.summary():
         print(f"warning: {dataset.annotations}: {summary}", file=sys.stderr)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
-        result = evaluate(detector, dataset, progress=_advance(bar))
+        result = evaluate(detector, dataset, progress=moves(bar))
     print(result.table())
     if arguments.json is not None:
-        temporary = arguments.json.with_name(f".{arguments.json.name}.tmp")
-        temporary.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
-        os.replace(temporary, arguments.json)
+        write_text(arguments.json, json.dumps(result.to_json(), indent=1))
         print(f"wrote {arguments.json}")
     return 0
 
@@ -108,7 +98,7 @@ def _check_data(arguments: argparse.Namespace) -> int:
 
     config = read_config(arguments.config, arguments.overrides)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
-        report = check_data(config, arguments.out, progress=_advance(bar))
+        report = check_data(config, arguments.out, progress=moves(bar))
     print(report.text())
     return 0
 
@@ -121,7 +111,7 @@ def _new(arguments: argparse.Namespace) -> int:
         if any(given):
             arguments.parser.error(f"the recipe {arguments.what!r} makes its own data: no --train and --val")
         with tqdm(unit="image", disable=arguments.quiet) as bar:
-            path = new_recipe(arguments.what, arguments.out or Path(arguments.what), progress=_advance(bar))
+            path = new_recipe(arguments.what, arguments.out or Path(arguments.what), progress=moves(bar))
     else:
         if not all(given):
             arguments.parser.error(
@@ -136,16 +126,6 @@ def _new(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
     print(f"wrote {path}\nnext: trainer check-data {path}\n      trainer fit {path}")
     return 0
-
-
-def _advance(bar: tqdm[None]) -> Callable[[int, int], None]:
-    """A progress callback (done, total) that moves `bar`."""
-
-    def progress(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return progress
 
 
 # ---------------------------------------------------------------------------------------------
@@ -165,17 +145,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def text(prog: str) -> argparse.RawDescriptionHelpFormatter:
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
-
     parser = argparse.ArgumentParser(
-        prog="trainer", formatter_class=text, epilog=_EXAMPLES,
+        prog="trainer", formatter_class=teaching, epilog=_EXAMPLES,
         description="Train ATSS, RetinaNet and FCOS detectors from one YAML file.",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: object, short: str, description: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=short, description=description, formatter_class=text)
+        sub = commands.add_parser(name, help=short, description=description, formatter_class=teaching)
         sub.set_defaults(run=run, parser=sub)
         sub.add_argument("--quiet", action="store_true", help="no progress line")
         return sub

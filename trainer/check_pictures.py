@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from runtime.coco import CocoDataset
 from runtime.detections import Detections
 from runtime.draw import draw_detections, sheet
+from runtime.files import replacing
 from runtime.image import Image, write_image
 from trainer.config import TrainConfig
 from trainer.data import TrainSet
@@ -64,12 +64,8 @@ def _figure(height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -87,7 +87,8 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     amp = pick_amp(config.amp, device)
     train = read_coco(config.data.train.annotations, config.data.train.images, config.model.classes)
     val = read_coco(config.data.val.annotations, config.data.val.images, config.model.classes)
-    loader, order = _loader(config, train, device)
+    train_set = TrainSet(train, config.model.input_size_hw, config.augment, config.seed)
+    loader, order = _loader(config, train_set, device)
     steps = steps_per_epoch(len(loader), config.optim.accumulate)
     epochs = config.schedule.epochs
     state = _state(config, device, amp, steps * epochs)
@@ -99,13 +100,18 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     with Records(folder.path, epochs, steps, state.epoch, quiet) as records:
         for line in _introduction(config, state.model, train, val, device, amp, folder.path):
             records.say(line)
-        last = None
+        last, told = None, 0
         for epoch in range(state.epoch, epochs):
             records.begin_epoch(epoch)
-            loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+            train_set.set_epoch(epoch)
             order.manual_seed(config.seed * 100_003 + epoch)
             _train_epoch(config, state, loader, device, amp, records)
             state.epoch = epoch + 1
+            if unusable := train_set.unusable[told:]:
+                told += len(unusable)
+                records.say(
+                    f"{told} of {len(train_set)} training pictures cannot be used, as logged; one is {unusable[0]}"
+                )
 
             evaluation, improved = None, False
             if state.epoch % config.val_interval == 0 or state.epoch == epochs:
@@ -148,6 +154,8 @@ def _train_epoch(
             state.schedule.step()
             records.step()
             gradients = False
+    if records.images == 0:
+        raise TrainingError("not one training picture could be used; the log says why, `trainer check-data` lists them")
 
 
 def _losses(config: TrainConfig, model: Network, batch: Batch, device: torch.device, amp: torch.dtype | None) -> Any:
@@ -190,9 +198,8 @@ def _state(config: TrainConfig, device: torch.device, amp: torch.dtype | None, t
     return State(model, build_average(model, config.optim.ema), optimizer, schedule, scaler)
 
 
-def _loader(config: TrainConfig, train: CocoDataset, device: torch.device) -> tuple[DataLoader[Any], torch.Generator]:
+def _loader(config: TrainConfig, dataset: TrainSet, device: torch.device) -> tuple[DataLoader[Any], torch.Generator]:
     """The training batches, and the generator that orders them (reseeded each epoch, so a resumed run agrees)."""
-    dataset = TrainSet(train, config.model.input_size_hw, config.augment, config.seed)
     order = torch.Generator()
     workers = worker_count(config.data.workers, device)
     loader = DataLoader(
@@ -232,6 +239,7 @@ def _scores(e: Evaluation) -> str:
     return (
         f"mAP {e.map:.1f}, AP50 {e.ap50:.1f}, AP75 {e.ap75:.1f}, "
         f"small {e.ap_small:.1f}, medium {e.ap_medium:.1f}, large {e.ap_large:.1f} ({e.seconds:.0f} s)"
+        + (f"; {len(e.skipped)} unreadable pictures left out, as {e.skipped[0][0]}" if e.skipped else "")
     )
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from models.typed import ConfigError
 from runtime.coco import CocoDataset, read_coco
+from runtime.files import replacing
 from trainer.check import input_sides
 from trainer.config import read_config
 from trainer.recipes import make_digits, make_shapes
@@ -67,14 +68,9 @@ def new_config(
     train = read_coco(train_json, train_images, classes)
     val = read_coco(val_json, val_images, classes)
     text = _text(out, train, val, sorted(set(whole.class_names) - set(classes)), detector, size, _hardware())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    try:
+    with replacing(out) as partial:
         partial.write_text(text, encoding="utf-8")
         read_config(partial)  # what is left under the final name is a config that loads
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     return out
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.coco import CocoDataset
 from runtime.draw import draw_detections, sheet
 from runtime.evaluate import Evaluation
-from runtime.image import read_image
+from runtime.image import read_image, write_image
 from trainer.records import LOSSES
 
 _TRUTH = (255, 255, 255)
@@ -31,16 +29,7 @@ def validation_sheet(dataset: CocoDataset, evaluation: Evaluation, path: Path, c
             cv2.rectangle(image, (x1, y1), (x2, y2), _TRUTH, 1, cv2.LINE_AA)
         cells.append(draw_detections(image, evaluation.detections[record.id].filter(threshold=evaluation.threshold)))
     if cells:
-        write_picture(path, sheet(cells, 4, (320, 320), [r.path.name for r in chosen]))
-
-
-def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
-    """Encode by the suffix and replace the file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    if not cv2.imwrite(str(temporary), image):
-        raise OSError(f"{path}: OpenCV could not write this picture")
-    os.replace(temporary, path)
+        write_image(path, sheet(cells, 4, (320, 320), [r.path.name for r in chosen]))
 
 
 def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 import resource
 import sys
 import time
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from models.criterion import Losses
 from runtime.evaluate import Evaluation
+from runtime.files import write_text
 
 SCORES = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 LOSSES = ("loss", "loss_cls", "loss_box", "loss_quality")
@@ -90,14 +91,12 @@ class Records:
         return row
 
     def _write(self) -> None:
-        path = self.run / "metrics.csv"
-        temporary = path.with_name(".metrics.csv.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            for row in self.rows:
-                writer.writerow({k: int(v) if k in ("epoch", "step") else f"{v:.6g}" for k, v in row.items()})
-        os.replace(temporary, path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({k: int(v) if k in ("epoch", "step") else f"{v:.6g}" for k, v in row.items()})
+        write_text(self.run / "metrics.csv", text.getvalue())
 
     def __enter__(self) -> Records:
         return self

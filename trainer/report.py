@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from runtime.files import write_text
 from trainer.config import TrainConfig, dump_config
 from trainer.pictures import metric_plots
 from trainer.records import SCORES
@@ -44,16 +44,12 @@ def write_report(
         parts.append("<h2>Validation pictures</h2><p>White: true boxes. Coloured: found, with their scores.</p>")
         parts.append(_image(sheet))
     parts.append(f"<h2>Configuration</h2><pre>{html.escape(dump_config(config))}</pre>")
-    page = run / "report.html"
-    temporary = run / ".report.html.tmp"
     title = html.escape(f"isodet: {run.name}")
     body = "\n".join(parts)
-    temporary.write_text(
+    return write_text(
+        run / "report.html",
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>\n{body}',
-        encoding="utf-8",
     )
-    os.replace(temporary, page)
-    return page
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[float | str]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from runtime import Card
 from runtime.card import sha256_file
 from runtime.coco import CocoDataset
 from runtime.evaluate import Evaluation
+from runtime.files import write_text
 from trainer.config import TrainConfig, dump_config, read_config
 
 
@@ -72,9 +72,7 @@ class RunFolder:
             except FileExistsError:
                 number += 1
         (path / "plots").mkdir()
-        temporary = path / ".config.yaml.tmp"
-        temporary.write_text(dump_config(config), encoding="utf-8")
-        os.replace(temporary, path / "config.yaml")
+        write_text(path / "config.yaml", dump_config(config))
         return cls(path)
 
     def save(

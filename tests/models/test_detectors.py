@@ -240,3 +240,13 @@ def test_colours_are_ordered_and_normalised_inside():
 def test_a_mistake_in_the_config_is_named(keys, message):
     with pytest.raises(ConfigError, match=message):
         small(**keys)
+
+
+def test_an_inference_first_does_not_spoil_training():
+    """Tensors made in inference mode cannot take part in a backward pass; the cached grid must not be one."""
+    model = network(small())
+    with torch.inference_mode():
+        Deploy(model.eval())(images())
+        model.priors()
+    model.train()
+    criterion(model.config, model(images()), model.priors(), BOXES, LABELS).total.backward()

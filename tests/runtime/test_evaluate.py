@@ -205,3 +205,21 @@ def test_classes_must_agree(coco_files: Files, make_card_with: Callable[..., Car
         evaluate(detector, dataset)
     with pytest.raises(EvaluationError, match="batch_size"):
         evaluate(detector, dataset, batch_size=0)
+
+
+def test_the_recommended_threshold_separates_found_from_invented(
+    coco_files: Files, make_card_with: Callable[..., Card]
+) -> None:
+    """Every object found with a score of 0.6 or more, inventions below 0.4: the threshold lies between."""
+    content = coco_content(seed=3)
+    dataset = read_coco(*coco_files(content))
+    answers: dict[int, Found] = {}
+    rng = np.random.default_rng(0)
+    for record in dataset.records:
+        boxes, labels = record.boxes_xyxy.tolist(), record.labels.tolist()
+        invented = [[150.0, 100.0 + i, 160.0 + i, 120.0] for i in range(4)]
+        scores = sorted(rng.uniform(0.6, 0.95, len(boxes)))[::-1] + sorted(rng.uniform(0.1, 0.4, 4))[::-1]
+        answers[record.id] = (boxes + invented, scores, labels + rng.integers(0, 3, 4).tolist())
+    evaluation = evaluate(oracle(make_card_with, answers), dataset)
+    assert 0.4 <= evaluation.threshold <= 0.61
+    assert evaluation.to_json()["threshold"] == pytest.approx(evaluation.threshold, abs=1e-3)

@@ -115,16 +115,30 @@ def test_images_without_objects_teach_background_with_no_box_loss(data: Path, tm
     assert float(values["loss_box"]) == 0 and float(values["loss_quality"]) == 0
 
 
-def test_broken_pictures_are_skipped_and_counted(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_pictures_are_skipped_and_counted(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     first, second, third = sorted((copy / "train").glob("*.jpg"))[:3]
     first.write_bytes(first.read_bytes()[:200])
     second.write_bytes(b"")
     third.unlink()
-    fit(config(copy, "schedule.epochs=1"), tmp_path / "runs", quiet=True)
+    fit(config(copy, "schedule.epochs=2"), tmp_path / "runs")
+    said = capsys.readouterr().err
+    assert said.count("2 of 11 training pictures cannot be used") == 1
+    assert "1 missing image file" in said or "missing" in said
     assert sum(first.name in r.getMessage() for r in caplog.records) == 1
     assert sum(second.name in r.getMessage() for r in caplog.records) == 1
+
+
+def test_a_set_without_a_usable_picture_is_an_error(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    for path in (copy / "train").glob("*.jpg"):
+        path.write_bytes(b"not a picture")
+    with pytest.raises(TrainingError, match="not one training picture could be used"):
+        fit(config(copy), tmp_path / "runs", quiet=True)
 
 
 def test_an_empty_dataset_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

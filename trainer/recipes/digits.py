@@ -62,7 +62,7 @@ augment:
   scale_probability: 0.5                      # steps are what is short here: half of the pictures stay as they are
   scale: [0.6, 1.6]
 optim: {kind: adamw, lr: 0.002, weight_decay: 0.05, clip_norm: 10, ema: 0.99}
-schedule: {epochs: 12, kind: cosine, warmup_steps: 30}
+schedule: {epochs: 16, kind: cosine, warmup_steps: 30}
 val_interval: 4
 """
 

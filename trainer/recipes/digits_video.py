@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from runtime.files import replacing
 from trainer.recipes.glyphs import (
     VAL_SAMPLES,
     background,
@@ -22,7 +22,7 @@ from trainer.recipes.writer import RecipeError
 
 
 def digits_video(
-    out: Path, seconds: float = 8, fps: int = 25, size_hw: tuple[int, int] = (320, 320), seed: int = 0
+    out: Path, seconds: float = 8, fps: int = 25, size_hw: tuple[int, int] = (480, 640), seed: int = 0
 ) -> None:
     """Write an MP4 in which digits by the validation writers drift over a slowly panning photograph.
 
@@ -37,19 +37,17 @@ def digits_video(
     wide = background(material, (round(height * 1.2), round(width * 1.4)), rng)
     tall = 0.28 * min(size_hw)
     movers = []
-    for _ in range(5):
-        sample = int(rng.integers(len(material.labels)))
+    for label in rng.permutation(10)[:6]:  # all different: a person sees at once what is confused
+        sample = int(rng.choice(np.flatnonzero(material.labels == label)))
         mask = render_glyph(material.glyphs[sample], rng.uniform(0.4, 1.0) * tall, rng)
         start = rng.uniform(0, 1, 2) * (height - mask.shape[0], width - mask.shape[1])
         speed = rng.uniform(0.1, 0.3, 2) * rng.choice([-1, 1], 2) * (height, width)  # pixels per second
         stroke = stroke_texture(mask.shape, contrasting_color(wide, rng), rng)
         movers.append((mask, stroke, start, speed))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.stem}.partial.mp4")
-    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
-    if not writer.isOpened():
-        raise RecipeError(f"{out}: this OpenCV cannot write MP4 video (codec mp4v)")
-    try:
+    with replacing(out) as partial:
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+        if not writer.isOpened():
+            raise RecipeError(f"{out}: this OpenCV cannot write MP4 video (codec mp4v)")
         for step in range(max(1, round(seconds * fps))):
             time = step / fps
             top = round((wide.shape[0] - height) * (0.5 + 0.5 * np.sin(0.4 * time)))
@@ -60,10 +58,6 @@ def digits_video(
                 paint(frame, mask, stroke, (y, x))
             writer.write(frame)
         writer.release()
-        os.replace(partial, out)
-    finally:
-        writer.release()
-        partial.unlink(missing_ok=True)
 
 
 def _bounce(position: npt.NDArray[np.float64], limit: tuple[int, int]) -> tuple[int, int]:

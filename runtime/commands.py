@@ -1,0 +1,47 @@
+"""What the commands `runtime`, `trainer` and `exporter` share: exit status, progress, the look of their help."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+ROOMS = ("models", "runtime", "trainer", "export")
+
+
+def teaching(prog: str) -> argparse.RawDescriptionHelpFormatter:
+    """argparse's layout for help texts that hold examples."""
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
+
+
+def exit_status(arguments: argparse.Namespace, program: str, interrupted: str = "interrupted") -> int:
+    """Run `arguments.run(arguments)`: 0 done, 1 failed, with one line on stderr that says why.
+
+    Only errors that our code or Python raised are told in one line. One from inside a library keeps its
+    traceback, which is what a bug report needs.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        if type(error).__module__.partition(".")[0] not in (*ROOMS, "builtins"):
+            raise
+        print(f"{program} {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def moves(bar: tqdm[Any]) -> Callable[[int, int | None], None]:
+    """A progress callback (done, total) that moves `bar`."""
+
+    def progress(done: int, total: int | None) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return progress
