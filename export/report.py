@@ -16,7 +16,7 @@ from runtime.files import write_text
 from runtime.image import read_image
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1300px; margin: 2rem auto; padding: 0 1rem; color: #222 }
 pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px } img { max-width: 100% }
 .passed { color: #1a7f37 } .failed { color: #cf222e }
 """

@@ -53,7 +53,7 @@ def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
                 x, y = zip(*points, strict=True)
                 axes.plot(x, y, marker="o" if len(x) < 40 else None, markersize=3, label=label)
                 if column == "map":
-                    axes.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), textcoords="offset points", xytext=(4, 4))
+                    axes.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), textcoords="offset points", xytext=(0, 5), ha="right")
         if axes.lines:
             axes.set(xlabel="epoch", title=title)
             axes.set_ylim(bottom=0)

@@ -21,6 +21,9 @@ pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px }
 """
 
 
+_HEADS = ("mAP", "AP50", "AP75", "AP small", "AP medium", "AP large")  # of SCORES
+
+
 def write_report(
     run: Path, config: TrainConfig, rows: Sequence[dict[str, float]], per_class: Mapping[str, float] | None = None
 ) -> Path:
@@ -34,9 +37,9 @@ def write_report(
             f"<p>best.pt: <b>mAP {best['map']:.1f}</b>, AP50 {best['ap50']:.1f}, after epoch {best['epoch']:.0f} of "
             f"{config.schedule.epochs}; {sum(r['seconds'] for r in rows) / 60:.1f} minutes.</p>"
         )
-        parts.append(_table(["epoch", *SCORES], [[r["epoch"], *(r[s] for s in SCORES)] for r in validated]))
+        parts.append(_table(["epoch", *_HEADS], [[r["epoch"], *(r[s] for s in SCORES)] for r in validated]))
     if per_class:
-        parts.append("<h2>Per class</h2>" + _table(["class", "mAP"], [[k, v] for k, v in per_class.items()]))
+        parts.append("<h2>Per class</h2>" + _table(["class", "AP"], [[k, v] for k, v in per_class.items()]))
     for path in plots:
         parts.append(_image(path))
     sheet = run / "plots" / "validation.jpg"

@@ -31,7 +31,7 @@ class TorchBackend:
 
     def __init__(self, model: nn.Module, card: Card, device: str | torch.device = "auto") -> None:
         self.card = card
-        self.name = f"PyTorch {torch.__version__}"
+        self.name = f"PyTorch {torch.__version__.partition('+')[0]}"
         self._device = _resolve(str(device))
         self.device = str(self._device)
         self.model = model.to(self._device)
