@@ -1,0 +1,73 @@
+"""What ATSS and its ablation share: the priors nearest to an object, and who gets a prior that several want."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.assigners.matched import BACKGROUND
+from models.points import Priors
+
+
+def nearest(priors: Priors, gt_boxes_xyxy: Tensor, k: int) -> Tensor:
+    """Indices [B, G, M] int64 of the `k` priors of every level whose centres are nearest to a box's, [B, G, 4].
+
+    A level with fewer than `k` priors gives all it has. Of equally near priors any may be taken.
+
+    On a grid the k nearest points lie in the k nearest columns: a point in a farther column has k points that
+    are no farther in its own row. The same holds for rows, so k * k cells are compared in place of the whole
+    level. This is exact in floating point too, because squaring and adding keep the order.
+    """
+    centres = (gt_boxes_xyxy[..., :2] + gt_boxes_xyxy[..., 2:]) / 2  # [B, G, 2]
+    points, found, start = priors.points, [], 0
+    for level, size in enumerate(priors.level_sizes):
+        mine = points[start : start + size]
+        if priors.level_shapes:
+            h, w, anchors = priors.level_shapes[level]
+            cells = mine.view(h, w, anchors, 2)
+            dx, column = _nearest_lines(centres[..., 0], cells[0, :, 0, 0], k)  # [B, G, <= k]
+            dy, row = _nearest_lines(centres[..., 1], cells[:, 0, 0, 1], k)
+            squared = (dx[..., None, :] + dy[..., :, None]).flatten(-2)  # [B, G, <= k * k]
+            index = (column[..., None, :] + w * row[..., :, None]).flatten(-2)
+            if anchors > 1:
+                squared = squared.repeat_interleave(anchors, dim=-1)
+                index = (index[..., None] * anchors + torch.arange(anchors, device=index.device)).flatten(-2)
+        else:  # not a whole grid: every prior of the level
+            squared = (centres[..., None, 0] - mine[:, 0]) ** 2 + (centres[..., None, 1] - mine[:, 1]) ** 2
+            index = torch.arange(size, device=mine.device).expand(squared.shape)
+        near = squared.topk(min(k, size), dim=-1, largest=False, sorted=False).indices
+        found.append(index.gather(-1, near) + start)
+        start += size
+    return torch.cat(found, dim=-1)
+
+
+def _nearest_lines(centres: Tensor, lines: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k of n rows or columns nearest to coordinates [B, G]: squared distances and indices [B, G, k]."""
+    squared = (centres[..., None] - lines) ** 2
+    near = squared.topk(min(k, len(lines)), dim=-1, largest=False, sorted=False)
+    return near.values, near.indices
+
+
+def inside(points_xy: Tensor, boxes_xyxy: Tensor) -> Tensor:
+    """Which points [..., 2] lie in their boxes [..., 4], by more than 0.01 px on every side, bool [...].
+
+    The margin is the one of ATSS' authors' code: a point on the border would have no centerness.
+    """
+    near, far = points_xy - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - points_xy
+    return torch.minimum(near, far).amin(dim=-1) > 0.01
+
+
+def best_owner(index: Tensor, wanted: Tensor, overlaps: Tensor, count: int) -> Tensor:
+    """Matched box index per prior, [B, N] int64, N = `count`, where boxes want (`wanted`) priors `index` [B, G, M].
+
+    A prior that several objects want goes to the one it overlaps most (`overlaps` [B, G, M]); of equals, to the
+    first.
+    """
+    B, G, M = index.shape
+    flat = index.flatten(1)  # [B, G*M]
+    overlaps = overlaps.masked_fill(~wanted, -1).flatten(1)
+    best = overlaps.new_full((B, count), -1).scatter_reduce(1, flat, overlaps, "amax")
+    winner = wanted.flatten(1) & (overlaps == best.gather(1, flat))
+    owner = torch.arange(G, device=index.device)[:, None].expand(G, M).reshape(1, -1).expand(B, -1)
+    first = index.new_full((B, count), G).scatter_reduce(1, flat, owner.masked_fill(~winner, G), "amin")
+    return first.masked_fill(first == G, BACKGROUND)

@@ -1,0 +1,33 @@
+"""The ablation of ATSS without its threshold: every candidate inside the object is a positive.
+
+Zhang et al., CVPR 2020: lines 3-6 of algorithm 1 and the test on centres of line 12, without lines 7-10. Section
+4.2 calls this the lite version of ATSS, which took the place of FCOS' centre sampling. (The branch `TOPK` in the
+authors' code is something else: the k anchors of all levels together with the highest IoU.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.assigners.candidates import best_owner, inside, nearest
+from models.assigners.matched import BACKGROUND
+from models.boxes import iou
+from models.points import Priors
+
+
+@torch.no_grad()
+def assign_topk(priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, topk: int = 9) -> Tensor:
+    """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
+
+    The `topk` points of each level nearest to an object's centre are its positives where they lie inside it.
+    A point that several objects want goes to the one it overlaps most, as in ATSS.
+    """
+    B, G = gt_valid.shape
+    N = len(priors.boxes_xyxy)
+    if G == 0:
+        return gt_valid.new_full((B, N), BACKGROUND, dtype=torch.int64)
+    index = nearest(priors, gt_boxes_xyxy, topk)  # [B, G, M]
+    boxes = gt_boxes_xyxy[:, :, None]
+    positive = inside(priors.points[index], boxes) & gt_valid[..., None]
+    return best_owner(index, positive, iou(boxes, priors.boxes_xyxy[index]), N)
