@@ -6,41 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from models.network_config import BackboneConfig, NeckConfig
 from models.typed import ConfigError, build, merge, require
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    name: Literal["resnet18", "resnet34", "resnet50", "repvgg_a0"] = "resnet50"
-    width: float = 1.0
-    """Multiplier on every channel count (rounded to 8); ImageNet weights need 1.0."""
-    weights: str | None = None
-    """`imagenet` (torchvision's own file, downloaded by torchvision), a path to a state dict, or null."""
-
-    def __post_init__(self) -> None:
-        require(0.1 <= self.width <= 4, "width", "a multiplier from 0.1 to 4", self.width)
-        if self.weights is not None and self.width != 1.0:
-            raise ConfigError(f"weights: {self.weights!r} needs width 1.0, got width {self.width}; set weights: null")
-        if self.weights == "imagenet" and not self.name.startswith("resnet"):
-            raise ConfigError(f"weights: torchvision has no ImageNet weights for {self.name}; use null or a path")
-
-
-@dataclass(frozen=True)
-class NeckConfig:
-    channels: int = 256
-    levels: tuple[int, int] = (3, 7)
-    """First and last pyramid level; level l has stride 2**l."""
-    p6_from: Literal["p5", "c5"] = "p5"
-    p7_relu: bool = True
-    """ReLU on P6 before the convolution that makes P7, as in the RetinaNet paper."""
-    norm: Literal["none", "bn"] = "none"
-
-    def __post_init__(self) -> None:
-        require(self.channels >= 8, "channels", "at least 8", self.channels)
-        first, last = self.levels
-        require(
-            2 <= first <= 5 and 5 <= last <= 7, "levels", "[first, last] with first 2..5 and last 5..7", self.levels
-        )
 
 
 @dataclass(frozen=True)
@@ -49,7 +16,18 @@ class HeadConfig:
     """Convolutions in each of the two towers."""
     channels: int | None = None
     """Tower width; null means the neck's."""
-    norm: Literal["gn", "bn", "none"] = "gn"
+    norm: Literal["gn", "bn", "sepbn", "none"] = "gn"
+    """sepbn: BatchNorms with statistics of their own for each level behind shared convolutions."""
+    block: Literal["conv", "dw", "shuffle", "repconv"] = "conv"
+    """Of the towers: 3x3; depthwise 3x3 and 1x1; 3x3 in four groups and a shuffle; 3x3 + 1x1 + identity that fold."""
+    implicit: bool = False
+    """YOLOR's learnable vectors around the prediction convolutions; they fold into them."""
+    conv_bias: bool = False
+    """A bias in the towers' convolutions beside a norm too, as in FCOS's authors' code; without a norm there is one."""
+    level_scales: bool = True
+    """A learnable factor on each level's box codes; false: 1, as in torchvision and RetinaNet."""
+    quality_on: Literal["box", "cls"] = "box"
+    """The tower that feeds the quality branch; cls: FCOS's first paper and mmdetection's plain FCOS."""
     prior: float = 0.01
     """Score every class starts with (RetinaNet paper, section 4.1: bias = -log((1 - prior) / prior))."""
 
@@ -57,6 +35,8 @@ class HeadConfig:
         require(0 <= self.depth <= 8, "depth", "0 to 8", self.depth)
         require(self.channels is None or self.channels >= 8, "channels", "null or at least 8", self.channels)
         require(0 < self.prior < 1, "prior", "a probability between 0 and 1", self.prior)
+        if self.block == "repconv" and (self.norm != "bn" or self.conv_bias):
+            raise ConfigError("block: repconv brings a BatchNorm on each branch; set norm: bn and conv_bias: false")
 
 
 @dataclass(frozen=True)
@@ -68,11 +48,18 @@ class AnchorConfig:
     scales_per_octave: int = 1
     ratios: tuple[float, ...] = (1.0,)
     """Height over width."""
+    offset: float = 0.5
+    """Where in its cell a prior stands: 0.5 the centre, 0 the corner (torchvision; mmdetection's anchors)."""
+    stride_rule: Literal["nominal", "padded_over_grid"] = "nominal"
+    """Distance of neighbouring cells: 2**level, or input side // grid side on each axis (torchvision)."""
+    whole_pixels: bool = False
+    """Octave sizes cut to whole pixels and anchor corners rounded (torchvision)."""
 
     def __post_init__(self) -> None:
         require(self.size > 0, "size", "a positive number of strides", self.size)
         require(1 <= self.scales_per_octave <= 5, "scales_per_octave", "1 to 5", self.scales_per_octave)
         require(len(self.ratios) > 0 and min(self.ratios) > 0, "ratios", "positive height/width ratios", self.ratios)
+        require(0 <= self.offset <= 1, "offset", "a part of the cell, 0 to 1", self.offset)
 
     @property
     def per_cell(self) -> int:
@@ -81,16 +68,20 @@ class AnchorConfig:
 
 @dataclass(frozen=True)
 class AssignConfig:
-    kind: Literal["atss", "iou", "center"] = "atss"
+    kind: Literal["atss", "iou", "center", "topk"] = "atss"
     topk: int = 9
-    """atss: candidates per level and object."""
+    """atss: candidates per level and object. topk: the same, all positive where they lie inside the object."""
     pos_iou: float = 0.5
     neg_iou: float = 0.4
     """iou: at least `pos_iou` is an object, below `neg_iou` is background, between is ignored."""
+    rescue: Literal["overwrite", "restore"] = "overwrite"
+    """iou: anchors that overlap an object most are that object's (mmdetection), or their own best's (torchvision)."""
     radius: float = 1.5
     """center: half side of the sampling square around an object's centre, in strides; 0 = its whole box."""
     range_factor: float = 8.0
-    """center: level l takes objects whose farthest side is within (f/2, f] strides of level l, f this factor."""
+    """center: level l takes objects whose farthest side is within [f/2, f] strides of level l, f this factor."""
+    range_ends: Literal["inclusive", "strict"] = "inclusive"
+    """center: whether the two ends of that range belong to it (the authors' code) or not (torchvision)."""
 
     def __post_init__(self) -> None:
         require(self.topk >= 1, "topk", "at least 1", self.topk)
@@ -102,15 +93,66 @@ class AssignConfig:
 @dataclass(frozen=True)
 class BoxConfig:
     code: Literal["delta", "ltrb"] = "delta"
-    """delta: offsets and log sizes relative to an anchor. ltrb: distances from a point, in strides."""
+    """delta: offsets and log sizes relative to an anchor. ltrb: distances from a point."""
     stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
     """delta: what each code is divided by when encoding."""
-    loss: Literal["giou", "l1"] = "giou"
+    clamp: Literal["both", "upper"] = "both"
+    """delta: log sizes are held within +-ln(1000 / 16), or only below it (torchvision)."""
+    activation: Literal["exp", "relu"] = "exp"
+    """ltrb: how an output becomes a distance."""
+    unit: Literal["stride", "pixel", "anchor"] = "stride"
+    """ltrb: what a distance is counted in; anchor: the anchor's width and height."""
+    loss: Literal[
+        "giou", "diou", "ciou", "eiou", "iou_log", "iou_linear", "l1", "smooth_l1", "balanced_l1"
+    ] = "giou"  # fmt: skip
+    """Of overlap, on decoded boxes; or of distance (the last three), on delta codes."""
+    beta: float = 1.0
+    """smooth_l1, balanced_l1: where the curve becomes a line, in units of the code (Detectron's RetinaNet: 0.11)."""
     weight: float = 2.0
 
     def __post_init__(self) -> None:
         require(min(self.stds) > 0, "stds", "four positive numbers", self.stds)
+        if self.code == "delta" and (self.activation, self.unit) != ("exp", "stride"):
+            raise ConfigError("activation: it and unit belong to code: ltrb; delta codes have one form")
+        if self.code == "ltrb" and self.clamp != "both":
+            raise ConfigError("clamp: upper belongs to code: delta; ltrb distances have no lower end to clamp")
+        require(self.beta > 0, "beta", "a positive number", self.beta)
         require(self.weight > 0, "weight", "a positive number", self.weight)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss of classes; the one of boxes is `box.loss`."""
+
+    cls: Literal["focal", "qfl", "vfl", "ghm", "bce"] = "focal"
+    """qfl and vfl (quality focal, varifocal) teach the score of an object's class the IoU of the predicted box."""
+    alpha: float | None = None
+    """focal: the weight of objects, background has 1 - alpha. vfl: of background. Null: the papers' 0.25 and 0.75."""
+    gamma: float = 2.0
+    """focal, qfl, vfl: how strongly what is right already is damped; 0 not at all."""
+    bins: int = 10
+    """ghm: parts of the range of gradients that count alike."""
+    smoothing: float = 0.0
+    """bce: how far the targets at positive points move towards 1/2 (the background is not in doubt)."""
+    hard_negatives: float = 0.0
+    """Background points that count for each positive one, the hardest of the image; 0: all do. SSD has 3."""
+
+    def __post_init__(self) -> None:
+        most = "below 1" if self.cls == "focal" else "at most 1"
+        fits = self.alpha is None or 0 < self.alpha < 1 or (self.alpha == 1 and self.cls != "focal")
+        require(fits, "alpha", f"null or a number above 0 and {most}", self.alpha)
+        if self.alpha is not None and self.cls not in ("focal", "vfl"):
+            raise ConfigError(f"alpha: {self.cls} has no such weight; use cls: focal or vfl, or leave alpha out")
+        require(0 <= self.gamma <= 10, "gamma", "0 to 10", self.gamma)
+        if self.cls == "qfl" and 0 < self.gamma < 1:
+            raise ConfigError(f"gamma: qfl has an endless slope at its target below 1, got {self.gamma}; use 0 or 1..10")
+        require(2 <= self.bins <= 1000, "bins", "2 to 1000", self.bins)
+        require(0 <= self.smoothing < 1, "smoothing", "0 up to 1", self.smoothing)
+        if self.smoothing > 0 and self.cls != "bce":
+            raise ConfigError(f"smoothing: {self.cls} needs the targets as they are; use cls: bce, or smoothing: 0")
+        require(self.hard_negatives >= 0, "hard_negatives", "0 or a positive ratio", self.hard_negatives)
+        if self.hard_negatives > 0 and self.cls == "ghm":
+            raise ConfigError("hard_negatives: ghm weighs by the density of all points; use another cls, or 0")
 
 
 @dataclass(frozen=True)
@@ -130,9 +172,19 @@ class PixelConfig:
 class PostprocessConfig:
     score_threshold: float = 0.05
     """Lowest score the graph keeps; an application's own threshold is applied later, by the runtime."""
+    threshold_on: Literal["score", "class"] = "score"
+    """What `score_threshold` is compared with: the final score, or the class probability alone (mmdetection)."""
+    score: Literal["geometric", "product"] = "geometric"
+    """With a quality branch, a score is sqrt(class * quality), or class * quality (mmdetection)."""
     nms_iou: float = 0.6
     candidates: int = 1000
     """K: boxes that enter NMS, over all classes and levels."""
+    level_candidates: int = 0
+    """At most so many of K come from one level, as in the papers; 0: no limit."""
+    level_by: Literal["score", "class"] = "score"
+    """What the best of a level are best by: the final score, or the class probability alone (mmdetection)."""
+    empty_boxes: Literal["drop", "keep"] = "drop"
+    """Boxes of which clipping to the input leaves no area: dropped, or detections like any other (torchvision)."""
     detections: int = 100
     """D: most detections per image."""
 
@@ -141,6 +193,12 @@ class PostprocessConfig:
         require(0 < self.nms_iou <= 1, "nms_iou", "above 0, at most 1", self.nms_iou)
         require(1 <= self.candidates <= 3840, "candidates", "1 to 3840 (TensorRT's TopK limit)", self.candidates)
         require(1 <= self.detections <= self.candidates, "detections", "1 to `candidates`", self.detections)
+        require(
+            0 <= self.level_candidates <= 3840, "level_candidates", "0 to 3840 (TensorRT's TopK limit)",
+            self.level_candidates,
+        )  # fmt: skip
+        if self.level_by == "class" and self.level_candidates == 0:
+            raise ConfigError("level_by: class chooses within a level; set level_candidates, or level_by: score")
 
 
 @dataclass(frozen=True)
@@ -155,6 +213,7 @@ class ModelConfig:
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     assign: AssignConfig = field(default_factory=AssignConfig)
     box: BoxConfig = field(default_factory=BoxConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     quality: Literal["centerness", "iou", "none"] = "centerness"
     pixels: PixelConfig = field(default_factory=PixelConfig)
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
@@ -167,12 +226,23 @@ class ModelConfig:
             min(self.input_size_hw) >= 64 and all(side % 32 == 0 for side in self.input_size_hw),
             "input_size_hw", "[height, width], each a multiple of 32 and at least 64", self.input_size_hw,
         )  # fmt: skip
-        if self.box.code == "ltrb" and self.box.loss == "l1":
-            raise ConfigError("box.loss: l1 is defined on delta codes; use giou with code: ltrb")
-        if self.assign.kind == "center" and self.anchors.per_cell > 1:
+        if self.backbone.dilated and self.neck.levels[0] == 5:
+            raise ConfigError("neck.levels: a dilated backbone ends at stride 16, so levels begin at 4 or below")
+        if self.head.block == "shuffle" and (self.neck.channels % 4 or (self.head.channels or 4) % 4):
+            raise ConfigError("head.block: shuffle has four groups, so channels of neck and head are multiples of 4")
+        if self.box.code == "ltrb" and self.box.loss in ("l1", "smooth_l1", "balanced_l1"):
+            raise ConfigError(f"box.loss: {self.box.loss} is defined on delta codes; use giou with code: ltrb")
+        if self.loss.cls in ("qfl", "vfl") and self.quality != "none":
             raise ConfigError(
-                "anchors: assign.kind center needs one anchor per cell, because all of a cell share its centre; got "
-                f"{self.anchors.per_cell}"
+                f"loss.cls: {self.loss.cls} makes the class score the box's quality, and a quality branch would count "
+                f"it twice; set quality: none, or loss.cls: focal with quality: {self.quality}"
+            )
+        if self.head.quality_on == "cls" and self.quality == "none":
+            raise ConfigError("head.quality_on: cls chooses the tower of a branch, but quality is none; leave it out")
+        if self.assign.kind in ("center", "topk") and self.anchors.per_cell > 1:
+            raise ConfigError(
+                f"anchors: assign.kind {self.assign.kind} needs one anchor per cell, because all of a cell share its "
+                f"centre; got {self.anchors.per_cell}"
             )
 
 

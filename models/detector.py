@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.backbones import build_backbone
 from models.config import ModelConfig, PixelConfig
 from models.heads import Head
-from models.necks import FPN
+from models.necks import build_neck
 from models.points import Priors, feature_sizes, priors
 
 
@@ -51,7 +51,7 @@ class Detector(nn.Module):
         first, last = config.neck.levels
         self.pixels = Pixels(config.pixels)
         self.backbone = build_backbone(config.backbone, load_weights)
-        self.neck = FPN(config.neck, self.backbone.channels)
+        self.neck = build_neck(config.neck, self.backbone.channels)
         self.head = Head(config, last - first + 1)
         self._priors: dict[tuple[tuple[int, int], torch.device], Priors] = {}
 
@@ -71,6 +71,6 @@ class Detector(nn.Module):
             first, last = self.config.neck.levels
             strides = [2**level for level in range(first, last + 1)]
             with torch.inference_mode(False):  # kept for training, even if an inference asks first
-                grid = priors(feature_sizes(size_hw, (first, last)), strides, self.config.anchors)
+                grid = priors(feature_sizes(size_hw, (first, last)), strides, self.config.anchors, input_hw=size_hw)
                 self._priors[size_hw, device] = grid.to(device)
         return self._priors[size_hw, device]

@@ -23,13 +23,18 @@ class FuseError(RuntimeError):
     """A fused network does not compute what its training form computes."""
 
 
+def require_eval(block: nn.Module) -> None:
+    """Raise `FuseError` for a block in train mode: statistics that are still moving cannot be folded."""
+    if any(module.training for module in block.modules()):
+        raise FuseError("fuse() needs a model in eval mode: call model.eval() first")
+
+
 def fuse(model: M) -> M:
     """A copy of `model`, in eval mode, in which every block with a `fuse()` is replaced by what that returns.
 
-    Raises `FuseError` in train mode: statistics that are still moving cannot be folded.
+    Raises `FuseError` in train mode.
     """
-    if model.training:
-        raise FuseError("fuse() needs a model in eval mode: call model.eval() first")
+    require_eval(model)
     fused = copy.deepcopy(model)
     _fuse_children(fused)
     return fused.eval()

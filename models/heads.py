@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.layers import ConvNorm
+from models.layers import ImplicitConv
+from models.towers import Tower
 
 
 class Head(nn.Module):
@@ -19,18 +20,17 @@ class Head(nn.Module):
         super().__init__()
         c_in, c = config.neck.channels, config.head.channels or config.neck.channels
         widths = [c_in] + [c] * config.head.depth
-        norm = config.head.norm
 
-        def tower() -> nn.Sequential:
-            return nn.Sequential(*(ConvNorm(a, b, 3, norm=norm) for a, b in zip(widths[:-1], widths[1:], strict=True)))
+        def prediction(channels: int) -> nn.Conv2d:
+            return (ImplicitConv if config.head.implicit else nn.Conv2d)(widths[-1], channels, 3, padding=1)
 
         self.classes, anchors = len(config.classes), config.anchors.per_cell
-        self.cls_tower, self.box_tower = tower(), tower()
-        self.cls = nn.Conv2d(widths[-1], anchors * self.classes, 3, padding=1)
-        self.box = nn.Conv2d(widths[-1], anchors * 4, 3, padding=1)
-        self.quality = nn.Conv2d(widths[-1], anchors, 3, padding=1) if config.quality != "none" else None
+        self.cls_tower, self.box_tower = (Tower(config.head, widths, levels) for _ in range(2))
+        self.cls = prediction(anchors * self.classes)
+        self.box = prediction(anchors * 4)
+        self.quality = prediction(anchors) if config.quality != "none" else None
         # One learnable factor per level lets a shared convolution serve objects of all sizes (FCOS, 3.2).
-        self.scales = nn.Parameter(torch.ones(levels))
+        self.scales = nn.Parameter(torch.ones(levels), requires_grad=config.head.level_scales)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.normal_(m.weight, std=0.01)
@@ -42,8 +42,8 @@ class Head(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         logits, boxes, quality = [], [], []
         for level, x in enumerate(features):
-            box_features = self.box_tower(x)
-            logits.append(_flat(self.cls(self.cls_tower(x)), self.classes))
+            box_features = self.box_tower(x, level)
+            logits.append(_flat(self.cls(self.cls_tower(x, level)), self.classes))
             boxes.append(_flat(self.box(box_features) * self.scales[level], 4))
             if self.quality is not None:
                 quality.append(_flat(self.quality(box_features), 1))

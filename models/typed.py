@@ -32,7 +32,7 @@ def build(kind: type[T], mapping: Any, path: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in mapping:
         if key not in fields:
-            raise ConfigError(f"unknown key '{_join(path, key)}'{_nearest(str(key), fields)}")
+            raise ConfigError(f"unknown key '{_join(path, key)}'{nearest(str(key), fields)}")
     hints = typing.get_type_hints(kind)
     values = {}
     for name, f in fields.items():
@@ -78,7 +78,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     elif origin is Literal:
         if value in args and any(type(value) is type(a) and value == a for a in args):
             return value
-        near = _nearest(str(value), [str(a) for a in args]) if isinstance(value, str) else ""
+        near = nearest(str(value), [str(a) for a in args]) if isinstance(value, str) else ""
         raise ConfigError(f"{path}: expected {_described(hint)}, got {_shown(value)}{near}")
     elif origin is tuple:
         if isinstance(value, Sequence) and not isinstance(value, str):
@@ -128,7 +128,8 @@ def _shown(value: Any) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
-def _nearest(word: str, words: Any) -> str:
+def nearest(word: str, words: Any) -> str:
+    """For the end of a message: the one of `words` that `word` may have meant, or all of them."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(words)}"
 

@@ -1,0 +1,89 @@
+"""Backbones: images [B, 3, H, W] -> features C2..C5 at strides 4, 8, 16, 32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import torch
+import torchvision
+from torch import nn
+
+from models.backbones.mobilenet import MOBILENETS, MobileNet
+from models.backbones.repvgg import RepVGG
+from models.backbones.resnet import RESNETS, ResNet
+from models.backbones.stages import Backbone, set_norms
+from models.backbones.timm import TimmBackbone
+from models.config import BackboneConfig
+from models.typed import ConfigError
+
+__all__ = ["Backbone", "MobileNet", "RepVGG", "ResNet", "TimmBackbone", "build_backbone", "imagenet_at_hand"]
+
+
+def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbone:
+    """The backbone named in `config`; `.channels` are those of C2..C5.
+
+    Raises `ConfigError` where the weights it asks for cannot be had. `load_weights=False` leaves them out, for
+    a checkpoint that brings its own.
+    """
+    backbone: Backbone
+    weights = config.weights if load_weights else None
+    if config.name.startswith("timm:"):
+        backbone = TimmBackbone(config.name.removeprefix("timm:"), pretrained=weights == "imagenet")
+    elif config.name in RESNETS:
+        block, depths, groups, group_width = RESNETS[config.name]
+        backbone = ResNet(block, depths, config.width, groups, group_width, config.style, config.dilated)
+    elif config.name in MOBILENETS:
+        backbone = MobileNet(config.name, config.width, config.dilated)
+    else:
+        backbone = RepVGG(config.name, config.width)
+    set_norms(backbone, config.norm, config.norm_eps)
+    if weights is not None and not (isinstance(backbone, TimmBackbone) and weights == "imagenet"):
+        _load_weights(backbone, config.name, weights)
+    backbone.freeze(config.frozen_stages, norms=config.norm == "frozen")
+    return backbone
+
+
+def imagenet_at_hand(name: str, timeout: float = 3.0) -> bool:
+    """Whether torchvision's ImageNet weights for `name` are in its cache, or its server answers within seconds."""
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    if (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file():
+        return True
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=timeout) as answer:
+            return bool(answer.status == 200)
+    except OSError:  # no network, no such host, refused, too slow
+        return False
+
+
+def _load_weights(backbone: nn.Module, name: str, weights: str) -> None:
+    if weights in ("imagenet", "imagenet_v1"):
+        enums = torchvision.models.get_model_weights(name)
+        enum = enums.DEFAULT if weights == "imagenet" else enums["IMAGENET1K_V1"]
+        try:
+            state = enum.get_state_dict(progress=True, check_hash=True)
+        except (URLError, OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"model.backbone.weights: torchvision could not download {enum.url} ({error}); on a machine without "
+                "a network, fetch that file elsewhere and set weights: path/to/it.pth, or weights: null"
+            ) from error
+    else:
+        path = Path(weights)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise ConfigError(f"model.backbone.weights: no file at {path}") from None
+        except Exception as error:  # torch raises many kinds for files that are not checkpoints
+            raise ConfigError(f"model.backbone.weights: {path} is not a file of tensors: {error}") from error
+    if not isinstance(state, dict):
+        raise ConfigError(f"model.backbone.weights: expected a state dict, got {type(state).__name__}")
+    wanted = backbone.state_dict()
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    if missing or wrong:
+        raise ConfigError(
+            f"model.backbone.weights: {weights} does not fit {name}: {len(missing)} tensors missing, "
+            f"{len(wrong)} of another shape; first: {(missing + wrong)[0]}"
+        )
+    backbone.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)

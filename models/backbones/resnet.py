@@ -1,0 +1,101 @@
+"""ResNet and ResNeXt."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from models.backbones.stages import Backbone, keep_resolution
+from models.fuse import require_eval
+
+# Block, depth of the four stages, groups, channels of a group at 64 planes.
+RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int], int, int]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2), 1, 64),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), 1, 64),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), 1, 64),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), 1, 64),
+    "resnext50_32x4d": (Bottleneck, (3, 4, 6, 3), 32, 4),
+    "resnext101_32x4d": (Bottleneck, (3, 4, 23, 3), 32, 4),
+    "resnext101_32x8d": (Bottleneck, (3, 4, 23, 3), 32, 8),
+    "resnext101_64x4d": (Bottleneck, (3, 4, 23, 3), 64, 4),
+}
+
+
+class ResNet(Backbone):
+    """torchvision's ResNet (He et al., 2015) and ResNeXt (Xie et al., 2017) without classifier, at any width.
+
+    Parameter names are torchvision's, so its files load as they are. `style` says where a bottleneck strides:
+    `pytorch` in its 3x3, `caffe` in its first 1x1, as the original networks did.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, ...],
+        width: float = 1.0,
+        groups: int = 1,
+        group_width: int = 64,
+        style: Literal["pytorch", "caffe"] = "pytorch",
+        dilated: bool = False,
+    ):
+        super().__init__()
+        planes = [scaled(c, width) for c in (64, 128, 256, 512)]
+        channels = tuple(p * block.expansion for p in planes)
+        self.dilated = dilated
+        self.channels = (channels[0], channels[1], channels[3]) if dilated else channels
+        self.conv1 = nn.Conv2d(3, planes[0], 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        c_in = planes[0]
+        for i, (p, depth) in enumerate(zip(planes, depths, strict=True), start=1):
+            blocks: list[nn.Module] = []
+            for j in range(depth):
+                stride = 2 if i > 1 and j == 0 else 1
+                downsample = None
+                if stride != 1 or c_in != p * block.expansion:
+                    shortcut = nn.Conv2d(c_in, p * block.expansion, 1, stride, bias=False)
+                    downsample = nn.Sequential(shortcut, nn.BatchNorm2d(p * block.expansion))
+                made = block(c_in, p, stride, downsample, groups, group_width)
+                if style == "caffe" and stride == 2:
+                    made.conv1.stride, made.conv2.stride = (2, 2), (1, 1)
+                blocks.append(made)
+                c_in = p * block.expansion
+            self.add_module(f"layer{i}", nn.Sequential(*blocks))
+        if dilated:
+            keep_resolution(self.stem_and_stages()[4])
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        features = []
+        for i in range(1, 5):
+            x = self.get_submodule(f"layer{i}")(x)
+            features.append(x)
+        return [*features[:2], features[3]] if self.dilated else features
+
+    def stem_and_stages(self) -> list[list[nn.Module]]:
+        return [[self.conv1, self.bn1], *([self.get_submodule(f"layer{i}")] for i in range(1, 5))]
+
+    def fuse(self) -> nn.Module:
+        """Every BatchNorm folded into the convolution it follows: convN with bnN, and the shortcut's pair."""
+        require_eval(self)
+        for module in self.modules():
+            pairs = [("0", "1")] if isinstance(module, nn.Sequential) else [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
+            for conv_name, bn_name in pairs:
+                conv, bn = getattr(module, conv_name, None), getattr(module, bn_name, None)
+                if isinstance(conv, nn.Conv2d) and isinstance(bn, _BatchNorm):
+                    setattr(module, conv_name, fuse_conv_bn_eval(conv, bn))
+                    setattr(module, bn_name, nn.Identity())
+        return self
+
+
+def scaled(channels: int, width: float) -> int:
+    """Rounded to 8, at least 16: below that oneDNN's gradient of strided 1x1 shortcuts is broken (issue 6035)."""
+    return max(16, round(channels * width / 8) * 8)
