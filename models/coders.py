@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from models.config import BoxConfig
 from models.points import Priors
 
 _MAX_LOG_RATIO = math.log(1000 / 16)  # a decoded side is at most 62.5 anchor sides, and exp stays finite
+_MAX_LOG_PIXELS = math.log(1e6)  # for distances in pixels, beyond any picture
 
 
 def encode_delta(anchors_xyxy: Tensor, boxes_xyxy: Tensor, stds: Sequence[float]) -> Tensor:
@@ -28,12 +30,15 @@ def encode_delta(anchors_xyxy: Tensor, boxes_xyxy: Tensor, stds: Sequence[float]
     return torch.cat([shift, (box_wh / anchor_wh).log()], dim=-1) / boxes_xyxy.new_tensor(stds)
 
 
-def decode_delta(anchors_xyxy: Tensor, codes: Tensor, stds: Sequence[float]) -> Tensor:
-    """Boxes [..., 4] xyxy of codes [..., 4]; log sizes are clamped to +-ln(1000 / 16)."""
+def decode_delta(
+    anchors_xyxy: Tensor, codes: Tensor, stds: Sequence[float], clamp: Literal["both", "upper"] = "both"
+) -> Tensor:
+    """Boxes [..., 4] xyxy of codes [..., 4]; log sizes are clamped to +-ln(1000 / 16), or only above."""
     codes = codes * codes.new_tensor(stds)
     anchor_wh = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
     centre = (anchors_xyxy[..., :2] + anchors_xyxy[..., 2:]) / 2 + codes[..., :2] * anchor_wh
-    half = anchor_wh * codes[..., 2:].clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp() / 2
+    lowest = -_MAX_LOG_RATIO if clamp == "both" else None
+    half = anchor_wh * codes[..., 2:].clamp(lowest, _MAX_LOG_RATIO).exp() / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
@@ -46,15 +51,27 @@ def encode_ltrb(points_xy: Tensor, strides: Tensor, boxes_xyxy: Tensor) -> Tenso
 
 def decode_ltrb(points_xy: Tensor, strides: Tensor, dist_ltrb: Tensor) -> Tensor:
     """Boxes [..., 4] xyxy of distances [..., 4] in strides."""
-    dist = dist_ltrb * strides[..., None]
-    return torch.cat([points_xy - dist[..., :2], points_xy + dist[..., 2:]], dim=-1)
+    return _around(points_xy, dist_ltrb * strides[..., None])
+
+
+def _around(points_xy: Tensor, dist_px: Tensor) -> Tensor:
+    return torch.cat([points_xy - dist_px[..., :2], points_xy + dist_px[..., 2:]], dim=-1)
 
 
 def decode(config: BoxConfig, priors: Priors, codes: Tensor) -> Tensor:
     """Boxes [..., N, 4] xyxy pixels of the network's codes [..., N, 4], as `config.code` reads them.
 
-    ltrb codes are logs of distances: an exponential is positive without a dead half, unlike a ReLU.
+    ltrb codes are logs of distances by default: an exponential is positive without a dead half, unlike a ReLU.
     """
     if config.code == "delta":
-        return decode_delta(priors.boxes_xyxy, codes, config.stds)
-    return decode_ltrb(priors.points, priors.strides, codes.clamp(max=_MAX_LOG_RATIO).exp())
+        return decode_delta(priors.boxes_xyxy, codes, config.stds, config.clamp)
+    if config.activation == "relu":
+        dist = codes.relu()
+    else:
+        dist = codes.clamp(max=_MAX_LOG_PIXELS if config.unit == "pixel" else _MAX_LOG_RATIO).exp()
+    if config.unit == "pixel":
+        return _around(priors.points, dist)
+    if config.unit == "anchor":
+        wh = priors.boxes_xyxy[..., 2:] - priors.boxes_xyxy[..., :2]
+        return _around(priors.points, dist * torch.cat([wh, wh], dim=-1))
+    return decode_ltrb(priors.points, priors.strides, dist)

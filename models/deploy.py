@@ -37,10 +37,14 @@ class Deploy(nn.Module):
         self.register_buffer("prior_strides", grid.strides.clone(), persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        boxes, scores, labels = self.candidates(self.detector(images))
+        return self.detections(*self.candidates(self.detector(images)))
+
+    def detections(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four outputs from `candidates`: above the threshold, after NMS, the best D."""
         post = self.config.postprocess
-        # Clipping to the input leaves nothing of a box that lies outside.
-        keep = (scores > post.score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+        keep = scores > (post.score_threshold if post.threshold_on == "score" else 0)
+        if post.empty_boxes == "drop":  # clipping to the input leaves nothing of a box that lies outside
+            keep = keep & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
         keep = keep & portable_nms(boxes, labels, post.nms_iou)
         # Kept candidates are in order of score already; topk brings them to the front.
         scores, index = torch.where(keep, scores, -1.0).topk(min(post.detections, scores.shape[1]), dim=1)
@@ -52,28 +56,53 @@ class Deploy(nn.Module):
     def candidates(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
         """The K best of N x C: boxes [B, K, 4] clipped to the input, scores [B, K] falling, labels [B, K].
 
-        In two steps that together equal the flat top-K and cost a fraction: the K points whose best class is
-        best, then the K best of those points' classes.
+        With `level_candidates`, the best of each level first. With `threshold_on: class`, candidates below the
+        threshold have score 0.
         """
-        count = self.config.postprocess.candidates
-        best = raw.logits.amax(dim=-1)  # [B, N]
-        k = min(count, best.shape[1])
-        index = _score(best, raw.quality).topk(k, dim=1).indices  # [B, k]
-        logits = raw.logits.gather(1, index[..., None].expand(-1, -1, raw.logits.shape[-1]))
-        quality = None if raw.quality is None else raw.quality.gather(1, index)[..., None]
-        scores = _score(logits, quality).flatten(1)  # [B, k * C]
-        scores, flat = scores.topk(min(count, scores.shape[1]), dim=1)  # [B, K]
-        classes = raw.logits.shape[-1]
-        point = index.gather(1, flat // classes)  # [B, K]
+        post = self.config.postprocess
+        if post.level_candidates == 0:
+            scores, point, label = self._best(raw.logits, raw.quality, post.candidates)
+        else:
+            found, start = [], 0
+            for size in self.level_sizes:
+                level = slice(start, start + size)
+                quality = None if raw.quality is None else raw.quality[:, level]
+                scores, point, label = self._best(raw.logits[:, level], quality, post.level_candidates)
+                found.append((scores, point + start, label))
+                start += size
+            scores, point, label = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+            scores, order = scores.topk(min(post.candidates, scores.shape[1]), dim=1)  # [B, K]
+            point, label = point.gather(1, order), label.gather(1, order)
         grid = Priors(self.prior_boxes[point], self.prior_strides[point], self.level_sizes)
         boxes = decode(self.config.box, grid, raw.boxes.gather(1, point[..., None].expand(-1, -1, 4)))
         height, width = self.config.input_size_hw
         limit = boxes.new_tensor([width, height, width, height])
-        return boxes.clamp(min=0).minimum(limit), scores, flat % classes
+        return boxes.clamp(min=0).minimum(limit), scores, label
 
+    def _best(self, logits: Tensor, quality: Tensor | None, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, points and labels, [B, k] each, of the `count` best of logits [B, n, C] with quality [B, n].
 
-def _score(logits: Tensor, quality: Tensor | None) -> Tensor:
-    """Class probability, or its geometric mean with the quality (FCOS authors' code; the order is the product's)."""
-    if quality is None:
-        return logits.sigmoid()
-    return (logits.sigmoid() * quality.sigmoid()).sqrt()
+        In two steps that together equal the flat top-k and cost a fraction: the k points whose best class is
+        best, then the k best of those points' classes.
+        """
+        post = self.config.postprocess
+        by_class = post.level_candidates > 0 and post.level_by == "class"
+        best = logits.amax(dim=-1)  # [B, n]
+        best = best if by_class else self._score(best, quality)
+        index = best.topk(min(count, best.shape[1]), dim=1).indices  # [B, k]
+        logits = logits.gather(1, index[..., None].expand(-1, -1, logits.shape[-1]))  # [B, k, C]
+        quality = None if quality is None else quality.gather(1, index)[..., None]
+        scores = self._score(logits, quality)
+        if post.threshold_on == "class":
+            scores = scores * (logits.sigmoid() > post.score_threshold)
+        ranked = (logits.sigmoid() if by_class else scores).flatten(1)  # [B, k * C]
+        ranked, flat = ranked.topk(min(count, ranked.shape[1]), dim=1)  # [B, k]
+        scores = scores.flatten(1).gather(1, flat) if by_class else ranked
+        return scores, index.gather(1, flat // logits.shape[-1]), flat % logits.shape[-1]
+
+    def _score(self, logits: Tensor, quality: Tensor | None) -> Tensor:
+        """Class probability, or with a quality branch its product with the quality, or the root of that."""
+        if quality is None:
+            return logits.sigmoid()
+        product = logits.sigmoid() * quality.sigmoid()
+        return product.sqrt() if self.config.postprocess.score == "geometric" else product

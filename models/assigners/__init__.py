@@ -13,16 +13,19 @@ from models.assigners.atss import assign_atss
 from models.assigners.center import assign_center
 from models.assigners.iou import assign_iou
 from models.assigners.matched import BACKGROUND, IGNORED
+from models.assigners.topk import assign_topk
 from models.config import AssignConfig
 from models.points import Priors
 
-__all__ = ["BACKGROUND", "IGNORED", "assign", "assign_atss", "assign_center", "assign_iou"]
+__all__ = ["BACKGROUND", "IGNORED", "assign", "assign_atss", "assign_center", "assign_iou", "assign_topk"]
 
 
 def assign(config: AssignConfig, priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor) -> Tensor:
     """Matched box index per prior, [B, N] int64, by the assigner that `config.kind` names."""
     if config.kind == "atss":
         return assign_atss(priors, gt_boxes_xyxy, gt_valid, config.topk)
+    if config.kind == "topk":
+        return assign_topk(priors, gt_boxes_xyxy, gt_valid, config.topk)
     if config.kind == "iou":
-        return assign_iou(priors, gt_boxes_xyxy, gt_valid, config.pos_iou, config.neg_iou)
-    return assign_center(priors, gt_boxes_xyxy, gt_valid, config.radius, config.range_factor)
+        return assign_iou(priors, gt_boxes_xyxy, gt_valid, config.pos_iou, config.neg_iou, config.rescue)
+    return assign_center(priors, gt_boxes_xyxy, gt_valid, config.radius, config.range_factor, config.range_ends)

@@ -4,6 +4,8 @@ with centre sampling from its authors' improved version (TPAMI 2020, section 3).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -14,14 +16,19 @@ from models.points import Priors
 
 @torch.no_grad()
 def assign_center(
-    priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, radius: float = 1.5, range_factor: float = 8.0
+    priors: Priors,
+    gt_boxes_xyxy: Tensor,
+    gt_valid: Tensor,
+    radius: float = 1.5,
+    range_factor: float = 8.0,
+    range_ends: Literal["inclusive", "strict"] = "inclusive",
 ) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
     radius: half side, in strides, of the square around an object's centre whose points are positive,
     clipped to the object; 0 means the whole object. range_factor f: a level of stride s takes objects whose
-    farthest side is f*s/2..f*s pixels away, both ends included (f = 8 gives the paper's 64, 128, 256, 512);
-    the first level takes everything smaller and the last everything larger.
+    farthest side is f*s/2..f*s pixels away, both ends included (f = 8 gives the paper's 64, 128, 256, 512) or,
+    with range_ends strict, neither; the first level takes everything smaller and the last everything larger.
     """
     B, G = gt_valid.shape
     N = len(priors.boxes_xyxy)
@@ -43,7 +50,8 @@ def assign_center(
     low, high = range_factor * priors.strides / 2, range_factor * priors.strides
     first, last = priors.level_sizes[0], priors.level_sizes[-1]
     low[:first], high[N - last :] = 0, torch.inf
-    sample = inside & (farthest >= low) & (farthest <= high) & gt_valid[..., None]
+    after, before = (torch.gt, torch.lt) if range_ends == "strict" else (torch.ge, torch.le)
+    sample = inside & after(farthest, low) & before(farthest, high) & gt_valid[..., None]
 
     # An ambiguous point takes the smallest object; of equals, the first.
     area = box_area(gt_boxes_xyxy)[..., None].expand(-1, -1, N).masked_fill(~sample, torch.inf)

@@ -4,6 +4,8 @@ the rescue of unmatched objects is Faster R-CNN's (Ren et al., 2015, section 3.1
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,18 @@ from models.points import Priors
 
 @torch.no_grad()
 def assign_iou(
-    priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, pos_iou: float = 0.5, neg_iou: float = 0.4
+    priors: Priors,
+    gt_boxes_xyxy: Tensor,
+    gt_valid: Tensor,
+    pos_iou: float = 0.5,
+    neg_iou: float = 0.4,
+    rescue: Literal["overwrite", "restore"] = "overwrite",
 ) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
     IoU >= `pos_iou` takes the best object, < `neg_iou` is background, between is ignored; and the anchors
-    that overlap an object most are its positives however little that is, if they overlap at all.
+    that overlap an object most are positives however little that is, if they overlap at all: that object's, or
+    with rescue restore those of the object that they overlap most themselves.
     """
     B, G = gt_valid.shape
     matched = gt_valid.new_full((B, len(priors.boxes_xyxy)), BACKGROUND, dtype=torch.int64)
@@ -38,5 +46,5 @@ def assign_iou(
         rescued = (overlaps == best_of_gt) & (best_of_gt > 0)
         order = torch.arange(1, G + 1, device=row.device)[:, None]
         last = (rescued * order).amax(dim=0) - 1  # [N], -1 where nothing is rescued
-        row[last >= 0] = last[last >= 0]
+        row[last >= 0] = (last if rescue == "overwrite" else best_gt)[last >= 0]
     return matched
