@@ -1,4 +1,4 @@
-"""The command `trainer`: fit, eval, show, check-data, new. Each is a thin layer over one documented function."""
+"""The command `trainer`: fit, eval, show, check-data, new, import. Each is thin over one documented function."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
   trainer fit --resume                             go on with the newest interrupted run
   trainer eval                                     COCO mAP of the newest run's best.pt
+  trainer import fcos.pth --out fcos.pt            a checkpoint of torchvision or mmdetection as isodet's
 
 Any key of a config can be set on the command line as key.sub=value; `trainer show` prints them all.
 exit status: 0 done, 1 the work failed, 2 wrong usage"""
@@ -128,6 +129,23 @@ def _new(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _import(arguments: argparse.Namespace) -> int:
+    from trainer.importing import import_detector, read_class_names
+
+    classes = None if arguments.classes is None else read_class_names(arguments.classes)
+    size = tuple(arguments.input_size) if arguments.input_size else None
+    imported = import_detector(
+        arguments.file, arguments.out, arguments.source, classes, size, arguments.style, arguments.norm_eps
+    )
+    print(f"{imported.source} {imported.architecture}, {len(imported.config.classes)} classes, "
+          f"{imported.config.backbone.name}")  # fmt: skip
+    for note in imported.notes:
+        print(f"  taken as {note}")
+    print(f"wrote {arguments.out}\nnext: trainer eval {arguments.out} --annotations FILE.json --images FOLDER\n"
+          f"      exporter onnx {arguments.out} --simplify")  # fmt: skip
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------
 # arguments
 
@@ -200,6 +218,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--val-images", type=Path, metavar="DIR", help="folder of their pictures")
     sub.add_argument("--detector", default="atss", choices=("atss", "retinanet", "fcos"), help="default: atss")
     sub.add_argument("--size", type=int, metavar="PX", help="longest input side (default: chosen from the data)")
+
+    sub = command(
+        "import", _import, "take over a checkpoint of torchvision or mmdetection",
+        "Write a checkpoint of torchvision (retinanet_resnet50_fpn, _v2, fcos_resnet50_fpn) or mmdetection (ATSS, "
+        "FCOS, RetinaNet) as isodet's, to evaluate and to export. No pickled code is run.",
+    )  # fmt: skip
+    sub.add_argument("file", type=Path, metavar="FILE", help="their .pth")
+    sub.add_argument("--out", type=Path, default=Path("best.pt"), help="checkpoint to write (default: best.pt)")
+    sub.add_argument("--from", dest="source", choices=("torchvision", "mmdet"), help="whose it is (default: its names)")
+    sub.add_argument("--classes", type=Path, metavar="FILE", help="names, one a line (default: the file's, COCO's)")
+    sub.add_argument(
+        "--input-size", type=int, nargs=2, metavar=("H", "W"), help="pixels, multiples of 32 (default: 800 1344)"
+    )
+    sub.add_argument(
+        "--style", choices=("pytorch", "caffe"), help="mmdet: where ResNets stride (default: as published)"
+    )
+    sub.add_argument("--norm-eps", type=float, metavar="EPS", help="of the backbone's norms (default: as published)")
     return parser
 
 

@@ -1,0 +1,143 @@
+"""Weights of other projects as isodet's: what torchvision and mmdetection trained, with their conventions as options.
+
+A file is imported whole or refused with the reason; nothing is half loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.config import ModelConfig, model_config
+from models.detector import Detector
+from models.importers import coco, mmdet, torchvision
+from models.importers.weights import Converted, ImportRefused, first_mismatches, read_weights
+from models.typed import ConfigError
+
+__all__ = ["ImportRefused", "Imported", "Source", "import_checkpoint"]
+
+Source = Literal["torchvision", "mmdet"]
+COCO_INPUT_HW = (800, 1344)
+"""The papers' images (short side 800, long side at most 1333) in one size, for landscape pictures."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A detector that was somebody else's: its weights under isodet's names, and the configuration to run them."""
+
+    state: dict[str, Tensor]
+    config: ModelConfig
+    source: Source
+    architecture: str
+    notes: tuple[str, ...]
+    """What the file does not say, and was taken from the architecture's published form."""
+
+
+def import_checkpoint(
+    path: str | Path,
+    source: Source | None = None,
+    classes: Sequence[str] | None = None,
+    input_size_hw: tuple[int, int] = COCO_INPUT_HW,
+    style: mmdet.Style | None = None,
+    norm_eps: float | None = None,
+) -> Imported:
+    """Weights and configuration of a checkpoint of torchvision or mmdetection. Raises `ImportRefused`.
+
+    source: whose it is, where its names should not tell. classes: names by label, needed where the file was not
+    trained on COCO and does not carry them; one name less than outputs leaves torchvision's background output away.
+    style, norm_eps: the backbone's, where they are not what is published (see `mmdet.convert`, `torchvision.convert`).
+    """
+    state, meta = read_weights(path)
+    if source is None:
+        source = "torchvision" if torchvision.recognises(state) else "mmdet" if mmdet.recognises(state) else None
+    if source is None:
+        found = ", ".join(list(state)[:3])
+        raise ImportRefused(
+            f"{path}: neither torchvision's nor mmdetection's (it holds {found}); imported are torchvision's "
+            f"{', '.join(torchvision.NAMES)} and mmdetection's {', '.join(mmdet.NAMES)}"
+        )
+    try:
+        if source == "torchvision":
+            if style == "caffe":
+                raise ImportRefused("style: caffe is mmdetection's; torchvision's backbones stride in the 3x3")
+            converted = torchvision.convert(path, state, norm_eps)
+        else:
+            converted = mmdet.convert(state, meta, norm_eps, style)
+        return _checked(converted, source, _names_in(meta) if classes is None else tuple(classes), input_size_hw)
+    except (ImportRefused, ConfigError) as error:
+        raise ImportRefused(f"{path}: {error}") from error
+
+
+def _checked(
+    converted: Converted, source: Source, classes: tuple[str, ...] | None, input_size_hw: tuple[int, int]
+) -> Imported:
+    """The import, its classes chosen, once every tensor is known to have its place."""
+    state = dict(converted.state)
+    anchors = 9 if converted.model["detector"] == "retinanet" else 1
+    coded = state["head.box.weight"].shape[0]
+    if coded != anchors * 4:
+        raise ImportRefused(f"{converted.architecture} has {anchors} anchors in a cell and {anchors * 4} box outputs, "
+                            f"this file has {coded} of them")  # fmt: skip
+    rows, names = _classes(state["head.cls.weight"].shape[0], anchors, source, classes)
+    for name in ("head.cls.weight", "head.cls.bias"):
+        if name in state:
+            value = state[name]
+            state[name] = value.reshape(anchors, -1, *value.shape[1:])[:, rows].flatten(0, 1).contiguous()
+    config = model_config({**converted.model, "classes": list(names), "input_size_hw": list(input_size_hw)}, "import")
+    channels = config.head.channels or config.neck.channels
+    if config.head.norm == "gn" and (channels < 256 or channels % 32):
+        raise ImportRefused(f"its towers have {channels} channels, which are normalised in 32 groups there and in "
+                            "groups of 8 channels here; multiples of 32 from 256 on are equal in both")  # fmt: skip
+    return Imported(fitted(state, config), config, source, converted.architecture, converted.notes)
+
+
+def fitted(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """`state` as the whole state dict of a detector of `config`; raises `ImportRefused` where it does not fit.
+
+    What no weight file has to say is added: BatchNorms' step counts, and level scales that are not learnt.
+    """
+    with torch.device("meta"):  # shapes only
+        wanted = Detector(config, load_weights=False).state_dict()
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    counts = {k: torch.zeros((), dtype=torch.int64) for k in wanted if k.endswith("num_batches_tracked")}
+    scales = {} if config.head.level_scales else {"head.scales": torch.ones(wanted["head.scales"].shape)}
+    full = {**scales, **state, **counts}
+    if told := first_mismatches(full, wanted):
+        raise ImportRefused(f"its tensors are not those of this architecture: {told}")
+    return {key: full[key].to(wanted[key].dtype) for key in wanted}
+
+
+def _classes(
+    outputs: int, anchors: int, source: Source, classes: tuple[str, ...] | None
+) -> tuple[list[int], tuple[str, ...]]:
+    """Which outputs of an anchor become labels 0, 1, ..., and their names."""
+    if outputs % anchors:
+        raise ImportRefused(f"{outputs} class outputs do not divide into {anchors} anchors")
+    count = outputs // anchors
+    if source == "torchvision" and count == 91 and (classes is None or len(classes) == 80):
+        return list(coco.IDS), classes or coco.NAMES
+    if source == "mmdet" and count == 80 and classes is None:
+        return list(range(80)), coco.NAMES
+    if classes is None:
+        raise ImportRefused(f"it has {count} class outputs, which are not COCO's; give the classes' names by label")
+    if len(classes) == count:
+        return list(range(count)), classes
+    if source == "torchvision" and len(classes) == count - 1:  # output 0 is the background, which is never trained
+        return list(range(1, count)), classes
+    raise ImportRefused(f"it has {count} class outputs, but {len(classes)} class names are given")
+
+
+def _names_in(meta: dict[str, object]) -> tuple[str, ...] | None:
+    """Class names as mmdetection writes them into its files, if it did."""
+    inner = meta.get("dataset_meta")
+    for place in (meta, inner if isinstance(inner, dict) else {}):
+        for key in ("CLASSES", "classes"):
+            names = place.get(key)
+            if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+                return tuple(names)
+    return None

@@ -1,0 +1,150 @@
+"""mmdetection's ATSS, FCOS (plain, and improved: centre sampling, normalised distances, GIoU) and RetinaNet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from models.importers.resnet import backbone_of
+from models.importers.weights import Converted, ImportRefused
+
+NAMES = ("atss", "fcos", "fcos-improved", "retinanet")
+Style = Literal["pytorch", "caffe"]
+_PREDICTIONS = {
+    "atss": ("atss_cls", "atss_reg", "atss_centerness"),
+    "fcos": ("conv_cls", "conv_reg", "conv_centerness"),
+    "retinanet": ("retina_cls", "retina_reg"),
+}
+_NEAREST = {"gfl": "atss", "vfnet": "atss", "tood": "atss", "paa": "atss", "ld": "atss", "ddod": "atss",
+            "fovea": "fcos", "rpn": "retinanet", "roi": "retinanet", "sabl": "retinanet"}  # fmt: skip
+
+
+def recognises(state: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith(("bbox_head.", "neck.lateral_convs.", "roi_head.")) for key in state)
+
+
+def convert(
+    state: Mapping[str, Tensor], meta: Mapping[str, Any], norm_eps: float | None = None, style: Style | None = None
+) -> Converted:
+    """An mmdetection state dict as isodet's. Raises `ImportRefused`.
+
+    style: where bottlenecks stride, which comes with other pixels too. Neither is in the weights: it is `style`,
+    else what the configuration in `meta` says, else what mmdetection publishes that architecture with.
+    """
+    # mmdetection 2 and 3 rename these by their last part when they load older files.
+    state = {re.sub(r"^bbox_head\.fcos_(cls|reg|centerness)\.", r"bbox_head.conv_\1.", k): v for k, v in state.items()}
+    kind = _kind(state)
+    prediction = _PREDICTIONS[kind]
+    lateral, box = state.get("neck.lateral_convs.0.conv.weight"), state.get(f"bbox_head.{prediction[1]}.weight")
+    if lateral is None or box is None:
+        raise ImportRefused(f"it has the head of {kind} but not its pyramid and box predictions (neck.lateral_convs, "
+                            f"bbox_head.{prediction[1]})")  # fmt: skip
+    renamed = {_renamed(key, prediction): value for key, value in state.items()}
+    scales = sorted((k for k in renamed if k.startswith("bbox_head.scales.")), key=lambda k: int(k.split(".")[2]))
+    levels = 5 if "neck.extra.1.conv.weight" in renamed else 4
+    given = [renamed.pop(key).reshape(()) for key in scales]
+    renamed["head.scales"] = torch.stack(given) if given else torch.ones(levels)
+    norm = any(key.startswith("head.cls_tower.0.norm.") for key in renamed)
+    bias = norm and "head.cls_tower.0.conv.bias" in renamed
+    depth = len({key.split(".")[2] for key in renamed if key.startswith("head.cls_tower.")})
+    p6 = renamed.get("neck.extra.0.conv.weight")
+    improved = kind == "fcos" and bias
+    text = _config_text(meta)
+    style, notes = _style(style, text, kind)
+    mean = "103.53" if improved or kind != "fcos" else "102.9801"
+    model: dict[str, Any] = {
+        "detector": kind,
+        "backbone": {**backbone_of(state, "backbone."), "style": style, "norm": "frozen", "norm_eps": norm_eps},
+        "neck": {
+            "channels": lateral.shape[0], "p7_relu": kind == "fcos",
+            "p6_from": "c5" if p6 is not None and p6.shape[1] != lateral.shape[0] else "p5",
+        },
+        "head": {"depth": depth, "channels": box.shape[1], "norm": "gn" if norm else "none", "conv_bias": bias,
+                 "level_scales": kind != "retinanet"},
+        "postprocess": {"score_threshold": 0.05, "score": "product", "threshold_on": "class", "nms_iou": 0.6,
+                        "candidates": 2000, "level_candidates": 1000, "level_by": "class", "detections": 100},
+    }  # fmt: skip
+    if kind != "fcos":
+        model["anchors"] = {"offset": 0.0}
+    if kind == "retinanet" or (kind == "fcos" and not improved):
+        model["postprocess"]["nms_iou"] = 0.5
+    if improved:
+        model["box"] = {"activation": "relu", "unit": "stride"}
+    elif kind == "fcos":
+        model["box"] = {"activation": "exp", "unit": "pixel", "loss": "iou_log"}
+        model["assign"] = {"radius": 0.0}
+        model["head"]["quality_on"] = "cls"
+    if style == "caffe":
+        means = {"103.53": [103.53, 116.28, 123.675], "102.9801": [102.9801, 115.9465, 122.7717]}
+        model["pixels"] = {"order": "bgr", "mean": means[mean], "std": [1.0, 1.0, 1.0]}
+    model["pixels"] = model.get("pixels", {}) | _pixels(text)
+    return Converted("fcos-improved" if improved else kind, renamed, model, notes)
+
+
+def _kind(state: Mapping[str, Tensor]) -> str:
+    if deformable := [key for key in state if "conv_offset" in key]:
+        raise ImportRefused(
+            f"it has deformable convolutions ({deformable[0]}), which have no operator in ONNX; the same detectors "
+            "without them are imported (fcos-improved, atss)"
+        )
+    if old := [key for key in state if re.match(r"bbox_head\.(cls|reg)_convs\.\d+\.(weight|bias)$", key)]:
+        raise ImportRefused(
+            f"it has the layout of mmdetection 1.x ({old[0]}; other class and box conventions); upgrade it with "
+            "mmdetection's tools/model_converters/upgrade_model_version.py"
+        )
+    for kind, names in _PREDICTIONS.items():
+        if all(f"bbox_head.{name}.weight" in state for name in names):
+            return kind
+    if any(key.startswith(("rpn.head.", "backbone.stem.", "backbone.body.stem.")) for key in state):
+        raise ImportRefused("it is of the authors' own repository (maskrcnn-benchmark's names), whose boxes count "
+                            "pixels inclusively; mmdetection's atss and fcos-improved are the nearest")  # fmt: skip
+    heads = sorted({".".join(key.split(".")[:2]) for key in state if re.match(r"(bbox|rpn|roi)_head\.", key)})
+    near = next((near for word, near in _NEAREST.items() if any(word in head for head in heads)), "atss")
+    raise ImportRefused(f"it has an unknown head ({', '.join(heads[:6]) or 'none'}); imported are {', '.join(NAMES)}, "
+                        f"of which {near} is the nearest")  # fmt: skip
+
+
+def _renamed(key: str, prediction: tuple[str, ...]) -> str:
+    """A parameter's name in isodet; one that is not known stays as it is."""
+    if match := re.fullmatch(r"neck\.(lateral|fpn)_convs\.(\d+)\.conv\.(weight|bias)", key):
+        index = int(match[2])
+        if match[1] == "lateral":
+            return f"neck.laterals.{index}.conv.{match[3]}"
+        return f"neck.outputs.{index}.conv.{match[3]}" if index < 3 else f"neck.extra.{index - 3}.conv.{match[3]}"
+    if match := re.fullmatch(r"bbox_head\.(cls|reg)_convs\.(\d+)\.(conv|gn)\.(weight|bias)", key):
+        tower = "cls_tower" if match[1] == "cls" else "box_tower"
+        return f"head.{tower}.{match[2]}.{'norm' if match[3] == 'gn' else 'conv'}.{match[4]}"
+    for name, ours in zip(prediction, ("cls", "box", "quality"), strict=False):
+        if key.startswith(f"bbox_head.{name}."):
+            return f"head.{ours}.{key.rsplit('.', 1)[1]}"
+    return key
+
+
+def _config_text(meta: Mapping[str, Any]) -> str:
+    """The training's configuration as text, which mmdetection's files carry under `config` or `cfg`."""
+    return next((meta[name] for name in ("config", "cfg") if isinstance(meta.get(name), str)), "")
+
+
+def _style(style: Style | None, text: str, kind: str) -> tuple[Style, tuple[str, ...]]:
+    if style is not None:
+        return style, ()
+    if match := re.search(r"""style['"]?\s*[=:]\s*['"](pytorch|caffe)""", text):
+        return ("caffe" if match[1] == "caffe" else "pytorch"), ()
+    taken: Style = "caffe" if kind == "fcos" else "pytorch"
+    return taken, (f"backbone style: {taken} (not in the file; what mmdetection publishes {kind} with)",)
+
+
+def _pixels(text: str) -> dict[str, Any]:
+    """mean, std and order as the configuration says them."""
+    found: dict[str, Any] = {}
+    for name in ("mean", "std"):
+        if match := re.search(rf"""\b{name}['"]?\s*[=:]\s*[\[(]([\d.,\s]+)[\])]""", text):
+            numbers = [float(number) for number in match[1].replace(",", " ").split()]
+            found |= {name: numbers} if len(numbers) == 3 else {}
+    if match := re.search(r"""\b(?:bgr_)?to_rgb['"]?\s*[=:]\s*(True|False)""", text):
+        found["order"] = "rgb" if match[1] == "True" else "bgr"
+    return found

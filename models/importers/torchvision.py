@@ -1,0 +1,96 @@
+"""torchvision's `retinanet_resnet50_fpn`, its `_v2`, and `fcos_resnet50_fpn`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.importers.resnet import backbone_of
+from models.importers.weights import Converted, ImportRefused, sha256_starts
+
+NAMES = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
+_V1_COCO = "eeacb38b"  # how the sha256 of retinanet_resnet50_fpn_coco-eeacb38b.pth begins
+_PREDICTIONS = {"cls_logits": "cls", "bbox_reg": "box", "bbox_ctrness": "quality"}
+
+
+def recognises(state: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("backbone.body.") for key in state)
+
+
+def convert(path: str | Path, state: Mapping[str, Tensor], norm_eps: float | None = None) -> Converted:
+    """A torchvision state dict as isodet's. Raises `ImportRefused`.
+
+    norm_eps: of the backbone's BatchNorms, which the weights do not tell. Unless given it is 1e-5, but 0 in
+    torchvision's own COCO file of RetinaNet v1, as torchvision sets it for that one.
+    """
+    if any(key.startswith(("roi_heads.", "rpn.")) for key in state):
+        raise ImportRefused("it is a two-stage detector of torchvision (R-CNN); the nearest that isodet has is "
+                            "retinanet_resnet50_fpn_v2")  # fmt: skip
+    box, lateral = state.get("head.regression_head.bbox_reg.weight"), _lateral(state)
+    if box is None or lateral is None or "head.classification_head.cls_logits.weight" not in state:
+        held = ", ".join(list(state)[-2:])
+        raise ImportRefused(
+            f"it is torchvision's, but no dense detector with a pyramid (it holds {held}); imported are "
+            f"{', '.join(NAMES)}"
+        )
+    fcos = "head.regression_head.bbox_ctrness.weight" in state
+    renamed = {_renamed(key, fcos): value for key, value in state.items()}
+    norm = any(key.startswith("head.cls_tower.0.norm.") for key in renamed)
+    p6 = state.get("backbone.fpn.extra_blocks.p6.weight")
+    p6_from_c5 = p6 is not None and p6.shape[1] != lateral.shape[0]
+    depth = len({key.split(".")[2] for key in renamed if key.startswith("head.cls_tower.")})
+    backbone = backbone_of(state, "backbone.body.")
+    if norm_eps is None and not fcos and not norm and sha256_starts(path, _V1_COCO):
+        norm_eps = 0.0
+    plain = norm and not fcos  # v2 trains its BatchNorms, the other two keep them
+    model: dict[str, Any] = {
+        "backbone": {**backbone, "norm": "bn" if plain else "frozen", "norm_eps": norm_eps},
+        "neck": {"channels": lateral.shape[0], "p6_from": "c5" if p6_from_c5 else "p5", "p7_relu": True},
+        "head": {"depth": depth, "channels": box.shape[1], "norm": "gn" if norm else "none", "level_scales": False},
+        "anchors": {"offset": 0.0, "stride_rule": "padded_over_grid", "whole_pixels": True},
+        "postprocess": {"candidates": 2000, "level_candidates": 1000, "empty_boxes": "keep"},
+    }
+    if fcos:
+        model["detector"] = "fcos"
+        model["head"]["conv_bias"] = True
+        model["anchors"]["size"] = 1.0
+        model["assign"] = {"range_ends": "strict"}
+        model["box"] = {"activation": "relu", "unit": "anchor"}
+        model["postprocess"] |= {"score_threshold": 0.2, "nms_iou": 0.6, "detections": 100}
+    else:
+        model["detector"] = "retinanet"
+        model["assign"] = {"rescue": "restore"}
+        model["box"] = {"clamp": "upper", "loss": "giou" if norm else "l1"}
+        model["postprocess"] |= {"score_threshold": 0.05, "nms_iou": 0.5, "detections": 300}
+    name = NAMES[2] if fcos else NAMES[1] if norm else NAMES[0]
+    return Converted(name, renamed, model)
+
+
+def _lateral(state: Mapping[str, Tensor]) -> Tensor | None:
+    """The convolution [c, c3, 1, 1] on C3, under its new name or its old one."""
+    found = (state.get(f"backbone.fpn.inner_blocks.0.{name}weight") for name in ("0.", ""))
+    return next((weight for weight in found if weight is not None), None)
+
+
+def _renamed(key: str, fcos: bool) -> str:
+    """A parameter's name in isodet; one that is not known stays as it is."""
+    if key.startswith("backbone.body."):
+        return "backbone." + key.removeprefix("backbone.body.")
+    # Before torchvision 0.14 the pyramid's and RetinaNet's convolutions stood bare in their lists.
+    if match := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(?:0\.)?(weight|bias)", key):
+        return f"neck.{'laterals' if match[1] == 'inner' else 'outputs'}.{match[2]}.conv.{match[3]}"
+    if match := re.fullmatch(r"backbone\.fpn\.extra_blocks\.p([67])\.(weight|bias)", key):
+        return f"neck.extra.{int(match[1]) - 6}.conv.{match[2]}"
+    if match := re.fullmatch(r"head\.(classification|regression)_head\.conv\.(\d+)\.(?:([01])\.)?(weight|bias)", key):
+        tower = "cls_tower" if match[1] == "classification" else "box_tower"
+        index, part = int(match[2]), match[3]
+        if part is None:  # a flat list: FCOS has convolution, norm, ReLU; old RetinaNet convolution, ReLU
+            index, part = divmod(index, 3 if fcos else 2)
+        return f"head.{tower}.{index}.{'norm' if int(part) else 'conv'}.{match[4]}"
+    if match := re.fullmatch(r"head\.(?:classification|regression)_head\.(\w+)\.(weight|bias)", key):
+        return f"head.{_PREDICTIONS.get(match[1], match[1])}.{match[2]}"
+    return key

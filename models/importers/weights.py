@@ -1,0 +1,107 @@
+"""Other projects' weight files: tensors and text only, no pickled code is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ImportRefused(ValueError):
+    """A file that cannot become an isodet checkpoint; the message says why and what comes nearest."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Weights under isodet's names and the configuration that goes with them, its classes not chosen yet."""
+
+    architecture: str
+    state: dict[str, Tensor]
+    model: dict[str, Any]
+    """A mapping for `models.config.model_config`."""
+    notes: tuple[str, ...] = field(default=())
+    """What the file does not say, and was taken from the architecture's published form."""
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by name, without wrappers and the prefix `module.`, and what the file says of itself under `meta`.
+
+    Raises `ImportRefused`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ImportRefused(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for files it cannot read
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise ImportRefused(_objects_inside(path, str(error))) from error
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        raise ImportRefused(f"{path}: not a file of tensors, or truncated: {reason}") from error
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise ImportRefused(f"{path}: expected weights by name, got {type(content).__name__}")
+    strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ImportRefused(
+            f"{path}: expected weights by name (alone, or under state_dict or model), but {strange[0]!r} is no tensor"
+        )
+    state = {str(key).removeprefix("module."): value for key, value in content.items()}
+    return state, dict(meta) if isinstance(meta, Mapping) else {}
+
+
+def _objects_inside(path: Path, reason: str) -> str:
+    """Why, and a command that keeps the tensors, for a user who trusts the file."""
+    what = next((word.strip("`,.") for word in reason.split("GLOBAL ", 1)[1].split() if "." in word), "objects")
+    out = path.with_name(f"{path.stem}-tensors.pth")
+    code = (
+        "import sys, torch; f = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
+        "torch.save(f.get('state_dict', f.get('model', f)), sys.argv[2])"
+    )
+    return (
+        f"{path}: it holds pickled objects ({what}) beside its tensors, and loading those would run code from it. "
+        f"If you trust where it comes from, keep its tensors only, where that package is installed: "
+        f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(str(out))}  and import {out.name}'
+    )
+
+
+def sha256_starts(path: str | Path, digits: str) -> bool:
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest().startswith(digits)
+
+
+def first_mismatches(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], count: int = 4) -> str:
+    """What of `given` does not fit `wanted`, the first few of each kind with shapes; empty where all fits."""
+    kinds = {
+        "missing": [f"{k} {_shape(wanted[k])}" for k in wanted if k not in given],
+        "not expected": [f"{k} {_shape(given[k])}" for k in given if k not in wanted],
+        "of another shape": [
+            f"{k} {_shape(given[k])} instead of {_shape(wanted[k])}"
+            for k in wanted
+            if k in given and given[k].shape != wanted[k].shape
+        ],
+    }
+    told = []
+    for kind, found in kinds.items():
+        if found:
+            more = f" and {len(found) - count} more" if len(found) > count else ""
+            told.append(f"{len(found)} {kind}: {', '.join(found[:count])}{more}")
+    return "; ".join(told)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

@@ -1,0 +1,61 @@
+"""Other projects' checkpoints as ours: `trainer import`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from models.checkpoint import save_checkpoint
+from models.importers import COCO_INPUT_HW, Imported, ImportRefused, Source, import_checkpoint
+from models.typed import to_mapping
+from runtime.card import Card, sha256_file
+
+
+def import_detector(
+    path: str | Path,
+    out: str | Path = "best.pt",
+    source: Source | None = None,
+    classes: Sequence[str] | None = None,
+    input_size_hw: tuple[int, int] | None = None,
+    style: Literal["pytorch", "caffe"] | None = None,
+    norm_eps: float | None = None,
+) -> Imported:
+    """Write the checkpoint `path` of torchvision or mmdetection to `out` as isodet's, with its card.
+
+    Arguments are those of `models.importers.import_checkpoint`. Raises `ImportRefused`; then nothing is written.
+    """
+    if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
+        raise ImportRefused(f"{path}: it would be overwritten by its own import; name another file with --out")
+    imported = import_checkpoint(path, source, classes, input_size_hw or COCO_INPUT_HW, style, norm_eps)
+    config = imported.config
+    post = config.postprocess
+    card = Card(
+        kind="checkpoint",
+        classes=config.classes,
+        input_size_hw=config.input_size_hw,
+        score_threshold=post.score_threshold,
+        nms={
+            "kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections,
+        },
+        versions={name: version(name) for name in ("isodet", "torch", "torchvision")},
+        hashes={"imported_file": sha256_file(path)},
+        model=to_mapping(config),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )  # fmt: skip
+    save_checkpoint(out, imported.state, card.to_json())
+    return imported
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Class names of a text file, one a line in the order of labels. Raises `ImportRefused`."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImportRefused(f"{path}: class names cannot be read: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise ImportRefused(f"{path}: expected class names, one a line; it has none")
+    return names
