@@ -116,7 +116,7 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
             evaluation, improved = None, False
             if state.epoch % config.val_interval == 0 or state.epoch == epochs:
                 detector = deployable(state.deployed, card, device)
-                last = evaluation = evaluate(detector, val, batch_size=config.batch_size)
+                last = evaluation = evaluate(detector, val, config.batch_size, records.validating)
                 improved = not evaluation.map < state.best_map  # nan (nothing to find) never loses
                 state.best_map = evaluation.map if improved else state.best_map
                 records.say(f"epoch {state.epoch}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
