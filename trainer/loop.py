@@ -151,7 +151,6 @@ def _train_epoch(
         if (index + 1) % accumulate == 0 or index + 1 == batches:
             if gradients:
                 _step(config, state)
-            state.schedule.step()
             records.step()
             gradients = False
     if records.images == 0:
@@ -168,7 +167,7 @@ def _losses(config: TrainConfig, model: Network, batch: Batch, device: torch.dev
 
 
 def _step(config: TrainConfig, state: State) -> None:
-    """Unscale, clip, step, average, forget the gradients."""
+    """Unscale, clip, step, average, advance the schedule, forget the gradients."""
     if config.optim.clip_norm:
         state.scaler.unscale_(state.optimizer)
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_norm)
@@ -176,6 +175,7 @@ def _step(config: TrainConfig, state: State) -> None:
     state.scaler.update()
     if state.average is not None:
         state.average.update_parameters(state.model)
+    state.schedule.step()
     state.optimizer.zero_grad(set_to_none=True)
 
 

@@ -204,7 +204,9 @@ def _text(
     weights = choose_weights(backbone)
     levels = choose_levels(sides, size_hw, hardware)
     flip = choose_flip(train.class_names)
-    lr = float(f"{1e-3 * (int(batch.value) / 16) ** 0.5:.1g}")
+    scratch = weights.value == "null"
+    base = 3e-3 if scratch else 1e-3  # pretrained features are not to be thrown over
+    lr = float(f"{base * (int(batch.value) / 16) ** 0.5:.1g}")
     detections = 100 if crowded <= 80 else min(1000, -(-crowded * 5 // 4 // 50) * 50)
     candidates = max(detections, 300 if crowded <= 20 and len(train.class_names) <= 20 else 1000)
     lines = [
@@ -243,7 +245,7 @@ def _text(
         "  scale: [0.6, 1.6]",
         "optim:",
         "  kind: adamw",
-        f"  lr: {lr:g}  # 0.001 for a batch of 16, by the square root of the batch",
+        f"  lr: {lr:g}  # {base:g} for a batch of 16{' from scratch' if scratch else ''}, by its square root",
         "  weight_decay: 0.05",
         "  clip_norm: 10",
         f"  ema: {0.999 if total >= 10_000 else 0.99}  # {total} steps in all",
