@@ -167,6 +167,7 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 def _onnx_card(card: Card, checkpoint: Path, batch: int | None) -> Card:
     return replace(
         card, kind="onnx", batch=batch or "dynamic", precision="fp32", metrics={}, verification={},
+        resize={},  # a graph has one input size
         hashes={**card.hashes, "checkpoint": sha256_file(checkpoint)},
         versions={**card.versions, **{name: version(name) for name in ("isodet", "torch", "onnx")},
                   "onnxruntime": onnxruntime.__version__},

@@ -37,7 +37,7 @@ class Deploy(nn.Module):
         self.register_buffer("prior_strides", grid.strides.clone(), persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        boxes, scores, labels = self.candidates(self.detector(images))
+        boxes, scores, labels = self.candidates(self.detector(images), (images.shape[1], images.shape[2]))
         post = self.config.postprocess
         # Clipping to the input leaves nothing of a box that lies outside.
         keep = (scores > post.score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
@@ -49,11 +49,12 @@ class Deploy(nn.Module):
         labels = (labels.gather(1, index) * kept).int()
         return kept.sum(dim=1, keepdim=True).int(), boxes, scores.clamp(min=0), labels
 
-    def candidates(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, raw: Raw, size_hw: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The K best of N x C: boxes [B, K, 4] clipped to the input, scores [B, K] falling, labels [B, K].
 
         In two steps that together equal the flat top-K and cost a fraction: the K points whose best class is
-        best, then the K best of those points' classes.
+        best, then the K best of those points' classes. size_hw: of the images that `raw` is of; None means the
+        configured size.
         """
         count = self.config.postprocess.candidates
         best = raw.logits.amax(dim=-1)  # [B, N]
@@ -65,11 +66,19 @@ class Deploy(nn.Module):
         scores, flat = scores.topk(min(count, scores.shape[1]), dim=1)  # [B, K]
         classes = raw.logits.shape[-1]
         point = index.gather(1, flat // classes)  # [B, K]
-        grid = Priors(self.prior_boxes[point], self.prior_strides[point], self.level_sizes)
+        size_hw = size_hw or self.config.input_size_hw
+        grid = self.grid(size_hw)
+        grid = Priors(grid.boxes_xyxy[point], grid.strides[point], grid.level_sizes)
         boxes = decode(self.config.box, grid, raw.boxes.gather(1, point[..., None].expand(-1, -1, 4)))
-        height, width = self.config.input_size_hw
+        height, width = size_hw
         limit = boxes.new_tensor([width, height, width, height])
         return boxes.clamp(min=0).minimum(limit), scores, flat % classes
+
+    def grid(self, size_hw: tuple[int, int]) -> Priors:
+        """The priors of an input size: the graph's own are buffers, others are for the eager short-side rule."""
+        if size_hw == self.config.input_size_hw:
+            return Priors(self.prior_boxes, self.prior_strides, self.level_sizes)
+        return self.detector.priors(size_hw)
 
 
 def _score(logits: Tensor, quality: Tensor | None) -> Tensor:
