@@ -31,6 +31,7 @@ from models.config import BackboneConfig, model_config
 from models.criterion import criterion
 from models.detector import Detector
 from runtime import read_coco
+from runtime.image import FixedSize
 from trainer.config import AugmentConfig, OptimConfig
 from trainer.data import Batch, TrainSet, collate
 from trainer.optim import build_optimizer
@@ -108,7 +109,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         make_shapes(Path(folder), train_images=arguments.batch, val_images=1, size_hw=(SIZE, SIZE))
         data = read_coco(Path(folder) / "train.json", Path(folder) / "train")
-        samples = TrainSet(data, (SIZE, SIZE), AugmentConfig())
+        samples = TrainSet(data, FixedSize((SIZE, SIZE)), AugmentConfig())
         batch = collate([samples[i] for i in range(arguments.batch)])
     classes = len(data.class_names)
     contestants = {

@@ -24,7 +24,7 @@ exit status: 0 done, 1 the work failed or an artifact lost too much mAP, 2 wrong
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
-    return exit_status(_parser().parse_args(argv), "exporter", "interrupted; nothing was written")
+    return exit_status(_parser().parse_args(argv), "exporter", "export", "interrupted; nothing was written")
 
 
 def _onnx(arguments: argparse.Namespace) -> int:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,6 +29,7 @@ from models.fuse import assert_fused
 from runtime import Card, CocoError, Detector
 from runtime.backends.torch import TorchBackend
 from runtime.card import METADATA_KEY, sha256_file
+from runtime.files import replacing
 from runtime.image import letterbox, read_image
 from runtime.runs import RunsError, validation_data
 
@@ -94,11 +93,7 @@ def to_onnx(
     difference = assert_fused(detector, deploy.detector, torch.from_numpy(pixels))
     say(f"folded: raw outputs agree to {difference:.1e} of their scale")
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem}.", suffix=".onnx")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with replacing(out) as temporary:
         model = _trace(deploy, card.input_size_hw, opset, batch)
         if simplify:
             model = _simplified(model)
@@ -124,9 +119,6 @@ def to_onnx(
             card = replace(card, metrics={**score.evaluation.to_json(), "measured_by": measured})
         card = replace(card, verification=summary)
         _write(model, card, temporary)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     size = out.stat().st_size / 2**20
     return OnnxExport(out, card, len(model.graph.node), size, difference, verification)
 
@@ -175,6 +167,7 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 def _onnx_card(card: Card, checkpoint: Path, batch: int | None) -> Card:
     return replace(
         card, kind="onnx", batch=batch or "dynamic", precision="fp32", metrics={}, verification={},
+        resize={},  # a graph has one input size
         hashes={**card.hashes, "checkpoint": sha256_file(checkpoint)},
         versions={**card.versions, **{name: version(name) for name in ("isodet", "torch", "onnx")},
                   "onnxruntime": onnxruntime.__version__},

@@ -15,6 +15,7 @@ from typing import Any
 
 from export.drift import Drift, drift
 from runtime import Detector, read_card
+from runtime.backends.torch import TorchBackend
 from runtime.card import sha256_file
 from runtime.coco import CocoDataset
 from runtime.evaluate import Evaluation, evaluate
@@ -70,6 +71,8 @@ class Verification:
     reference: Score
     artifacts: tuple[Score, ...]
     dataset: CocoDataset
+    as_trained: Score | None = None
+    """The reference under the resize rule of its training, where that is not the letterbox of a graph."""
 
     @property
     def passed(self) -> bool:
@@ -82,6 +85,7 @@ class Verification:
             "annotations_sha256": sha256_file(self.annotations),
             "images": self.reference.evaluation.images,
             "reference": self.reference.to_json(),
+            "as_trained": None if self.as_trained is None else self.as_trained.to_json(),
             "artifacts": [score.to_json() for score in self.artifacts],
         }
 
@@ -104,6 +108,12 @@ class Verification:
             lines.append(
                 f"{score.path.name:<{width}} {score.engine:<20.20} {score.precision:<5} {aps} {score.delta_map:>+7.3f} "
                 f"{apart:>9} {score.latency_ms:>7.1f} {score.megabytes:>6.1f}  {gate}"
+            )
+        if self.as_trained is not None:
+            own, boxed = self.as_trained.evaluation.map, self.reference.evaluation.map
+            lines.append(
+                f"under its own resize rule {self.as_trained.path.name} scores {own:.2f}: letterboxing into a fixed "
+                f"graph costs {own - boxed:+.2f} mAP points, the export the delta above"
             )
         return "\n".join(lines)
 
@@ -132,11 +142,15 @@ def verify(
         raise VerifyError(f"tolerance: expected 0 or more mAP points, got {tolerance}")
     checkpoint = Path(against) if against is not None else find_checkpoint(paths[0])
     detector = Detector(checkpoint, device=device)
+    as_trained = None
     if detector.card.kind != "checkpoint":
         raise VerifyError(
             f"{checkpoint}: the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
         )
     dataset = validation_data(detector.card, checkpoint, annotations, images)
+    if detector.card.resize:  # a graph letterboxes: what that costs is not what the export costs
+        as_trained = _score(checkpoint, detector, dataset, progress)
+        detector = letterboxed(detector)
     reference = _score(checkpoint, detector, dataset, progress)
     scores = []
     for path in paths:
@@ -148,7 +162,14 @@ def verify(
         passed = -delta <= allowed and score.evaluation.images == reference.evaluation.images
         apart = drift(reference.evaluation.detections, score.evaluation.detections)
         scores.append(replace(score, delta_map=delta, drift=apart, tolerance=allowed, passed=passed))
-    return Verification(dataset.annotations, reference, tuple(scores), dataset)
+    return Verification(dataset.annotations, reference, tuple(scores), dataset, as_trained)
+
+
+def letterboxed(detector: Detector) -> Detector:
+    """The same PyTorch model on letterboxed pixels, whatever resize rule it was trained with."""
+    backend = detector.backend
+    assert isinstance(backend, TorchBackend), "only a checkpoint has a resize rule of its own"
+    return Detector(TorchBackend(backend.model, replace(backend.card, resize={}), backend.device))
 
 
 def find_checkpoint(artifact: Path) -> Path:

@@ -169,6 +169,28 @@ class PixelConfig:
 
 
 @dataclass(frozen=True)
+class ResizeConfig:
+    """How a picture becomes the network's input."""
+
+    rule: Literal["letterbox", "short-side"] = "letterbox"
+    """letterbox: into `input_size_hw`. short-side: the papers' rule, each picture to a size of its own; a graph
+    exported from such a model has one size and letterboxes into `input_size_hw`."""
+    short: int = 800
+    """short-side: pixels of the short side,"""
+    long: int = 1333
+    """unless the long side would be longer than this;"""
+    multiple: int = 32
+    """then padded, right and below, to multiples of this."""
+    rounding: Literal["nearest", "floor"] = "nearest"
+    """Of the resized sides: nearest as mmdetection, floor as torchvision."""
+
+    def __post_init__(self) -> None:
+        require(self.short >= 64, "short", "at least 64 px", self.short)
+        require(self.long >= self.short, "long", "at least `short`", self.long)
+        require(self.multiple % 32 == 0 and self.multiple > 0, "multiple", "a multiple of 32", self.multiple)
+
+
+@dataclass(frozen=True)
 class PostprocessConfig:
     score_threshold: float = 0.05
     """Lowest score the graph keeps; an application's own threshold is applied later, by the runtime."""
@@ -216,6 +238,7 @@ class ModelConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     quality: Literal["centerness", "iou", "none"] = "centerness"
     pixels: PixelConfig = field(default_factory=PixelConfig)
+    resize: ResizeConfig = field(default_factory=ResizeConfig)
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class Deploy(nn.Module):
         self.register_buffer("prior_strides", grid.strides.clone(), persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.detections(*self.candidates(self.detector(images)))
+        return self.detections(*self.candidates(self.detector(images), (images.shape[1], images.shape[2])))
 
     def detections(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The four outputs from `candidates`: above the threshold, after NMS, the best D."""
@@ -53,18 +53,19 @@ class Deploy(nn.Module):
         labels = (labels.gather(1, index) * kept).int()
         return kept.sum(dim=1, keepdim=True).int(), boxes, scores.clamp(min=0), labels
 
-    def candidates(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, raw: Raw, size_hw: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The K best of N x C: boxes [B, K, 4] clipped to the input, scores [B, K] falling, labels [B, K].
 
         With `level_candidates`, the best of each level first. With `threshold_on: class`, candidates below the
-        threshold have score 0.
+        threshold have score 0. size_hw: of the images that `raw` is of; None means the configured size.
         """
-        post = self.config.postprocess
+        post, size_hw = self.config.postprocess, size_hw or self.config.input_size_hw
+        grid = self.grid(size_hw)
         if post.level_candidates == 0:
             scores, point, label = self._best(raw.logits, raw.quality, post.candidates)
         else:
             found, start = [], 0
-            for size in self.level_sizes:
+            for size in grid.level_sizes:
                 level = slice(start, start + size)
                 quality = None if raw.quality is None else raw.quality[:, level]
                 scores, point, label = self._best(raw.logits[:, level], quality, post.level_candidates)
@@ -73,11 +74,17 @@ class Deploy(nn.Module):
             scores, point, label = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
             scores, order = scores.topk(min(post.candidates, scores.shape[1]), dim=1)  # [B, K]
             point, label = point.gather(1, order), label.gather(1, order)
-        grid = Priors(self.prior_boxes[point], self.prior_strides[point], self.level_sizes)
+        grid = Priors(grid.boxes_xyxy[point], grid.strides[point], grid.level_sizes)
         boxes = decode(self.config.box, grid, raw.boxes.gather(1, point[..., None].expand(-1, -1, 4)))
-        height, width = self.config.input_size_hw
+        height, width = size_hw
         limit = boxes.new_tensor([width, height, width, height])
         return boxes.clamp(min=0).minimum(limit), scores, label
+
+    def grid(self, size_hw: tuple[int, int]) -> Priors:
+        """The priors of an input size: the graph's own are buffers, others are for the eager short-side rule."""
+        if size_hw == self.config.input_size_hw:
+            return Priors(self.prior_boxes, self.prior_strides, self.level_sizes)
+        return self.detector.priors(size_hw)
 
     def _best(self, logits: Tensor, quality: Tensor | None, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, points and labels, [B, k] each, of the `count` best of logits [B, n, C] with quality [B, n].

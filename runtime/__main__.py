@@ -28,7 +28,7 @@ exit status: 0 done, 1 the work failed, 2 wrong usage"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
-    return exit_status(_parser().parse_args(argv), "runtime")
+    return exit_status(_parser().parse_args(argv), "runtime", "train")
 
 
 def _detect(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from runtime.image import FILL
+from runtime.image import FILL, FixedSize, Resize, ShortSide
 
 FORMAT = 1
 METADATA_KEY = "isodet"
@@ -44,6 +44,9 @@ class Card:
     color: str = "bgr"
     """Channel order that the graph takes."""
     letterbox: Mapping[str, Any] = field(default_factory=lambda: dict(LETTERBOX))
+    resize: Mapping[str, Any] = field(default_factory=dict)
+    """{} for the letterbox into `input_size_hw`, else the short-side rule of a checkpoint: short, long, multiple,
+    floor, fill_bgr (see `runtime.image.ShortSide`)."""
     precision: str = "fp32"
     threshold: float = 0.3
     """Recommended threshold of an application; applied by the runtime after the graph."""
@@ -85,6 +88,12 @@ class Card:
             self._check(name, isinstance(value, float) and 0 <= value <= 1, "a score from 0 to 1")
         for name in ("letterbox", "nms", "versions", "hashes", "model", "training", "metrics", "verification"):
             self._check(name, isinstance(getattr(self, name), Mapping), "an object with keys")
+        self._check("resize", isinstance(self.resize, Mapping), "an object with keys")
+        known = {"short", "long", "multiple", "floor", "fill_bgr"}
+        self._check(
+            "resize", not self.resize or set(self.resize) == known, f"{{}} or the keys {', '.join(sorted(known))}"
+        )
+        self._check("resize", not self.resize or self.kind == "checkpoint", "{}: a graph has one input size")
         self._check("letterbox", dict(self.letterbox) == LETTERBOX, f"{LETTERBOX}, the one that this version does")
         for key in ("kind", "iou", "candidates", "detections"):
             self._check(f"nms.{key}", key in self.nms, "a value (kind, iou, candidates and detections are needed)")
@@ -101,6 +110,14 @@ class Card:
         if not good:
             value = self.nms.get(key[4:]) if key.startswith("nms.") else getattr(self, key)
             raise CardError(f"{key}: expected {expected}, got {value!r}")
+
+    def resize_rule(self) -> Resize:
+        """How frames become this model's input."""
+        if not self.resize:
+            return FixedSize(self.input_size_hw)
+        r = self.resize
+        b, g, red = r["fill_bgr"]
+        return ShortSide(int(r["short"]), int(r["long"]), int(r["multiple"]), bool(r["floor"]), (b, g, red))
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON-ready objects; `Card.from_json` of it gives an equal card."""

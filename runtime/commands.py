@@ -18,9 +18,11 @@ def teaching(prog: str) -> argparse.RawDescriptionHelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
 
 
-def exit_status(arguments: argparse.Namespace, program: str, interrupted: str = "interrupted") -> int:
+def exit_status(arguments: argparse.Namespace, program: str, extra: str, interrupted: str = "interrupted") -> int:
     """Run `arguments.run(arguments)`: 0 done, 1 failed, with one line on stderr that says why.
 
+    `extra` is the extra of the distribution that brings what the command needs. Where a package is missing, the
+    error names it.
     Only errors that our code or Python raised are told in one line. One from inside a library keeps its
     traceback, which is what a bug report needs.
     """
@@ -29,6 +31,12 @@ def exit_status(arguments: argparse.Namespace, program: str, interrupted: str = 
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ROOMS:
+            raise  # one of our own modules: a broken installation, not a missing extra
+        advice = f"needs the package {error.name!r}: pip install 'isodet[{extra}]'"
+        print(f"{program} {arguments.command}: error: {advice}", file=sys.stderr)
         return 1
     except (ValueError, OSError, RuntimeError) as error:
         if type(error).__module__.partition(".")[0] not in (*ROOMS, "builtins"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Detector:
             self.backend = load_backend(Path(source), device, threads)
         else:
             self.backend = source
+        self._resize = self.card.resize_rule()
         self.threshold = self.card.threshold if threshold is None else _check_threshold(threshold)
 
     @property
@@ -58,7 +60,7 @@ class Detector:
 
     @property
     def input_size_hw(self) -> tuple[int, int]:
-        """Pixels of the network's input."""
+        """Pixels of the network's input; of a checkpoint under the short-side rule, of the graph exported from it."""
         return self.card.input_size_hw
 
     def __call__(self, frames: Frame | Sequence[Frame], threshold: float | None = None) -> list[Detections]:
@@ -74,9 +76,14 @@ class Detector:
         step = self.backend.max_batch
         for start in range(0, len(listed), step):  # read and letterboxed a chunk at a time, to bound memory
             chunk = [_array(frame, start + i) for i, frame in enumerate(listed[start : start + step])]
-            images, placements = self.preprocess(chunk)
-            results += self.postprocess(self.backend(images), placements, threshold)
+            for _, same in groupby(chunk, lambda frame: self.place(frame).size_hw):  # one size, unless short-side
+                images, placements = self.preprocess(list(same))
+                results += self.postprocess(self.backend(images), placements, threshold)
         return results
+
+    def place(self, frame: Image) -> Letterbox:
+        """How `frame` (uint8 [H, W, 3]) lies in the network's input."""
+        return self._resize.fit((frame.shape[0], frame.shape[1]))
 
     def stream(
         self, source: str | int | PathLike[str], threshold: float | None = None
@@ -97,16 +104,14 @@ class Detector:
     # the three steps of a call; `runtime.bench` times them one by one
 
     def preprocess(self, frames: Sequence[Image]) -> tuple[NDArray[np.uint8], list[Letterbox]]:
-        """Frames as uint8 [B, H, W, 3] for the backend, padded to its fixed batch, and their placements."""
+        """Frames of one input size as uint8 [B, H, W, 3], padded to a fixed batch, and their placements."""
         size = self.backend.fixed_batch or len(frames)
         if len(frames) > size:
             raise BackendError(f"expected at most {size} frames, the graph's fixed batch, got {len(frames)}")
-        images = np.empty((size, *self.input_size_hw, 3), np.uint8)
-        placements = []
-        for frame, out in zip(frames, images, strict=False):
-            placement = Letterbox.fit((frame.shape[0], frame.shape[1]), self.input_size_hw)
+        placements = [self.place(frame) for frame in frames]
+        images = np.empty((size, *(placements[0].size_hw if placements else self.input_size_hw), 3), np.uint8)
+        for frame, placement, out in zip(frames, placements, images, strict=False):
             placement.apply(frame, out)
-            placements.append(placement)
         images[len(frames) :] = FILL
         return images, placements
 

@@ -148,6 +148,8 @@ class Letterbox:
     """The frame, pixels."""
     resized_hw: tuple[int, int]
     """The frame within the input, pixels; differs per axis from an ideal scale by rounding."""
+    fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL)
+    """The pixels beside the frame."""
 
     @classmethod
     def fit(cls, source_hw: tuple[int, int], size_hw: tuple[int, int]) -> Letterbox:
@@ -175,8 +177,8 @@ class Letterbox:
             out[:h, :w] = image
         else:
             out[:h, :w] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
-        out[h:] = FILL
-        out[:h, w:] = FILL
+        out[h:] = self.fill_bgr
+        out[:h, w:] = self.fill_bgr
         return out
 
     def to_input(self, boxes_xyxy: ArrayLike) -> NDArray[np.float32]:
@@ -188,6 +190,48 @@ class Letterbox:
         boxes = np.asarray(boxes_xyxy, np.float64) / (self.scale_xy * 2)
         h, w = self.source_hw
         return np.clip(boxes, 0.0, (w, h, w, h)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class FixedSize:
+    """The deployment's rule: every frame into one input size, by `Letterbox.fit`."""
+
+    size_hw: tuple[int, int]
+    fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL)
+
+    def fit(self, source_hw: tuple[int, int]) -> Letterbox:
+        return Letterbox.fit(source_hw, self.size_hw)
+
+
+@dataclass(frozen=True)
+class ShortSide:
+    """The detection papers' rule: short side to `short` unless the long side would pass `long`, then padded.
+
+    Each frame has an input size of its own, a multiple of `multiple`. `floor` rounds resized sides down, as
+    torchvision does, otherwise to the nearest, as mmdetection does. The papers pad with zeros after
+    normalisation; before it that is the mean colour, `fill_bgr`, up to rounding.
+    """
+
+    short: int
+    long: int
+    multiple: int
+    floor: bool
+    fill_bgr: tuple[int, int, int]
+
+    def fit(self, source_hw: tuple[int, int]) -> Letterbox:
+        """The placement of a frame of `source_hw`. Raises ValueError for an empty one."""
+        h, w = source_hw
+        if min(h, w) < 1:
+            raise ValueError(f"resize: expected a frame of at least 1x1, got {h}x{w}")
+        scale = min(self.short / min(h, w), self.long / max(h, w))
+        half = 0.0 if self.floor else 0.5
+        height, width = (max(1, int(side * scale + half)) for side in (h, w))
+        padded = (-(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple)
+        return Letterbox(padded, (int(h), int(w)), (height, width), self.fill_bgr)
+
+
+Resize = FixedSize | ShortSide
+"""`fit(source_hw)` says how a frame lies in its input."""
 
 
 def letterbox(image: Image, size_hw: tuple[int, int]) -> tuple[Image, Letterbox]:

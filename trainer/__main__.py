@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     resumable = arguments.command == "fit"
     interrupted = "interrupted" + ("; `trainer fit --resume` goes on from the last finished epoch" if resumable else "")
-    return exit_status(arguments, "trainer", interrupted)
+    return exit_status(arguments, "trainer", "train", interrupted)
 
 
 def _fit(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.image import FILL, Image, Letterbox
+from runtime.image import FILL, Image, Resize
 from trainer.config import AugmentConfig
 
 Boxes = NDArray[np.float32]
@@ -28,6 +28,7 @@ class Placement:
     resized_hw: tuple[int, int]
     offset_xy: tuple[int, int]
     """Negative where the picture is cropped at its left or top."""
+    fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL)
 
     def boxes(self, boxes_xyxy: Boxes) -> Boxes:
         """Boxes [G,4] of the source in input pixels, not clipped."""
@@ -49,7 +50,7 @@ class Placement:
             )
         rows, columns = self.window
         x, y = self.offset_xy
-        out = np.full((*self.size_hw, 3), FILL, np.uint8)
+        out = np.full((*self.size_hw, 3), self.fill_bgr, np.uint8)
         out[rows, columns] = image[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
         return out
 
@@ -58,7 +59,7 @@ def augment(
     image: Image,
     boxes_xyxy: Boxes,
     labels: Labels,
-    size_hw: tuple[int, int],
+    resize: Resize,
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[Image, Boxes, Labels]:
@@ -70,10 +71,10 @@ def augment(
     if rng.random() < config.flip:  # before the letterbox, so that its border stays right and below
         image, boxes_xyxy = flip_horizontal(image, boxes_xyxy)
     source_hw = (image.shape[0], image.shape[1])
+    placement = resized_placement(source_hw, resize)
+    size_hw = placement.size_hw
     if rng.random() < config.scale_probability:
-        placement = random_placement(source_hw, size_hw, config.scale, rng)
-    else:
-        placement = letterbox_placement(source_hw, size_hw)
+        placement = random_placement(source_hw, size_hw, config.scale, rng, placement.fill_bgr)
     view = placement.apply(image)
     if rng.random() < config.color_probability:
         view[placement.window] = jitter_color(view[placement.window], config, rng)
@@ -81,14 +82,16 @@ def augment(
     return view, boxes[keep], labels[keep]
 
 
-def letterbox_placement(source_hw: tuple[int, int], size_hw: tuple[int, int]) -> Placement:
-    """The deployment's own letterbox."""
-    return Placement(size_hw, source_hw, Letterbox.fit(source_hw, size_hw).resized_hw, (0, 0))
+def resized_placement(source_hw: tuple[int, int], resize: Resize) -> Placement:
+    """The deployment's own rule."""
+    fitted = resize.fit(source_hw)
+    return Placement(fitted.size_hw, source_hw, fitted.resized_hw, (0, 0), fitted.fill_bgr)
 
 
 def random_placement(
-    source_hw: tuple[int, int], size_hw: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator
-) -> Placement:
+    source_hw: tuple[int, int], size_hw: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator,
+    fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL),
+) -> Placement:  # fmt: skip
     """The letterbox's size times a log-uniform factor from `scale`, cropped or placed anywhere."""
     fit = min(size_hw[0] / source_hw[0], size_hw[1] / source_hw[1])
     factor = fit * float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
@@ -97,7 +100,7 @@ def random_placement(
     room_x, room_y = size_hw[1] - w, size_hw[0] - h
     x = int(rng.integers(min(room_x, 0), max(room_x, 0) + 1))
     y = int(rng.integers(min(room_y, 0), max(room_y, 0) + 1))
-    return Placement(size_hw, source_hw, (h, w), (x, y))
+    return Placement(size_hw, source_hw, (h, w), (x, y), fill_bgr)
 
 
 def flip_horizontal(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.coco import CocoDataset, ImageRecord, read_coco
-from runtime.image import ImageError, Letterbox, decode_image
+from runtime.image import FixedSize, ImageError, Resize, decode_image
 from trainer.check_pictures import class_plot, sample_sheet, size_plot
 from trainer.config import TrainConfig
+from trainer.data import resize_rule
 
 Progress = Callable[[int, int], None]
 
@@ -57,7 +58,7 @@ class SplitReport:
 class DataReport:
     train: SplitReport
     val: SplitReport
-    input_size_hw: tuple[int, int]
+    resize: Resize
     shared: tuple[tuple[Path, Path], ...]
     """Pictures that are in training and in validation, byte for byte."""
     written: tuple[Path, ...]
@@ -76,7 +77,7 @@ class DataReport:
         """The report for a terminal."""
         lines = []
         for split in (self.train, self.val):
-            lines += [*_split_lines(split, self.input_size_hw), ""]
+            lines += [*_split_lines(split, self.resize), ""]
         lines += _class_lines(self.train.objects, self.val.objects)
         found = self.warnings()
         lines += ["", "look at:" if found else "nothing suspicious found", *(f"  - {line}" for line in found)]
@@ -94,9 +95,9 @@ def check_data(config: TrainConfig, out: Path, progress: Progress | None = None)
         for split in (config.data.train, config.data.val)
     ]
     total = sum(len(dataset) for dataset in datasets)
-    reports, done = [], 0
+    reports, done, resize = [], 0, resize_rule(config.model)
     for name, dataset in zip(("train", "val"), datasets, strict=True):
-        reports.append(_check_split(name, dataset, config.model.input_size_hw, progress, done, total))
+        reports.append(_check_split(name, dataset, resize, progress, done, total))
         done += len(dataset)
     train, val = reports
     shared = tuple((train.hashes[key], val.hashes[key]) for key in train.hashes if key in val.hashes)
@@ -107,11 +108,11 @@ def check_data(config: TrainConfig, out: Path, progress: Progress | None = None)
         size_plot({split.name: np.sqrt(split.input_wh.prod(1)) for split in reports}, out / "box_sizes.png"),
         *sample_sheet(train.dataset, unusable, config, out / "samples.jpg"),
     ]
-    return DataReport(train, val, config.model.input_size_hw, shared, tuple(written))
+    return DataReport(train, val, resize, shared, tuple(written))
 
 
 def _check_split(
-    name: str, dataset: CocoDataset, size_hw: tuple[int, int], progress: Progress | None, done: int, total: int
+    name: str, dataset: CocoDataset, resize: Resize, progress: Progress | None, done: int, total: int
 ) -> SplitReport:
     broken, wrong_size = [], []
     by_hash: dict[str, list[Path]] = defaultdict(list)
@@ -141,7 +142,7 @@ def _check_split(
         crowds=sum(int(record.crowd.sum()) for record in dataset.records),
         empty_images=sum(len(record.labels) == 0 for record in dataset.records),
         source_areas=np.concatenate([record.area[~record.crowd] for record in dataset.records]),
-        input_wh=np.concatenate([input_sides(record, size_hw) for record in dataset.records]),
+        input_wh=np.concatenate([input_sides(record, resize) for record in dataset.records]),
         broken=tuple(broken),
         wrong_size=tuple(wrong_size),
         repeated_files=tuple(path for path, count in named.items() if count > 1),
@@ -150,9 +151,9 @@ def _check_split(
     )
 
 
-def input_sides(record: ImageRecord, size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """[G,2] widths and heights, in pixels of the letterboxed input, of a record's objects that are no crowd."""
-    boxes = Letterbox.fit((record.height, record.width), size_hw).to_input(record.boxes_xyxy[~record.crowd])
+def input_sides(record: ImageRecord, resize: Resize) -> NDArray[np.float32]:
+    """[G,2] widths and heights, in pixels of the resized input, of a record's objects that are no crowd."""
+    boxes = resize.fit((record.height, record.width)).to_input(record.boxes_xyxy[~record.crowd])
     return boxes[:, 2:] - boxes[:, :2]
 
 
@@ -174,7 +175,7 @@ def _decode(path: Path) -> tuple[str, tuple[int, int] | None, str]:
 # words
 
 
-def _split_lines(split: SplitReport, size_hw: tuple[int, int]) -> list[str]:
+def _split_lines(split: SplitReport, resize: Resize) -> list[str]:
     objects = sum(split.objects.values())
     crowds = f", and {split.crowds} crowd boxes (not trained on)" if split.crowds else ""
     lines = [
@@ -187,7 +188,7 @@ def _split_lines(split: SplitReport, size_hw: tuple[int, int]) -> list[str]:
         aspect = split.input_wh[:, 0] / np.maximum(split.input_wh[:, 1], 1e-6)
         lines += [
             f"  sizes as annotated:     {_size_shares(split.source_areas)}",
-            f"  sizes at {size_hw[0]}x{size_hw[1]} (HxW): {_size_shares(split.input_wh.prod(1))}",
+            f"  {_named(resize):<24}{_size_shares(split.input_wh.prod(1))}",
             f"  side at the input, px:  {_quantiles(sides, '{:.0f}')}",
             f"  width / height:         {_quantiles(aspect, '{:.2f}')}",
         ]
@@ -249,6 +250,12 @@ def _split_warnings(split: SplitReport) -> list[str]:
             "a larger model.input_size_hw would show more of them"
         )
     return found
+
+
+def _named(resize: Resize) -> str:
+    if isinstance(resize, FixedSize):
+        return f"sizes at {resize.size_hw[0]}x{resize.size_hw[1]} (HxW):"
+    return f"at short side {resize.short}:"
 
 
 def _wide(size_hw: tuple[int, int]) -> str:

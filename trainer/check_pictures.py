@@ -15,13 +15,14 @@ from runtime.draw import draw_detections, sheet
 from runtime.files import replacing
 from runtime.image import Image, write_image
 from trainer.config import TrainConfig
-from trainer.data import TrainSet
+from trainer.data import TrainSet, resize_rule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_CLASSES = 60
 _COLUMNS = 4
+_CELL_HW = (320, 320)
 
 
 def class_plot(train: Mapping[str, int], val: Mapping[str, int], path: Path) -> Path:
@@ -78,8 +79,8 @@ def sample_sheet(
     if not usable:
         return []
     chosen = [usable[i] for i in np.unique(np.linspace(0, len(usable) - 1, count).astype(int))]
-    plain = TrainSet(dataset, config.model.input_size_hw, None, config.seed)
-    augmented = TrainSet(dataset, config.model.input_size_hw, config.augment, config.seed)
+    plain = TrainSet(dataset, resize_rule(config.model), None, config.seed)
+    augmented = TrainSet(dataset, resize_rule(config.model), config.augment, config.seed)
     columns = min(_COLUMNS, len(chosen))
     images: list[Image] = []
     captions: list[str] = []
@@ -88,16 +89,16 @@ def sample_sheet(
         gap = columns - len(row)
         for view, suffix in ((plain, ""), (augmented, " augmented")):
             images += [_drawn(view, i, dataset.class_names) for i in row]
-            images += [np.full((*view.size_hw, 3), 32, np.uint8)] * gap
+            images += [np.full((*_CELL_HW, 3), 32, np.uint8)] * gap
             captions += [dataset.records[i].path.name + suffix for i in row] + [""] * gap
-    write_image(path, sheet(images, columns, (320, 320), captions))
+    write_image(path, sheet(images, columns, _CELL_HW, captions))
     return [path]
 
 
 def _drawn(view: TrainSet, index: int, class_names: tuple[str, ...]) -> Image:
     sample = view[index]
     if sample is None:  # it was whole a moment ago, when it was decoded, and is not any more
-        return np.zeros((*view.size_hw, 3), np.uint8)
+        return np.zeros((*_CELL_HW, 3), np.uint8)
     scores = np.ones(len(sample.labels), np.float32)
     truth = Detections(sample.boxes_xyxy, scores, sample.labels.astype(np.int32), class_names)
     return draw_detections(sample.image, truth, scores=False)

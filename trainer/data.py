@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from models.config import ModelConfig
 from runtime.coco import CocoDataset, ImageRecord
-from runtime.image import Image, ImageError, read_image
-from trainer.augment import augment, letterbox_placement, visible_boxes
+from runtime.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide, read_image
+from trainer.augment import augment, resized_placement, visible_boxes
 from trainer.config import AugmentConfig
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,18 @@ class Batch(NamedTuple):
     image_ids: Sequence[int]
 
 
+def resize_rule(model: ModelConfig) -> Resize:
+    """How pictures become the input of a model of this configuration."""
+    r = model.resize
+    if r.rule == "letterbox":
+        return FixedSize(model.input_size_hw)
+    # Zeros after normalisation, which is how the papers pad, are the mean colour before it.
+    red, green, blue = (
+        round(v) for v in (model.pixels.mean if model.pixels.order == "rgb" else model.pixels.mean[::-1])
+    )
+    return ShortSide(r.short, r.long, r.multiple, r.rounding == "floor", (blue, green, red))
+
+
 class TrainSet(Dataset["Sample | None"]):
     """Training views of a `CocoDataset`: item i of epoch e is the same whoever loads it, and whenever.
 
@@ -48,11 +61,9 @@ class TrainSet(Dataset["Sample | None"]):
     be used is None (and logged once): `unusable` lists those met so far, by all loader processes.
     """
 
-    def __init__(
-        self, dataset: CocoDataset, size_hw: tuple[int, int], augment: AugmentConfig | None, seed: int = 0
-    ) -> None:
+    def __init__(self, dataset: CocoDataset, resize: Resize, augment: AugmentConfig | None, seed: int = 0) -> None:
         self.records = dataset.records
-        self.size_hw = size_hw
+        self.resize = resize
         self.augment = augment
         self.seed = seed
         self.crowds = sum(int(record.crowd.sum()) for record in dataset.records)
@@ -83,12 +94,12 @@ class TrainSet(Dataset["Sample | None"]):
             return None
         boxes, labels = record.boxes_xyxy[~record.crowd], record.labels[~record.crowd]
         if self.augment is None:
-            placement = letterbox_placement((record.height, record.width), self.size_hw)
-            boxes, keep = visible_boxes(placement.boxes(boxes), self.size_hw, 0.0)
+            placement = resized_placement((record.height, record.width), self.resize)
+            boxes, keep = visible_boxes(placement.boxes(boxes), placement.size_hw, 0.0)
             return Sample(placement.apply(image), boxes[keep], labels[keep], record.id)
         # Masked, because generators take no negative seeds.
         rng = np.random.default_rng([self.seed & 0xFFFFFFFF, int(self._epoch[0]), index])
-        return Sample(*augment(image, boxes, labels, self.size_hw, self.augment, rng), record.id)
+        return Sample(*augment(image, boxes, labels, self.resize, self.augment, rng), record.id)
 
 
 def _read(record: ImageRecord) -> Image:
@@ -103,10 +114,11 @@ def _read(record: ImageRecord) -> Image:
     return image
 
 
-def collate(samples: Sequence[Sample | None]) -> Batch:
+def collate(samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL)) -> Batch:
     """Stack samples, leaving None out and padding boxes with zeros and labels with -1.
 
-    Where every sample is None the batch is empty: images [0,0,0,3], boxes [0,0,4].
+    Pictures of different sizes are padded, right and below, with `fill_bgr` to the largest. Where every sample is
+    None the batch is empty: images [0,0,0,3], boxes [0,0,4].
     """
     usable = [sample for sample in samples if sample is not None]
     most = max((len(sample.labels) for sample in usable), default=0)
@@ -115,7 +127,10 @@ def collate(samples: Sequence[Sample | None]) -> Batch:
     for i, sample in enumerate(usable):
         boxes[i, : len(sample.labels)] = torch.from_numpy(sample.boxes_xyxy)
         labels[i, : len(sample.labels)] = torch.from_numpy(sample.labels)
-    images = np.stack([sample.image for sample in usable]) if usable else np.zeros((0, 0, 0, 3), np.uint8)
+    height, width = (max((sample.image.shape[axis] for sample in usable), default=0) for axis in (0, 1))
+    images = np.full((len(usable), height, width, 3), fill_bgr, np.uint8)
+    for image, sample in zip(images, usable, strict=True):
+        image[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
     return Batch(torch.from_numpy(images), boxes, labels, tuple(sample.image_id for sample in usable))
 
 

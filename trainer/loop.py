@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from runtime.backends.torch import TorchBackend
 from runtime.coco import CocoDataset
 from runtime.evaluate import Evaluation, evaluate
 from trainer.config import TrainConfig
-from trainer.data import Batch, TrainSet, collate, init_worker
+from trainer.data import Batch, TrainSet, collate, init_worker, resize_rule
 from trainer.optim import build_average, build_optimizer, group_size, lr_factor, steps_per_epoch
 from trainer.pictures import validation_sheet
 from trainer.precision import pick_amp, pick_device, worker_count
@@ -87,7 +88,7 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     amp = pick_amp(config.amp, device)
     train = read_coco(config.data.train.annotations, config.data.train.images, config.model.classes)
     val = read_coco(config.data.val.annotations, config.data.val.images, config.model.classes)
-    train_set = TrainSet(train, config.model.input_size_hw, config.augment, config.seed)
+    train_set = TrainSet(train, resize_rule(config.model), config.augment, config.seed)
     loader, order = _loader(config, train_set, device)
     steps = steps_per_epoch(len(loader), config.optim.accumulate)
     epochs = config.schedule.epochs
@@ -116,7 +117,7 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
             evaluation, improved = None, False
             if state.epoch % config.val_interval == 0 or state.epoch == epochs:
                 detector = deployable(state.deployed, card, device)
-                last = evaluation = evaluate(detector, val, batch_size=config.batch_size)
+                last = evaluation = evaluate(detector, val, config.batch_size, records.validating)
                 improved = not evaluation.map < state.best_map  # nan (nothing to find) never loses
                 state.best_map = evaluation.map if improved else state.best_map
                 records.say(f"epoch {state.epoch}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
@@ -151,7 +152,6 @@ def _train_epoch(
         if (index + 1) % accumulate == 0 or index + 1 == batches:
             if gradients:
                 _step(config, state)
-            state.schedule.step()
             records.step()
             gradients = False
     if records.images == 0:
@@ -164,11 +164,12 @@ def _losses(config: TrainConfig, model: Network, batch: Batch, device: torch.dev
     with torch.autocast(device.type, amp, enabled=amp is not None):
         raw = model(images)
     boxes, labels = batch.boxes_xyxy.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-    return criterion(config.model, raw, model.priors(), boxes, labels)
+    grid = model.priors((images.shape[1], images.shape[2]))
+    return criterion(config.model, raw, grid, boxes, labels)
 
 
 def _step(config: TrainConfig, state: State) -> None:
-    """Unscale, clip, step, average, forget the gradients."""
+    """Unscale, clip, step, average, advance the schedule, forget the gradients."""
     if config.optim.clip_norm:
         state.scaler.unscale_(state.optimizer)
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_norm)
@@ -176,6 +177,7 @@ def _step(config: TrainConfig, state: State) -> None:
     state.scaler.update()
     if state.average is not None:
         state.average.update_parameters(state.model)
+    state.schedule.step()
     state.optimizer.zero_grad(set_to_none=True)
 
 
@@ -203,9 +205,9 @@ def _loader(config: TrainConfig, dataset: TrainSet, device: torch.device) -> tup
     order = torch.Generator()
     workers = worker_count(config.data.workers, device)
     loader = DataLoader(
-        dataset, config.batch_size, sampler=RandomSampler(dataset, generator=order), collate_fn=collate,
+        dataset, config.batch_size, sampler=RandomSampler(dataset, generator=order),
+        collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr), worker_init_fn=init_worker,
         num_workers=workers, persistent_workers=workers > 0, prefetch_factor=4 if workers else None,
-        worker_init_fn=init_worker,
         pin_memory=device.type == "cuda", drop_last=len(dataset) >= config.batch_size,
     )  # fmt: skip
     return loader, order

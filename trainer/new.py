@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from models.typed import ConfigError
 from runtime.coco import CocoDataset, read_coco
 from runtime.files import replacing
+from runtime.image import FixedSize
 from trainer.check import input_sides
 from trainer.config import read_config
 from trainer.recipes import make_digits, make_shapes
@@ -112,7 +113,10 @@ def choose_size(dataset: CocoDataset, longest: int | None, hardware: Hardware) -
         typical = 1.0
     if longest is None:
         # Objects as a share of their picture's longest side; the smaller tenth should get 16 px, two cells of P3.
-        shares = np.concatenate([input_sides(record, (2048, 2048)).reshape(-1, 2) for record in dataset.records]) / 2048
+        shares = (
+            np.concatenate([input_sides(record, FixedSize((2048, 2048))).reshape(-1, 2) for record in dataset.records])
+            / 2048
+        )
         small = float(np.quantile(np.sqrt(shares.prod(1)), 0.1))
         most = 512 if hardware.kind == "cpu" else 1024
         own = float(np.median(hw.max(1)))
@@ -193,7 +197,7 @@ def _text(
 ) -> str:  # fmt: skip
     gpu = hardware.kind == "gpu"
     size_hw, size_why = choose_size(train, longest, hardware)
-    wh = np.concatenate([input_sides(record, size_hw) for record in train.records]).astype(np.float64)
+    wh = np.concatenate([input_sides(record, FixedSize(size_hw)) for record in train.records]).astype(np.float64)
     sides = np.sqrt(wh.prod(1))
     per_image = [int((~record.crowd).sum()) for record in train.records]
     crowded = max(per_image)
@@ -204,7 +208,9 @@ def _text(
     weights = choose_weights(backbone)
     levels = choose_levels(sides, size_hw, hardware)
     flip = choose_flip(train.class_names)
-    lr = float(f"{1e-3 * (int(batch.value) / 16) ** 0.5:.1g}")
+    scratch = weights.value == "null"
+    base = 3e-3 if scratch else 1e-3  # pretrained features are not to be thrown over
+    lr = float(f"{base * (int(batch.value) / 16) ** 0.5:.1g}")
     detections = 100 if crowded <= 80 else min(1000, -(-crowded * 5 // 4 // 50) * 50)
     candidates = max(detections, 300 if crowded <= 20 and len(train.class_names) <= 20 else 1000)
     lines = [
@@ -243,7 +249,7 @@ def _text(
         "  scale: [0.6, 1.6]",
         "optim:",
         "  kind: adamw",
-        f"  lr: {lr:g}  # 0.001 for a batch of 16, by the square root of the batch",
+        f"  lr: {lr:g}  # {base:g} for a batch of 16{' from scratch' if scratch else ''}, by its square root",
         "  weight_decay: 0.05",
         "  clip_norm: 10",
         f"  ema: {0.999 if total >= 10_000 else 0.99}  # {total} steps in all",

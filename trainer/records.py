@@ -65,6 +65,10 @@ class Records:
             refresh=False,
         )
 
+    def validating(self, done: int, total: int) -> None:
+        """Refresh the progress line while the network is judged."""
+        self.bar.set_postfix_str(f"validating {done}/{total} images", refresh=True)
+
     def step(self) -> None:
         self.bar.update()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,9 @@ from runtime.card import sha256_file
 from runtime.coco import CocoDataset
 from runtime.evaluate import Evaluation
 from runtime.files import write_text
+from runtime.image import ShortSide
 from trainer.config import TrainConfig, dump_config, read_config
+from trainer.data import resize_rule
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class RunFolder:
 
 def make_card(config: TrainConfig, val: CocoDataset) -> Card:
     """What a checkpoint of this training says of itself, scores aside."""
-    post = config.model.postprocess
+    post, resize = config.model.postprocess, resize_rule(config.model)
     return Card(
         kind="checkpoint",
         classes=config.model.classes,
@@ -107,6 +109,7 @@ def make_card(config: TrainConfig, val: CocoDataset) -> Card:
         nms={
             "kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections,
         },
+        resize=asdict(resize) if isinstance(resize, ShortSide) else {},
         versions={name: version(name) for name in ("isodet", "torch", "torchvision")},
         hashes={
             "train_annotations": sha256_file(config.data.train.annotations),

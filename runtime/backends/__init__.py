@@ -42,7 +42,7 @@ class Backend(Protocol):
     """The one batch size that the graph takes, or None where any will do."""
 
     def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
-        """Detect in `images`: uint8 [B, H, W, 3] BGR, letterboxed to `card.input_size_hw`, C-contiguous."""
+        """Detect in `images`: uint8 [B, H, W, 3] BGR, resized by `card.resize_rule()`, C-contiguous."""
         ...
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.image import FILL, letterbox
+from runtime.image import FILL, FixedSize, letterbox
 from trainer.augment import augment, flip_horizontal, jitter_color, random_placement, visible_boxes
 from trainer.config import AugmentConfig
 
@@ -30,7 +30,7 @@ def _picture(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray
 def test_a_rectangle_stays_in_its_box_within_a_pixel(h: int, w: int, seed: int, size_hw: tuple[int, int]) -> None:
     image, boxes = _picture(h, w, seed)
     config = AugmentConfig(flip=0.5, scale_probability=0.8, scale=(0.5, 2.0), min_visible=0.0, **NO_COLOR)
-    view, moved, labels = augment(image, boxes, np.array([3]), size_hw, config, np.random.default_rng(seed))
+    view, moved, labels = augment(image, boxes, np.array([3]), FixedSize(size_hw), config, np.random.default_rng(seed))
     assert view.shape == (*size_hw, 3) and view.dtype == np.uint8 and moved.dtype == np.float32
     white = view[:, :, 0] > 127
     white &= ~(view == FILL).all(2)
@@ -63,7 +63,7 @@ def test_nothing_fires_gives_the_deployed_letterbox_bit_for_bit(
     image = rng.integers(0, 256, (h, w, 3), np.uint8)
     boxes = np.array([[0, 0, w, h], [1, 2, 30, 20]], np.float32)
     config = AugmentConfig(flip=0, scale_probability=0, **NO_COLOR)
-    view, moved, _ = augment(image, boxes, np.arange(2), size_hw, config, rng)
+    view, moved, _ = augment(image, boxes, np.arange(2), FixedSize(size_hw), config, rng)
     expected, placement = letterbox(image, size_hw)
     assert np.array_equal(view, expected)
     np.testing.assert_allclose(moved, placement.to_input(boxes), atol=1e-4)
@@ -74,8 +74,8 @@ def test_arguments_are_not_changed_and_one_generator_gives_one_view(seed: int) -
     image = np.random.default_rng(seed).integers(0, 256, (70, 90, 3), np.uint8)
     boxes, labels = np.array([[5, 5, 60, 60]], np.float32), np.array([1])
     kept = image.copy(), boxes.copy(), labels.copy()
-    a = augment(image, boxes, labels, (96, 96), AugmentConfig(), np.random.default_rng(seed))
-    b = augment(image, boxes, labels, (96, 96), AugmentConfig(), np.random.default_rng(seed))
+    a = augment(image, boxes, labels, FixedSize((96, 96)), AugmentConfig(), np.random.default_rng(seed))
+    b = augment(image, boxes, labels, FixedSize((96, 96)), AugmentConfig(), np.random.default_rng(seed))
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
     assert all(np.array_equal(x, y) for x, y in zip((image, boxes, labels), kept, strict=True))
 
@@ -84,13 +84,17 @@ def test_no_boxes_and_all_boxes_cropped() -> None:
     image = np.zeros((64, 64, 3), np.uint8)
     none, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     for seed in range(10):
-        _, boxes, labels = augment(image, none, no_labels, (64, 64), AugmentConfig(), np.random.default_rng(seed))
+        _, boxes, labels = augment(
+            image, none, no_labels, FixedSize((64, 64)), AugmentConfig(), np.random.default_rng(seed)
+        )
         assert boxes.shape == (0, 4) and labels.shape == (0,)
     corner = np.array([[0, 0, 3, 3]], np.float32)
     config = AugmentConfig(flip=0, scale=(4.0, 4.0), min_visible=1.0)
     sizes = set()
     for seed in range(20):
-        _, boxes, labels = augment(image, corner, np.array([0]), (64, 64), config, np.random.default_rng(seed))
+        _, boxes, labels = augment(
+            image, corner, np.array([0]), FixedSize((64, 64)), config, np.random.default_rng(seed)
+        )
         assert boxes.shape == (len(labels), 4)
         sizes.add(len(labels))
     assert 0 in sizes
@@ -141,6 +145,11 @@ def test_the_grey_border_is_not_recolored() -> None:
     image = np.full((40, 80, 3), 30, np.uint8)
     config = AugmentConfig(flip=0, scale_probability=0, color_probability=1.0, brightness=0.9)
     view, _, _ = augment(
-        image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), (96, 96), config, np.random.default_rng(2)
+        image,
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.int64),
+        FixedSize((96, 96)),
+        config,
+        np.random.default_rng(2),
     )
     assert (view[48:] == FILL).all() and not (view[:48] == 30).all()

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from runtime.coco import CocoDataset, read_coco
-from runtime.image import letterbox, read_image
+from runtime.image import FixedSize, letterbox, read_image
 from trainer.config import AugmentConfig
 from trainer.data import Sample, TrainSet, collate, init_worker
 from trainer.recipes import make_shapes
@@ -31,21 +31,21 @@ def _same(a: Sample | None, b: Sample | None) -> bool:
 
 
 def test_items_depend_on_seed_epoch_and_index_only(shapes: CocoDataset) -> None:
-    train, twin = (TrainSet(shapes, (96, 96), AugmentConfig(), seed=5) for _ in range(2))
+    train, twin = (TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=5) for _ in range(2))
     _ = [twin[i] for i in (7, 2, 2, 9)]  # another history
     assert all(_same(train[i], twin[i]) for i in range(12))
     twin.set_epoch(1)
     assert not any(np.array_equal(train[i].image, twin[i].image) for i in range(12))  # type: ignore[union-attr]
     twin.set_epoch(0)
     assert _same(train[3], twin[3])
-    assert not _same(train[3], TrainSet(shapes, (96, 96), AugmentConfig(), seed=6)[3])
-    assert _same(TrainSet(shapes, (96, 96), AugmentConfig(), seed=-1)[0],
-                 TrainSet(shapes, (96, 96), AugmentConfig(), seed=-1)[0])  # fmt: skip
+    assert not _same(train[3], TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=6)[3])
+    assert _same(TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=-1)[0],
+                 TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=-1)[0])  # fmt: skip
 
 
 def test_worker_count_and_persistence_change_nothing(shapes: CocoDataset) -> None:
     def epochs(workers: int) -> list[torch.Tensor]:
-        train = TrainSet(shapes, (64, 64), AugmentConfig(), seed=1)
+        train = TrainSet(shapes, FixedSize((64, 64)), AugmentConfig(), seed=1)
         loader = DataLoader(
             train,
             4,
@@ -73,13 +73,13 @@ def test_workers_start_after_opencv_ran_with_threads_here(shapes: CocoDataset) -
     for _ in range(3):
         for _ in range(3):
             cv2.resize(large, (900, 900)), cv2.transform(large, np.eye(3, 4))
-        train = TrainSet(shapes, (64, 64), AugmentConfig())
+        train = TrainSet(shapes, FixedSize((64, 64)), AugmentConfig())
         loader = DataLoader(train, 4, collate_fn=collate, num_workers=2, worker_init_fn=init_worker, timeout=20)
         assert sum(len(batch.images) for batch in loader) == 12
 
 
 def test_without_augmentation_an_item_is_the_letterbox(shapes: CocoDataset) -> None:
-    train = TrainSet(shapes, (64, 96), None)
+    train = TrainSet(shapes, FixedSize((64, 96)), None)
     for i, record in enumerate(shapes.records):
         sample = train[i]
         assert sample is not None and sample.image_id == record.id
@@ -96,7 +96,7 @@ def test_broken_vanished_and_turned_pictures_are_left_out_once_logged(
     cut.write_bytes(cut.read_bytes()[:-200])
     gone.unlink()
     cv2.imwrite(str(turned), np.zeros((64, 128, 3), np.uint8))
-    train = TrainSet(shapes, (64, 64), AugmentConfig())
+    train = TrainSet(shapes, FixedSize((64, 64)), AugmentConfig())
     loader = DataLoader(train, 4, collate_fn=collate)
     with caplog.at_level(logging.WARNING):
         sizes = [[len(batch.images) for batch in loader] for _ in range(2)]
@@ -111,7 +111,7 @@ def test_broken_vanished_and_turned_pictures_are_left_out_once_logged(
 
 def test_what_workers_could_not_read_is_known_outside_them(shapes: CocoDataset) -> None:
     shapes.records[4].path.unlink()
-    train = TrainSet(shapes, (64, 64), None)
+    train = TrainSet(shapes, FixedSize((64, 64)), None)
     ids = [i for batch in DataLoader(train, 3, collate_fn=collate, num_workers=2) for i in batch.image_ids]
     assert len(ids) == 11 and shapes.records[4].id not in ids
     assert train.unusable == [shapes.records[4].path]
@@ -125,7 +125,7 @@ def test_crowds_are_no_targets_but_are_counted(tmp_path: Path) -> None:
     first["iscrowd"] = 1
     path.write_text(json.dumps(coco))
     dataset = read_coco(path, tmp_path / "set" / "train")
-    train = TrainSet(dataset, (128, 128), None)
+    train = TrainSet(dataset, FixedSize((128, 128)), None)
     assert train.crowds == 1
     index = next(i for i, record in enumerate(dataset.records) if record.id == first["image_id"])
     sample = train[index]
