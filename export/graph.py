@@ -153,7 +153,9 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxslim
 
     with contextlib.redirect_stdout(io.StringIO()):
-        slim = onnxslim.slim(model)
+        # A factor behind a convolution stays: folded into it, every pyramid level would get its own copy of the
+        # convolution that all share (models.layers.LevelNorm). Engines fold it while they load.
+        slim = onnxslim.slim(model, skip_fusion_patterns=["FusionConvMul"])
     if not isinstance(slim, onnx.ModelProto):
         raise ExportError("onnxslim gave no model back; export without --simplify")
     before, after = model.ByteSize(), slim.ByteSize()

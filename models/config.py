@@ -145,7 +145,7 @@ class LossConfig:
             raise ConfigError(f"alpha: {self.cls} has no such weight; use cls: focal or vfl, or leave alpha out")
         require(0 <= self.gamma <= 10, "gamma", "0 to 10", self.gamma)
         if self.cls == "qfl" and 0 < self.gamma < 1:
-            raise ConfigError(f"gamma: qfl has an endless slope at its target below 1, got {self.gamma}; use 0 or 1..10")
+            raise ConfigError(f"gamma: qfl has an endless slope below 1, got {self.gamma}; use 0 or 1..10")
         require(2 <= self.bins <= 1000, "bins", "2 to 1000", self.bins)
         require(0 <= self.smoothing < 1, "smoothing", "0 up to 1", self.smoothing)
         if self.smoothing > 0 and self.cls != "bce":

@@ -8,12 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.assigners import IGNORED, assign
+from models.assigners import BACKGROUND, IGNORED, assign
 from models.boxes import iou
 from models.coders import decode, encode_delta
-from models.config import ModelConfig
+from models.config import BoxConfig, LossConfig, ModelConfig
 from models.detector import Raw
-from models.losses import centerness, focal_loss, giou_loss
+from models.losses import (
+    balanced_l1_loss,
+    bce_loss,
+    centerness,
+    ciou_loss,
+    diou_loss,
+    eiou_loss,
+    focal_loss,
+    ghm_weights,
+    giou_loss,
+    hardest,
+    iou_linear_loss,
+    iou_log_loss,
+    l1_loss,
+    quality_focal_loss,
+    smooth_l1_loss,
+    varifocal_loss,
+)
 from models.points import Priors
 
 
@@ -33,8 +50,8 @@ def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tens
     """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G], -1 = padding.
 
     Divisors are mmdetection's. Classification and quality: the sum over images of max(positives, 1), or for
-    `center` max(positives of the batch, 1). Box: the sum of its weights, which are the centerness targets
-    where there is a centerness branch, otherwise the positives.
+    `center` max(positives of the batch, 1); GHM's weights are a mean already. Box: the sum of its weights, which
+    are the centerness targets where there is a centerness branch, otherwise the positives.
     """
     with torch.no_grad():
         matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0)  # [B, N]
@@ -46,14 +63,16 @@ def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tens
         else:
             positives = (matched >= 0).sum(dim=1).clamp(min=1).sum()
 
-        classes = torch.zeros_like(raw.logits)  # [B, N, C] of 0 and 1
-        classes[image, prior, gt_labels[image, target]] = 1
-
-    cls = focal_loss(raw.logits, classes).masked_fill((matched == IGNORED)[..., None], 0).sum() / positives
-
     codes = raw.boxes[image, prior]  # [P, 4]
     mine = Priors(priors.boxes_xyxy[prior], priors.strides[prior], (len(prior),))
     boxes = decode(config.box, mine, codes)  # [P, 4]
+    overlaps = iou(boxes.detach(), target_boxes)  # [P]
+
+    classes = torch.zeros_like(raw.logits)  # [B, N, C] in 0..1
+    score_is_quality = config.loss.cls in ("qfl", "vfl")
+    classes[image, prior, gt_labels[image, target]] = overlaps if score_is_quality else torch.ones_like(overlaps)
+    cls = _classification(config.loss, raw.logits, classes, matched, positives)
+
     weight, divisor = codes.new_ones(len(image)), positives
     quality = raw.logits.new_zeros(())
     if config.quality == "centerness":
@@ -61,14 +80,52 @@ def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tens
         divisor = weight.sum().clamp(min=1e-6 if config.assign.kind == "center" else 1.0)
         quality = _bce(raw, image, prior, weight) / positives
     elif config.quality == "iou":
-        quality = _bce(raw, image, prior, iou(boxes.detach(), target_boxes)) / positives
+        quality = _bce(raw, image, prior, overlaps) / positives
 
-    if config.box.loss == "giou":
-        per_box = giou_loss(boxes, target_boxes)
-    else:
-        per_box = (codes - encode_delta(mine.boxes_xyxy, target_boxes, config.box.stds)).abs().sum(dim=-1)
+    per_box = _per_box(config.box, boxes, codes, target_boxes, mine.boxes_xyxy)
     box = config.box.weight * (per_box * weight).sum() / divisor
     return Losses(cls, box, quality)
+
+
+def _classification(config: LossConfig, logits: Tensor, targets: Tensor, matched: Tensor, positives: Tensor) -> Tensor:
+    """The scalar loss of logits [B, N, C] against targets [B, N, C]; `matched` [B, N] says what is ignored."""
+    counted = (matched != IGNORED)[..., None]  # [B, N, 1]
+    if config.cls == "ghm":
+        return (ghm_weights(logits, targets, counted, config.bins) * bce_loss(logits, targets)).sum()
+    if config.cls == "bce":
+        each = bce_loss(logits, targets, (matched >= 0)[..., None] * config.smoothing)
+    elif config.cls == "qfl":
+        each = quality_focal_loss(logits, targets, config.gamma)
+    elif config.cls == "vfl":
+        each = varifocal_loss(logits, targets, 0.75 if config.alpha is None else config.alpha, config.gamma)
+    else:
+        each = focal_loss(logits, targets, 0.25 if config.alpha is None else config.alpha, config.gamma)
+    if config.hard_negatives:
+        per_prior = each.detach().sum(dim=-1)  # [B, N]
+        counted = hardest(per_prior, matched >= 0, matched == BACKGROUND, config.hard_negatives)[..., None]
+    return each.masked_fill(~counted, 0).sum() / positives
+
+
+def _per_box(config: BoxConfig, boxes: Tensor, codes: Tensor, target_boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Losses [P] of decoded boxes [P, 4], or of their codes [P, 4] relative to anchors [P, 4]."""
+    if config.loss in ("l1", "smooth_l1", "balanced_l1"):
+        target_codes = encode_delta(anchors, target_boxes, config.stds)
+        if config.loss == "l1":
+            return l1_loss(codes, target_codes).sum(dim=-1)
+        if config.loss == "smooth_l1":
+            return smooth_l1_loss(codes, target_codes, config.beta).sum(dim=-1)
+        return balanced_l1_loss(codes, target_codes, config.beta).sum(dim=-1)
+    if config.loss == "iou_log":
+        return iou_log_loss(boxes, target_boxes)
+    if config.loss == "iou_linear":
+        return iou_linear_loss(boxes, target_boxes)
+    if config.loss == "diou":
+        return diou_loss(boxes, target_boxes)
+    if config.loss == "ciou":
+        return ciou_loss(boxes, target_boxes)
+    if config.loss == "eiou":
+        return eiou_loss(boxes, target_boxes)
+    return giou_loss(boxes, target_boxes)
 
 
 def _bce(raw: Raw, image: Tensor, prior: Tensor, target: Tensor) -> Tensor:

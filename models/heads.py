@@ -28,6 +28,7 @@ class Head(nn.Module):
         self.cls_tower, self.box_tower = (Tower(config.head, widths, levels) for _ in range(2))
         self.cls = prediction(anchors * self.classes)
         self.box = prediction(anchors * 4)
+        self.quality_on_cls = config.head.quality_on == "cls"
         self.quality = prediction(anchors) if config.quality != "none" else None
         # One learnable factor per level lets a shared convolution serve objects of all sizes (FCOS, 3.2).
         self.scales = nn.Parameter(torch.ones(levels), requires_grad=config.head.level_scales)
@@ -42,11 +43,11 @@ class Head(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         logits, boxes, quality = [], [], []
         for level, x in enumerate(features):
-            box_features = self.box_tower(x, level)
-            logits.append(_flat(self.cls(self.cls_tower(x, level)), self.classes))
+            cls_features, box_features = self.cls_tower(x, level), self.box_tower(x, level)
+            logits.append(_flat(self.cls(cls_features), self.classes))
             boxes.append(_flat(self.box(box_features) * self.scales[level], 4))
             if self.quality is not None:
-                quality.append(_flat(self.quality(box_features), 1))
+                quality.append(_flat(self.quality(cls_features if self.quality_on_cls else box_features), 1))
         return torch.cat(logits, 1), torch.cat(boxes, 1), torch.cat(quality, 1).squeeze(-1) if quality else None
 
 

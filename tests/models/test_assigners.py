@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.assigners import BACKGROUND, IGNORED, assign, assign_atss, assign_center, assign_iou
+from models.assigners import BACKGROUND, IGNORED, assign, assign_atss, assign_center, assign_iou, assign_topk
+from models.assigners.candidates import nearest
 from models.config import AnchorConfig, AssignConfig
 from models.points import Priors, feature_sizes, priors
 
@@ -69,6 +70,30 @@ def loop_atss(grid: Priors, boxes: list[list[float]], topk: int) -> tuple[list[i
                 if abs(overlap - overlap_of[i]) < NEAR / 10:
                     sensitive.add(i)
                 if overlap > overlap_of[i]:
+                    matched[i], overlap_of[i] = g, overlap
+    return matched, sensitive
+
+
+def loop_topk(grid: Priors, boxes: list[list[float]], topk: int) -> tuple[list[int], set[int]]:
+    """On every level the `topk` points nearest to an object that lie in it; disputed ones to the larger overlap."""
+    anchors = grid.boxes_xyxy.double().tolist()
+    points = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors]
+    matched, overlap_of, sensitive = [BACKGROUND] * len(anchors), [-1.0] * len(anchors), set()
+    for g, box in enumerate(boxes):
+        centre, start = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), 0
+        for size in grid.level_sizes:
+            distance = {i: math.dist(points[i], centre) for i in range(start, start + size)}
+            ranked = sorted(distance, key=distance.__getitem__)
+            start += size
+            if size > topk:  # those as far as the last one taken are taken or not by a rounding
+                sensitive |= {i for i in ranked if abs(distance[i] - distance[ranked[topk - 1]]) < NEAR} - {
+                    i for i in ranked[:topk] if distance[ranked[topk]] - distance[i] >= NEAR
+                }
+            for i in ranked[:topk]:
+                margin, overlap = margin_inside(points[i], box), iou(anchors[i], box)
+                if abs(margin - 0.01) < NEAR or (matched[i] >= 0 and abs(overlap - overlap_of[i]) < NEAR / 10):
+                    sensitive.add(i)
+                if margin > 0.01 and overlap > overlap_of[i]:
                     matched[i], overlap_of[i] = g, overlap
     return matched, sensitive
 
@@ -170,6 +195,36 @@ def test_atss_is_algorithm_1(batch, topk):
     compare(assign_atss(grid, *padded(images), topk=topk), [loop_atss(grid, boxes, topk) for boxes in images])
 
 
+@given(batches(), st.sampled_from([1, 4, 9]))
+def test_topk_is_the_nearest_points_inside(batch, topk):
+    size_hw, images = batch
+    grid = grid_for(size_hw, ONE)
+    compare(assign_topk(grid, *padded(images), topk=topk), [loop_topk(grid, boxes, topk) for boxes in images])
+
+
+@given(batches(), st.sampled_from([1, 4, 9]), st.sampled_from([assign_atss, assign_topk]))
+def test_looking_at_a_window_of_the_grid_finds_what_looking_everywhere_finds(batch, topk, assigner):
+    """Boxes at random places have no ties, so both ways must agree exactly."""
+    size_hw, images = batch
+    grid = grid_for(size_hw, ONE)
+    assert [h * w * anchors for h, w, anchors in grid.level_shapes] == list(grid.level_sizes)
+    boxes = padded(images)
+    assert torch.equal(assigner(grid, *boxes, topk), assigner(grid._replace(level_shapes=()), *boxes, topk))
+
+
+@given(batches(), st.sampled_from([1, 4, 9]))
+def test_with_several_anchors_in_a_cell_the_window_holds_the_nearest_too(batch, topk):
+    """Which anchor of a cell is taken is open, so distances are compared."""
+    size_hw, images = batch
+    grid, (boxes, _) = grid_for(size_hw, NINE), padded(images)
+    centres = (boxes[..., None, :2] + boxes[..., None, 2:]) / 2
+    found = [
+        (grid.points[nearest(each, boxes, topk)] - centres).norm(dim=-1).sort(dim=-1).values
+        for each in (grid, grid._replace(level_shapes=()))
+    ]
+    torch.testing.assert_close(*found, atol=1e-3, rtol=1e-5)
+
+
 @given(batches(), st.sampled_from([(0.5, 0.4), (0.5, 0.5), (0.7, 0.3)]))
 def test_iou_assignment_is_the_papers(batch, thresholds):
     size_hw, images = batch
@@ -187,7 +242,7 @@ def test_center_assignment_is_the_papers(batch, radius, range_factor):
 
 # ------------------------------------------------------------------------------- what holds for all
 
-ALL = [("atss", ONE), ("iou", NINE), ("center", ONE), ("atss", NINE)]
+ALL = [("atss", ONE), ("iou", NINE), ("center", ONE), ("atss", NINE), ("topk", ONE)]
 
 
 @pytest.mark.parametrize("kind, anchors", ALL)

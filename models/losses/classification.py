@@ -1,0 +1,90 @@
+"""Losses of class logits [...] against targets [...] in 0..1: every class is a question of its own (sigmoid)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.losses.precision import wide
+
+
+def bce_loss(logits: Tensor, targets: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
+    """Binary cross entropy per element, against targets moved towards 1/2.
+
+    smoothing e, a number or one per element [...], gives t (1 - e) + e / 2: label smoothing (Szegedy et al.,
+    2016, section 7) of a choice between two.
+    """
+    logits = wide(logits)
+    return F.binary_cross_entropy_with_logits(logits, targets * (1 - smoothing) + smoothing / 2, reduction="none")
+
+
+def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sigmoid focal loss of logits [...] against 0/1 targets [...], per element (RetinaNet, equation 5)."""
+    logits = wide(logits)
+    p = logits.sigmoid()
+    wrong = p * (1 - targets) + (1 - p) * targets  # 1 - p_t
+    alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
+    return alpha_t * _power(wrong, gamma) * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def quality_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+    """|t - p|^gamma BCE(p, t) per element (Li et al., Generalized Focal Loss, 2020, equation 2; its beta is gamma).
+
+    targets: the IoU of the prediction at the object's class, 0 elsewhere.
+    """
+    logits = wide(logits)
+    error = (targets - logits.sigmoid()).abs()
+    return _power(error, gamma) * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def varifocal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    """t BCE(p, t) where t > 0 and alpha p^gamma BCE(p, 0) elsewhere (Zhang et al., VarifocalNet, 2021, equation 2).
+
+    targets: as for `quality_focal_loss`. Only negatives are damped: positives are few, and good ones count more.
+    """
+    logits = wide(logits)
+    weight = torch.where(targets > 0, targets, alpha * _power(logits.sigmoid(), gamma))
+    return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def _power(x: Tensor, gamma: float) -> Tensor:
+    """x^gamma for x in 0..1; below gamma = 1 the slope at 0 is infinite, and is cut off."""
+    return (x.clamp(min=1e-12) if 0 < gamma < 1 else x) ** gamma
+
+
+@torch.no_grad()
+def ghm_weights(logits: Tensor, targets: Tensor, counted: Tensor, bins: int = 10) -> Tensor:
+    """What each element's cross entropy counts in GHM-C [...], 0 where `counted` (bool, broadcasts) is not.
+
+    Gradient Harmonized Single-stage Detector (Li et al., AAAI 2019), equations 5 to 9: g = |p - t| is the size of an
+    element's gradient, and an element counts 1 / (elements in its bin of g), so every bin that has any counts the
+    same. The sum over elements of weight * cross entropy is the loss: the mean over such bins of their mean, which
+    is not divided by positives again. As in the authors' code, bins without elements do not take part.
+
+    The density is that of this batch. The paper's running mean (momentum 0.75) would make the loss depend on the
+    batches before, so that it belonged in checkpoints and differed between processes; the 10^5 elements of one
+    batch of a dense detector estimate ten bins well, and mmdetection's default momentum is 0, too.
+    """
+    gradient = (wide(logits).sigmoid() - targets).abs()
+    counted = counted.expand(gradient.shape)
+    where = (gradient * bins).long().clamp(max=bins - 1).masked_fill(~counted, bins)
+    count = torch.bincount(where.flatten(), minlength=bins + 1)
+    filled = (count[:bins] > 0).sum().clamp(min=1)
+    weights = 1 / (count.clamp(min=1) * filled).to(gradient.dtype)
+    weights[bins] = 0
+    return weights[where]
+
+
+@torch.no_grad()
+def hardest(losses: Tensor, positive: Tensor, negative: Tensor, ratio: float) -> Tensor:
+    """Online hard example mining: which priors count, bool [B, N], by their losses [B, N].
+
+    All `positive` [B, N], and of the `negative` [B, N] of each image those with the highest loss, at most `ratio`
+    times its positives (SSD, Liu et al., 2016, section 2.2: 3), or `ratio` in an image without any, which would
+    otherwise teach nothing. What is neither never counts.
+    """
+    wanted = (ratio * positive.sum(dim=1, keepdim=True).clamp(min=1)).ceil()  # [B, 1]
+    order = losses.masked_fill(~negative, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    chosen = torch.arange(losses.shape[1], device=losses.device).expand_as(order) < wanted
+    return positive | (negative & torch.zeros_like(negative).scatter(1, order, chosen))
