@@ -82,7 +82,8 @@ def conventions(architecture: str) -> dict[str, Any]:
         "detector": "retinanet",
         "assign": {"rescue": "restore"},
         "box": {"clamp": "upper"},
-        "postprocess": {"score_threshold": 0.05, "nms_iou": 0.5, "detections": 300},
+        # NMS of the K best is NMS of all as long as it leaves D of them, and 300 is many.
+        "postprocess": {"score_threshold": 0.05, "nms_iou": 0.5, "detections": 300, "candidates": 3840},
     }
     if architecture == "retinanet_resnet50_fpn_v2":
         of_kind |= {"backbone": {"norm": "bn"}, "head": {"norm": "gn"}, "box": {"clamp": "upper", "loss": "giou"}}

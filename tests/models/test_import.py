@@ -28,9 +28,11 @@ CLASSES = ["background", "ant", "bee", "cat", "dog"]
 def make(architecture: str, classes: int) -> nn.Module:
     """A torchvision model with random weights and statistics, whose outputs are about as wide as a trained one's."""
     torch.manual_seed(7)
-    model = BUILDERS[architecture](
-        weights=None, weights_backbone=None, num_classes=classes, min_size=32, max_size=4096
-    ).eval()
+    return with_random_weights(BUILDERS[architecture](weights=None, weights_backbone=None, num_classes=classes))
+
+
+def with_random_weights(model: nn.Module) -> nn.Module:
+    model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
