@@ -100,7 +100,7 @@ def renamed(key: str, fcos: bool) -> str:
     """A parameter's name in isodet; one that is not known stays as it is."""
     if key.startswith("backbone.body."):
         return "backbone." + key.removeprefix("backbone.body.")
-    # Before torchvision 0.14 the pyramid's and RetinaNet's convolutions stood bare in their lists.
+    # In older versions the pyramid's and RetinaNet's convolutions stood bare in their lists.
     if match := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(?:0\.)?(weight|bias)", key):
         return f"neck.{'laterals' if match[1] == 'inner' else 'outputs'}.{match[2]}.conv.{match[3]}"
     if match := re.fullmatch(r"backbone\.fpn\.extra_blocks\.p([67])\.(weight|bias)", key):

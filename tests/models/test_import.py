@@ -147,7 +147,7 @@ def test_cocos_91_outputs_become_its_80_classes(tmp_path):
 
 
 def test_old_spellings_of_torchvision(original, tmp_path):
-    """Before 0.14 the pyramid's convolutions, and RetinaNet's towers, stood bare in their lists."""
+    """In older versions the pyramid's convolutions, and RetinaNet's towers, stood bare in their lists."""
     architecture, model, path = original
     old = {}
     for key, value in model.state_dict().items():
