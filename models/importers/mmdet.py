@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.importers.resnet import backbone_of
 from models.importers.weights import Converted, ImportRefused
+from models.typed import merge
 
 NAMES = ("atss", "fcos", "fcos-improved", "retinanet")
 Style = Literal["pytorch", "caffe"]
@@ -38,51 +39,61 @@ def convert(
     # mmdetection 2 and 3 rename these by their last part when they load older files.
     state = {re.sub(r"^bbox_head\.fcos_(cls|reg|centerness)\.", r"bbox_head.conv_\1.", k): v for k, v in state.items()}
     kind = _kind(state)
-    prediction = _PREDICTIONS[kind]
-    lateral, box = state.get("neck.lateral_convs.0.conv.weight"), state.get(f"bbox_head.{prediction[1]}.weight")
+    lateral, box = state.get("neck.lateral_convs.0.conv.weight"), state.get(f"bbox_head.{_PREDICTIONS[kind][1]}.weight")
     if lateral is None or box is None:
         raise ImportRefused(f"it has the head of {kind} but not its pyramid and box predictions (neck.lateral_convs, "
-                            f"bbox_head.{prediction[1]})")  # fmt: skip
-    renamed = {_renamed(key, prediction): value for key, value in state.items()}
-    scales = sorted((k for k in renamed if k.startswith("bbox_head.scales.")), key=lambda k: int(k.split(".")[2]))
-    levels = 5 if "neck.extra.1.conv.weight" in renamed else 4
-    given = [renamed.pop(key).reshape(()) for key in scales]
-    renamed["head.scales"] = torch.stack(given) if given else torch.ones(levels)
-    norm = any(key.startswith("head.cls_tower.0.norm.") for key in renamed)
-    bias = norm and "head.cls_tower.0.conv.bias" in renamed
-    depth = len({key.split(".")[2] for key in renamed if key.startswith("head.cls_tower.")})
-    p6 = renamed.get("neck.extra.0.conv.weight")
-    improved = kind == "fcos" and bias
+                            f"bbox_head.{_PREDICTIONS[kind][1]})")  # fmt: skip
+    moved = {renamed(key, kind): value for key, value in state.items()}
+    scales = sorted((k for k in moved if k.startswith("bbox_head.scales.")), key=lambda k: int(k.split(".")[2]))
+    if scales:
+        moved["head.scales"] = torch.stack([moved.pop(key).reshape(()) for key in scales])
+    bias, norm = (f"head.cls_tower.0.{part}" in moved for part in ("conv.bias", "norm.weight"))
+    architecture = "fcos-improved" if kind == "fcos" and norm and bias else kind
     text = _config_text(meta)
     style, notes = _style(style, text, kind)
-    mean = "103.53" if improved or kind != "fcos" else "102.9801"
-    model: dict[str, Any] = {
-        "detector": kind,
-        "backbone": {**backbone_of(state, "backbone."), "style": style, "norm": "frozen", "norm_eps": norm_eps},
+    p6 = moved.get("neck.extra.0.conv.weight")
+    read: dict[str, Any] = {
+        "backbone": {**backbone_of(state, "backbone."), "norm_eps": norm_eps},
         "neck": {
-            "channels": lateral.shape[0], "p7_relu": kind == "fcos",
+            "channels": lateral.shape[0],
             "p6_from": "c5" if p6 is not None and p6.shape[1] != lateral.shape[0] else "p5",
         },
-        "head": {"depth": depth, "channels": box.shape[1], "norm": "gn" if norm else "none", "conv_bias": bias,
-                 "level_scales": kind != "retinanet"},
+        "head": {
+            "depth": len({key.split(".")[2] for key in moved if key.startswith("head.cls_tower.")}),
+            "channels": box.shape[1], "norm": "gn" if norm else "none", "conv_bias": norm and bias,
+        },
+        "pixels": _pixels(text),
+    }  # fmt: skip
+    return Converted(architecture, moved, merge(conventions(architecture, style), read), notes)
+
+
+def conventions(architecture: str, style: Style | None = None) -> dict[str, Any]:
+    """What one of `NAMES` is beyond its weights, as a mapping for `models.config.model_config`.
+
+    style: of the backbone, with the pixels that go with it; unless given, what it is published with.
+    """
+    kind = architecture.partition("-")[0]
+    style = style or ("caffe" if kind == "fcos" else "pytorch")
+    model: dict[str, Any] = {
+        "detector": kind,
+        "backbone": {"style": style, "norm": "frozen"},
+        "neck": {"p6_from": "c5" if kind == "retinanet" else "p5", "p7_relu": kind == "fcos"},
+        "head": {"norm": "none" if kind == "retinanet" else "gn", "level_scales": kind != "retinanet"},
         "postprocess": {"score_threshold": 0.05, "score": "product", "threshold_on": "class", "nms_iou": 0.6,
                         "candidates": 2000, "level_candidates": 1000, "level_by": "class", "detections": 100},
     }  # fmt: skip
-    if kind != "fcos":
-        model["anchors"] = {"offset": 0.0}
-    if kind == "retinanet" or (kind == "fcos" and not improved):
-        model["postprocess"]["nms_iou"] = 0.5
-    if improved:
-        model["box"] = {"activation": "relu", "unit": "stride"}
-    elif kind == "fcos":
-        model["box"] = {"activation": "exp", "unit": "pixel", "loss": "iou_log"}
-        model["assign"] = {"radius": 0.0}
-        model["head"]["quality_on"] = "cls"
     if style == "caffe":
-        means = {"103.53": [103.53, 116.28, 123.675], "102.9801": [102.9801, 115.9465, 122.7717]}
-        model["pixels"] = {"order": "bgr", "mean": means[mean], "std": [1.0, 1.0, 1.0]}
-    model["pixels"] = model.get("pixels", {}) | _pixels(text)
-    return Converted("fcos-improved" if improved else kind, renamed, model, notes)
+        mean = [102.9801, 115.9465, 122.7717] if architecture == "fcos" else [103.53, 116.28, 123.675]
+        model["pixels"] = {"order": "bgr", "mean": mean, "std": [1.0, 1.0, 1.0]}
+    if architecture == "fcos-improved":
+        return merge(model, {"head": {"conv_bias": True}, "box": {"activation": "relu"}})
+    if architecture == "fcos":
+        return merge(model, {
+            "head": {"quality_on": "cls"}, "assign": {"radius": 0.0}, "postprocess": {"nms_iou": 0.5},
+            "box": {"unit": "pixel", "loss": "iou_log"},
+        })  # fmt: skip
+    model["anchors"] = {"offset": 0.0}
+    return merge(model, {"postprocess": {"nms_iou": 0.5}}) if kind == "retinanet" else model
 
 
 def _kind(state: Mapping[str, Tensor]) -> str:
@@ -108,8 +119,8 @@ def _kind(state: Mapping[str, Tensor]) -> str:
                         f"of which {near} is the nearest")  # fmt: skip
 
 
-def _renamed(key: str, prediction: tuple[str, ...]) -> str:
-    """A parameter's name in isodet; one that is not known stays as it is."""
+def renamed(key: str, kind: str) -> str:
+    """A parameter's name in isodet, for a head of `kind`; one that is not known stays as it is."""
     if match := re.fullmatch(r"neck\.(lateral|fpn)_convs\.(\d+)\.conv\.(weight|bias)", key):
         index = int(match[2])
         if match[1] == "lateral":
@@ -118,7 +129,7 @@ def _renamed(key: str, prediction: tuple[str, ...]) -> str:
     if match := re.fullmatch(r"bbox_head\.(cls|reg)_convs\.(\d+)\.(conv|gn)\.(weight|bias)", key):
         tower = "cls_tower" if match[1] == "cls" else "box_tower"
         return f"head.{tower}.{match[2]}.{'norm' if match[3] == 'gn' else 'conv'}.{match[4]}"
-    for name, ours in zip(prediction, ("cls", "box", "quality"), strict=False):
+    for name, ours in zip(_PREDICTIONS[kind], ("cls", "box", "quality"), strict=False):
         if key.startswith(f"bbox_head.{name}."):
             return f"head.{ours}.{key.rsplit('.', 1)[1]}"
     return key

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.importers.resnet import backbone_of
 from models.importers.weights import Converted, ImportRefused, sha256_starts
+from models.typed import merge
 
 NAMES = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
 _V1_COCO = "eeacb38b"  # how the sha256 of retinanet_resnet50_fpn_coco-eeacb38b.pth begins
@@ -38,36 +39,55 @@ def convert(path: str | Path, state: Mapping[str, Tensor], norm_eps: float | Non
             f"{', '.join(NAMES)}"
         )
     fcos = "head.regression_head.bbox_ctrness.weight" in state
-    renamed = {_renamed(key, fcos): value for key, value in state.items()}
-    norm = any(key.startswith("head.cls_tower.0.norm.") for key in renamed)
+    moved = {renamed(key, fcos): value for key, value in state.items()}
+    norm = any(key.startswith("head.cls_tower.0.norm.") for key in moved)
+    name = NAMES[2] if fcos else NAMES[1] if norm else NAMES[0]
     p6 = state.get("backbone.fpn.extra_blocks.p6.weight")
-    p6_from_c5 = p6 is not None and p6.shape[1] != lateral.shape[0]
-    depth = len({key.split(".")[2] for key in renamed if key.startswith("head.cls_tower.")})
-    backbone = backbone_of(state, "backbone.body.")
-    if norm_eps is None and not fcos and not norm and sha256_starts(path, _V1_COCO):
+    if norm_eps is None and name == NAMES[0] and sha256_starts(path, _V1_COCO):
         norm_eps = 0.0
-    plain = norm and not fcos  # v2 trains its BatchNorms, the other two keep them
+    read: dict[str, Any] = {
+        "backbone": {**backbone_of(state, "backbone.body."), "norm_eps": norm_eps},
+        "neck": {
+            "channels": lateral.shape[0],
+            "p6_from": "c5" if p6 is not None and p6.shape[1] != lateral.shape[0] else "p5",
+        },
+        "head": {
+            "depth": len({key.split(".")[2] for key in moved if key.startswith("head.cls_tower.")}),
+            "channels": box.shape[1],
+        },
+    }
+    return Converted(name, moved, merge(conventions(name), read))
+
+
+def conventions(architecture: str) -> dict[str, Any]:
+    """What one of `NAMES` is beyond its weights, as a mapping for `models.config.model_config`."""
     model: dict[str, Any] = {
-        "backbone": {**backbone, "norm": "bn" if plain else "frozen", "norm_eps": norm_eps},
-        "neck": {"channels": lateral.shape[0], "p6_from": "c5" if p6_from_c5 else "p5", "p7_relu": True},
-        "head": {"depth": depth, "channels": box.shape[1], "norm": "gn" if norm else "none", "level_scales": False},
+        "backbone": {"norm": "frozen"},
+        "neck": {"p7_relu": True},
+        "head": {"norm": "none", "level_scales": False},
         "anchors": {"offset": 0.0, "stride_rule": "padded_over_grid", "whole_pixels": True},
         "postprocess": {"candidates": 2000, "level_candidates": 1000, "empty_boxes": "keep"},
     }
-    if fcos:
-        model["detector"] = "fcos"
-        model["head"]["conv_bias"] = True
-        model["anchors"]["size"] = 1.0
-        model["assign"] = {"range_ends": "strict"}
-        model["box"] = {"activation": "relu", "unit": "anchor"}
-        model["postprocess"] |= {"score_threshold": 0.2, "nms_iou": 0.6, "detections": 100}
-    else:
-        model["detector"] = "retinanet"
-        model["assign"] = {"rescue": "restore"}
-        model["box"] = {"clamp": "upper", "loss": "giou" if norm else "l1"}
-        model["postprocess"] |= {"score_threshold": 0.05, "nms_iou": 0.5, "detections": 300}
-    name = NAMES[2] if fcos else NAMES[1] if norm else NAMES[0]
-    return Converted(name, renamed, model)
+    if architecture == "fcos_resnet50_fpn":
+        of_kind: dict[str, Any] = {
+            "detector": "fcos",
+            "head": {"norm": "gn", "conv_bias": True},
+            "anchors": {"size": 1.0},
+            "assign": {"range_ends": "strict"},
+            "box": {"activation": "relu", "unit": "anchor"},
+            "postprocess": {"score_threshold": 0.2, "nms_iou": 0.6, "detections": 100},
+        }
+        return merge(model, of_kind)
+    of_kind = {
+        "detector": "retinanet",
+        "assign": {"rescue": "restore"},
+        "box": {"clamp": "upper"},
+        # NMS of the K best is NMS of all as long as it leaves D of them, and 300 is many.
+        "postprocess": {"score_threshold": 0.05, "nms_iou": 0.5, "detections": 300, "candidates": 3840},
+    }
+    if architecture == "retinanet_resnet50_fpn_v2":
+        of_kind |= {"backbone": {"norm": "bn"}, "head": {"norm": "gn"}, "box": {"clamp": "upper", "loss": "giou"}}
+    return merge(model, of_kind)
 
 
 def _lateral(state: Mapping[str, Tensor]) -> Tensor | None:
@@ -76,11 +96,11 @@ def _lateral(state: Mapping[str, Tensor]) -> Tensor | None:
     return next((weight for weight in found if weight is not None), None)
 
 
-def _renamed(key: str, fcos: bool) -> str:
+def renamed(key: str, fcos: bool) -> str:
     """A parameter's name in isodet; one that is not known stays as it is."""
     if key.startswith("backbone.body."):
         return "backbone." + key.removeprefix("backbone.body.")
-    # Before torchvision 0.14 the pyramid's and RetinaNet's convolutions stood bare in their lists.
+    # In older versions the pyramid's and RetinaNet's convolutions stood bare in their lists.
     if match := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(?:0\.)?(weight|bias)", key):
         return f"neck.{'laterals' if match[1] == 'inner' else 'outputs'}.{match[2]}.conv.{match[3]}"
     if match := re.fullmatch(r"backbone\.fpn\.extra_blocks\.p([67])\.(weight|bias)", key):
