@@ -141,8 +141,8 @@ def _import(arguments: argparse.Namespace) -> int:
     resize, (height, width) = imported.config.resize, imported.config.input_size_hw
     print(f"{imported.source} {imported.architecture}, {len(imported.config.classes)} classes, "
           f"{imported.config.backbone.name}\n"
-          f"  pictures: short side {resize.short}, long side at most {resize.long}, as its authors score it; an exported "
-          f"graph letterboxes into {height}x{width}")  # fmt: skip
+          f"  pictures: short side {resize.short}, long side at most {resize.long}, as its authors have it; "
+          f"an exported graph letterboxes into {height}x{width}")  # fmt: skip
     for note in imported.notes:
         print(f"  taken as {note}")
     print(f"wrote {arguments.out}\nnext: trainer eval {arguments.out} --annotations FILE.json --images FOLDER\n"
@@ -233,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--from", dest="source", choices=("torchvision", "mmdet"), help="whose it is (default: its names)")
     sub.add_argument("--classes", type=Path, metavar="FILE", help="names, one a line (default: the file's, COCO's)")
     sub.add_argument(
-        "--input-size", type=int, nargs=2, metavar=("H", "W"), help="of exported graphs, multiples of 32 (default: 800 1344)"
+        "--input-size", type=int, nargs=2, metavar=("H", "W"), help="of graphs, multiples of 32 (default: 800 1344)"
     )
     sub.add_argument(
         "--resize", type=int, nargs=2, metavar=("SHORT", "LONG"),

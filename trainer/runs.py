@@ -50,7 +50,7 @@ def _resume(last: Path) -> Resume:
     state = read_checkpoint(last)["resume"]
     if state is None:
         raise CheckpointError(f"{last}: holds weights but no training state; resume from a run's last.pt")
-    config = read_config(last.parent / "config.yaml")
+    config = read_config(last.parent / "config.yaml", resolved=True)
     if state["epoch"] >= config.schedule.epochs:
         raise ConfigError(f"{last}: this run finished its {config.schedule.epochs} epochs; start a new one instead")
     return Resume(last.parent, config, state)

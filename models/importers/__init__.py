@@ -71,7 +71,7 @@ def import_checkpoint(
         else:
             converted = mmdet.convert(state, meta, norm_eps, style)
         names = _names_in(meta) if classes is None else tuple(classes)
-        own = {"input_size_hw": list(input_size_hw)}
+        own: dict[str, Any] = {"input_size_hw": list(input_size_hw)}
         if resize is not None:
             own["resize"] = {"short": resize[0], "long": resize[1]}
         return _checked(converted, source, names, merge(converted.model, own))
@@ -79,9 +79,7 @@ def import_checkpoint(
         raise ImportRefused(f"{path}: {error}") from error
 
 
-def _checked(
-    converted: Converted, source: Source, classes: tuple[str, ...] | None, model: dict[str, Any]
-) -> Imported:
+def _checked(converted: Converted, source: Source, classes: tuple[str, ...] | None, model: dict[str, Any]) -> Imported:
     """The import, its classes chosen, once every tensor is known to have its place."""
     state = dict(converted.state)
     anchors = 9 if converted.model["detector"] == "retinanet" else 1

@@ -24,7 +24,7 @@ from trainer.__main__ import main
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RetinaNet, Path]:
-    """torchvision's RetinaNet v1, smaller: on ResNet-18, for pictures of a short side of 96 and a long one of 160 px."""
+    """torchvision's RetinaNet v1, smaller: on ResNet-18."""
     torch.manual_seed(7)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
