@@ -12,6 +12,7 @@ from models.config import model_config
 from models.deploy import Deploy
 from models.detector import Detector
 from models.importers.weights import first_mismatches
+from models.quant import quantise
 from models.typed import ConfigError
 
 FORMAT = 1
@@ -65,13 +66,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def build_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
-    """The detector of a checkpoint in its training form, in eval mode, and its card. Raises `CheckpointError`."""
+    """The detector of a checkpoint in its training form, in eval mode, and its card.
+
+    One whose card names a quantization is a `QuantDetector`. Raises `CheckpointError`.
+    """
     content = read_checkpoint(path)
     try:
         config = model_config(content["card"].get("model"), "card.model")
     except (ConfigError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     detector = Detector(config, load_weights=False)
+    if quantization := content["card"].get("quantization"):
+        detector = quantise(detector.eval(), quantization.get("float_layers", ()))
     wanted, given = detector.state_dict(), content["model"]
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     wrong = [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
