@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from models.config import ModelConfig, model_config
-from models.typed import ConfigError, build, merge, require, to_mapping
+from models.config import ModelConfig, model_config, own_parts_of
+from models.typed import ConfigError, Own, build, merge, require, to_mapping
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,17 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class OwnAugmentConfig:
+    name: Own
+    """`package.module:function` (docs/extending.md)."""
+    arguments: Mapping[str, Any] | None = field(default=None, hash=False)
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.probability <= 1, "probability", "above 0, at most 1", self.probability)
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     flip: float = 0.5
     """Probability of mirroring left and right; 0 where left and right matter (digits, text, signs)."""
@@ -52,6 +63,8 @@ class AugmentConfig:
     """Largest relative change each (hue: share of the colour circle)."""
     min_visible: float = 0.3
     """A box cut by the crop is kept while at least this share of its area is still inside."""
+    own: tuple[OwnAugmentConfig, ...] = ()
+    """Your own, in this order, on the picture as it was read, before all of the above."""
 
     def __post_init__(self) -> None:
         for key in ("flip", "scale_probability", "color_probability", "min_visible"):
@@ -127,6 +140,9 @@ class TrainConfig:
     """auto, cpu, cuda or cuda:N."""
     val_interval: int = 1
     """Validate every so many epochs; the last one always."""
+    code: tuple[str, ...] = ()
+    """Folders in which the modules of your own parts are looked for, behind what is installed. A file that does not
+    say it means its own folder."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
@@ -182,10 +198,24 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
-    """A `TrainConfig` from a plain mapping, with the model's preset filled in."""
+    """A `TrainConfig` from a plain mapping, with the model's preset filled in.
+
+    The user's own parts are found and tried, and their arguments completed with their defaults.
+    """
     if isinstance(mapping.get("model"), Mapping):
         mapping = {**mapping, "model": model_config(mapping["model"])}
-    return build(TrainConfig, mapping)
+    config = build(TrainConfig, mapping)
+    if not own_names(config):
+        return replace(config, code=())
+    from trainer.own_parts import try_own_parts  # torch is needed for them only
+
+    return try_own_parts(config)
+
+
+def own_names(config: TrainConfig) -> list[tuple[str, str]]:
+    """(key, name) of every own part in `config`."""
+    named = own_parts_of(config.model)
+    return named + [(f"augment.own[{i}].name", step.name) for i, step in enumerate(config.augment.own)]
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -214,6 +244,9 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
             holder = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(holder.get(keys[-1]), str):
             holder[keys[-1]] = str((path.parent / Path(holder[keys[-1]]).expanduser()).resolve())
+    code = mapping.setdefault("code", [str(path.parent)])
+    if isinstance(code, list) and all(isinstance(folder, str) for folder in code):
+        mapping["code"] = [str((path.parent / Path(folder).expanduser()).resolve()) for folder in code]
     bases = mapping.pop("_base_", None)
     if bases is None:
         return mapping
@@ -223,8 +256,16 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: _base_: expected a path or a list of paths, got {bases!r}")
     below: dict[str, Any] = {}
     for base in bases:
-        below = merge(below, _read_mapping(path.parent / base, (*seen, path)))
-    return merge(below, mapping)
+        above = _read_mapping(path.parent / base, (*seen, path))
+        below = merge(below, {**above, "code": _joined(above["code"], below.get("code", []))})
+    return merge(below, {**mapping, "code": _joined(mapping["code"], below["code"])} if bases else mapping)
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two lists of folders as one; what is no list is left for `build` to refuse."""
+    if not (isinstance(first, list) and isinstance(second, list)):
+        return first if not isinstance(first, list) else second
+    return list(dict.fromkeys([*first, *second]))
 
 
 def _load(text: str) -> Any:
