@@ -76,7 +76,7 @@ def build_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
         found = training.get("code") if isinstance(training, dict) else None
         raise CheckpointError(
             f"{path}: {error}. This detector's network has code of its maker's own, which a checkpoint names but does "
-            f"not bring; install it, or put its folder on PYTHONPATH (its training looked in {found or 'a place not noted'}). "
+            f"not bring; install it, or put its folder on PYTHONPATH (its training looked in {found or 'no folder'}). "
             "An ONNX file exported from the checkpoint needs none of it"
         ) from error
     except (ConfigError, AttributeError) as error:

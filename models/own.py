@@ -105,8 +105,8 @@ def require_module_of(folders: Sequence[str | Path], name: str, where: str) -> N
 def require_environment(names: Iterable[str]) -> None:
     """Raise `OwnPartMissing` for the first of `names` whose module is not imported, installed or on PYTHONPATH.
 
-    For parts that a checkpoint names. The folder that Python itself puts first (that of the script, or with -m and
-    -c the current one) is not searched: who unpacks a checkpoint and works beside it has not installed anything.
+    For parts that a checkpoint names. The current folder, where Python puts it first by itself (with -m, -c, in a
+    notebook), is not searched: who unpacks a checkpoint and works beside it has not installed anything.
     """
     importlib.invalidate_caches()
     for name in names:
@@ -146,7 +146,7 @@ def _target(kind: Kind, name: str) -> Callable[..., Any]:
     target = getattr(module, attribute)
     if not _fits(kind, target):
         wanted = "a class of torch.nn.Module" if kind.module else "a plain Python function"
-        raise ConfigError(f"{where}: a {kind.noun} is {wanted}, but this is {_described(target)}")
+        raise ConfigError(f"{where}: expected {wanted} for the {kind.noun}, but this is {_described(target)}")
     _check_signature(kind, where, target)
     return target
 
@@ -166,6 +166,8 @@ def _described(value: Any) -> str:
         return f"the class {value.__name__}"
     if isinstance(value, types.ModuleType):
         return "a module"
+    if inspect.isgeneratorfunction(value) or inspect.iscoroutinefunction(value):
+        return "a generator or a coroutine"
     return f"of type {type(value).__name__}"
 
 
@@ -225,7 +227,7 @@ def _check_signature(kind: Kind, where: str, target: Callable[..., Any]) -> None
     if len(positional) != len(kind.given):
         count = f"{len(kind.given)} ({', '.join(kind.given)})" if kind.given else "nothing"
         raise ConfigError(
-            f"{where}: isodet gives a {kind.noun} {count} by position, but it takes {len(positional)}"
+            f"{where}: isodet gives the {kind.noun} {count} by position, but it takes {len(positional)}"
             f"{' (' + ', '.join(positional) + ')' if positional else ''}; expected {called}: arguments of your own "
             "stand behind a *"
         )
@@ -248,7 +250,7 @@ def _hints(target: Callable[..., Any], where: str) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
     except Exception as error:  # evaluating somebody's annotations
-        raise ConfigError(f"{where}: the annotations of its arguments cannot be read: {failure(error)}") from error
+        raise ConfigError(f"{where}: the annotations of its arguments cannot be read: {error}") from error
     return {p.name: hints[p.name] for p in _parameters(target) if p.kind is p.KEYWORD_ONLY}
 
 

@@ -46,15 +46,16 @@ def try_own_parts(config: ModelConfig) -> ModelConfig:
     Raises `ConfigError` naming the key, what was expected and what came.
     """
     backbone, neck, assign, box, loss = config.backbone, config.neck, config.assign, config.box, config.loss
+    widths: tuple[int, ...] | None = None
     with torch.random.fork_rng(devices=[]):
         if is_own(backbone.name):
             part = own_part(own.BACKBONE, backbone.name, backbone.arguments)
             backbone = replace(backbone, arguments=part.arguments())
-            _try_backbone(backbone, part.target)
+            widths = _try_backbone(backbone, part.target)
         if is_own(neck.kind):
             part = own_part(own.NECK, neck.kind, neck.arguments)
             neck = replace(neck, arguments=part.arguments())
-            _try_neck(neck, part.target, _channels(backbone))
+            _try_neck(neck, part.target, widths or _channels(backbone))
         if is_own(assign.kind):
             part = own_part(own.ASSIGNER, assign.kind, assign.arguments)
             assign = replace(assign, arguments=part.arguments())
@@ -75,8 +76,8 @@ def try_own_parts(config: ModelConfig) -> ModelConfig:
 
 
 @functools.lru_cache(maxsize=32)
-def _try_backbone(config: BackboneConfig, target: Callable[..., Any]) -> None:
-    """Four features at strides 4 to 32 with the channels it says, in train and in eval mode, and after `fuse()`."""
+def _try_backbone(config: BackboneConfig, target: Callable[..., Any]) -> tuple[int, ...]:
+    """Its four widths, after it gave such features at strides 4 to 32 in train and eval mode and after `fuse()`."""
     where = f"{own.BACKBONE.section}.{own.BACKBONE.key}: {config.name}"
     backbone = build_backbone(config, load_weights=False)
     sizes = feature_sizes(INPUT_HW, (2, 5))
@@ -84,11 +85,13 @@ def _try_backbone(config: BackboneConfig, target: Callable[..., Any]) -> None:
     images = torch.randn(_BATCH, 3, *INPUT_HW)
     what = "features at strides 4, 8, 16, 32 with the widths of .channels"
     _try_network(where, backbone, images, expected, what)
+    return backbone.channels
 
 
+@functools.lru_cache(maxsize=32)
 def _channels(config: BackboneConfig) -> tuple[int, ...]:
-    """Widths of a backbone's features; without its weights, where the backbone is one of isodet's."""
-    if is_own(config.name) or config.name.startswith("timm:"):
+    """Widths of the features of a backbone that isodet or timm has."""
+    if config.name.startswith("timm:"):
         return build_backbone(config, load_weights=False).channels
     with torch.device("meta"):
         return build_backbone(config, load_weights=False).channels
@@ -128,7 +131,8 @@ def _try_network(where: str, network: nn.Module, given: Any, expected: Sequence[
             )
         for x in outputs:
             if x.dtype != torch.float32 or not x.isfinite().all():
-                raise ConfigError(f"{where} {form}: expected finite float32, got {x.dtype} or numbers that are not")
+                got = "numbers that are not finite" if x.dtype == torch.float32 else str(x.dtype)
+                raise ConfigError(f"{where} {form}: expected finite float32, got {got}")
         if form == "after fuse()":
             pairs = zip(outputs, before, strict=True)
             apart = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in pairs)
@@ -154,7 +158,7 @@ def _try_assigner(config: ModelConfig) -> None:
         raise ConfigError(f"{where}: it gave a point to a box without area, which has no centerness and no code")
     if not taken:
         sizes = ", ".join(f"{x2 - x1:g}x{y2 - y1:g}" for x1, y1, x2, y2 in _OBJECTS[_VALID].tolist() if x2 > x1)
-        raise ConfigError(f"{where}: it gave no point to any of the boxes of {sizes} px on a {INPUT_HW} input")
+        raise ConfigError(f"{where}: it gave no point to any of the boxes of {sizes} px in {INPUT_HW[0]}x{INPUT_HW[1]}")
 
 
 # Pairs of boxes as they come up in training: the target has an area, the prediction may have lost it to rounding.
