@@ -58,7 +58,7 @@ class BackboneConfig:
         if own:
             check_own_name(name, "name")
         elif name not in BACKBONES and not (timm and len(name) > len("timm:")):
-            raise ConfigError(f"name: expected a backbone, timm:NAME or your own package.module:Name, got {name!r}"
+            raise ConfigError(f"name: expected a backbone or timm:NAME, or your own package.module:Name, got {name!r}"
                               f"{nearest(name, BACKBONES)}")  # fmt: skip
         require_own(name, "name", self.arguments)
         require(0.1 <= self.width <= 4, "width", "a multiplier from 0.1 to 4", self.width)
