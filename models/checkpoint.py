@@ -11,6 +11,7 @@ import torch
 from models.config import model_config, own_parts_of
 from models.deploy import Deploy
 from models.detector import Detector
+from models.importers.weights import first_mismatches
 from models.own import OwnPartMissing, require_environment
 from models.typed import ConfigError
 
@@ -90,6 +91,35 @@ def build_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
         raise CheckpointError(f"{path}: its weights do not fit its own card: {'; '.join(first)}")
     detector.load_state_dict(given)
     return detector.eval(), content["card"]
+
+
+def start_from(detector: Detector, path: str | Path) -> str:
+    """Give `detector` the weights of a checkpoint, to train on from there; returns what was kept, in a sentence.
+
+    Prediction layers that do not fit, and the one of classes where the class list is another, keep the values that
+    they have. Everything else must fit. Raises `CheckpointError` where it does not; then nothing was loaded.
+    """
+    content = read_checkpoint(path)
+    given, wanted = dict(content["model"]), detector.state_dict()
+    theirs, ours = content["card"].get("classes"), list(detector.config.classes)
+    fresh = {}
+    for layer in ("head.cls", "head.box", "head.quality"):
+        keys = {key for key in (*given, *wanted) if key.startswith(f"{layer}.")}
+        if layer == "head.cls" and theirs != ours:
+            fresh[layer] = f"{len(theirs or ())} classes there, {len(ours)} here"
+            if theirs is not None and len(theirs) == len(ours):
+                fresh[layer] = "classes of other names or order"
+        elif any(key not in given or key not in wanted or given[key].shape != wanted[key].shape for key in keys):
+            fresh[layer] = "of another shape"
+        if layer in fresh:
+            given = {key: value for key, value in given.items() if key not in keys}
+            given |= {key: wanted[key] for key in keys if key in wanted}
+    if told := first_mismatches(given, wanted):
+        raise CheckpointError(f"{path}: its weights do not fit this model beyond the prediction layers: {told}")
+    detector.load_state_dict(given)
+    anew = "; ".join(f"{layer} starts anew ({why})" for layer, why in fresh.items())
+    kept = sum(not key.startswith(tuple(f"{layer}." for layer in fresh)) for key in wanted)
+    return f"weights from {path}: {kept} of {len(wanted)} tensors; {anew or 'the classes are the same'}"
 
 
 def load_detector(path: str | Path) -> tuple[Deploy, dict[str, Any]]:

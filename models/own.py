@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import nn
 
-from models.typed import ConfigError, converted, nearest, readable, to_mapping
+from models.typed import ConfigError, check_own_name, converted, nearest, readable, to_mapping
 
 _NOT_THEIRS = ("<", *(str(Path(__file__).parents[1] / room) + os.sep for room in ("models", "trainer")))
 _LIBRARIES = {"torch", "numpy", "cv2", "importlib"}
@@ -110,8 +110,7 @@ def require_environment(names: Iterable[str]) -> None:
     """
     importlib.invalidate_caches()
     for name in names:
-        module = name.partition(":")[0]
-        top = module.split(".")[0]
+        top = check_own_name(name, "model").partition(":")[0].split(".")[0]
         _refuse_standard(top, name)
         if top in sys.modules:
             continue

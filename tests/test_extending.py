@@ -31,6 +31,8 @@ PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding=
 PYTHON = {body.split()[1]: body for body in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)}
 YAML = [yaml.safe_load(body) for body in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
 
+NAMED_BY = (("backbone", "name"), ("neck", "kind"), ("assign", "kind"), ("box", "loss"), ("loss", "cls"))
+
 BASE = """
 name: own
 data: {train: {annotations: data/train.json, images: data/train}, val: {annotations: data/val.json, images: data/val}}
@@ -150,6 +152,17 @@ def test_all_examples_train_resume_and_export(
     graph = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
     for a, b in zip(eager, graph.run(None, {"images": images}), strict=True):
         np.testing.assert_allclose(a.numpy(), b, rtol=1e-4, atol=1e-3)
+
+    # `init` takes the checkpoint's model over: not its code, unless the config names the parts itself.
+    (project / "init.yaml").write_text(yaml.safe_dump(
+        {**yaml.safe_load(BASE), "init": str(best), "model": {"classes": ["circle"]}}
+    ))  # fmt: skip
+    forget(project, fresh)
+    with pytest.raises(ConfigError, match=r"init: .*best.pt: the module plain_net .* name the part in this config's"):
+        read_config(project / "init.yaml")
+    assert "plain_net" not in sys.modules
+    named = [f"model.{section}.{key}={card['model'][section][key]}" for section, key in NAMED_BY]
+    assert read_config(project / "init.yaml", named).model.backbone.arguments == {"width": 16, "depths": [1, 1, 2, 1]}
 
     # The graph runs where nobody has the code.
     forget(project, fresh)

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import yaml
 
-from models.config import ModelConfig, model_config, own_parts_of
-from models.typed import ConfigError, Own, build, merge, require, to_mapping
+from models.config import ModelConfig, model_config
+from models.typed import ConfigError, build, merge, require, to_mapping
+from trainer.own_config import OwnAugmentConfig, joined_folders, own_names
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.workers == "auto" or self.workers >= 0, "workers", "auto, or 0 and more", self.workers)
-
-
-@dataclass(frozen=True)
-class OwnAugmentConfig:
-    name: Own
-    """`package.module:function` (docs/extending.md)."""
-    arguments: Mapping[str, Any] | None = field(default=None, hash=False)
-    probability: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(0 < self.probability <= 1, "probability", "above 0, at most 1", self.probability)
 
 
 @dataclass(frozen=True)
@@ -128,6 +118,9 @@ class TrainConfig:
     model: ModelConfig
     name: str = "run"
     """Outputs go to `runs/<name>/`."""
+    init: str | None = None
+    """A checkpoint, trained or imported, whose weights the training starts from; what `model` does not say is that
+    checkpoint's. With other classes than its own, the prediction layer of classes starts anew."""
     seed: int = 0
     batch_size: int = 16
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -155,7 +148,7 @@ class TrainConfig:
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 _PATHS = (("data", "train", "annotations"), ("data", "train", "images"),
-          ("data", "val", "annotations"), ("data", "val", "images"))  # fmt: skip
+          ("data", "val", "annotations"), ("data", "val", "images"), ("init",))  # fmt: skip
 
 
 class _Loader(yaml.SafeLoader):
@@ -183,18 +176,39 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool = False) -> TrainConfig:
     """Read a YAML config, its `_base_` chain and `key.sub=value` overrides into a `TrainConfig`.
 
+    resolved: a run's own config.yaml, which says everything, so that the checkpoint in `init` is not looked at.
     Raises `ConfigError` naming the file and the key.
     """
     mapping = _read_mapping(Path(path), seen=())
     for text in overrides:
         mapping = merge(mapping, _override(text))
     try:
+        if isinstance(mapping.get("init"), str) and not resolved:
+            mapping["model"] = _model_of(mapping["init"], mapping.get("model", {}))
         return train_config(mapping)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _model_of(checkpoint: str, over: Any) -> Any:
+    """The model section of `checkpoint` with what the config says of its own laid on top."""
+    from models.checkpoint import CheckpointError, read_checkpoint  # imports torch, which reading a config need not
+    from trainer.own_parts import require_installed
+
+    try:
+        model = read_checkpoint(checkpoint)["card"].get("model", {})
+    except CheckpointError as error:
+        raise ConfigError(f"init: {error}") from None
+    if not isinstance(over, Mapping):
+        return over
+    require_installed(model, over, checkpoint)
+    if over.get("detector", model.get("detector")) != model.get("detector"):
+        raise ConfigError(f"model.detector: {checkpoint} is {model.get('detector')}, not {over['detector']}; leave it "
+                          "out: with init the model is the checkpoint's")  # fmt: skip
+    return merge(model, over)
 
 
 def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
@@ -205,17 +219,11 @@ def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
     if isinstance(mapping.get("model"), Mapping):
         mapping = {**mapping, "model": model_config(mapping["model"])}
     config = build(TrainConfig, mapping)
-    if not own_names(config):
+    if not own_names(config.model, config.augment.own):
         return replace(config, code=())
     from trainer.own_parts import try_own_parts  # torch is needed for them only
 
     return try_own_parts(config)
-
-
-def own_names(config: TrainConfig) -> list[tuple[str, str]]:
-    """(key, name) of every own part in `config`."""
-    named = own_parts_of(config.model)
-    return named + [(f"augment.own[{i}].name", step.name) for i, step in enumerate(config.augment.own)]
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -257,15 +265,8 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     below: dict[str, Any] = {}
     for base in bases:
         above = _read_mapping(path.parent / base, (*seen, path))
-        below = merge(below, {**above, "code": _joined(above["code"], below.get("code", []))})
-    return merge(below, {**mapping, "code": _joined(mapping["code"], below["code"])} if bases else mapping)
-
-
-def _joined(first: Any, second: Any) -> Any:
-    """Two lists of folders as one; what is no list is left for `build` to refuse."""
-    if not (isinstance(first, list) and isinstance(second, list)):
-        return first if not isinstance(first, list) else second
-    return list(dict.fromkeys([*first, *second]))
+        below = merge(below, {**above, "code": joined_folders(above["code"], below.get("code", []))})
+    return merge(below, {**mapping, "code": joined_folders(mapping["code"], below["code"])} if bases else mapping)
 
 
 def _load(text: str) -> Any:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, RandomSampler
 
+from models.checkpoint import start_from
 from models.criterion import criterion
 from models.deploy import Deploy
 from models.detector import Detector as Network
@@ -92,7 +93,9 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     loader, order = _loader(config, train_set, device)
     steps = steps_per_epoch(len(loader), config.optim.accumulate)
     epochs = config.schedule.epochs
-    state = _state(config, device, amp, steps * epochs)
+    model = Network(config.model, load_weights=config.init is None and resume is None)
+    started = start_from(model, config.init) if config.init is not None and resume is None else None
+    state = _state(config, model.to(device), amp, steps * epochs)
     if resume is not None:
         state.load_state_dict(resume.state)
     folder = RunFolder.new(Path(runs), config) if resume is None else RunFolder(resume.run)
@@ -101,6 +104,8 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     with Records(folder.path, epochs, steps, state.epoch, quiet) as records:
         for line in _introduction(config, state.model, train, val, device, amp, folder.path):
             records.say(line)
+        if started is not None:
+            records.say(started)
         last, told = None, 0
         for epoch in range(state.epoch, epochs):
             records.begin_epoch(epoch)
@@ -190,13 +195,12 @@ def deployable(model: Network, card: Card, device: torch.device) -> Detector:
     return Detector(TorchBackend(deploy, card, device), threshold=0.0)
 
 
-def _state(config: TrainConfig, device: torch.device, amp: torch.dtype | None, total_steps: int) -> State:
-    model = Network(config.model).to(device)
+def _state(config: TrainConfig, model: Network, amp: torch.dtype | None, total_steps: int) -> State:
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config.optim)
     schedule = LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config.schedule))
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=amp == torch.float16)
     return State(model, build_average(model, config.optim.ema), optimizer, schedule, scaler)
 
 

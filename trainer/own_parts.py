@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.own import AUGMENTATION, failure, look_in, own_part, require_module_of
+from models.network_config import is_own
+from models.own import AUGMENTATION, failure, look_in, own_part, require_environment, require_module_of
 from models.own_trials import try_own_parts as try_model_parts
 from models.typed import ConfigError
 from runtime.image import Image
-from trainer.config import OwnAugmentConfig, TrainConfig, own_names
+from trainer.config import TrainConfig
+from trainer.own_config import OwnAugmentConfig, own_names
 
 Boxes = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -27,7 +29,7 @@ def try_own_parts(config: TrainConfig) -> TrainConfig:
     """
     folders = [*(str(Path(folder).resolve()) for folder in config.code), str(Path.cwd())]
     look_in(folders)
-    for key, name in own_names(config):
+    for key, name in own_names(config.model, config.augment.own):
         require_module_of(folders, name, f"{key}: {name}")
     steps = []
     for i, step in enumerate(config.augment.own):
@@ -37,6 +39,29 @@ def try_own_parts(config: TrainConfig) -> TrainConfig:
             raise ConfigError(str(error).replace("augment.own", f"augment.own[{i}]", 1)) from error
     augment = replace(config.augment, own=tuple(steps))
     return replace(config, model=try_model_parts(config.model), augment=augment, code=tuple(folders[:-1]))
+
+
+_NAMED_BY = {"backbone": "name", "neck": "kind", "assign": "kind", "box": "loss", "loss": "cls"}
+
+
+def require_installed(model: Mapping[str, Any], over: Mapping[str, Any], checkpoint: str) -> None:
+    """Raise `ConfigError` where a checkpoint's `model` has a part of its maker's own that is not installed.
+
+    What the configuration `over` names itself is the user's, and may lie in its folder.
+    """
+    sections = [(model.get(name), over.get(name), key) for name, key in _NAMED_BY.items()]
+    theirs = [
+        str(section.get(key))
+        for section, mine, key in sections
+        if isinstance(section, Mapping) and not (isinstance(mine, Mapping) and mine.get(key) == section.get(key))
+    ]
+    try:
+        require_environment(name for name in theirs if is_own(name))
+    except ConfigError as error:
+        raise ConfigError(
+            f"init: {checkpoint}: {error}. A checkpoint does not say where code is found: put its folder on PYTHONPATH "
+            "or, where the code is yours, name the part in this config's model section too"
+        ) from error
 
 
 def own_augmentations(

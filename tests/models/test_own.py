@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
                      r"mine:frist: the module mine .*mine.py.* has no frist; did you mean 'first'\?"),
     "no name": ("model: {box: {loss: 'mine:'}}", "", r"model.box.loss: your own part is named package.module:Name"),
     "a path": ("model: {backbone: {name: 'my/file.py:Net'}}", "", r"model.backbone.name: your own part is named"),
-    "neither": ("model: {backbone: {name: resnet19}}", "", r"name: expected a backbone or timm:NAME, or .*'resnet18'\?"),
+    "neither": ("model: {backbone: {name: resnet19}}", "", r"expected a backbone or timm:NAME, or .*'resnet18'\?"),
     "Python's": ("model: {assign: {kind: 'os:system'}}", "", "model.assign.kind: os:system: os is Python's own"),
     "__main__": ("model: {backbone: {name: '__main__:Net'}}", "", "__main__ is Python's own module"),
     # kinds
