@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from models.config import model_config
+from models.config import model_config, own_parts_of
 from models.deploy import Deploy
 from models.detector import Detector
 from models.importers.weights import first_mismatches
+from models.own import OwnPartMissing, require_environment
 from models.quant import quantise
 from models.typed import ConfigError
 
@@ -73,18 +74,23 @@ def build_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     content = read_checkpoint(path)
     try:
         config = model_config(content["card"].get("model"), "card.model")
+        require_environment(name for _, name in own_parts_of(config, network_only=True))
+        detector = Detector(config, load_weights=False)
+    except OwnPartMissing as error:
+        training = content["card"].get("training")
+        found = training.get("code") if isinstance(training, dict) else None
+        raise CheckpointError(
+            f"{path}: {error}. This detector's network has code of its maker's own, which a checkpoint names but does "
+            f"not bring; install it, or put its folder on PYTHONPATH (its training looked in {found or 'no folder'}). "
+            "An ONNX file exported from the checkpoint needs none of it"
+        ) from error
     except (ConfigError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    detector = Detector(config, load_weights=False)
     if quantization := content["card"].get("quantization"):
         detector = quantise(detector.eval(), quantization.get("float_layers", ()))
     wanted, given = detector.state_dict(), content["model"]
-    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    wrong = [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
-    if missing or extra or wrong:
-        first = [f"{k} missing" for k in missing[:3]] + [f"{k} unexpected" for k in extra[:3]]
-        first += [f"{k} is {list(given[k].shape)}, expected {list(wanted[k].shape)}" for k in wrong[:3]]
-        raise CheckpointError(f"{path}: its weights do not fit its own card: {'; '.join(first)}")
+    if told := first_mismatches(given, wanted):
+        raise CheckpointError(f"{path}: its weights do not fit its own card: {told}")
     detector.load_state_dict(given)
     return detector.eval(), content["card"]
 

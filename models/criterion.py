@@ -31,6 +31,8 @@ from models.losses import (
     smooth_l1_loss,
     varifocal_loss,
 )
+from models.network_config import is_own
+from models.own_calls import own_box_loss, own_class_loss
 from models.points import Priors
 
 
@@ -92,7 +94,9 @@ def _classification(config: LossConfig, logits: Tensor, targets: Tensor, matched
     counted = (matched != IGNORED)[..., None]  # [B, N, 1]
     if config.cls == "ghm":
         return (ghm_weights(logits, targets, counted, config.bins) * bce_loss(logits, targets)).sum()
-    if config.cls == "bce":
+    if is_own(config.cls):
+        each = own_class_loss(config, logits, targets)
+    elif config.cls == "bce":
         each = bce_loss(logits, targets, (matched >= 0)[..., None] * config.smoothing)
     elif config.cls == "qfl":
         each = quality_focal_loss(logits, targets, config.gamma)
@@ -108,6 +112,8 @@ def _classification(config: LossConfig, logits: Tensor, targets: Tensor, matched
 
 def _per_box(config: BoxConfig, boxes: Tensor, codes: Tensor, target_boxes: Tensor, anchors: Tensor) -> Tensor:
     """Losses [P] of decoded boxes [P, 4], or of their codes [P, 4] relative to anchors [P, 4]."""
+    if is_own(config.loss):
+        return own_box_loss(config, boxes, target_boxes)
     if config.loss in ("l1", "smooth_l1", "balanced_l1"):
         target_codes = encode_delta(anchors, target_boxes, config.stds)
         if config.loss == "l1":

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from runtime.image import FILL, Image, Resize
 from trainer.config import AugmentConfig
+from trainer.own_parts import own_augmentations
 
 Boxes = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -68,6 +69,8 @@ def augment(
     Where neither flip, scale nor colour fires, the pixels are those of `runtime.image.letterbox`. G may be
     smaller than it was: `visible_boxes` says which boxes stay.
     """
+    if config.own:
+        image, boxes_xyxy, labels = own_augmentations(config.own, image, boxes_xyxy, labels, rng)
     if rng.random() < config.flip:  # before the letterbox, so that its border stays right and below
         image, boxes_xyxy = flip_horizontal(image, boxes_xyxy)
     source_hw = (image.shape[0], image.shape[1])

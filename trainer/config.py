@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import yaml
 
 from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
+from trainer.own_config import OwnAugmentConfig, joined_folders, own_names
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class AugmentConfig:
     """Largest relative change each (hue: share of the colour circle)."""
     min_visible: float = 0.3
     """A box cut by the crop is kept while at least this share of its area is still inside."""
+    own: tuple[OwnAugmentConfig, ...] = ()
+    """Your own, in this order, on the picture as it was read, before all of the above."""
 
     def __post_init__(self) -> None:
         for key in ("flip", "scale_probability", "color_probability", "min_visible"):
@@ -130,6 +133,9 @@ class TrainConfig:
     """auto, cpu, cuda or cuda:N."""
     val_interval: int = 1
     """Validate every so many epochs; the last one always."""
+    code: tuple[str, ...] = ()
+    """Folders in which the modules of your own parts are looked for, behind what is installed. A file that does not
+    say it means its own folder."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
@@ -190,6 +196,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool 
 def _model_of(checkpoint: str, over: Any) -> Any:
     """The model section of `checkpoint` with what the config says of its own laid on top."""
     from models.checkpoint import CheckpointError, read_checkpoint  # imports torch, which reading a config need not
+    from trainer.own_parts import require_installed
 
     try:
         model = read_checkpoint(checkpoint)["card"].get("model", {})
@@ -197,6 +204,7 @@ def _model_of(checkpoint: str, over: Any) -> Any:
         raise ConfigError(f"init: {error}") from None
     if not isinstance(over, Mapping):
         return over
+    require_installed(model, over, checkpoint)
     if over.get("detector", model.get("detector")) != model.get("detector"):
         raise ConfigError(f"model.detector: {checkpoint} is {model.get('detector')}, not {over['detector']}; leave it "
                           "out: with init the model is the checkpoint's")  # fmt: skip
@@ -204,10 +212,18 @@ def _model_of(checkpoint: str, over: Any) -> Any:
 
 
 def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
-    """A `TrainConfig` from a plain mapping, with the model's preset filled in."""
+    """A `TrainConfig` from a plain mapping, with the model's preset filled in.
+
+    The user's own parts are found and tried, and their arguments completed with their defaults.
+    """
     if isinstance(mapping.get("model"), Mapping):
         mapping = {**mapping, "model": model_config(mapping["model"])}
-    return build(TrainConfig, mapping)
+    config = build(TrainConfig, mapping)
+    if not own_names(config.model, config.augment.own):
+        return replace(config, code=())
+    from trainer.own_parts import try_own_parts  # torch is needed for them only
+
+    return try_own_parts(config)
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -236,6 +252,9 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
             holder = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(holder.get(keys[-1]), str):
             holder[keys[-1]] = str((path.parent / Path(holder[keys[-1]]).expanduser()).resolve())
+    code = mapping.setdefault("code", [str(path.parent)])
+    if isinstance(code, list) and all(isinstance(folder, str) for folder in code):
+        mapping["code"] = [str((path.parent / Path(folder).expanduser()).resolve()) for folder in code]
     bases = mapping.pop("_base_", None)
     if bases is None:
         return mapping
@@ -245,8 +264,9 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: _base_: expected a path or a list of paths, got {bases!r}")
     below: dict[str, Any] = {}
     for base in bases:
-        below = merge(below, _read_mapping(path.parent / base, (*seen, path)))
-    return merge(below, mapping)
+        above = _read_mapping(path.parent / base, (*seen, path))
+        below = merge(below, {**above, "code": joined_folders(above["code"], below.get("code", []))})
+    return merge(below, {**mapping, "code": joined_folders(mapping["code"], below["code"])} if bases else mapping)
 
 
 def _load(text: str) -> Any:

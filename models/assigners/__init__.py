@@ -15,6 +15,8 @@ from models.assigners.iou import assign_iou
 from models.assigners.matched import BACKGROUND, IGNORED
 from models.assigners.topk import assign_topk
 from models.config import AssignConfig
+from models.network_config import is_own
+from models.own_calls import own_matches
 from models.points import Priors
 
 __all__ = ["BACKGROUND", "IGNORED", "assign", "assign_atss", "assign_center", "assign_iou", "assign_topk"]
@@ -22,6 +24,8 @@ __all__ = ["BACKGROUND", "IGNORED", "assign", "assign_atss", "assign_center", "a
 
 def assign(config: AssignConfig, priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor) -> Tensor:
     """Matched box index per prior, [B, N] int64, by the assigner that `config.kind` names."""
+    if is_own(config.kind):
+        return own_matches(config, priors, gt_boxes_xyxy, gt_valid)
     if config.kind == "atss":
         return assign_atss(priors, gt_boxes_xyxy, gt_valid, config.topk)
     if config.kind == "topk":

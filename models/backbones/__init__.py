@@ -11,14 +11,25 @@ import torchvision
 from torch import nn
 
 from models.backbones.mobilenet import MOBILENETS, MobileNet
+from models.backbones.own import OwnBackbone
 from models.backbones.repvgg import RepVGG
 from models.backbones.resnet import RESNETS, ResNet
 from models.backbones.stages import Backbone, set_norms
 from models.backbones.timm import TimmBackbone
 from models.config import BackboneConfig
+from models.network_config import is_own
 from models.typed import ConfigError
 
-__all__ = ["Backbone", "MobileNet", "RepVGG", "ResNet", "TimmBackbone", "build_backbone", "imagenet_at_hand"]
+__all__ = [
+    "Backbone",
+    "MobileNet",
+    "OwnBackbone",
+    "RepVGG",
+    "ResNet",
+    "TimmBackbone",
+    "build_backbone",
+    "imagenet_at_hand",
+]
 
 
 def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbone:
@@ -31,6 +42,8 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbon
     weights = config.weights if load_weights else None
     if config.name.startswith("timm:"):
         backbone = TimmBackbone(config.name.removeprefix("timm:"), pretrained=weights == "imagenet")
+    elif is_own(config.name):
+        backbone = OwnBackbone(config)
     elif config.name in RESNETS:
         block, depths, groups, group_width = RESNETS[config.name]
         backbone = ResNet(block, depths, config.width, groups, group_width, config.style, config.dilated)
@@ -40,7 +53,7 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbon
         backbone = RepVGG(config.name, config.width)
     set_norms(backbone, config.norm, config.norm_eps)
     if weights is not None and not (isinstance(backbone, TimmBackbone) and weights == "imagenet"):
-        _load_weights(backbone, config.name, weights)
+        _load_weights(backbone.network if isinstance(backbone, OwnBackbone) else backbone, config.name, weights)
     backbone.freeze(config.frozen_stages, norms=config.norm == "frozen")
     return backbone
 

@@ -81,9 +81,12 @@ def test_pickled_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("head.cls.bias"), "head.cls.bias missing"),
-        (lambda w: w.update({"head.extra": torch.zeros(1)}), "head.extra unexpected"),
-        (lambda w: w.update({"head.cls.bias": torch.zeros(7)}), r"head.cls.bias is \[7\], expected \[2\]"),
+        (lambda w: w.pop("head.cls.bias"), r"1 missing: head.cls.bias \[2\]"),
+        (lambda w: w.update({"head.extra": torch.zeros(1)}), r"1 not expected: head.extra \[1\]"),
+        (
+            lambda w: w.update({"head.cls.bias": torch.zeros(7)}),
+            r"1 of another shape: head.cls.bias \[7\] instead of \[2\]",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_the_card(saved: Path, change: object, message: str) -> None:
