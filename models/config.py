@@ -109,6 +109,9 @@ class BoxConfig:
     beta: float = 1.0
     """smooth_l1, balanced_l1: where the curve becomes a line, in units of the code (Detectron's RetinaNet: 0.11)."""
     weight: float = 2.0
+    weighting: Literal["centerness", "none"] = "centerness"
+    """With a centerness branch, boxes count by its targets and are divided by their sum (FCOS's authors,
+    mmdetection); none: all count alike and are divided by the positives (torchvision)."""
 
     def __post_init__(self) -> None:
         require(min(self.stds) > 0, "stds", "four positive numbers", self.stds)
@@ -122,7 +125,7 @@ class BoxConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The loss of classes; the one of boxes is `box.loss`."""
+    """The loss of classes; the one of boxes is `box.loss`. `normaliser` is about all terms."""
 
     cls: Literal["focal", "qfl", "vfl", "ghm", "bce"] = "focal"
     """qfl and vfl (quality focal, varifocal) teach the score of an object's class the IoU of the predicted box."""
@@ -136,6 +139,9 @@ class LossConfig:
     """bce: how far the targets at positive points move towards 1/2 (the background is not in doubt)."""
     hard_negatives: float = 0.0
     """Background points that count for each positive one, the hardest of the image; 0: all do. SSD has 3."""
+    normaliser: Literal["batch", "image"] = "batch"
+    """Sums are divided by the positives of the batch; or each image's by its own, and averaged over images, so that
+    an image with few objects counts as much as one with many (torchvision's RetinaNet)."""
 
     def __post_init__(self) -> None:
         most = "below 1" if self.cls == "focal" else "at most 1"
@@ -153,6 +159,8 @@ class LossConfig:
         require(self.hard_negatives >= 0, "hard_negatives", "0 or a positive ratio", self.hard_negatives)
         if self.hard_negatives > 0 and self.cls == "ghm":
             raise ConfigError("hard_negatives: ghm weighs by the density of all points; use another cls, or 0")
+        if self.normaliser == "image" and self.cls == "ghm":
+            raise ConfigError("normaliser: ghm is a mean over the batch already; use another cls, or normaliser: batch")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def conventions(architecture: str) -> dict[str, Any]:
             "head": {"norm": "gn", "conv_bias": True},
             "anchors": {"size": 1.0},
             "assign": {"range_ends": "strict"},
-            "box": {"activation": "relu", "unit": "anchor"},
+            "box": {"activation": "relu", "unit": "anchor", "weighting": "none"},
             "postprocess": {"score_threshold": 0.2, "nms_iou": 0.6, "detections": 100},
         }
         return merge(model, of_kind)
@@ -82,6 +82,7 @@ def conventions(architecture: str) -> dict[str, Any]:
         "detector": "retinanet",
         "assign": {"rescue": "restore"},
         "box": {"clamp": "upper"},
+        "loss": {"normaliser": "image"},
         # NMS of the K best is NMS of all as long as it leaves D of them, and 300 is many.
         "postprocess": {"score_threshold": 0.05, "nms_iou": 0.5, "detections": 300, "candidates": 3840},
     }
