@@ -82,12 +82,25 @@ class AssignConfig:
     """center: level l takes objects whose farthest side is within [f/2, f] strides of level l, f this factor."""
     range_ends: Literal["inclusive", "strict"] = "inclusive"
     """center: whether the two ends of that range belong to it (the authors' code) or not (torchvision)."""
+    padding: Literal["background", "absent"] = "background"
+    """Priors beyond an image's own padded size in a batch of larger images: background like any other, or not there
+    at all, neither as candidates nor in a loss (mmdetection's anchor heads)."""
+    ignore_iof: float | None = 0.5
+    """Ignore regions (COCO's crowds): priors of which more than this share lies in one teach no background; center
+    and topk ask whether the point itself does. Null: regions are background (torchvision, mmdetection as it ships)."""
+    ignore_over: Literal["background", "objects"] = "background"
+    """What gives way to a region: background only, so that an object in a crowd keeps its priors; or objects too,
+    whose candidates those priors are not (mmdetection's `ignore_iof_thr`)."""
 
     def __post_init__(self) -> None:
         require(self.topk >= 1, "topk", "at least 1", self.topk)
         require(0 <= self.neg_iou <= self.pos_iou <= 1, "neg_iou", "0 <= neg_iou <= pos_iou <= 1", self.neg_iou)
         require(self.radius >= 0, "radius", "0 or more", self.radius)
         require(self.range_factor > 0, "range_factor", "a positive number of strides", self.range_factor)
+        fits = self.ignore_iof is None or 0 <= self.ignore_iof < 1
+        require(fits, "ignore_iof", "null, or a share from 0 up to 1", self.ignore_iof)
+        if self.ignore_over == "objects" and self.ignore_iof is None:
+            raise ConfigError("ignore_over: objects is about ignore regions; set ignore_iof, or leave it out")
 
 
 @dataclass(frozen=True)

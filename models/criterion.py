@@ -33,6 +33,9 @@ from models.losses import (
 )
 from models.points import Priors
 
+REGION = -2
+"""The label of a box that is an ignore region: neither an object nor background (`assign.ignore_iof`)."""
+
 
 class Losses(NamedTuple):
     """Weighted scalar terms, each with a graph even when there is nothing to find."""
@@ -46,8 +49,18 @@ class Losses(NamedTuple):
         return self.cls + self.box + self.quality
 
 
-def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tensor, gt_labels: Tensor) -> Losses:
-    """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G], -1 = padding.
+def criterion(
+    config: ModelConfig,
+    raw: Raw,
+    priors: Priors,
+    gt_boxes_xyxy: Tensor,
+    gt_labels: Tensor,
+    sizes_hw: Tensor | None = None,
+) -> Losses:
+    """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G], -1 = padding, `REGION`.
+
+    sizes_hw: [B, 2], the images' own padded sizes in pixels, which `assign.padding` absent asks for; unless given,
+    all fill the batch.
 
     Divisors are mmdetection's. Classification and quality: the sum over images of max(positives, 1), or for
     `center` max(positives of the batch, 1); GHM's weights are a mean already. Box: the sum of its weights, which
@@ -55,7 +68,7 @@ def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tens
     positives. With `loss.normaliser` image each image is divided by its own, at least 1, and the batch is their mean.
     """
     with torch.no_grad():
-        matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0)  # [B, N]
+        matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0, gt_labels == REGION, sizes_hw)  # [B, N]
         image, prior = (matched >= 0).nonzero(as_tuple=True)  # [P] each, P = positives of the batch
         target = matched[image, prior]
         target_boxes = gt_boxes_xyxy[image, target]  # [P, 4]

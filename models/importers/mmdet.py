@@ -79,6 +79,7 @@ def conventions(architecture: str, style: Style | None = None) -> dict[str, Any]
         "backbone": {"style": style, "norm": "frozen"},
         "neck": {"p6_from": "c5" if kind == "retinanet" else "p5", "p7_relu": kind == "fcos"},
         "head": {"norm": "none" if kind == "retinanet" else "gn", "level_scales": kind != "retinanet"},
+        "assign": {"ignore_iof": None},
         "postprocess": {"score_threshold": 0.05, "score": "product", "threshold_on": "class", "nms_iou": 0.6,
                         "candidates": 2000, "level_candidates": 1000, "level_by": "class", "detections": 100},
     }  # fmt: skip
@@ -92,7 +93,7 @@ def conventions(architecture: str, style: Style | None = None) -> dict[str, Any]
             "head": {"quality_on": "cls"}, "assign": {"radius": 0.0}, "postprocess": {"nms_iou": 0.5},
             "box": {"unit": "pixel", "loss": "iou_log"},
         })  # fmt: skip
-    model["anchors"] = {"offset": 0.0}
+    model |= {"anchors": {"offset": 0.0}, "assign": {"ignore_iof": None, "padding": "absent"}}
     return merge(model, {"postprocess": {"nms_iou": 0.5}}) if kind == "retinanet" else model
 
 

@@ -64,6 +64,7 @@ def conventions(architecture: str) -> dict[str, Any]:
     model: dict[str, Any] = {
         "backbone": {"norm": "frozen"},
         "neck": {"p7_relu": True},
+        "assign": {"ignore_iof": None},
         "head": {"norm": "none", "level_scales": False},
         "anchors": {"offset": 0.0, "stride_rule": "padded_over_grid", "whole_pixels": True},
         "postprocess": {"candidates": 2000, "level_candidates": 1000, "empty_boxes": "keep"},
