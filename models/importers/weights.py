@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from models.tensor_files import TensorFileError, load_tensors
 
 
 class ImportRefused(ValueError):
@@ -36,15 +36,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises `ImportRefused`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ImportRefused(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for files it cannot read
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise ImportRefused(_objects_inside(path, str(error))) from error
-        reason = str(error).split("\n")[0][:200] or type(error).__name__
-        raise ImportRefused(f"{path}: not a file of tensors, or truncated: {reason}") from error
+        content = load_tensors(path)
+    except TensorFileError as error:
+        told = _objects_inside(path, error.pickled) if error.pickled else f"{path}: {error}"
+        raise ImportRefused(told) from error
     meta = content.get("meta") if isinstance(content, Mapping) else None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -61,9 +57,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, dict(meta) if isinstance(meta, Mapping) else {}
 
 
-def _objects_inside(path: Path, reason: str) -> str:
+def _objects_inside(path: Path, what: str) -> str:
     """Why, and a command that keeps the tensors, for a user who trusts the file."""
-    what = next((word.strip("`,.") for word in reason.split("GLOBAL ", 1)[1].split() if "." in word), "objects")
     out = path.with_name(f"{path.stem}-tensors.pth")
     code = (
         "import sys, torch; f = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
