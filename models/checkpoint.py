@@ -11,9 +11,9 @@ import torch
 from models.config import model_config, own_parts_of
 from models.deploy import Deploy
 from models.detector import Detector
-from models.importers.weights import first_mismatches
 from models.own import OwnPartMissing, require_environment
 from models.quant import quantise
+from models.tensor_files import TensorFileError, first_mismatches, load_tensors
 from models.typed import ConfigError
 
 FORMAT = 1
@@ -47,15 +47,10 @@ def save_checkpoint(
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint: `format`, `card`, `model`, `resume`. Raises `CheckpointError`."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for files it cannot read
-        reason = str(error).split("\n")[0][:200]
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint (truncated, or not a file of plain tensors): {reason}"
-        ) from error
+        content = load_tensors(path)
+    except TensorFileError as error:
+        raise CheckpointError(f"{path}: cannot read this checkpoint: {error}") from error
     if not isinstance(content, dict) or not {"format", "card", "model"} <= content.keys():
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: not an isodet checkpoint (it holds: {keys}); expected one from `trainer fit`")

@@ -84,12 +84,25 @@ class AssignConfig:
     """center: level l takes objects whose farthest side is within [f/2, f] strides of level l, f this factor."""
     range_ends: Literal["inclusive", "strict"] = "inclusive"
     """center: whether the two ends of that range belong to it (the authors' code) or not (torchvision)."""
+    padding: Literal["background", "absent"] = "background"
+    """Priors beyond an image's own padded size in a batch of larger images: background like any other, or not there
+    at all, neither as candidates nor in a loss (mmdetection's anchor heads)."""
+    ignore_iof: float | None = 0.5
+    """Ignore regions (COCO's crowds): priors of which more than this share lies in one teach no background; center
+    and topk ask whether the point itself does. Null: regions are background (torchvision, mmdetection as it ships)."""
+    ignore_over: Literal["background", "objects"] = "background"
+    """What gives way to a region: background only, so that an object in a crowd keeps its priors; or objects too,
+    whose candidates those priors are not (mmdetection's `ignore_iof_thr`)."""
 
     def __post_init__(self) -> None:
         require(self.topk >= 1, "topk", "at least 1", self.topk)
         require(0 <= self.neg_iou <= self.pos_iou <= 1, "neg_iou", "0 <= neg_iou <= pos_iou <= 1", self.neg_iou)
         require(self.radius >= 0, "radius", "0 or more", self.radius)
         require(self.range_factor > 0, "range_factor", "a positive number of strides", self.range_factor)
+        fits = self.ignore_iof is None or 0 <= self.ignore_iof < 1
+        require(fits, "ignore_iof", "null, or a share from 0 up to 1", self.ignore_iof)
+        if self.ignore_over == "objects" and self.ignore_iof is None:
+            raise ConfigError("ignore_over: objects is about ignore regions; set ignore_iof, or leave it out")
         require_own(self.kind, "kind", self.arguments)
         if is_own(self.kind):
             require_defaults(self, ("kind", "arguments"), IN_ARGUMENTS)
@@ -116,6 +129,9 @@ class BoxConfig:
     beta: float = 1.0
     """smooth_l1, balanced_l1: where the curve becomes a line, in units of the code (Detectron's RetinaNet: 0.11)."""
     weight: float = 2.0
+    weighting: Literal["centerness", "none"] = "centerness"
+    """With a centerness branch, boxes count by its targets and are divided by their sum (FCOS's authors,
+    mmdetection); none: all count alike and are divided by the positives (torchvision)."""
 
     def __post_init__(self) -> None:
         require(min(self.stds) > 0, "stds", "four positive numbers", self.stds)
@@ -132,7 +148,7 @@ class BoxConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The loss of classes; the one of boxes is `box.loss`."""
+    """The loss of classes; the one of boxes is `box.loss`. `normaliser` is about all terms."""
 
     cls: Literal["focal", "qfl", "vfl", "ghm", "bce"] | Own = "focal"
     """qfl and vfl (quality focal, varifocal) teach the score of an object's class the IoU of the predicted box."""
@@ -148,6 +164,9 @@ class LossConfig:
     """bce: how far the targets at positive points move towards 1/2 (the background is not in doubt)."""
     hard_negatives: float = 0.0
     """Background points that count for each positive one, the hardest of the image; 0: all do. SSD has 3."""
+    normaliser: Literal["batch", "image"] = "batch"
+    """Sums are divided by the positives of the batch; or each image's by its own, and averaged over images, so that
+    an image with few objects counts as much as one with many (torchvision's RetinaNet)."""
 
     def __post_init__(self) -> None:
         require_own(self.cls, "cls", self.arguments)
@@ -168,6 +187,8 @@ class LossConfig:
         require(self.hard_negatives >= 0, "hard_negatives", "0 or a positive ratio", self.hard_negatives)
         if self.hard_negatives > 0 and self.cls == "ghm":
             raise ConfigError("hard_negatives: ghm weighs by the density of all points; use another cls, or 0")
+        if self.normaliser == "image" and self.cls == "ghm":
+            raise ConfigError("normaliser: ghm is a mean over the batch already; use another cls, or normaliser: batch")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ class BackboneConfig:
     style: Literal["pytorch", "caffe"] = "pytorch"
     """Where a bottleneck strides: in its 3x3, or in its first 1x1 as the original ResNets do."""
     norm: Literal["bn", "frozen", "sync", "gn"] = "bn"
-    """frozen: BatchNorms that never learn; sync: their statistics over all processes; gn: GroupNorms instead."""
+    """frozen: BatchNorms that never learn; sync: their statistics over all processes, which torch has
+    on GPUs only (in one process it is bn, on a CPU too); gn: GroupNorms instead."""
     norm_eps: float | None = None
     """Epsilon of every norm; null: the network's own."""
     frozen_stages: int = 0

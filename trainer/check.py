@@ -177,7 +177,7 @@ def _decode(path: Path) -> tuple[str, tuple[int, int] | None, str]:
 
 def _split_lines(split: SplitReport, resize: Resize) -> list[str]:
     objects = sum(split.objects.values())
-    crowds = f", and {split.crowds} crowd boxes (not trained on)" if split.crowds else ""
+    crowds = f", and {split.crowds} crowd boxes (ignore regions, no objects)" if split.crowds else ""
     lines = [
         f"{split.name}: {len(split.dataset)} images, {split.empty_images} of them without objects; "
         f"{objects} objects{crowds}",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from models.config import ModelConfig
+from models.criterion import REGION
 from runtime.coco import CocoDataset, ImageRecord
 from runtime.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide, read_image
 from trainer.augment import augment, resized_placement, visible_boxes
@@ -28,7 +29,7 @@ class Sample(NamedTuple):
     boxes_xyxy: NDArray[np.float32]
     """[G,4] in input pixels."""
     labels: NDArray[np.int64]
-    """[G]"""
+    """[G]; `models.criterion.REGION` where a box is an ignore region."""
     image_id: int
 
 
@@ -38,8 +39,10 @@ class Batch(NamedTuple):
     boxes_xyxy: torch.Tensor
     """float32 [B,G,4] in input pixels; G is the most objects in one image, 0 where there are none."""
     labels: torch.Tensor
-    """int64 [B,G]; -1 where a row is padding."""
+    """int64 [B,G]; -1 where a row is padding, `models.criterion.REGION` where it is an ignore region."""
     image_ids: Sequence[int]
+    sizes_hw: torch.Tensor
+    """int64 [B,2] pixels: the input that each picture alone would be, padding of its own included."""
 
 
 def resize_rule(model: ModelConfig) -> Resize:
@@ -57,7 +60,7 @@ def resize_rule(model: ModelConfig) -> Resize:
 class TrainSet(Dataset["Sample | None"]):
     """Training views of a `CocoDataset`: item i of epoch e is the same whoever loads it, and whenever.
 
-    Crowd boxes are no training targets; `crowds` says how many were left out. An item whose picture cannot
+    Crowd boxes are ignore regions, no objects; `crowds` says how many there are. An item whose picture cannot
     be used is None (and logged once): `unusable` lists those met so far, by all loader processes.
     """
 
@@ -92,7 +95,7 @@ class TrainSet(Dataset["Sample | None"]):
                 self._unusable[index] = True
                 log.warning("%s; image id %d is left out of training", error, record.id)
             return None
-        boxes, labels = record.boxes_xyxy[~record.crowd], record.labels[~record.crowd]
+        boxes, labels = record.boxes_xyxy, np.where(record.crowd, REGION, record.labels)
         if self.augment is None:
             placement = resized_placement((record.height, record.width), self.resize)
             boxes, keep = visible_boxes(placement.boxes(boxes), placement.size_hw, 0.0)
@@ -118,7 +121,7 @@ def collate(samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (
     """Stack samples, leaving None out and padding boxes with zeros and labels with -1.
 
     Pictures of different sizes are padded, right and below, with `fill_bgr` to the largest. Where every sample is
-    None the batch is empty: images [0,0,0,3], boxes [0,0,4].
+    None the batch is empty: images [0,0,0,3], boxes [0,0,4], sizes [0,2].
     """
     usable = [sample for sample in samples if sample is not None]
     most = max((len(sample.labels) for sample in usable), default=0)
@@ -131,7 +134,8 @@ def collate(samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (
     images = np.full((len(usable), height, width, 3), fill_bgr, np.uint8)
     for image, sample in zip(images, usable, strict=True):
         image[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
-    return Batch(torch.from_numpy(images), boxes, labels, tuple(sample.image_id for sample in usable))
+    sizes = torch.tensor([sample.image.shape[:2] for sample in usable], dtype=torch.int64).reshape(-1, 2)
+    return Batch(torch.from_numpy(images), boxes, labels, tuple(sample.image_id for sample in usable), sizes)
 
 
 def init_worker(worker: int) -> None:

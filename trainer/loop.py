@@ -170,7 +170,7 @@ def _losses(config: TrainConfig, model: Network, batch: Batch, device: torch.dev
         raw = model(images)
     boxes, labels = batch.boxes_xyxy.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
     grid = model.priors((images.shape[1], images.shape[2]))
-    return criterion(config.model, raw, grid, boxes, labels)
+    return criterion(config.model, raw, grid, boxes, labels, batch.sizes_hw.to(device, non_blocking=True))
 
 
 def _step(config: TrainConfig, state: State) -> None:
