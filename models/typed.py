@@ -70,6 +70,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, path)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
+        shaped = [option for option in args if _has_shape_of(option, value)]
+        if len(shaped) == 1:  # the only one that it can be: its own message says what is wrong
+            return _convert(shaped[0], value, path)
         for option in args:
             try:
                 return _convert(option, value, path)
@@ -99,6 +102,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     elif isinstance(value, hint):
         return value
     raise ConfigError(f"{path}: expected {_described(hint)}, got {_shown(value)}")
+
+
+def _has_shape_of(hint: Any, value: Any) -> bool:
+    """Whether a mapping meets a dataclass, or a list a tuple."""
+    if isinstance(value, Mapping):
+        return dataclasses.is_dataclass(hint)
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed and typing.get_origin(hint) is tuple
 
 
 def _number(value: Any) -> float | None:

@@ -13,11 +13,11 @@ import torch
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from models.typed import ConfigError, to_mapping
 from runtime import Card
-from runtime.card import sha256_file
-from runtime.coco import CocoDataset
+from runtime.datasets import fingerprint
 from runtime.evaluate import Evaluation
 from runtime.files import write_text
 from runtime.image import ShortSide
+from runtime.records import CocoDataset
 from trainer.config import TrainConfig, dump_config, read_config
 from trainer.data import resize_rule
 
@@ -98,7 +98,7 @@ class RunFolder:
         save_checkpoint(self.path / "last.pt", weights, card.to_json(), resume)
 
 
-def make_card(config: TrainConfig, val: CocoDataset) -> Card:
+def make_card(config: TrainConfig, train: CocoDataset, val: CocoDataset) -> Card:
     """What a checkpoint of this training says of itself, scores aside."""
     post, resize = config.model.postprocess, resize_rule(config.model)
     return Card(
@@ -112,8 +112,8 @@ def make_card(config: TrainConfig, val: CocoDataset) -> Card:
         resize=asdict(resize) if isinstance(resize, ShortSide) else {},
         versions={name: version(name) for name in ("isodet", "torch", "torchvision")},
         hashes={
-            "train_annotations": sha256_file(config.data.train.annotations),
-            "val_annotations": sha256_file(val.annotations),
+            "train_annotations": fingerprint(train),
+            "val_annotations": fingerprint(val),
         },
         model=to_mapping(config.model),
         training=to_mapping(config),
