@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="default: the newest run's best.onnx")
     sub.add_argument("--against", type=Path, metavar="CHECKPOINT", help="default: the one beside the artifact")
-    sub.add_argument("--annotations", type=Path, metavar="FILE", help="COCO JSON (default: the run's validation data)")
+    sub.add_argument("--annotations", type=Path, metavar="DATA", help="of any format (default: the run's own)")
     sub.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     sub.add_argument("--report", type=Path, metavar="DIR", help="where verify.json and verify.html go")

@@ -21,7 +21,7 @@ def repeat_factors(records: Sequence[ImageRecord], classes: int, threshold: floa
     present = np.zeros((len(records), classes), bool)
     for row, record in zip(present, records, strict=True):
         row[record.labels[~record.crowd]] = True
-    share = present.mean(axis=0)
+    share = present.sum(axis=0) / max(1, len(records))
     of_class = np.maximum(1.0, np.sqrt(threshold / np.maximum(share, 1e-12)))
     return np.asarray(np.where(present, of_class, 1.0).max(axis=1, initial=1.0), np.float64)
 

@@ -153,18 +153,19 @@ def _data_yaml(path: Path, images: Path | None, split: str) -> _Layout:
     root = path.parent / str(content.get("path") or ".")
     if not root.is_dir():
         root = path.parent  # `path` is often that of the machine that wrote it
-    pictures: list[Path] = []
+    pairs: list[tuple[Path, Path]] = []
     for entry in entries if isinstance(entries, list) else [entries]:
         place = root / str(entry)
         if not place.exists() and str(entry).startswith("../"):
             place = root / str(entry)[3:]  # as Roboflow writes it
         if place.is_dir():
-            pictures += _pictures(place)
+            labels = _swapped(place, "images", "labels") or place
+            pairs += [(p, (labels / p.relative_to(place)).with_suffix(".txt")) for p in pictures_in(place)]
         elif place.is_file():
-            pictures += _listed(place, root)
+            pairs += [(picture, _label_file(picture)) for picture in _listed(place, root)]
         else:
             raise DatasetError(f"{path}: {split}: no such folder or list of pictures: {place}")
-    return _Layout(tuple((picture, _label_file(picture)) for picture in pictures), root, known, (path,))
+    return _Layout(tuple(pairs), root, known, (path,))
 
 
 def _names_of(names: Any, path: Path) -> list[str]:
@@ -182,7 +183,7 @@ def _label_folder(folder: Path, images: Path | None, classes: Sequence[str] | No
     if images is None:
         beside = _swapped(labels, "labels", "images")
         images = beside if beside is not None and beside.is_dir() else labels
-    pictures = _pictures(images)
+    pictures = pictures_in(images)
     pairs = tuple((p, (labels / p.relative_to(images)).with_suffix(".txt")) for p in pictures)
     if pairs and not any(label_file.is_file() for _, label_file in pairs):
         raise DatasetError(
@@ -207,7 +208,8 @@ def _class_names(place: Path, classes: Sequence[str] | None) -> tuple[Sequence[s
     )
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
+    """All pictures below a folder, in the order of their paths."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
