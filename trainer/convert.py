@@ -47,7 +47,7 @@ def convert(
     `out` is a file for coco and list, which are JSON, and a folder for voc and yolo. `classes` selects and orders.
     pictures: leave them where they are, copy them, or write symbolic links, in JPEGImages/ (voc), images/ (yolo) or
     the folder named as the file. Boxes keep float32 precision in coco, list and yolo (10 digits); voc has whole
-    pixels from 1, both ends included: xmin = round(x1) + 1, xmax = round(x2), at least one pixel.
+    pixels from 1, both ends included: xmin = round(x1) + 1, xmax = round(x2), or the one pixel that the middle is in.
 
     Nothing is written unless all of it can be. Raises `DatasetError` for a source that cannot be read or named in the
     new format, and for an `out` that exists.

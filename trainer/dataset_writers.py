@@ -14,7 +14,7 @@ import yaml
 from runtime.datasets.yolo import pictures_in
 from runtime.header import image_size, upright
 from runtime.image import ImageError
-from runtime.records import EVERY_CLASS, CocoDataset, ImageRecord
+from runtime.records import EVERY_CLASS, CocoDataset
 
 
 def write_coco(dataset: CocoDataset, names: Sequence[str], path: Path) -> list[str]:
@@ -77,7 +77,7 @@ def write_voc(dataset: CocoDataset, names: Sequence[str], folder: Path, split: s
                 ET.SubElement(element, "name").text = class_name
                 ET.SubElement(element, "difficult").text = str(int(crowd))
                 bounds = ET.SubElement(element, "bndbox")
-                for key, value in zip(("xmin", "ymin", "xmax", "ymax"), voc_box(box, record), strict=True):
+                for key, value in zip(("xmin", "ymin", "xmax", "ymax"), voc_box(box), strict=True):
                     ET.SubElement(bounds, key).text = str(value)
         file = (folder / "Annotations" / name).with_suffix(".xml")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +95,18 @@ def write_voc(dataset: CocoDataset, names: Sequence[str], folder: Path, split: s
     return notes + _areas_lost(dataset)
 
 
-def voc_box(box: np.ndarray, record: ImageRecord) -> tuple[int, int, int, int]:
-    """Edges xyxy as the devkit's pixel indices from 1, both ends included, at least one pixel of the picture."""
-    x1, y1, x2, y2 = (int(np.rint(v)) for v in box)
-    xmin, ymin = min(x1 + 1, record.width), min(y1 + 1, record.height)
-    return xmin, ymin, max(xmin, x2), max(ymin, y2)
+def voc_box(box: np.ndarray) -> tuple[int, int, int, int]:
+    """Edges xyxy [4] as the devkit's pixel indices from 1, both ends included.
+
+    Edges go to the nearest whole pixel; a side from which that leaves nothing is the one pixel that its middle is in.
+    """
+    ends = []
+    for low, high in ((float(box[0]), float(box[2])), (float(box[1]), float(box[3]))):
+        first, last = int(np.rint(low)) + 1, int(np.rint(high))
+        middle = int((low + high) / 2) + 1
+        ends.append((first, last) if first <= last else (middle, middle))
+    (xmin, xmax), (ymin, ymax) = ends
+    return xmin, ymin, xmax, ymax
 
 
 def write_yolo(dataset: CocoDataset, names: Sequence[str], folder: Path, split: str, with_pictures: bool) -> list[str]:
