@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from models.checkpoint import read_checkpoint
 from models.typed import ConfigError
-from runtime.image import write_image
+from runtime.image import read_image, write_image
 from runtime.records import ABSENT_CLASS, CocoDataset, DatasetError
+from trainer import cache
 from trainer.check import check_data
 from trainer.config import TrainConfig, dump_config, read_config
 from trainer.convert import convert
 from trainer.data import Sample, TrainSet, resize_rule
 from trainer.datasets import train_data, val_data
+from trainer.loop import fit
 from trainer.new import new_config
+from trainer.recipes.shapes import make_shapes
 
 
 def coco(folder: Path, name: str, classes: list[str], ids: tuple[int, ...] = (1, 2, 3)) -> None:
@@ -142,3 +147,28 @@ def test_pictures_that_are_reduced_take_their_boxes_along(folder: Path) -> None:
     (folder / "one" / "1.png").unlink()
     write_image(folder / "one" / "1.png", np.zeros((10, 96, 3), np.uint8))
     assert TrainSet(data, rule, None, pictures=Pictures(reduce_to=48))[0] is None
+
+
+def test_a_fit_uses_sampling_and_a_cache_changes_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shapes(tmp_path / "data", train_images=8, val_images=2, size_hw=(64, 64))
+    split = "data.train=[{annotations: train.json, images: train}, {annotations: train.json, images: train, repeat: 2}]"
+    given = [
+        split.replace("train.json", str(tmp_path / "data" / "train.json")).replace(
+            "images: train", f"images: {tmp_path / 'data' / 'train'}"
+        ),
+        "data.sampling=class_balanced", "data.repeat_threshold=1", "schedule.epochs=1", "batch_size=4",
+        "model.input_size_hw=[64,64]", "model.backbone.width=0.125", "model.neck.channels=16", "amp=off",
+    ]  # fmt: skip
+    decoded: list[Path] = []
+    monkeypatch.setattr(cache, "read_image", lambda path: (decoded.append(path), read_image(path))[1])
+    weights, counts = [], []
+    for kind in ("none", "ram"):
+        c = read_config(tmp_path / "data" / "shapes.yaml", [*given, f"data.cache={kind}"])
+        run = fit(c, tmp_path / kind, quiet=True).run
+        content = read_checkpoint(run / "last.pt")
+        weights.append(content["model"])
+        counts.append(len(decoded))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    # Every image is in three copies in an epoch, at the least; from the cache each picture is decoded once.
+    assert counts[0] >= 24 and counts[1] - counts[0] == 8
+    assert set(content["card"]["hashes"]) == {"train_annotations", "val_annotations"}
