@@ -147,7 +147,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     for note in done.notes:
         print(f"note: {note}")
     print("wrote " + ", ".join(str(path) for path in done.written))
-    print(f"to use it: --annotations {done.annotations} --images {done.images}")
+    images = f" --images {done.images}" if arguments.pictures == "leave" else ""  # else where the format has them
+    print(f"to use it: --annotations {done.annotations}{images}")
     return 0
 
 
