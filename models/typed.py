@@ -101,6 +101,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if Own in args and isinstance(value, str):  # one of ours, or a part named by its module
             ours = next(option for option in args if option is not Own)
             return check_own_name(value, path) if ":" in value else _convert(ours, value, path)
+        shaped = [option for option in args if _has_shape_of(option, value)]
+        if len(shaped) == 1:  # the only one that it can be: its own message says what is wrong
+            return _convert(shaped[0], value, path)
         for option in args:
             try:
                 return _convert(option, value, path)
@@ -144,6 +147,14 @@ def check_own_name(value: str, path: str) -> Own:
     if not (name.isidentifier() and all(word.isidentifier() for word in module.split("."))):
         raise ConfigError(f"{path}: your own part is named package.module:Name, got {value!r}")
     return Own(value)
+
+
+def _has_shape_of(hint: Any, value: Any) -> bool:
+    """Whether a mapping meets a dataclass, or a list a tuple."""
+    if isinstance(value, Mapping):
+        return dataclasses.is_dataclass(hint)
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed and typing.get_origin(hint) is tuple
 
 
 def _number(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,11 @@ from torch.utils.data import Dataset
 
 from models.config import ModelConfig
 from models.criterion import REGION
-from runtime.coco import CocoDataset, ImageRecord
-from runtime.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide, read_image
+from runtime.header import upright
+from runtime.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide
+from runtime.records import CocoDataset, ImageRecord
 from trainer.augment import augment, resized_placement, visible_boxes
+from trainer.cache import Pictures, reduced_hw
 from trainer.config import AugmentConfig
 
 log = logging.getLogger(__name__)
@@ -64,8 +67,16 @@ class TrainSet(Dataset["Sample | None"]):
     be used is None (and logged once): `unusable` lists those met so far, by all loader processes.
     """
 
-    def __init__(self, dataset: CocoDataset, resize: Resize, augment: AugmentConfig | None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        resize: Resize,
+        augment: AugmentConfig | None,
+        seed: int = 0,
+        pictures: Pictures | None = None,
+    ) -> None:
         self.records = dataset.records
+        self.pictures = pictures or Pictures()
         self.resize = resize
         self.augment = augment
         self.seed = seed
@@ -89,7 +100,7 @@ class TrainSet(Dataset["Sample | None"]):
     def __getitem__(self, index: int) -> Sample | None:
         record = self.records[index]
         try:
-            image = _read(record)
+            image, record = _read(record, self.pictures)
         except ImageError as error:
             if not self._unusable[index]:
                 self._unusable[index] = True
@@ -105,16 +116,21 @@ class TrainSet(Dataset["Sample | None"]):
         return Sample(*augment(image, boxes, labels, self.resize, self.augment, rng), record.id)
 
 
-def _read(record: ImageRecord) -> Image:
-    image = read_image(record.path)
-    if image.shape[:2] != (record.height, record.width):
-        # Boxes of another frame than the pixels' would teach nonsense; a rotated picture is the usual case.
-        h, w = image.shape[:2]
-        raise ImageError(
-            record.path,
-            f"the picture is {w}x{h} but its annotation says {record.width}x{record.height} (width x height)",
-        )
-    return image
+def _read(record: ImageRecord, pictures: Pictures) -> tuple[Image, ImageRecord]:
+    """The picture, and the record in the picture's own pixels: turned with it, and reduced with it."""
+    image = pictures.read(record.path)
+    h, w = image.shape[:2]
+    if (h, w) == reduced_hw((record.height, record.width), pictures.reduce_to):
+        whole = record
+    elif (w, h) == reduced_hw((record.height, record.width), pictures.reduce_to):
+        whole = upright(record, (record.width, record.height))
+    else:
+        whole = upright(record, (h, w))  # whose error names both sizes
+    if (h, w) == (whole.height, whole.width):
+        return image, whole
+    scale = np.array([w / whole.width, h / whole.height] * 2)
+    boxes = (whole.boxes_xyxy * scale).astype(np.float32)
+    return image, replace(whole, height=h, width=w, boxes_xyxy=boxes)
 
 
 def collate(samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL)) -> Batch:
