@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
     arguments = _parse(argv)
     resumable = arguments.command == "fit"
-    interrupted = "interrupted" + ("; `trainer fit --resume` goes on from the last finished epoch" if resumable else "")
+    interrupted = "interrupted" + ("; `trainer fit --resume` goes on from the last checkpoint" if resumable else "")
     return exit_status(arguments, "trainer", "train", interrupted)
 
 
@@ -44,11 +44,13 @@ def _fit(arguments: argparse.Namespace) -> int:
         arguments.parser.error("name a CONFIG, or give --resume")
     if arguments.resume is not None and arguments.config is not None:
         arguments.parser.error("--resume goes on with the run's own configuration: no CONFIG and no key=value")
+    if arguments.changed_data and arguments.resume is None:
+        arguments.parser.error("--changed-data is for --resume")
     resume = None
     if arguments.resume is not None:
-        resume = find_resumable(arguments.resume or None, arguments.runs)
+        resume = find_resumable(arguments.resume or None, arguments.runs, arguments.changed_data)
         config = resume.config
-        print(f"resuming {resume.run} after epoch {resume.state['epoch']} of {config.schedule.epochs}")
+        print(f"resuming {resume.run}: {resume.where}")
     else:
         config = read_config(arguments.config, arguments.overrides)
     result = fit(config, arguments.runs, resume, arguments.quiet)
@@ -185,6 +187,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--resume", nargs="?", const="", metavar="RUN",
         help="go on with an interrupted run: its folder or last.pt; alone, the newest unfinished one",
+    )  # fmt: skip
+    sub.add_argument(
+        "--changed-data", action="store_true",
+        help="with --resume: go on although an annotation file changed; the interrupted epoch starts again",
     )  # fmt: skip
     sub.add_argument("--runs", type=Path, default=Path("runs"), help=runs_help)
 

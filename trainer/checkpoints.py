@@ -1,0 +1,78 @@
+"""When a run writes `last.pt` and `best.pt`, and what stands in them."""
+
+from __future__ import annotations
+
+import time
+
+from runtime import Card
+from runtime.evaluate import Evaluation
+from trainer.config import TrainConfig
+from trainer.failures import Interrupted
+from trainer.interrupt import StopRequest
+from trainer.records import Records
+from trainer.runs import RunFolder
+from trainer.state import State
+
+
+class Checkpoints:
+    """Saves at the end of epochs, within them when one is due, and when a signal asks to stop."""
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, card: Card, state: State, records: Records, stop: StopRequest,
+        resumed: bool,
+    ) -> None:  # fmt: skip
+        self.config, self.folder, self.card = config, folder, card
+        self.state, self.records, self.stop = state, records, stop
+        self._there = resumed
+        self._saved()
+
+    def _saved(self) -> None:
+        self._when, self._steps, self._at = time.monotonic(), 0, (self.state.epoch, self.state.batch)
+
+    def said(self) -> str:
+        """A sentence on what last.pt holds, for messages."""
+        if not self._there:
+            return "no checkpoint was written before."
+        epoch, batch = self._at
+        where = f"epoch {epoch + 1} after batch {batch}" if batch else f"the end of epoch {epoch}"
+        return f"the last good checkpoint, {self.folder.path / 'last.pt'}, holds {where}."
+
+    def after_step(self) -> None:
+        """Save when minutes or steps say so; when asked to stop, save and raise `Interrupted`."""
+        self._steps += 1
+        minutes, steps = self.config.checkpoint_minutes, self.config.checkpoint_steps
+        old = minutes > 0 and time.monotonic() - self._when >= 60 * minutes
+        if self.stop.signal:
+            self.stop_here()
+        elif old or 0 < steps <= self._steps:
+            self._save(None, False, False)
+
+    def validating(self, done: int, total: int) -> None:
+        """The progress of a validation, which is not worth waiting for when asked to stop."""
+        self.records.validating(done, total)
+        if self.stop.signal:
+            self.stop_here()
+
+    def end_epoch(self, evaluation: Evaluation | None, improved: bool, finished: bool) -> None:
+        """Save the end of an epoch; then stop, if asked to and there is more to come."""
+        self._save(evaluation, improved, finished)
+        if self.stop.signal and not finished:
+            self.stop_here(save=False)
+
+    def stop_here(self, save: bool = True) -> None:
+        if save:
+            self._save(None, False, False)
+        run = self.folder.path
+        raise Interrupted(
+            f"stopped by {self.stop.signal} in epoch {self.state.epoch + 1}, after batch {self.state.batch}; all of it "
+            f"is saved. Go on with: trainer fit --resume {run}"
+        )
+
+    def _save(self, evaluation: Evaluation | None, improved: bool, finished: bool) -> None:
+        state, progress = self.state, {"epoch": self.state.epoch}
+        if state.batch:
+            progress["batch"] = state.batch
+        saved = state.state_dict() | {"finished": finished, "records": self.records.state_dict()}
+        self.folder.save(state.deployed.state_dict(), self.card, evaluation, progress, saved, improved)
+        self._there = True
+        self._saved()

@@ -1,0 +1,78 @@
+"""The training batches of an epoch, from any batch of it on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
+
+from trainer.config import TrainConfig
+from trainer.data import Batch, TrainSet, collate, init_worker
+from trainer.precision import worker_count
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Batches of the indices that `sampler` draws, without the first `start` ones.
+
+    Only whole batches, so that every step weighs the same, or one smaller batch if there is no whole one. The
+    length is that of the whole epoch, wherever it starts.
+    """
+
+    def __init__(self, sampler: Sampler[int], batch_size: int) -> None:
+        length = len(sampler)  # type: ignore[arg-type]
+        self._batches = BatchSampler(sampler, batch_size, drop_last=length >= batch_size)
+        self.start = 0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(iter(self._batches), self.start, None)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What `fit` iterates over: choose a place with `begin`, then iterate over `loader`."""
+
+    dataset: TrainSet
+    loader: DataLoader[Any]
+    order: BatchOrder
+    generator: torch.Generator
+    seed: int
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.order)
+
+    def begin(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start` on: the same whoever asks, and whenever."""
+        self.dataset.set_epoch(epoch)
+        self.generator.manual_seed(self.seed * 100_003 + epoch)
+        self.order.start = start
+        return iter(self.loader)
+
+
+def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.device) -> Batches:
+    generator = torch.Generator()
+    order = BatchOrder(RandomSampler(dataset, generator=generator), config.batch_size)
+    workers = worker_count(config.data.workers, device)
+    loader = DataLoader(
+        dataset, batch_sampler=order, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),
+        worker_init_fn=_init_worker, num_workers=workers, persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda",
+        # Its own, or every look at the loader would advance the random numbers that the network draws from.
+        generator=torch.Generator(),
+    )  # fmt: skip
+    return Batches(dataset, loader, order, generator, config.seed)
+
+
+def _init_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the main one still needs batches to finish its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    init_worker(worker)

@@ -1,0 +1,92 @@
+"""Everything that changes while training, and so everything that `last.pt` carries."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from models.detector import Detector as Network
+from trainer.config import TrainConfig
+from trainer.optim import build_average, build_optimizer, lr_factor
+
+_PARTS = ("model", "average", "optimizer", "schedule", "scaler")
+_NUMBERS = ("epoch", "batch", "best_map", "skipped")
+
+
+@dataclass
+class State:
+    model: Network
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    scaler: torch.amp.GradScaler
+    epoch: int = 0
+    """Finished epochs."""
+    batch: int = 0
+    """Batches of the epoch under way that are done; those of an accumulated step are done together."""
+    best_map: float = -1.0
+    skipped: int = 0
+    """Batches left out because their loss or gradient was not finite (`optim.on_nan: skip`)."""
+
+    @property
+    def deployed(self) -> Network:
+        """The weights that are validated, saved and exported: the average where there is one."""
+        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and text only. Random numbers are those of this process: what a loader process draws
+        depends on seed, epoch and picture alone."""
+        parts = {name: getattr(self, name) for name in _PARTS}
+        saved: dict[str, Any] = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        saved |= {name: getattr(self, name) for name in _NUMBERS}
+        return saved | {"rng": torch.get_rng_state(), "other_rng": _other_rng()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave, also of versions that saved at the end of epochs only."""
+        for name in _PARTS:
+            if name in saved:
+                getattr(self, name).load_state_dict(saved[name])
+        for name in _NUMBERS:
+            setattr(self, name, saved.get(name, getattr(self, name)))
+        torch.set_rng_state(saved["rng"])
+        if "other_rng" in saved:
+            _set_other_rng(saved["other_rng"])
+
+
+def new_state(config: TrainConfig, device: torch.device, amp: torch.dtype | None, total_steps: int) -> State:
+    """The start of a training of `total_steps` optimiser steps."""
+    model = Network(config.model).to(device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, config.optim)
+    schedule = LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config.schedule))
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+    return State(model, build_average(model, config.optim.ema), optimizer, schedule, scaler)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _other_rng() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    numpy = [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), gauss]
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": numpy, "cuda": cuda}
+
+
+def _set_other_rng(saved: dict[str, Any]) -> None:
+    random.setstate(saved["python"])
+    kind, keys, position, has_gauss, gauss = saved["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["cuda"])
