@@ -1,4 +1,4 @@
-"""The command `trainer`: fit, eval, show, check-data, new, import. Each is thin over one documented function."""
+"""The command `trainer`: fit, eval, show, check-data, new, lr-find, import. Each is thin over one function."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _EXAMPLES = """examples:
   trainer new my.yaml --train train.json --train-images train/ --val val.json --val-images val/
   trainer check-data my.yaml                       counts, box sizes, broken entries, a sheet of samples
   trainer show my.yaml optim.lr=0.002              the whole configuration as it would run
+  trainer lr-find my.yaml                          a learning rate to start from, with a plot
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
   trainer fit --resume                             go on with the newest interrupted run
   trainer eval                                     COCO mAP of the newest run's best.pt
@@ -131,6 +132,19 @@ def _new(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _lr_find(arguments: argparse.Namespace) -> int:
+    from trainer.config import read_config
+    from trainer.lr_find import find_lr, plot_range_test
+
+    config = read_config(arguments.config, arguments.overrides)
+    with tqdm(unit="step", disable=arguments.quiet) as bar:
+        result = find_lr(config, arguments.low, arguments.high, arguments.steps, progress=moves(bar))
+    ended = f"diverged at {result.diverged:.2g}" if result.diverged else f"did not diverge up to {arguments.high:g}"
+    print(f"loss falls fastest at {result.steepest:.2g}, {ended}\nwrote {plot_range_test(result, arguments.out)}\n"
+          f"next: trainer fit {arguments.config} optim.lr={result.suggestion:.2g}")  # fmt: skip
+    return 0
+
+
 def _import(arguments: argparse.Namespace) -> int:
     from trainer.importing import import_detector, read_class_names
 
@@ -224,6 +238,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--val-images", type=Path, metavar="DIR", help="folder of their pictures")
     sub.add_argument("--detector", default="atss", choices=("atss", "retinanet", "fcos"), help="default: atss")
     sub.add_argument("--size", type=int, metavar="PX", help="longest input side (default: chosen from the data)")
+
+    sub = command(
+        "lr-find", _lr_find, "look for a learning rate",
+        "Train some steps at rising rates (Smith, 2015) and plot the loss. Suggests the rate at which it falls\n"
+        "fastest, or a tenth of the one at which it diverged where that is lower. Leaves a picture and no run.",
+    )  # fmt: skip
+    config(sub)
+    sub.add_argument("--low", type=float, default=1e-6, metavar="LR", help="first rate (default: 1e-6)")
+    sub.add_argument("--high", type=float, default=1.0, metavar="LR", help="last rate (default: 1)")
+    sub.add_argument("--steps", type=int, default=100, metavar="N", help="optimiser steps (default: 100)")
+    sub.add_argument("--out", type=Path, default=Path("lr-find.png"), help="picture (default: lr-find.png)")
 
     sub = command(
         "import", _import, "take over a checkpoint of torchvision or mmdetection",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from runtime import Card
 from runtime.evaluate import Evaluation
 from trainer.config import TrainConfig
@@ -53,19 +55,30 @@ class Checkpoints:
         if self.stop.signal:
             self.stop_here()
 
+    def averaging(self, done: int) -> None:
+        """The same while BatchNorms are estimated anew."""
+        self.validating(done, done)
+
     def end_epoch(self, evaluation: Evaluation | None, improved: bool, finished: bool) -> None:
         """Save the end of an epoch; then stop, if asked to and there is more to come."""
         self._save(evaluation, improved, finished)
         if self.stop.signal and not finished:
             self.stop_here(save=False)
 
+    def end_run(self, averaged: dict[str, torch.Tensor], evaluation: Evaluation, improved: bool) -> None:
+        """Save the averaged weights of the last epochs as swa.pt, and as best.pt if they are the best."""
+        self.folder.save_weights(averaged, self.card, evaluation, self.state.epoch, improved)
+        self._save(None, False, True)
+
     def stop_here(self, save: bool = True) -> None:
         if save:
             self._save(None, False, False)
-        run = self.folder.path
+        where = f"in epoch {self.state.epoch + 1}, after batch {self.state.batch}"
+        if self.state.epoch == self.config.schedule.epochs:
+            where = "after the last epoch, while the averaged weights were judged"
         raise Interrupted(
-            f"stopped by {self.stop.signal} in epoch {self.state.epoch + 1}, after batch {self.state.batch}; all of it "
-            f"is saved. Go on with: trainer fit --resume {run}"
+            f"stopped by {self.stop.signal} {where}; all of it is saved. "
+            f"Go on with: trainer fit --resume {self.folder.path}"
         )
 
     def _save(self, evaluation: Evaluation | None, improved: bool, finished: bool) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
-from trainer.optim_config import OptimConfig, ScheduleConfig
+from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,18 @@ class TrainConfig:
     name: str = "run"
     """Outputs go to `runs/<name>/`."""
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int | Literal["auto"] = 16
+    """Images per step of each process; auto: the largest power of two, up to 64, that the memory holds."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """auto: bfloat16 where the device computes it natively, else float16 on a GPU, else off."""
     channels_last: bool = True
+    compile: bool = False
+    """torch.compile on the network in training: minutes at the start, faster steps after that."""
+    deterministic: bool = False
+    """Only kernels that repeat their results bit for bit; slower on a GPU."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     val_interval: int = 1
@@ -87,7 +92,7 @@ class TrainConfig:
     """Write last.pt after so many optimiser steps, too; 0 = do not count steps."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
+        require(self.batch_size == "auto" or self.batch_size >= 1, "batch_size", "auto, or 1 or more", self.batch_size)
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
         require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
         require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 or more", self.checkpoint_steps)
@@ -95,6 +100,18 @@ class TrainConfig:
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|') and self.name not in (".", ".."),
             "name", "a folder name without / \\ : * ? \" < > |", self.name,
         )  # fmt: skip
+        if self.schedule.swa_epochs and self.optim.ema:
+            raise ConfigError("schedule.swa_epochs: optim.ema averages the weights already; set one of them to 0")
+        if self.optim.stage_decay != 1 and self.model.backbone.name.startswith("timm:"):
+            raise ConfigError("optim.stage_decay: the stages of a timm network are not known; set it to 1 and use "
+                              "optim.backbone_lr")  # fmt: skip
+
+    @property
+    def images_per_batch(self) -> int:
+        """`batch_size` where it is a number; `fit` has replaced auto before anybody asks."""
+        if self.batch_size == "auto":
+            raise ConfigError("batch_size: auto is decided when training starts; give a number here")
+        return self.batch_size
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
@@ -142,9 +159,11 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
-    """A `TrainConfig` from a plain mapping, with the model's preset filled in."""
+    """A `TrainConfig` from a plain mapping, with the presets of model and schedule filled in."""
     if isinstance(mapping.get("model"), Mapping):
         mapping = {**mapping, "model": model_config(mapping["model"])}
+    if isinstance(mapping.get("schedule"), Mapping):
+        mapping = {**mapping, "schedule": schedule_mapping(mapping["schedule"])}
     return build(TrainConfig, mapping)
 
 

@@ -60,7 +60,7 @@ class Batches:
 
 def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.device) -> Batches:
     generator = torch.Generator()
-    order = BatchOrder(RandomSampler(dataset, generator=generator), config.batch_size)
+    order = BatchOrder(RandomSampler(dataset, generator=generator), config.images_per_batch)
     workers = worker_count(config.data.workers, device)
     loader = DataLoader(
         dataset, batch_sampler=order, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,15 +13,17 @@ from runtime import Card, Detector, read_coco
 from runtime.backends.torch import TorchBackend
 from runtime.coco import CocoDataset
 from runtime.evaluate import Evaluation, evaluate
+from trainer.averaging import estimate_norms
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import TrainSet, resize_rule
 from trainer.failures import Interrupted, TrainingError, dead_workers
 from trainer.interrupt import StopRequest
 from trainer.loader import training_batches
-from trainer.optim import steps_per_epoch
+from trainer.memory import automatic_batch
+from trainer.optim import learning_rate, refresh_rates, steps_per_epoch
 from trainer.pictures import validation_sheet
-from trainer.precision import pick_amp, pick_device
+from trainer.precision import deterministic, pick_amp, pick_device
 from trainer.records import Records
 from trainer.report import write_report
 from trainer.runs import Resume, RunFolder, make_card
@@ -49,11 +51,19 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     finish the step, save and raise `Interrupted`, a KeyboardInterrupt. Raises `ConfigError`, `CocoError`,
     `CheckpointError` or `TrainingError`, each saying what to do.
     """
-    seed_everything(config.seed)
+    with deterministic(config.deterministic):
+        return _fit(config, runs, resume, quiet)
+
+
+def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bool) -> FitResult:
     device = pick_device(config.device)
     amp = pick_amp(config.amp, device)
     train = read_coco(config.data.train.annotations, config.data.train.images, config.model.classes)
     val = read_coco(config.data.val.annotations, config.data.val.images, config.model.classes)
+    if config.batch_size == "auto":
+        objects = max(len(record.labels) for record in train.records)
+        config = replace(config, batch_size=automatic_batch(config, device, amp, len(train), objects))
+    seed_everything(config.seed)
     card = make_card(config, val)
     changed = resume is not None and resume.changes(card)
     train_set = TrainSet(train, resize_rule(config.model), config.augment, config.seed)
@@ -76,6 +86,10 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
             records.say(line)
         if changed:
             records.say(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
+
+        def judge(model: Network) -> Evaluation:
+            return evaluate(deployable(model, card, device), val, config.images_per_batch, checkpoints.validating)
+
         last, told = None, 0
         for epoch in range(state.epoch, epochs):
             records.begin_epoch(epoch)
@@ -92,17 +106,37 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
                     f"{told} of {len(train_set)} training pictures cannot be used, as logged; one is {unusable[0]}"
                 )
 
-            evaluation, improved = None, False
+            evaluation, improved, dropped = None, False, False
             if (epoch + 1) % config.val_interval == 0 or epoch + 1 == epochs:
-                detector = deployable(state.deployed, card, device)
-                last = evaluation = evaluate(detector, val, config.batch_size, checkpoints.validating)
+                last = evaluation = judge(state.deployed)
                 improved = not evaluation.map < state.best_map  # nan (nothing to find) never loses
+                dropped = state.plateau.update(not evaluation.map <= state.best_map, config.schedule)
                 state.best_map = evaluation.map if improved else state.best_map
                 records.say(f"epoch {epoch + 1}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
                 validation_sheet(val, evaluation, folder.path / "plots" / "validation.jpg")
             state.epoch, state.batch = epoch + 1, 0
+            if state.swa is not None and state.epoch > epochs - config.schedule.swa_epochs:
+                state.swa.update_parameters(state.model)
             records.end_epoch(state.epoch * steps, float(state.schedule.get_last_lr()[0]), evaluation)
-            checkpoints.end_epoch(evaluation, improved, finished=state.epoch == epochs)
+            if dropped:
+                refresh_rates(state.schedule)
+                records.say(f"no better mAP for {config.schedule.patience} validations: the learning rate drops")
+            stopped = evaluation is not None and state.plateau.stops(config.schedule)
+            over = stopped or state.epoch == epochs
+            checkpoints.end_epoch(evaluation, improved, finished=over and state.swa is None)
+            if stopped and state.epoch < epochs:
+                records.say(f"no better mAP for {config.schedule.early_stop} validations: the run ends early")
+                break
+        if state.swa is not None:
+            averaged = state.swa.module
+            with dead_workers(checkpoints.said):
+                estimate_norms(averaged, batches.begin(epochs), device, amp, checkpoints.averaging)
+            evaluation = judge(averaged)  # type: ignore[arg-type]
+            improved = evaluation.map > state.best_map
+            state.best_map = max(state.best_map, evaluation.map)
+            records.say(f"averaged weights: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
+            checkpoints.end_run(averaged.state_dict(), evaluation, improved)
+            last = last or evaluation
         write_report(folder.path, config, records.rows, last.per_class if last else None)
     assert last is not None, "the last epoch is always validated, and a finished run is not resumed"
     return FitResult(folder.path, folder.path / "best.pt", state.best_map, last)
@@ -129,6 +163,9 @@ def _introduction(
         f"train {len(train.records)} images, val {len(val.records)}; batch {config.batch_size} x "
         f"{config.optim.accumulate}; {device.type}, {str(amp or torch.float32).removeprefix('torch.')}; into {run}",
     ]
+    if config.optim.base_batch is not None:
+        rate = learning_rate(config.optim, config.images_per_batch)
+        lines.append(f"learning rate {rate:g}: {config.optim.lr:g} is meant for batches of {config.optim.base_batch}")
     for name, dataset in (("train", train), ("val", val)):
         if summary := dataset.problems.summary():
             lines.append(f"{name}: {summary}")

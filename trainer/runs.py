@@ -38,6 +38,8 @@ class Resume:
     def where(self) -> str:
         """How far it is, as in 'epoch 3 of 12, after batch 40'."""
         epoch, batch = self.state["epoch"], self.state.get("batch", 0)
+        if epoch == self.config.schedule.epochs:
+            return "all epochs, but not the averaged weights"
         return f"epoch {epoch + 1} of {self.config.schedule.epochs}" + (f", after batch {batch}" if batch else "")
 
     def changes(self, card: Card) -> bool:
@@ -122,15 +124,28 @@ class RunFolder:
 
         `progress` says, in the card, how far the training was. Raises `CheckpointError`.
         """
-        metrics = dict(progress)
-        if evaluation is not None:
-            measured = f"trainer fit, PyTorch {torch.__version__}, float32, {evaluation.images} validation images"
-            metrics |= {**evaluation.to_json(), "measured_by": measured}
-            card = replace(card, threshold=evaluation.threshold)
-        card = replace(card, metrics=metrics, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        card = _judged(card, progress, evaluation)
         if improved:
             save_checkpoint(self.path / "best.pt", weights, card.to_json())
         save_checkpoint(self.path / "last.pt", weights, card.to_json(), resume)
+
+    def save_weights(
+        self, weights: dict[str, torch.Tensor], card: Card, evaluation: Evaluation, epoch: int, improved: bool
+    ) -> None:
+        """Write swa.pt, and the same as best.pt when it is better than all epochs. Raises `CheckpointError`."""
+        card = _judged(card, {"epoch": epoch, "averaged": True}, evaluation)
+        for name in ("swa.pt", "best.pt") if improved else ("swa.pt",):
+            save_checkpoint(self.path / name, weights, card.to_json())
+
+
+def _judged(card: Card, progress: dict[str, Any], evaluation: Evaluation | None) -> Card:
+    """`card` with how far the training was, and what it scored."""
+    metrics = dict(progress)
+    if evaluation is not None:
+        measured = f"trainer fit, PyTorch {torch.__version__}, float32, {evaluation.images} validation images"
+        metrics |= {**evaluation.to_json(), "measured_by": measured}
+        card = replace(card, threshold=evaluation.threshold)
+    return replace(card, metrics=metrics, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 
 def make_card(config: TrainConfig, val: CocoDataset) -> Card:

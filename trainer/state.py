@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,23 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from models.detector import Detector as Network
+from models.detector import Raw
+from trainer.averaging import build_average, build_swa
 from trainer.config import TrainConfig
-from trainer.optim import build_average, build_optimizer, lr_factor
+from trainer.failures import TrainingError
+from trainer.optim import Plateau, build_optimizer, build_schedule, learning_rate
 
-_PARTS = ("model", "average", "optimizer", "schedule", "scaler")
+_PARTS = ("model", "average", "swa", "optimizer", "schedule", "scaler")
 _NUMBERS = ("epoch", "batch", "best_map", "skipped")
 
 
 @dataclass
 class State:
     model: Network
+    forward: Callable[[torch.Tensor], Raw]
+    """The model, or a compiled form of it with the same weights; not saved."""
     average: AveragedModel | None
+    swa: AveragedModel | None
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
     scaler: torch.amp.GradScaler
@@ -31,6 +38,7 @@ class State:
     batch: int = 0
     """Batches of the epoch under way that are done; those of an accumulated step are done together."""
     best_map: float = -1.0
+    plateau: Plateau = field(default_factory=Plateau)
     skipped: int = 0
     """Batches left out because their loss or gradient was not finite (`optim.on_nan: skip`)."""
 
@@ -45,6 +53,7 @@ class State:
         parts = {name: getattr(self, name) for name in _PARTS}
         saved: dict[str, Any] = {name: part.state_dict() for name, part in parts.items() if part is not None}
         saved |= {name: getattr(self, name) for name in _NUMBERS}
+        saved["plateau"] = asdict(self.plateau)
         return saved | {"rng": torch.get_rng_state(), "other_rng": _other_rng()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -54,6 +63,8 @@ class State:
                 getattr(self, name).load_state_dict(saved[name])
         for name in _NUMBERS:
             setattr(self, name, saved.get(name, getattr(self, name)))
+        for name, value in saved.get("plateau", {}).items():
+            setattr(self.plateau, name, value)
         torch.set_rng_state(saved["rng"])
         if "other_rng" in saved:
             _set_other_rng(saved["other_rng"])
@@ -64,10 +75,34 @@ def new_state(config: TrainConfig, device: torch.device, amp: torch.dtype | None
     model = Network(config.model).to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, config.optim)
-    schedule = LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config.schedule))
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    return State(model, build_average(model, config.optim.ema), optimizer, schedule, scaler)
+    optimizer = build_optimizer(model, config.optim, learning_rate(config.optim, config.images_per_batch))
+    plateau = Plateau()
+    return State(
+        model,
+        compiled(model) if config.compile else model,
+        build_average(model, config.optim.ema),
+        build_swa(model, config.schedule.swa_epochs),
+        optimizer,
+        build_schedule(optimizer, total_steps, config.schedule, plateau),
+        torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
+        plateau=plateau,
+    )
+
+
+def compiled(model: Network) -> Callable[[torch.Tensor], Raw]:
+    """`model` through torch.compile; raises `TrainingError`, at its first images, where no compiler works."""
+    network = torch.compile(model)
+
+    def forward(images: torch.Tensor) -> Raw:
+        try:
+            return network(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:300]
+            raise TrainingError(
+                f"compile: torch.compile cannot work here; set compile=false. It said: {reason}"
+            ) from error
+
+    return forward
 
 
 def seed_everything(seed: int) -> None:

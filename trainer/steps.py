@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from models.criterion import Losses, criterion
-from models.detector import Detector as Network
 from trainer.config import OptimConfig, TrainConfig
 from trainer.data import Batch
 from trainer.failures import TrainingError, not_finite
@@ -50,7 +49,7 @@ def train_epoch(
     for index, batch in enumerate(batches, start=state.batch):
         if len(batch.images):  # a batch of which no image could be read is empty
             buffers = _copies(state.model) if config.optim.on_nan == "skip" else []
-            terms = losses(config, state.model, batch, device, amp)
+            terms = losses(config, state, batch, device, amp)
             values = as_floats(terms)
             if all(math.isfinite(v) for v in values):
                 state.scaler.scale(terms.total / group_size(index, count, accumulate)).backward()
@@ -71,13 +70,13 @@ def train_epoch(
         raise TrainingError("not one training picture could be used; the log says why, `trainer check-data` lists them")
 
 
-def losses(config: TrainConfig, model: Network, batch: Batch, device: torch.device, amp: torch.dtype | None) -> Losses:
+def losses(config: TrainConfig, state: State, batch: Batch, device: torch.device, amp: torch.dtype | None) -> Losses:
     """Network under autocast; assignment and losses in float32."""
     images = batch.images.to(device, non_blocking=True)
     with torch.autocast(device.type, amp, enabled=amp is not None):
-        raw = model(images)
+        raw = state.forward(images)
     boxes, labels = batch.boxes_xyxy.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-    grid = model.priors((images.shape[1], images.shape[2]))
+    grid = state.model.priors((images.shape[1], images.shape[2]))
     return criterion(config.model, raw, grid, boxes, labels)
 
 

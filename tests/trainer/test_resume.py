@@ -28,7 +28,7 @@ from trainer.config import TrainConfig, read_config
 from trainer.loop import Interrupted, TrainingError, fit
 from trainer.recipes.shapes import make_shapes
 from trainer.runs import find_resumable
-from trainer.state import new_state, seed_everything
+from trainer.state import State, new_state, seed_everything
 
 # 7 batches and 4 steps an epoch, the last of one batch; averaged weights come with the recipe.
 TINY = ["schedule.epochs=2", "batch_size=2", "optim.accumulate=2", "model.input_size_hw=[64,64]", "amp=off",
@@ -179,7 +179,7 @@ def test_a_signal_finishes_the_step_saves_and_names_the_command(
     assert ended(child(work, tmp_path / "err")) == 1
     run = tmp_path / "runs" / "shapes"
     said = (tmp_path / "err").read_text()
-    assert f"stopped by SIGTERM in epoch 2, after batch 2" in said and "Traceback" not in said
+    assert "stopped by SIGTERM in epoch 2, after batch 2" in said and "Traceback" not in said
     assert f"trainer fit --resume {run}\n" in said
     assert main(["fit", "--resume", str(run), "--quiet"]) == 0
     assert f"resuming {run}: epoch 2 of 2, after batch 2" in capsys.readouterr().out
@@ -327,13 +327,13 @@ def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
 
     real, calls = trainer.steps.losses, []
 
-    def poisoned(settings: TrainConfig, model: torch.nn.Module, *others: object) -> object:
+    def poisoned(settings: TrainConfig, state: State, *others: object) -> object:
         calls.append(1)
         if len(calls) in (2, 5):
-            for module in model.modules():  # what activations without bound leave behind
+            for module in state.model.modules():  # what activations without bound leave behind
                 if isinstance(module, torch.nn.BatchNorm2d):
                     module.running_mean.fill_(float("nan"))  # type: ignore[union-attr]
-        terms = real(settings, model, *others)  # type: ignore[arg-type]
+        terms = real(settings, state, *others)  # type: ignore[arg-type]
         return terms._replace(cls=terms.cls * float("nan")) if len(calls) in (2, 5) else terms
 
     monkeypatch.setattr(trainer.steps, "losses", poisoned)
