@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -46,12 +47,26 @@ class Losses(NamedTuple):
         return self.cls + self.box + self.quality
 
 
-def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tensor, gt_labels: Tensor) -> Losses:
+def _alone(value: Tensor) -> Tensor:
+    return value
+
+
+def criterion(
+    config: ModelConfig,
+    raw: Raw,
+    priors: Priors,
+    gt_boxes_xyxy: Tensor,
+    gt_labels: Tensor,
+    total: Callable[[Tensor], Tensor] = _alone,
+) -> Losses:
     """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G], -1 = padding.
 
     Divisors are mmdetection's. Classification and quality: the sum over images of max(positives, 1), or for
     `center` max(positives of the batch, 1); GHM's weights are a mean already. Box: the sum of its weights, which
     are the centerness targets where there is a centerness branch, otherwise the positives.
+
+    Where a batch is spread over processes, `total` sums a tensor over them: divisors are then those of the whole
+    batch, and the losses this process's part of its loss, which is their sum.
     """
     with torch.no_grad():
         matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0)  # [B, N]
@@ -59,9 +74,9 @@ def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tens
         target = matched[image, prior]
         target_boxes = gt_boxes_xyxy[image, target]  # [P, 4]
         if config.assign.kind == "center":
-            positives = raw.logits.new_tensor(max(len(image), 1))
+            positives = total(raw.logits.new_tensor(len(image))).clamp(min=1)
         else:
-            positives = (matched >= 0).sum(dim=1).clamp(min=1).sum()
+            positives = total((matched >= 0).sum(dim=1).clamp(min=1).sum())
 
     codes = raw.boxes[image, prior]  # [P, 4]
     mine = Priors(priors.boxes_xyxy[prior], priors.strides[prior], (len(prior),))
@@ -71,13 +86,13 @@ def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tens
     classes = torch.zeros_like(raw.logits)  # [B, N, C] in 0..1
     score_is_quality = config.loss.cls in ("qfl", "vfl")
     classes[image, prior, gt_labels[image, target]] = overlaps if score_is_quality else torch.ones_like(overlaps)
-    cls = _classification(config.loss, raw.logits, classes, matched, positives)
+    cls = _classification(config.loss, raw.logits, classes, matched, positives, total)
 
     weight, divisor = codes.new_ones(len(image)), positives
     quality = raw.logits.new_zeros(())
     if config.quality == "centerness":
         weight = centerness(mine.points, target_boxes)
-        divisor = weight.sum().clamp(min=1e-6 if config.assign.kind == "center" else 1.0)
+        divisor = total(weight.sum()).clamp(min=1e-6 if config.assign.kind == "center" else 1.0)
         quality = _bce(raw, image, prior, weight) / positives
     elif config.quality == "iou":
         quality = _bce(raw, image, prior, overlaps) / positives
@@ -87,11 +102,14 @@ def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tens
     return Losses(cls, box, quality)
 
 
-def _classification(config: LossConfig, logits: Tensor, targets: Tensor, matched: Tensor, positives: Tensor) -> Tensor:
+def _classification(
+    config: LossConfig, logits: Tensor, targets: Tensor, matched: Tensor, positives: Tensor,
+    total: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
     """The scalar loss of logits [B, N, C] against targets [B, N, C]; `matched` [B, N] says what is ignored."""
     counted = (matched != IGNORED)[..., None]  # [B, N, 1]
     if config.cls == "ghm":
-        return (ghm_weights(logits, targets, counted, config.bins) * bce_loss(logits, targets)).sum()
+        return (ghm_weights(logits, targets, counted, config.bins, total) * bce_loss(logits, targets)).sum()
     if config.cls == "bce":
         each = bce_loss(logits, targets, (matched >= 0)[..., None] * config.smoothing)
     elif config.cls == "qfl":

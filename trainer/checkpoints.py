@@ -9,6 +9,7 @@ import torch
 from runtime import Card
 from runtime.evaluate import Evaluation
 from trainer.config import TrainConfig
+from trainer.distributed import Group
 from trainer.failures import Interrupted
 from trainer.interrupt import StopRequest
 from trainer.records import Records
@@ -21,11 +22,12 @@ class Checkpoints:
 
     def __init__(
         self, config: TrainConfig, folder: RunFolder, card: Card, state: State, records: Records, stop: StopRequest,
-        resumed: bool,
+        resumed: bool, group: Group,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.card = config, folder, card
         self.state, self.records, self.stop = state, records, stop
-        self._there = resumed
+        self._there, self.group = resumed, group
+        self.device = next(state.model.parameters()).device
         self._saved()
 
     def _saved(self) -> None:
@@ -44,7 +46,8 @@ class Checkpoints:
         self._steps += 1
         minutes, steps = self.config.checkpoint_minutes, self.config.checkpoint_steps
         old = minutes > 0 and time.monotonic() - self._when >= 60 * minutes
-        if self.stop.signal:
+        stopped, old = self._agreed(bool(self.stop.signal), old)
+        if stopped:
             self.stop_here()
         elif old or 0 < steps <= self._steps:
             self._save(None, False, False)
@@ -52,8 +55,15 @@ class Checkpoints:
     def validating(self, done: int, total: int) -> None:
         """The progress of a validation, which is not worth waiting for when asked to stop."""
         self.records.validating(done, total)
-        if self.stop.signal:
+        if self.stop.signal and self.group.size == 1:  # several are not at the same picture, and wait for its end
             self.stop_here()
+
+    def _agreed(self, stopped: bool, old: bool) -> tuple[bool, bool]:
+        """What any process was asked, and what the main one's clock says."""
+        if self.group.size == 1:
+            return stopped, old
+        answers = self.group.total(torch.tensor([int(stopped), int(old and self.group.main)], device=self.device))
+        return bool(answers[0]), bool(answers[1])
 
     def averaging(self, done: int) -> None:
         """The same while BatchNorms are estimated anew."""
@@ -62,12 +72,13 @@ class Checkpoints:
     def end_epoch(self, evaluation: Evaluation | None, improved: bool, finished: bool) -> None:
         """Save the end of an epoch; then stop, if asked to and there is more to come."""
         self._save(evaluation, improved, finished)
-        if self.stop.signal and not finished:
+        if self._agreed(bool(self.stop.signal), False)[0] and not finished:
             self.stop_here(save=False)
 
     def end_run(self, averaged: dict[str, torch.Tensor], evaluation: Evaluation, improved: bool) -> None:
         """Save the averaged weights of the last epochs as swa.pt, and as best.pt if they are the best."""
-        self.folder.save_weights(averaged, self.card, evaluation, self.state.epoch, improved)
+        if self.group.main:
+            self.folder.save_weights(averaged, self.card, evaluation, self.state.epoch, improved)
         self._save(None, False, True)
 
     def stop_here(self, save: bool = True) -> None:
@@ -77,7 +88,7 @@ class Checkpoints:
         if self.state.epoch == self.config.schedule.epochs:
             where = "after the last epoch, while the averaged weights were judged"
         raise Interrupted(
-            f"stopped by {self.stop.signal} {where}; all of it is saved. "
+            f"stopped by {self.stop.signal or 'a signal'} {where}; all of it is saved. "
             f"Go on with: trainer fit --resume {self.folder.path}"
         )
 
@@ -86,6 +97,9 @@ class Checkpoints:
         if state.batch:
             progress["batch"] = state.batch
         saved = state.state_dict() | {"finished": finished, "records": self.records.state_dict()}
-        self.folder.save(state.deployed.state_dict(), self.card, evaluation, progress, saved, improved)
+        if self.group.size > 1:
+            saved["process_rng"] = self.group.gather(saved["rng"])
+        if self.group.main:
+            self.folder.save(state.deployed.state_dict(), self.card, evaluation, progress, saved, improved)
         self._there = True
         self._saved()

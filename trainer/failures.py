@@ -15,8 +15,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def dead_workers(saved: Callable[[], str]) -> Iterator[None]:
-    """Within it, a loader process that dies is a `TrainingError` with advice. `saved` says what last.pt holds.
+def dead_processes(saved: Callable[[], str]) -> Iterator[None]:
+    """Within it, a loader process or a fellow that dies is a `TrainingError` with advice. `saved`: what last.pt holds.
 
     torch may raise from its SIGCHLD handler, wherever the main process happens to be, so the whole epoch stands
     in this block and not only the line that waits for a batch.
@@ -24,6 +24,11 @@ def dead_workers(saved: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
+            raise TrainingError(
+                f"another process of this training died; its own message says why. {saved()} Start all of them again "
+                "with --resume"
+            ) from error
         if "DataLoader worker" not in str(error):
             raise
         reason = str(error).split("\n")[0]

@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
 from trainer.config import TrainConfig
 from trainer.data import Batch, TrainSet, collate, init_worker
+from trainer.distributed import Group
 from trainer.precision import worker_count
 
 
@@ -21,19 +22,22 @@ class BatchOrder(Sampler[list[int]]):
     """Batches of the indices that `sampler` draws, without the first `start` ones.
 
     Only whole batches, so that every step weighs the same, or one smaller batch if there is no whole one. The
-    length is that of the whole epoch, wherever it starts.
+    length is that of the whole epoch, wherever it starts. The processes of `group` share batches that are as many
+    times larger; of one that is smaller a process may have nothing.
     """
 
-    def __init__(self, sampler: Sampler[int], batch_size: int) -> None:
-        length = len(sampler)  # type: ignore[arg-type]
-        self._batches = BatchSampler(sampler, batch_size, drop_last=length >= batch_size)
+    def __init__(self, sampler: Sampler[int], batch_size: int, group: Group) -> None:
+        length, whole = len(sampler), batch_size * group.size  # type: ignore[arg-type]
+        self._batches = BatchSampler(sampler, whole, drop_last=length >= whole)
+        self._group = group
         self.start = 0
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return islice(iter(self._batches), self.start, None)
+        for batch in islice(iter(self._batches), self.start, None):
+            yield batch[self._group.rank :: self._group.size]
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ class Batches:
         return iter(self.loader)
 
 
-def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.device) -> Batches:
+def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.device, group: Group) -> Batches:
     generator = torch.Generator()
-    order = BatchOrder(RandomSampler(dataset, generator=generator), config.images_per_batch)
+    order = BatchOrder(RandomSampler(dataset, generator=generator), config.images_per_batch, group)
     workers = worker_count(config.data.workers, device)
     loader = DataLoader(
         dataset, batch_sampler=order, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),

@@ -17,7 +17,8 @@ from trainer.averaging import estimate_norms
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import TrainSet, resize_rule
-from trainer.failures import Interrupted, TrainingError, dead_workers
+from trainer.distributed import Group, check_parallel, local_device, process_group
+from trainer.failures import Interrupted, TrainingError, dead_processes
 from trainer.interrupt import StopRequest
 from trainer.loader import training_batches
 from trainer.memory import automatic_batch
@@ -51,53 +52,63 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     finish the step, save and raise `Interrupted`, a KeyboardInterrupt. Raises `ConfigError`, `CocoError`,
     `CheckpointError` or `TrainingError`, each saying what to do.
     """
-    with deterministic(config.deterministic):
-        return _fit(config, runs, resume, quiet)
+    with deterministic(config.deterministic), process_group(config.device) as group:
+        return _fit(config, runs, resume, quiet, group)
 
 
-def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bool) -> FitResult:
+def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bool, group: Group) -> FitResult:
     device = pick_device(config.device)
+    if group.size > 1 and device.type == "cuda":
+        device = local_device()
+    check_parallel(config, group, device)
     amp = pick_amp(config.amp, device)
     train = read_coco(config.data.train.annotations, config.data.train.images, config.model.classes)
     val = read_coco(config.data.val.annotations, config.data.val.images, config.model.classes)
     if config.batch_size == "auto":
         objects = max(len(record.labels) for record in train.records)
-        config = replace(config, batch_size=automatic_batch(config, device, amp, len(train), objects))
+        fitting = automatic_batch(config, device, amp, max(len(train) // group.size, 1), objects)
+        config = replace(config, batch_size=min(group.gather(fitting)))
     seed_everything(config.seed)
     card = make_card(config, val)
     changed = resume is not None and resume.changes(card)
     train_set = TrainSet(train, resize_rule(config.model), config.augment, config.seed)
-    batches = training_batches(config, train_set, device)
+    batches = training_batches(config, train_set, device, group)
     accumulate, epochs = config.optim.accumulate, config.schedule.epochs
     steps = steps_per_epoch(len(batches), accumulate)
-    state = new_state(config, device, amp, steps * epochs)
+    state = new_state(config, device, amp, steps * epochs, group)
     if resume is not None:
-        state.load_state_dict(resume.state)
+        state.load_state_dict(resume.state, group.rank)
         state.batch = 0 if changed else state.batch
-    folder = RunFolder.new(Path(runs), config) if resume is None else RunFolder.reopened(resume.run)
+    folder = None if resume is None else RunFolder(resume.run)
+    if group.main:
+        folder = RunFolder.new(Path(runs), config) if resume is None else RunFolder.reopened(resume.run)
+    folder = group.gather(folder)[0]
+    assert folder is not None, "the main process has made it"
 
     start_step = steps_per_epoch(state.batch, accumulate)
     with (
-        Records(folder.path, epochs, steps, state.epoch, quiet, start_step) as records,
+        Records(folder.path, epochs, steps, state.epoch, quiet or not group.main, start_step, group.main) as records,
         StopRequest() as stop,
     ):
-        checkpoints = Checkpoints(config, folder, card, state, records, stop, resume is not None)
-        for line in _introduction(config, state.model, train, val, device, amp, folder.path):
+        checkpoints = Checkpoints(config, folder, card, state, records, stop, resume is not None, group)
+        for line in _introduction(config, state.model, train, val, device, amp, folder.path, group):
             records.say(line)
         if changed:
             records.say(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
 
         def judge(model: Network) -> Evaluation:
-            return evaluate(deployable(model, card, device), val, config.images_per_batch, checkpoints.validating)
+            group.share_buffers(model)
+            detector, part = deployable(model, card, device), (group.rank, group.size)
+            return evaluate(detector, val, config.images_per_batch, checkpoints.validating, part, group.gather)
 
         last, told = None, 0
         for epoch in range(state.epoch, epochs):
             records.begin_epoch(epoch)
             if resume is not None and state.batch:
                 records.load_state_dict(resume.state["records"])
-            with dead_workers(checkpoints.said):
+            with dead_processes(checkpoints.said):
                 train_epoch(
-                    config, state, batches.begin(epoch, state.batch), len(batches), device, amp, records,
+                    config, state, batches.begin(epoch, state.batch), len(batches), device, amp, group, records,
                     checkpoints.after_step, checkpoints.said,
                 )  # fmt: skip
             if unusable := train_set.unusable[told:]:
@@ -113,7 +124,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
                 dropped = state.plateau.update(not evaluation.map <= state.best_map, config.schedule)
                 state.best_map = evaluation.map if improved else state.best_map
                 records.say(f"epoch {epoch + 1}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
-                validation_sheet(val, evaluation, folder.path / "plots" / "validation.jpg")
+                if group.main:
+                    validation_sheet(val, evaluation, folder.path / "plots" / "validation.jpg")
             state.epoch, state.batch = epoch + 1, 0
             if state.swa is not None and state.epoch > epochs - config.schedule.swa_epochs:
                 state.swa.update_parameters(state.model)
@@ -129,7 +141,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
                 break
         if state.swa is not None:
             averaged = state.swa.module
-            with dead_workers(checkpoints.said):
+            with dead_processes(checkpoints.said):
                 estimate_norms(averaged, batches.begin(epochs), device, amp, checkpoints.averaging)
             evaluation = judge(averaged)  # type: ignore[arg-type]
             improved = evaluation.map > state.best_map
@@ -137,7 +149,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
             records.say(f"averaged weights: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
             checkpoints.end_run(averaged.state_dict(), evaluation, improved)
             last = last or evaluation
-        write_report(folder.path, config, records.rows, last.per_class if last else None)
+        if group.main:
+            write_report(folder.path, config, records.rows, last.per_class if last else None)
     assert last is not None, "the last epoch is always validated, and a finished run is not resumed"
     return FitResult(folder.path, folder.path / "best.pt", state.best_map, last)
 
@@ -153,7 +166,7 @@ def deployable(model: Network, card: Card, device: torch.device) -> Detector:
 
 def _introduction(
     config: TrainConfig, model: Network, train: CocoDataset, val: CocoDataset, device: torch.device,
-    amp: torch.dtype | None, run: Path,
+    amp: torch.dtype | None, run: Path, group: Group,
 ) -> list[str]:  # fmt: skip
     m, parameters = config.model, sum(p.numel() for p in model.parameters())
     height, width = m.input_size_hw
@@ -161,10 +174,11 @@ def _introduction(
         f"{m.detector} (assign {m.assign.kind}, box {m.box.code}, quality {m.quality}) on {m.backbone.name} "
         f"x{m.backbone.width:g}: {parameters / 1e6:.1f} M parameters, {len(m.classes)} classes, {height}x{width} px",
         f"train {len(train.records)} images, val {len(val.records)}; batch {config.batch_size} x "
+        f"{f'{group.size} processes x ' if group.size > 1 else ''}"
         f"{config.optim.accumulate}; {device.type}, {str(amp or torch.float32).removeprefix('torch.')}; into {run}",
     ]
     if config.optim.base_batch is not None:
-        rate = learning_rate(config.optim, config.images_per_batch)
+        rate = learning_rate(config.optim, config.images_per_batch, group.size)
         lines.append(f"learning rate {rate:g}: {config.optim.lr:g} is meant for batches of {config.optim.base_batch}")
     for name, dataset in (("train", train), ("val", val)):
         if summary := dataset.problems.summary():

@@ -14,6 +14,7 @@ from runtime import read_coco
 from runtime.files import replacing
 from trainer.config import TrainConfig
 from trainer.data import Batch, TrainSet, resize_rule
+from trainer.distributed import Group
 from trainer.failures import TrainingError
 from trainer.loader import Batches, training_batches
 from trainer.optim import learning_rate
@@ -89,8 +90,10 @@ def find_lr(
     seed_everything(config.seed)
     config = replace(config, compile=False)
     data = read_coco(config.data.train.annotations, config.data.train.images, config.model.classes)
-    batches = training_batches(config, TrainSet(data, resize_rule(config.model), config.augment, config.seed), device)
-    state = new_state(config, device, amp, steps)
+    batches = training_batches(
+        config, TrainSet(data, resize_rule(config.model), config.augment, config.seed), device, Group()
+    )
+    state = new_state(config, device, amp, steps, Group())
     state.model.train()
     scale = learning_rate(config.optim, config.images_per_batch) / config.optim.lr
     groups = [(group, group["lr"] / (config.optim.lr * scale)) for group in state.optimizer.param_groups]
@@ -102,7 +105,7 @@ def find_lr(
             group["lr"] = rate * scale * factor
         total = 0.0
         for _ in range(config.optim.accumulate):
-            terms = losses(config, state, next(endless), device, amp)
+            terms = losses(config, state, next(endless), device, amp, Group())
             state.scaler.scale(terms.total / config.optim.accumulate).backward()
             total += sum(as_floats(terms)) / config.optim.accumulate
         _step(state, config.optim.clip_norm)

@@ -35,14 +35,20 @@ class Records:
     """Collects the losses of an epoch, shows them while it runs and writes a row when it ends."""
 
     def __init__(
-        self, run: Path, epochs: int, steps: int, start_epoch: int = 0, quiet: bool = False, start_step: int = 0
-    ) -> None:
-        """Of a run of `epochs` of `steps`, resumed after `start_epoch` epochs and `start_step` steps of the next."""
+        self, run: Path, epochs: int, steps: int, start_epoch: int = 0, quiet: bool = False, start_step: int = 0,
+        writes: bool = True,
+    ) -> None:  # fmt: skip
+        """Of a run of `epochs` of `steps`, resumed after `start_epoch` epochs and `start_step` steps of the next.
+
+        Of several processes one `writes`; the others are to be `quiet`.
+        """
+        self.writes = writes
         self.run = run
         self.epochs = epochs
         done = start_epoch * steps
         # From this step on, older events do not count. An epoch's are at its last step, which stays.
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1 if done + start_step else None)
+        purge = done + 1 if done + start_step else None
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=purge) if writes else None
         self.bar = tqdm(
             total=epochs * steps, initial=done + start_step, unit="step", disable=quiet, file=sys.stderr,
             dynamic_ncols=True, smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 15.0,
@@ -104,12 +110,13 @@ class Records:
         if evaluation is not None:
             row |= {key: getattr(evaluation, key) for key in SCORES}
         row["seconds"] = time.monotonic() - self.epoch_started
-        for key, value in row.items():
-            if key not in ("epoch", "step"):
-                self.board.add_scalar(f"{'val' if key in SCORES else 'train'}/{key}", value, step)
-        self.board.flush()
         self.rows.append(row)
-        self._write()
+        if self.board is not None:
+            for key, value in row.items():
+                if key not in ("epoch", "step"):
+                    self.board.add_scalar(f"{'val' if key in SCORES else 'train'}/{key}", value, step)
+            self.board.flush()
+            self._write()
         return row
 
     def _write(self) -> None:
@@ -125,7 +132,8 @@ class Records:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def as_floats(losses: Losses) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -16,6 +17,7 @@ from models.detector import Detector as Network
 from models.detector import Raw
 from trainer.averaging import build_average, build_swa
 from trainer.config import TrainConfig
+from trainer.distributed import Group
 from trainer.failures import TrainingError
 from trainer.optim import Plateau, build_optimizer, build_schedule, learning_rate
 
@@ -27,7 +29,7 @@ _NUMBERS = ("epoch", "batch", "best_map", "skipped")
 class State:
     model: Network
     forward: Callable[[torch.Tensor], Raw]
-    """The model, or a compiled form of it with the same weights; not saved."""
+    """The model, or its compiled or distributed form with the same weights; not saved."""
     average: AveragedModel | None
     swa: AveragedModel | None
     optimizer: torch.optim.Optimizer
@@ -56,8 +58,11 @@ class State:
         saved["plateau"] = asdict(self.plateau)
         return saved | {"rng": torch.get_rng_state(), "other_rng": _other_rng()}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, also of versions that saved at the end of epochs only."""
+    def load_state_dict(self, saved: dict[str, Any], rank: int = 0) -> None:
+        """Take over what `state_dict` gave, also of versions that saved at the end of epochs only.
+
+        `rank`: of this process, where several have random numbers of their own.
+        """
         for name in _PARTS:
             if name in saved:
                 getattr(self, name).load_state_dict(saved[name])
@@ -65,21 +70,25 @@ class State:
             setattr(self, name, saved.get(name, getattr(self, name)))
         for name, value in saved.get("plateau", {}).items():
             setattr(self.plateau, name, value)
-        torch.set_rng_state(saved["rng"])
+        each = saved.get("process_rng", [])
+        torch.set_rng_state(each[rank] if rank < len(each) else saved["rng"])
         if "other_rng" in saved:
             _set_other_rng(saved["other_rng"])
 
 
-def new_state(config: TrainConfig, device: torch.device, amp: torch.dtype | None, total_steps: int) -> State:
+def new_state(
+    config: TrainConfig, device: torch.device, amp: torch.dtype | None, total_steps: int, group: Group
+) -> State:
     """The start of a training of `total_steps` optimiser steps."""
     model = Network(config.model).to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, config.optim, learning_rate(config.optim, config.images_per_batch))
+    optimizer = build_optimizer(model, config.optim, learning_rate(config.optim, config.images_per_batch, group.size))
     plateau = Plateau()
+    forward = group.parallel(model, device)
     return State(
         model,
-        compiled(model) if config.compile else model,
+        compiled(forward) if config.compile else forward,
         build_average(model, config.optim.ema),
         build_swa(model, config.schedule.swa_epochs),
         optimizer,
@@ -89,7 +98,7 @@ def new_state(config: TrainConfig, device: torch.device, amp: torch.dtype | None
     )
 
 
-def compiled(model: Network) -> Callable[[torch.Tensor], Raw]:
+def compiled(model: nn.Module) -> Callable[[torch.Tensor], Raw]:
     """`model` through torch.compile; raises `TrainingError`, at its first images, where no compiler works."""
     network = torch.compile(model)
 

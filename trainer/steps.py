@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from models.criterion import Losses, criterion
 from trainer.config import OptimConfig, TrainConfig
 from trainer.data import Batch
+from trainer.distributed import Group
 from trainer.failures import TrainingError, not_finite
 from trainer.optim import group_size
-from trainer.records import Records, as_floats
+from trainer.records import Records
 from trainer.state import State
 
 
 @dataclass
-class _Group:
+class _Step:
     """The batches of an accumulated optimiser step."""
 
     image_ids: list[int] = field(default_factory=list)
@@ -34,6 +35,7 @@ def train_epoch(
     count: int,
     device: torch.device,
     amp: torch.dtype | None,
+    group: Group,
     records: Records,
     after_step: Callable[[], None],
     saved: Callable[[], str],
@@ -45,24 +47,27 @@ def train_epoch(
     """
     state.model.train()
     accumulate = config.optim.accumulate
-    group = _Group()
+    step = _Step()
     for index, batch in enumerate(batches, start=state.batch):
-        if len(batch.images):  # a batch of which no image could be read is empty
+        images = int(group.total(torch.tensor(len(batch.images), device=device)))
+        if images:  # a batch of which no image could be read is empty
             buffers = _copies(state.model) if config.optim.on_nan == "skip" else []
-            terms = losses(config, state, batch, device, amp)
-            values = as_floats(terms)
+            terms = losses(config, state, batch, device, amp, group)
+            values = group.total(torch.stack(list(terms)).detach()).tolist()
             if all(math.isfinite(v) for v in values):
-                state.scaler.scale(terms.total / group_size(index, count, accumulate)).backward()
-                group.image_ids += batch.image_ids
-                group.values = values
-                records.batch(values, len(batch.images))
+                # Distributed gradients are means over the processes; theirs are parts of a sum.
+                total = terms.total * group.size / group_size(index, count, accumulate)
+                state.scaler.scale(total).backward()
+                step.image_ids += batch.image_ids
+                step.values = values
+                records.batch(values, images)
             else:
                 _not_finite(config.optim, state, records, "loss", values, list(batch.image_ids), saved)
                 _restore(state.model, buffers)
         if (index + 1) % accumulate == 0 or index + 1 == count:
-            if group.image_ids and not optimizer_step(config.optim, state):
-                _not_finite(config.optim, state, records, "gradient", group.values, group.image_ids, saved)
-            group = _Group()
+            if step.values and not optimizer_step(config.optim, state):
+                _not_finite(config.optim, state, records, "gradient", step.values, step.image_ids, saved)
+            step = _Step()
             state.batch = index + 1
             records.step()
             after_step()
@@ -70,14 +75,24 @@ def train_epoch(
         raise TrainingError("not one training picture could be used; the log says why, `trainer check-data` lists them")
 
 
-def losses(config: TrainConfig, state: State, batch: Batch, device: torch.device, amp: torch.dtype | None) -> Losses:
-    """Network under autocast; assignment and losses in float32."""
-    images = batch.images.to(device, non_blocking=True)
+def losses(
+    config: TrainConfig, state: State, batch: Batch, device: torch.device, amp: torch.dtype | None, group: Group
+) -> Losses:
+    """Network under autocast; assignment and losses in float32.
+
+    Of a batch that processes share, this one's part of the losses: a process without pictures takes part with a blank
+    one that teaches nothing, because the others wait for it.
+    """
+    pictures = batch.images if len(batch.images) else torch.zeros(1, *config.model.input_size_hw, 3, dtype=torch.uint8)
+    images = pictures.to(device, non_blocking=True)
     with torch.autocast(device.type, amp, enabled=amp is not None):
         raw = state.forward(images)
     boxes, labels = batch.boxes_xyxy.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
     grid = state.model.priors((images.shape[1], images.shape[2]))
-    return criterion(config.model, raw, grid, boxes, labels)
+    if len(batch.images):
+        return criterion(config.model, raw, grid, boxes, labels, group.total)
+    blank = criterion(config.model, raw, grid, boxes.new_zeros(1, 0, 4), labels.new_zeros(1, 0), group.total)
+    return Losses(*(0 * term for term in blank))
 
 
 def optimizer_step(config: OptimConfig, state: State) -> bool:

@@ -25,6 +25,7 @@ from models.typed import ConfigError
 from runtime.card import sha256_file
 from trainer.__main__ import main
 from trainer.config import TrainConfig, read_config
+from trainer.distributed import Group
 from trainer.loop import Interrupted, TrainingError, fit
 from trainer.recipes.shapes import make_shapes
 from trainer.runs import find_resumable
@@ -413,7 +414,7 @@ def test_random_numbers_of_all_three_generators_go_on(data: Path) -> None:
     settings = config(data)
     cpu = torch.device("cpu")
     seed_everything(3)
-    state = new_state(settings, cpu, None, 10)
+    state = new_state(settings, cpu, None, 10, Group())
     np.random.standard_normal()  # one of a pair: the other waits in the generator
     saved = state.state_dict()
 
