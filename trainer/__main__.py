@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ _EXAMPLES = """examples:
   trainer lr-find my.yaml                          a learning rate to start from, with a plot
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
   trainer fit --resume                             go on with the newest interrupted run
+  torchrun --nproc-per-node 4 -m trainer fit my.yaml    on four GPUs
   trainer eval                                     COCO mAP of the newest run's best.pt
   trainer import fcos.pth --out fcos.pt            a checkpoint of torchvision or mmdetection as isodet's
 
@@ -48,13 +50,17 @@ def _fit(arguments: argparse.Namespace) -> int:
     if arguments.changed_data and arguments.resume is None:
         arguments.parser.error("--changed-data is for --resume")
     resume = None
+    main_process = os.environ.get("RANK", "0") == "0"  # torchrun's: one of several speaks
     if arguments.resume is not None:
         resume = find_resumable(arguments.resume or None, arguments.runs, arguments.changed_data)
         config = resume.config
-        print(f"resuming {resume.run}: {resume.where}")
+        if main_process:
+            print(f"resuming {resume.run}: {resume.where}")
     else:
         config = read_config(arguments.config, arguments.overrides)
     result = fit(config, arguments.runs, resume, arguments.quiet)
+    if not main_process:
+        return 0
     print(f"best mAP {result.best_map:.1f}; wrote {result.run}/")
     for name, what in (
         ("best.pt", "the detector; next: exporter onnx --simplify"),

@@ -38,6 +38,10 @@ class Group:
         dist.all_reduce(tensor)
         return tensor
 
+    def count(self, number: int, device: torch.device) -> int:
+        """The sum of a number over the processes."""
+        return number if self.size == 1 else int(self.total(torch.tensor(number, device=device)))
+
     def gather(self, value: T) -> list[T]:
         """What each process gave, in their order, in every process."""
         if self.size == 1:

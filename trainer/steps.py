@@ -46,18 +46,21 @@ def train_epoch(
     Raises `TrainingError` when a loss is not finite, or when no picture of the epoch could be used.
     """
     state.model.train()
-    accumulate = config.optim.accumulate
+    accumulate, skipping = config.optim.accumulate, config.optim.on_nan == "skip"
     step = _Step()
     for index, batch in enumerate(batches, start=state.batch):
-        images = int(group.total(torch.tensor(len(batch.images), device=device)))
+        images = group.count(len(batch.images), device)
         if images:  # a batch of which no image could be read is empty
-            buffers = _copies(state.model) if config.optim.on_nan == "skip" else []
+            buffers = _copies(state.model) if skipping else []
             terms = losses(config, state, batch, device, amp, group)
+            # Distributed gradients are means over the processes; theirs are parts of a sum.
+            total = state.scaler.scale(terms.total * group.size / group_size(index, count, accumulate))
+            if not skipping:
+                total.backward()  # given to the device before the next line waits for it
             values = group.total(torch.stack(list(terms)).detach()).tolist()
             if all(math.isfinite(v) for v in values):
-                # Distributed gradients are means over the processes; theirs are parts of a sum.
-                total = terms.total * group.size / group_size(index, count, accumulate)
-                state.scaler.scale(total).backward()
+                if skipping:
+                    total.backward()
                 step.image_ids += batch.image_ids
                 step.values = values
                 records.batch(values, images)
@@ -91,7 +94,10 @@ def losses(
     grid = state.model.priors((images.shape[1], images.shape[2]))
     if len(batch.images):
         return criterion(config.model, raw, grid, boxes, labels, group.total)
-    blank = criterion(config.model, raw, grid, boxes.new_zeros(1, 0, 4), labels.new_zeros(1, 0), group.total)
+    blank = criterion(
+        config.model, raw, grid, boxes.new_zeros(1, 0, 4), labels.new_zeros(1, 0),
+        lambda mine: group.total(torch.zeros_like(mine)),
+    )  # fmt: skip
     return Losses(*(0 * term for term in blank))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -93,6 +94,21 @@ def test_two_processes_learn_what_one_learns_and_one_writes(data: Path, tmp_path
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["shapes"]
     assert len(list((tmp_path / "shapes" / "tensorboard").iterdir())) == 1
     assert_same_training(tmp_path / "shapes", single)
+
+
+def test_a_process_without_a_usable_picture_takes_part(data: Path, tmp_path: Path) -> None:
+    """Batches of one picture each, one of which is broken: the other process's picture counts alone."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    sorted((copy / "train").glob("*.jpg"))[5].write_bytes(b"not a picture")
+    keys = ["schedule.epochs=1", "model.detector=fcos"]
+    single = fit(config(copy, *keys, "batch_size=2"), tmp_path / "single", quiet=True).run
+
+    def work(rank: int) -> object:
+        return fit(config(copy, *keys, "batch_size=1"), tmp_path / "two", quiet=True) and 0
+
+    assert two(work, tmp_path / "err") == [0, 0], (tmp_path / "err").read_text()
+    assert_same_training(tmp_path / "two" / "shapes", single)
 
 
 def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_path: Path, single: Path) -> None:

@@ -75,7 +75,9 @@ def ended(pid: int) -> int:
 
 
 def start_or_resume(settings: TrainConfig, runs: Path) -> object:
-    if any(runs.glob("*/last.pt")):
+    for last in runs.glob("*/last.pt"):
+        if read_checkpoint(last)["resume"]["finished"]:
+            return 0  # the blow before fell between the last save and the end of the process
         resume = find_resumable(None, runs)
         return 0 if fit(resume.config, runs, resume, quiet=True) else 1
     shutil.rmtree(runs, ignore_errors=True)
