@@ -156,15 +156,19 @@ def _import(arguments: argparse.Namespace) -> int:
 
     classes = None if arguments.classes is None else read_class_names(arguments.classes)
     size = tuple(arguments.input_size) if arguments.input_size else None
+    rule = tuple(arguments.resize) if arguments.resize else None
     imported = import_detector(
-        arguments.file, arguments.out, arguments.source, classes, size, arguments.style, arguments.norm_eps
+        arguments.file, arguments.out, arguments.source, classes, size, arguments.style, arguments.norm_eps, rule
     )
+    resize, (height, width) = imported.config.resize, imported.config.input_size_hw
     print(f"{imported.source} {imported.architecture}, {len(imported.config.classes)} classes, "
-          f"{imported.config.backbone.name}")  # fmt: skip
+          f"{imported.config.backbone.name}\n"
+          f"  pictures: short side {resize.short}, long side at most {resize.long}, as its authors have it; "
+          f"an exported graph letterboxes into {height}x{width}")  # fmt: skip
     for note in imported.notes:
         print(f"  taken as {note}")
     print(f"wrote {arguments.out}\nnext: trainer eval {arguments.out} --annotations FILE.json --images FOLDER\n"
-          f"      exporter onnx {arguments.out} --simplify")  # fmt: skip
+          f"      exporter onnx {arguments.out} --simplify --annotations FILE.json --images FOLDER")  # fmt: skip
     return 0
 
 
@@ -266,8 +270,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--from", dest="source", choices=("torchvision", "mmdet"), help="whose it is (default: its names)")
     sub.add_argument("--classes", type=Path, metavar="FILE", help="names, one a line (default: the file's, COCO's)")
     sub.add_argument(
-        "--input-size", type=int, nargs=2, metavar=("H", "W"), help="pixels, multiples of 32 (default: 800 1344)"
+        "--input-size", type=int, nargs=2, metavar=("H", "W"), help="of graphs, multiples of 32 (default: 800 1344)"
     )
+    sub.add_argument(
+        "--resize", type=int, nargs=2, metavar=("SHORT", "LONG"),
+        help="sides it was trained with (default: the file's, or 800 1333)",
+    )  # fmt: skip
     sub.add_argument(
         "--style", choices=("pytorch", "caffe"), help="mmdet: where ResNets stride (default: as published)"
     )

@@ -69,6 +69,9 @@ class TrainConfig:
     model: ModelConfig
     name: str = "run"
     """Outputs go to `runs/<name>/`."""
+    init: str | None = None
+    """A checkpoint, trained or imported, whose weights the training starts from; what `model` does not say is that
+    checkpoint's. With other classes than its own, the prediction layer of classes starts anew."""
     seed: int = 0
     batch_size: int | Literal["auto"] = 16
     """Images per step of each process; auto: the largest power of two, up to 64, that the memory holds."""
@@ -116,7 +119,7 @@ class TrainConfig:
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 _PATHS = (("data", "train", "annotations"), ("data", "train", "images"),
-          ("data", "val", "annotations"), ("data", "val", "images"))  # fmt: skip
+          ("data", "val", "annotations"), ("data", "val", "images"), ("init",))  # fmt: skip
 
 
 class _Loader(yaml.SafeLoader):
@@ -144,18 +147,37 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool = False) -> TrainConfig:
     """Read a YAML config, its `_base_` chain and `key.sub=value` overrides into a `TrainConfig`.
 
+    resolved: a run's own config.yaml, which says everything, so that the checkpoint in `init` is not looked at.
     Raises `ConfigError` naming the file and the key.
     """
     mapping = _read_mapping(Path(path), seen=())
     for text in overrides:
         mapping = merge(mapping, _override(text))
     try:
+        if isinstance(mapping.get("init"), str) and not resolved:
+            mapping["model"] = _model_of(mapping["init"], mapping.get("model", {}))
         return train_config(mapping)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _model_of(checkpoint: str, over: Any) -> Any:
+    """The model section of `checkpoint` with what the config says of its own laid on top."""
+    from models.checkpoint import CheckpointError, read_checkpoint  # imports torch, which reading a config need not
+
+    try:
+        model = read_checkpoint(checkpoint)["card"].get("model", {})
+    except CheckpointError as error:
+        raise ConfigError(f"init: {error}") from None
+    if not isinstance(over, Mapping):
+        return over
+    if over.get("detector", model.get("detector")) != model.get("detector"):
+        raise ConfigError(f"model.detector: {checkpoint} is {model.get('detector')}, not {over['detector']}; leave it "
+                          "out: with init the model is the checkpoint's")  # fmt: skip
+    return merge(model, over)
 
 
 def train_config(mapping: Mapping[str, Any]) -> TrainConfig:

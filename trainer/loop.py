@@ -28,7 +28,7 @@ from trainer.precision import deterministic, pick_amp, pick_device
 from trainer.records import Records
 from trainer.report import write_report
 from trainer.runs import Resume, RunFolder, make_card
-from trainer.state import new_state, seed_everything
+from trainer.state import new_state, seed_everything, starting_model
 from trainer.steps import train_epoch
 
 __all__ = ["FitResult", "Interrupted", "TrainingError", "deployable", "fit"]
@@ -75,7 +75,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     batches = training_batches(config, train_set, device, group)
     accumulate, epochs = config.optim.accumulate, config.schedule.epochs
     steps = steps_per_epoch(len(batches), accumulate)
-    state = new_state(config, device, amp, steps * epochs, group)
+    model, started = starting_model(config, resume is not None)
+    state = new_state(config, model.to(device), amp, steps * epochs, group)
     if resume is not None:
         state.load_state_dict(resume.state, group.rank)
         state.batch = 0 if changed else state.batch
@@ -93,6 +94,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
         checkpoints = Checkpoints(config, folder, card, state, records, stop, resume is not None, group)
         for line in _introduction(config, state.model, train, val, device, amp, folder.path, group):
             records.say(line)
+        if started:
+            records.say(started)
         if changed:
             records.say(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
 

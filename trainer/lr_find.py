@@ -20,7 +20,7 @@ from trainer.loader import Batches, training_batches
 from trainer.optim import learning_rate
 from trainer.precision import deterministic, pick_amp, pick_device
 from trainer.records import as_floats
-from trainer.state import State, new_state, seed_everything
+from trainer.state import State, new_state, seed_everything, starting_model
 from trainer.steps import clip_gradients, losses
 
 SMOOTHING = 0.9
@@ -93,7 +93,8 @@ def find_lr(
     batches = training_batches(
         config, TrainSet(data, resize_rule(config.model), config.augment, config.seed), device, Group()
     )
-    state = new_state(config, device, amp, steps, Group())
+    model, _ = starting_model(config, resumed=False)
+    state = new_state(config, model.to(device), amp, steps, Group())
     state.model.train()
     scale = learning_rate(config.optim, config.images_per_batch) / config.optim.lr
     groups = [(group, group["lr"] / (config.optim.lr * scale)) for group in state.optimizer.param_groups]

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from models.checkpoint import start_from
 from models.detector import Detector as Network
 from models.detector import Raw
 from trainer.averaging import build_average, build_swa
@@ -76,11 +77,19 @@ class State:
             _set_other_rng(saved["other_rng"])
 
 
-def new_state(
-    config: TrainConfig, device: torch.device, amp: torch.dtype | None, total_steps: int, group: Group
-) -> State:
-    """The start of a training of `total_steps` optimiser steps."""
-    model = Network(config.model).to(device)
+def starting_model(config: TrainConfig, resumed: bool) -> tuple[Network, str]:
+    """The network with the weights that training starts from, and a sentence on them where `init` names a checkpoint.
+
+    A resumed run brings its own. Raises `CheckpointError`.
+    """
+    model = Network(config.model, load_weights=config.init is None and not resumed)
+    started = "" if config.init is None or resumed else start_from(model, config.init)
+    return model, started
+
+
+def new_state(config: TrainConfig, model: Network, amp: torch.dtype | None, total_steps: int, group: Group) -> State:
+    """The start of a training of `model`, where it is, over `total_steps` optimiser steps."""
+    device = next(model.parameters()).device
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config.optim, learning_rate(config.optim, config.images_per_batch, group.size))

@@ -66,6 +66,7 @@ def conventions(architecture: str) -> dict[str, Any]:
         "neck": {"p7_relu": True},
         "head": {"norm": "none", "level_scales": False},
         "anchors": {"offset": 0.0, "stride_rule": "padded_over_grid", "whole_pixels": True},
+        "resize": {"rule": "short-side", "short": 800, "long": 1333, "rounding": "floor"},
         "postprocess": {"candidates": 2000, "level_candidates": 1000, "empty_boxes": "keep"},
     }
     if architecture == "fcos_resnet50_fpn":

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import trainer.loop
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from models.detector import Detector
 from models.typed import ConfigError
 from runtime.card import sha256_file
 from trainer.__main__ import main
@@ -414,9 +415,8 @@ def test_a_loader_process_killed_by_the_system_is_named_with_advice(
 
 def test_random_numbers_of_all_three_generators_go_on(data: Path) -> None:
     settings = config(data)
-    cpu = torch.device("cpu")
     seed_everything(3)
-    state = new_state(settings, cpu, None, 10, Group())
+    state = new_state(settings, Detector(settings.model), None, 10, Group())
     np.random.standard_normal()  # one of a pair: the other waits in the generator
     saved = state.state_dict()
 

@@ -142,7 +142,7 @@ def test_the_last_epochs_have_the_rate_of_weight_averaging() -> None:
 
 def test_the_rate_is_scaled_by_the_images_of_a_step(data: Path) -> None:
     settings = config(data, "optim.lr=0.01", "optim.base_batch=16", "optim.accumulate=2", "schedule.kind=constant")
-    state = new_state(settings, torch.device("cpu"), None, 10, Group())
+    state = new_state(settings, Detector(settings.model), None, 10, Group())
     assert state.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 4 * 2 / 16)
     assert learning_rate(settings.optim, 4, processes=8) == pytest.approx(0.04)
 
