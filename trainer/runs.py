@@ -49,8 +49,8 @@ class Resume:
             splits = data.train_splits if key == "train_annotations" else (data.val,)
             raise ConfigError(
                 f"{', '.join(split.annotations for split in splits)}: this is not what {self.run} was trained on: its "
-                f"SHA-256 is {card.hashes[key]}, it was {self.hashes[key]}; bring the old file back, start a new run, or "
-                "accept the change with --changed-data (the interrupted epoch then starts again)"
+                f"SHA-256 is {card.hashes[key]}, it was {self.hashes[key]}; bring the old file back, start a new run, "
+                "or accept the change with --changed-data (the interrupted epoch then starts again)"
             )
         return bool(changed)
 
