@@ -150,4 +150,5 @@ def _judged(card: Card, progress: dict[str, Any], evaluation: Evaluation | None)
 def make_card(config: TrainConfig, train: CocoDataset, val: CocoDataset) -> Card:
     """What a checkpoint of this training says of itself, scores aside."""
     hashes = {"train_annotations": fingerprint(train), "val_annotations": fingerprint(val)}
-    return checkpoint_card(config.model, hashes, to_mapping(config))
+    quantization = None if config.qat is None else {"kind": "qat", **to_mapping(config.qat)}
+    return checkpoint_card(config.model, hashes, to_mapping(config), quantization=quantization)
