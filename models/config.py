@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from models.network_config import BackboneConfig, NeckConfig
 from models.typed import ConfigError, build, merge, require
+from models.undeployable import refuse_undeployable
 
 
 @dataclass(frozen=True)
@@ -291,4 +292,5 @@ def model_config(mapping: Any, path: str = "model") -> ModelConfig:
         preset = mapping.get("detector", "atss")
         if isinstance(preset, str) and preset in PRESETS:
             mapping = merge(PRESETS[preset], mapping)
+        refuse_undeployable(mapping, path)
     return build(ModelConfig, mapping, path)
