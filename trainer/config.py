@@ -5,6 +5,7 @@ Paths in a YAML file are relative to that file; paths given on the command line 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,10 +132,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
+        m, last = self.model, self.model.neck.levels[1]
+        size_hw = m.input_size_hw if m.resize.rule == "letterbox" else (m.resize.short, m.resize.short)
+        if m.head.norm in ("bn", "sepbn") and self.batch_size * smallest_level(size_hw, last) < 2:
+            raise ConfigError(
+                f"batch_size: the statistics of a BatchNorm (model.head.norm: {m.head.norm}) need two cells, and a "
+                f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
+            )
         require(
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|') and self.name not in (".", ".."),
             "name", "a folder name without / \\ : * ? \" < > |", self.name,
         )  # fmt: skip
+
+
+def smallest_level(size_hw: tuple[int, int], last: int) -> int:
+    """Cells that an image of this size has on the last level: what a BatchNorm's statistics there come from."""
+    return math.prod(-(-side // 2**last) for side in size_hw)
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"

@@ -39,7 +39,10 @@ def untrained(path: Path, detector: str = "atss", backbone: str = "resnet18", **
         for name, p in model.named_parameters():
             if name.startswith("head.") and name.endswith("weight") and p.ndim == 4:
                 p.normal_(std=0.1)
-        for _ in range(3):  # statistics for every BatchNorm
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0  # statistics of one batch; moving averages would let activations fade away
+        for _ in range(3):
             model(torch.randint(0, 256, (4, 96, 128, 3), dtype=torch.uint8))
     post = config.postprocess
     nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
