@@ -324,22 +324,6 @@ def test_features_of_timm_are_chosen_by_stride(monkeypatch):
         backbone("timm:plain_transformer", width=1.0)
 
 
-@pytest.mark.parametrize(
-    "strange, message",
-    [
-        (lambda x: x.reshape(-1, 3, 224, 224), r"cannot take pictures of 64x96 \(RuntimeError.*timm:convnext_tiny"),
-        (lambda x: x.movedim(1, -1), r"features of shape \(1, 16, 24, 8\), needed is \(1, 8, 16, 24\)"),
-    ],
-)
-def test_networks_of_timm_that_attend_in_their_own_way_are_refused_before_training(monkeypatch, strange, message):
-    """Those bound to a picture size, and those with channels last."""
-    pretend_timm(monkeypatch, (4, 8, 16, 32))
-    plain = _Pictured.forward
-    monkeypatch.setattr(_Pictured, "forward", lambda self, x: [strange(feature) for feature in plain(self, x)])
-    with pytest.raises(ConfigError, match=message):
-        backbone("timm:swin", width=1.0)
-
-
 def test_without_timm_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"needs the package timm.*pip install 'isodet\[timm\]'"):
