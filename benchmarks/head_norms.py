@@ -34,10 +34,11 @@ from models.config import ModelConfig, model_config
 from models.criterion import criterion
 from models.detector import Detector
 from models.typed import to_mapping
-from runtime import Card, read_card, read_coco
+from runtime import Card, read_card
 from runtime.image import letterbox, read_image
 from trainer.config import TrainConfig, read_config
 from trainer.data import TrainSet, collate, resize_rule
+from trainer.datasets import train_data, val_data
 from trainer.loop import fit
 from trainer.new import RECIPES
 from trainer.optim import build_optimizer
@@ -124,8 +125,7 @@ def training_seconds(configs: Mapping[str, TrainConfig], rounds: int, steps: int
 def _training_step(config: TrainConfig) -> Callable[[], None]:
     device = torch.device("cpu")
     amp = pick_amp(config.amp, device)
-    data = read_coco(config.data.train.annotations, config.data.train.images, config.model.classes)
-    samples = TrainSet(data, resize_rule(config.model), config.augment, config.seed)
+    samples = TrainSet(train_data(config), resize_rule(config.model), config.augment, config.seed)
     batch = collate([samples[i] for i in range(config.batch_size)])
     model = Detector(config.model).to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, config.optim)
@@ -199,8 +199,7 @@ def main() -> int:
     configs = {norm: recipe_config(arguments.recipe, norm, 0, arguments.epochs, out) for norm in arguments.norms}
     training = training_seconds(configs, arguments.rounds)
     first = next(iter(configs.values()))
-    val = read_coco(first.data.val.annotations, first.data.val.images)
-    frames = [letterbox(read_image(r.path), first.model.input_size_hw)[0][None] for r in val.records]
+    frames = [letterbox(read_image(r.path), first.model.input_size_hw)[0][None] for r in val_data(first).records]
     timings = [latencies(files, frames, threads) for threads in arguments.threads]
     shown = "".join(f"{f'ms, {t} thr.':>12}{'x':>4}" for t in arguments.threads)
     print(f"\n{'norm':<8}{'mAP':>7}{'(of seeds)':>16}{'AP50':>7}{'(of seeds)':>16}{'nodes':>7}{'MB':>8}{shown}"

@@ -14,6 +14,7 @@ from runtime.commands import exit_status, teaching
 _EXAMPLES = """examples:
   exporter onnx --simplify                         the newest run's best.pt, to best.onnx beside it
   exporter onnx runs/demo/best.pt --out detector.onnx --tolerance 0.05
+  exporter onnx imported.pt --simplify --annotations val.json --images val/
   exporter verify runs/demo/best.onnx              score it against the checkpoint it came from
   exporter verify a.onnx b.onnx --against best.pt --annotations val.json --images val/
 
@@ -37,6 +38,7 @@ def _onnx(arguments: argparse.Namespace) -> int:
             result = to_onnx(
                 checkpoint, arguments.out, arguments.simplify, arguments.opset, arguments.batch,
                 not arguments.no_verify, arguments.tolerance, bar.say, bar.progress,
+                arguments.annotations, arguments.images,
             )  # fmt: skip
         except GateError as error:
             print(error.verification.table())
@@ -121,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
             "--tolerance", type=float, metavar="POINTS",
             help="mAP points that may be lost (default: 0.1 for fp32)",
         )  # fmt: skip
+        sub.add_argument(
+            "--annotations", type=Path, metavar="FILE", help="of any format (default: the run's validation data)"
+        )
+        sub.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
         return sub
 
     sub = command(
@@ -140,8 +146,6 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="default: the newest run's best.onnx")
     sub.add_argument("--against", type=Path, metavar="CHECKPOINT", help="default: the one beside the artifact")
-    sub.add_argument("--annotations", type=Path, metavar="FILE", help="COCO JSON (default: the run's validation data)")
-    sub.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     sub.add_argument("--report", type=Path, metavar="DIR", help="where verify.json and verify.html go")
     return parser

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 from models.checkpoint import save_checkpoint
 from models.importers import COCO_INPUT_HW, Imported, ImportRefused, Source, import_checkpoint
-from models.typed import to_mapping
-from runtime.card import Card, sha256_file
+from runtime.card import sha256_file
+from trainer.cards import checkpoint_card
 
 
 def import_detector(
@@ -22,6 +21,7 @@ def import_detector(
     input_size_hw: tuple[int, int] | None = None,
     style: Literal["pytorch", "caffe"] | None = None,
     norm_eps: float | None = None,
+    resize: tuple[int, int] | None = None,
 ) -> Imported:
     """Write the checkpoint `path` of torchvision or mmdetection to `out` as isodet's, with its card.
 
@@ -29,22 +29,9 @@ def import_detector(
     """
     if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
         raise ImportRefused(f"{path}: it would be overwritten by its own import; name another file with --out")
-    imported = import_checkpoint(path, source, classes, input_size_hw or COCO_INPUT_HW, style, norm_eps)
-    config = imported.config
-    post = config.postprocess
-    card = Card(
-        kind="checkpoint",
-        classes=config.classes,
-        input_size_hw=config.input_size_hw,
-        score_threshold=post.score_threshold,
-        nms={
-            "kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections,
-        },
-        versions={name: version(name) for name in ("isodet", "torch", "torchvision")},
-        hashes={"imported_file": sha256_file(path)},
-        model=to_mapping(config),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )  # fmt: skip
+    imported = import_checkpoint(path, source, classes, input_size_hw or COCO_INPUT_HW, style, norm_eps, resize)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    card = checkpoint_card(imported.config, {"imported_file": sha256_file(path)}, created=now)
     save_checkpoint(out, imported.state, card.to_json())
     return imported
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import torch
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from models.typed import ConfigError, to_mapping
 from runtime import Card
-from runtime.card import sha256_file
-from runtime.coco import CocoDataset
+from runtime.datasets import fingerprint
 from runtime.evaluate import Evaluation
 from runtime.files import write_text
-from runtime.image import ShortSide
+from runtime.records import CocoDataset
+from trainer.cards import checkpoint_card
 from trainer.config import TrainConfig, dump_config, read_config
-from trainer.data import resize_rule
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def _resume(last: Path) -> Resume:
     state = read_checkpoint(last)["resume"]
     if state is None:
         raise CheckpointError(f"{last}: holds weights but no training state; resume from a run's last.pt")
-    config = read_config(last.parent / "config.yaml")
+    config = read_config(last.parent / "config.yaml", resolved=True)
     if state["epoch"] >= config.schedule.epochs:
         raise ConfigError(f"{last}: this run finished its {config.schedule.epochs} epochs; start a new one instead")
     return Resume(last.parent, config, state)
@@ -98,23 +96,7 @@ class RunFolder:
         save_checkpoint(self.path / "last.pt", weights, card.to_json(), resume)
 
 
-def make_card(config: TrainConfig, val: CocoDataset) -> Card:
+def make_card(config: TrainConfig, train: CocoDataset, val: CocoDataset) -> Card:
     """What a checkpoint of this training says of itself, scores aside."""
-    post, resize = config.model.postprocess, resize_rule(config.model)
-    return Card(
-        kind="checkpoint",
-        classes=config.model.classes,
-        input_size_hw=config.model.input_size_hw,
-        score_threshold=post.score_threshold,
-        nms={
-            "kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections,
-        },
-        resize=asdict(resize) if isinstance(resize, ShortSide) else {},
-        versions={name: version(name) for name in ("isodet", "torch", "torchvision")},
-        hashes={
-            "train_annotations": sha256_file(config.data.train.annotations),
-            "val_annotations": sha256_file(val.annotations),
-        },
-        model=to_mapping(config.model),
-        training=to_mapping(config),
-    )  # fmt: skip
+    hashes = {"train_annotations": fingerprint(train), "val_annotations": fingerprint(val)}
+    return checkpoint_card(config.model, hashes, to_mapping(config))

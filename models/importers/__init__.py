@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from torch import Tensor
 from models.config import ModelConfig, model_config
 from models.detector import Detector
 from models.importers import coco, mmdet, torchvision
-from models.importers.weights import Converted, ImportRefused, first_mismatches, read_weights
-from models.typed import ConfigError
+from models.importers.weights import Converted, ImportRefused, read_weights
+from models.tensor_files import first_mismatches
+from models.typed import ConfigError, merge
 
 __all__ = ["ImportRefused", "Imported", "Source", "import_checkpoint"]
 
@@ -45,12 +46,14 @@ def import_checkpoint(
     input_size_hw: tuple[int, int] = COCO_INPUT_HW,
     style: mmdet.Style | None = None,
     norm_eps: float | None = None,
+    resize: tuple[int, int] | None = None,
 ) -> Imported:
     """Weights and configuration of a checkpoint of torchvision or mmdetection. Raises `ImportRefused`.
 
     source: whose it is, where its names should not tell. classes: names by label, needed where the file was not
     trained on COCO and does not carry them; one name less than outputs leaves torchvision's background output away.
     style, norm_eps: the backbone's, where they are not what is published (see `mmdet.convert`, `torchvision.convert`).
+    resize: short and long side in px of the resize rule that it was trained with, where it is not 800 and 1333.
     """
     state, meta = read_weights(path)
     if source is None:
@@ -68,14 +71,16 @@ def import_checkpoint(
             converted = torchvision.convert(path, state, norm_eps)
         else:
             converted = mmdet.convert(state, meta, norm_eps, style)
-        return _checked(converted, source, _names_in(meta) if classes is None else tuple(classes), input_size_hw)
+        names = _names_in(meta) if classes is None else tuple(classes)
+        own: dict[str, Any] = {"input_size_hw": list(input_size_hw)}
+        if resize is not None:
+            own["resize"] = {"short": resize[0], "long": resize[1]}
+        return _checked(converted, source, names, merge(converted.model, own))
     except (ImportRefused, ConfigError) as error:
         raise ImportRefused(f"{path}: {error}") from error
 
 
-def _checked(
-    converted: Converted, source: Source, classes: tuple[str, ...] | None, input_size_hw: tuple[int, int]
-) -> Imported:
+def _checked(converted: Converted, source: Source, classes: tuple[str, ...] | None, model: dict[str, Any]) -> Imported:
     """The import, its classes chosen, once every tensor is known to have its place."""
     state = dict(converted.state)
     anchors = 9 if converted.model["detector"] == "retinanet" else 1
@@ -88,7 +93,7 @@ def _checked(
         if name in state:
             value = state[name]
             state[name] = value.reshape(anchors, -1, *value.shape[1:])[:, rows].flatten(0, 1).contiguous()
-    config = model_config({**converted.model, "classes": list(names), "input_size_hw": list(input_size_hw)}, "import")
+    config = model_config({**model, "classes": list(names)}, "import")
     channels = config.head.channels or config.neck.channels
     if config.head.norm == "gn" and (channels < 256 or channels % 32):
         raise ImportRefused(f"its towers have {channels} channels, which are normalised in 32 groups there and in "

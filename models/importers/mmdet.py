@@ -63,6 +63,7 @@ def convert(
             "channels": box.shape[1], "norm": "gn" if norm else "none", "conv_bias": norm and bias,
         },
         "pixels": _pixels(text),
+        "resize": _resize(text),
     }  # fmt: skip
     return Converted(architecture, moved, merge(conventions(architecture, style), read), notes)
 
@@ -79,6 +80,8 @@ def conventions(architecture: str, style: Style | None = None) -> dict[str, Any]
         "backbone": {"style": style, "norm": "frozen"},
         "neck": {"p6_from": "c5" if kind == "retinanet" else "p5", "p7_relu": kind == "fcos"},
         "head": {"norm": "none" if kind == "retinanet" else "gn", "level_scales": kind != "retinanet"},
+        "resize": {"rule": "short-side", "short": 800, "long": 1333, "rounding": "nearest"},
+        "assign": {"ignore_iof": None},
         "postprocess": {"score_threshold": 0.05, "score": "product", "threshold_on": "class", "nms_iou": 0.6,
                         "candidates": 2000, "level_candidates": 1000, "level_by": "class", "detections": 100},
     }  # fmt: skip
@@ -92,7 +95,7 @@ def conventions(architecture: str, style: Style | None = None) -> dict[str, Any]
             "head": {"quality_on": "cls"}, "assign": {"radius": 0.0}, "postprocess": {"nms_iou": 0.5},
             "box": {"unit": "pixel", "loss": "iou_log"},
         })  # fmt: skip
-    model["anchors"] = {"offset": 0.0}
+    model |= {"anchors": {"offset": 0.0}, "assign": {"ignore_iof": None, "padding": "absent"}}
     return merge(model, {"postprocess": {"nms_iou": 0.5}}) if kind == "retinanet" else model
 
 
@@ -147,6 +150,15 @@ def _style(style: Style | None, text: str, kind: str) -> tuple[Style, tuple[str,
         return ("caffe" if match[1] == "caffe" else "pytorch"), ()
     taken: Style = "caffe" if kind == "fcos" else "pytorch"
     return taken, (f"backbone style: {taken} (not in the file; what mmdetection publishes {kind} with)",)
+
+
+def _resize(text: str) -> dict[str, Any]:
+    """Short and long side that the configuration tests with: the last single (long, short) pair in it."""
+    pairs = re.findall(r"""\b(?:img_scale|scale)['"]?\s*[=:]\s*[\[(]\s*(\d+)\s*,\s*(\d+)\s*[\])]""", text)
+    if not pairs:
+        return {}
+    short, long = sorted(map(int, pairs[-1]))
+    return {"short": short, "long": long}
 
 
 def _pixels(text: str) -> dict[str, Any]:

@@ -222,14 +222,19 @@ def test_mmdetections_architectures(tmp_path, architecture, backbone):
 def test_old_spelling_and_what_mmdetections_files_say_of_themselves(tmp_path):
     state = {k.replace("bbox_head.conv_", "bbox_head.fcos_"): v for k, v in mmdet_state("fcos", classes=3).items()}
     text = ("model = dict(backbone=dict(style='pytorch'))\n"
-            "img_norm_cfg = dict(\n    mean=[1.0, 2.5, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)\n")  # fmt: skip
+            "img_norm_cfg = dict(\n    mean=[1.0, 2.5, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)\n"
+            "train_pipeline = [dict(type='Resize', img_scale=[(1333, 640), (1333, 800)])]\n"
+            "test_pipeline = [dict(type='MultiScaleFlipAug', img_scale=(1000, 600))]\n")  # fmt: skip
     torch.save({"state_dict": state, "meta": {"CLASSES": ("ant", "bee", "cat"), "config": text}}, tmp_path / "m.pth")
     config = import_checkpoint(tmp_path / "m.pth").config
     assert config.classes == ("ant", "bee", "cat") and config.backbone.style == "pytorch"
+    assert (config.resize.rule, config.resize.short, config.resize.long) == ("short-side", 600, 1000)
     assert (config.pixels.order, config.pixels.mean, config.pixels.std) == ("rgb", (1.0, 2.5, 3.0), (4.0, 5.0, 6.0))
     torch.save({"state_dict": state, "meta": {"dataset_meta": {"classes": ["x", "y", "z"]}}}, tmp_path / "m.pth")
     imported = import_checkpoint(tmp_path / "m.pth", style="pytorch")
     assert imported.config.classes == ("x", "y", "z") and imported.notes == ()
     assert imported.config.pixels.order == "rgb"
+    assert (imported.config.resize.short, imported.config.resize.rounding) == (800, "nearest")  # as published
+    assert import_checkpoint(tmp_path / "m.pth", resize=(480, 640)).config.resize.long == 640
     with pytest.raises(ImportRefused, match="3 class outputs, but 2 class names"):
         import_checkpoint(tmp_path / "m.pth", classes=["x", "y"])

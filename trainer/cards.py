@@ -1,0 +1,36 @@
+"""What a checkpoint says of itself, whether it was trained here or imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from models.config import ModelConfig
+from models.typed import to_mapping
+from runtime import Card
+from runtime.image import ShortSide
+from trainer.data import resize_rule
+
+
+def checkpoint_card(
+    model: ModelConfig, hashes: Mapping[str, str], training: Mapping[str, Any] | None = None, created: str = ""
+) -> Card:
+    """The card of a checkpoint of `model`, without scores. `hashes`: sha256 of the files that it was made from."""
+    post, resize = model.postprocess, resize_rule(model)
+    return Card(
+        kind="checkpoint",
+        classes=model.classes,
+        input_size_hw=model.input_size_hw,
+        score_threshold=post.score_threshold,
+        nms={
+            "kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections,
+        },
+        resize=asdict(resize) if isinstance(resize, ShortSide) else {},
+        versions={name: version(name) for name in ("isodet", "torch", "torchvision")},
+        hashes=hashes,
+        model=to_mapping(model),
+        training=training or {},
+        created=created,
+    )  # fmt: skip
