@@ -118,7 +118,7 @@ def training_seconds(configs: Mapping[str, TrainConfig], rounds: int, steps: int
             begun = time.perf_counter()
             for _ in range(steps):
                 step()
-            taken[norm].append((time.perf_counter() - begun) / steps / configs[norm].batch_size)
+            taken[norm].append((time.perf_counter() - begun) / steps / configs[norm].images_per_batch)
     return taken
 
 
@@ -126,7 +126,7 @@ def _training_step(config: TrainConfig) -> Callable[[], None]:
     device = torch.device("cpu")
     amp = pick_amp(config.amp, device)
     samples = TrainSet(train_data(config), resize_rule(config.model), config.augment, config.seed)
-    batch = collate([samples[i] for i in range(config.batch_size)])
+    batch = collate([samples[i] for i in range(config.images_per_batch)])
     model = Detector(config.model).to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, config.optim)
 

@@ -71,7 +71,8 @@ def test_nothing_that_isodet_has_is_refused():
     names = {("backbone", "name"): [*BACKBONES, "timm:swin_base", "timm:efficientnet_b0", "my.dcn:Deformable"]}
     for section, kind in SECTIONS.items():
         for key, hint in typing.get_type_hints(kind).items():
-            choices = [a for a in typing.get_args(hint) if isinstance(a, str)]
+            options = [hint, *typing.get_args(hint)]  # a Literal, or one of several types
+            choices = [a for option in options for a in typing.get_args(option) if isinstance(a, str)]
             names.setdefault((section, key), choices)
     assert names["neck", "kind"] and names["head", "block"]
     for (section, key), values in names.items():
