@@ -5,6 +5,7 @@ Paths in a YAML file are relative to that file; paths given on the command line 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,6 +94,14 @@ class TrainConfig:
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
         require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
         require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 or more", self.checkpoint_steps)
+        m, last = self.model, self.model.neck.levels[1]
+        size_hw = m.input_size_hw if m.resize.rule == "letterbox" else (m.resize.short, m.resize.short)
+        alone = self.batch_size == 1 and smallest_level(size_hw, last) == 1
+        if alone and m.head.norm in ("bn", "sepbn"):
+            raise ConfigError(
+                f"batch_size: the statistics of a BatchNorm (model.head.norm: {m.head.norm}) need two cells, and a "
+                f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
+            )
         require(
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|') and self.name not in (".", ".."),
             "name", "a folder name without / \\ : * ? \" < > |", self.name,
@@ -109,6 +118,11 @@ class TrainConfig:
         if self.batch_size == "auto":
             raise ConfigError("batch_size: auto is decided when training starts; give a number here")
         return self.batch_size
+
+
+def smallest_level(size_hw: tuple[int, int], last: int) -> int:
+    """Cells that an image of this size has on the last level: what a BatchNorm's statistics there come from."""
+    return math.prod(-(-side // 2**last) for side in size_hw)
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
