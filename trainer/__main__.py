@@ -140,11 +140,13 @@ def _new(arguments: argparse.Namespace) -> int:
                 f"{arguments.what!r} is not a recipe ({', '.join(RECIPES)}); for your own data name a new FILE.yaml "
                 "and give --train and --val (with --train-images and --val-images where the format does not have them)"
             )
+        if arguments.init is not None and arguments.detector is not None:
+            arguments.parser.error("--init brings its detector with it: no --detector")
         if arguments.out is not None:
             arguments.parser.error("--out is for recipes; a config is written to the FILE.yaml that you name")
         path = new_config(
             Path(arguments.what), arguments.train, arguments.train_images, arguments.val, arguments.val_images,
-            arguments.detector, arguments.size,
+            arguments.detector or "atss", arguments.size, init=arguments.init,
         )  # fmt: skip
     print(f"wrote {path}\nnext: trainer check-data {path}\n      trainer fit {path}")
     return 0
@@ -284,7 +286,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--train-images", type=Path, metavar="DIR", help="folder of their pictures")
     sub.add_argument("--val", type=Path, metavar="DATA", help="annotations to validate on")
     sub.add_argument("--val-images", type=Path, metavar="DIR", help="folder of their pictures")
-    sub.add_argument("--detector", default="atss", choices=("atss", "retinanet", "fcos"), help="default: atss")
+    sub.add_argument("--detector", choices=("atss", "retinanet", "fcos"), help="default: atss")
+    sub.add_argument("--init", type=Path, metavar="BEST.pt", help="start from this checkpoint, trained or imported")
     sub.add_argument("--size", type=int, metavar="PX", help="longest input side (default: chosen from the data)")
 
     sub = command(

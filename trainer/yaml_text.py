@@ -33,3 +33,8 @@ def relative(path: Path, out: Path) -> str:
 def folder_name(out: Path) -> str:
     """A name for runs/, from the file's own."""
     return re.sub(r'[/\\:*?"<>|]', "_", out.stem) or "run"
+
+
+def one_line(text: str) -> str:
+    """`text` for a comment, where a line break would end the comment."""
+    return repr(text) if text.isprintable() else ascii(text)

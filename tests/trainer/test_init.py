@@ -74,6 +74,21 @@ def test_the_same_number_of_classes_is_not_the_same_classes(folder, classes, exp
     assert expected in said
 
 
+def test_a_new_config_from_a_checkpoint_has_its_model_and_trains(folder, tmp_path):
+    data = folder / "data"
+    sides = ["--train", "train.json", "--train-images", "train", "--val", "val.json", "--val-images", "val"]
+    sides = [word if word.startswith("--") else str(data / word) for word in sides]
+    best = folder / "runs" / "first" / "best.pt"
+    assert main(["new", str(tmp_path / "mine.yaml"), *sides, "--init", str(best), "--size", "64"]) == 0
+    config = read_config(tmp_path / "mine.yaml", ["schedule.epochs=1", "batch_size=4"])
+    assert config.init == str(best) and config.model.detector == "fcos"
+    assert config.model.backbone == read_config(folder / "first.yaml").model.backbone
+    assert "the checkpoint's" in (tmp_path / "mine.yaml").read_text()
+    assert fit(config, tmp_path / "runs", quiet=True).best.is_file()
+    with pytest.raises(SystemExit):
+        main(["new", str(tmp_path / "b.yaml"), *sides, "--init", str(best), "--detector", "atss"])
+
+
 def test_predictions_of_another_shape_start_anew(folder):
     anchors = {"scales_per_octave": 2}
     detector = Detector(model_config({**MODEL, "classes": list("abc"), "anchors": anchors, "assign": {"kind": "atss"},

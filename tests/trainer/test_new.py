@@ -13,8 +13,9 @@ import yaml
 from models.typed import ConfigError
 from runtime.coco import CocoError, read_coco
 from trainer import new
+from trainer.choices import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels
 from trainer.config import read_config
-from trainer.new import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels, new_config, new_recipe
+from trainer.new import new_config, new_recipe
 from trainer.recipes import RecipeError
 
 CPU = Hardware("cpu", "a CPU with 2 cores", 0.0)
