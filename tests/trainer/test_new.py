@@ -32,7 +32,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=[CPU, GPU], ids=["cpu", "gpu"])
 def hardware(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hardware:
-    monkeypatch.setattr(new, "_hardware", lambda: request.param)
+    monkeypatch.setattr(new, "this_hardware", lambda: request.param)
     return request.param
 
 
