@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.coco import CocoDataset, ImageRecord
+from runtime.curves import curves, recommended
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.image import Image, ImageError, read_image
+from runtime.matching import ImageMatch, match
 
 
 class EvaluationError(ValueError):
@@ -51,6 +54,10 @@ class Evaluation:
     """Image files that could not be read, and why; their objects are left out."""
     detections: dict[int, Detections]
     """Image id to what was found, down to the graph's own low score; not in `to_json`."""
+    matches: tuple[ImageMatch, ...] = ()
+    """Which detection found which object at IoU 0.5, image by image; not in `to_json`."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """Score with the best F1 at IoU 0.50 of each class; a class that is not there, or never found, is left out."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready object: NaN becomes None, numbers have 3 decimals."""
@@ -65,16 +72,24 @@ class Evaluation:
 
     def table(self) -> str:
         """The metrics as text: one line over all, then the classes from best to worst."""
-        head = {"mAP": self.map, "AP50": self.ap50, "AP75": self.ap75, "APs": self.ap_small}
-        head |= {"APm": self.ap_medium, "APl": self.ap_large, "AR100": self.ar100}
-        lines = ["".join(f"{name:>8}" for name in head), "".join(f"{_shown(value):>8}" for value in head.values()), ""]
+        lines = [self.headline(), ""]
         ranked = sorted(self.per_class.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])[::-1]
         width = max(len("class"), *(len(name) for name, _ in ranked))
         lines += [f"{'class':<{width}}{'AP':>8}", *(f"{name:<{width}}{_shown(value):>8}" for name, value in ranked)]
-        lines += ["", f"best F1 at threshold {self.threshold:.2f}; {self.images} images in {self.seconds:.1f} s"]
+        return "\n".join([*lines, "", self.footer()])
+
+    def headline(self) -> str:
+        """COCO's numbers over all classes: a line of names and a line of values."""
+        head = {"mAP": self.map, "AP50": self.ap50, "AP75": self.ap75, "APs": self.ap_small}
+        head |= {"APm": self.ap_medium, "APl": self.ap_large, "AR100": self.ar100}
+        return "".join(f"{n:>8}" for n in head) + "\n" + "".join(f"{_shown(value):>8}" for value in head.values())
+
+    def footer(self) -> str:
+        """The threshold over all classes, the time, and what could not be read."""
+        line = f"best F1 at threshold {self.threshold:.2f}; {self.images} images in {self.seconds:.1f} s"
         if self.skipped:
-            lines.append(f"{len(self.skipped)} unreadable images left out, the first: {self.skipped[0][0]}")
-        return "\n".join(lines)
+            line += f"\n{len(self.skipped)} unreadable images left out, the first: {self.skipped[0][0]}"
+        return line
 
 
 _STATS = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -99,7 +114,7 @@ def evaluate(
             f"{dataset.annotations}: its classes differ from the model's: {_difference(detector, dataset)}; "
             "read it with read_coco(..., classes=detector.class_names)"
         )
-    _import_pycocotools()  # before the long work, not after it
+    coco_engine()  # before the long work, not after it
     started = time.perf_counter()
     found: dict[int, Detections] = {}
     skipped: list[tuple[Path, str]] = []
@@ -116,14 +131,42 @@ def evaluate(
     if not found:
         raise EvaluationError(f"{dataset.annotations}: none of its {len(dataset.records)} images can be read")
     metrics, per_class = coco_metrics(found, dataset)
+    matches = match(found, dataset)
+    _, thresholds = recommended(curves(matches, dataset.class_names), metrics["threshold"])
     return Evaluation(
-        **metrics, per_class=per_class, images=len(found), seconds=seconds, skipped=tuple(skipped), detections=found
-    )
+        **metrics, per_class=per_class, images=len(found), seconds=seconds, skipped=tuple(skipped), detections=found,
+        matches=matches, thresholds=thresholds,
+    )  # fmt: skip
 
 
 def coco_metrics(found: dict[int, Detections], dataset: CocoDataset) -> tuple[dict[str, float], dict[str, float]]:
     """COCO's metrics by name and the AP by class name, in points, over the images that `found` has."""
-    coco_class, cocoeval_class = _import_pycocotools()
+    judge = coco_judge(found, dataset)
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge.summarize()
+    metrics = {name: _points(judge.stats[i]) for i, name in enumerate(_STATS)}
+    metrics["ar100"] = _points(judge.stats[8])
+    precision = judge.eval["precision"]  # [IoU, recall, category, area range, most detections]
+    scores = judge.eval["scores"]
+    metrics["threshold"] = _best_threshold(precision[0, :, :, 0, -1], scores[0, :, :, 0, -1], judge.params.recThrs)
+    row_of = {category: row for row, category in enumerate(judge.params.catIds)}
+    per_class = {}
+    for name, category in zip(dataset.class_names, dataset.category_ids, strict=True):
+        values = precision[:, :, row_of[category], 0, -1]
+        values = values[values > -1]  # -1: the class has no object
+        per_class[name] = float(values.mean()) * 100 if values.size else math.nan
+    return metrics, per_class
+
+
+def coco_judge(
+    found: dict[int, Detections], dataset: CocoDataset, areas: Sequence[tuple[float, float]] | None = None
+) -> Any:
+    """A COCOeval that has accumulated over the images that `found` has.
+
+    areas: ranges of square pixels, both ends included, instead of COCO's all, small, medium, large; with these
+    `summarize`, which knows COCO's only, cannot be called.
+    """
+    coco_class, cocoeval_class = coco_engine()
     records = [record for record in dataset.records if record.id in found]
     truth = [
         {
@@ -150,21 +193,12 @@ def coco_metrics(found: dict[int, Detections], dataset: CocoDataset) -> tuple[di
             side.createIndex()
             sides.append(side)
         judge = cocoeval_class(*sides, iouType="bbox")
+        if areas is not None:
+            judge.params.areaRng = [list(ends) for ends in areas]
+            judge.params.areaRngLbl = [str(i) for i in range(len(areas))]
         judge.evaluate()
         judge.accumulate()
-        judge.summarize()
-    metrics = {name: _points(judge.stats[i]) for i, name in enumerate(_STATS)}
-    metrics["ar100"] = _points(judge.stats[8])
-    precision = judge.eval["precision"]  # [IoU, recall, category, area range, most detections]
-    scores = judge.eval["scores"]
-    metrics["threshold"] = _best_threshold(precision[0, :, :, 0, -1], scores[0, :, :, 0, -1], judge.params.recThrs)
-    row_of = {category: row for row, category in enumerate(judge.params.catIds)}
-    per_class = {}
-    for name, category in zip(dataset.class_names, dataset.category_ids, strict=True):
-        values = precision[:, :, row_of[category], 0, -1]
-        values = values[values > -1]  # -1: the class has no object
-        per_class[name] = float(values.mean()) * 100 if values.size else math.nan
-    return metrics, per_class
+    return judge
 
 
 def _best_threshold(precision: Any, scores: Any, recall: Any) -> float:
@@ -187,7 +221,16 @@ def _best_threshold(precision: Any, scores: Any, recall: Any) -> float:
     return float(grid[len(grid) - 1 - mean[::-1].argmax()])
 
 
-def _import_pycocotools() -> tuple[Any, Any]:
+def coco_engine() -> tuple[Any, Any]:
+    """The classes COCO and COCOeval: faster-coco-eval's where it is installed, else pycocotools'.
+
+    Raises `EvaluationError` where neither is.
+    """
+    if importlib.util.find_spec("faster_coco_eval") is not None:
+        from faster_coco_eval import COCO as FasterCOCO
+        from faster_coco_eval import COCOeval_faster
+
+        return FasterCOCO, COCOeval_faster
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval

@@ -130,6 +130,8 @@ class TrainConfig:
     """auto, cpu, cuda or cuda:N."""
     val_interval: int = 1
     """Validate every so many epochs; the last one always."""
+    val_loss: bool = False
+    """Compute the loss on the validation pictures too, whenever they are judged. One more pass over them."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)

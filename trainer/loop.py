@@ -23,6 +23,8 @@ from runtime import Card, Detector, read_coco
 from runtime.backends.torch import TorchBackend
 from runtime.coco import CocoDataset
 from runtime.evaluate import Evaluation, evaluate
+from runtime.measurement import measure
+from runtime.plots import write_plots
 from trainer.config import TrainConfig
 from trainer.data import Batch, TrainSet, collate, init_worker, resize_rule
 from trainer.optim import build_average, build_optimizer, group_size, lr_factor, steps_per_epoch
@@ -31,6 +33,7 @@ from trainer.precision import pick_amp, pick_device, worker_count
 from trainer.records import Records, as_floats
 from trainer.report import write_report
 from trainer.runs import Resume, RunFolder, make_card
+from trainer.validation_loss import validation_losses
 
 
 class TrainingError(RuntimeError):
@@ -126,9 +129,13 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
                 improved = not evaluation.map < state.best_map  # nan (nothing to find) never loses
                 state.best_map = evaluation.map if improved else state.best_map
                 records.say(f"epoch {state.epoch}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
+                if config.val_loss:
+                    records.validated(validation_losses(config, state.deployed, val, device, amp))
                 validation_sheet(val, evaluation, folder.path / "plots" / "validation.jpg")
             records.end_epoch(state.epoch * steps, float(state.schedule.get_last_lr()[0]), evaluation)
             folder.save(state.deployed.state_dict(), card, evaluation, state.epoch, state.state_dict(), improved)
+        if last is not None:
+            write_plots(measure(last, val), folder.path / "plots")
         write_report(folder.path, config, records.rows, last.per_class if last else None)
     assert last is not None, "the last epoch is always validated, and a finished run is not resumed"
     return FitResult(folder.path, folder.path / "best.pt", state.best_map, last)

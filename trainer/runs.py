@@ -89,7 +89,7 @@ class RunFolder:
         if evaluation is not None:
             measured = f"trainer fit, PyTorch {torch.__version__}, float32, {evaluation.images} validation images"
             metrics |= {**evaluation.to_json(), "measured_by": measured}
-            card = replace(card, threshold=evaluation.threshold)
+            card = replace(card, threshold=evaluation.threshold, thresholds=evaluation.thresholds)
         card = replace(card, metrics=metrics, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
         if improved:
             save_checkpoint(self.path / "best.pt", weights, card.to_json())
