@@ -17,7 +17,7 @@ def evaluation(arguments: argparse.Namespace) -> int:
     from runtime.evaluate import evaluate
     from runtime.runs import newest, validation_data
     from trainer.cards import keep_thresholds
-    from trainer.views import MergedDetector, View, parse_views
+    from trainer.views import MergedDetector, View
 
     checkpoint = arguments.checkpoint
     if checkpoint is None:
@@ -27,7 +27,7 @@ def evaluation(arguments: argparse.Namespace) -> int:
     if arguments.nms == "hard" and arguments.tta is None:
         detector = Detector(checkpoint, device=arguments.device)
     else:
-        views = (View(),) if arguments.tta is None else parse_views(arguments.tta)
+        views = (View(),) if arguments.tta is None else arguments.tta
         detector = MergedDetector(checkpoint, arguments.nms, views, arguments.device)
         title += f", NMS {arguments.nms}, {len(views)} views of each image"
         print(f"merging: {arguments.nms} over {len(views)} views of each image")
@@ -67,10 +67,19 @@ def evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         "boxes fusion; checkpoints only: an exported graph has hard NMS inside",
     )  # fmt: skip
     parser.add_argument(
-        "--tta", metavar="flip,scales",
+        "--tta", type=_views, metavar="flip,scales",
         help="test-time augmentation: mirrored views, views at 0.75 and 1.25 of the size, or at factors of your own as "
         "flip,0.5,1.5; checkpoints only",
     )  # fmt: skip
     parser.add_argument(
         "--save-thresholds", action="store_true", help="write the recommended thresholds into the checkpoint's card"
     )
+
+
+def _views(text: str) -> object:
+    from trainer.views import parse_views
+
+    try:
+        return parse_views(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("tta: ")) from None

@@ -18,7 +18,7 @@ from runtime import Detections, Detector
 from runtime.backends.torch import TorchBackend
 from runtime.detector import Frame, Threshold
 from runtime.image import FixedSize, Image, Letterbox, Resize, ShortSide, read_image
-from trainer.merging import Candidates, Nms, merge
+from trainer.merging import Candidates, Nms, greedy_nms, merge
 
 SCALES = (0.75, 1.25)
 """What `scales` adds to the image as it is."""
@@ -57,7 +57,8 @@ def parse_views(text: str) -> tuple[View, ...]:
 class MergedDetector(Detector):
     """A `Detector` of a checkpoint whose candidates, of all `views` together, are merged by `nms`.
 
-    The candidates of each view are mapped back to the frame first, so that those of all views are judged alike.
+    The candidates of each view are mapped back to the frame first, so that those of all views are judged alike. Under
+    `wbf` each of several views goes through greedy NMS before they are fused.
     With `nms` "hard" and one view it finds what `Detector` finds. Raises ValueError for a file that is no checkpoint.
     """
 
@@ -88,6 +89,9 @@ class MergedDetector(Detector):
         post = self.deploy.config.postprocess
         lowest = post.score_threshold if post.threshold_on == "score" else 0.0
         parts = [self._candidates(frame, view, lowest) for view in self.views]
+        if self.nms == "wbf" and len(parts) > 1:
+            # The paper fuses what several models report, and counts the models that agree: so each view is heard once.
+            parts = [greedy_nms(part.ranked(), post.nms_iou) for part in parts]
         together = Candidates(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
         merged = merge(together, self.nms, post.nms_iou, lowest, len(self.views))
         best = Candidates(*(column[: post.detections] for column in merged))
