@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,9 @@ def greedy(overlaps: NDArray[np.float64], crowd: NDArray[np.bool_], at: float = 
 
 
 def pairwise_iou(
-    boxes_xyxy: NDArray[np.float32], objects_xyxy: NDArray[np.float32], crowd: NDArray[np.bool_] | None = None
+    boxes_xyxy: NDArray[np.floating[Any]],
+    objects_xyxy: NDArray[np.floating[Any]],
+    crowd: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """IoU [D, G] of boxes [D, 4] and objects [G, 4]; for `crowd` [G], intersection over the area of the box.
 

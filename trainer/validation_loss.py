@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -11,7 +12,7 @@ from models.criterion import Losses, criterion
 from models.detector import Detector
 from runtime.coco import CocoDataset
 from trainer.config import TrainConfig
-from trainer.data import Batch, TrainSet, collate, init_worker, resize_rule
+from trainer.data import TrainSet, collate, init_worker, resize_rule
 from trainer.precision import worker_count
 
 
@@ -27,7 +28,7 @@ def validation_losses(
     """
     dataset = TrainSet(val, resize_rule(config.model), None)
     workers = worker_count(config.data.workers, device)
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset, config.batch_size, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),
         num_workers=workers, worker_init_fn=init_worker, generator=torch.Generator(),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class MergedDetector(Detector):
         self.device = torch.device(self.backend.device)
 
     def __call__(self, frames: Frame | Sequence[Frame], threshold: Threshold | None = None) -> list[Detections]:
-        listed: Sequence[Frame] = list(frames) if isinstance(frames, (list, tuple)) else [frames]
+        listed: list[Any] = list(frames) if isinstance(frames, (list, tuple)) else [frames]
         limits = self.threshold if threshold is None else self._limits(threshold)
         per_class = np.broadcast_to(np.asarray(limits, np.float32), len(self.class_names))
         results = []
@@ -94,7 +95,7 @@ class MergedDetector(Detector):
             parts = [greedy_nms(part.ranked(), post.nms_iou) for part in parts]
         together = Candidates(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
         merged = merge(together, self.nms, post.nms_iou, lowest, len(self.views))
-        best = Candidates(*(column[: post.detections] for column in merged))
+        best = merged.take(np.arange(min(post.detections, len(merged.scores))))
         height, width = frame.shape[:2]
         boxes = np.clip(best.boxes_xyxy, 0, (width, height, width, height)).astype(np.float32)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
