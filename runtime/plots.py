@@ -18,6 +18,7 @@ _NAMED = 10
 """Classes that a legend can hold."""
 _NUMBERED = 30
 """Classes whose matrix has room for numbers."""
+_COLORS = (*(f"C{i}" for i in range(7)), "darkgreen", "C8", "C9")  # C7 is grey, as are those without a name
 
 
 def write_plots(measurement: Measurement, folder: Path) -> list[Path]:
@@ -47,7 +48,7 @@ def _curves(measurement: Measurement) -> Any:
     there = [(c, s) for c, s in zip(measurement.curves, measurement.classes, strict=True) if c.objects]
     if not there:
         return None
-    figure, (left, right) = _figure(11, 4.6, 2)
+    figure, (left, right) = _figure(12, 4.6, 2)
     worst = {c.name for c, _ in sorted(there, key=lambda pair: pair[0].ap50)[:_NAMED]}
     named = [c.name for c, _ in there if c.name in worst]
     recalls = np.linspace(0, 1, 101)
@@ -56,27 +57,30 @@ def _curves(measurement: Measurement) -> Any:
         left.plot(recalls, curve.sampled(), **style)
         # A dot is where the class stands; it may lie below its line, which shows the best at that recall or more.
         right.plot(*_f1_steps(curve), **{**style, "label": None})
+        if curve.name not in worst:
+            continue
         if not math.isnan(score.precision):
             left.plot(score.recall, score.precision, "o", color=style["color"], markersize=4)
         if score.measured:
             right.plot(score.threshold, score.f1, "o", color=style["color"], markersize=4)
     mean = np.mean([c.sampled() for c, _ in there], axis=0)
-    left.plot(recalls, mean, color="black", linewidth=2.4, label=f"mean, AP50 {100 * mean.mean():.1f}")
+    left.plot(recalls, mean, color="black", linewidth=2.4, label=f"mean {100 * mean.mean():.1f}")
     left.set(xlabel="recall", ylabel="precision", title="precision and recall at IoU 0.5")
     chosen = "best F1" if measurement.precision is None else f"precision of {measurement.precision:g}"
     right.set(xlabel="threshold", ylabel="F1", title=f"F1 over the threshold; dots: {chosen}")
     for axes in (left, right):
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
-    title = None if len(there) <= _NAMED else f"the {_NAMED} lowest of {len(there)}"
-    left.legend(frameon=False, fontsize=8, title=title, loc="lower left")
+    title = "AP50" if len(there) <= _NAMED else f"AP50, {_NAMED} lowest of {len(there)}"
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, title=title, loc="outside right upper")
     return figure
 
 
 def _style(curve: Curve, named: list[str]) -> dict[str, Any]:
     if curve.name not in named:
         return {"color": "0.75", "linewidth": 0.8}
-    color = f"C{named.index(curve.name)}"
+    color = _COLORS[named.index(curve.name)]
     return {"color": color, "linewidth": 1.3, "label": f"{_short(curve.name)} {100 * curve.ap50:.1f}"}
 
 
@@ -99,7 +103,7 @@ def _confusion(matrix: Confusion) -> Any:
     figure, axes = _figure(side + 0.8, side)
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes, label="share of the row", shrink=0.8)
-    font = 8 if size <= _NUMBERED else 5
+    font = min(8.0, 72 * side * 0.65 / size)  # points, of the height of a row
     labels = [_short(name) for name in (*matrix.names, BACKGROUND)]
     axes.set_xticks(range(size), labels, rotation=90 if max(map(len, labels)) > 2 else 0, fontsize=font)
     axes.set_yticks(range(size), labels, fontsize=font)

@@ -44,7 +44,7 @@ def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
     written = []
     terms = {key: key.replace("loss_", "") if key != "loss" else "total" for key in LOSSES}
     validated = any(VAL_LOSSES[0] in row for row in rows)
-    terms |= {key: f"{terms[key.removeprefix('val_')]}, validation" for key in VAL_LOSSES}
+    terms |= {key: "_" + terms[key.removeprefix("val_")] for key in VAL_LOSSES}  # "_": not in the legend
     for name, columns, title in (
         ("loss", terms, "loss: training, dashed validation" if validated else "training loss"),
         ("map", scores, "validation, COCO points"),
