@@ -129,4 +129,4 @@ def recommended(
 def _rounded_down(score: float, following: float) -> float:
     """`score` with three decimals where that keeps the same detections: a threshold should not sit on one."""
     short = math.floor(score * 1000) / 1000
-    return short if short > following else score
+    return short if np.float32(short) > following else score  # compared as detectors compare them

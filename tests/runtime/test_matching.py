@@ -70,6 +70,10 @@ def test_only_the_best_hundred_of_a_class_are_judged(scene: Scene) -> None:
     assert np.flatnonzero(m.object_of == IGNORED).tolist() == list(range(100, 120))
 
 
+def test_of_equal_overlaps_the_last_object_is_taken() -> None:
+    assert greedy(np.array([[0.7, 0.5, 0.7], [0.7, 0.5, 0.7]]), np.zeros(3, np.bool_)).tolist() == [2, 0]
+
+
 def test_nothing_with_nothing(scene: Scene) -> None:
     assert greedy(np.zeros((0, 3)), np.zeros(3, np.bool_)).shape == (0,)
     assert greedy(np.zeros((2, 0)), np.zeros(0, np.bool_)).tolist() == [INVENTED, INVENTED]
@@ -115,6 +119,10 @@ def test_a_precision_out_of_reach_and_one_that_is_none() -> None:
     assert choice is not None and not choice.reached and choice.threshold == 0.7
     choice = curve.recommend(0.5)
     assert choice is not None and choice.reached and curve.at(choice.threshold).recall == 0.5
+    for scores in ([0.8004, 0.8001], [0.7003, 0.7]):  # three decimals would let the second in
+        close = Curve("ant", 1, np.array(scores, np.float32).astype(float), np.array([True, False]))
+        choice = close.recommend()
+        assert choice is not None and close.at(choice.threshold).precision == 1
     missing = Curve("bee", 0, np.array([0.9]), np.array([False]))
     assert missing.recommend() is None and math.isnan(missing.at(0.5).recall) and missing.at(0.5).precision == 0
     for bad in (0.0, 1.1, math.nan):

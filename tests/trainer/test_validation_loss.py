@@ -66,8 +66,9 @@ def test_it_is_the_criterion_on_letterboxed_pictures(data: Path, run: Path) -> N
     settings = config(data, "val_loss=true")
     model, _ = build_detector(run / "last.pt")
     val = read_coco(data / "val.json", data / "val", settings.model.classes)
+    random = torch.get_rng_state()
     ours = torch.stack(list(validation_losses(settings, model.train(), val, torch.device("cpu"), None)))
-    assert model.training
+    assert model.training and torch.equal(torch.get_rng_state(), random)
     model.eval()
     sums = torch.zeros(3)
     for start in (0, 4):  # batches of four, the last of one: each weighs by its pictures
