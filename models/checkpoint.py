@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from models.config import model_config
+from models.config import model_config, own_parts_of
 from models.deploy import Deploy
 from models.detector import Detector
-from models.importers.weights import first_mismatches
+from models.own import OwnPartMissing, require_environment
+from models.quant import quantise
+from models.tensor_files import TensorFileError, first_mismatches, load_tensors
 from models.typed import ConfigError
 
 FORMAT = 1
@@ -45,15 +47,10 @@ def save_checkpoint(
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint: `format`, `card`, `model`, `resume`. Raises `CheckpointError`."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for files it cannot read
-        reason = str(error).split("\n")[0][:200]
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint (truncated, or not a file of plain tensors): {reason}"
-        ) from error
+        content = load_tensors(path)
+    except TensorFileError as error:
+        raise CheckpointError(f"{path}: cannot read this checkpoint: {error}") from error
     if not isinstance(content, dict) or not {"format", "card", "model"} <= content.keys():
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: not an isodet checkpoint (it holds: {keys}); expected one from `trainer fit`")
@@ -65,20 +62,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def build_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
-    """The detector of a checkpoint in its training form, in eval mode, and its card. Raises `CheckpointError`."""
+    """The detector of a checkpoint in its training form, in eval mode, and its card.
+
+    One whose card names a quantization is a `QuantDetector`. Raises `CheckpointError`.
+    """
     content = read_checkpoint(path)
     try:
         config = model_config(content["card"].get("model"), "card.model")
+        require_environment(name for _, name in own_parts_of(config, network_only=True))
+        detector = Detector(config, load_weights=False)
+    except OwnPartMissing as error:
+        training = content["card"].get("training")
+        found = training.get("code") if isinstance(training, dict) else None
+        raise CheckpointError(
+            f"{path}: {error}. This detector's network has code of its maker's own, which a checkpoint names but does "
+            f"not bring; install it, or put its folder on PYTHONPATH (its training looked in {found or 'no folder'}). "
+            "An ONNX file exported from the checkpoint needs none of it"
+        ) from error
     except (ConfigError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    detector = Detector(config, load_weights=False)
+    if quantization := content["card"].get("quantization"):
+        detector = quantise(detector.eval(), quantization.get("float_layers", ()))
     wanted, given = detector.state_dict(), content["model"]
-    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    wrong = [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
-    if missing or extra or wrong:
-        first = [f"{k} missing" for k in missing[:3]] + [f"{k} unexpected" for k in extra[:3]]
-        first += [f"{k} is {list(given[k].shape)}, expected {list(wanted[k].shape)}" for k in wrong[:3]]
-        raise CheckpointError(f"{path}: its weights do not fit its own card: {'; '.join(first)}")
+    if told := first_mismatches(given, wanted):
+        raise CheckpointError(f"{path}: its weights do not fit its own card: {told}")
     detector.load_state_dict(given)
     return detector.eval(), content["card"]
 

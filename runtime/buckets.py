@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.coco import CocoDataset
 from runtime.detections import Detections
-from runtime.evaluate import coco_judge
+from runtime.judge import coco_judge
+from runtime.records import CocoDataset
 
 _COCO_END = 1e10
 """Square pixels: where COCO's own largest range ends."""

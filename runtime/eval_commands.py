@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from runtime.files import write_text
 
 if TYPE_CHECKING:
-    from runtime.coco import CocoDataset
     from runtime.evaluate import Evaluation
     from runtime.measurement import Measurement
+    from runtime.records import CocoDataset
 
 EXPLANATION = """what is printed:
   mAP, AP50 ..  COCO's box metrics in points. Then each class at its recommended threshold: the score with the

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.coco import CocoDataset, ImageRecord
 from runtime.curves import curves, recommended
 from runtime.detections import Detections
 from runtime.detector import Detector
+from runtime.header import upright
 from runtime.image import Image, ImageError, read_image
+from runtime.judge import METRICS, EvaluationError, coco_engine, coco_metrics
 from runtime.matching import ImageMatch, match
-
-
-class EvaluationError(ValueError):
-    """A detector and a dataset that cannot be judged together; the message says why."""
+from runtime.records import CocoDataset, ImageRecord
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready object: NaN becomes None, numbers have 3 decimals."""
-        metrics = {name: _json_number(getattr(self, name)) for name in (*_STATS, "ar100", "threshold")}
+        metrics = {name: _json_number(getattr(self, name)) for name in (*METRICS, "ar100", "threshold")}
         return {
             **metrics,
             "per_class": {name: _json_number(value) for name, value in self.per_class.items()},
@@ -92,9 +87,6 @@ class Evaluation:
         return line
 
 
-_STATS = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-
-
 def evaluate(
     detector: Detector,
     dataset: CocoDataset,
@@ -103,25 +95,27 @@ def evaluate(
 ) -> Evaluation:
     """Detect in every image of `dataset` at the graph's low score and judge by COCO's box metrics.
 
-    `progress(done, total)` is called after every batch. Files that cannot be read are left out and listed
-    in `skipped`. Raises `EvaluationError` when the classes differ, when no image can be read, or when
-    pycocotools is not installed.
+    `progress(done, total)` is called after every batch. Files that cannot be read, or whose size is not the annotated
+    one (by the rule of `runtime.header`), are left out and listed in `skipped`. Raises `EvaluationError` when the
+    classes differ, when no image can be judged, or when pycocotools is not installed.
     """
     if batch_size < 1:
         raise EvaluationError(f"batch_size: expected at least 1, got {batch_size}")
     if detector.class_names != dataset.class_names:
         raise EvaluationError(
             f"{dataset.annotations}: its classes differ from the model's: {_difference(detector, dataset)}; "
-            "read it with read_coco(..., classes=detector.class_names)"
+            "read it with read_dataset(..., classes=detector.class_names)"
         )
     coco_engine()  # before the long work, not after it
     started = time.perf_counter()
     found: dict[int, Detections] = {}
+    judged: list[ImageRecord] = []
     skipped: list[tuple[Path, str]] = []
     done = 0
     for batch in _read_ahead(dataset.records, batch_size):
         readable = [(record, image) for record, image in batch if not isinstance(image, ImageError)]
         skipped += [(record.path, image.reason) for record, image in batch if isinstance(image, ImageError)]
+        judged += [record for record, _ in readable]
         results = detector([image for _, image in readable], threshold=0.0)
         found |= {record.id: result for (record, _), result in zip(readable, results, strict=True)}
         done += len(batch)
@@ -129,7 +123,11 @@ def evaluate(
             progress(done, len(dataset.records))
     seconds = time.perf_counter() - started
     if not found:
-        raise EvaluationError(f"{dataset.annotations}: none of its {len(dataset.records)} images can be read")
+        raise EvaluationError(
+            f"{dataset.annotations}: none of its {len(dataset.records)} images can be read; {skipped[0][0]}: "
+            f"{skipped[0][1]}"
+        )
+    dataset = replace(dataset, records=tuple(judged))
     metrics, per_class = coco_metrics(found, dataset)
     matches = match(found, dataset)
     _, thresholds = recommended(curves(matches, dataset.class_names), metrics["threshold"])
@@ -137,106 +135,6 @@ def evaluate(
         **metrics, per_class=per_class, images=len(found), seconds=seconds, skipped=tuple(skipped), detections=found,
         matches=matches, thresholds=thresholds,
     )  # fmt: skip
-
-
-def coco_metrics(found: dict[int, Detections], dataset: CocoDataset) -> tuple[dict[str, float], dict[str, float]]:
-    """COCO's metrics by name and the AP by class name, in points, over the images that `found` has."""
-    judge = coco_judge(found, dataset)
-    with contextlib.redirect_stdout(io.StringIO()):
-        judge.summarize()
-    metrics = {name: _points(judge.stats[i]) for i, name in enumerate(_STATS)}
-    metrics["ar100"] = _points(judge.stats[8])
-    precision = judge.eval["precision"]  # [IoU, recall, category, area range, most detections]
-    scores = judge.eval["scores"]
-    metrics["threshold"] = _best_threshold(precision[0, :, :, 0, -1], scores[0, :, :, 0, -1], judge.params.recThrs)
-    row_of = {category: row for row, category in enumerate(judge.params.catIds)}
-    per_class = {}
-    for name, category in zip(dataset.class_names, dataset.category_ids, strict=True):
-        values = precision[:, :, row_of[category], 0, -1]
-        values = values[values > -1]  # -1: the class has no object
-        per_class[name] = float(values.mean()) * 100 if values.size else math.nan
-    return metrics, per_class
-
-
-def coco_judge(
-    found: dict[int, Detections], dataset: CocoDataset, areas: Sequence[tuple[float, float]] | None = None
-) -> Any:
-    """A COCOeval that has accumulated over the images that `found` has.
-
-    areas: ranges of square pixels, both ends included, instead of COCO's all, small, medium, large; with these
-    `summarize`, which knows COCO's only, cannot be called.
-    """
-    coco_class, cocoeval_class = coco_engine()
-    records = [record for record in dataset.records if record.id in found]
-    truth = [
-        {
-            "image_id": record.id, "category_id": dataset.category_ids[label], "bbox": _xywh(box),
-            "area": float(area), "iscrowd": int(crowd),
-        }
-        for record in records
-        for box, label, crowd, area in zip(record.boxes_xyxy, record.labels, record.crowd, record.area, strict=True)
-    ]  # fmt: skip
-    results: list[dict[str, Any]] = []
-    for record in records:
-        for result in found[record.id].to_coco(record.id, dataset.category_ids):
-            results.append({**result, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0})
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints; its numbers are returned instead
-        sides = []
-        for annotations in (truth, results):
-            side = coco_class()
-            side.dataset = {
-                "images": [{"id": record.id} for record in records],
-                "categories": [{"id": i} for i in dataset.category_ids],
-                # From 1: pycocotools takes a match with annotation 0 for no match.
-                "annotations": [{**annotation, "id": i} for i, annotation in enumerate(annotations, start=1)],
-            }
-            side.createIndex()
-            sides.append(side)
-        judge = cocoeval_class(*sides, iouType="bbox")
-        if areas is not None:
-            judge.params.areaRng = [list(ends) for ends in areas]
-            judge.params.areaRngLbl = [str(i) for i in range(len(areas))]
-        judge.evaluate()
-        judge.accumulate()
-    return judge
-
-
-def _best_threshold(precision: Any, scores: Any, recall: Any) -> float:
-    """The score of 0.01..0.99 with the best F1, averaged over classes that have objects; 0.3 without any.
-
-    precision [R, C] and scores [R, C] at the recalls [R] of COCO's curves; precision is -1 for classes without
-    objects, and 0 at recalls that are never reached.
-    """
-    there = precision[0] > -1
-    if not there.any():
-        return 0.3
-    f1 = 2 * precision * recall[:, None] / np.maximum(precision + recall[:, None], 1e-9)
-    grid = np.arange(1, 100) / 100
-    # At threshold t a class stands at the largest recall whose score is still t or more.
-    reached = (scores[None] >= grid[:, None, None]) & (precision[None] > 0)  # [99, R, C]
-    stands = reached.shape[1] - 1 - reached[:, ::-1].argmax(axis=1)  # [99, C]
-    values = np.take_along_axis(f1, stands, axis=0) * reached.any(axis=1)
-    mean = values[:, there].mean(axis=1)
-    # The curve has points where something is found: between two of them the highest threshold invents least.
-    return float(grid[len(grid) - 1 - mean[::-1].argmax()])
-
-
-def coco_engine() -> tuple[Any, Any]:
-    """The classes COCO and COCOeval: faster-coco-eval's where it is installed, else pycocotools'.
-
-    Raises `EvaluationError` where neither is.
-    """
-    if importlib.util.find_spec("faster_coco_eval") is not None:
-        from faster_coco_eval import COCO as FasterCOCO
-        from faster_coco_eval import COCOeval_faster
-
-        return FasterCOCO, COCOeval_faster
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise EvaluationError(f"evaluation needs pycocotools: pip install pycocotools ({error})") from error
-    return COCO, COCOeval
 
 
 _Read = tuple[ImageRecord, Image | ImageError]
@@ -247,7 +145,8 @@ def _read_ahead(records: Sequence[ImageRecord], batch_size: int) -> Iterator[lis
 
     def read(record: ImageRecord) -> _Read:
         try:
-            return record, read_image(record.path)
+            image = read_image(record.path)
+            return upright(record, (image.shape[0], image.shape[1])), image
         except ImageError as error:
             return record, error
 
@@ -267,15 +166,6 @@ def _difference(detector: Detector, dataset: CocoDataset) -> str:
     parts = [f"only the model has {', '.join(sorted(model - data)[:5])}"] if model - data else []
     parts += [f"only the annotations have {', '.join(sorted(data - model)[:5])}"] if data - model else []
     return "; ".join(parts) or "the same names in another order"
-
-
-def _xywh(box: Any) -> list[float]:
-    x1, y1, x2, y2 = (float(v) for v in box)
-    return [x1, y1, x2 - x1, y2 - y1]
-
-
-def _points(value: Any) -> float:
-    return math.nan if value < 0 else float(value) * 100
 
 
 def _json_number(value: float) -> float | None:

@@ -2,7 +2,7 @@
 
 The rule is COCO's (Lin et al., 2014, as in pycocotools): detections choose by falling score, each the object of its
 class that it overlaps most, if by an IoU of at least 0.5; an object is found once. A detection without an object
-that lies at least half on a crowd region of its class is ignored.
+that lies at least half on a crowd region of its class, or of every class, is ignored.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.coco import CocoDataset, ImageRecord
 from runtime.detections import Detections
+from runtime.records import EVERY_CLASS, CocoDataset, ImageRecord
 
 IOU = 0.5
 INVENTED = -1
@@ -53,7 +53,7 @@ def match(found: Mapping[int, Detections], dataset: CocoDataset) -> tuple[ImageM
 
 def _match(record: ImageRecord, found: Detections) -> ImageMatch:
     overlaps = pairwise_iou(found.boxes_xyxy, record.boxes_xyxy, record.crowd)
-    same = found.labels[:, None] == record.labels[None]
+    same = (found.labels[:, None] == record.labels[None]) | (record.labels[None] == EVERY_CLASS)
     object_of = greedy(np.where(same, overlaps, 0.0), record.crowd)
     object_of[_rank_in_class(found.labels) >= MOST] = IGNORED
     return ImageMatch(record, found, overlaps, object_of)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.buckets import Bucket, BucketScore, bucket_scores
-from runtime.coco import CocoDataset
 from runtime.confusion import BACKGROUND, Confusion, confusion
 from runtime.curves import Curve, curves, recommended
 from runtime.evaluate import Evaluation
+from runtime.records import CocoDataset
 from runtime.voc import voc_ap
 
 Protocol = Literal["coco", "voc07", "voc12"]
@@ -51,6 +51,7 @@ class Measurement:
 
     evaluation: Evaluation
     dataset: CocoDataset
+    """With the records that were judged only."""
     protocol: Protocol
     precision: float | None
     """The precision that thresholds were chosen for; None for the best F1."""
@@ -136,6 +137,8 @@ def measure(
 
     Raises ValueError for a precision that is not above 0 and at most 1.
     """
+    # The pictures that were judged, and their boxes turned upright with them.
+    dataset = replace(dataset, records=tuple(m.record for m in evaluation.matches))
     class_curves = curves(evaluation.matches, dataset.class_names)
     limits, measured = recommended(class_curves, evaluation.threshold, precision)
     aps = evaluation.per_class if protocol == "coco" else voc_ap(evaluation.detections, dataset, protocol)

@@ -6,9 +6,9 @@ import html
 import json
 from pathlib import Path
 
-from runtime.evaluate import EvaluationError
 from runtime.files import write_text
 from runtime.image import write_image
+from runtime.judge import EvaluationError
 from runtime.measurement import PROTOCOLS, Measurement, bucket_rows, class_rows, notes, shown
 from runtime.page import image, table, write_page
 from runtime.plots import CONFUSION, CURVES, write_plots

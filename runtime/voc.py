@@ -18,9 +18,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.coco import CocoDataset
 from runtime.detections import Detections
 from runtime.matching import IOU, pairwise_iou
+from runtime.records import EVERY_CLASS, CocoDataset
 
 Year = Literal["voc07", "voc12"]
 
@@ -35,7 +35,8 @@ def voc_ap(found: Mapping[int, Detections], dataset: CocoDataset, year: Year) ->
         detections = found[record.id]
         objects += np.bincount(record.labels[~record.crowd], minlength=len(objects))
         overlaps = pairwise_iou(detections.boxes_xyxy, record.boxes_xyxy)
-        outcome = _outcomes(np.where(detections.labels[:, None] == record.labels, overlaps, 0.0), record.crowd)
+        same = (detections.labels[:, None] == record.labels) | (record.labels == EVERY_CLASS)
+        outcome = _outcomes(np.where(same, overlaps, 0.0), record.crowd)
         judged = outcome >= 0
         labels.append(detections.labels[judged])
         scores.append(detections.scores[judged])

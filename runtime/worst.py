@@ -12,6 +12,7 @@ from runtime.draw import Color, draw_boxes, sheet
 from runtime.image import Image, read_image
 from runtime.matching import IGNORED, INVENTED
 from runtime.measurement import Measurement
+from runtime.records import EVERY_CLASS
 
 _GREEN, _RED, _ORANGE, _GREY = (60, 160, 20), (40, 40, 220), (0, 140, 255), (150, 150, 150)
 _SIDE = 480
@@ -55,7 +56,8 @@ def worst_sheet(measurement: Measurement, scores: Sequence[ImageScore]) -> Image
         hit = set(m.object_of[standing & (m.object_of >= 0)].tolist())
         frame = read_image(m.record.path)
         truth = [_GREY if crowd else _GREEN if g in hit else _ORANGE for g, crowd in enumerate(m.record.crowd)]
-        cells.append(_drawn(frame, m.record.boxes_xyxy, [names[c] for c in m.record.labels], truth))
+        true_names = [names[c] if c != EVERY_CLASS else "ignored" for c in m.record.labels]
+        cells.append(_drawn(frame, m.record.boxes_xyxy, true_names, truth))
         shown = m.found[standing]
         outcome: dict[int, Color] = {INVENTED: _RED, IGNORED: _GREY}
         colors = [outcome.get(o, _GREEN) for o in m.object_of[standing].tolist()]

@@ -1,4 +1,4 @@
-"""The command `trainer`: fit, eval, show, check-data, new, import. Each is thin over one documented function."""
+"""The command `trainer`: fit, eval, show, check-data, new, convert, import. Each is thin over one function."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from trainer.eval_commands import evaluation, evaluation_arguments
 _EXAMPLES = """examples:
   trainer new digits                               a small data set and its recipe, digits/digits.yaml
   trainer new my.yaml --train train.json --train-images train/ --val val.json --val-images val/
+  trainer new my.yaml --train data.yaml --val data.yaml
+  trainer convert voc/ --to coco --out train.json  between COCO, Pascal VOC, YOLO and a JSON list
   trainer check-data my.yaml                       counts, box sizes, broken entries, a sheet of samples
   trainer show my.yaml optim.lr=0.002              the whole configuration as it would run
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
@@ -84,9 +86,9 @@ def _check_data(arguments: argparse.Namespace) -> int:
 def _new(arguments: argparse.Namespace) -> int:
     from trainer.new import RECIPES, new_config, new_recipe
 
-    given = [arguments.train, arguments.train_images, arguments.val, arguments.val_images]
+    given = [arguments.train, arguments.val]
     if arguments.what in RECIPES:
-        if any(given):
+        if any([*given, arguments.train_images, arguments.val_images]):
             arguments.parser.error(f"the recipe {arguments.what!r} makes its own data: no --train and --val")
         with tqdm(unit="image", disable=arguments.quiet) as bar:
             path = new_recipe(arguments.what, arguments.out or Path(arguments.what), progress=moves(bar))
@@ -94,7 +96,7 @@ def _new(arguments: argparse.Namespace) -> int:
         if not all(given):
             arguments.parser.error(
                 f"{arguments.what!r} is not a recipe ({', '.join(RECIPES)}); for your own data name a new FILE.yaml "
-                "and give --train --train-images --val --val-images"
+                "and give --train and --val (with --train-images and --val-images where the format does not have them)"
             )
         if arguments.out is not None:
             arguments.parser.error("--out is for recipes; a config is written to the FILE.yaml that you name")
@@ -103,6 +105,27 @@ def _new(arguments: argparse.Namespace) -> int:
             arguments.detector, arguments.size,
         )  # fmt: skip
     print(f"wrote {path}\nnext: trainer check-data {path}\n      trainer fit {path}")
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from runtime.records import read_class_names
+    from trainer.convert import convert
+
+    classes = None if arguments.classes is None else read_class_names(arguments.classes)
+    with tqdm(unit="image", disable=arguments.quiet) as bar:
+        done = convert(
+            arguments.source, arguments.to, arguments.out, arguments.images, classes, arguments.pictures,
+            arguments.source_format,
+            arguments.split, progress=moves(bar),
+        )  # fmt: skip
+    boxes = sum(len(record.labels) for record in done.dataset.records)
+    print(f"{len(done.dataset)} images, {boxes} boxes, {len(done.dataset.class_names)} classes")
+    for note in done.notes:
+        print(f"note: {note}")
+    print("wrote " + ", ".join(str(path) for path in done.written))
+    images = f" --images {done.images}" if arguments.pictures == "leave" else ""  # else where the format has them
+    print(f"to use it: --annotations {done.annotations}{images}")
     return 0
 
 
@@ -188,16 +211,37 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(
         "new", _new, "start from a recipe or from your annotations",
-        "Write a recipe with its data (digits, shapes), or a commented config for your own COCO annotations.",
+        "Write a recipe with its data (digits, shapes), or a commented config for your own annotations: COCO JSON, a "
+        "JSON list, a folder of Pascal VOC .xml, YOLO's data.yaml or folder of labels (docs/data.md).",
     )  # fmt: skip
     sub.add_argument("what", metavar="RECIPE|FILE.yaml", help="digits, shapes, or the config file to write")
     sub.add_argument("--out", type=Path, metavar="DIR", help="recipes: where to (default: a folder of its name)")
-    sub.add_argument("--train", type=Path, metavar="TRAIN.json", help="COCO annotations to train on")
+    sub.add_argument("--train", type=Path, metavar="DATA", help="annotations to train on")
     sub.add_argument("--train-images", type=Path, metavar="DIR", help="folder of their pictures")
-    sub.add_argument("--val", type=Path, metavar="VAL.json", help="COCO annotations to validate on")
+    sub.add_argument("--val", type=Path, metavar="DATA", help="annotations to validate on")
     sub.add_argument("--val-images", type=Path, metavar="DIR", help="folder of their pictures")
     sub.add_argument("--detector", default="atss", choices=("atss", "retinanet", "fcos"), help="default: atss")
     sub.add_argument("--size", type=int, metavar="PX", help="longest input side (default: chosen from the data)")
+
+    sub = command(
+        "convert", _convert, "a data set from one format into another",
+        "Write the boxes of SOURCE in another format. SOURCE is COCO JSON, a JSON list, a folder of Pascal VOC .xml or "
+        "YOLO's data.yaml or folder of labels; what the new format cannot hold is told.",
+    )  # fmt: skip
+    kinds = ("coco", "voc", "yolo", "list")
+    sub.add_argument("source", type=Path, metavar="SOURCE", help="annotation file or folder")
+    sub.add_argument("--to", required=True, choices=kinds, help="format to write")
+    sub.add_argument("--out", required=True, type=Path, metavar="PATH", help="FILE.json (coco, list) or a new folder")
+    sub.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: the format's own)")
+    sub.add_argument("--classes", type=Path, metavar="FILE", help="only these classes, one a line, in this order")
+    sub.add_argument("--from", dest="source_format", default="auto", choices=kinds, help="default: told by content")
+    sub.add_argument("--split", default="train", choices=("train", "val", "test"), help="of a data.yaml; and its name")
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument(
+        "--copy", dest="pictures", action="store_const", const="copy", default="leave",
+        help="copy the pictures, too (default: they stay where they are)",
+    )  # fmt: skip
+    how.add_argument("--symlink", dest="pictures", action="store_const", const="link", help="link to the pictures")
 
     sub = command(
         "import", _import, "take over a checkpoint of torchvision or mmdetection",

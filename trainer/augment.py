@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from models.criterion import REGION
 from runtime.image import FILL, Image, Resize
 from trainer.config import AugmentConfig
+from trainer.own_parts import own_augmentations
 
 Boxes = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -66,8 +68,10 @@ def augment(
     """One training view of a picture: (input uint8 [H,W,3], boxes [G,4] in input pixels, labels [G]).
 
     Where neither flip, scale nor colour fires, the pixels are those of `runtime.image.letterbox`. G may be
-    smaller than it was: `visible_boxes` says which boxes stay.
+    smaller than it was: `visible_boxes` says which boxes stay; of an ignore region whatever is left.
     """
+    if config.own:
+        image, boxes_xyxy, labels = own_augmentations(config.own, image, boxes_xyxy, labels, rng)
     if rng.random() < config.flip:  # before the letterbox, so that its border stays right and below
         image, boxes_xyxy = flip_horizontal(image, boxes_xyxy)
     source_hw = (image.shape[0], image.shape[1])
@@ -78,7 +82,8 @@ def augment(
     view = placement.apply(image)
     if rng.random() < config.color_probability:
         view[placement.window] = jitter_color(view[placement.window], config, rng)
-    boxes, keep = visible_boxes(placement.boxes(boxes_xyxy), size_hw, config.min_visible)
+    least = np.where(labels == REGION, 0.0, config.min_visible)  # what is left of a crowd is still no background
+    boxes, keep = visible_boxes(placement.boxes(boxes_xyxy), size_hw, least)
     return view, boxes[keep], labels[keep]
 
 
@@ -111,10 +116,12 @@ def flip_horizontal(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
     return np.ascontiguousarray(image[:, ::-1]), flipped
 
 
-def visible_boxes(boxes_xyxy: Boxes, size_hw: tuple[int, int], min_visible: float) -> tuple[Boxes, NDArray[np.bool_]]:
+def visible_boxes(
+    boxes_xyxy: Boxes, size_hw: tuple[int, int], min_visible: float | NDArray[np.float64]
+) -> tuple[Boxes, NDArray[np.bool_]]:
     """Boxes [G,4] clipped to the input, and which to keep [G].
 
-    Kept are boxes of which at least the share `min_visible` of the area is inside, and whose sides are at
+    Kept are boxes of which at least the share `min_visible` (one, or [G]) of the area is inside, and whose sides are at
     least 1 px: below that an object has no pixel to be seen by.
     """
     height, width = size_hw

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,25 +15,60 @@ import yaml
 
 from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
+from runtime.records import DatasetError, read_class_names
+from trainer.own_config import OwnAugmentConfig, joined_folders, own_names
 
 
 @dataclass(frozen=True)
 class SplitConfig:
     annotations: str
-    """COCO JSON file."""
-    images: str
-    """Folder that `file_name` is relative to."""
+    """COCO JSON, a JSON list, a folder of Pascal VOC .xml, YOLO's data.yaml or folder of labels (docs/data.md)."""
+    images: str | None = None
+    """Folder that file names are relative to; null: where the format has it."""
+    format: Literal["auto", "coco", "voc", "yolo", "list"] = "auto"
+    """auto: told by content; only a folder that holds both .xml and .txt needs to be told."""
+    split: Literal["train", "val", "test"] | None = None
+    """Which split of a YOLO data.yaml; null: the one of the same name as this key (train or val)."""
+    repeat: int = 1
+    """How many times an epoch sees these images; for training only."""
+
+    def __post_init__(self) -> None:
+        require(self.repeat >= 1, "repeat", "1 or more", self.repeat)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: SplitConfig
+    train: SplitConfig | tuple[SplitConfig, ...]
+    """One split, or a list of splits that are trained on together."""
     val: SplitConfig
     workers: int | Literal["auto"] = "auto"
     """Loader processes. auto: none on a CPU (they would fight over its cores), else up to 8."""
+    empty_images: Literal["keep", "drop"] = "keep"
+    """Training images without an object to train on: backgrounds to learn from, or left out."""
+    sampling: Literal["uniform", "class_balanced"] = "uniform"
+    """class_balanced: images with rare classes come several times an epoch (`trainer.sampling`)."""
+    repeat_threshold: float = 0.001
+    """class_balanced: classes in a smaller share of the images than this are repeated (0.1 for small data)."""
+    reduce_to: int = 0
+    """Longest side in pixels to which larger training pictures are reduced after decoding, cached or not; 0: never."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep decoded training pictures; what does not fit into `cache_gib` is decoded each time, as without a cache."""
+    cache_gib: float = 4.0
+    """Most GiB of memory or disk that the cache takes."""
+    cache_dir: str | None = None
+    """disk: where; null: isodet/ in $XDG_CACHE_HOME or ~/.cache."""
 
     def __post_init__(self) -> None:
         require(self.workers == "auto" or self.workers >= 0, "workers", "auto, or 0 and more", self.workers)
+        require(bool(self.train_splits), "train", "at least one split", self.train)
+        require(self.val.repeat == 1, "val.repeat", "1: repeating validation images changes no score", self.val.repeat)
+        require(0 < self.repeat_threshold <= 1, "repeat_threshold", "above 0, at most 1", self.repeat_threshold)
+        require(self.reduce_to == 0 or self.reduce_to >= 32, "reduce_to", "0, or 32 pixels and more", self.reduce_to)
+        require(self.cache_gib > 0, "cache_gib", "a positive number", self.cache_gib)
+
+    @property
+    def train_splits(self) -> tuple[SplitConfig, ...]:
+        return (self.train,) if isinstance(self.train, SplitConfig) else self.train
 
 
 @dataclass(frozen=True)
@@ -52,6 +87,8 @@ class AugmentConfig:
     """Largest relative change each (hue: share of the colour circle)."""
     min_visible: float = 0.3
     """A box cut by the crop is kept while at least this share of its area is still inside."""
+    own: tuple[OwnAugmentConfig, ...] = ()
+    """Your own, in this order, on the picture as it was read, before all of the above."""
 
     def __post_init__(self) -> None:
         for key in ("flip", "scale_probability", "color_probability", "min_visible"):
@@ -132,6 +169,9 @@ class TrainConfig:
     """Validate every so many epochs; the last one always."""
     val_loss: bool = False
     """Compute the loss on the validation pictures too, whenever they are judged. One more pass over them."""
+    code: tuple[str, ...] = ()
+    """Folders in which the modules of your own parts are looked for, behind what is installed. A file that does not
+    say it means its own folder."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
@@ -143,8 +183,8 @@ class TrainConfig:
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_PATHS = (("data", "train", "annotations"), ("data", "train", "images"),
-          ("data", "val", "annotations"), ("data", "val", "images"), ("init",))  # fmt: skip
+_PATHS: set[tuple[str, ...]] = {("data", "cache_dir"), ("model", "classes"), ("init",)}
+_PATHS |= {("data", split, key) for split in ("train", "val") for key in ("annotations", "images")}
 
 
 class _Loader(yaml.SafeLoader):
@@ -192,6 +232,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool 
 def _model_of(checkpoint: str, over: Any) -> Any:
     """The model section of `checkpoint` with what the config says of its own laid on top."""
     from models.checkpoint import CheckpointError, read_checkpoint  # imports torch, which reading a config need not
+    from trainer.own_parts import require_installed
 
     try:
         model = read_checkpoint(checkpoint)["card"].get("model", {})
@@ -199,6 +240,7 @@ def _model_of(checkpoint: str, over: Any) -> Any:
         raise ConfigError(f"init: {error}") from None
     if not isinstance(over, Mapping):
         return over
+    require_installed(model, over, checkpoint)
     if over.get("detector", model.get("detector")) != model.get("detector"):
         raise ConfigError(f"model.detector: {checkpoint} is {model.get('detector')}, not {over['detector']}; leave it "
                           "out: with init the model is the checkpoint's")  # fmt: skip
@@ -206,10 +248,28 @@ def _model_of(checkpoint: str, over: Any) -> Any:
 
 
 def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
-    """A `TrainConfig` from a plain mapping, with the model's preset filled in."""
+    """A `TrainConfig` from a plain mapping, with the model's preset filled in.
+
+    The user's own parts are found and tried, and their arguments completed with their defaults.
+    """
     if isinstance(mapping.get("model"), Mapping):
-        mapping = {**mapping, "model": model_config(mapping["model"])}
-    return build(TrainConfig, mapping)
+        model = mapping["model"]
+        if isinstance(model.get("classes"), str):
+            model = {**model, "classes": _class_file(model["classes"])}
+        mapping = {**mapping, "model": model_config(model)}
+    config = build(TrainConfig, mapping)
+    if not own_names(config.model, config.augment.own):
+        return replace(config, code=())
+    from trainer.own_parts import try_own_parts  # torch is needed for them only
+
+    return try_own_parts(config)
+
+
+def _class_file(path: str) -> list[str]:
+    try:
+        return read_class_names(path)
+    except DatasetError as error:
+        raise ConfigError(f"model.classes: expected a list of names, or a text file of names: {error}") from None
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -232,12 +292,10 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path}: expected a YAML mapping of keys, got {type(mapping).__name__}")
-    for keys in _PATHS:  # relative to the file they are written in, before files are merged
-        holder: Any = mapping
-        for key in keys[:-1]:
-            holder = holder.get(key) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and isinstance(holder.get(keys[-1]), str):
-            holder[keys[-1]] = str((path.parent / Path(holder[keys[-1]]).expanduser()).resolve())
+    mapping = _absolute(mapping, path.parent, ())  # before files are merged
+    code = mapping.setdefault("code", [str(path.parent)])
+    if isinstance(code, list) and all(isinstance(folder, str) for folder in code):
+        mapping["code"] = [str((path.parent / Path(folder).expanduser()).resolve()) for folder in code]
     bases = mapping.pop("_base_", None)
     if bases is None:
         return mapping
@@ -247,8 +305,20 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: _base_: expected a path or a list of paths, got {bases!r}")
     below: dict[str, Any] = {}
     for base in bases:
-        below = merge(below, _read_mapping(path.parent / base, (*seen, path)))
-    return merge(below, mapping)
+        above = _read_mapping(path.parent / base, (*seen, path))
+        below = merge(below, {**above, "code": joined_folders(above["code"], below.get("code", []))})
+    return merge(below, {**mapping, "code": joined_folders(mapping["code"], below["code"])} if bases else mapping)
+
+
+def _absolute(value: Any, folder: Path, keys: tuple[str, ...]) -> Any:
+    """`value`, which stands under `keys`, with its paths made absolute from `folder`."""
+    if isinstance(value, dict):
+        return {key: _absolute(below, folder, (*keys, str(key))) for key, below in value.items()}
+    if keys == ("data", "train") and isinstance(value, list):
+        return [_absolute(split, folder, keys) for split in value]
+    if keys in _PATHS and isinstance(value, str):
+        return str((folder / Path(value).expanduser()).resolve())
+    return value
 
 
 def _load(text: str) -> Any:
@@ -264,8 +334,7 @@ def _override(text: str) -> dict[str, Any]:
         parsed = _load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
-    if tuple(keys) in _PATHS and isinstance(parsed, str):
-        parsed = str(Path(parsed).expanduser().resolve())
+    parsed = _absolute(parsed, Path(), tuple(keys))
     for k in reversed(keys):
         parsed = {k: parsed}
     return parsed

@@ -55,9 +55,7 @@ def evaluation_arguments(parser: argparse.ArgumentParser) -> None:
 
 {EXPLANATION}"""
     parser.add_argument("checkpoint", nargs="?", type=Path, help="default: the newest run's best.pt")
-    parser.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="COCO JSON (default: the run's validation data)"
-    )
+    parser.add_argument("--annotations", type=Path, metavar="DATA", help="of any format (default: the run's own)")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     measurement_arguments(parser)

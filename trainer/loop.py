@@ -13,26 +13,29 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 
 from models.checkpoint import start_from
 from models.criterion import criterion
 from models.deploy import Deploy
 from models.detector import Detector as Network
-from runtime import Card, Detector, read_coco
+from runtime import Card, Detector
 from runtime.backends.torch import TorchBackend
-from runtime.coco import CocoDataset
 from runtime.evaluate import Evaluation, evaluate
 from runtime.measurement import measure
 from runtime.plots import write_plots
+from runtime.records import CocoDataset
+from trainer.cache import pictures_for
 from trainer.config import TrainConfig
 from trainer.data import Batch, TrainSet, collate, init_worker, resize_rule
+from trainer.datasets import train_data, val_data
 from trainer.optim import build_average, build_optimizer, group_size, lr_factor, steps_per_epoch
 from trainer.pictures import validation_sheet
 from trainer.precision import pick_amp, pick_device, worker_count
 from trainer.records import Records, as_floats
 from trainer.report import write_report
 from trainer.runs import Resume, RunFolder, make_card
+from trainer.sampling import EpochSampler, repeat_factors
 from trainer.validation_loss import validation_losses
 
 
@@ -90,10 +93,10 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     _seed(config.seed)
     device = pick_device(config.device)
     amp = pick_amp(config.amp, device)
-    train = read_coco(config.data.train.annotations, config.data.train.images, config.model.classes)
-    val = read_coco(config.data.val.annotations, config.data.val.images, config.model.classes)
-    train_set = TrainSet(train, resize_rule(config.model), config.augment, config.seed)
-    loader, order = _loader(config, train_set, device)
+    train, val = train_data(config), val_data(config)
+    pictures = pictures_for(config.data, train.records)
+    train_set = TrainSet(train, resize_rule(config.model), config.augment, config.seed, pictures)
+    loader, sampler = _loader(config, train_set, device)
     steps = steps_per_epoch(len(loader), config.optim.accumulate)
     epochs = config.schedule.epochs
     model = Network(config.model, load_weights=config.init is None and resume is None)
@@ -102,18 +105,20 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     if resume is not None:
         state.load_state_dict(resume.state)
     folder = RunFolder.new(Path(runs), config) if resume is None else RunFolder(resume.run)
-    card = make_card(config, val)
+    card = make_card(config, train, val)
 
     with Records(folder.path, epochs, steps, state.epoch, quiet) as records:
         for line in _introduction(config, state.model, train, val, device, amp, folder.path):
             records.say(line)
         if started is not None:
             records.say(started)
+        if cached := pictures.describe():
+            records.say(cached)
         last, told = None, 0
         for epoch in range(state.epoch, epochs):
             records.begin_epoch(epoch)
             train_set.set_epoch(epoch)
-            order.manual_seed(config.seed * 100_003 + epoch)
+            sampler.set_epoch(epoch)
             _train_epoch(config, state, loader, device, amp, records)
             state.epoch = epoch + 1
             if unusable := train_set.unusable[told:]:
@@ -177,7 +182,7 @@ def _losses(config: TrainConfig, model: Network, batch: Batch, device: torch.dev
         raw = model(images)
     boxes, labels = batch.boxes_xyxy.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
     grid = model.priors((images.shape[1], images.shape[2]))
-    return criterion(config.model, raw, grid, boxes, labels)
+    return criterion(config.model, raw, grid, boxes, labels, batch.sizes_hw.to(device, non_blocking=True))
 
 
 def _step(config: TrainConfig, state: State) -> None:
@@ -211,17 +216,20 @@ def _state(config: TrainConfig, model: Network, amp: torch.dtype | None, total_s
     return State(model, build_average(model, config.optim.ema), optimizer, schedule, scaler)
 
 
-def _loader(config: TrainConfig, dataset: TrainSet, device: torch.device) -> tuple[DataLoader[Any], torch.Generator]:
-    """The training batches, and the generator that orders them (reseeded each epoch, so a resumed run agrees)."""
-    order = torch.Generator()
+def _loader(config: TrainConfig, dataset: TrainSet, device: torch.device) -> tuple[DataLoader[Any], EpochSampler]:
+    """The training batches, and the sampler that orders them (by seed and epoch only, so a resumed run agrees)."""
+    factors = None
+    if config.data.sampling == "class_balanced":
+        factors = repeat_factors(dataset.records, len(config.model.classes), config.data.repeat_threshold)
+    sampler = EpochSampler(len(dataset), config.seed, factors)
     workers = worker_count(config.data.workers, device)
     loader = DataLoader(
-        dataset, config.batch_size, sampler=RandomSampler(dataset, generator=order),
+        dataset, config.batch_size, sampler=sampler,
         collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr), worker_init_fn=init_worker,
         num_workers=workers, persistent_workers=workers > 0, prefetch_factor=4 if workers else None,
-        pin_memory=device.type == "cuda", drop_last=len(dataset) >= config.batch_size,
+        pin_memory=device.type == "cuda", drop_last=len(sampler) >= config.batch_size,
     )  # fmt: skip
-    return loader, order
+    return loader, sampler
 
 
 def _seed(seed: int) -> None:

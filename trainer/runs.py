@@ -12,10 +12,10 @@ import torch
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from models.typed import ConfigError, to_mapping
 from runtime import Card
-from runtime.card import sha256_file
-from runtime.coco import CocoDataset
+from runtime.datasets import fingerprint
 from runtime.evaluate import Evaluation
 from runtime.files import write_text
+from runtime.records import CocoDataset
 from trainer.cards import checkpoint_card
 from trainer.config import TrainConfig, dump_config, read_config
 
@@ -96,10 +96,7 @@ class RunFolder:
         save_checkpoint(self.path / "last.pt", weights, card.to_json(), resume)
 
 
-def make_card(config: TrainConfig, val: CocoDataset) -> Card:
+def make_card(config: TrainConfig, train: CocoDataset, val: CocoDataset) -> Card:
     """What a checkpoint of this training says of itself, scores aside."""
-    hashes = {
-        "train_annotations": sha256_file(config.data.train.annotations),
-        "val_annotations": sha256_file(val.annotations),
-    }
+    hashes = {"train_annotations": fingerprint(train), "val_annotations": fingerprint(val)}
     return checkpoint_card(config.model, hashes, to_mapping(config))

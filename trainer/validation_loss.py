@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from models.criterion import Losses, criterion
 from models.detector import Detector
-from runtime.coco import CocoDataset
+from runtime.records import CocoDataset
 from trainer.config import TrainConfig
 from trainer.data import TrainSet, collate, init_worker, resize_rule
 from trainer.precision import worker_count
@@ -41,7 +41,8 @@ def validation_losses(
             with torch.autocast(device.type, amp, enabled=amp is not None):
                 raw = model(pictures)
             grid = model.priors((pictures.shape[1], pictures.shape[2]))
-            losses = criterion(config.model, raw, grid, batch.boxes_xyxy.to(device), batch.labels.to(device))
+            boxes, labels, sizes = (part.to(device) for part in (batch.boxes_xyxy, batch.labels, batch.sizes_hw))
+            losses = criterion(config.model, raw, grid, boxes, labels, sizes)
             total += torch.stack(list(losses)) * len(pictures)
             images += len(pictures)
     model.train(training)

@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.card import Card
-from runtime.coco import CocoDataset, ImageRecord, Problems
 from runtime.detections import Detections
+from runtime.records import EVERY_CLASS, CocoDataset, ImageRecord, Problems
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -100,6 +100,7 @@ def random_scene(
         )  # fmt: skip
         area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         crowd = rng.random(count) < crowds
+        labels = np.where(crowd & (rng.random(count) < 0.4), EVERY_CLASS, labels)
         records.append(ImageRecord(image_id, Path(f"{image_id}.png"), 200, 200, boxes, labels, crowd, area))
     dataset = CocoDataset(Path("scene.json"), Path("."), names, (3, 5, 7, 9), tuple(records), Problems())
     return dataset, answers

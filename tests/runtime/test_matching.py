@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from runtime.coco import CocoDataset
 from runtime.curves import Curve, curves, recommended
 from runtime.detections import Detections
-from runtime.evaluate import coco_judge
+from runtime.judge import coco_judge
 from runtime.matching import IGNORED, INVENTED, greedy, match, pairwise_iou
+from runtime.records import EVERY_CLASS, CocoDataset
 
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
@@ -23,7 +23,7 @@ def only_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    monkeypatch.setattr("runtime.evaluate.coco_engine", lambda: (COCO, COCOeval))
+    monkeypatch.setattr("runtime.judge.coco_engine", lambda: (COCO, COCOeval))
 
 
 @pytest.mark.parametrize(("seed", "crowds"), [(0, 0.0), (1, 0.3), (2, 0.6)])
@@ -35,18 +35,19 @@ def test_matches_are_those_of_pycocotools(scene: Scene, seed: int, crowds: float
         if entry is not None and entry["aRng"] == judge.params.areaRng[0]:
             for d, object_id, ignored in zip(entry["dtIds"], entry["dtMatches"][0], entry["dtIgnore"][0], strict=True):
                 theirs[d] = (object_id, bool(ignored))
-    number, first = 0, {}
-    objects: dict[int, int] = {}
-    count = 1
-    for record in dataset.records:  # annotations are numbered from 1 in the order of records
-        first[record.id], objects[record.id] = number + 1, count
-        number, count = number + len(found[record.id]), count + len(record.labels)
+    # Annotations are numbered from 1 in the order of records; a region of every class is one annotation for each.
+    number, first, meant = 0, {}, [(0, 0)]
+    for record in dataset.records:
+        first[record.id] = number + 1
+        number += len(found[record.id])
+        for g, label in enumerate(record.labels):
+            meant += [(record.id, g)] * (4 if label == EVERY_CLASS else 1)
     seen = 0
     for m in match(found, dataset):
         for d, mine in enumerate(m.object_of.tolist()):
             object_id, ignored = theirs[first[m.record.id] + d]
-            expected = IGNORED if ignored else object_id - objects[m.record.id] if object_id else INVENTED
-            assert mine == expected
+            expected = IGNORED if ignored else meant[int(object_id)][1] if object_id else INVENTED
+            assert mine == expected and (mine < 0 or meant[int(object_id)][0] == m.record.id)
             seen += mine == (IGNORED if crowds else INVENTED)
     assert seen > 5 and [m.record.id for m in match(found, dataset)] == list(range(1, 21))
 

@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 
 import runtime.evaluate
+import runtime.judge
 from runtime.__main__ import main
 from runtime.buckets import Bucket, bucket_scores, parse_buckets
-from runtime.coco import CocoDataset, read_coco
+from runtime.coco import read_coco
 from runtime.curves import curves, recommended
 from runtime.detections import Detections
-from runtime.evaluate import Evaluation, coco_engine, coco_metrics
+from runtime.evaluate import Evaluation
+from runtime.judge import coco_engine, coco_metrics
 from runtime.matching import match
 from runtime.measurement import measure
 from runtime.plots import write_plots
+from runtime.records import CocoDataset
 from runtime.report import write_report
 
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
@@ -48,7 +51,7 @@ def test_faster_coco_eval_gives_the_same_numbers(scene: Scene, monkeypatch: pyte
     cases = [scene(seed, images=20, crowds=c, tie=t) for seed, c, t in ((0, 0.0, False), (1, 0.3, True))]
     cases += [scene(found=False), scene(objects=False), scene(objects=False, found=False)]
     faster = [(coco_metrics(found, data), bucket_scores(found, data, buckets)) for data, found in cases]
-    monkeypatch.setattr(runtime.evaluate, "coco_engine", lambda: (COCO, COCOeval))
+    monkeypatch.setattr(runtime.judge, "coco_engine", lambda: (COCO, COCOeval))
     for (data, found), ((metrics, per_class), scores) in zip(cases, faster, strict=True):
         expected, expected_classes = coco_metrics(found, data)
         assert metrics == pytest.approx(expected, abs=1e-9, nan_ok=True)

@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from runtime.coco import CocoDataset
 from runtime.detections import Detections
+from runtime.records import CocoDataset
 from runtime.voc import ap11, area, voc_ap
 
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
@@ -23,7 +23,7 @@ def plain_voc(dataset: CocoDataset, found: dict[int, Detections], label: int, el
         mine = [
             (box, bool(crowd))
             for box, cls, crowd in zip(record.boxes_xyxy.tolist(), record.labels, record.crowd, strict=True)
-            if cls == label
+            if cls in (label, -1)
         ]
         objects[record.id] = mine
         total += sum(not difficult for _, difficult in mine)

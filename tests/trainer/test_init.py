@@ -91,8 +91,8 @@ def test_what_does_not_fit_is_refused_with_its_shapes(folder):
 
 
 @pytest.mark.parametrize("override, message", [
-    ("init=nowhere.pt", r"init: .*nowhere\.pt: no such file"),
-    ("init=first.yaml", r"init: .*first\.yaml: not a readable checkpoint"),
+    ("init=nowhere.pt", r"init: .*nowhere\.pt: cannot read this checkpoint: no such file"),
+    ("init=first.yaml", r"init: .*first\.yaml: cannot read this checkpoint: not a file of tensors"),
     ("model.detector=atss", r"model\.detector: .*best\.pt is fcos, not atss; leave it out"),
     ("model.neck.chanels=3", r"unknown key 'model\.neck\.chanels'; did you mean 'channels'"),
 ])  # fmt: skip
