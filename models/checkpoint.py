@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint atomically: the weights to deploy, the card, and what `trainer fit --resume` needs.
 
-    A process killed at any moment leaves either the old file or the new one.
+    A process killed at any moment leaves either the old file or the new one. Raises `CheckpointError`, with the
+    old file as it was, where the new one cannot be written, as on a full disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,8 +42,25 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer makes the first into the second
+        raise CheckpointError(_not_written(path, temporary, model, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, partial: Path, model: dict[str, torch.Tensor], error: Exception) -> str:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error).split("\n")[0]
+    written = partial.stat().st_size if partial.exists() else 0
+    weights = sum(tensor.nbytes for tensor in model.values())
+    free = shutil.disk_usage(path.parent).free
+    kept = "the file that was there before is unchanged" if path.exists() else "nothing is left of it"
+    return (
+        f"{path}: cannot write this checkpoint: {reason}, after {written / 2**20:.1f} MiB (its weights alone are "
+        f"{weights / 2**20:.1f} MiB; {free / 2**20:.1f} MiB were free then); make room there; {kept}"
+    )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -51,6 +52,10 @@ class Losses(NamedTuple):
         return self.cls + self.box + self.quality
 
 
+def _alone(value: Tensor) -> Tensor:
+    return value
+
+
 def criterion(
     config: ModelConfig,
     raw: Raw,
@@ -58,6 +63,7 @@ def criterion(
     gt_boxes_xyxy: Tensor,
     gt_labels: Tensor,
     sizes_hw: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = _alone,
 ) -> Losses:
     """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G], -1 = padding, `REGION`.
 
@@ -68,6 +74,9 @@ def criterion(
     `center` max(positives of the batch, 1); GHM's weights are a mean already. Box: the sum of its weights, which
     are the centerness targets where there is a centerness branch and `box.weighting` says so, otherwise the
     positives. With `loss.normaliser` image each image is divided by its own, at least 1, and the batch is their mean.
+
+    Where a batch is spread over processes, `total` sums a tensor over them: divisors are then those of the whole
+    batch, and the losses this process's part of its loss, which is their sum.
     """
     with torch.no_grad():
         matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0, gt_labels == REGION, sizes_hw)  # [B, N]
@@ -77,7 +86,7 @@ def criterion(
         positives = (matched >= 0).sum(dim=1).to(raw.logits.dtype)  # [B]
         if config.assign.kind != "center":
             positives = positives.clamp(min=1)
-        share = _share(config.loss, positives)  # [B]
+        share = _share(config.loss, positives, total)  # [B]
 
     codes = raw.boxes[image, prior]  # [P, 4]
     mine = Priors(priors.boxes_xyxy[prior], priors.strides[prior], (len(prior),))
@@ -87,7 +96,7 @@ def criterion(
     classes = torch.zeros_like(raw.logits)  # [B, N, C] in 0..1
     score_is_quality = config.loss.cls in ("qfl", "vfl")
     classes[image, prior, gt_labels[image, target]] = overlaps if score_is_quality else torch.ones_like(overlaps)
-    cls = _classification(config.loss, raw.logits, classes, matched, share)
+    cls = _classification(config.loss, raw.logits, classes, matched, share, total)
 
     weight, share_of_boxes = codes.new_ones(len(image)), share
     quality = raw.logits.new_zeros(())
@@ -97,7 +106,7 @@ def criterion(
         if config.box.weighting == "centerness":
             least = 1e-6 if config.assign.kind == "center" else 1.0
             per_prior = torch.zeros_like(raw.logits[..., 0]).index_put((image, prior), middle)  # [B, N]
-            weight, share_of_boxes = middle, _share(config.loss, per_prior.sum(dim=1), least)
+            weight, share_of_boxes = middle, _share(config.loss, per_prior.sum(dim=1), total, least)
     elif config.quality == "iou":
         quality = (_bce(raw, image, prior, overlaps) * share[image]).sum()
 
@@ -106,24 +115,27 @@ def criterion(
     return Losses(cls, box, quality)
 
 
-def _share(config: LossConfig, amounts: Tensor, least: float = 1.0) -> Tensor:
+def _share(config: LossConfig, amounts: Tensor, total: Callable[[Tensor], Tensor], least: float = 1.0) -> Tensor:
     """What a loss counts in each image [B]: one over the amounts [B] of the batch, or over its own in a mean of B.
 
     least: what an amount is at least.
     """
     if config.normaliser == "image":
-        return 1 / (amounts.clamp(min=least) * len(amounts))
-    return (1 / amounts.sum().clamp(min=least)).expand(len(amounts))
+        return 1 / (amounts.clamp(min=least) * total(amounts.new_tensor(len(amounts))))
+    return (1 / total(amounts.sum()).clamp(min=least)).expand(len(amounts))
 
 
-def _classification(config: LossConfig, logits: Tensor, targets: Tensor, matched: Tensor, share: Tensor) -> Tensor:
+def _classification(
+    config: LossConfig, logits: Tensor, targets: Tensor, matched: Tensor, share: Tensor,
+    total: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
     """The scalar loss of logits [B, N, C] against targets [B, N, C].
 
     matched: [B, N] says what is ignored. share: [B], what an image's loss counts.
     """
     counted = (matched != IGNORED)[..., None]  # [B, N, 1]
     if config.cls == "ghm":
-        return (ghm_weights(logits, targets, counted, config.bins) * bce_loss(logits, targets)).sum()
+        return (ghm_weights(logits, targets, counted, config.bins, total) * bce_loss(logits, targets)).sum()
     if is_own(config.cls):
         each = own_class_loss(config, logits, targets)
     elif config.cls == "bce":

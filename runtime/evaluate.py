@@ -21,6 +21,9 @@ from runtime.judge import METRICS, EvaluationError, coco_engine, coco_metrics
 from runtime.matching import ImageMatch, match
 from runtime.records import CocoDataset, ImageRecord
 
+Found = tuple[dict[int, Detections], list["ImageRecord"], list[tuple[Path, str]]]
+"""Detections by image id, and the files that could not be read with the reasons."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -92,12 +95,16 @@ def evaluate(
     dataset: CocoDataset,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
+    part: tuple[int, int] = (0, 1),
+    gather: Callable[[Found], list[Found]] | None = None,
 ) -> Evaluation:
     """Detect in every image of `dataset` at the graph's low score and judge by COCO's box metrics.
 
     `progress(done, total)` is called after every batch. Files that cannot be read, or whose size is not the annotated
-    one (by the rule of `runtime.header`), are left out and listed in `skipped`. Raises `EvaluationError` when the
-    classes differ, when no image can be judged, or when pycocotools is not installed.
+    one (by the rule of `runtime.header`), are left out and listed in `skipped`. Where processes share the work, this
+    one detects in image i, i + n, ... of `part` (i, n), and `gather` gives what each of them found to all, which then
+    judge the same. Raises `EvaluationError` when the classes differ, when no image can be judged, or when pycocotools
+    is not installed.
     """
     if batch_size < 1:
         raise EvaluationError(f"batch_size: expected at least 1, got {batch_size}")
@@ -112,7 +119,8 @@ def evaluate(
     judged: list[ImageRecord] = []
     skipped: list[tuple[Path, str]] = []
     done = 0
-    for batch in _read_ahead(dataset.records, batch_size):
+    records = dataset.records[part[0] :: part[1]]
+    for batch in _read_ahead(records, batch_size):
         readable = [(record, image) for record, image in batch if not isinstance(image, ImageError)]
         skipped += [(record.path, image.reason) for record, image in batch if isinstance(image, ImageError)]
         judged += [record for record, _ in readable]
@@ -120,7 +128,13 @@ def evaluate(
         found |= {record.id: result for (record, _), result in zip(readable, results, strict=True)}
         done += len(batch)
         if progress is not None:
-            progress(done, len(dataset.records))
+            progress(done, len(records))
+    if gather is not None:
+        parts = gather((found, judged, skipped))
+        everywhere = {record.id: (record, mine[record.id]) for mine, records, _ in parts for record in records}
+        in_order = [everywhere[record.id] for record in dataset.records if record.id in everywhere]
+        judged, found = [record for record, _ in in_order], {record.id: result for record, result in in_order}
+        skipped = [file for *_, files in parts for file in files]
     seconds = time.perf_counter() - started
     if not found:
         raise EvaluationError(

@@ -1,8 +1,9 @@
-"""The command `trainer`: fit, eval, show, check-data, new, convert, import. Each is thin over one function."""
+"""The command `trainer`. Each of its commands is thin over one function."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ _EXAMPLES = """examples:
   trainer convert voc/ --to coco --out train.json  between COCO, Pascal VOC, YOLO and a JSON list
   trainer check-data my.yaml                       counts, box sizes, broken entries, a sheet of samples
   trainer show my.yaml optim.lr=0.002              the whole configuration as it would run
+  trainer lr-find my.yaml                          a learning rate to start from, with a plot
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
   trainer fit --resume                             go on with the newest interrupted run
+  torchrun --nproc-per-node 4 -m trainer fit my.yaml    on four GPUs
   trainer eval                                     COCO mAP of the newest run's best.pt
   trainer import fcos.pth --out fcos.pt            a checkpoint of torchvision or mmdetection as isodet's
 
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
     arguments = _parse(argv)
     resumable = arguments.command == "fit"
-    interrupted = "interrupted" + ("; `trainer fit --resume` goes on from the last finished epoch" if resumable else "")
+    interrupted = "interrupted" + ("; `trainer fit --resume` goes on from the last checkpoint" if resumable else "")
     return exit_status(arguments, "trainer", "train", interrupted)
 
 
@@ -45,14 +48,20 @@ def _fit(arguments: argparse.Namespace) -> int:
         arguments.parser.error("name a CONFIG, or give --resume")
     if arguments.resume is not None and arguments.config is not None:
         arguments.parser.error("--resume goes on with the run's own configuration: no CONFIG and no key=value")
+    if arguments.changed_data and arguments.resume is None:
+        arguments.parser.error("--changed-data is for --resume")
     resume = None
+    main_process = os.environ.get("RANK", "0") == "0"  # torchrun's: one of several speaks
     if arguments.resume is not None:
-        resume = find_resumable(arguments.resume or None, arguments.runs)
+        resume = find_resumable(arguments.resume or None, arguments.runs, arguments.changed_data)
         config = resume.config
-        print(f"resuming {resume.run} after epoch {resume.state['epoch']} of {config.schedule.epochs}")
+        if main_process:
+            print(f"resuming {resume.run}: {resume.where}")
     else:
         config = read_config(arguments.config, arguments.overrides)
     result = fit(config, arguments.runs, resume, arguments.quiet)
+    if not main_process:
+        return 0
     print(f"best mAP {result.best_map:.1f}; wrote {result.run}/")
     for name, what in (
         ("best.pt", "the detector; next: exporter onnx --simplify"),
@@ -129,6 +138,19 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _lr_find(arguments: argparse.Namespace) -> int:
+    from trainer.config import read_config
+    from trainer.lr_find import find_lr, plot_range_test
+
+    config = read_config(arguments.config, arguments.overrides)
+    with tqdm(unit="step", disable=arguments.quiet) as bar:
+        result = find_lr(config, arguments.low, arguments.high, arguments.steps, progress=moves(bar))
+    ended = f"diverged at {result.diverged:.2g}" if result.diverged else f"did not diverge up to {arguments.high:g}"
+    print(f"loss falls fastest at {result.steepest:.2g}, {ended}\nwrote {plot_range_test(result, arguments.out)}\n"
+          f"next: trainer fit {arguments.config} optim.lr={result.suggestion:.2g}")  # fmt: skip
+    return 0
+
+
 def _import(arguments: argparse.Namespace) -> int:
     from trainer.importing import import_detector, read_class_names
 
@@ -190,6 +212,10 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", nargs="?", const="", metavar="RUN",
         help="go on with an interrupted run: its folder or last.pt; alone, the newest unfinished one",
     )  # fmt: skip
+    sub.add_argument(
+        "--changed-data", action="store_true",
+        help="with --resume: go on although an annotation file changed; the interrupted epoch starts again",
+    )  # fmt: skip
     sub.add_argument("--runs", type=Path, default=Path("runs"), help=runs_help)
 
     sub = command(
@@ -242,6 +268,17 @@ def _parser() -> argparse.ArgumentParser:
         help="copy the pictures, too (default: they stay where they are)",
     )  # fmt: skip
     how.add_argument("--symlink", dest="pictures", action="store_const", const="link", help="link to the pictures")
+
+    sub = command(
+        "lr-find", _lr_find, "look for a learning rate",
+        "Train some steps at rising rates (Smith, 2015) and plot the loss. Suggests the rate at which it falls\n"
+        "fastest, or a tenth of the one at which it diverged where that is lower. Leaves a picture and no run.",
+    )  # fmt: skip
+    config(sub)
+    sub.add_argument("--low", type=float, default=1e-6, metavar="LR", help="first rate (default: 1e-6)")
+    sub.add_argument("--high", type=float, default=1.0, metavar="LR", help="last rate (default: 1)")
+    sub.add_argument("--steps", type=int, default=100, metavar="N", help="optimiser steps (default: 100)")
+    sub.add_argument("--out", type=Path, default=Path("lr-find.png"), help="picture (default: lr-find.png)")
 
     sub = command(
         "import", _import, "take over a checkpoint of torchvision or mmdetection",

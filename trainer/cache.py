@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from models.typed import ConfigError
 from runtime.image import Image, read_image
 from runtime.records import ImageRecord
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 
 _SLOT = np.dtype([("mtime_ns", "i8"), ("size", "i8"), ("height", "i4"), ("width", "i4"), ("crc", "u4"), ("full", "u4")])
 _VERSION = 1

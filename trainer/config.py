@@ -16,59 +16,9 @@ import yaml
 from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
 from runtime.records import DatasetError, read_class_names
+from trainer.data_config import DataConfig
+from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping
 from trainer.own_config import OwnAugmentConfig, joined_folders, own_names
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    annotations: str
-    """COCO JSON, a JSON list, a folder of Pascal VOC .xml, YOLO's data.yaml or folder of labels (docs/data.md)."""
-    images: str | None = None
-    """Folder that file names are relative to; null: where the format has it."""
-    format: Literal["auto", "coco", "voc", "yolo", "list"] = "auto"
-    """auto: told by content; only a folder that holds both .xml and .txt needs to be told."""
-    split: Literal["train", "val", "test"] | None = None
-    """Which split of a YOLO data.yaml; null: the one of the same name as this key (train or val)."""
-    repeat: int = 1
-    """How many times an epoch sees these images; for training only."""
-
-    def __post_init__(self) -> None:
-        require(self.repeat >= 1, "repeat", "1 or more", self.repeat)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    train: SplitConfig | tuple[SplitConfig, ...]
-    """One split, or a list of splits that are trained on together."""
-    val: SplitConfig
-    workers: int | Literal["auto"] = "auto"
-    """Loader processes. auto: none on a CPU (they would fight over its cores), else up to 8."""
-    empty_images: Literal["keep", "drop"] = "keep"
-    """Training images without an object to train on: backgrounds to learn from, or left out."""
-    sampling: Literal["uniform", "class_balanced"] = "uniform"
-    """class_balanced: images with rare classes come several times an epoch (`trainer.sampling`)."""
-    repeat_threshold: float = 0.001
-    """class_balanced: classes in a smaller share of the images than this are repeated (0.1 for small data)."""
-    reduce_to: int = 0
-    """Longest side in pixels to which larger training pictures are reduced after decoding, cached or not; 0: never."""
-    cache: Literal["none", "ram", "disk"] = "none"
-    """Keep decoded training pictures; what does not fit into `cache_gib` is decoded each time, as without a cache."""
-    cache_gib: float = 4.0
-    """Most GiB of memory or disk that the cache takes."""
-    cache_dir: str | None = None
-    """disk: where; null: isodet/ in $XDG_CACHE_HOME or ~/.cache."""
-
-    def __post_init__(self) -> None:
-        require(self.workers == "auto" or self.workers >= 0, "workers", "auto, or 0 and more", self.workers)
-        require(bool(self.train_splits), "train", "at least one split", self.train)
-        require(self.val.repeat == 1, "val.repeat", "1: repeating validation images changes no score", self.val.repeat)
-        require(0 < self.repeat_threshold <= 1, "repeat_threshold", "above 0, at most 1", self.repeat_threshold)
-        require(self.reduce_to == 0 or self.reduce_to >= 32, "reduce_to", "0, or 32 pixels and more", self.reduce_to)
-        require(self.cache_gib > 0, "cache_gib", "a positive number", self.cache_gib)
-
-    @property
-    def train_splits(self) -> tuple[SplitConfig, ...]:
-        return (self.train,) if isinstance(self.train, SplitConfig) else self.train
 
 
 @dataclass(frozen=True)
@@ -100,53 +50,6 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    kind: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.01
-    momentum: float = 0.9
-    """sgd only."""
-    weight_decay: float = 1e-4
-    """Never on norms and biases."""
-    clip_norm: float = 10.0
-    """Largest gradient norm; 0 = no clipping."""
-    accumulate: int = 1
-    """Batches per optimiser step."""
-    ema: float = 0.0
-    """Decay of the averaged weights that are validated and saved as best; 0 = none."""
-
-    def __post_init__(self) -> None:
-        require(self.lr > 0, "lr", "a positive number", self.lr)
-        require(0 <= self.momentum < 1, "momentum", "0 up to 1", self.momentum)
-        require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
-        require(self.clip_norm >= 0, "clip_norm", "0 or more", self.clip_norm)
-        require(self.accumulate >= 1, "accumulate", "1 or more", self.accumulate)
-        require(0 <= self.ema < 1, "ema", "0 up to 1", self.ema)
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    epochs: int = 12
-    kind: Literal["cosine", "step", "constant"] = "cosine"
-    warmup_steps: int = 500
-    """Optimiser steps of linear warm-up; never more than a tenth of the run."""
-    milestones: tuple[float, ...] = (0.667, 0.917)
-    """step: parts of the run after which the rate is multiplied by `gamma` (8 and 11 of 12 epochs)."""
-    gamma: float = 0.1
-    final: float = 0.01
-    """cosine: the last rate over the first."""
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, "epochs", "1 or more", self.epochs)
-        require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
-        require(
-            list(self.milestones) == sorted(self.milestones) and all(0 < m < 1 for m in self.milestones),
-            "milestones", "rising parts of the run between 0 and 1", self.milestones,
-        )  # fmt: skip
-        require(0 < self.gamma <= 1, "gamma", "above 0, at most 1", self.gamma)
-        require(0 <= self.final <= 1, "final", "0 to 1", self.final)
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     data: DataConfig
     model: ModelConfig
@@ -156,13 +59,18 @@ class TrainConfig:
     """A checkpoint, trained or imported, whose weights the training starts from; what `model` does not say is that
     checkpoint's. With other classes than its own, the prediction layer of classes starts anew."""
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int | Literal["auto"] = 16
+    """Images per step of each process; auto: the largest power of two, up to 64, that the memory holds."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """auto: bfloat16 where the device computes it natively, else float16 on a GPU, else off."""
     channels_last: bool = True
+    compile: bool = False
+    """torch.compile on the network in training: minutes at the start, faster steps after that."""
+    deterministic: bool = False
+    """Only kernels that repeat their results bit for bit; slower on a GPU."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     val_interval: int = 1
@@ -172,14 +80,32 @@ class TrainConfig:
     code: tuple[str, ...] = ()
     """Folders in which the modules of your own parts are looked for, behind what is installed. A file that does not
     say it means its own folder."""
+    checkpoint_minutes: float = 10.0
+    """Write last.pt within an epoch when it is this old, too; 0 = at the end of epochs only."""
+    checkpoint_steps: int = 0
+    """Write last.pt after so many optimiser steps, too; 0 = do not count steps."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
+        require(self.batch_size == "auto" or self.batch_size >= 1, "batch_size", "auto, or 1 or more", self.batch_size)
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
+        require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
+        require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 or more", self.checkpoint_steps)
         require(
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|') and self.name not in (".", ".."),
             "name", "a folder name without / \\ : * ? \" < > |", self.name,
         )  # fmt: skip
+        if self.schedule.swa_epochs and self.optim.ema:
+            raise ConfigError("schedule.swa_epochs: optim.ema averages the weights already; set one of them to 0")
+        if self.optim.stage_decay != 1 and self.model.backbone.name.startswith("timm:"):
+            raise ConfigError("optim.stage_decay: the stages of a timm network are not known; set it to 1 and use "
+                              "optim.backbone_lr")  # fmt: skip
+
+    @property
+    def images_per_batch(self) -> int:
+        """`batch_size` where it is a number; `fit` has replaced auto before anybody asks."""
+        if self.batch_size == "auto":
+            raise ConfigError("batch_size: auto is decided when training starts; give a number here")
+        return self.batch_size
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
@@ -248,7 +174,7 @@ def _model_of(checkpoint: str, over: Any) -> Any:
 
 
 def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
-    """A `TrainConfig` from a plain mapping, with the model's preset filled in.
+    """A `TrainConfig` from a plain mapping, with the presets of model and schedule filled in.
 
     The user's own parts are found and tried, and their arguments completed with their defaults.
     """
@@ -257,6 +183,8 @@ def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
         if isinstance(model.get("classes"), str):
             model = {**model, "classes": _class_file(model["classes"])}
         mapping = {**mapping, "model": model_config(model)}
+    if isinstance(mapping.get("schedule"), Mapping):
+        mapping = {**mapping, "schedule": schedule_mapping(mapping["schedule"])}
     config = build(TrainConfig, mapping)
     if not own_names(config.model, config.augment.own):
         return replace(config, code=())

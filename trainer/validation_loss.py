@@ -29,7 +29,7 @@ def validation_losses(
     dataset = TrainSet(val, resize_rule(config.model), None)
     workers = worker_count(config.data.workers, device)
     loader: DataLoader[Any] = DataLoader(
-        dataset, config.batch_size, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),
+        dataset, config.images_per_batch, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),
         num_workers=workers, worker_init_fn=init_worker, generator=torch.Generator(),
     )  # fmt: skip
     training = model.training

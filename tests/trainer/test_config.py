@@ -33,7 +33,7 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("optim.lr=fast", r"optim.lr: expected a number, got 'fast' \(str\)"),
         ("optim.lr=-1", r"optim.lr: expected a positive number, got -1"),
         ("optim.lr=.nan", r"optim.lr: expected a number"),
-        ("optim.kind=adam", r"optim.kind: expected one of sgd, adamw, got 'adam' \(str\); did you mean 'adamw'\?"),
+        ("optim.kind=sdg", r"optim.kind: expected one of sgd, adam.*, got 'sdg' \(str\); did you mean 'sgd'\?"),
         ("schedule.epochs=1.5", r"schedule.epochs: expected a whole number, got 1.5 \(float\)"),
         ("schedule.epochs=true", r"schedule.epochs: expected a whole number"),
         ("channels_last=1", r"channels_last: expected true or false"),

@@ -109,7 +109,8 @@ def test_the_command_says_it_and_a_resumed_run_does_not_need_the_checkpoint(fold
     hidden = first.rename(first.with_suffix(".hidden"))
     last = folder / "runs" / "other" / "last.pt"
     content = torch.load(last, weights_only=True)
-    content["resume"]["epoch"] = 1  # as one that was stopped after its first epoch
+    # As one that was stopped after its first epoch.
+    content["resume"] |= {"epoch": 1, "finished": False}
     torch.save(content, last)
     config = find_resumable(last).config
     hidden.rename(first)
