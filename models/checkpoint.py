@@ -116,6 +116,8 @@ def start_from(detector: Detector, path: str | Path) -> str:
     they have. Everything else must fit. Raises `CheckpointError` where it does not; then nothing was loaded.
     """
     content = read_checkpoint(path)
+    if content["card"].get("quantization"):
+        raise CheckpointError(f"{path}: it is 8-bit already; start from the float checkpoint that it came from")
     given, wanted = dict(content["model"]), detector.state_dict()
     theirs, ours = content["card"].get("classes"), list(detector.config.classes)
     fresh = {}

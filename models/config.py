@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from models.network_config import IN_ARGUMENTS, BackboneConfig, NeckConfig, is_own, require_own
 from models.typed import ConfigError, Own, build, merge, require, require_defaults
+from models.undeployable import refuse_undeployable
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,9 @@ class HeadConfig:
     """Convolutions in each of the two towers."""
     channels: int | None = None
     """Tower width; null means the neck's."""
-    norm: Literal["gn", "bn", "sepbn", "none"] = "gn"
-    """sepbn: BatchNorms with statistics of their own for each level behind shared convolutions."""
+    norm: Literal["gn", "bn", "sepbn", "none"] = "sepbn"
+    """sepbn: BatchNorms with statistics of their own for each level behind shared convolutions. gn: what the papers'
+    heads have, and the choice for batches of one or two images (docs/benchmarks/head_norms.md)."""
     block: Literal["conv", "dw", "shuffle", "repconv"] = "conv"
     """Of the towers: 3x3; depthwise 3x3 and 1x1; 3x3 in four groups and a shuffle; 3x3 + 1x1 + identity that fold."""
     implicit: bool = False
@@ -336,4 +338,5 @@ def model_config(mapping: Any, path: str = "model") -> ModelConfig:
         preset = mapping.get("detector", "atss")
         if isinstance(preset, str) and preset in PRESETS:
             mapping = merge(PRESETS[preset], mapping)
+        refuse_undeployable(mapping, path)
     return build(ModelConfig, mapping, path)

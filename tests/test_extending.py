@@ -107,7 +107,7 @@ def test_all_examples_train_resume_and_export(
     config = read_config(project / "all.yaml")
     import trainer.loop
 
-    one_epoch, epochs = trainer.loop._train_epoch, []
+    one_epoch, epochs = trainer.loop.train_epoch, []
 
     def stopped(*arguments: object) -> None:
         if epochs:
@@ -115,16 +115,16 @@ def test_all_examples_train_resume_and_export(
         epochs.append(1)
         one_epoch(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer.loop, "_train_epoch", stopped)
+    monkeypatch.setattr(trainer.loop, "train_epoch", stopped)
     with pytest.raises(KeyboardInterrupt):
         fit(config, tmp_path, quiet=True)
-    monkeypatch.setattr(trainer.loop, "_train_epoch", one_epoch)
+    monkeypatch.setattr(trainer.loop, "train_epoch", one_epoch)
 
     # Another process, working in another folder, goes on: the run knows where its code is.
     forget(project, fresh)
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--resume", "--runs", str(tmp_path), "--quiet"]) == 0
-    assert "after epoch 1 of 2" in capsys.readouterr().out
+    assert "epoch 2 of 2" in capsys.readouterr().out
     best = tmp_path / "own" / "best.pt"
     card = read_checkpoint(best)["card"]
     assert card["model"]["assign"]["arguments"] == {"count": 6, "size": 8.0}

@@ -23,6 +23,7 @@ _EXAMPLES = """examples:
   trainer lr-find my.yaml                          a learning rate to start from, with a plot
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
   trainer fit --resume                             go on with the newest interrupted run
+  trainer fit --qat runs/my/best.pt                train it on as 8 bits, for exporter onnx
   torchrun --nproc-per-node 4 -m trainer fit my.yaml    on four GPUs
   trainer eval                                     COCO mAP of the newest run's best.pt
   trainer import fcos.pth --out fcos.pt            a checkpoint of torchvision or mmdetection as isodet's
@@ -42,10 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fit(arguments: argparse.Namespace) -> int:
     from trainer.config import read_config
     from trainer.loop import fit
+    from trainer.qat import qat_config
     from trainer.runs import find_resumable
 
-    if arguments.resume is None and arguments.config is None:
-        arguments.parser.error("name a CONFIG, or give --resume")
+    if arguments.resume is None and arguments.config is None and arguments.qat is None:
+        arguments.parser.error("name a CONFIG, or give --resume or --qat")
+    if arguments.resume is not None and arguments.qat is not None:
+        arguments.parser.error("--resume goes on with the run's own configuration, 8 bits included: no --qat")
     if arguments.resume is not None and arguments.config is not None:
         arguments.parser.error("--resume goes on with the run's own configuration: no CONFIG and no key=value")
     if arguments.changed_data and arguments.resume is None:
@@ -57,8 +61,11 @@ def _fit(arguments: argparse.Namespace) -> int:
         config = resume.config
         if main_process:
             print(f"resuming {resume.run}: {resume.where}")
+    elif arguments.config is None:
+        config = qat_config(arguments.qat, arguments.overrides)
     else:
-        config = read_config(arguments.config, arguments.overrides)
+        qat = [] if arguments.qat is None else [f"init={json.dumps(str(arguments.qat))}", "qat={}"]
+        config = read_config(arguments.config, [*qat, *arguments.overrides])
     result = fit(config, arguments.runs, resume, arguments.quiet)
     if not main_process:
         return 0
@@ -211,6 +218,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--resume", nargs="?", const="", metavar="RUN",
         help="go on with an interrupted run: its folder or last.pt; alone, the newest unfinished one",
+    )  # fmt: skip
+    sub.add_argument(
+        "--qat", type=Path, metavar="BEST.pt",
+        help="train this checkpoint on as 8 bits; without CONFIG as it was trained, for a fifth of the epochs",
     )  # fmt: skip
     sub.add_argument(
         "--changed-data", action="store_true",

@@ -5,6 +5,7 @@ Paths in a YAML file are relative to that file; paths given on the command line 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from runtime.records import DatasetError, read_class_names
 from trainer.data_config import DataConfig
 from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping
 from trainer.own_config import OwnAugmentConfig, joined_folders, own_names
+from trainer.qat_config import QatConfig
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class TrainConfig:
     init: str | None = None
     """A checkpoint, trained or imported, whose weights the training starts from; what `model` does not say is that
     checkpoint's. With other classes than its own, the prediction layer of classes starts anew."""
+    qat: QatConfig | None = None
+    """Train the checkpoint in `init` on as 8 bits."""
     seed: int = 0
     batch_size: int | Literal["auto"] = 16
     """Images per step of each process; auto: the largest power of two, up to 64, that the memory holds."""
@@ -86,10 +90,20 @@ class TrainConfig:
     """Write last.pt after so many optimiser steps, too; 0 = do not count steps."""
 
     def __post_init__(self) -> None:
+        if self.qat is not None and self.init is None:
+            raise ConfigError("qat: it starts from a trained detector; set init: its best.pt, or fit --qat best.pt")
         require(self.batch_size == "auto" or self.batch_size >= 1, "batch_size", "auto, or 1 or more", self.batch_size)
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
         require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
         require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 or more", self.checkpoint_steps)
+        m, last = self.model, self.model.neck.levels[1]
+        size_hw = m.input_size_hw if m.resize.rule == "letterbox" else (m.resize.short, m.resize.short)
+        alone = self.batch_size == 1 and smallest_level(size_hw, last) == 1
+        if alone and m.head.norm in ("bn", "sepbn"):
+            raise ConfigError(
+                f"batch_size: the statistics of a BatchNorm (model.head.norm: {m.head.norm}) need two cells, and a "
+                f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
+            )
         require(
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|') and self.name not in (".", ".."),
             "name", "a folder name without / \\ : * ? \" < > |", self.name,
@@ -106,6 +120,11 @@ class TrainConfig:
         if self.batch_size == "auto":
             raise ConfigError("batch_size: auto is decided when training starts; give a number here")
         return self.batch_size
+
+
+def smallest_level(size_hw: tuple[int, int], last: int) -> int:
+    """Cells that an image of this size has on the last level: what a BatchNorm's statistics there come from."""
+    return math.prod(-(-side // 2**last) for side in size_hw)
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
@@ -144,15 +163,21 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool 
     resolved: a run's own config.yaml, which says everything, so that the checkpoint in `init` is not looked at.
     Raises `ConfigError` naming the file and the key.
     """
-    mapping = _read_mapping(Path(path), seen=())
-    for text in overrides:
-        mapping = merge(mapping, _override(text))
+    mapping = with_overrides(_read_mapping(Path(path), seen=()), overrides)
     try:
         if isinstance(mapping.get("init"), str) and not resolved:
             mapping["model"] = _model_of(mapping["init"], mapping.get("model", {}))
         return train_config(mapping)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`mapping` with each `key.sub=value` laid on top. Raises `ConfigError`."""
+    merged = dict(mapping)
+    for text in overrides:
+        merged = merge(merged, _override(text))
+    return merged
 
 
 def _model_of(checkpoint: str, over: Any) -> Any:

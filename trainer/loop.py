@@ -9,6 +9,7 @@ import torch
 
 from models.deploy import Deploy
 from models.detector import Detector as Network
+from models.quant import QuantDetector
 from runtime import Card, CocoDataset, Detector
 from runtime.backends.torch import TorchBackend
 from runtime.evaluate import Evaluation, evaluate
@@ -28,6 +29,7 @@ from trainer.memory import automatic_batch
 from trainer.optim import learning_rate, refresh_rates, steps_per_epoch
 from trainer.pictures import validation_sheet
 from trainer.precision import deterministic, pick_amp, pick_device
+from trainer.qat import calibrate, follow_ranges, last_moving_epoch
 from trainer.records import Records
 from trainer.report import write_report
 from trainer.runs import Resume, RunFolder, make_card
@@ -80,6 +82,10 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     accumulate, epochs = config.optim.accumulate, config.schedule.epochs
     steps = steps_per_epoch(len(batches), accumulate)
     model, started = starting_model(config, resume is not None)
+    ranges = ""
+    if isinstance(model, QuantDetector) and resume is None:
+        plain = TrainSet(train, train_set.resize, None, config.seed, pictures)
+        ranges = calibrate(model.to(device), config, plain, device)
     state = new_state(config, model.to(device), amp, steps * epochs, group)
     if resume is not None:
         state.load_state_dict(resume.state, group.rank)
@@ -98,10 +104,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
         checkpoints = Checkpoints(config, folder, card, state, records, stop, resume is not None, group)
         for line in _introduction(config, state.model, train, val, device, amp, folder.path, group):
             records.say(line)
-        if started:
-            records.say(started)
-        if cached := pictures.describe():
-            records.say(cached)
+        for line in filter(None, (started, ranges, pictures.describe())):
+            records.say(line)
         if changed:
             records.say(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
 
@@ -113,6 +117,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
         last, told = None, 0
         for epoch in range(state.epoch, epochs):
             records.begin_epoch(epoch)
+            follow_ranges(state.model, epoch < last_moving_epoch(config))
             if resume is not None and state.batch:
                 records.load_state_dict(resume.state["records"])
             with dead_processes(checkpoints.said):

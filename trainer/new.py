@@ -5,6 +5,7 @@ The written YAML is the place to read why: each choice stands beside the number 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from runtime.files import replacing
 from runtime.image import FixedSize
 from runtime.records import CocoDataset
 from trainer.check import input_sides
-from trainer.config import read_config
+from trainer.config import read_config, smallest_level
 from trainer.recipes import make_digits, make_shapes
 from trainer.recipes.writer import Progress
 from trainer.yaml_text import folder_name, quoted, split_lines
@@ -218,6 +219,7 @@ def _text(
     backbone = "resnet50" if gpu else "resnet18"
     weights = choose_weights(backbone)
     levels = choose_levels(sides, size_hw, hardware)
+    cells = int(batch.value) * smallest_level(size_hw, json.loads(levels.value)[1])
     flip = choose_flip(train.class_names)
     scratch = weights.value == "null"
     base = 3e-3 if scratch else 1e-3  # pretrained features are not to be thrown over
@@ -244,15 +246,15 @@ def _text(
         f"  # {weights.why}",
         f"  backbone: {{name: {backbone}, weights: {weights.value}}}" + ("" if gpu else "  # the small one, for a CPU"),
         f"  neck: {{channels: {256 if gpu else 64}, levels: {levels.value}, norm: bn}}  # {levels.why}",
-        f"  head: {{depth: {4 if gpu else 2}}}",
+        f"  head: {{depth: {4 if gpu else 2}, norm: {'sepbn' if cells >= 16 else 'gn'}}}"
+        f"  # a batch has {cells} cells on the last level, {'enough' if cells >= 16 else 'too few'} for BatchNorms",
         f"  postprocess: {{candidates: {candidates}, detections: {detections}}}"
         f"  # at most {crowded} objects in a training image",
         "",
         f"batch_size: {batch.value}  # {batch.why}",
         "augment:",
         f"  flip: {flip.value}  # {flip.why}",
-        f"  scale_probability: {'1.0' if gpu else '0.5'}"
-        + ("" if gpu else "  # a short run: half of the pictures stay as they are"),
+        f"  scale_probability: {'1.0' if gpu else '0.5  # a short run: half of the pictures stay as they are'}",
         "  scale: [0.6, 1.6]",
         "optim:",
         "  kind: adamw",

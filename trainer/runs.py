@@ -49,8 +49,8 @@ class Resume:
             splits = data.train_splits if key == "train_annotations" else (data.val,)
             raise ConfigError(
                 f"{', '.join(split.annotations for split in splits)}: this is not what {self.run} was trained on: its "
-                f"SHA-256 is {card.hashes[key]}, it was {self.hashes[key]}; bring the old file back, start a new run, or "
-                "accept the change with --changed-data (the interrupted epoch then starts again)"
+                f"SHA-256 is {card.hashes[key]}, it was {self.hashes[key]}; bring the old file back, start a new run, "
+                "or accept the change with --changed-data (the interrupted epoch then starts again)"
             )
         return bool(changed)
 
@@ -150,4 +150,5 @@ def _judged(card: Card, progress: dict[str, Any], evaluation: Evaluation | None)
 def make_card(config: TrainConfig, train: CocoDataset, val: CocoDataset) -> Card:
     """What a checkpoint of this training says of itself, scores aside."""
     hashes = {"train_annotations": fingerprint(train), "val_annotations": fingerprint(val)}
-    return checkpoint_card(config.model, hashes, to_mapping(config))
+    quantization = None if config.qat is None else {"kind": "qat", **to_mapping(config.qat)}
+    return checkpoint_card(config.model, hashes, to_mapping(config), quantization=quantization)

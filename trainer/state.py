@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from models.checkpoint import start_from
 from models.detector import Detector as Network
 from models.detector import Raw
+from models.quant import quantise
 from trainer.averaging import build_average, build_swa
 from trainer.config import TrainConfig
 from trainer.distributed import Group
@@ -84,6 +85,8 @@ def starting_model(config: TrainConfig, resumed: bool) -> tuple[Network, str]:
     """
     model = Network(config.model, load_weights=config.init is None and not resumed)
     started = "" if config.init is None or resumed else start_from(model, config.init)
+    if config.qat is not None:
+        model = quantise(model.eval(), config.qat.float_layers)
     return model, started
 
 

@@ -42,7 +42,10 @@ def untrained(save_network: Callable[[Path, Network], Path]) -> Callable[..., Pa
             for name, p in model.named_parameters():
                 if name.startswith("head.") and name.endswith("weight") and p.ndim == 4:
                     p.normal_(std=0.1)
-            for _ in range(3):  # statistics for every BatchNorm
+            for module in model.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.momentum = 1.0  # statistics of one batch; moving averages would let activations fade away
+            for _ in range(3):
                 model(torch.randint(0, 256, (4, 96, 128, 3), dtype=torch.uint8))
         return save_network(path, model)
 

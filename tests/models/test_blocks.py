@@ -185,7 +185,7 @@ def test_the_towers_names_in_checkpoints_stay():
     [
         ({"block": "repconv"}, "head.block: repconv brings a BatchNorm on each branch; set norm: bn"),
         ({"block": "shuffle", "channels": 18}, "head.block: shuffle has four groups"),
-        ({"block": "dcn"}, "head.block: expected one of conv, dw, shuffle, repconv, got 'dcn'"),
+        ({"block": "conv3"}, "head.block: expected one of conv, dw, shuffle, repconv, got 'conv3'"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(head, message):

@@ -398,16 +398,16 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
 def test_a_loader_process_killed_by_the_system_is_named_with_advice(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import trainer.data
+    import trainer.cache
 
-    real, parent = trainer.data.read_image, os.getpid()
+    real, parent = trainer.cache.read_image, os.getpid()
 
     def killed(path: Path) -> object:
         if os.getpid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(path)
 
-    monkeypatch.setattr(trainer.data, "read_image", killed)
+    monkeypatch.setattr(trainer.cache, "read_image", killed)
     with pytest.raises(TrainingError, match=r"a data loading process died: .*killed.*lower data\.workers or batch_size"
                        r".*no checkpoint was written"):  # fmt: skip
         fit(config(data, "data.workers=1"), tmp_path, quiet=True)

@@ -186,7 +186,7 @@ def test_averaged_norms_have_the_plain_mean_of_all_batches_and_frozen_ones_their
     model = Net()
     model.learned.running_mean.fill_(99)  # type: ignore[union-attr]
     model.frozen.running_mean.fill_(7)  # type: ignore[union-attr]
-    batches = [Batch(p, nothing, nothing, ()) for p in pictures]
+    batches = [Batch(p, nothing, nothing, nothing, ()) for p in pictures]
     estimate_norms(model, batches, torch.device("cpu"), None, lambda done: None)
     used = [p.float().reshape(-1, 3) for p in pictures if len(p)]
     torch.testing.assert_close(model.learned.running_mean, torch.stack([p.mean(0) for p in used]).mean(0))
