@@ -56,8 +56,8 @@ def test_thresholds_by_class_travel_with_the_weights(shapes_run: Path) -> None:
     trained, exported = (read_card(shapes_run / name) for name in ("best.pt", "best.onnx"))
     assert trained.thresholds and trained.thresholds == exported.thresholds
     detector = Detector(shapes_run / "best.onnx", threshold="card")
-    picture = next((shapes_run.parents[1] / "data" / "val").glob("*.jpg"))
-    (everything,), (found,) = detector(picture, threshold=0.0), detector(picture)
+    pictures = sorted((shapes_run.parents[1] / "data" / "val").glob("*.jpg"))
+    everything, found = ([d for one in detector(pictures, t) for d in one] for t in (0.0, None))
     limits = {name: trained.thresholds.get(name, trained.threshold) for name in trained.classes}
     expected = [d.score for d in everything if d.score >= np.float32(limits[d.name])]
     assert [d.score for d in found] == expected and 0 < len(found) < len(everything)
