@@ -7,11 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
 from runtime.commands import exit_status, moves, teaching
 from runtime.detect import MODELS, detect
+from runtime.eval_commands import EXPLANATION, conclude, measurement_arguments, warn_of_problems
 from runtime.files import write_text
 from runtime.runs import newest
 
@@ -86,12 +88,10 @@ def _eval(arguments: argparse.Namespace) -> int:
     model = _model(arguments.artifact)
     detector = Detector(model, device=arguments.device, threads=arguments.threads)
     dataset = validation_data(detector.card, model, arguments.annotations, arguments.images)
-    if dataset.problems:
-        print(f"warning: {dataset.annotations}: {dataset.problems.summary()}", file=sys.stderr)
+    warn_of_problems(dataset)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
         result = evaluate(detector, dataset, batch_size=arguments.batch_size, progress=moves(bar))
-    print(result.table())
-    _write_json(arguments.json, result.to_json())
+    conclude(arguments, result, dataset, f"{model.name}, {detector.backend.name}")
     return 0
 
 
@@ -137,7 +137,11 @@ a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
         "--model", type=Path, help="an .onnx or .pt file (default: the newest runs/*/best.onnx, else best.pt)"
     )
     p.add_argument("--out", type=Path, default=Path("detections"), help="output folder (default: detections)")
-    p.add_argument("--threshold", type=_score, help="lowest score reported (default: the model's own)")
+    p.add_argument(
+        "--threshold",
+        type=_threshold,
+        help="lowest score reported, or card for each class's own (default: the model's)",
+    )
     p.add_argument(
         "--json",
         type=Path,
@@ -177,11 +181,15 @@ a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
     p.set_defaults(run=_bench)
 
     p = commands.add_parser(
-        "eval", formatter_class=teaching, help="COCO evaluation of a model",
-        description="Measure COCO's box metrics (mAP and its kin) of a model on annotated pictures.",
-        epilog="""examples:
+        "eval", formatter_class=teaching, help="COCO or VOC evaluation of a model, with a report",
+        description="Measure a model on annotated pictures: mAP and its kin, classes, thresholds, confusions. "
+        "(Other ways of merging boxes, --nms and --tta, need a checkpoint: `trainer eval`.)",
+        epilog=f"""examples:
   runtime eval                                     the newest model, on the data it was validated with
-  runtime eval best.onnx --annotations val.json --images val/ --json metrics.json""",
+  runtime eval best.onnx --annotations val.json --images val/ --json metrics.json
+  runtime eval --report report/ --precision 0.9    a page with pictures; thresholds for 9 of 10 right
+
+{EXPLANATION}""",
     )  # fmt: skip
     p.add_argument("artifact", type=Path, nargs="?", help="an .onnx or .pt file (default: the newest run's)")
     p.add_argument(
@@ -192,7 +200,7 @@ a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
     )
     p.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: the format's own)")
     p.add_argument("--batch-size", type=_count, default=8, help="images handed over at once (default: 8)")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there, too")
+    measurement_arguments(p)
     _device_arguments(p)
     p.set_defaults(run=_eval)
     return parser
@@ -228,6 +236,10 @@ def _score(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a score from 0 to 1, got {text!r}")
     return value
+
+
+def _threshold(text: str) -> float | Literal["card"]:
+    return "card" if text == "card" else _score(text)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -53,6 +53,9 @@ class Card:
     (convolutions that stay in float besides the predictions)."""
     threshold: float = 0.3
     """Recommended threshold of an application; applied by the runtime after the graph."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Recommended threshold of single classes, by name; `threshold` is that of the others. Applied where asked for:
+    `Detector(..., threshold="card")`."""
     versions: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     """sha256, by what was hashed."""
@@ -108,6 +111,10 @@ class Card:
             texts = getattr(self, name).values()
             self._check(name, all(isinstance(v, str) for v in texts), "an object of texts")
         self._check("created", isinstance(self.created, str), "a time as text")
+        self._check("thresholds", isinstance(self.thresholds, Mapping), "an object with keys")
+        for name, value in self.thresholds.items():
+            score = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+            self._check("thresholds", name in self.classes and score, "scores from 0 to 1 by the names of classes")
 
     def _check(self, key: str, good: bool, expected: str) -> None:
         if not good:
@@ -125,6 +132,8 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """The card as JSON-ready objects; `Card.from_json` of it gives an equal card."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not self.thresholds:  # then a runtime that does not know the key reads the card, too
+            del plain["thresholds"]
         return {"format": FORMAT, **json.loads(json.dumps(plain, default=_plain))}
 
     @classmethod

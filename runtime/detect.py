@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import cv2
 
-from runtime.detector import Detector
+from runtime.detector import Detector, Threshold
 from runtime.draw import draw_detections
 from runtime.image import Image, write_image
 from runtime.runs import newest
@@ -49,7 +49,7 @@ def detect(
     source: str | int | PathLike[str],
     model: str | PathLike[str] | Detector | None = None,
     out: str | PathLike[str] = "detections",
-    threshold: float | None = None,
+    threshold: Threshold | None = None,
     device: str = "auto",
     threads: int | None = None,
     save: bool = True,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,10 @@ from runtime.stream import open_source
 Frame = Image | str | PathLike[str]
 """One picture: uint8 [H, W, 3] BGR, or the path of a picture file."""
 
+Threshold = float | Literal["card"] | Mapping[str, float]
+"""Lowest score reported: one for all classes, "card" for the card's `thresholds`, or a score for each class by name.
+A class that has none is judged by the card's `threshold`."""
+
 
 class FrameError(ValueError):
     """A frame that is not a picture for the detector; the message states what was expected and what came."""
@@ -28,8 +33,9 @@ class Detector:
     """Runs a model file, or a backend, on frames.
 
     `source`: an .onnx or .pt file, told apart by content, or a `Backend`. `device`: auto, cpu, cuda or
-    cuda:N. `threshold`: lowest score reported, None for the model's recommendation. `threads`: CPU threads
-    of the engine. `device` and `threads` concern files only: a `Backend` is already somewhere.
+    cuda:N. `threshold`: lowest score reported, None for the model's recommendation over all classes, "card" for its
+    recommendation for each class, or scores by class name. `threads`: CPU threads of the engine.
+    `device` and `threads` concern files only: a `Backend` is already somewhere.
     Raises `CardError` for a file that is not a model of ours, `BackendError` when it cannot run here.
     """
 
@@ -37,7 +43,7 @@ class Detector:
         self,
         source: str | PathLike[str] | Backend,
         device: str = "auto",
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
         threads: int | None = None,
     ) -> None:
         self.backend: Backend
@@ -46,7 +52,7 @@ class Detector:
         else:
             self.backend = source
         self._resize = self.card.resize_rule()
-        self.threshold = self.card.threshold if threshold is None else _check_threshold(threshold)
+        self.threshold = self.card.threshold if threshold is None else self._limits(threshold)
 
     @property
     def card(self) -> Card:
@@ -63,14 +69,14 @@ class Detector:
         """Pixels of the network's input; of a checkpoint under the short-side rule, of the graph exported from it."""
         return self.card.input_size_hw
 
-    def __call__(self, frames: Frame | Sequence[Frame], threshold: float | None = None) -> list[Detections]:
+    def __call__(self, frames: Frame | Sequence[Frame], threshold: Threshold | None = None) -> list[Detections]:
         """Detect in each frame; one `Detections` for each, in order, boxes in that frame's pixels.
 
         `frames`: one uint8 [H, W, 3] BGR array, a path, a list of these (sizes may differ), or a uint8
         [B, H, W, 3] array. `threshold` replaces the detector's own for this call.
         Raises `FrameError` for anything else, `ImageError` for a picture file that cannot be read.
         """
-        threshold = self.threshold if threshold is None else _check_threshold(threshold)
+        limits = self.threshold if threshold is None else self._limits(threshold)
         listed = _listed(frames)
         results: list[Detections] = []
         step = self.backend.max_batch
@@ -78,7 +84,7 @@ class Detector:
             chunk = [_array(frame, start + i) for i, frame in enumerate(listed[start : start + step])]
             for _, same in groupby(chunk, lambda frame: self.place(frame).size_hw):  # one size, unless short-side
                 images, placements = self.preprocess(list(same))
-                results += self.postprocess(self.backend(images), placements, threshold)
+                results += self.postprocess(self.backend(images), placements, limits)
         return results
 
     def place(self, frame: Image) -> Letterbox:
@@ -86,7 +92,7 @@ class Detector:
         return self._resize.fit((frame.shape[0], frame.shape[1]))
 
     def stream(
-        self, source: str | int | PathLike[str], threshold: float | None = None
+        self, source: str | int | PathLike[str], threshold: Threshold | None = None
     ) -> Iterator[tuple[Image, Detections]]:
         """(frame, detections) for each frame of a picture, folder, video file, webcam number or URL.
 
@@ -115,19 +121,37 @@ class Detector:
         images[len(frames) :] = FILL
         return images, placements
 
-    def postprocess(self, raw: RawOutputs, placements: Sequence[Letterbox], threshold: float) -> list[Detections]:
-        """Detections with a score of at least `threshold`, in frame pixels, one for each placement."""
+    def postprocess(
+        self, raw: RawOutputs, placements: Sequence[Letterbox], threshold: float | NDArray[np.float32]
+    ) -> list[Detections]:
+        """Detections with a score of at least `threshold`, or [C] of them, in frame pixels, one for each placement."""
         results = []
         for i, placement in enumerate(placements):
             count = int(raw.num_dets[i, 0])
             scores = raw.scores[i, :count]
-            kept = int(np.count_nonzero(scores >= np.float32(threshold)))  # they fall: the kept ones come first
+            kept = int(np.count_nonzero(scores >= np.float32(np.min(threshold))))  # they fall: the kept ones come first
             boxes = placement.to_source(raw.boxes[i, :kept])
             # A box that lies wholly in the grey border has no extent in the frame.
             inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             labels = raw.labels[i, :kept]
+            if isinstance(threshold, np.ndarray):
+                inside &= scores[:kept] >= threshold[labels]
             results.append(Detections(boxes[inside], scores[:kept][inside], labels[inside], self.class_names))
         return results
+
+    def _limits(self, threshold: Threshold) -> float | NDArray[np.float32]:
+        """One score, or [C] scores. Raises ValueError for anything else, and for classes that are not the model's."""
+        if not isinstance(threshold, (str, Mapping)):
+            return _check_threshold(threshold)
+        if isinstance(threshold, str):
+            if threshold != "card":
+                raise ValueError(f'threshold: expected a score, scores by class name, or "card"; got {threshold!r}')
+            threshold = self.card.thresholds
+        unknown = sorted(set(threshold) - set(self.class_names))
+        if unknown:
+            raise ValueError(f"threshold: unknown class {unknown[0]!r}; known: {', '.join(self.class_names)}")
+        scores = [_check_threshold(threshold.get(name, self.card.threshold)) for name in self.class_names]
+        return np.array(scores, np.float32)
 
 
 def _listed(frames: Frame | Sequence[Frame]) -> Sequence[Frame]:

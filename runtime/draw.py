@@ -31,15 +31,26 @@ def draw_detections(frame: Image, detections: Detections, scores: bool = True) -
     Lines and letters grow with the frame; chips stay inside it. The best detection is drawn last, on top.
     `scores=False` leaves the score out, for ground truth.
     """
+    shown = list(detections)
+    return draw_boxes(
+        frame,
+        [d.box_xyxy for d in shown],
+        [f"{d.name} {d.score:.0%}" if scores else d.name for d in shown],
+        [class_color(d.label) for d in shown],
+    )
+
+
+def draw_boxes(
+    frame: Image, boxes_xyxy: Sequence[Sequence[float]], texts: Sequence[str], colors: Sequence[Color]
+) -> Image:
+    """A copy of `frame` (uint8 [H, W, 3] BGR) with each box in its colour and its text on a chip; the first on top."""
     image = np.ascontiguousarray(frame).copy()
     height, width = image.shape[:2]
     line = max(1, round(min(height, width) / 320))
-    for detection in list(detections)[::-1]:
-        color = class_color(detection.label)
-        x1, y1, x2, y2 = (round(v) for v in detection.box_xyxy)
+    for box, text, color in list(zip(boxes_xyxy, texts, colors, strict=True))[::-1]:
+        x1, y1, x2, y2 = (round(v) for v in box)
         corner = (min(width - 1, x2), min(height - 1, y2))
         cv2.rectangle(image, (x1, y1), corner, color, line, cv2.LINE_8)
-        text = f"{detection.name} {detection.score:.0%}" if scores else detection.name
         _chip(image, text, (x1, y1), color, line)
     return image
 

@@ -44,12 +44,23 @@ def test_a_run_folder_holds_what_the_readme_says(shapes_run: Path) -> None:
     assert [int(r["epoch"]) for r in rows] == list(range(1, len(rows) + 1))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert rows[-1]["map"] and not rows[0]["map"]  # validated every fifth epoch only
-    for name in ("plots/loss.png", "plots/map.png", "plots/validation.jpg"):
+    for name in ("plots/loss.png", "plots/map.png", "plots/validation.jpg", "plots/curves.png", "plots/confusion.png"):
         picture = cv2.imread(str(shapes_run / name))
         assert picture is not None and np.ptp(picture) > 50, name
     page = (shapes_run / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/") == 3 and "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("data:image/") == 5 and "http" not in page.replace("http://www.w3.org", "")
     assert list((shapes_run / "tensorboard").glob("events.*"))
+
+
+def test_thresholds_by_class_travel_with_the_weights(shapes_run: Path) -> None:
+    trained, exported = (read_card(shapes_run / name) for name in ("best.pt", "best.onnx"))
+    assert trained.thresholds and trained.thresholds == exported.thresholds
+    detector = Detector(shapes_run / "best.onnx", threshold="card")
+    pictures = sorted((shapes_run.parents[1] / "data" / "val").glob("*.jpg"))
+    everything, found = ([d for one in detector(pictures, t) for d in one] for t in (0.0, None))
+    limits = {name: trained.thresholds.get(name, trained.threshold) for name in trained.classes}
+    expected = [d.score for d in everything if d.score >= np.float32(limits[d.name])]
+    assert [d.score for d in found] == expected and 0 < len(found) < len(everything)
 
 
 def test_the_commands_walk_the_road(shapes_run: Path, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ MAY_IMPORT = {
     "export": {"export", "runtime", "models"},
 }
 LAZILY_MODELS = {"runtime/backends/torch.py", "runtime/card.py"}
-NOT_AT_IMPORT = {"torch", "torchvision", "onnx", "onnxruntime", "pycocotools", "tensorrt", "matplotlib", "yaml"}
+NOT_AT_IMPORT = {
+    "torch", "torchvision", "onnx", "onnxruntime", "pycocotools", "faster_coco_eval", "tensorrt", "matplotlib", "yaml",
+}  # fmt: skip
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from runtime.commands import exit_status, moves, teaching
-from runtime.files import write_text
+from trainer.eval_commands import evaluation, evaluation_arguments
 
 _EXAMPLES = """examples:
   trainer new digits                               a small data set and its recipe, digits/digits.yaml
@@ -82,28 +82,6 @@ def _fit(arguments: argparse.Namespace) -> int:
         ("tensorboard/", f"tensorboard --logdir {result.run}"),
     ):
         print(f"  {name:<13} {what}")
-    return 0
-
-
-def _eval(arguments: argparse.Namespace) -> int:
-    from runtime import Detector
-    from runtime.evaluate import evaluate
-    from runtime.runs import newest, validation_data
-
-    checkpoint = arguments.checkpoint
-    if checkpoint is None:
-        checkpoint = newest("best.pt", runs=arguments.runs)
-        print(f"checkpoint: {checkpoint} (the newest run's)")
-    detector = Detector(checkpoint, device=arguments.device)
-    dataset = validation_data(detector.card, checkpoint, arguments.annotations, arguments.images)
-    if summary := dataset.problems.summary():
-        print(f"warning: {dataset.annotations}: {summary}", file=sys.stderr)
-    with tqdm(unit="image", disable=arguments.quiet) as bar:
-        result = evaluate(detector, dataset, progress=moves(bar))
-    print(result.table())
-    if arguments.json is not None:
-        write_text(arguments.json, json.dumps(result.to_json(), indent=1))
-        print(f"wrote {arguments.json}")
     return 0
 
 
@@ -257,12 +235,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--runs", type=Path, default=Path("runs"), help=runs_help)
 
-    sub = command("eval", _eval, "COCO mAP of a checkpoint", "Score a checkpoint on its validation data, or on yours.")
-    sub.add_argument("checkpoint", nargs="?", type=Path, help="default: the newest run's best.pt")
-    sub.add_argument("--annotations", type=Path, metavar="DATA", help="of any format (default: the run's own)")
-    sub.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    sub = command(
+        "eval", evaluation, "measure a checkpoint: mAP, thresholds, confusions",
+        "Score a checkpoint on its validation data, or on yours.",
+    )  # fmt: skip
+    evaluation_arguments(sub)
     sub.add_argument("--runs", type=Path, default=Path("runs"), help=runs_help)
 
     sub = command("show", _show, "print the resolved config", "Print CONFIG with its _base_, overrides and defaults.")

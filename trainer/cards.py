@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from models.checkpoint import read_checkpoint, save_checkpoint
 from models.config import ModelConfig
 from models.typed import to_mapping
 from runtime import Card
@@ -37,3 +39,13 @@ def checkpoint_card(
         precision="int8" if quantization else "fp32",
         quantization=quantization or {},
     )  # fmt: skip
+
+
+def keep_thresholds(checkpoint: str | Path, thresholds: Mapping[str, float]) -> None:
+    """Write thresholds by class name into the card of a checkpoint; everything else in the file stays.
+
+    Raises `CheckpointError` or `CardError` for a file or thresholds that cannot be used.
+    """
+    content = read_checkpoint(checkpoint)
+    card = replace(Card.from_json(content["card"], checkpoint), thresholds=dict(thresholds))
+    save_checkpoint(checkpoint, content["model"], card.to_json(), content["resume"])

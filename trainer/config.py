@@ -79,6 +79,8 @@ class TrainConfig:
     """auto, cpu, cuda or cuda:N."""
     val_interval: int = 1
     """Validate every so many epochs; the last one always."""
+    val_loss: bool = False
+    """Compute the loss on the validation pictures too, whenever they are judged. One more pass over them."""
     code: tuple[str, ...] = ()
     """Folders in which the modules of your own parts are looked for, behind what is installed. A file that does not
     say it means its own folder."""

@@ -13,6 +13,8 @@ from models.quant import QuantDetector
 from runtime import Card, CocoDataset, Detector
 from runtime.backends.torch import TorchBackend
 from runtime.evaluate import Evaluation, evaluate
+from runtime.measurement import measure
+from runtime.plots import write_plots
 from trainer.averaging import estimate_norms
 from trainer.cache import pictures_for
 from trainer.checkpoints import Checkpoints
@@ -33,6 +35,7 @@ from trainer.report import write_report
 from trainer.runs import Resume, RunFolder, make_card
 from trainer.state import new_state, seed_everything, starting_model
 from trainer.steps import train_epoch
+from trainer.validation_loss import validation_losses
 
 __all__ = ["FitResult", "Interrupted", "TrainingError", "deployable", "fit"]
 
@@ -136,6 +139,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
                 state.best_map = evaluation.map if improved else state.best_map
                 records.say(f"epoch {epoch + 1}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
                 if group.main:
+                    if config.val_loss:
+                        records.validated(validation_losses(config, state.deployed, val, device, amp))
                     validation_sheet(val, evaluation, folder.path / "plots" / "validation.jpg")
             state.epoch, state.batch = epoch + 1, 0
             if state.swa is not None and state.epoch > epochs - config.schedule.swa_epochs:
@@ -161,6 +166,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
             checkpoints.end_run(averaged.state_dict(), evaluation, improved)
             last = last or evaluation
         if group.main:
+            if last is not None:
+                write_plots(measure(last, val), folder.path / "plots")
             write_report(folder.path, config, records.rows, last.per_class if last else None)
     assert last is not None, "the last epoch is always validated, and a finished run is not resumed"
     return FitResult(folder.path, folder.path / "best.pt", state.best_map, last)

@@ -13,7 +13,7 @@ from runtime.evaluate import Evaluation
 from runtime.header import upright
 from runtime.image import read_image, write_image
 from runtime.records import CocoDataset
-from trainer.records import LOSSES
+from trainer.records import LOSSES, VAL_LOSSES
 
 _TRUTH = (255, 255, 255)
 
@@ -43,8 +43,11 @@ def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     scores = {"map": "mAP", "ap50": "AP50", "ap75": "AP75"}
     written = []
+    terms = {key: key.replace("loss_", "") if key != "loss" else "total" for key in LOSSES}
+    validated = any(VAL_LOSSES[0] in row for row in rows)
+    terms |= {key: "_" + terms[key.removeprefix("val_")] for key in VAL_LOSSES}  # "_": not in the legend
     for name, columns, title in (
-        ("loss", {key: key.replace("loss_", "") if key != "loss" else "total" for key in LOSSES}, "training loss"),
+        ("loss", terms, "loss: training, dashed validation" if validated else "training loss"),
         ("map", scores, "validation, COCO points"),
     ):
         figure, axes = plt.subplots(figsize=(6.4, 3.6), dpi=120)
@@ -52,7 +55,12 @@ def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
             points = [(r["epoch"], r[column]) for r in rows if column in r]
             if points and any(y for _, y in points):
                 x, y = zip(*points, strict=True)
-                axes.plot(x, y, marker="o" if len(x) < 40 else None, markersize=3, label=label)
+                dashed = column in VAL_LOSSES
+                color = f"C{(VAL_LOSSES if dashed else tuple(columns)).index(column)}"
+                axes.plot(
+                    x, y, "--" if dashed else "-", color=color, label=label, markersize=3,
+                    marker="o" if len(x) < 40 else None,
+                )  # fmt: skip
                 if column == "map":
                     axes.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), textcoords="offset points", xytext=(0, 5), ha="right")
         if axes.lines:

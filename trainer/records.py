@@ -20,7 +20,8 @@ from runtime.files import write_text
 
 SCORES = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 LOSSES = ("loss", "loss_cls", "loss_box", "loss_quality")
-COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, "seconds")
+VAL_LOSSES = tuple(f"val_{name}" for name in LOSSES)
+COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, *VAL_LOSSES, "seconds")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -61,6 +62,7 @@ class Records:
     def begin_epoch(self, epoch: int) -> None:
         self.epoch, self.images, self.batches, self.train_seconds = epoch, 0, 0, 0.0
         self.sums = [0.0, 0.0, 0.0]
+        self.val_losses: dict[str, float] = {}
         self.epoch_started = time.monotonic()
         self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
 
@@ -93,6 +95,11 @@ class Records:
         """Refresh the progress line while the network is judged."""
         self.bar.set_postfix_str(f"validating {done}/{total} images", refresh=True)
 
+    def validated(self, losses: Losses) -> None:
+        """Keep the losses on the validation pictures for the epoch's row."""
+        values = as_floats(losses)
+        self.val_losses = dict(zip(VAL_LOSSES, (sum(values), *values), strict=True))
+
     def step(self) -> None:
         self.bar.update()
 
@@ -109,12 +116,15 @@ class Records:
         row["images_per_s"] = self.images / max(self.train_seconds, 1e-9)
         if evaluation is not None:
             row |= {key: getattr(evaluation, key) for key in SCORES}
+        row |= self.val_losses
         row["seconds"] = time.monotonic() - self.epoch_started
         self.rows.append(row)
         if self.board is not None:
             for key, value in row.items():
                 if key not in ("epoch", "step"):
-                    self.board.add_scalar(f"{'val' if key in SCORES else 'train'}/{key}", value, step)
+                    name = key.removeprefix("val_")
+                    split = "val" if key in SCORES or name != key else "train"
+                    self.board.add_scalar(f"{split}/{name}", value, step)
             self.board.flush()
             self._write()
         return row

@@ -143,7 +143,7 @@ def _judged(card: Card, progress: dict[str, Any], evaluation: Evaluation | None)
     if evaluation is not None:
         measured = f"trainer fit, PyTorch {torch.__version__}, float32, {evaluation.images} validation images"
         metrics |= {**evaluation.to_json(), "measured_by": measured}
-        card = replace(card, threshold=evaluation.threshold)
+        card = replace(card, threshold=evaluation.threshold, thresholds=evaluation.thresholds)
     return replace(card, metrics=metrics, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 

@@ -13,6 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.card import Card
+from runtime.detections import Detections
+from runtime.records import EVERY_CLASS, CocoDataset, ImageRecord, Problems
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -61,6 +63,47 @@ def coco_files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
         return path, folder
 
     return write
+
+
+@pytest.fixture
+def scene() -> Callable[..., tuple[CocoDataset, dict[int, Detections]]]:
+    return random_scene
+
+
+def random_scene(
+    seed: int = 0, images: int = 12, crowds: float = 0.0, tie: bool = False, found: bool = True, objects: bool = True
+) -> tuple[CocoDataset, dict[int, Detections]]:
+    """Random objects, and detections that are partly right: moved, confused, doubled, missed and invented.
+
+    Class `cat` is there but is never reported, `dog` is neither.
+    """
+    rng = np.random.default_rng(seed)
+    names = ("ant", "bee", "cat", "dog")
+    records, answers = [], {}
+    for image_id in rng.permutation(np.arange(1, images + 1)).tolist():
+        count = int(rng.integers(0, 7)) if objects else 0
+        corner, sides = rng.integers(0, 120, (count, 2)), rng.integers(4, 80, (count, 2))
+        boxes = np.concatenate([corner, corner + sides], axis=1).astype(np.float32).reshape(-1, 4)
+        labels = rng.integers(0, 3, count)
+        rows = []
+        for box, label in zip(boxes, labels, strict=True):
+            for _ in range(int(rng.integers(0, 4))):
+                moved = box + rng.normal(0, 3, 4)
+                if (moved[2:] > moved[:2]).all():
+                    rows.append((moved, rng.random(), min(int(label if rng.random() < 0.7 else rng.integers(0, 2)), 1)))
+        rows += [(np.array([5.0, 5, 60, 70]) + rng.integers(0, 9), rng.random(), int(rng.integers(0, 2))) for _ in "ab"]
+        rows = [(box, round(score, 1) if tie else score, label) for box, score, label in rows] if found else []
+        rows.sort(key=lambda row: -row[1])
+        answers[image_id] = Detections(
+            np.array([r[0] for r in rows], np.float32).reshape(-1, 4), np.array([r[1] for r in rows], np.float32),
+            np.array([r[2] for r in rows], np.int32), names,
+        )  # fmt: skip
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        crowd = rng.random(count) < crowds
+        labels = np.where(crowd & (rng.random(count) < 0.4), EVERY_CLASS, labels)
+        records.append(ImageRecord(image_id, Path(f"{image_id}.png"), 200, 200, boxes, labels, crowd, area))
+    dataset = CocoDataset(Path("scene.json"), Path("."), names, (3, 5, 7, 9), tuple(records), Problems())
+    return dataset, answers
 
 
 def make_card(**changes: Any) -> Card:

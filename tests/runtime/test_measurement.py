@@ -1,0 +1,213 @@
+"""What `runtime eval` measures beyond COCO's line: buckets, other engines, the table, the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import runtime.evaluate
+import runtime.judge
+from runtime.__main__ import main
+from runtime.buckets import Bucket, bucket_scores, parse_buckets
+from runtime.coco import read_coco
+from runtime.curves import curves, recommended
+from runtime.detections import Detections
+from runtime.evaluate import Evaluation
+from runtime.judge import coco_engine, coco_metrics
+from runtime.matching import match
+from runtime.measurement import measure
+from runtime.plots import write_plots
+from runtime.records import CocoDataset
+from runtime.report import write_report
+
+Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
+
+
+def judged(dataset: CocoDataset, found: dict[int, Detections]) -> Evaluation:
+    """What `evaluate` makes of detections, without pictures and without a detector."""
+    metrics, per_class = coco_metrics(found, dataset)
+    matches = match(found, dataset)
+    _, thresholds = recommended(curves(matches, dataset.class_names), metrics["threshold"])
+    return Evaluation(
+        **metrics, per_class=per_class, images=len(found), seconds=1.0, skipped=(), detections=found, matches=matches,
+        thresholds=thresholds,
+    )  # fmt: skip
+
+
+def test_faster_coco_eval_gives_the_same_numbers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed (the extra fast-eval)")
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    assert coco_engine()[1].__name__ == "COCOeval_faster"
+    buckets = parse_buckets("tiny:0-16,rest:16-inf")
+    cases = [scene(seed, images=20, crowds=c, tie=t) for seed, c, t in ((0, 0.0, False), (1, 0.3, True))]
+    cases += [scene(found=False), scene(objects=False), scene(objects=False, found=False)]
+    faster = [(coco_metrics(found, data), bucket_scores(found, data, buckets)) for data, found in cases]
+    monkeypatch.setattr(runtime.judge, "coco_engine", lambda: (COCO, COCOeval))
+    for (data, found), ((metrics, per_class), scores) in zip(cases, faster, strict=True):
+        expected, expected_classes = coco_metrics(found, data)
+        assert metrics == pytest.approx(expected, abs=1e-9, nan_ok=True)
+        assert per_class == pytest.approx(expected_classes, abs=1e-9, nan_ok=True)
+        for ours, theirs in zip(scores, bucket_scores(found, data, buckets), strict=True):
+            assert (ours.ap, ours.ap50, ours.ar100) == pytest.approx(
+                (theirs.ap, theirs.ap50, theirs.ar100), abs=1e-9, nan_ok=True
+            )
+
+
+def test_without_an_engine_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    with pytest.raises(runtime.evaluate.EvaluationError, match="pip install pycocotools"):
+        coco_engine()
+
+
+def test_cocos_own_sizes_as_buckets_are_cocos_numbers(scene: Scene) -> None:
+    dataset, found = scene(0, images=30, crowds=0.2)
+    records = tuple(replace(r, area=r.area * np.float32(1.3)) for r in dataset.records)  # a file's own areas
+    dataset = replace(dataset, records=records)
+    metrics, _ = coco_metrics(found, dataset)
+    scores = bucket_scores(found, dataset, parse_buckets("s:0-32,m:32-96,l:96-inf,none:4000-5000,all:0-inf"))
+    assert [s.ap for s in scores[:3]] == pytest.approx(
+        [metrics[k] for k in ("ap_small", "ap_medium", "ap_large")], nan_ok=True
+    )
+    assert (scores[4].ap, scores[4].ap50, scores[4].ar100) == pytest.approx(
+        (metrics["map"], metrics["ap50"], metrics["ar100"])
+    )
+    assert scores[3].objects == 0 and math.isnan(scores[3].ap)
+    objects = [math.sqrt(a) for r in records for a in r.area[~r.crowd]]
+    assert [s.objects for s in scores[:2]] == [sum(v <= 32 for v in objects), sum(32 <= v <= 96 for v in objects)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "tiny", "tiny:5", "tiny:16-0", "tiny:-1-5", ":0-5", "a:0-5,a:5-9", "a:x-y", "a:nan-5", "a:inf-inf"]
+)
+def test_buckets_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="buckets: "):
+        parse_buckets(text)
+    assert parse_buckets(" tiny:0-16, big:16-inf") == (Bucket("tiny", 0, 16), Bucket("big", 16, math.inf))
+
+
+def test_the_measurement_agrees_with_itself(scene: Scene) -> None:
+    dataset, found = scene(2, images=25, crowds=0.2)
+    evaluation = judged(dataset, found)
+    m = measure(evaluation, dataset, "voc07", 0.6, parse_buckets("all:0-inf"))
+    assert m.thresholds.keys() == evaluation.thresholds.keys() == {"ant", "bee"}
+    assert m.thresholds != evaluation.thresholds  # those are for the best F1
+    by_name = {score.name: score for score in m.classes}
+    assert by_name["dog"].objects == 0 and math.isnan(by_name["dog"].ap) and not by_name["dog"].measured
+    assert by_name["cat"].recall == 0 and math.isnan(by_name["cat"].precision)
+    assert by_name["cat"].threshold == evaluation.threshold
+    assert m.map == pytest.approx(np.mean([by_name[n].ap for n in ("ant", "bee", "cat")]))
+    assert np.mean([by_name[n].ap50 for n in ("ant", "bee", "cat")]) == pytest.approx(evaluation.ap50)
+    assert "VOC 2007" in m.table() and "? nothing to measure" in m.table() and "all (0-inf px)" in m.table()
+    content = json.loads(json.dumps(m.to_json(), allow_nan=False))
+    assert content["map"] == pytest.approx(evaluation.map, abs=1e-3) and content["classes"]["dog"]["ap"] is None
+    assert content["buckets"][0]["high"] is None and content["confusion"]["names"][-1] == "background"
+
+
+@pytest.mark.parametrize("keywords", [{"found": False}, {"objects": False}, {"found": False, "objects": False}])
+def test_empty_sets_are_measured_and_drawn(scene: Scene, tmp_path: Path, keywords: dict[str, bool]) -> None:
+    dataset, found = scene(**keywords)
+    m = measure(judged(dataset, found), dataset, "voc12", buckets=parse_buckets("all:0-inf"))
+    assert math.isnan(m.map) == ("objects" in keywords) and m.thresholds == {}
+    assert json.dumps(m.to_json(), allow_nan=False) and m.table().count("\n") > 8
+    (tmp_path / "curves.png").write_bytes(b"of an older report")
+    names = {path.name for path in write_plots(m, tmp_path)}
+    assert names == {path.name for path in tmp_path.glob("*.png")}
+    assert ("curves.png" in names) == ("objects" not in keywords)
+    assert ("confusion.png" in names) == (len(keywords) == 1)
+
+
+def test_many_classes_with_odd_names_can_be_drawn(scene: Scene, tmp_path: Path) -> None:
+    dataset, found = scene(1)
+    names = ("ant", "a $ b $ c", "_hidden", *(f"a rather long class name {i}" for i in range(37)))
+    wide = replace(dataset, class_names=names, category_ids=tuple(range(1, 41)))
+    seen = {i: Detections(d.boxes_xyxy, d.scores, d.labels, names) for i, d in found.items()}
+    for path in write_plots(measure(judged(wide, seen), wide), tmp_path):
+        picture = cv2.imread(str(path))
+        assert picture is not None and picture.std() > 5
+
+
+def coco_file(folder: Path) -> dict[str, object]:
+    """Six pictures for the pixel detector: blue is the class it says, green its score, red the side of its box."""
+    colors = [(0, 200, 20), (1, 220, 20), (2, 90, 20), (0, 240, 24), (1, 60, 16), (1, 0, 0)]
+    truth = [(1, 20), (2, 20), (2, 20), (1, 24), (1, 16), (3, 9)]
+    (folder / "images").mkdir()
+    for i, color in enumerate(colors):
+        cv2.imwrite(str(folder / "images" / f"{i}.png"), np.full((32, 48, 3), color, np.uint8))
+    return {
+        "images": [{"id": i + 1, "file_name": f"{i}.png", "height": 32, "width": 48} for i in range(6)],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(("ant", "bee", "cat"))],
+        "annotations": [
+            {"id": i + 1, "image_id": i + 1, "category_id": c, "bbox": [0, 0, s, s], "area": s * s, "iscrowd": 0}
+            for i, (c, s) in enumerate(truth)
+        ],
+    }
+
+
+def test_the_command_measures_and_reports(
+    tmp_path: Path, onnx_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "val.json").write_text(json.dumps(coco_file(tmp_path)))
+    data = ["--annotations", str(tmp_path / "val.json"), "--images", str(tmp_path / "images"), "--quiet"]
+    report, numbers = tmp_path / "report", tmp_path / "numbers.json"
+    command = ["eval", str(onnx_file()), *data, "--report", str(report), "--json", str(numbers)]
+    assert main([*command, "--protocol", "voc12", "--precision", "0.95", "--buckets", "small:0-18,rest:18-inf"]) == 0
+    out = capsys.readouterr().out
+    assert "VOC 2012" in out and "rest (18-inf px)" in out and f"wrote {report / 'report.html'}" in out
+    content = json.loads(numbers.read_text())
+    assert content == json.loads((report / "metrics.json").read_text()) and content["wanted_precision"] == 0.95
+    names = content["confusion"]["names"]
+    counts = {(t, r): n for t, row in zip(names, content["confusion"]["counts"], strict=True)
+              for r, n in zip(names, row, strict=True) if n}  # fmt: skip
+    # ant: right at 0.94 and 0.78, an inner box of half the score each; bee: right at 0.86, then taken for ant at 0.24.
+    assert counts["ant", "ant"] == 2 and counts["bee", "bee"] == 1 and counts["cat", "background"] == 1
+    assert content["classes"]["ant"]["threshold"] == pytest.approx(200 / 255, abs=1e-3)
+    page = (report / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and page.count("data:image/jpeg;base64,") == 1
+    assert 'src="http' not in page and "Worst images" in page and "of 6 images have a mistake" in page
+    for name in ("curves.png", "confusion.png", "worst.jpg"):
+        assert cv2.imread(str(report / name)) is not None
+    assert main([*command[:-4], "--report", str(numbers)]) == 1
+    assert "is a file, expected a folder" in capsys.readouterr().err
+    for wrong in (["--precision", "2"], ["--buckets", "x"], ["--protocol", "voc"], ["--nms", "soft"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, *wrong])
+        assert stop.value.code == 2
+
+
+def test_a_perfect_detector_has_no_worst_images(tmp_path: Path, scene: Scene) -> None:
+    dataset, _ = scene(1)
+    names = dataset.class_names
+    found = {
+        r.id: Detections(r.boxes_xyxy, np.full(len(r.labels), 0.9, np.float32), r.labels.astype(np.int32), names)
+        for r in dataset.records
+    }
+    (tmp_path / "worst.jpg").write_bytes(b"of an older report")
+    page = write_report(measure(judged(dataset, found), dataset), tmp_path, "a <model>").read_text()
+    assert "Worst images" not in page and not (tmp_path / "worst.jpg").exists() and "a &lt;model&gt;" in page
+
+
+def test_evaluate_keeps_what_measure_reads(
+    tmp_path: Path, onnx_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that cannot be read is in neither."""
+    from runtime.detector import Detector
+
+    (tmp_path / "val.json").write_text(json.dumps(coco_file(tmp_path)))
+    (tmp_path / "images" / "0.png").write_bytes(b"broken")
+    dataset = read_coco(tmp_path / "val.json", tmp_path / "images")
+    m = measure(runtime.evaluate.evaluate(Detector(onnx_file()), dataset), dataset)
+    assert [x.record.id for x in m.evaluation.matches] == [2, 3, 4, 5, 6]
+    assert sum(s.objects for s in m.classes) == 5 and "1 unreadable" in m.table()
+    assert m.thresholds == m.evaluation.thresholds

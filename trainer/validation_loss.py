@@ -1,0 +1,49 @@
+"""The loss on the validation pictures: the training's own criterion, without augmentation and without learning."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from models.criterion import Losses, criterion
+from models.detector import Detector
+from runtime.records import CocoDataset
+from trainer.config import TrainConfig
+from trainer.data import TrainSet, collate, init_worker, resize_rule
+from trainer.precision import worker_count
+
+
+@torch.no_grad()
+def validation_losses(
+    config: TrainConfig, model: Detector, val: CocoDataset, device: torch.device, amp: torch.dtype | None
+) -> Losses:
+    """Mean losses over the readable pictures of `val`, as mmdetection's workflow of train and val has them.
+
+    Batches are as large as in training and weigh by their pictures. The network is in eval mode, as it is judged and
+    deployed, and goes back to the mode that it was in. Draws nothing from the global random numbers: a training with
+    and one without it end with the same weights. NaN where no picture can be used.
+    """
+    dataset = TrainSet(val, resize_rule(config.model), None)
+    workers = worker_count(config.data.workers, device)
+    loader: DataLoader[Any] = DataLoader(
+        dataset, config.images_per_batch, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),
+        num_workers=workers, worker_init_fn=init_worker, generator=torch.Generator(),
+    )  # fmt: skip
+    training = model.training
+    model.eval()
+    total, images = torch.zeros(3, device=device), 0
+    for batch in loader:
+        if len(batch.images):
+            pictures = batch.images.to(device)
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                raw = model(pictures)
+            grid = model.priors((pictures.shape[1], pictures.shape[2]))
+            boxes, labels, sizes = (part.to(device) for part in (batch.boxes_xyxy, batch.labels, batch.sizes_hw))
+            losses = criterion(config.model, raw, grid, boxes, labels, sizes)
+            total += torch.stack(list(losses)) * len(pictures)
+            images += len(pictures)
+    model.train(training)
+    return Losses(*(total / images if images else total + torch.nan))
