@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,15 @@ class Detector(nn.Module):
 
     def network(self, x: Tensor) -> Raw:
         """From normalised float images [B, 3, H, W] on."""
-        logits, boxes, quality = self.head(self.neck(self.backbone(x)))
+        return self._read(self.neck(self.backbone(x)))
+
+    def with_levels(self, images: Tensor) -> tuple[Raw, list[Tensor]]:
+        """`forward`, and the L pyramid levels [B, c, h, w] that the head read. A `QuantDetector` has none to show."""
+        levels = list(self.neck(self.backbone(self.pixels(images))))
+        return self._read(levels), levels
+
+    def _read(self, levels: Sequence[Tensor]) -> Raw:
+        logits, boxes, quality = self.head(levels)
         return Raw(logits.float(), boxes.float(), None if quality is None else quality.float())
 
     def priors(self, size_hw: tuple[int, int] | None = None) -> Priors:

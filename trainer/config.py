@@ -18,6 +18,7 @@ from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
 from runtime.records import DatasetError, read_class_names
 from trainer.data_config import DataConfig
+from trainer.distill_config import DistillConfig
 from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping
 from trainer.own_config import OwnAugmentConfig, joined_folders, own_names
 from trainer.qat_config import QatConfig
@@ -62,6 +63,8 @@ class TrainConfig:
     checkpoint's. With other classes than its own, the prediction layer of classes starts anew."""
     qat: QatConfig | None = None
     """Train the checkpoint in `init` on as 8 bits."""
+    distill: DistillConfig | None = None
+    """Learn from a bigger detector too (docs/training.md)."""
     seed: int = 0
     batch_size: int | Literal["auto"] = 16
     """Images per step of each process; auto: the largest power of two, up to 64, that the memory holds."""
@@ -92,6 +95,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.qat is not None and self.init is None:
             raise ConfigError("qat: it starts from a trained detector; set init: its best.pt, or fit --qat best.pt")
+        if self.distill is not None:
+            self.distill.require_fitting(automatic_batch=self.batch_size == "auto", quantised=self.qat is not None)
         require(self.batch_size == "auto" or self.batch_size >= 1, "batch_size", "auto, or 1 or more", self.batch_size)
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
         require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
@@ -128,7 +133,7 @@ def smallest_level(size_hw: tuple[int, int], last: int) -> int:
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_PATHS: set[tuple[str, ...]] = {("data", "cache_dir"), ("model", "classes"), ("init",)}
+_PATHS: set[tuple[str, ...]] = {("data", "cache_dir"), ("model", "classes"), ("init",), ("distill", "teacher")}
 _PATHS |= {("data", split, key) for split in ("train", "val") for key in ("annotations", "images")}
 
 
@@ -160,14 +165,19 @@ _Loader.add_implicit_resolver(
 def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool = False) -> TrainConfig:
     """Read a YAML config, its `_base_` chain and `key.sub=value` overrides into a `TrainConfig`.
 
-    resolved: a run's own config.yaml, which says everything, so that the checkpoint in `init` is not looked at.
+    resolved: a run's own config.yaml, which says everything, so that the checkpoints that it names are not looked at.
     Raises `ConfigError` naming the file and the key.
     """
     mapping = with_overrides(_read_mapping(Path(path), seen=()), overrides)
     try:
         if isinstance(mapping.get("init"), str) and not resolved:
             mapping["model"] = _model_of(mapping["init"], mapping.get("model", {}))
-        return train_config(mapping)
+        config = train_config(mapping)
+        if config.distill is not None and not resolved:
+            from trainer.distill import require_teacher  # as above
+
+            require_teacher(config)
+        return config
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

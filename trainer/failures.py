@@ -39,10 +39,15 @@ def dead_processes(saved: Callable[[], str]) -> Iterator[None]:
 
 
 def not_finite(what: str, epoch: int, values: Sequence[float], image_ids: Sequence[int], saved: str) -> str:
-    """The message for a loss or a gradient with NaN or infinity in it; `values` are cls, box and quality."""
-    cls, box, quality = values
+    """The message for a loss or a gradient with NaN or infinity in it.
+
+    `values` are cls, box, quality and, where there is a teacher, distill.
+    """
+    said = ", ".join(
+        f"{name} {value}" for name, value in zip(("cls", "box", "quality", "distill"), values, strict=False)
+    )
     return (
-        f"the {what} is not finite in epoch {epoch + 1} (cls {cls}, box {box}, quality {quality}) on images "
+        f"the {what} is not finite in epoch {epoch + 1} ({said}) on images "
         f"{list(image_ids)}; {saved} Lower optim.lr, lengthen schedule.warmup_steps, set amp=off, or leave such "
         "batches out with optim.on_nan=skip"
     )

@@ -21,6 +21,7 @@ from trainer.checkpoints import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import TrainSet, resize_rule
 from trainer.datasets import train_data, val_data
+from trainer.distill import describe
 from trainer.distributed import Group, check_parallel, local_device, process_group
 from trainer.failures import Interrupted, TrainingError, dead_processes
 from trainer.interrupt import StopRequest
@@ -97,14 +98,15 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     assert folder is not None, "the main process has made it"
 
     start_step = steps_per_epoch(state.batch, accumulate)
+    quiet, distilled = quiet or not group.main, config.distill is not None
     with (
-        Records(folder.path, epochs, steps, state.epoch, quiet or not group.main, start_step, group.main) as records,
+        Records(folder.path, epochs, steps, state.epoch, quiet, start_step, group.main, distilled) as records,
         StopRequest() as stop,
     ):
         checkpoints = Checkpoints(config, folder, card, state, records, stop, resume is not None, group)
         for line in _introduction(config, state.model, train, val, device, amp, folder.path, group):
             records.say(line)
-        for line in filter(None, (started, ranges, pictures.describe())):
+        for line in filter(None, (started, describe(state.distillation), ranges, pictures.describe())):
             records.say(line)
         if changed:
             records.say(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")

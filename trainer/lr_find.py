@@ -132,7 +132,7 @@ def _endless(batches: Batches) -> Iterator[Batch]:
 
 def _step(state: State, clip_norm: float) -> None:
     state.scaler.unscale_(state.optimizer)
-    clip_gradients(state.model, clip_norm)
+    clip_gradients(state.learner, clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

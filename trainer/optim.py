@@ -122,6 +122,13 @@ def parameter_groups(
     return groups
 
 
+def add_adapters(optimizer: torch.optim.Optimizer, adapters: nn.Module, weight_decay: float) -> None:
+    """Let `optimizer` learn `adapters` at its own rate; does nothing for those without parameters."""
+    if any(True for _ in adapters.parameters()):
+        for group in parameter_groups(adapters, weight_decay):
+            optimizer.add_param_group(group)
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig, lr: float | None = None) -> torch.optim.Optimizer:
     """The optimiser of `config` with the rate `lr` (default: the config's own, not scaled)."""
     lr = config.lr if lr is None else lr

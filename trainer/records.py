@@ -7,6 +7,7 @@ import io
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from runtime.files import write_text
 SCORES = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 LOSSES = ("loss", "loss_cls", "loss_box", "loss_quality")
 VAL_LOSSES = tuple(f"val_{name}" for name in LOSSES)
-COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, *VAL_LOSSES, "seconds")
+DISTILL = "loss_distill"
+"""A term of the loss where there is a teacher."""
+COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, *VAL_LOSSES, "seconds", DISTILL)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -37,12 +40,13 @@ class Records:
 
     def __init__(
         self, run: Path, epochs: int, steps: int, start_epoch: int = 0, quiet: bool = False, start_step: int = 0,
-        writes: bool = True,
+        writes: bool = True, distilled: bool = False,
     ) -> None:  # fmt: skip
         """Of a run of `epochs` of `steps`, resumed after `start_epoch` epochs and `start_step` steps of the next.
 
-        Of several processes one `writes`; the others are to be `quiet`.
+        Of several processes one `writes`; the others are to be `quiet`. `distilled`: batches have that loss too.
         """
+        self.terms = (*LOSSES[1:], DISTILL) if distilled else LOSSES[1:]
         self.writes = writes
         self.run = run
         self.epochs = epochs
@@ -61,7 +65,7 @@ class Records:
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch, self.images, self.batches, self.train_seconds = epoch, 0, 0, 0.0
-        self.sums = [0.0, 0.0, 0.0]
+        self.sums = [0.0] * len(self.terms)
         self.val_losses: dict[str, float] = {}
         self.epoch_started = time.monotonic()
         self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
@@ -84,9 +88,9 @@ class Records:
         self.batches += 1
         self.sums = [a + b for a, b in zip(self.sums, losses, strict=True)]
         self.train_seconds = time.monotonic() - self.epoch_started
-        cls, box, quality = (s / self.batches for s in self.sums)
+        means = {name.removeprefix("loss_"): s / self.batches for name, s in zip(self.terms, self.sums, strict=True)}
         self.bar.set_postfix_str(
-            f"loss {cls + box + quality:.3f} (cls {cls:.3f} box {box:.3f} quality {quality:.3f}) "
+            f"loss {sum(means.values()):.3f} ({' '.join(f'{name} {mean:.3f}' for name, mean in means.items())}) "
             f"{self.images / self.train_seconds:.0f} img/s {_memory()}",
             refresh=False,
         )
@@ -112,7 +116,7 @@ class Records:
         """Write the epoch's row to metrics.csv and TensorBoard; returns it."""
         n = max(self.batches, 1)
         row: dict[str, float] = {"epoch": self.epoch + 1, "step": step, "lr": lr, "loss": sum(self.sums) / n}
-        row |= {name: total / n for name, total in zip(LOSSES[1:], self.sums, strict=True)}
+        row |= {name: total / n for name, total in zip(self.terms, self.sums, strict=True)}
         row["images_per_s"] = self.images / max(self.train_seconds, 1e-9)
         if evaluation is not None:
             row |= {key: getattr(evaluation, key) for key in SCORES}
@@ -146,7 +150,7 @@ class Records:
             self.board.close()
 
 
-def as_floats(losses: Losses) -> list[float]:
+def as_floats(losses: Iterable[torch.Tensor]) -> list[float]:
     """The terms of a batch as Python numbers, with a single copy from the device."""
     return torch.stack(list(losses)).detach().tolist()
 

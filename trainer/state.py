@@ -19,19 +19,21 @@ from models.detector import Raw
 from models.quant import quantise
 from trainer.averaging import build_average, build_swa
 from trainer.config import TrainConfig
+from trainer.distill import Distillation, build_distillation
 from trainer.distributed import Group
 from trainer.failures import TrainingError
-from trainer.optim import Plateau, build_optimizer, build_schedule, learning_rate
+from trainer.optim import Plateau, add_adapters, build_optimizer, build_schedule, learning_rate
 
-_PARTS = ("model", "average", "swa", "optimizer", "schedule", "scaler")
+_PARTS = ("model", "average", "swa", "optimizer", "schedule", "scaler", "adapters")
 _NUMBERS = ("epoch", "batch", "best_map", "skipped")
 
 
 @dataclass
 class State:
     model: Network
-    forward: Callable[[torch.Tensor], Raw]
-    """The model, or its compiled or distributed form with the same weights; not saved."""
+    forward: Callable[[torch.Tensor], Any]
+    """The model, or the `Student` that holds it where there is a teacher, or the compiled or distributed form of
+    either with the same weights; not saved."""
     average: AveragedModel | None
     swa: AveragedModel | None
     optimizer: torch.optim.Optimizer
@@ -45,6 +47,22 @@ class State:
     plateau: Plateau = field(default_factory=Plateau)
     skipped: int = 0
     """Batches left out because their loss or gradient was not finite (`optim.on_nan: skip`)."""
+    distillation: Distillation | None = None
+
+    def look(self, images: torch.Tensor) -> tuple[Raw, list[torch.Tensor]]:
+        """Raw output on uint8 images [B, H, W, 3], and the pyramid levels that a teacher is compared with, if any."""
+        answer = self.forward(images)
+        return (answer, []) if self.distillation is None else answer
+
+    @property
+    def learner(self) -> nn.Module:
+        """Everything that the optimiser changes."""
+        return self.model if self.distillation is None else self.distillation.student
+
+    @property
+    def adapters(self) -> nn.ModuleList | None:
+        """What distillation learns besides the model, if anything."""
+        return None if self.distillation is None else self.distillation.student.adapters or None
 
     @property
     def deployed(self) -> Network:
@@ -58,13 +76,21 @@ class State:
         saved: dict[str, Any] = {name: part.state_dict() for name, part in parts.items() if part is not None}
         saved |= {name: getattr(self, name) for name in _NUMBERS}
         saved["plateau"] = asdict(self.plateau)
+        if self.distillation is not None:
+            saved["teacher"] = self.distillation.teacher_sha256
         return saved | {"rng": torch.get_rng_state(), "other_rng": _other_rng()}
 
     def load_state_dict(self, saved: dict[str, Any], rank: int = 0) -> None:
         """Take over what `state_dict` gave, also of versions that saved at the end of epochs only.
 
-        `rank`: of this process, where several have random numbers of their own.
+        `rank`: of this process, where several have random numbers of their own. Raises `TrainingError` where the
+        teacher is another than before.
         """
+        if self.distillation is not None and saved.get("teacher") != self.distillation.teacher_sha256:
+            raise TrainingError(
+                f"distill.teacher: {self.distillation.config.teacher} is another file than the one that this run was "
+                "started with; put that one back, or start a new run"
+            )
         for name in _PARTS:
             if name in saved:
                 getattr(self, name).load_state_dict(saved[name])
@@ -91,13 +117,19 @@ def starting_model(config: TrainConfig, resumed: bool) -> tuple[Network, str]:
 
 
 def new_state(config: TrainConfig, model: Network, amp: torch.dtype | None, total_steps: int, group: Group) -> State:
-    """The start of a training of `model`, where it is, over `total_steps` optimiser steps."""
+    """The start of a training of `model`, where it is, over `total_steps` optimiser steps.
+
+    Raises `ConfigError` or `CheckpointError` for a teacher that cannot teach it.
+    """
     device = next(model.parameters()).device
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config.optim, learning_rate(config.optim, config.images_per_batch, group.size))
+    distillation = build_distillation(config, model)
+    if distillation is not None:
+        add_adapters(optimizer, distillation.student.adapters, config.optim.weight_decay)
     plateau = Plateau()
-    forward = group.parallel(model, device)
+    forward = group.parallel(model if distillation is None else distillation.student, device)
     return State(
         model,
         compiled(forward) if config.compile else forward,
@@ -107,14 +139,15 @@ def new_state(config: TrainConfig, model: Network, amp: torch.dtype | None, tota
         build_schedule(optimizer, total_steps, config.schedule, plateau),
         torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         plateau=plateau,
+        distillation=distillation,
     )
 
 
-def compiled(model: nn.Module) -> Callable[[torch.Tensor], Raw]:
+def compiled(model: nn.Module) -> Callable[[torch.Tensor], Any]:
     """`model` through torch.compile; raises `TrainingError`, at its first images, where no compiler works."""
     network = torch.compile(model)
 
-    def forward(images: torch.Tensor) -> Raw:
+    def forward(images: torch.Tensor) -> Any:
         try:
             return network(images)
         except torch._dynamo.exc.TorchDynamoException as error:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.criterion import Losses, criterion
 from trainer.config import OptimConfig, TrainConfig
 from trainer.data import Batch
+from trainer.distill import DistilledLosses
 from trainer.distributed import Group
 from trainer.failures import TrainingError, not_finite
 from trainer.optim import group_size
@@ -80,8 +81,8 @@ def train_epoch(
 
 def losses(
     config: TrainConfig, state: State, batch: Batch, device: torch.device, amp: torch.dtype | None, group: Group
-) -> Losses:
-    """Network under autocast; assignment and losses in float32.
+) -> Losses | DistilledLosses:
+    """Network under autocast; assignment and losses in float32; the teacher's beside them where there is one.
 
     Of a batch that processes share, this one's part of the losses: a process without pictures takes part with a blank
     one that teaches nothing, because the others wait for it.
@@ -89,17 +90,23 @@ def losses(
     pictures = batch.images if len(batch.images) else torch.zeros(1, *config.model.input_size_hw, 3, dtype=torch.uint8)
     images = pictures.to(device, non_blocking=True)
     with torch.autocast(device.type, amp, enabled=amp is not None):
-        raw = state.forward(images)
+        raw, levels = state.look(images)
     boxes, labels = batch.boxes_xyxy.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
     grid = state.model.priors((images.shape[1], images.shape[2]))
-    if len(batch.images):
-        sizes_hw = batch.sizes_hw.to(device, non_blocking=True)
-        return criterion(config.model, raw, grid, boxes, labels, sizes_hw, group.total)
-    blank = criterion(
-        config.model, raw, grid, boxes.new_zeros(1, 0, 4), labels.new_zeros(1, 0), None,
-        lambda mine: group.total(torch.zeros_like(mine)),
-    )  # fmt: skip
-    return Losses(*(0 * term for term in blank))
+    usable = len(batch.images) > 0
+    sizes_hw = batch.sizes_hw.to(device, non_blocking=True) if usable else None
+    if not usable:
+        boxes, labels = boxes.new_zeros(1, 0, 4), labels.new_zeros(1, 0)
+
+    def total(mine: Tensor) -> Tensor:
+        return group.total(mine if usable else torch.zeros_like(mine))
+
+    terms = criterion(config.model, raw, grid, boxes, labels, sizes_hw, total)
+    terms = terms if usable else Losses(*(0 * term for term in terms))
+    if state.distillation is None:
+        return terms
+    distill = state.distillation.loss(images, raw, levels, amp, total)
+    return DistilledLosses(terms.cls, terms.box, terms.quality, distill if usable else 0 * distill)
 
 
 def optimizer_step(config: OptimConfig, state: State) -> bool:
@@ -109,7 +116,7 @@ def optimizer_step(config: OptimConfig, state: State) -> bool:
     everyday's, and the scaler answers them.
     """
     state.scaler.unscale_(state.optimizer)
-    norm = clip_gradients(state.model, config.clip_norm)
+    norm = clip_gradients(state.learner, config.clip_norm)
     usable = state.scaler.is_enabled() or math.isfinite(float(norm))
     if usable:
         state.scaler.step(state.optimizer)

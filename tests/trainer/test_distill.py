@@ -1,0 +1,324 @@
+"""Distillation: what is taught, to whom, what is refused, and that nothing of it is left in what is deployed."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+import export
+import trainer.loop
+from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
+from models.criterion import criterion
+from models.detector import Detector, Raw
+from models.typed import ConfigError, to_mapping
+from runtime.card import sha256_file
+from tests.trainer.test_distributed import two
+from trainer.cards import checkpoint_card
+from trainer.config import TrainConfig, dump_config, read_config, train_config
+from trainer.data import Batch
+from trainer.distill import Distillation, build_distillation, feature_loss, logit_loss
+from trainer.distributed import Group
+from trainer.failures import TrainingError, not_finite
+from trainer.loop import fit
+from trainer.qat import qat_config
+from trainer.recipes.shapes import make_shapes
+from trainer.records import read_metrics
+from trainer.runs import find_resumable
+from trainer.state import new_state
+from trainer.steps import losses
+
+TINY = ["schedule.epochs=2", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.norm=gn",
+        "model.neck.norm=gn", "model.head.norm=gn", "val_interval=1", "optim.kind=sgd", "optim.lr=0.01"]  # fmt: skip
+SMALL = ["model.backbone.width=0.125", "model.neck.channels=16"]
+BOTH = ["distill.logits=2", "distill.features=0.5", "distill.region=0.2", "distill.temperature=2"]
+CPU = torch.device("cpu")
+
+
+def alone(value: Tensor) -> Tensor:
+    return value
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distill") / "data"
+    make_shapes(folder, train_images=8, val_images=3, size_hw=(64, 64))
+    return folder
+
+
+def config(data: Path, *overrides: str) -> TrainConfig:
+    return read_config(data / "shapes.yaml", [*TINY, *SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def teacher(data: Path) -> Path:
+    """A checkpoint of a wider network whose predictions are not all alike."""
+    settings = read_config(data / "shapes.yaml", [*TINY, "model.backbone.width=0.25", "model.neck.channels=24"])
+    return written(data / "teacher.pt", settings)
+
+
+def written(path: Path, settings: TrainConfig, **card: object) -> Path:
+    torch.manual_seed(1)
+    model = Detector(settings.model)
+    torch.nn.init.normal_(model.head.cls.weight, std=0.5)
+    said = checkpoint_card(settings.model, {}, to_mapping(settings)).to_json() | card
+    save_checkpoint(path, model.state_dict(), said)
+    return path
+
+
+@pytest.fixture(scope="module")
+def taught(data: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(taught_config(data, teacher), tmp_path_factory.mktemp("runs"), quiet=True).run
+
+
+def taught_config(data: Path, teacher: Path, *overrides: str) -> TrainConfig:
+    return config(data, f"distill.teacher={teacher}", *BOTH, *overrides)
+
+
+def distillation(settings: TrainConfig) -> tuple[Distillation, Tensor]:
+    torch.manual_seed(0)
+    made = build_distillation(settings, Detector(settings.model))
+    assert made is not None
+    return made, torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+
+
+def test_logits_are_compared_where_the_teacher_is_surest() -> None:
+    torch.manual_seed(0)
+    student, teacher, t = torch.randn(2, 10, 3) - 1, 3 * torch.randn(2, 10, 3), 2.0
+    expected, weight = 0.0, 0.0
+    for s, z in zip(student.double(), teacher.double(), strict=True):
+        surest = sorted(range(10), key=lambda n: -float((z[n] / t).sigmoid().max()))[:3]
+        for n in surest:
+            weight += float((z[n] / t).sigmoid().max())
+            for c in range(3):
+                p, q = (1 / (1 + math.exp(-float(x[n, c]) / t)) for x in (s, z))
+                expected += (p - q) ** 2 * -(q * math.log(p) + (1 - q) * math.log(1 - p))
+    assert weight > 1
+    assert float(logit_loss(student, teacher, 0.3, t, alone)) == pytest.approx(t**2 * expected / weight, rel=1e-5)
+    # A teacher that sees nothing does not count for more than one prior.
+    faint = logit_loss(student, teacher - 20, 0.3, 1.0, alone)
+    probabilities = (teacher - 20).sigmoid()
+    where = probabilities.amax(-1).topk(3).indices[..., None].expand(-1, -1, 3)
+    p, q = student.sigmoid().gather(1, where), probabilities.gather(1, where)
+    torch.testing.assert_close(faint, ((p - q) ** 2 * F.binary_cross_entropy(p, q, reduction="none")).sum())
+
+
+def test_features_are_compared_by_channel_over_the_cells() -> None:
+    torch.manual_seed(0)
+    sizes, t = ((4, 6), (2, 3), (1, 1)), 3.0
+    student, teacher = ([2 * torch.randn(2, 5, h, w) for h, w in sizes] for _ in range(2))
+    expected = 0.0
+    for s, z in zip(student, teacher, strict=True):
+        for image in range(2):
+            for channel in range(5):
+                p, q = ((x[image, channel].flatten() / t).softmax(0) for x in (s, z))
+                expected += t**2 / 5 * float((q * (q / p).log()).sum()) / 2
+    assert float(feature_loss(student, teacher, t, alone)) == pytest.approx(expected, rel=1e-4)
+    # Of one cell there is nothing to say, and activations in half precision are compared in float32.
+    assert float(feature_loss(student[2:], teacher[2:], t, alone)) == 0
+    half = [[x.bfloat16() for x in levels] for levels in (student, teacher)]
+    assert feature_loss(*half, t, alone).dtype == torch.float32
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(data: Path, teacher: Path, amp: torch.dtype | None) -> None:
+    settings = read_config(data / "shapes.yaml", [*TINY, "model.backbone.width=0.25", "model.neck.channels=24",
+                                                  f"distill.teacher={teacher}", *BOTH])  # fmt: skip
+    made, images = distillation(settings)
+    made.student.detector.load_state_dict(made.teacher.state_dict())
+    assert len(made.student.adapters) == 0
+    made.student.eval()
+    with torch.autocast("cpu", amp, enabled=amp is not None):
+        raw, levels = made.student(images)
+    loss = made.loss(images, raw, levels, amp, alone)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(0, abs=1e-6)
+    assert all(p.grad is None or float(p.grad.abs().max()) < 1e-5 for p in made.student.parameters())
+
+
+def test_the_gradient_reaches_the_student_and_its_adapters_only(data: Path, teacher: Path) -> None:
+    made, images = distillation(taught_config(data, teacher))
+    before = {name: value.clone() for name, value in made.teacher.state_dict().items()}
+    raw, levels = made.student.train()(images)
+    assert [level.shape[1] for level in levels] == [24, 24, 24] and not made.teacher.training
+    made.loss(images, raw, levels, None, alone).backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is None for p in made.teacher.parameters())
+    adapters, head = made.student.adapters.parameters(), made.student.detector.head
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*adapters][:2])
+    assert head.cls.weight.grad is not None and head.cls.weight.grad.abs().sum() > 0
+    assert head.box.weight.grad is None  # boxes are not taught
+    assert all(torch.equal(value, made.teacher.state_dict()[name]) for name, value in before.items())
+
+
+def test_levels_come_with_the_same_answer(data: Path) -> None:
+    model = Detector(config(data).model).eval()
+    images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    raw, levels = model.with_levels(images)
+    assert all(torch.equal(a, b) for a, b in zip(raw, model(images), strict=True) if a is not None)
+    assert [tuple(level.shape) for level in levels] == [(1, 16, 8, 8), (1, 16, 4, 4), (1, 16, 2, 2)]
+
+
+def test_the_terms_are_the_criterions_and_one_more(data: Path, teacher: Path) -> None:
+    settings = taught_config(data, teacher, "batch_size=1")
+    torch.manual_seed(0)
+    state = new_state(settings, Detector(settings.model), None, 10, Group())
+    batch = Batch(
+        torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8), torch.tensor([[[8.0, 8, 40, 40]]]),
+        torch.tensor([[1]]), [1], torch.tensor([[64, 64]]),
+    )  # fmt: skip
+    terms = losses(settings, state, batch, CPU, None, Group())
+    raw: Raw = state.model(batch.images)
+    plain = criterion(settings.model, raw, state.model.priors(), batch.boxes_xyxy, batch.labels)
+    torch.testing.assert_close(torch.stack(list(terms))[:3], torch.stack(list(plain)))
+    assert len(terms) == 4 and float(terms.total) > float(plain.total)
+    rates = {id(p): g["lr"] for g in state.optimizer.param_groups for p in g["params"]}
+    assert state.adapters is not None and {rates[id(p)] for p in state.adapters.parameters()} == set(rates.values())
+    assert "distill 0.5" in not_finite("loss", 0, [1.0, 2.0, math.nan, 0.5], [3], "")
+
+
+def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data: Path, taught: Path, tmp_path: Path) -> None:
+    rows = read_metrics(taught / "metrics.csv")
+    assert all(row["loss_distill"] > 0 for row in rows)
+    parts = ("loss_cls", "loss_box", "loss_quality", "loss_distill")
+    assert rows[0]["loss"] == pytest.approx(sum(rows[0][part] for part in parts), rel=1e-4)
+    board = EventAccumulator(str(taught / "tensorboard"))
+    board.Reload()
+    assert len(board.Scalars("train/loss_distill")) == 2
+    plain = Detector(config(data).model).state_dict()
+    best = read_checkpoint(taught / "best.pt")
+    assert best["model"].keys() == plain.keys() and best["resume"] is None
+    assert isinstance(build_detector(taught / "best.pt")[0], Detector)
+    onnx = export.to_onnx(taught / "best.pt", tmp_path / "best.onnx")
+    assert onnx.verification is not None and onnx.verification.passed
+    assert qat_config(taught / "best.pt").distill is None
+    header = next(csv.reader((taught / "metrics.csv").open()))
+    assert header[-2:] == ["seconds", "loss_distill"]
+
+
+def test_without_a_teacher_nothing_is_different(data: Path, tmp_path: Path) -> None:
+    run = fit(config(data, "schedule.epochs=1"), tmp_path, quiet=True).run
+    assert "loss_distill" not in read_metrics(run / "metrics.csv")[0]
+    assert not {"adapters", "teacher"} & read_checkpoint(run / "last.pt")["resume"].keys()
+
+
+def interrupted(settings: TrainConfig, runs: Path) -> Callable[[], Path]:
+    """Train the first epoch of `settings`; what is returned goes on."""
+    one_epoch, epochs = trainer.loop.train_epoch, []
+
+    def stopped(*arguments: object) -> None:
+        if epochs:
+            raise KeyboardInterrupt
+        epochs.append(1)
+        one_epoch(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.loop, "train_epoch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fit(settings, runs, quiet=True)
+
+    def go_on() -> Path:
+        resume = find_resumable(None, runs)
+        return fit(resume.config, runs, resume, quiet=True).run
+
+    return go_on
+
+
+def test_a_resumed_run_ends_as_one_never_stopped(data: Path, teacher: Path, taught: Path, tmp_path: Path) -> None:
+    run = interrupted(taught_config(data, teacher), tmp_path)()
+    one, other = (read_checkpoint(r / "last.pt") for r in (run, taught))
+    assert (
+        one["resume"]["adapters"].keys() == other["resume"]["adapters"].keys() and len(one["resume"]["adapters"]) == 6
+    )
+    for part in ("model", "adapters"):
+        for key, value in one["resume"][part].items():
+            assert torch.equal(value, other["resume"][part][key]), key
+    a, b = (read_metrics(r / "metrics.csv") for r in (run, taught))
+    assert [row["loss_distill"] for row in a] == [row["loss_distill"] for row in b]
+
+
+def test_another_teacher_is_not_resumed_with(data: Path, teacher: Path, tmp_path: Path) -> None:
+    mine = Path(shutil.copy(teacher, tmp_path / "mine.pt"))
+    go_on = interrupted(taught_config(data, mine), tmp_path / "runs")
+    content = read_checkpoint(mine)
+    save_checkpoint(mine, {k: v + 1 for k, v in content["model"].items()}, content["card"])
+    assert sha256_file(mine) != sha256_file(teacher)
+    with pytest.raises(TrainingError, match=r"distill\.teacher: .*mine\.pt is another file"):
+        go_on()
+
+
+def test_two_processes_learn_what_one_learns(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """One of eight pictures is broken, so that one process has a batch without any."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    sorted((copy / "train").glob("*.jpg"))[3].write_bytes(b"not a picture")
+    keys = ["schedule.epochs=1"]
+    single = fit(taught_config(copy, teacher, *keys), tmp_path / "one", quiet=True).run
+
+    def work(rank: int) -> object:
+        return fit(taught_config(copy, teacher, *keys, "batch_size=1"), tmp_path / "two", quiet=True) and 0
+
+    assert two(work, tmp_path / "err") == [0, 0], (tmp_path / "err").read_text()
+    one, other = single, tmp_path / "two" / "shapes"
+    for part in ("model", "adapters"):
+        a, b = (read_checkpoint(r / "last.pt")["resume"][part] for r in (one, other))
+        for key, value in a.items():
+            torch.testing.assert_close(value, b[key], rtol=1e-3, atol=1e-5)
+    a, b = (read_metrics(r / "metrics.csv")[0]["loss_distill"] for r in (one, other))
+    assert a == pytest.approx(b, rel=1e-3)
+
+
+def test_refused_teachers(data: Path, teacher: Path, tmp_path: Path) -> None:
+    def teach(path: Path, *overrides: str) -> TrainConfig:
+        return config(data, f"distill.teacher={path}", *overrides)
+
+    def other(name: str, *overrides: str, **card: object) -> Path:
+        return written(tmp_path / name, config(data, *overrides), **card)
+
+    with pytest.raises(ConfigError, match=r"distill\.teacher: .*none\.pt"):
+        teach(tmp_path / "none.pt")
+    renamed = replace(config(data).model, classes=("square", "circle", "triangle"))
+    swapped = written(tmp_path / "swapped.pt", replace(config(data), model=renamed))
+    with pytest.raises(ConfigError, match=r"knows 3 classes \(square, circle, triangle\), this model .*same order"):
+        teach(swapped)
+    with pytest.raises(ConfigError, match=r"pyramid levels \[3, 6\], this model \[3, 5\].*set model\.neck\.levels"):
+        teach(other("levels.pt", "model.neck.levels=[3,6]"), "distill.logits=0", "distill.features=1")
+    anchors = other("anchors.pt", "model.anchors.ratios=[0.5,1]")
+    with pytest.raises(ConfigError, match=r"distill\.logits: .*other priors"):
+        teach(anchors)
+    assert teach(anchors, "distill.logits=0", "distill.features=1").distill is not None  # levels are the same
+    with pytest.raises(ConfigError, match="8-bit; name the float checkpoint"):
+        teach(other("int8.pt", quantization={"kind": "qat"}))
+
+
+def test_refused_configurations(data: Path, teacher: Path) -> None:
+    here = f"distill.teacher={teacher}"
+    for overrides, message in (
+        (["distill.logits=1"], "teacher"),
+        ([here, "distill.logits=0"], "logits: expected a positive weight"),
+        ([here, "distill.region=0"], "region"),
+        ([here, "distill.temperature=0"], "temperature"),
+        ([here, "batch_size=auto"], "does not count the memory of the teacher"),
+        ([here, "distill.features=1", "qat={}", f"init={teacher}"], r"distill\.features: .*qat"),
+        ([here, "distill.boxes=1"], "boxes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            config(data, *overrides)
+
+
+def test_the_path_is_relative_to_the_file_that_says_it(data: Path, teacher: Path) -> None:
+    recipe = teacher.with_name("taught.yaml")
+    recipe.write_text(f"_base_: shapes.yaml\ndistill: {{teacher: {teacher.name}}}\n")
+    settings = read_config(recipe, TINY)
+    assert settings.distill is not None and settings.distill.teacher == str(teacher.resolve())
+    import yaml
+
+    assert train_config(yaml.safe_load(dump_config(settings))) == settings
