@@ -90,7 +90,7 @@ def logit_loss(
 ) -> Tensor:
     """Quality focal loss of the student's class logits [B, N, C] against the teacher's probabilities, a scalar.
 
-    Dense Teacher (Zhou et al., ECCV 2022, section 3.3): the sum of |t - s|^2 BCE(s, t) over the priors of which the
+    Dense Teacher (Zhou et al., ECCV 2022, and its code): the sum of |t - s|^2 BCE(s, t) over the priors of which the
     teacher's largest probability is the highest, a share `region` (the paper's: 0.01), divided by the sum of those
     probabilities. Two things differ: the share is each image's own, so that batches over processes are one batch,
     and the divisor is at least 1, as the criterion's are. Where both say the same the loss and its gradient are 0.
