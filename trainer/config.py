@@ -15,6 +15,7 @@ import yaml
 
 from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
+from trainer.augment_config import AugmentConfig
 
 
 @dataclass(frozen=True)
@@ -34,32 +35,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.workers == "auto" or self.workers >= 0, "workers", "auto, or 0 and more", self.workers)
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    flip: float = 0.5
-    """Probability of mirroring left and right; 0 where left and right matter (digits, text, signs)."""
-    scale_probability: float = 1.0
-    """Probability of resizing by a factor from `scale` and cropping or placing at random."""
-    scale: tuple[float, float] = (0.6, 1.6)
-    """Smallest and largest factor on top of the letterbox's own."""
-    color_probability: float = 0.8
-    brightness: float = 0.2
-    contrast: float = 0.25
-    saturation: float = 0.3
-    hue: float = 0.02
-    """Largest relative change each (hue: share of the colour circle)."""
-    min_visible: float = 0.3
-    """A box cut by the crop is kept while at least this share of its area is still inside."""
-
-    def __post_init__(self) -> None:
-        for key in ("flip", "scale_probability", "color_probability", "min_visible"):
-            require(0 <= getattr(self, key) <= 1, key, "a number from 0 to 1", getattr(self, key))
-        for key in ("brightness", "contrast", "saturation"):
-            require(0 <= getattr(self, key) < 1, key, "0 up to 1", getattr(self, key))
-        require(0 <= self.hue <= 0.5, "hue", "0 to 0.5", self.hue)
-        require(0.1 <= self.scale[0] <= self.scale[1] <= 4, "scale", "[low, high] within 0.1..4", self.scale)
 
 
 @dataclass(frozen=True)
@@ -138,11 +113,16 @@ class TrainConfig:
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|') and self.name not in (".", ".."),
             "name", "a folder name without / \\ : * ? \" < > |", self.name,
         )  # fmt: skip
+        for section, last in self.augment.closing.items():
+            if last >= self.schedule.epochs:
+                raise ConfigError(f"augment.{section}.close_epochs: {last} of {self.schedule.epochs} epochs leave none "
+                                  f"with {section}; lower it, or set augment.{section}.probability to 0")  # fmt: skip
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 _PATHS = (("data", "train", "annotations"), ("data", "train", "images"),
-          ("data", "val", "annotations"), ("data", "val", "images"), ("init",))  # fmt: skip
+          ("data", "val", "annotations"), ("data", "val", "images"), ("init",),
+          ("augment", "hard_negatives", "file"))  # fmt: skip
 
 
 class _Loader(yaml.SafeLoader):

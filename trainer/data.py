@@ -17,7 +17,11 @@ from models.config import ModelConfig
 from runtime.coco import CocoDataset, ImageRecord
 from runtime.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide, read_image
 from trainer.augment import augment, resized_placement, visible_boxes
+from trainer.augment.geometry import Picture
+from trainer.augment.pipeline import closed
+from trainer.augment.sources import make_sources
 from trainer.config import AugmentConfig
+from trainer.negatives import Negative
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +65,27 @@ class TrainSet(Dataset["Sample | None"]):
     be used is None (and logged once): `unusable` lists those met so far, by all loader processes.
     """
 
-    def __init__(self, dataset: CocoDataset, resize: Resize, augment: AugmentConfig | None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        resize: Resize,
+        augment: AugmentConfig | None,
+        seed: int = 0,
+        epochs: int | None = None,
+    ) -> None:
+        """`epochs`: of the whole training, for what ends before it does; None where nothing ends."""
         self.records = dataset.records
         self.resize = resize
         self.augment = augment
         self.seed = seed
+        self.epochs = epochs
         self.crowds = sum(int(record.crowd.sum()) for record in dataset.records)
         # In shared memory: persistent loader processes hold a copy of this object, but see the same numbers.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._unusable = torch.zeros(len(dataset.records), dtype=torch.bool).share_memory_()
+        self._sources = None
+        if augment is not None:
+            self._sources = make_sources(augment, dataset.records, self._picture, _read_negative)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -85,6 +101,22 @@ class TrainSet(Dataset["Sample | None"]):
 
     def __getitem__(self, index: int) -> Sample | None:
         record = self.records[index]
+        picture = self._picture(index)
+        if picture is None:
+            return None
+        if self.augment is None:
+            placement = resized_placement((record.height, record.width), self.resize)
+            boxes, keep = visible_boxes(placement.boxes(picture.boxes_xyxy), placement.size_hw, 0.0)
+            return Sample(placement.apply(picture.image), boxes[keep], picture.labels[keep], record.id)
+        epoch = int(self._epoch[0])
+        config = self.augment if self.epochs is None else closed(self.augment, self.epochs - epoch)
+        # Masked, because generators take no negative seeds.
+        rng = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch, index])
+        return Sample(*augment(*picture, self.resize, config, rng, self._sources), record.id)
+
+    def _picture(self, index: int) -> Picture | None:
+        """A picture and its objects as read, None (logged once) where it cannot be used."""
+        record = self.records[index]
         try:
             image = _read(record)
         except ImageError as error:
@@ -92,14 +124,15 @@ class TrainSet(Dataset["Sample | None"]):
                 self._unusable[index] = True
                 log.warning("%s; image id %d is left out of training", error, record.id)
             return None
-        boxes, labels = record.boxes_xyxy[~record.crowd], record.labels[~record.crowd]
-        if self.augment is None:
-            placement = resized_placement((record.height, record.width), self.resize)
-            boxes, keep = visible_boxes(placement.boxes(boxes), placement.size_hw, 0.0)
-            return Sample(placement.apply(image), boxes[keep], labels[keep], record.id)
-        # Masked, because generators take no negative seeds.
-        rng = np.random.default_rng([self.seed & 0xFFFFFFFF, int(self._epoch[0]), index])
-        return Sample(*augment(image, boxes, labels, self.resize, self.augment, rng), record.id)
+        return Picture(image, record.boxes_xyxy[~record.crowd], record.labels[~record.crowd])
+
+
+def _read_negative(negative: Negative) -> Image | None:
+    try:
+        return read_image(negative.path)
+    except ImageError as error:
+        log.warning("%s; it was a source of hard negatives", error)
+        return None
 
 
 def _read(record: ImageRecord) -> Image:

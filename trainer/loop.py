@@ -89,7 +89,7 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     amp = pick_amp(config.amp, device)
     train = read_coco(config.data.train.annotations, config.data.train.images, config.model.classes)
     val = read_coco(config.data.val.annotations, config.data.val.images, config.model.classes)
-    train_set = TrainSet(train, resize_rule(config.model), config.augment, config.seed)
+    train_set = TrainSet(train, resize_rule(config.model), config.augment, config.seed, config.schedule.epochs)
     loader, order = _loader(config, train_set, device)
     steps = steps_per_epoch(len(loader), config.optim.accumulate)
     epochs = config.schedule.epochs
