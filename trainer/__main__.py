@@ -1,4 +1,4 @@
-"""The command `trainer`: fit, eval, show, check-data, new, import. Each is thin over one documented function."""
+"""The command `trainer`: fit, eval, show, check-data, mine-negatives, new, import: each thin over one function."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from tqdm import tqdm
 
 from runtime.commands import exit_status, moves, teaching
 from runtime.files import write_text
+from trainer.data_commands import MINE_NEGATIVES, mine_arguments, mine_negatives
 
 _EXAMPLES = """examples:
   trainer new digits                               a small data set and its recipe, digits/digits.yaml
   trainer new my.yaml --train train.json --train-images train/ --val val.json --val-images val/
   trainer check-data my.yaml                       counts, box sizes, broken entries, a sheet of samples
+  trainer check-data my.yaml --augment             the same, and what each augmentation does to your pictures
   trainer show my.yaml optim.lr=0.002              the whole configuration as it would run
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
   trainer fit --resume                             go on with the newest interrupted run
   trainer eval                                     COCO mAP of the newest run's best.pt
+  trainer mine-negatives --out negatives.json      false positives, for augment.hard_negatives
   trainer import fcos.pth --out fcos.pt            a checkpoint of torchvision or mmdetection as isodet's
 
 Any key of a config can be set on the command line as key.sub=value; `trainer show` prints them all.
@@ -99,7 +102,7 @@ def _check_data(arguments: argparse.Namespace) -> int:
 
     config = read_config(arguments.config, arguments.overrides)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
-        report = check_data(config, arguments.out, progress=moves(bar))
+        report = check_data(config, arguments.out, moves(bar), arguments.augment)
     print(report.text())
     return 0
 
@@ -209,6 +212,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     config(sub)
     sub.add_argument("--out", type=Path, default=Path("data-check"), help="folder for pictures (default: data-check)")
+    sub.add_argument(
+        "--augment", nargs="?", const="on", choices=("on", "all"),
+        help="draw each augmentation that is on in CONFIG, before and after; all: each there is",
+    )  # fmt: skip
+
+    sub = command("mine-negatives", mine_negatives, "collect false positives to train against", MINE_NEGATIVES)
+    mine_arguments(sub)
 
     sub = command(
         "new", _new, "start from a recipe or from your annotations",

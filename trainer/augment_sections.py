@@ -50,7 +50,8 @@ class CopyPasteConfig:
     scale: Range = (0.8, 1.25)
     """Factor on the size relative to the picture, which is that of the picture the object comes from."""
     sides: Range = (0.0, 0.4)
-    """Only objects whose side (root of the area) is in this share of their picture's: [0, 0.1] copies small ones."""
+    """Only objects whose side (root of the area) is in this share of their picture's: [0, 0.1] copies small ones. None
+    is taken whose rectangle, surroundings included, shows a part of another object."""
     margin: float = 0.15
     blend: Literal["feather", "poisson"] = "feather"
     place: Literal["same_height", "anywhere"] = "anywhere"
@@ -155,7 +156,7 @@ class MosaicConfig:
     """Four pictures in one (YOLOv4, Bochkovskiy et al. 2020): small objects, and objects cut by edges."""
 
     probability: float = 0.0
-    scale: Range = (0.4, 1.0)
+    scale: Range = (0.5, 1.2)
     """Of each picture, on top of the letterbox's own; instead of augment.scale."""
     center: Range = (0.3, 0.7)
     """Where the four meet, as a share of the input's sides."""

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.typed import ConfigError
+from runtime.card import Card
 from runtime.coco import CocoDataset
 from runtime.detector import Detector
 from runtime.files import write_text
@@ -107,6 +108,26 @@ def mine_negatives(
                "negatives": rows[:limit]}  # fmt: skip
     write_text(out, json.dumps(content, indent=1))
     return Mined(len(dataset.records), detections, len(rows), min(limit, len(rows)), tuple(skipped))
+
+
+def training_data(
+    card: Card,
+    source: str | PathLike[str],
+    annotations: str | PathLike[str] | None = None,
+    images: str | PathLike[str] | None = None,
+) -> tuple[str | PathLike[str], str | PathLike[str]]:
+    """(annotations, images) to mine in: what is given, else what the model `source` was trained on, from its card.
+
+    Raises `MiningError` where neither is known.
+    """
+    if (annotations is None) != (images is None):
+        raise MiningError("--annotations and --images go together: give both or neither")
+    if annotations is not None and images is not None:
+        return annotations, images
+    split = card.training.get("data", {}).get("train", {})
+    if not isinstance(split, dict) or not split.get("annotations") or not split.get("images"):
+        raise MiningError(f"{source}: its card names no single set of training data; give --annotations and --images")
+    return split["annotations"], split["images"]
 
 
 def _false(

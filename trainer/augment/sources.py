@@ -73,11 +73,17 @@ class Sources:
 
 
 def copyable(boxes_xyxy: Boxes, labels: Labels, size_hw: tuple[int, int], config: CopyPasteConfig) -> Labels:
-    """Rows of the objects whose size is in `config.sides`; regions to be ignored are none."""
+    """Rows of the objects that `config` lets be copied; regions to be ignored are none."""
     low, high = config.sides
-    sides = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).astype(np.float64)
+    boxes = boxes_xyxy.astype(np.float64)
+    sides = boxes[:, 2:] - boxes[:, :2]
     share = np.sqrt(sides.prod(1) / (size_hw[0] * size_hw[1]))
-    return np.flatnonzero((share >= low) & (share <= high) & (labels >= 0))
+    rows = np.flatnonzero((share >= low) & (share <= high) & (labels >= 0))
+    room = config.margin * sides[rows]
+    first, last = np.floor(boxes[rows, :2] - room), np.ceil(boxes[rows, 2:] + room)
+    common = np.minimum(last[:, None], boxes[None, :, 2:]) - np.maximum(first[:, None], boxes[None, :, :2])
+    others = (common > 0).all(2) & (np.arange(len(boxes)) != rows[:, None])  # [O,G] parts of another in the patch
+    return rows[~others.any(1)]
 
 
 def make_sources(
