@@ -229,7 +229,8 @@ def test_operations_within_boxes_leave_the_rest_and_ignored_regions_alone(seed: 
 def test_policies_draw_what_they_say() -> None:
     rng = np.random.default_rng(0)
     trivial = [trivial_steps(TrivialConfig(probability=1, strength=0.5), rng)[0] for _ in range(600)]
-    assert {s.name for s in trivial} == set(OPERATIONS[:9]) | {"shear_x", "shear_y", "translate_x", "translate_y", "rotate"}
+    geometry = {"shear_x", "shear_y", "translate_x", "translate_y", "rotate"}
+    assert {s.name for s in trivial} == set(OPERATIONS[:9]) | geometry
     assert 10 < max(abs(s.strength) for s in trivial if s.name == "rotate") <= 15
     color = TrivialConfig(probability=1, geometric=False)
     assert {trivial_steps(color, rng)[0].name for _ in range(300)} == set(OPERATIONS[:9])

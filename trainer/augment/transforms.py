@@ -80,11 +80,12 @@ class AlbumentationsTransforms:
                               f"'isodet[albumentations]', or take these steps out ({error})") from None  # fmt: skip
         if not hasattr(albumentations.Compose, "set_random_seed"):
             raise ConfigError(f"augment.albumentations: version 2 is needed, {albumentations.__version__} is installed")
-        kind = albumentations.BasicTransform
-        self._compose = albumentations.Compose(
-            _built("albumentations", albumentations, kind, steps),
-            bbox_params=albumentations.BboxParams("pascal_voc", label_fields=["rows"]),
-        )
+        built = _built("albumentations", albumentations, albumentations.BasicTransform, steps)
+        with warnings.catch_warnings():  # it warns where no step moves boxes, which is as good
+            warnings.filterwarnings("ignore", message="Got processor for bboxes")
+            self._compose = albumentations.Compose(
+                built, bbox_params=albumentations.BboxParams("pascal_voc", label_fields=["rows"])
+            )
 
     def __call__(self, picture: Picture, rng: np.random.Generator) -> Picture:
         self._compose.set_random_seed(int(rng.integers(2**32)))
