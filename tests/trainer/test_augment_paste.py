@@ -171,9 +171,9 @@ def test_what_may_be_copied() -> None:
 def test_sources_without_anything_to_give() -> None:
     rng = np.random.default_rng(0)
     gone = Sources(lambda index: None, 3, np.array([0, 1]), (Negative("x.png", (0, 0, 5, 5), 0.5, "a"),))  # type: ignore[arg-type]
-    assert gone.picture(rng) is None and gone.object_patch(copy(), rng) is None
+    assert gone.picture(rng) is None and gone.object_patches(copy(), rng) == []
     assert gone.negative_patch(negatives(), rng) is None
-    assert Sources(lambda index: None, 0).object_patch(copy(), rng) is None
+    assert Sources(lambda index: None, 0).object_patches(copy(), rng) == []
     outside = Sources(lambda index: None, 0, negatives=(Negative("x", (50, 50, 60, 60), 0.5, "a"),),  # type: ignore[arg-type]
                       read_negative=lambda negative: np.zeros((40, 40, 3), np.uint8))  # fmt: skip
     assert outside.negative_patch(negatives(), rng) is None

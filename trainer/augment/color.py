@@ -47,6 +47,12 @@ def _mean_grey(image: Image) -> float:
     return float(np.array(cv2.mean(image)[:3]) @ _LUMA)
 
 
+def _counts(image: Image) -> NDArray[np.int64]:
+    """[256,3] pixels of each level of each channel."""
+    counts = [cv2.calcHist([image], [channel], None, [256], [0, 256]).reshape(-1) for channel in range(3)]
+    return np.stack(counts, axis=1).astype(np.int64)
+
+
 def _looked_up(image: Image, table: NDArray[np.float64]) -> Image:
     """Each level replaced by that of `table` [256] (or [256,3], one for each channel), rounded."""
     levels = np.clip(np.rint(table), 0, 255).astype(np.uint8)
@@ -86,7 +92,8 @@ def sharpness(image: Image, factor: float) -> Image:
 
 def autocontrast(image: Image) -> Image:
     """Each channel stretched over 0..255; a channel of one level stays."""
-    low, high = image.min(axis=(0, 1)).astype(np.float64), image.max(axis=(0, 1)).astype(np.float64)
+    there = _counts(image) > 0
+    low, high = there.argmax(0).astype(np.float64), 255.0 - there[::-1].argmax(0)
     flat = high <= low
     low, span = np.where(flat, 0, low), np.where(flat, 255, high - low)
     return _looked_up(image, (_LEVELS[:, None] - low) * 255 / span)
@@ -95,8 +102,7 @@ def autocontrast(image: Image) -> Image:
 def equalize(image: Image) -> Image:
     """Each channel's histogram made even, as PIL does: levels by the pixels below them, in steps of a 255th."""
     tables = np.empty((256, 3))
-    for channel in range(3):
-        counts = np.bincount(image[:, :, channel].ravel(), minlength=256)
+    for channel, counts in enumerate(_counts(image).T):
         step = (counts.sum() - counts[counts > 0][-1]) // 255
         below = np.cumsum(counts) - counts
         tables[:, channel] = _LEVELS if step == 0 else (below + step // 2) // step

@@ -26,7 +26,7 @@ def random_crop(picture: Picture, config: CropConfig, rng: np.random.Generator) 
             x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
         if not len(objects) or _fulfils(objects, (x, y, x + w, y + h), least, config.measure):
             boxes = picture.boxes_xyxy - np.array([x, y, x, y], np.float32)
-            return Picture(np.ascontiguousarray(picture.image[y : y + h, x : x + w]), boxes, picture.labels)
+            return Picture(picture.image[y : y + h, x : x + w], boxes, picture.labels)
     return picture
 
 

@@ -40,12 +40,14 @@ def _line(length: float, angle: float) -> np.ndarray:
 def noise(image: Image, config: NoiseConfig, rng: np.random.Generator) -> Image:
     """Gaussian noise in 256 steps (its 256 quantiles, drawn as bytes: ten times faster than normal numbers)."""
     h, w = image.shape[:2]
-    steps = np.rint(_QUANTILES * log_uniform(config.sigma, rng)).astype(np.int16)
+    steps = np.rint(_QUANTILES * log_uniform(config.sigma, rng))
     channels = 1 if rng.random() < config.grey else 3
-    drawn = steps[np.frombuffer(rng.bytes(h * w * channels), np.uint8).reshape(h, w, channels)]
+    drawn: Image = np.frombuffer(rng.bytes(h * w * channels), np.uint8).reshape(h, w, channels)
     if channels == 1:
-        drawn = np.repeat(drawn, 3, axis=2)
-    return np.asarray(cv2.add(image, drawn, dtype=cv2.CV_8U), np.uint8)
+        drawn = np.asarray(cv2.cvtColor(drawn, cv2.COLOR_GRAY2BGR), np.uint8)
+    # What brightens and what darkens apart: both stay bytes, for which OpenCV is fastest.
+    more, less = (np.clip(sign * steps, 0, 255).astype(np.uint8) for sign in (1, -1))
+    return np.asarray(cv2.subtract(cv2.add(image, cv2.LUT(drawn, more)), cv2.LUT(drawn, less)), np.uint8)
 
 
 def jpeg(image: Image, config: JpegConfig, rng: np.random.Generator) -> Image:

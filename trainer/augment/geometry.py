@@ -58,7 +58,9 @@ class Placement:
             )
         rows, columns = self.window
         x, y = self.offset_xy
-        out = np.full((*self.size_hw, 3), self.fill_bgr, np.uint8)
+        out = np.empty((*self.size_hw, 3), np.uint8)
+        for border in (out[: rows.start], out[rows.stop :], out[rows, : columns.start], out[rows, columns.stop :]):
+            border[:] = self.fill_bgr
         out[rows, columns] = image[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
         return out
 
@@ -108,7 +110,7 @@ def flip_horizontal(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
     width = image.shape[1]
     flipped = boxes_xyxy.copy()
     flipped[:, 0], flipped[:, 2] = width - boxes_xyxy[:, 2], width - boxes_xyxy[:, 0]
-    return np.ascontiguousarray(image[:, ::-1]), flipped
+    return np.asarray(cv2.flip(image, 1), np.uint8), flipped
 
 
 def flip_vertical(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
@@ -116,7 +118,7 @@ def flip_vertical(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
     height = image.shape[0]
     flipped = boxes_xyxy.copy()
     flipped[:, 1], flipped[:, 3] = height - boxes_xyxy[:, 3], height - boxes_xyxy[:, 1]
-    return np.ascontiguousarray(image[::-1]), flipped
+    return np.asarray(cv2.flip(image, 0), np.uint8), flipped
 
 
 def affine(picture: Picture, matrix: NDArray[np.float64], fill_bgr: tuple[int, int, int]) -> Picture:

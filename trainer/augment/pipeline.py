@@ -139,9 +139,7 @@ class _Run:
             patches = [self.sources.negative_patch(negatives, rng) for _ in range(count)]
             picture = paste_all(picture, patches, negatives, config.min_visible, rng)
         if self.fires(objects.probability):
-            count = int(rng.integers(objects.count[0], objects.count[1] + 1))
-            patches = [self.sources.object_patch(objects, rng) for _ in range(count)]
-            picture = paste_all(picture, patches, objects, config.min_visible, rng)
+            picture = paste_all(picture, self.sources.object_patches(objects, rng), objects, config.min_visible, rng)
         return picture
 
     def clipped(self, picture: Picture) -> Picture:

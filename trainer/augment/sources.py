@@ -43,19 +43,23 @@ class Sources:
                 return picture
         return None
 
-    def object_patch(self, config: CopyPasteConfig, rng: np.random.Generator) -> Patch | None:
-        """An object drawn evenly from those of `config.sides`; None where there is none or its picture is unusable."""
+    def object_patches(self, config: CopyPasteConfig, rng: np.random.Generator) -> list[Patch]:
+        """Objects of one other picture (reading is what costs), drawn evenly from all that `config` lets be copied.
+
+        As many as `config.count` draws, fewer where that picture has fewer, none where it cannot be used.
+        """
+        count = int(rng.integers(config.count[0], config.count[1] + 1))
         if not len(self.holders):
-            return None
+            return []
         picture = self.read(int(self.holders[rng.integers(len(self.holders))]))
         if picture is None:
-            return None
+            return []
         height, width = picture.image.shape[:2]
         rows = copyable(picture.boxes_xyxy, picture.labels, (height, width), config)
-        if not len(rows):
-            return None
-        row = int(rows[rng.integers(len(rows))])
-        return cut_patch(picture.image, picture.boxes_xyxy[row], int(picture.labels[row]), config.margin)
+        return [
+            cut_patch(picture.image, picture.boxes_xyxy[row], int(picture.labels[row]), config.margin)
+            for row in rng.permutation(rows)[:count]
+        ]
 
     def negative_patch(self, config: HardNegativesConfig, rng: np.random.Generator) -> Patch | None:
         """A mined false positive, drawn evenly, as background."""
