@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 from runtime.coco import CocoDataset
@@ -55,9 +57,10 @@ def augment_sheets(
     dataset: CocoDataset, unusable: Collection[Path], config: TrainConfig, out: Path, which: Literal["on", "all"],
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Path], list[str]]:  # fmt: skip
-    """Write `out/<name>.jpg` for each augmentation that is on (or, with "all", exists) and `out/pipeline.jpg`.
+    """Write `out/<name>.jpg` for each augmentation that is on (or, with "all", exists), `pipeline.jpg`, `overview.jpg`.
 
-    A row is a training picture as the letterbox has it, and three views of it. Returns the pictures, and a line for
+    A row is a training picture as the letterbox has it, and three views of it; the overview has, of each
+    augmentation, the view of its first picture that is changed most. Returns the pictures, and a line for
     each augmentation that cannot be shown.
     """
     names = list(NAMES) if which == "all" else switched_on(config.augment)
@@ -69,17 +72,28 @@ def augment_sheets(
             notes.append(f"{name}: not drawn, because augment.{name} names no transform")
         else:
             shown.append(name)
-    written = []
+    written, best = [], []
     variants = [(name, alone(config.augment, name)) for name in shown] + [("pipeline", config.augment)]
     for done, (name, augment) in enumerate(variants, start=1):
         chosen = _chosen(dataset, unusable, name == "hard_negatives" and augment.hard_negatives.empty_only)
         if not chosen:
             notes.append(f"{name}: not drawn, there is no picture {'without objects' if dataset.records else 'at all'}")
         else:
-            written.append(_sheet(dataset, chosen, config, augment, out / f"{name}.jpg"))
+            images = _sheet(dataset, chosen, config, augment, out / f"{name}.jpg")
+            written.append(out / f"{name}.jpg")
+            best.append((name, max(images[1 : 1 + _VIEWS], key=partial(_change, images[0]))))
         if progress is not None:
             progress(done, len(variants))
+    if best:
+        written.append(out / "overview.jpg")
+        write_image(written[-1], sheet([view for _, view in best], 5, _CELL_HW, [name for name, _ in best]))
     return written, notes
+
+
+def _change(before: Image, after: Image) -> float:
+    """Mean difference of two pictures, the second brought to the size of the first."""
+    resized = np.asarray(cv2.resize(after, (before.shape[1], before.shape[0])), np.float32)
+    return float(np.abs(resized - before).mean())
 
 
 def _chosen(dataset: CocoDataset, unusable: Collection[Path], empty: bool) -> list[int]:
@@ -92,7 +106,10 @@ def _chosen(dataset: CocoDataset, unusable: Collection[Path], empty: bool) -> li
     return [candidates[i] for i in np.unique(np.linspace(0, len(candidates) - 1, _ROWS).astype(int))]
 
 
-def _sheet(dataset: CocoDataset, chosen: list[int], config: TrainConfig, augment: AugmentConfig, path: Path) -> Path:
+def _sheet(
+    dataset: CocoDataset, chosen: list[int], config: TrainConfig, augment: AugmentConfig, path: Path
+) -> list[Image]:
+    """Write the sheet; returns its pictures, row by row."""
     resize = resize_rule(config.model)
     before = TrainSet(dataset, resize, None, config.seed)
     after = TrainSet(dataset, resize, augment, config.seed)
@@ -107,4 +124,4 @@ def _sheet(dataset: CocoDataset, chosen: list[int], config: TrainConfig, augment
             images.append(view)
             captions.append(f"{path.stem}, {view.shape[1]}x{view.shape[0]}")
     write_image(path, sheet(images, 1 + _VIEWS, _CELL_HW, captions))
-    return path
+    return images

@@ -23,7 +23,10 @@ def mine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="COCO JSON (default: the run's training data)")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
     parser.add_argument("--score", type=float, default=0.3, help="lowest score to keep (default: 0.3)")
-    parser.add_argument("--max-iou", type=float, default=0.1, metavar="IOU", help="with any object (default: 0.1)")
+    parser.add_argument(
+        "--max-overlap", type=float, default=0.1, metavar="SHARE",
+        help="with any object: common area over the smaller box (default: 0.1)",
+    )  # fmt: skip
     parser.add_argument("--limit", type=int, default=1000, help="most to write, by score (default: 1000)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
@@ -44,7 +47,7 @@ def mine_negatives(arguments: argparse.Namespace) -> int:
     dataset = read_coco(annotations, images, detector.class_names)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
         mined = negatives.mine_negatives(
-            detector, dataset, arguments.out, arguments.score, arguments.max_iou, arguments.limit, moves(bar)
+            detector, dataset, arguments.out, arguments.score, arguments.max_overlap, arguments.limit, moves(bar)
         )
     for path, reason in mined.skipped:
         print(f"warning: {path}: {reason}", file=sys.stderr)

@@ -65,16 +65,22 @@ def mine_negatives(
     dataset: CocoDataset,
     out: str | PathLike[str],
     score: float = 0.3,
-    max_iou: float = 0.1,
+    max_overlap: float = 0.1,
     limit: int = 1000,
     progress: Callable[[int, int], None] | None = None,
 ) -> Mined:
-    """Write to `out` the up to `limit` highest-scored detections that overlap no object by an IoU of `max_iou`.
+    """Write to `out` the up to `limit` highest-scored detections that overlap no object by `max_overlap`.
 
-    Crowds are objects here, and what lies mostly in one is none of the negatives. The detector's own classes must be
-    the dataset's. Raises `MiningError` where nothing is found or no picture can be read.
+    Overlap is what two boxes have in common, over the smaller of them, or over the detection where the object is a
+    crowd. It is never less than the IoU, and finds what IoU misses: a part of a large object, and a small object within
+    a large detection, are no background. The detector's classes must be the dataset's. Raises `MiningError` where
+    nothing is found or no picture can be read.
     """
-    for name, value, low, high in (("score", score, 0, 1), ("max_iou", max_iou, 0, 1), ("limit", limit, 1, 10**6)):
+    for name, value, low, high in (
+        ("score", score, 0, 1),
+        ("max_overlap", max_overlap, 0, 1),
+        ("limit", limit, 1, 10**6),
+    ):
         if not low <= value <= high:
             raise MiningError(f"{name}: expected {low} to {high}, got {value}")
     rows: list[dict[str, Any]] = []
@@ -86,7 +92,7 @@ def mine_negatives(
             skipped.append((record.path, error.reason))
         else:
             detections += len(found)
-            for row in np.flatnonzero(_false(found.boxes_xyxy, record.boxes_xyxy, record.crowd, max_iou)):
+            for row in np.flatnonzero(_false(found.boxes_xyxy, record.boxes_xyxy, record.crowd, max_overlap)):
                 x1, y1, x2, y2 = found.boxes_xyxy[row].tolist()
                 rows.append({
                     "image_id": record.id,
@@ -131,9 +137,9 @@ def training_data(
 
 
 def _false(
-    found: NDArray[np.float32], truth: NDArray[np.float32], crowd: NDArray[np.bool_], max_iou: float
+    found: NDArray[np.float32], truth: NDArray[np.float32], crowd: NDArray[np.bool_], max_overlap: float
 ) -> NDArray[np.bool_]:
-    """Which of the boxes `found` [D,4] overlap every box of `truth` [G,4] by less than `max_iou`, and can be seen."""
+    """Which of the boxes `found` [D,4] overlap all of `truth` [G,4] by less than `max_overlap`, and can be seen."""
     sides = found[:, 2:] - found[:, :2]
     seen = sides.min(1, initial=np.inf) >= _LEAST_SIDE
     if not len(truth):
@@ -142,9 +148,8 @@ def _false(
     common = np.maximum(common, 0).astype(np.float64).prod(2)  # [D,G]
     own = sides.astype(np.float64).prod(1)[:, None]
     other = (truth[:, 2:] - truth[:, :2]).astype(np.float64).prod(1)[None]
-    # Of a crowd, COCO measures the share of the detection that is inside.
-    union = np.where(crowd[None], own, own + other - common)
-    return seen & (common / np.maximum(union, 1e-12) < max_iou).all(1)
+    smaller = np.where(crowd[None], own, np.minimum(own, other))
+    return seen & (common / np.maximum(smaller, 1e-12) < max_overlap).all(1)
 
 
 def read_negatives(path: str | PathLike[str]) -> Sequence[Negative]:

@@ -163,8 +163,8 @@ def test_mining_keeps_what_overlaps_no_object(tmp_path: Path) -> None:
         "images": [{"id": i, "file_name": f"{i}.png", "height": 128, "width": 128} for i in range(3)],
         "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 3, "name": "c"}],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [31, 31, 20, 30]},  # another class is an object, too
-            {"id": 2, "image_id": 1, "category_id": 1, "bbox": [19, 19, 80, 80]},  # a pixel of 0..20
+            # Another class; an IoU of 0.09 with 30, 30, 50, 60, but all of it; and one pixel of 0, 0, 20, 20.
+            {"id": 2, "image_id": 1, "category_id": 3, "bbox": [19, 19, 80, 80]},
             {"id": 3, "image_id": 2, "category_id": 1, "bbox": [90, 90, 38, 38], "iscrowd": 1},
         ],
     }
@@ -174,7 +174,7 @@ def test_mining_keeps_what_overlaps_no_object(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     detector: Any = Everywhere(("a", "b", "c"))
     mined = mine_negatives(detector, dataset, out, 0.5, progress=lambda *c: calls.append(c))
-    # Four in each; the one of 3 px is too thin. In 1 the first is an object; in 2 the third is inside a crowd.
+    # Four in each; the one of 3 px is too thin. In 1 the first is part of an object; in 2 the third is inside a crowd.
     assert (mined.images, mined.detections, mined.found, mined.written) == (3, 12, 3 + 2 + 2, 7)
     assert calls[-1] == (3, 3) and mined.skipped == ()
     negatives = read_negatives(out)
@@ -183,8 +183,7 @@ def test_mining_keeps_what_overlaps_no_object(tmp_path: Path) -> None:
     assert negatives[0].box_xyxy == (30, 30, 50, 60)
     assert mine_negatives(detector, dataset, out, 0.5, limit=2).written == 2
     assert len(read_negatives(out)) == 2
-    # Whatever is no object to the pixel; but all of what is in a crowd is of the crowd.
-    assert mine_negatives(detector, dataset, out, 0.5, max_iou=1.0).found == 8
+    assert mine_negatives(detector, dataset, out, 0.5, max_overlap=0.001).found == 6  # without that pixel
 
 
 def test_nothing_to_mine_is_said(tmp_path: Path, shapes: CocoDataset) -> None:

@@ -23,7 +23,7 @@ def test_each_augmentation_that_is_on_has_a_picture_where_it_can_be_seen(tmp_pat
     ])  # fmt: skip
     report = check_data(config, tmp_path / "out", augment="on")
     written = [path for path in report.written if path.parent.name == "augment"]
-    assert [path.stem for path in written] == ["noise", "scale", "pipeline"] and report.not_drawn == ()
+    assert [path.stem for path in written] == ["noise", "scale", "pipeline", "overview"] and report.not_drawn == ()
     noise = cv2.imread(str(written[0])).astype(int)
     cell = 260 + 4
     before, after = noise[20:220, 20:240], noise[20:220, 20 + cell : 240 + cell]
@@ -37,7 +37,8 @@ def test_a_picture_of_everything_and_what_has_none(tmp_path: Path, capsys: pytes
     assert main([*command, "--quiet", "augment.torchvision=[{RandomInvert: {p: 1}}]"]) == 0
     names = {path.stem for path in (tmp_path / "out" / "augment").iterdir()}
     assert names == {"copy_paste", "trivial", "auto", "crop", "multi_scale", "mosaic", "distort", "blur", "noise",
-                     "jpeg", "mixup", "flip", "flip_vertical", "scale", "color", "torchvision", "pipeline"}  # fmt: skip
+                     "jpeg", "mixup", "flip", "flip_vertical", "scale", "color", "torchvision", "pipeline",
+                     "overview"}  # fmt: skip
     told = capsys.readouterr().out
     assert "augment.hard_negatives: not drawn without augment.hard_negatives.file" in told
     assert "augment.albumentations: not drawn, because augment.albumentations names no transform" in told
