@@ -44,7 +44,8 @@ Step = Callable[[], None]
 def isodet_step(detector: str, batch: Batch, classes: int, amp: bool) -> Step:
     config = model_config({
         "classes": [str(i) for i in range(classes)], "detector": detector, "input_size_hw": [SIZE, SIZE],
-        "backbone": {"name": "resnet18", "width": WIDTH}, "neck": {"channels": CHANNELS}, "head": {"depth": DEPTH},
+        "backbone": {"name": "resnet18", "width": WIDTH}, "neck": {"channels": CHANNELS},
+        "head": {"depth": DEPTH, "norm": "gn"},
     })  # fmt: skip
     model = Detector(config).to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, OptimConfig(kind="sgd", lr=1e-3))

@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
             help="mAP points that may be lost (default: 0.1 for fp32)",
         )  # fmt: skip
         sub.add_argument(
-            "--annotations", type=Path, metavar="FILE", help="COCO JSON (default: the run's validation data)"
+            "--annotations", type=Path, metavar="FILE", help="of any format (default: the run's validation data)"
         )
         sub.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
         return sub

@@ -17,9 +17,10 @@ from export.drift import Drift, drift
 from runtime import Detector, read_card
 from runtime.backends.torch import TorchBackend
 from runtime.card import sha256_file
-from runtime.coco import CocoDataset
+from runtime.datasets import fingerprint
 from runtime.evaluate import Evaluation, evaluate
 from runtime.image import read_image
+from runtime.records import CocoDataset
 from runtime.runs import validation_data
 
 TOLERANCE = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}
@@ -82,7 +83,7 @@ class Verification:
         return {
             "passed": self.passed,
             "annotations": str(self.annotations),
-            "annotations_sha256": sha256_file(self.annotations),
+            "annotations_sha256": fingerprint(self.dataset),
             "images": self.reference.evaluation.images,
             "reference": self.reference.to_json(),
             "as_trained": None if self.as_trained is None else self.as_trained.to_json(),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.config import model_config
+from models.config import model_config, own_parts_of
 from models.deploy import Deploy
 from models.detector import Detector
-from models.importers.weights import first_mismatches
+from models.own import OwnPartMissing, require_environment
+from models.quant import quantise
+from models.tensor_files import TensorFileError, first_mismatches, load_tensors
 from models.typed import ConfigError
 
 FORMAT = 1
@@ -26,7 +29,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint atomically: the weights to deploy, the card, and what `trainer fit --resume` needs.
 
-    A process killed at any moment leaves either the old file or the new one.
+    A process killed at any moment leaves either the old file or the new one. Raises `CheckpointError`, with the
+    old file as it was, where the new one cannot be written, as on a full disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,22 +42,34 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer makes the first into the second
+        raise CheckpointError(_not_written(path, temporary, model, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, partial: Path, model: dict[str, torch.Tensor], error: Exception) -> str:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error).split("\n")[0]
+    written = partial.stat().st_size if partial.exists() else 0
+    weights = sum(tensor.nbytes for tensor in model.values())
+    free = shutil.disk_usage(path.parent).free
+    kept = "the file that was there before is unchanged" if path.exists() else "nothing is left of it"
+    return (
+        f"{path}: cannot write this checkpoint: {reason}, after {written / 2**20:.1f} MiB (its weights alone are "
+        f"{weights / 2**20:.1f} MiB; {free / 2**20:.1f} MiB were free then); make room there; {kept}"
+    )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint: `format`, `card`, `model`, `resume`. Raises `CheckpointError`."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for files it cannot read
-        reason = str(error).split("\n")[0][:200]
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint (truncated, or not a file of plain tensors): {reason}"
-        ) from error
+        content = load_tensors(path)
+    except TensorFileError as error:
+        raise CheckpointError(f"{path}: cannot read this checkpoint: {error}") from error
     if not isinstance(content, dict) or not {"format", "card", "model"} <= content.keys():
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: not an isodet checkpoint (it holds: {keys}); expected one from `trainer fit`")
@@ -65,20 +81,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def build_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
-    """The detector of a checkpoint in its training form, in eval mode, and its card. Raises `CheckpointError`."""
+    """The detector of a checkpoint in its training form, in eval mode, and its card.
+
+    One whose card names a quantization is a `QuantDetector`. Raises `CheckpointError`.
+    """
     content = read_checkpoint(path)
     try:
         config = model_config(content["card"].get("model"), "card.model")
+        require_environment(name for _, name in own_parts_of(config, network_only=True))
+        detector = Detector(config, load_weights=False)
+    except OwnPartMissing as error:
+        training = content["card"].get("training")
+        found = training.get("code") if isinstance(training, dict) else None
+        raise CheckpointError(
+            f"{path}: {error}. This detector's network has code of its maker's own, which a checkpoint names but does "
+            f"not bring; install it, or put its folder on PYTHONPATH (its training looked in {found or 'no folder'}). "
+            "An ONNX file exported from the checkpoint needs none of it"
+        ) from error
     except (ConfigError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    detector = Detector(config, load_weights=False)
+    if quantization := content["card"].get("quantization"):
+        detector = quantise(detector.eval(), quantization.get("float_layers", ()))
     wanted, given = detector.state_dict(), content["model"]
-    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    wrong = [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
-    if missing or extra or wrong:
-        first = [f"{k} missing" for k in missing[:3]] + [f"{k} unexpected" for k in extra[:3]]
-        first += [f"{k} is {list(given[k].shape)}, expected {list(wanted[k].shape)}" for k in wrong[:3]]
-        raise CheckpointError(f"{path}: its weights do not fit its own card: {'; '.join(first)}")
+    if told := first_mismatches(given, wanted):
+        raise CheckpointError(f"{path}: its weights do not fit its own card: {told}")
     detector.load_state_dict(given)
     return detector.eval(), content["card"]
 
@@ -90,6 +116,8 @@ def start_from(detector: Detector, path: str | Path) -> str:
     they have. Everything else must fit. Raises `CheckpointError` where it does not; then nothing was loaded.
     """
     content = read_checkpoint(path)
+    if content["card"].get("quantization"):
+        raise CheckpointError(f"{path}: it is 8-bit already; start from the float checkpoint that it came from")
     given, wanted = dict(content["model"]), detector.state_dict()
     theirs, ours = content["card"].get("classes"), list(detector.config.classes)
     fresh = {}

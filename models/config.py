@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from models.network_config import BackboneConfig, NeckConfig
-from models.typed import ConfigError, build, merge, require
+from models.network_config import IN_ARGUMENTS, BackboneConfig, NeckConfig, is_own, require_own
+from models.typed import ConfigError, Own, build, merge, require, require_defaults
+from models.undeployable import refuse_undeployable
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,9 @@ class HeadConfig:
     """Convolutions in each of the two towers."""
     channels: int | None = None
     """Tower width; null means the neck's."""
-    norm: Literal["gn", "bn", "sepbn", "none"] = "gn"
-    """sepbn: BatchNorms with statistics of their own for each level behind shared convolutions."""
+    norm: Literal["gn", "bn", "sepbn", "none"] = "sepbn"
+    """sepbn: BatchNorms with statistics of their own for each level behind shared convolutions. gn: what the papers'
+    heads have, and the choice for batches of one or two images (docs/benchmarks/head_norms.md)."""
     block: Literal["conv", "dw", "shuffle", "repconv"] = "conv"
     """Of the towers: 3x3; depthwise 3x3 and 1x1; 3x3 in four groups and a shuffle; 3x3 + 1x1 + identity that fold."""
     implicit: bool = False
@@ -68,7 +70,9 @@ class AnchorConfig:
 
 @dataclass(frozen=True)
 class AssignConfig:
-    kind: Literal["atss", "iou", "center", "topk"] = "atss"
+    kind: Literal["atss", "iou", "center", "topk"] | Own = "atss"
+    arguments: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Of your own assigner."""
     topk: int = 9
     """atss: candidates per level and object. topk: the same, all positive where they lie inside the object."""
     pos_iou: float = 0.5
@@ -82,12 +86,28 @@ class AssignConfig:
     """center: level l takes objects whose farthest side is within [f/2, f] strides of level l, f this factor."""
     range_ends: Literal["inclusive", "strict"] = "inclusive"
     """center: whether the two ends of that range belong to it (the authors' code) or not (torchvision)."""
+    padding: Literal["background", "absent"] = "background"
+    """Priors beyond an image's own padded size in a batch of larger images: background like any other, or not there
+    at all, neither as candidates nor in a loss (mmdetection's anchor heads)."""
+    ignore_iof: float | None = 0.5
+    """Ignore regions (COCO's crowds): priors of which more than this share lies in one teach no background; center
+    and topk ask whether the point itself does. Null: regions are background (torchvision, mmdetection as it ships)."""
+    ignore_over: Literal["background", "objects"] = "background"
+    """What gives way to a region: background only, so that an object in a crowd keeps its priors; or objects too,
+    whose candidates those priors are not (mmdetection's `ignore_iof_thr`)."""
 
     def __post_init__(self) -> None:
         require(self.topk >= 1, "topk", "at least 1", self.topk)
         require(0 <= self.neg_iou <= self.pos_iou <= 1, "neg_iou", "0 <= neg_iou <= pos_iou <= 1", self.neg_iou)
         require(self.radius >= 0, "radius", "0 or more", self.radius)
         require(self.range_factor > 0, "range_factor", "a positive number of strides", self.range_factor)
+        fits = self.ignore_iof is None or 0 <= self.ignore_iof < 1
+        require(fits, "ignore_iof", "null, or a share from 0 up to 1", self.ignore_iof)
+        if self.ignore_over == "objects" and self.ignore_iof is None:
+            raise ConfigError("ignore_over: objects is about ignore regions; set ignore_iof, or leave it out")
+        require_own(self.kind, "kind", self.arguments)
+        if is_own(self.kind):
+            require_defaults(self, ("kind", "arguments"), IN_ARGUMENTS)
 
 
 @dataclass(frozen=True)
@@ -104,11 +124,16 @@ class BoxConfig:
     """ltrb: what a distance is counted in; anchor: the anchor's width and height."""
     loss: Literal[
         "giou", "diou", "ciou", "eiou", "iou_log", "iou_linear", "l1", "smooth_l1", "balanced_l1"
-    ] = "giou"  # fmt: skip
-    """Of overlap, on decoded boxes; or of distance (the last three), on delta codes."""
+    ] | Own = "giou"  # fmt: skip
+    """Of overlap, on decoded boxes, as your own is; or of distance (the last three), on delta codes."""
+    arguments: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Of your own loss."""
     beta: float = 1.0
     """smooth_l1, balanced_l1: where the curve becomes a line, in units of the code (Detectron's RetinaNet: 0.11)."""
     weight: float = 2.0
+    weighting: Literal["centerness", "none"] = "centerness"
+    """With a centerness branch, boxes count by its targets and are divided by their sum (FCOS's authors,
+    mmdetection); none: all count alike and are divided by the positives (torchvision)."""
 
     def __post_init__(self) -> None:
         require(min(self.stds) > 0, "stds", "four positive numbers", self.stds)
@@ -117,15 +142,20 @@ class BoxConfig:
         if self.code == "ltrb" and self.clamp != "both":
             raise ConfigError("clamp: upper belongs to code: delta; ltrb distances have no lower end to clamp")
         require(self.beta > 0, "beta", "a positive number", self.beta)
+        require_own(self.loss, "loss", self.arguments)
+        if is_own(self.loss) and self.beta != 1.0:
+            raise ConfigError(f"beta: {IN_ARGUMENTS}")
         require(self.weight > 0, "weight", "a positive number", self.weight)
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The loss of classes; the one of boxes is `box.loss`."""
+    """The loss of classes; the one of boxes is `box.loss`. `normaliser` is about all terms."""
 
-    cls: Literal["focal", "qfl", "vfl", "ghm", "bce"] = "focal"
+    cls: Literal["focal", "qfl", "vfl", "ghm", "bce"] | Own = "focal"
     """qfl and vfl (quality focal, varifocal) teach the score of an object's class the IoU of the predicted box."""
+    arguments: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Of your own loss."""
     alpha: float | None = None
     """focal: the weight of objects, background has 1 - alpha. vfl: of background. Null: the papers' 0.25 and 0.75."""
     gamma: float = 2.0
@@ -136,8 +166,14 @@ class LossConfig:
     """bce: how far the targets at positive points move towards 1/2 (the background is not in doubt)."""
     hard_negatives: float = 0.0
     """Background points that count for each positive one, the hardest of the image; 0: all do. SSD has 3."""
+    normaliser: Literal["batch", "image"] = "batch"
+    """Sums are divided by the positives of the batch; or each image's by its own, and averaged over images, so that
+    an image with few objects counts as much as one with many (torchvision's RetinaNet)."""
 
     def __post_init__(self) -> None:
+        require_own(self.cls, "cls", self.arguments)
+        if is_own(self.cls):
+            require_defaults(self, ("cls", "arguments", "hard_negatives"), IN_ARGUMENTS)
         most = "below 1" if self.cls == "focal" else "at most 1"
         fits = self.alpha is None or 0 < self.alpha < 1 or (self.alpha == 1 and self.cls != "focal")
         require(fits, "alpha", f"null or a number above 0 and {most}", self.alpha)
@@ -153,6 +189,8 @@ class LossConfig:
         require(self.hard_negatives >= 0, "hard_negatives", "0 or a positive ratio", self.hard_negatives)
         if self.hard_negatives > 0 and self.cls == "ghm":
             raise ConfigError("hard_negatives: ghm weighs by the density of all points; use another cls, or 0")
+        if self.normaliser == "image" and self.cls == "ghm":
+            raise ConfigError("normaliser: ghm is a mean over the batch already; use another cls, or normaliser: batch")
 
 
 @dataclass(frozen=True)
@@ -269,6 +307,15 @@ class ModelConfig:
             )
 
 
+def own_parts_of(config: ModelConfig, network_only: bool = False) -> list[tuple[str, str]]:
+    """(key, name) of every own part in `config`; `network_only` leaves out what only training calls."""
+    names = [("model.backbone.name", config.backbone.name), ("model.neck.kind", config.neck.kind)]
+    if not network_only:
+        names += [("model.assign.kind", config.assign.kind), ("model.box.loss", config.box.loss),
+                  ("model.loss.cls", config.loss.cls)]  # fmt: skip
+    return [(key, name) for key, name in names if is_own(name)]
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "atss": {  # Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detection, 2020
         "anchors": {"size": 8.0}, "assign": {"kind": "atss"},
@@ -291,4 +338,5 @@ def model_config(mapping: Any, path: str = "model") -> ModelConfig:
         preset = mapping.get("detector", "atss")
         if isinstance(preset, str) and preset in PRESETS:
             mapping = merge(PRESETS[preset], mapping)
+        refuse_undeployable(mapping, path)
     return build(ModelConfig, mapping, path)

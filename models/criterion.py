@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,12 @@ from models.losses import (
     smooth_l1_loss,
     varifocal_loss,
 )
+from models.network_config import is_own
+from models.own_calls import own_box_loss, own_class_loss
 from models.points import Priors
+
+REGION = -2
+"""The label of a box that is an ignore region: neither an object nor background (`assign.ignore_iof`)."""
 
 
 class Losses(NamedTuple):
@@ -46,22 +52,41 @@ class Losses(NamedTuple):
         return self.cls + self.box + self.quality
 
 
-def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tensor, gt_labels: Tensor) -> Losses:
-    """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G], -1 = padding.
+def _alone(value: Tensor) -> Tensor:
+    return value
+
+
+def criterion(
+    config: ModelConfig,
+    raw: Raw,
+    priors: Priors,
+    gt_boxes_xyxy: Tensor,
+    gt_labels: Tensor,
+    sizes_hw: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = _alone,
+) -> Losses:
+    """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G], -1 = padding, `REGION`.
+
+    sizes_hw: [B, 2], the images' own padded sizes in pixels, which `assign.padding` absent asks for; unless given,
+    all fill the batch.
 
     Divisors are mmdetection's. Classification and quality: the sum over images of max(positives, 1), or for
     `center` max(positives of the batch, 1); GHM's weights are a mean already. Box: the sum of its weights, which
-    are the centerness targets where there is a centerness branch, otherwise the positives.
+    are the centerness targets where there is a centerness branch and `box.weighting` says so, otherwise the
+    positives. With `loss.normaliser` image each image is divided by its own, at least 1, and the batch is their mean.
+
+    Where a batch is spread over processes, `total` sums a tensor over them: divisors are then those of the whole
+    batch, and the losses this process's part of its loss, which is their sum.
     """
     with torch.no_grad():
-        matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0)  # [B, N]
+        matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0, gt_labels == REGION, sizes_hw)  # [B, N]
         image, prior = (matched >= 0).nonzero(as_tuple=True)  # [P] each, P = positives of the batch
         target = matched[image, prior]
         target_boxes = gt_boxes_xyxy[image, target]  # [P, 4]
-        if config.assign.kind == "center":
-            positives = raw.logits.new_tensor(max(len(image), 1))
-        else:
-            positives = (matched >= 0).sum(dim=1).clamp(min=1).sum()
+        positives = (matched >= 0).sum(dim=1).to(raw.logits.dtype)  # [B]
+        if config.assign.kind != "center":
+            positives = positives.clamp(min=1)
+        share = _share(config.loss, positives, total)  # [B]
 
     codes = raw.boxes[image, prior]  # [P, 4]
     mine = Priors(priors.boxes_xyxy[prior], priors.strides[prior], (len(prior),))
@@ -71,28 +96,49 @@ def criterion(config: ModelConfig, raw: Raw, priors: Priors, gt_boxes_xyxy: Tens
     classes = torch.zeros_like(raw.logits)  # [B, N, C] in 0..1
     score_is_quality = config.loss.cls in ("qfl", "vfl")
     classes[image, prior, gt_labels[image, target]] = overlaps if score_is_quality else torch.ones_like(overlaps)
-    cls = _classification(config.loss, raw.logits, classes, matched, positives)
+    cls = _classification(config.loss, raw.logits, classes, matched, share, total)
 
-    weight, divisor = codes.new_ones(len(image)), positives
+    weight, share_of_boxes = codes.new_ones(len(image)), share
     quality = raw.logits.new_zeros(())
     if config.quality == "centerness":
-        weight = centerness(mine.points, target_boxes)
-        divisor = weight.sum().clamp(min=1e-6 if config.assign.kind == "center" else 1.0)
-        quality = _bce(raw, image, prior, weight) / positives
+        middle = centerness(mine.points, target_boxes)  # [P]
+        quality = (_bce(raw, image, prior, middle) * share[image]).sum()
+        if config.box.weighting == "centerness":
+            least = 1e-6 if config.assign.kind == "center" else 1.0
+            per_prior = torch.zeros_like(raw.logits[..., 0]).index_put((image, prior), middle)  # [B, N]
+            weight, share_of_boxes = middle, _share(config.loss, per_prior.sum(dim=1), total, least)
     elif config.quality == "iou":
-        quality = _bce(raw, image, prior, overlaps) / positives
+        quality = (_bce(raw, image, prior, overlaps) * share[image]).sum()
 
     per_box = _per_box(config.box, boxes, codes, target_boxes, mine.boxes_xyxy)
-    box = config.box.weight * (per_box * weight).sum() / divisor
+    box = config.box.weight * (per_box * weight * share_of_boxes[image]).sum()
     return Losses(cls, box, quality)
 
 
-def _classification(config: LossConfig, logits: Tensor, targets: Tensor, matched: Tensor, positives: Tensor) -> Tensor:
-    """The scalar loss of logits [B, N, C] against targets [B, N, C]; `matched` [B, N] says what is ignored."""
+def _share(config: LossConfig, amounts: Tensor, total: Callable[[Tensor], Tensor], least: float = 1.0) -> Tensor:
+    """What a loss counts in each image [B]: one over the amounts [B] of the batch, or over its own in a mean of B.
+
+    least: what an amount is at least.
+    """
+    if config.normaliser == "image":
+        return 1 / (amounts.clamp(min=least) * total(amounts.new_tensor(len(amounts))))
+    return (1 / total(amounts.sum()).clamp(min=least)).expand(len(amounts))
+
+
+def _classification(
+    config: LossConfig, logits: Tensor, targets: Tensor, matched: Tensor, share: Tensor,
+    total: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
+    """The scalar loss of logits [B, N, C] against targets [B, N, C].
+
+    matched: [B, N] says what is ignored. share: [B], what an image's loss counts.
+    """
     counted = (matched != IGNORED)[..., None]  # [B, N, 1]
     if config.cls == "ghm":
-        return (ghm_weights(logits, targets, counted, config.bins) * bce_loss(logits, targets)).sum()
-    if config.cls == "bce":
+        return (ghm_weights(logits, targets, counted, config.bins, total) * bce_loss(logits, targets)).sum()
+    if is_own(config.cls):
+        each = own_class_loss(config, logits, targets)
+    elif config.cls == "bce":
         each = bce_loss(logits, targets, (matched >= 0)[..., None] * config.smoothing)
     elif config.cls == "qfl":
         each = quality_focal_loss(logits, targets, config.gamma)
@@ -103,11 +149,13 @@ def _classification(config: LossConfig, logits: Tensor, targets: Tensor, matched
     if config.hard_negatives:
         per_prior = each.detach().sum(dim=-1)  # [B, N]
         counted = hardest(per_prior, matched >= 0, matched == BACKGROUND, config.hard_negatives)[..., None]
-    return each.masked_fill(~counted, 0).sum() / positives
+    return (each.masked_fill(~counted, 0).sum(dim=(1, 2)) * share).sum()
 
 
 def _per_box(config: BoxConfig, boxes: Tensor, codes: Tensor, target_boxes: Tensor, anchors: Tensor) -> Tensor:
     """Losses [P] of decoded boxes [P, 4], or of their codes [P, 4] relative to anchors [P, 4]."""
+    if is_own(config.loss):
+        return own_box_loss(config, boxes, target_boxes)
     if config.loss in ("l1", "smooth_l1", "balanced_l1"):
         target_codes = encode_delta(anchors, target_boxes, config.stds)
         if config.loss == "l1":
@@ -130,4 +178,4 @@ def _per_box(config: BoxConfig, boxes: Tensor, codes: Tensor, target_boxes: Tens
 
 def _bce(raw: Raw, image: Tensor, prior: Tensor, target: Tensor) -> Tensor:
     assert raw.quality is not None, "a configuration with a quality branch has a quality output"
-    return F.binary_cross_entropy_with_logits(raw.quality[image, prior], target, reduction="sum")
+    return F.binary_cross_entropy_with_logits(raw.quality[image, prior], target, reduction="none")

@@ -66,7 +66,7 @@ class Detector(nn.Module):
     def priors(self, size_hw: tuple[int, int] | None = None) -> Priors:
         """The priors for images of `size_hw` (the configured size unless told), on the model's device."""
         size_hw = size_hw or self.config.input_size_hw
-        device = self.head.scales.device
+        device = self.pixels.scale.device
         if (size_hw, device) not in self._priors:
             first, last = self.config.neck.levels
             strides = [2**level for level in range(first, last + 1)]

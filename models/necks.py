@@ -11,15 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import own
 from models.config import NeckConfig
 from models.fuse import require_eval
 from models.layers import ConvNorm, DepthwiseConv
+from models.network_config import is_own
+from models.own import failure, own_part
 from models.reparam import RepConv
+from models.typed import ConfigError
 
 
-def build_neck(config: NeckConfig, c_in: Sequence[int]) -> Pyramid:
-    """The neck that `config.kind` names, for features of `c_in` channels, the first at stride 4."""
-    kinds = {"fpn": FPN, "pafpn": PAFPN, "bifpn": BiFPN, "reppan": RepPAN}
+def build_neck(config: NeckConfig, c_in: Sequence[int]) -> nn.Module:
+    """The neck that `config.kind` names, for features of `c_in` channels, the first at stride 4.
+
+    Raises `ConfigError` where it is a user's own and cannot be made.
+    """
+    if is_own(config.kind):
+        part = own_part(own.NECK, config.kind, config.arguments)
+        try:
+            neck: nn.Module = part(tuple(c_in), config.channels, config.levels)
+        except Exception as error:  # whatever somebody's constructor raises
+            raise ConfigError(f"{part.where}: {failure(error)}") from error
+        return neck
+    kinds: dict[str, type[Pyramid]] = {"fpn": FPN, "pafpn": PAFPN, "bifpn": BiFPN, "reppan": RepPAN}
     return kinds[config.kind](config, c_in)
 
 

@@ -24,6 +24,20 @@ class Priors(NamedTuple):
         """Centres, [N, 2] float32 x, y."""
         return (self.boxes_xyxy[..., :2] + self.boxes_xyxy[..., 2:]) / 2
 
+    def within(self, sizes_hw: Tensor) -> Tensor:
+        """Which priors the grids of smaller images have too, bool [B, N], for images of sizes [B, 2] in pixels.
+
+        An image that is padded to `sizes_hw` has ceil(side / stride) rows and columns of the batch's grid. Raises
+        `ValueError` where these priors are not whole grids.
+        """
+        if not self.level_shapes:
+            raise ValueError("which priors lie within an image is known of whole grids only (level_shapes)")
+        device = self.strides.device
+        cells = [torch.cartesian_prod(torch.arange(h, device=device), torch.arange(w, device=device)).view(-1, 2)
+                 .repeat_interleave(anchors, dim=0) for h, w, anchors in self.level_shapes]  # fmt: skip
+        starts_yx = torch.cat(cells) * self.strides[:, None]  # [N, 2] pixels
+        return (starts_yx < sizes_hw[:, None]).all(dim=-1)
+
     def to(self, device: torch.device) -> Priors:
         return self._replace(boxes_xyxy=self.boxes_xyxy.to(device), strides=self.strides.to(device))
 

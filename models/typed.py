@@ -12,9 +12,12 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, NewType, TypeVar, Union
 
 T = TypeVar("T")
+
+Own = NewType("Own", str)
+"""The name of a user's own part, `package.module:Name`; `models.own` says what may be one."""
 
 
 class ConfigError(ValueError):
@@ -27,29 +30,54 @@ def build(kind: type[T], mapping: Any, path: str = "") -> T:
     Raises `ConfigError` naming the dotted `path` of the first key that is unknown, missing, of the
     wrong type or out of range.
     """
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{path or 'config'}: expected a mapping of keys, got {_shown(mapping)}")
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for key in mapping:
-        if key not in fields:
-            raise ConfigError(f"unknown key '{_join(path, key)}'{nearest(str(key), fields)}")
     hints = typing.get_type_hints(kind)
-    values = {}
-    for name, f in fields.items():
-        if name in mapping:
-            values[name] = _convert(hints[name], mapping[name], _join(path, name))
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"missing key '{_join(path, name)}' (expected {_described(hints[name])})")
+    needed = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    values = converted({name: hints[name] for name in fields}, needed, mapping, path)
     try:
         return kind(**values)
     except ConfigError as error:  # raised by __post_init__, which does not know where it stands
         raise ConfigError(f"{path}.{error}" if path else str(error)) from None
 
 
+def converted(hints: Mapping[str, Any], needed: set[str], mapping: Any, path: str) -> dict[str, Any]:
+    """The values of `mapping` as the types that `hints` names for their keys; those `needed` must be there.
+
+    Raises `ConfigError` as `build` does.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{path or 'config'}: expected a mapping of keys, got {_shown(mapping)}")
+    for key in mapping:
+        if key not in hints:
+            raise ConfigError(f"unknown key '{_join(path, key)}'{nearest(str(key), hints)}")
+    for name in hints:
+        if name in needed and name not in mapping:
+            raise ConfigError(f"missing key '{_join(path, name)}' (expected {_described(hints[name])})")
+    return {name: _convert(hints[name], mapping[name], _join(path, name)) for name in hints if name in mapping}
+
+
+def readable(hint: Any) -> bool:
+    """Whether a mapping's values can be read as the annotated type `hint`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return all(readable(option) for option in args)
+    if origin is tuple:
+        return bool(args) and all(readable(a) for a in args if a is not Ellipsis)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return all(readable(h) for h in typing.get_type_hints(hint).values())
+    return origin is Literal or hint in (bool, int, float, str, type(None))
+
+
 def to_mapping(config: Any) -> Any:
     """The plain form of a config: dicts, lists and scalars only, so YAML and JSON can write it."""
     if dataclasses.is_dataclass(config):
         return {f.name: to_mapping(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {key: to_mapping(value) for key, value in config.items()}
     if isinstance(config, (tuple, list)):
         return [to_mapping(item) for item in config]
     return config
@@ -70,6 +98,12 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, path)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
+        if Own in args and isinstance(value, str):  # one of ours, or a part named by its module
+            ours = next(option for option in args if option is not Own)
+            return check_own_name(value, path) if ":" in value else _convert(ours, value, path)
+        shaped = [option for option in args if _has_shape_of(option, value)]
+        if len(shaped) == 1:  # the only one that it can be: its own message says what is wrong
+            return _convert(shaped[0], value, path)
         for option in args:
             try:
                 return _convert(option, value, path)
@@ -96,9 +130,31 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
+    elif origin is Mapping:  # a part's arguments, which are read where its signature is known
+        if isinstance(value, Mapping):
+            return {str(key): item for key, item in value.items()}
+    elif hint is Own:
+        if isinstance(value, str):
+            return check_own_name(value, path)
     elif isinstance(value, hint):
         return value
     raise ConfigError(f"{path}: expected {_described(hint)}, got {_shown(value)}")
+
+
+def check_own_name(value: str, path: str) -> Own:
+    """`value` as the name of an own part; a ConfigError at `path` where it is no `package.module:Name`."""
+    module, _, name = value.partition(":")
+    if not (name.isidentifier() and all(word.isidentifier() for word in module.split("."))):
+        raise ConfigError(f"{path}: your own part is named package.module:Name, got {value!r}")
+    return Own(value)
+
+
+def _has_shape_of(hint: Any, value: Any) -> bool:
+    """Whether a mapping meets a dataclass, or a list a tuple."""
+    if isinstance(value, Mapping):
+        return dataclasses.is_dataclass(hint)
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed and typing.get_origin(hint) is tuple
 
 
 def _number(value: Any) -> float | None:
@@ -117,9 +173,12 @@ def _described(hint: Any) -> str:
         if args[-1] is Ellipsis:
             return f"a list of {_described(args[0])}"
         return f"a list of {len(args)} values ({', '.join(_described(a) for a in args)})"
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or origin is Mapping:
         return "a mapping of keys"
-    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "null"}
+    names: dict[Any, str] = {
+        Own: "package.module:Name of your own part", float: "a number",
+        int: "a whole number", str: "text", bool: "true or false", type(None): "null",
+    }  # fmt: skip
     return names.get(hint, str(hint))
 
 
@@ -142,3 +201,10 @@ def require(condition: bool, key: str, expected: str, value: Any) -> None:
     """Raise a ConfigError for `key` unless `condition`; for `__post_init__` checks."""
     if not condition:
         raise ConfigError(f"{key}: expected {expected}, got {_shown(value)}")
+
+
+def require_defaults(config: Any, apart_from: tuple[str, ...], reason: str) -> None:
+    """Raise a ConfigError for the first key of `config`, not counting `apart_from`, that is not as it is by default."""
+    for f in dataclasses.fields(config):
+        if f.name not in apart_from and getattr(config, f.name) != f.default:
+            raise ConfigError(f"{f.name}: {reason}; leave it at {to_mapping(f.default)}")

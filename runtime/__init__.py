@@ -26,27 +26,32 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from runtime.card import Card, CardError, read_card
-    from runtime.coco import CocoDataset, CocoError, ImageRecord, read_coco
+    from runtime.coco import CocoError as CocoError
+    from runtime.coco import read_coco
+    from runtime.datasets import read_dataset
     from runtime.detections import Detection, Detections
     from runtime.detector import Detector, FrameError
     from runtime.evaluate import Evaluation
     from runtime.image import ImageError, Letterbox, letterbox, read_image
+    from runtime.records import CocoDataset, DatasetError, ImageRecord
 
 _HOME = {
     "Card": "card", "CardError": "card", "read_card": "card",
-    "CocoDataset": "coco", "CocoError": "coco", "ImageRecord": "coco", "read_coco": "coco",
+    "CocoError": "coco", "read_coco": "coco", "read_dataset": "datasets",
+    "CocoDataset": "records", "DatasetError": "records", "ImageRecord": "records",
     "Detection": "detections", "Detections": "detections",
     "Detector": "detector", "FrameError": "detector",
     "Evaluation": "evaluate",
     "ImageError": "image", "Letterbox": "image", "letterbox": "image", "read_image": "image",
 }  # fmt: skip
+# CocoError is the DatasetError of old.
 # `evaluate` is not among them: the module of that name would take its place; use runtime.evaluate.evaluate.
 
 __all__ = [
     "Card",
     "CardError",
     "CocoDataset",
-    "CocoError",
+    "DatasetError",
     "Detection",
     "Detections",
     "Detector",
@@ -58,6 +63,7 @@ __all__ = [
     "letterbox",
     "read_card",
     "read_coco",
+    "read_dataset",
     "read_image",
 ]
 

@@ -185,9 +185,12 @@ a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
     )  # fmt: skip
     p.add_argument("artifact", type=Path, nargs="?", help="an .onnx or .pt file (default: the newest run's)")
     p.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="COCO JSON file (default: the card's validation data)"
+        "--annotations",
+        type=Path,
+        metavar="DATA",
+        help="COCO, VOC, YOLO or a JSON list (default: the card's validation data)",
     )
-    p.add_argument("--images", type=Path, metavar="DIR", help="folder that its file_name is relative to")
+    p.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: the format's own)")
     p.add_argument("--batch-size", type=_count, default=8, help="images handed over at once (default: 8)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there, too")
     _device_arguments(p)

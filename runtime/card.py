@@ -48,6 +48,9 @@ class Card:
     """{} for the letterbox into `input_size_hw`, else the short-side rule of a checkpoint: short, long, multiple,
     floor, fill_bgr (see `runtime.image.ShortSide`)."""
     precision: str = "fp32"
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    """{} for floats, else of int8: kind (ptq or qat), method of the ranges, images that were observed, float_layers
+    (convolutions that stay in float besides the predictions)."""
     threshold: float = 0.3
     """Recommended threshold of an application; applied by the runtime after the graph."""
     versions: Mapping[str, str] = field(default_factory=dict)

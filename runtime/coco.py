@@ -2,95 +2,43 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from runtime.records import (
+    ABSENT_CLASS,
+    CLIPPED,
+    NO_AREA,
+    NO_BBOX,
+    NO_FILE,
+    NOT_FINITE,
+    OTHER_CLASS,
+    OUTSIDE,
+    UNKNOWN_CATEGORY,
+    UNKNOWN_IMAGE,
+    CocoDataset,
+    DatasetError,
+    ImageRecord,
+    Problem,
+    Problems,
+    Row,
+    choose_classes,
+    clipped_box,
+    is_number,
+    make_record,
+)
 
+CocoError = DatasetError
+"""The name that applications catch; what is wrong with a file of another format is a `DatasetError` just as well."""
 
-class CocoError(ValueError):
-    """An annotation file that cannot be used; the message names the file, the key and what to do."""
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One picture and its G objects."""
-
-    id: int
-    path: Path
-    height: int
-    width: int
-    boxes_xyxy: NDArray[np.float32]
-    """[G, 4] pixels of the picture, clipped to it; every box has a positive area."""
-    labels: NDArray[np.int64]
-    """[G], 0..C-1."""
-    crowd: NDArray[np.bool_]
-    """[G], True where the box covers a group that evaluation ignores."""
-    area: NDArray[np.float32]
-    """[G] square pixels: the file's own `area` where it has one (a mask's, usually), else the box's."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing in the annotation file that was left out or changed."""
-
-    reason: str
-    image_id: int | None
-    annotation_id: int | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Problems:
-    """Everything in an annotation file that was left out or changed, one entry each."""
-
-    items: tuple[Problem, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How often each reason occurs, the most frequent first."""
-        return dict(Counter(item.reason for item in self.items).most_common())
-
-    def summary(self) -> str:
-        """One line for a log, such as '2 boxes with NaN or infinite numbers (skipped)'; '' without problems."""
-        return ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
-
-
-@dataclass(frozen=True)
-class CocoDataset:
-    """A COCO annotation file, read and checked. Label i is category `category_ids[i]`, named `class_names[i]`."""
-
-    annotations: Path
-    images_dir: Path
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    records: tuple[ImageRecord, ...]
-    problems: Problems
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-
-NOT_FINITE = "boxes with NaN or infinite numbers (skipped)"
-NO_AREA = "boxes with zero or negative width or height (skipped)"
-OUTSIDE = "boxes entirely outside their image (skipped)"
-CLIPPED = "boxes partly outside their image (clipped)"
-NO_BBOX = "annotations without a bbox of four numbers (skipped)"
-UNKNOWN_CATEGORY = "annotations of an unknown category_id (skipped)"
-UNKNOWN_IMAGE = "annotations of an unknown image_id (skipped)"
-OTHER_CLASS = "annotations of classes that were not asked for (skipped)"
-NO_FILE = "images whose file is missing (skipped)"
+__all__ = [
+    "CLIPPED", "NOT_FINITE", "NO_AREA", "NO_BBOX", "NO_FILE", "OTHER_CLASS", "OUTSIDE", "UNKNOWN_CATEGORY",
+    "UNKNOWN_IMAGE", "CocoDataset", "CocoError", "ImageRecord", "Problem", "Problems", "read_coco",
+]  # fmt: skip
 
 
 def read_coco(
@@ -98,12 +46,14 @@ def read_coco(
     images_dir: str | PathLike[str],
     classes: Sequence[str] | None = None,
     check_files: bool = True,
+    allow_absent: bool = False,
 ) -> CocoDataset:
     """Read the COCO JSON file `annotations`, whose `file_name`s are relative to `images_dir`.
 
     Labels follow the sorted category ids, or the order of `classes` where it is given. Boxes that cannot be
     used are skipped and listed in `problems`; images without objects are kept. `check_files` skips (and
-    lists) images whose file is missing.
+    lists) images whose file is missing. `allow_absent` lists classes that the file does not have in `problems`
+    instead of raising.
 
     Raises `CocoError` for a file that cannot be read or is not COCO object annotations: not JSON, without
     images, annotations or categories, with duplicate ids or names, or with a class that is not in it.
@@ -112,9 +62,9 @@ def read_coco(
     content = _read_json(path)
     if not folder.is_dir():
         raise CocoError(f"{folder}: no such images folder (file names in {path} are relative to it)")
-    names, ids, known = _categories(content, path, classes)
-    label_of = {category: label for label, category in enumerate(ids)}
     problems: list[Problem] = []
+    names, ids, known = _categories(content, path, classes, allow_absent, problems)
+    label_of = {category: label for label, category in enumerate(ids)}
     images = _images(content, path)
     objects = _objects(content, path, images, label_of, known, problems)
 
@@ -125,19 +75,7 @@ def read_coco(
             missing += 1
             problems.append(Problem(NO_FILE, image_id, detail=str(file)))
             continue
-        rows = objects.get(image_id, [])
-        records.append(
-            ImageRecord(
-                id=image_id,
-                path=file,
-                height=height,
-                width=width,
-                boxes_xyxy=np.array([r[0] for r in rows], np.float32).reshape(-1, 4),
-                labels=np.array([r[1] for r in rows], np.int64),
-                crowd=np.array([r[2] for r in rows], np.bool_),
-                area=np.array([r[3] for r in rows], np.float32),
-            )
-        )
+        records.append(make_record(image_id, file, height, width, objects.get(image_id, ())))
     if missing and not records:
         raise CocoError(
             f"{path}: none of its {missing} image files is in {folder} (the first: {file_name!r}); "
@@ -172,7 +110,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _categories(
-    content: dict[str, Any], path: Path, classes: Sequence[str] | None
+    content: dict[str, Any], path: Path, classes: Sequence[str] | None, allow_absent: bool, problems: list[Problem]
 ) -> tuple[tuple[str, ...], tuple[int, ...], set[int]]:
     """Class names and category ids in label order, and all category ids of the file."""
     by_id: dict[int, str] = {}
@@ -189,18 +127,12 @@ def _categories(
     if classes is None:
         ids = tuple(sorted(by_id))
         return tuple(by_id[i] for i in ids), ids, set(by_id)
-    if isinstance(classes, str) or not classes:
-        raise CocoError(f"{path}: classes: expected a list of at least one class name, got {classes!r}")
+    names, absent = choose_classes(list(by_id.values()), classes, f"{path}: categories", allow_absent)
+    problems += [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
     id_of = {name: i for i, name in by_id.items()}
-    for name in classes:
-        if name not in id_of:
-            near = difflib.get_close_matches(str(name), list(id_of), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(list(id_of)[:20])}"
-            raise CocoError(f"{path}: categories: there is no class {name!r}; {hint}")
-    if len(set(classes)) != len(classes):
-        twice = next(name for name in classes if list(classes).count(name) > 1)
-        raise CocoError(f"{path}: classes: {twice!r} was asked for twice")
-    return tuple(classes), tuple(id_of[name] for name in classes), set(by_id)
+    free = max(by_id) + 1
+    id_of |= {name: free + i for i, name in enumerate(absent)}
+    return names, tuple(id_of[name] for name in names), set(by_id)
 
 
 def _images(content: dict[str, Any], path: Path) -> dict[int, tuple[str, int, int]]:
@@ -223,9 +155,6 @@ def _images(content: dict[str, Any], path: Path) -> dict[int, tuple[str, int, in
     return images
 
 
-_Row = tuple[tuple[float, float, float, float], int, bool, float]
-
-
 def _objects(
     content: dict[str, Any],
     path: Path,
@@ -233,9 +162,9 @@ def _objects(
     label_of: dict[int, int],
     known: set[int],
     problems: list[Problem],
-) -> dict[int, list[_Row]]:
+) -> dict[int, list[Row]]:
     """Image id to its usable (box_xyxy, label, crowd, area) rows; everything else goes to `problems`."""
-    objects: dict[int, list[_Row]] = {}
+    objects: dict[int, list[Row]] = {}
     seen: set[int] = set()
     for i, annotation in enumerate(content["annotations"]):
         annotation_id, image_id, category = (annotation.get(key) for key in ("id", "image_id", "category_id"))
@@ -260,29 +189,23 @@ def _objects(
         if box is None:
             continue
         area = annotation.get("area")
-        if not _is_number(area) or not math.isfinite(area) or area <= 0:
+        if not is_number(area) or not math.isfinite(area) or area <= 0:
             area = (box[2] - box[0]) * (box[3] - box[1])
         crowd = bool(annotation.get("iscrowd", 0))
-        objects.setdefault(image_id, []).append((box, label_of[category], crowd, float(area)))
+        objects.setdefault(image_id, []).append(Row(box, label_of[category], crowd, float(area)))
     return objects
 
 
 def _box(bbox: Any, height: int, width: int) -> tuple[tuple[float, float, float, float] | None, str]:
     """COCO's [x, y, w, h] as a clipped xyxy box, or None; and the reason where it is skipped or clipped."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(v) for v in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
         return None, NO_BBOX
     x, y, w, h = bbox
-    if not all(math.isfinite(v) for v in bbox):
+    if not math.isfinite(w) or not math.isfinite(h):
         return None, NOT_FINITE
-    if w <= 0 or h <= 0:
+    if (w <= 0 or h <= 0) and math.isfinite(x) and math.isfinite(y):
         return None, NO_AREA
-    x1, y1, x2, y2 = max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h)
-    # Compared as float32, the precision that is kept: an area must not vanish by rounding later.
-    if np.float32(x2) <= np.float32(x1) or np.float32(y2) <= np.float32(y1):
-        return None, OUTSIDE if x2 <= x1 or y2 <= y1 else NO_AREA
-    tolerance = 1e-3  # pixels; annotation tools round to 2 decimals or so
-    moved = x < -tolerance or y < -tolerance or x + w > width + tolerance or y + h > height + tolerance
-    return (x1, y1, x2, y2), CLIPPED if moved else ""
+    return clipped_box(x, y, x + w, y + h, height, width)
 
 
 def _int(entry: dict[str, Any], key: str, where: str) -> int:
@@ -290,10 +213,6 @@ def _int(entry: dict[str, Any], key: str, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise CocoError(f"{where}: {key}: expected a whole number, got {value!r}")
     return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _kind(value: Any) -> str:

@@ -29,8 +29,8 @@ def exit_status(arguments: argparse.Namespace, program: str, extra: str, interru
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or interrupted, file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ROOMS:

@@ -8,20 +8,25 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.coco import CocoDataset, ImageRecord
 from runtime.detections import Detections
 from runtime.detector import Detector
+from runtime.header import upright
 from runtime.image import Image, ImageError, read_image
+from runtime.records import EVERY_CLASS, CocoDataset, ImageRecord
 
 
 class EvaluationError(ValueError):
     """A detector and a dataset that cannot be judged together; the message says why."""
+
+
+Found = tuple[dict[int, Detections], list["ImageRecord"], list[tuple[Path, str]]]
+"""Detections by image id, and the files that could not be read with the reasons."""
 
 
 @dataclass(frozen=True)
@@ -85,53 +90,74 @@ def evaluate(
     dataset: CocoDataset,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
+    part: tuple[int, int] = (0, 1),
+    gather: Callable[[Found], list[Found]] | None = None,
 ) -> Evaluation:
     """Detect in every image of `dataset` at the graph's low score and judge by COCO's box metrics.
 
-    `progress(done, total)` is called after every batch. Files that cannot be read are left out and listed
-    in `skipped`. Raises `EvaluationError` when the classes differ, when no image can be read, or when
-    pycocotools is not installed.
+    `progress(done, total)` is called after every batch. Files that cannot be read, or whose size is not the annotated
+    one (by the rule of `runtime.header`), are left out and listed in `skipped`. Where processes share the work, this
+    one detects in image i, i + n, ... of `part` (i, n), and `gather` gives what each of them found to all, which then
+    judge the same. Raises `EvaluationError` when the classes differ, when no image can be judged, or when pycocotools
+    is not installed.
     """
     if batch_size < 1:
         raise EvaluationError(f"batch_size: expected at least 1, got {batch_size}")
     if detector.class_names != dataset.class_names:
         raise EvaluationError(
             f"{dataset.annotations}: its classes differ from the model's: {_difference(detector, dataset)}; "
-            "read it with read_coco(..., classes=detector.class_names)"
+            "read it with read_dataset(..., classes=detector.class_names)"
         )
     _import_pycocotools()  # before the long work, not after it
     started = time.perf_counter()
     found: dict[int, Detections] = {}
+    judged: list[ImageRecord] = []
     skipped: list[tuple[Path, str]] = []
     done = 0
-    for batch in _read_ahead(dataset.records, batch_size):
+    records = dataset.records[part[0] :: part[1]]
+    for batch in _read_ahead(records, batch_size):
         readable = [(record, image) for record, image in batch if not isinstance(image, ImageError)]
         skipped += [(record.path, image.reason) for record, image in batch if isinstance(image, ImageError)]
+        judged += [record for record, _ in readable]
         results = detector([image for _, image in readable], threshold=0.0)
         found |= {record.id: result for (record, _), result in zip(readable, results, strict=True)}
         done += len(batch)
         if progress is not None:
-            progress(done, len(dataset.records))
+            progress(done, len(records))
+    if gather is not None:
+        parts = gather((found, judged, skipped))
+        everywhere = {record.id: (record, mine[record.id]) for mine, records, _ in parts for record in records}
+        in_order = [everywhere[record.id] for record in dataset.records if record.id in everywhere]
+        judged, found = [record for record, _ in in_order], {record.id: result for record, result in in_order}
+        skipped = [file for *_, files in parts for file in files]
     seconds = time.perf_counter() - started
     if not found:
-        raise EvaluationError(f"{dataset.annotations}: none of its {len(dataset.records)} images can be read")
-    metrics, per_class = coco_metrics(found, dataset)
+        raise EvaluationError(
+            f"{dataset.annotations}: none of its {len(dataset.records)} images can be read; {skipped[0][0]}: "
+            f"{skipped[0][1]}"
+        )
+    metrics, per_class = coco_metrics(found, replace(dataset, records=tuple(judged)))
     return Evaluation(
         **metrics, per_class=per_class, images=len(found), seconds=seconds, skipped=tuple(skipped), detections=found
     )
 
 
 def coco_metrics(found: dict[int, Detections], dataset: CocoDataset) -> tuple[dict[str, float], dict[str, float]]:
-    """COCO's metrics by name and the AP by class name, in points, over the images that `found` has."""
+    """COCO's metrics by name and the AP by class name, in points, over the images that `found` has.
+
+    Crowd boxes are COCO's: a detection that is matched to no object and lies in one (by the share of its own area that
+    is inside) counts neither as right nor as wrong. One that stands for every class is a crowd of each.
+    """
     coco_class, cocoeval_class = _import_pycocotools()
     records = [record for record in dataset.records if record.id in found]
     truth = [
         {
-            "image_id": record.id, "category_id": dataset.category_ids[label], "bbox": _xywh(box),
+            "image_id": record.id, "category_id": category, "bbox": _xywh(box),
             "area": float(area), "iscrowd": int(crowd),
         }
         for record in records
         for box, label, crowd, area in zip(record.boxes_xyxy, record.labels, record.crowd, record.area, strict=True)
+        for category in (dataset.category_ids if label == EVERY_CLASS else (dataset.category_ids[label],))
     ]  # fmt: skip
     results: list[dict[str, Any]] = []
     for record in records:
@@ -204,7 +230,8 @@ def _read_ahead(records: Sequence[ImageRecord], batch_size: int) -> Iterator[lis
 
     def read(record: ImageRecord) -> _Read:
         try:
-            return record, read_image(record.path)
+            image = read_image(record.path)
+            return upright(record, (image.shape[0], image.shape[1])), image
         except ImageError as error:
             return record, error
 

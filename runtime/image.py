@@ -41,6 +41,10 @@ class ImageError(ValueError):
 def read_image(path: str | Path) -> Image:
     """The picture at `path` as uint8 [H, W, 3] BGR, turned upright as its EXIF orientation says.
 
+    Grey becomes three equal channels, alpha is dropped (colours as stored under it), CMYK is converted. 16-bit
+    samples keep their high byte (value // 256): the whole range 0..65535 becomes 0..255. A picture that uses a part
+    of it only, as 12-bit cameras and thermal ones do, is to be stretched before, in training as in deployment.
+
     Raises `ImageError` for a file that is missing, is not a picture, or is truncated: OpenCV alone
     would return a cut JPEG with the missing part grey, and say nothing.
     """
@@ -63,11 +67,16 @@ def decode_image(data: bytes, path: str | Path) -> Image:
     if damage:
         raise ImageError(path, damage)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        tiff = data[:4] in (b"II*\0", b"MM\0*")  # OpenCV scales its 16-bit samples in several ways, PNG's in one
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if tiff else 0))
     except cv2.error as error:  # such as more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
         raise ImageError(path, f"cannot be decoded: {error.err or error}") from None
     if image is None:
         raise ImageError(path, f"not a picture that OpenCV can decode (expected {', '.join(IMAGE_SUFFIXES)})")
+    if image.dtype == np.uint16:
+        image = np.right_shift(image, 8, dtype=np.uint16).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise ImageError(path, f"has {image.dtype} samples; expected 8 or 16 bits, so convert it with a range of yours")
     return np.asarray(image, np.uint8)
 
 

@@ -6,7 +6,8 @@ from os import PathLike
 from pathlib import Path
 
 from runtime.card import Card
-from runtime.coco import CocoDataset, read_coco
+from runtime.datasets import FORMATS, read_dataset
+from runtime.records import CocoDataset
 
 
 class RunsError(ValueError):
@@ -31,18 +32,20 @@ def validation_data(
     annotations: str | PathLike[str] | None = None,
     images: str | PathLike[str] | None = None,
 ) -> CocoDataset:
-    """The COCO data to judge a model on: what is given, else the validation data its card was trained with.
+    """The data to judge a model on: what is given, else the validation data its card was trained with.
 
-    `source` names the model in errors. Raises `RunsError` where neither is known, `CocoError` where it cannot
+    annotations, images: of any format that `read_dataset` reads; a YOLO data.yaml gives its `val`.
+    `source` names the model in errors. Raises `RunsError` where nothing is known, `DatasetError` where it cannot
     be read.
     """
-    if (annotations is None) != (images is None):
-        raise RunsError("annotations and images go together: give both or neither")
-    if annotations is None or images is None:
-        split = card.training.get("data", {}).get("val", {})
-        if "annotations" not in split or "images" not in split:
-            raise RunsError(
-                f"{source}: its card names no validation data; give --annotations FILE.json --images FOLDER"
-            )
-        annotations, images = split["annotations"], split["images"]
-    return read_coco(annotations, images, card.classes)
+    if annotations is not None:
+        return read_dataset(annotations, images, card.classes)
+    if images is not None:
+        raise RunsError("a folder of images alone is not enough: give its annotations, too")
+    split = card.training.get("data", {}).get("val", {})
+    if "annotations" not in split:
+        raise RunsError(f"{source}: its card names no validation data; give --annotations FILE (--images FOLDER)")
+    kind = split.get("format", "auto")
+    if kind not in ("auto", *FORMATS):
+        raise RunsError(f"{source}: its card names validation data of the unknown format {kind!r}; give --annotations")
+    return read_dataset(split["annotations"], split.get("images"), card.classes, kind, split.get("split") or "val")

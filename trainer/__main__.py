@@ -1,9 +1,10 @@
-"""The command `trainer`: fit, eval, show, check-data, mine-negatives, new, import: each thin over one function."""
+"""The command `trainer`. Each of its commands is thin over one function."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +18,16 @@ from trainer.data_commands import MINE_NEGATIVES, mine_arguments, mine_negatives
 _EXAMPLES = """examples:
   trainer new digits                               a small data set and its recipe, digits/digits.yaml
   trainer new my.yaml --train train.json --train-images train/ --val val.json --val-images val/
+  trainer new my.yaml --train data.yaml --val data.yaml
+  trainer convert voc/ --to coco --out train.json  between COCO, Pascal VOC, YOLO and a JSON list
   trainer check-data my.yaml                       counts, box sizes, broken entries, a sheet of samples
   trainer check-data my.yaml --augment             the same, and what each augmentation does to your pictures
   trainer show my.yaml optim.lr=0.002              the whole configuration as it would run
+  trainer lr-find my.yaml                          a learning rate to start from, with a plot
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
   trainer fit --resume                             go on with the newest interrupted run
+  trainer fit --qat runs/my/best.pt                train it on as 8 bits, for exporter onnx
+  torchrun --nproc-per-node 4 -m trainer fit my.yaml    on four GPUs
   trainer eval                                     COCO mAP of the newest run's best.pt
   trainer mine-negatives --out negatives.json      false positives, for augment.hard_negatives
   trainer import fcos.pth --out fcos.pt            a checkpoint of torchvision or mmdetection as isodet's
@@ -34,27 +40,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
     arguments = _parse(argv)
     resumable = arguments.command == "fit"
-    interrupted = "interrupted" + ("; `trainer fit --resume` goes on from the last finished epoch" if resumable else "")
+    interrupted = "interrupted" + ("; `trainer fit --resume` goes on from the last checkpoint" if resumable else "")
     return exit_status(arguments, "trainer", "train", interrupted)
 
 
 def _fit(arguments: argparse.Namespace) -> int:
     from trainer.config import read_config
     from trainer.loop import fit
+    from trainer.qat import qat_config
     from trainer.runs import find_resumable
 
-    if arguments.resume is None and arguments.config is None:
-        arguments.parser.error("name a CONFIG, or give --resume")
+    if arguments.resume is None and arguments.config is None and arguments.qat is None:
+        arguments.parser.error("name a CONFIG, or give --resume or --qat")
+    if arguments.resume is not None and arguments.qat is not None:
+        arguments.parser.error("--resume goes on with the run's own configuration, 8 bits included: no --qat")
     if arguments.resume is not None and arguments.config is not None:
         arguments.parser.error("--resume goes on with the run's own configuration: no CONFIG and no key=value")
+    if arguments.changed_data and arguments.resume is None:
+        arguments.parser.error("--changed-data is for --resume")
     resume = None
+    main_process = os.environ.get("RANK", "0") == "0"  # torchrun's: one of several speaks
     if arguments.resume is not None:
-        resume = find_resumable(arguments.resume or None, arguments.runs)
+        resume = find_resumable(arguments.resume or None, arguments.runs, arguments.changed_data)
         config = resume.config
-        print(f"resuming {resume.run} after epoch {resume.state['epoch']} of {config.schedule.epochs}")
+        if main_process:
+            print(f"resuming {resume.run}: {resume.where}")
+    elif arguments.config is None:
+        config = qat_config(arguments.qat, arguments.overrides)
     else:
-        config = read_config(arguments.config, arguments.overrides)
+        qat = [] if arguments.qat is None else [f"init={json.dumps(str(arguments.qat))}", "qat={}"]
+        config = read_config(arguments.config, [*qat, *arguments.overrides])
     result = fit(config, arguments.runs, resume, arguments.quiet)
+    if not main_process:
+        return 0
     print(f"best mAP {result.best_map:.1f}; wrote {result.run}/")
     for name, what in (
         ("best.pt", "the detector; next: exporter onnx --simplify"),
@@ -110,9 +128,9 @@ def _check_data(arguments: argparse.Namespace) -> int:
 def _new(arguments: argparse.Namespace) -> int:
     from trainer.new import RECIPES, new_config, new_recipe
 
-    given = [arguments.train, arguments.train_images, arguments.val, arguments.val_images]
+    given = [arguments.train, arguments.val]
     if arguments.what in RECIPES:
-        if any(given):
+        if any([*given, arguments.train_images, arguments.val_images]):
             arguments.parser.error(f"the recipe {arguments.what!r} makes its own data: no --train and --val")
         with tqdm(unit="image", disable=arguments.quiet) as bar:
             path = new_recipe(arguments.what, arguments.out or Path(arguments.what), progress=moves(bar))
@@ -120,7 +138,7 @@ def _new(arguments: argparse.Namespace) -> int:
         if not all(given):
             arguments.parser.error(
                 f"{arguments.what!r} is not a recipe ({', '.join(RECIPES)}); for your own data name a new FILE.yaml "
-                "and give --train --train-images --val --val-images"
+                "and give --train and --val (with --train-images and --val-images where the format does not have them)"
             )
         if arguments.out is not None:
             arguments.parser.error("--out is for recipes; a config is written to the FILE.yaml that you name")
@@ -129,6 +147,40 @@ def _new(arguments: argparse.Namespace) -> int:
             arguments.detector, arguments.size,
         )  # fmt: skip
     print(f"wrote {path}\nnext: trainer check-data {path}\n      trainer fit {path}")
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from runtime.records import read_class_names
+    from trainer.convert import convert
+
+    classes = None if arguments.classes is None else read_class_names(arguments.classes)
+    with tqdm(unit="image", disable=arguments.quiet) as bar:
+        done = convert(
+            arguments.source, arguments.to, arguments.out, arguments.images, classes, arguments.pictures,
+            arguments.source_format,
+            arguments.split, progress=moves(bar),
+        )  # fmt: skip
+    boxes = sum(len(record.labels) for record in done.dataset.records)
+    print(f"{len(done.dataset)} images, {boxes} boxes, {len(done.dataset.class_names)} classes")
+    for note in done.notes:
+        print(f"note: {note}")
+    print("wrote " + ", ".join(str(path) for path in done.written))
+    images = f" --images {done.images}" if arguments.pictures == "leave" else ""  # else where the format has them
+    print(f"to use it: --annotations {done.annotations}{images}")
+    return 0
+
+
+def _lr_find(arguments: argparse.Namespace) -> int:
+    from trainer.config import read_config
+    from trainer.lr_find import find_lr, plot_range_test
+
+    config = read_config(arguments.config, arguments.overrides)
+    with tqdm(unit="step", disable=arguments.quiet) as bar:
+        result = find_lr(config, arguments.low, arguments.high, arguments.steps, progress=moves(bar))
+    ended = f"diverged at {result.diverged:.2g}" if result.diverged else f"did not diverge up to {arguments.high:g}"
+    print(f"loss falls fastest at {result.steepest:.2g}, {ended}\nwrote {plot_range_test(result, arguments.out)}\n"
+          f"next: trainer fit {arguments.config} optim.lr={result.suggestion:.2g}")  # fmt: skip
     return 0
 
 
@@ -193,11 +245,19 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", nargs="?", const="", metavar="RUN",
         help="go on with an interrupted run: its folder or last.pt; alone, the newest unfinished one",
     )  # fmt: skip
+    sub.add_argument(
+        "--qat", type=Path, metavar="BEST.pt",
+        help="train this checkpoint on as 8 bits; without CONFIG as it was trained, for a fifth of the epochs",
+    )  # fmt: skip
+    sub.add_argument(
+        "--changed-data", action="store_true",
+        help="with --resume: go on although an annotation file changed; the interrupted epoch starts again",
+    )  # fmt: skip
     sub.add_argument("--runs", type=Path, default=Path("runs"), help=runs_help)
 
     sub = command("eval", _eval, "COCO mAP of a checkpoint", "Score a checkpoint on its validation data, or on yours.")
     sub.add_argument("checkpoint", nargs="?", type=Path, help="default: the newest run's best.pt")
-    sub.add_argument("--annotations", type=Path, metavar="FILE", help="COCO JSON (default: the run's validation data)")
+    sub.add_argument("--annotations", type=Path, metavar="DATA", help="of any format (default: the run's own)")
     sub.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
@@ -222,16 +282,48 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(
         "new", _new, "start from a recipe or from your annotations",
-        "Write a recipe with its data (digits, shapes), or a commented config for your own COCO annotations.",
+        "Write a recipe with its data (digits, shapes), or a commented config for your own annotations: COCO JSON, a "
+        "JSON list, a folder of Pascal VOC .xml, YOLO's data.yaml or folder of labels (docs/data.md).",
     )  # fmt: skip
     sub.add_argument("what", metavar="RECIPE|FILE.yaml", help="digits, shapes, or the config file to write")
     sub.add_argument("--out", type=Path, metavar="DIR", help="recipes: where to (default: a folder of its name)")
-    sub.add_argument("--train", type=Path, metavar="TRAIN.json", help="COCO annotations to train on")
+    sub.add_argument("--train", type=Path, metavar="DATA", help="annotations to train on")
     sub.add_argument("--train-images", type=Path, metavar="DIR", help="folder of their pictures")
-    sub.add_argument("--val", type=Path, metavar="VAL.json", help="COCO annotations to validate on")
+    sub.add_argument("--val", type=Path, metavar="DATA", help="annotations to validate on")
     sub.add_argument("--val-images", type=Path, metavar="DIR", help="folder of their pictures")
     sub.add_argument("--detector", default="atss", choices=("atss", "retinanet", "fcos"), help="default: atss")
     sub.add_argument("--size", type=int, metavar="PX", help="longest input side (default: chosen from the data)")
+
+    sub = command(
+        "convert", _convert, "a data set from one format into another",
+        "Write the boxes of SOURCE in another format. SOURCE is COCO JSON, a JSON list, a folder of Pascal VOC .xml or "
+        "YOLO's data.yaml or folder of labels; what the new format cannot hold is told.",
+    )  # fmt: skip
+    kinds = ("coco", "voc", "yolo", "list")
+    sub.add_argument("source", type=Path, metavar="SOURCE", help="annotation file or folder")
+    sub.add_argument("--to", required=True, choices=kinds, help="format to write")
+    sub.add_argument("--out", required=True, type=Path, metavar="PATH", help="FILE.json (coco, list) or a new folder")
+    sub.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: the format's own)")
+    sub.add_argument("--classes", type=Path, metavar="FILE", help="only these classes, one a line, in this order")
+    sub.add_argument("--from", dest="source_format", default="auto", choices=kinds, help="default: told by content")
+    sub.add_argument("--split", default="train", choices=("train", "val", "test"), help="of a data.yaml; and its name")
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument(
+        "--copy", dest="pictures", action="store_const", const="copy", default="leave",
+        help="copy the pictures, too (default: they stay where they are)",
+    )  # fmt: skip
+    how.add_argument("--symlink", dest="pictures", action="store_const", const="link", help="link to the pictures")
+
+    sub = command(
+        "lr-find", _lr_find, "look for a learning rate",
+        "Train some steps at rising rates (Smith, 2015) and plot the loss. Suggests the rate at which it falls\n"
+        "fastest, or a tenth of the one at which it diverged where that is lower. Leaves a picture and no run.",
+    )  # fmt: skip
+    config(sub)
+    sub.add_argument("--low", type=float, default=1e-6, metavar="LR", help="first rate (default: 1e-6)")
+    sub.add_argument("--high", type=float, default=1.0, metavar="LR", help="last rate (default: 1)")
+    sub.add_argument("--steps", type=int, default=100, metavar="N", help="optimiser steps (default: 100)")
+    sub.add_argument("--out", type=Path, default=Path("lr-find.png"), help="picture (default: lr-find.png)")
 
     sub = command(
         "import", _import, "take over a checkpoint of torchvision or mmdetection",

@@ -24,12 +24,15 @@ from trainer.augment_sections import (
     Range,
     TrivialConfig,
 )
+from trainer.own_config import OwnAugmentConfig
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """In the order in which it happens: on the picture, with the one resize, on the input's pixels."""
 
+    own: tuple[OwnAugmentConfig, ...] = ()
+    """Your own, in this order, on the picture as it was read."""
     hard_negatives: HardNegativesConfig = field(default_factory=HardNegativesConfig)
     copy_paste: CopyPasteConfig = field(default_factory=CopyPasteConfig)
     flip: float = 0.5

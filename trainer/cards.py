@@ -15,8 +15,9 @@ from trainer.data import resize_rule
 
 
 def checkpoint_card(
-    model: ModelConfig, hashes: Mapping[str, str], training: Mapping[str, Any] | None = None, created: str = ""
-) -> Card:
+    model: ModelConfig, hashes: Mapping[str, str], training: Mapping[str, Any] | None = None, created: str = "",
+    quantization: Mapping[str, Any] | None = None,
+) -> Card:  # fmt: skip
     """The card of a checkpoint of `model`, without scores. `hashes`: sha256 of the files that it was made from."""
     post, resize = model.postprocess, resize_rule(model)
     return Card(
@@ -33,4 +34,6 @@ def checkpoint_card(
         model=to_mapping(model),
         training=training or {},
         created=created,
+        precision="int8" if quantization else "fp32",
+        quantization=quantization or {},
     )  # fmt: skip

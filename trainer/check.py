@@ -14,12 +14,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.coco import CocoDataset, ImageRecord, read_coco
+from runtime.header import exif_orientation
 from runtime.image import FixedSize, ImageError, Resize, decode_image
+from runtime.records import CocoDataset, ImageRecord
 from trainer.check_augment import augment_sheets
 from trainer.check_pictures import class_plot, sample_sheet, size_plot
 from trainer.config import TrainConfig
 from trainer.data import resize_rule
+from trainer.datasets import train_data, val_data
 
 Progress = Callable[[int, int], None]
 
@@ -48,6 +50,8 @@ class SplitReport:
     """Pictures that cannot be decoded, and why."""
     wrong_size: tuple[tuple[Path, tuple[int, int], tuple[int, int]], ...]
     """(picture, annotated height and width, real height and width)."""
+    turned: int
+    """Pictures annotated as stored and turned by their EXIF orientation; their boxes are turned with them."""
     repeated_files: tuple[Path, ...]
     """Files that several images of the annotations name."""
     copies: tuple[tuple[Path, ...], ...]
@@ -95,13 +99,10 @@ def check_data(
     """Read both splits of `config`, decode every picture, and write plots and sample sheets into `out`.
 
     `augment` adds `out/augment/`: a sheet for each augmentation that is on in `config`, or for "all" that exist.
-    `progress` is called with (pictures done, pictures in all). Raises `CocoError` for an annotation file
+    `progress` is called with (pictures done, pictures in all). Raises `DatasetError` for an annotation file
     that cannot be used at all; every lesser fault is counted in the report.
     """
-    datasets = [
-        read_coco(split.annotations, split.images, config.model.classes)
-        for split in (config.data.train, config.data.val)
-    ]
+    datasets = [train_data(config, repeat=False), val_data(config)]
     total = sum(len(dataset) for dataset in datasets)
     reports, done, resize = [], 0, resize_rule(config.model)
     for name, dataset in zip(("train", "val"), datasets, strict=True):
@@ -126,18 +127,20 @@ def check_data(
 def _check_split(
     name: str, dataset: CocoDataset, resize: Resize, progress: Progress | None, done: int, total: int
 ) -> SplitReport:
-    broken, wrong_size = [], []
+    broken, wrong_size, turned = [], [], 0
     by_hash: dict[str, list[Path]] = defaultdict(list)
     files = {record.path: record for record in dataset.records}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding runs outside Python's lock
         for count, (path, record, found) in enumerate(
             zip(files, files.values(), pool.map(_decode, files), strict=True), start=1
         ):
-            digest, size, reason = found
+            digest, size, orientation, reason = found
             if digest:
                 by_hash[digest].append(path)
             if size is None:
                 broken.append((path, reason))
+            elif size == (record.width, record.height) != (record.height, record.width) and orientation >= 5:
+                turned += 1
             elif size != (record.height, record.width):
                 wrong_size.append((path, (record.height, record.width), size))
             if progress is not None:
@@ -157,6 +160,7 @@ def _check_split(
         input_wh=np.concatenate([input_sides(record, resize) for record in dataset.records]),
         broken=tuple(broken),
         wrong_size=tuple(wrong_size),
+        turned=turned,
         repeated_files=tuple(path for path, count in named.items() if count > 1),
         copies=tuple(tuple(paths) for paths in by_hash.values() if len(paths) > 1),
         hashes={digest: paths[0] for digest, paths in by_hash.items()},
@@ -169,18 +173,18 @@ def input_sides(record: ImageRecord, resize: Resize) -> NDArray[np.float32]:
     return boxes[:, 2:] - boxes[:, :2]
 
 
-def _decode(path: Path) -> tuple[str, tuple[int, int] | None, str]:
-    """(SHA-256, height and width, '') of a picture file; size None and a reason where it is broken."""
+def _decode(path: Path) -> tuple[str, tuple[int, int] | None, int, str]:
+    """(SHA-256, upright height and width, EXIF orientation, ''); size None and a reason where the file is broken."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        return "", None, f"cannot be read: {error.strerror}"
+        return "", None, 1, f"cannot be read: {error.strerror}"
     digest = hashlib.sha256(data).hexdigest()
     try:
         image = decode_image(data, path)
     except ImageError as error:
-        return digest, None, error.reason
-    return digest, (image.shape[0], image.shape[1]), ""
+        return digest, None, 1, error.reason
+    return digest, (image.shape[0], image.shape[1]), exif_orientation(data), ""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -189,12 +193,14 @@ def _decode(path: Path) -> tuple[str, tuple[int, int] | None, str]:
 
 def _split_lines(split: SplitReport, resize: Resize) -> list[str]:
     objects = sum(split.objects.values())
-    crowds = f", and {split.crowds} crowd boxes (not trained on)" if split.crowds else ""
+    crowds = f", and {split.crowds} ignored boxes (crowds, difficult, ignore regions)" if split.crowds else ""
     lines = [
         f"{split.name}: {len(split.dataset)} images, {split.empty_images} of them without objects; "
         f"{objects} objects{crowds}",
         f"  {split.dataset.annotations}",
     ]
+    if split.turned:
+        lines.append(f"  {split.turned} pictures are turned by their EXIF orientation, and their boxes with them")
     if objects:
         sides = np.sqrt(split.input_wh.prod(1))
         aspect = split.input_wh[:, 0] / np.maximum(split.input_wh[:, 1], 1e-6)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from runtime.coco import CocoDataset
 from runtime.draw import sheet
 from runtime.image import Image, write_image
+from runtime.records import CocoDataset
 from trainer.augment_config import AugmentConfig
 from trainer.check_pictures import drawn_sample
 from trainer.config import TrainConfig

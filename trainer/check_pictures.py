@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from models.criterion import REGION
 from runtime.coco import CocoDataset
 from runtime.detections import Detections
 from runtime.draw import draw_detections, sheet
@@ -101,5 +102,6 @@ def drawn_sample(view: TrainSet, index: int, class_names: tuple[str, ...]) -> Im
     if sample is None:  # it was whole a moment ago, when it was decoded, and is not any more
         return np.zeros((*_CELL_HW, 3), np.uint8)
     scores = np.ones(len(sample.labels), np.float32)
-    truth = Detections(sample.boxes_xyxy, scores, sample.labels.astype(np.int32), class_names)
+    labels = np.where(sample.labels == REGION, len(class_names), sample.labels).astype(np.int32)
+    truth = Detections(sample.boxes_xyxy, scores, labels, (*class_names, "ignored"))
     return draw_detections(sample.image, truth, scores=False)

@@ -5,9 +5,10 @@ Paths in a YAML file are relative to that file; paths given on the command line 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,73 +16,12 @@ import yaml
 
 from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
+from runtime.records import DatasetError, read_class_names
 from trainer.augment_config import AugmentConfig
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    annotations: str
-    """COCO JSON file."""
-    images: str
-    """Folder that `file_name` is relative to."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    train: SplitConfig
-    val: SplitConfig
-    workers: int | Literal["auto"] = "auto"
-    """Loader processes. auto: none on a CPU (they would fight over its cores), else up to 8."""
-
-    def __post_init__(self) -> None:
-        require(self.workers == "auto" or self.workers >= 0, "workers", "auto, or 0 and more", self.workers)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    kind: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.01
-    momentum: float = 0.9
-    """sgd only."""
-    weight_decay: float = 1e-4
-    """Never on norms and biases."""
-    clip_norm: float = 10.0
-    """Largest gradient norm; 0 = no clipping."""
-    accumulate: int = 1
-    """Batches per optimiser step."""
-    ema: float = 0.0
-    """Decay of the averaged weights that are validated and saved as best; 0 = none."""
-
-    def __post_init__(self) -> None:
-        require(self.lr > 0, "lr", "a positive number", self.lr)
-        require(0 <= self.momentum < 1, "momentum", "0 up to 1", self.momentum)
-        require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
-        require(self.clip_norm >= 0, "clip_norm", "0 or more", self.clip_norm)
-        require(self.accumulate >= 1, "accumulate", "1 or more", self.accumulate)
-        require(0 <= self.ema < 1, "ema", "0 up to 1", self.ema)
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    epochs: int = 12
-    kind: Literal["cosine", "step", "constant"] = "cosine"
-    warmup_steps: int = 500
-    """Optimiser steps of linear warm-up; never more than a tenth of the run."""
-    milestones: tuple[float, ...] = (0.667, 0.917)
-    """step: parts of the run after which the rate is multiplied by `gamma` (8 and 11 of 12 epochs)."""
-    gamma: float = 0.1
-    final: float = 0.01
-    """cosine: the last rate over the first."""
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, "epochs", "1 or more", self.epochs)
-        require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
-        require(
-            list(self.milestones) == sorted(self.milestones) and all(0 < m < 1 for m in self.milestones),
-            "milestones", "rising parts of the run between 0 and 1", self.milestones,
-        )  # fmt: skip
-        require(0 < self.gamma <= 1, "gamma", "above 0, at most 1", self.gamma)
-        require(0 <= self.final <= 1, "final", "0 to 1", self.final)
+from trainer.data_config import DataConfig
+from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping
+from trainer.own_config import joined_folders, own_names
+from trainer.qat_config import QatConfig
 
 
 @dataclass(frozen=True)
@@ -93,22 +33,48 @@ class TrainConfig:
     init: str | None = None
     """A checkpoint, trained or imported, whose weights the training starts from; what `model` does not say is that
     checkpoint's. With other classes than its own, the prediction layer of classes starts anew."""
+    qat: QatConfig | None = None
+    """Train the checkpoint in `init` on as 8 bits."""
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int | Literal["auto"] = 16
+    """Images per step of each process; auto: the largest power of two, up to 64, that the memory holds."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """auto: bfloat16 where the device computes it natively, else float16 on a GPU, else off."""
     channels_last: bool = True
+    compile: bool = False
+    """torch.compile on the network in training: minutes at the start, faster steps after that."""
+    deterministic: bool = False
+    """Only kernels that repeat their results bit for bit; slower on a GPU."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     val_interval: int = 1
     """Validate every so many epochs; the last one always."""
+    code: tuple[str, ...] = ()
+    """Folders in which the modules of your own parts are looked for, behind what is installed. A file that does not
+    say it means its own folder."""
+    checkpoint_minutes: float = 10.0
+    """Write last.pt within an epoch when it is this old, too; 0 = at the end of epochs only."""
+    checkpoint_steps: int = 0
+    """Write last.pt after so many optimiser steps, too; 0 = do not count steps."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
+        if self.qat is not None and self.init is None:
+            raise ConfigError("qat: it starts from a trained detector; set init: its best.pt, or fit --qat best.pt")
+        require(self.batch_size == "auto" or self.batch_size >= 1, "batch_size", "auto, or 1 or more", self.batch_size)
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
+        require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
+        require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 or more", self.checkpoint_steps)
+        m, last = self.model, self.model.neck.levels[1]
+        size_hw = m.input_size_hw if m.resize.rule == "letterbox" else (m.resize.short, m.resize.short)
+        alone = self.batch_size == 1 and smallest_level(size_hw, last) == 1
+        if alone and m.head.norm in ("bn", "sepbn"):
+            raise ConfigError(
+                f"batch_size: the statistics of a BatchNorm (model.head.norm: {m.head.norm}) need two cells, and a "
+                f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
+            )
         require(
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|') and self.name not in (".", ".."),
             "name", "a folder name without / \\ : * ? \" < > |", self.name,
@@ -117,12 +83,29 @@ class TrainConfig:
             if last >= self.schedule.epochs:
                 raise ConfigError(f"augment.{section}.close_epochs: {last} of {self.schedule.epochs} epochs leave none "
                                   f"with {section}; lower it, or set augment.{section}.probability to 0")  # fmt: skip
+        if self.schedule.swa_epochs and self.optim.ema:
+            raise ConfigError("schedule.swa_epochs: optim.ema averages the weights already; set one of them to 0")
+        if self.optim.stage_decay != 1 and self.model.backbone.name.startswith("timm:"):
+            raise ConfigError("optim.stage_decay: the stages of a timm network are not known; set it to 1 and use "
+                              "optim.backbone_lr")  # fmt: skip
+
+    @property
+    def images_per_batch(self) -> int:
+        """`batch_size` where it is a number; `fit` has replaced auto before anybody asks."""
+        if self.batch_size == "auto":
+            raise ConfigError("batch_size: auto is decided when training starts; give a number here")
+        return self.batch_size
+
+
+def smallest_level(size_hw: tuple[int, int], last: int) -> int:
+    """Cells that an image of this size has on the last level: what a BatchNorm's statistics there come from."""
+    return math.prod(-(-side // 2**last) for side in size_hw)
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_PATHS = (("data", "train", "annotations"), ("data", "train", "images"),
-          ("data", "val", "annotations"), ("data", "val", "images"), ("init",),
-          ("augment", "hard_negatives", "file"))  # fmt: skip
+_PATHS: set[tuple[str, ...]] = {("data", "cache_dir"), ("model", "classes"), ("init",)}
+_PATHS |= {("augment", "hard_negatives", "file")}
+_PATHS |= {("data", split, key) for split in ("train", "val") for key in ("annotations", "images")}
 
 
 class _Loader(yaml.SafeLoader):
@@ -156,9 +139,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool 
     resolved: a run's own config.yaml, which says everything, so that the checkpoint in `init` is not looked at.
     Raises `ConfigError` naming the file and the key.
     """
-    mapping = _read_mapping(Path(path), seen=())
-    for text in overrides:
-        mapping = merge(mapping, _override(text))
+    mapping = with_overrides(_read_mapping(Path(path), seen=()), overrides)
     try:
         if isinstance(mapping.get("init"), str) and not resolved:
             mapping["model"] = _model_of(mapping["init"], mapping.get("model", {}))
@@ -167,9 +148,18 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool 
         raise ConfigError(f"{path}: {error}") from None
 
 
+def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`mapping` with each `key.sub=value` laid on top. Raises `ConfigError`."""
+    merged = dict(mapping)
+    for text in overrides:
+        merged = merge(merged, _override(text))
+    return merged
+
+
 def _model_of(checkpoint: str, over: Any) -> Any:
     """The model section of `checkpoint` with what the config says of its own laid on top."""
     from models.checkpoint import CheckpointError, read_checkpoint  # imports torch, which reading a config need not
+    from trainer.own_parts import require_installed
 
     try:
         model = read_checkpoint(checkpoint)["card"].get("model", {})
@@ -177,6 +167,7 @@ def _model_of(checkpoint: str, over: Any) -> Any:
         raise ConfigError(f"init: {error}") from None
     if not isinstance(over, Mapping):
         return over
+    require_installed(model, over, checkpoint)
     if over.get("detector", model.get("detector")) != model.get("detector"):
         raise ConfigError(f"model.detector: {checkpoint} is {model.get('detector')}, not {over['detector']}; leave it "
                           "out: with init the model is the checkpoint's")  # fmt: skip
@@ -184,10 +175,30 @@ def _model_of(checkpoint: str, over: Any) -> Any:
 
 
 def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
-    """A `TrainConfig` from a plain mapping, with the model's preset filled in."""
+    """A `TrainConfig` from a plain mapping, with the presets of model and schedule filled in.
+
+    The user's own parts are found and tried, and their arguments completed with their defaults.
+    """
     if isinstance(mapping.get("model"), Mapping):
-        mapping = {**mapping, "model": model_config(mapping["model"])}
-    return build(TrainConfig, mapping)
+        model = mapping["model"]
+        if isinstance(model.get("classes"), str):
+            model = {**model, "classes": _class_file(model["classes"])}
+        mapping = {**mapping, "model": model_config(model)}
+    if isinstance(mapping.get("schedule"), Mapping):
+        mapping = {**mapping, "schedule": schedule_mapping(mapping["schedule"])}
+    config = build(TrainConfig, mapping)
+    if not own_names(config.model, config.augment.own):
+        return replace(config, code=())
+    from trainer.own_parts import try_own_parts  # torch is needed for them only
+
+    return try_own_parts(config)
+
+
+def _class_file(path: str) -> list[str]:
+    try:
+        return read_class_names(path)
+    except DatasetError as error:
+        raise ConfigError(f"model.classes: expected a list of names, or a text file of names: {error}") from None
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -210,12 +221,10 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path}: expected a YAML mapping of keys, got {type(mapping).__name__}")
-    for keys in _PATHS:  # relative to the file they are written in, before files are merged
-        holder: Any = mapping
-        for key in keys[:-1]:
-            holder = holder.get(key) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and isinstance(holder.get(keys[-1]), str):
-            holder[keys[-1]] = str((path.parent / Path(holder[keys[-1]]).expanduser()).resolve())
+    mapping = _absolute(mapping, path.parent, ())  # before files are merged
+    code = mapping.setdefault("code", [str(path.parent)])
+    if isinstance(code, list) and all(isinstance(folder, str) for folder in code):
+        mapping["code"] = [str((path.parent / Path(folder).expanduser()).resolve()) for folder in code]
     bases = mapping.pop("_base_", None)
     if bases is None:
         return mapping
@@ -225,8 +234,20 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: _base_: expected a path or a list of paths, got {bases!r}")
     below: dict[str, Any] = {}
     for base in bases:
-        below = merge(below, _read_mapping(path.parent / base, (*seen, path)))
-    return merge(below, mapping)
+        above = _read_mapping(path.parent / base, (*seen, path))
+        below = merge(below, {**above, "code": joined_folders(above["code"], below.get("code", []))})
+    return merge(below, {**mapping, "code": joined_folders(mapping["code"], below["code"])} if bases else mapping)
+
+
+def _absolute(value: Any, folder: Path, keys: tuple[str, ...]) -> Any:
+    """`value`, which stands under `keys`, with its paths made absolute from `folder`."""
+    if isinstance(value, dict):
+        return {key: _absolute(below, folder, (*keys, str(key))) for key, below in value.items()}
+    if keys == ("data", "train") and isinstance(value, list):
+        return [_absolute(split, folder, keys) for split in value]
+    if keys in _PATHS and isinstance(value, str):
+        return str((folder / Path(value).expanduser()).resolve())
+    return value
 
 
 def _load(text: str) -> Any:
@@ -242,8 +263,7 @@ def _override(text: str) -> dict[str, Any]:
         parsed = _load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
-    if tuple(keys) in _PATHS and isinstance(parsed, str):
-        parsed = str(Path(parsed).expanduser().resolve())
+    parsed = _absolute(parsed, Path(), tuple(keys))
     for k in reversed(keys):
         parsed = {k: parsed}
     return parsed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from models.config import ModelConfig
-from runtime.coco import CocoDataset, ImageRecord
+from models.criterion import REGION
+from runtime.header import upright
 from runtime.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide, read_image
+from runtime.records import CocoDataset, ImageRecord
 from trainer.augment import augment, resized_placement, visible_boxes
 from trainer.augment.geometry import Picture
 from trainer.augment.pipeline import closed
 from trainer.augment.sources import make_sources
+from trainer.cache import Pictures, reduced_hw
 from trainer.config import AugmentConfig
 from trainer.negatives import Negative
 
@@ -32,7 +36,7 @@ class Sample(NamedTuple):
     boxes_xyxy: NDArray[np.float32]
     """[G,4] in input pixels."""
     labels: NDArray[np.int64]
-    """[G]"""
+    """[G]; `models.criterion.REGION` where a box is an ignore region."""
     image_id: int
 
 
@@ -42,8 +46,10 @@ class Batch(NamedTuple):
     boxes_xyxy: torch.Tensor
     """float32 [B,G,4] in input pixels; G is the most objects in one image, 0 where there are none."""
     labels: torch.Tensor
-    """int64 [B,G]; -1 where a row is padding."""
+    """int64 [B,G]; -1 where a row is padding, `models.criterion.REGION` where it is an ignore region."""
     image_ids: Sequence[int]
+    sizes_hw: torch.Tensor
+    """int64 [B,2] pixels: the input that each picture alone would be, padding of its own included."""
 
 
 def resize_rule(model: ModelConfig) -> Resize:
@@ -61,7 +67,7 @@ def resize_rule(model: ModelConfig) -> Resize:
 class TrainSet(Dataset["Sample | None"]):
     """Training views of a `CocoDataset`: item i of epoch e is the same whoever loads it, and whenever.
 
-    Crowd boxes are no training targets; `crowds` says how many were left out. An item whose picture cannot
+    Crowd boxes are ignore regions, no objects; `crowds` says how many there are. An item whose picture cannot
     be used is None (and logged once): `unusable` lists those met so far, by all loader processes.
     """
 
@@ -71,10 +77,12 @@ class TrainSet(Dataset["Sample | None"]):
         resize: Resize,
         augment: AugmentConfig | None,
         seed: int = 0,
+        pictures: Pictures | None = None,
         epochs: int | None = None,
     ) -> None:
         """`epochs`: of the whole training, for what ends before it does; None where nothing ends."""
         self.records = dataset.records
+        self.pictures = pictures or Pictures()
         self.resize = resize
         self.augment = augment
         self.seed = seed
@@ -100,31 +108,30 @@ class TrainSet(Dataset["Sample | None"]):
         return [self.records[i].path for i in self._unusable.nonzero()[:, 0].tolist()]
 
     def __getitem__(self, index: int) -> Sample | None:
-        record = self.records[index]
-        picture = self._picture(index)
+        image_id, picture = self.records[index].id, self._picture(index)
         if picture is None:
             return None
         if self.augment is None:
-            placement = resized_placement((record.height, record.width), self.resize)
+            placement = resized_placement((picture.image.shape[0], picture.image.shape[1]), self.resize)
             boxes, keep = visible_boxes(placement.boxes(picture.boxes_xyxy), placement.size_hw, 0.0)
-            return Sample(placement.apply(picture.image), boxes[keep], picture.labels[keep], record.id)
+            return Sample(placement.apply(picture.image), boxes[keep], picture.labels[keep], image_id)
         epoch = int(self._epoch[0])
         config = self.augment if self.epochs is None else closed(self.augment, self.epochs - epoch)
         # Masked, because generators take no negative seeds.
         rng = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch, index])
-        return Sample(*augment(*picture, self.resize, config, rng, self._sources), record.id)
+        return Sample(*augment(*picture, self.resize, config, rng, self._sources), image_id)
 
     def _picture(self, index: int) -> Picture | None:
         """A picture and its objects as read, None (logged once) where it cannot be used."""
         record = self.records[index]
         try:
-            image = _read(record)
+            image, record = _read(record, self.pictures)
         except ImageError as error:
             if not self._unusable[index]:
                 self._unusable[index] = True
                 log.warning("%s; image id %d is left out of training", error, record.id)
             return None
-        return Picture(image, record.boxes_xyxy[~record.crowd], record.labels[~record.crowd])
+        return Picture(image, record.boxes_xyxy, np.where(record.crowd, REGION, record.labels))
 
 
 def _read_negative(negative: Negative) -> Image | None:
@@ -135,23 +142,28 @@ def _read_negative(negative: Negative) -> Image | None:
         return None
 
 
-def _read(record: ImageRecord) -> Image:
-    image = read_image(record.path)
-    if image.shape[:2] != (record.height, record.width):
-        # Boxes of another frame than the pixels' would teach nonsense; a rotated picture is the usual case.
-        h, w = image.shape[:2]
-        raise ImageError(
-            record.path,
-            f"the picture is {w}x{h} but its annotation says {record.width}x{record.height} (width x height)",
-        )
-    return image
+def _read(record: ImageRecord, pictures: Pictures) -> tuple[Image, ImageRecord]:
+    """The picture, and the record in the picture's own pixels: turned with it, and reduced with it."""
+    image = pictures.read(record.path)
+    h, w = image.shape[:2]
+    if (h, w) == reduced_hw((record.height, record.width), pictures.reduce_to):
+        whole = record
+    elif (w, h) == reduced_hw((record.height, record.width), pictures.reduce_to):
+        whole = upright(record, (record.width, record.height))
+    else:
+        whole = upright(record, (h, w))  # whose error names both sizes
+    if (h, w) == (whole.height, whole.width):
+        return image, whole
+    scale = np.array([w / whole.width, h / whole.height] * 2)
+    boxes = (whole.boxes_xyxy * scale).astype(np.float32)
+    return image, replace(whole, height=h, width=w, boxes_xyxy=boxes)
 
 
 def collate(samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL)) -> Batch:
     """Stack samples, leaving None out and padding boxes with zeros and labels with -1.
 
     Pictures of different sizes are padded, right and below, with `fill_bgr` to the largest. Where every sample is
-    None the batch is empty: images [0,0,0,3], boxes [0,0,4].
+    None the batch is empty: images [0,0,0,3], boxes [0,0,4], sizes [0,2].
     """
     usable = [sample for sample in samples if sample is not None]
     most = max((len(sample.labels) for sample in usable), default=0)
@@ -164,7 +176,8 @@ def collate(samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (
     images = np.full((len(usable), height, width, 3), fill_bgr, np.uint8)
     for image, sample in zip(images, usable, strict=True):
         image[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
-    return Batch(torch.from_numpy(images), boxes, labels, tuple(sample.image_id for sample in usable))
+    sizes = torch.tensor([sample.image.shape[:2] for sample in usable], dtype=torch.int64).reshape(-1, 2)
+    return Batch(torch.from_numpy(images), boxes, labels, tuple(sample.image_id for sample in usable), sizes)
 
 
 def init_worker(worker: int) -> None:

@@ -20,7 +20,9 @@ def mine_arguments(parser: argparse.ArgumentParser) -> None:
     """What `trainer mine-negatives` takes."""
     parser.add_argument("checkpoint", nargs="?", type=Path, help="default: the newest run's best.pt")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="file to write")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="COCO JSON (default: the run's training data)")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="of any format (default: the run's training data)"
+    )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
     parser.add_argument("--score", type=float, default=0.3, help="lowest score to keep (default: 0.3)")
     parser.add_argument(
@@ -34,7 +36,7 @@ def mine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def mine_negatives(arguments: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
-    from runtime import Detector, read_coco
+    from runtime import Detector
     from runtime.runs import newest
     from trainer import negatives
 
@@ -43,8 +45,7 @@ def mine_negatives(arguments: argparse.Namespace) -> int:
         checkpoint = newest("best.pt", runs=arguments.runs)
         print(f"checkpoint: {checkpoint} (the newest run's)")
     detector = Detector(checkpoint, device=arguments.device)
-    annotations, images = negatives.training_data(detector.card, checkpoint, arguments.annotations, arguments.images)
-    dataset = read_coco(annotations, images, detector.class_names)
+    dataset = negatives.training_data(detector.card, checkpoint, arguments.annotations, arguments.images)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
         mined = negatives.mine_negatives(
             detector, dataset, arguments.out, arguments.score, arguments.max_overlap, arguments.limit, moves(bar)

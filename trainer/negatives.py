@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from models.typed import ConfigError
 from runtime.card import Card
-from runtime.coco import CocoDataset
+from runtime.datasets import FORMATS, read_dataset
 from runtime.detector import Detector
 from runtime.files import write_text
-from runtime.image import ImageError
+from runtime.header import upright
+from runtime.image import ImageError, read_image
+from runtime.records import CocoDataset
 
 KIND, FORMAT = "hard negatives", 1
 _LEAST_SIDE = 4.0
@@ -87,7 +89,9 @@ def mine_negatives(
     skipped, detections = [], 0
     for done, record in enumerate(dataset.records, start=1):
         try:
-            found = detector(record.path, threshold=score)[0]
+            image = read_image(record.path)
+            record = upright(record, (image.shape[0], image.shape[1]))
+            found = detector(image, threshold=score)[0]
         except ImageError as error:
             skipped.append((record.path, error.reason))
         else:
@@ -121,19 +125,21 @@ def training_data(
     source: str | PathLike[str],
     annotations: str | PathLike[str] | None = None,
     images: str | PathLike[str] | None = None,
-) -> tuple[str | PathLike[str], str | PathLike[str]]:
-    """(annotations, images) to mine in: what is given, else what the model `source` was trained on, from its card.
+) -> CocoDataset:
+    """The data to mine in: what is given, in any format, else what the model `source` was trained on, from its card.
 
-    Raises `MiningError` where neither is known.
+    Raises `MiningError` where neither is known or the training had several data sets, `DatasetError` where it cannot
+    be read.
     """
-    if (annotations is None) != (images is None):
-        raise MiningError("--annotations and --images go together: give both or neither")
-    if annotations is not None and images is not None:
-        return annotations, images
+    if annotations is not None:
+        return read_dataset(annotations, images, card.classes)
+    if images is not None:
+        raise MiningError("a folder of images alone is not enough: give --annotations, too")
     split = card.training.get("data", {}).get("train", {})
-    if not isinstance(split, dict) or not split.get("annotations") or not split.get("images"):
-        raise MiningError(f"{source}: its card names no single set of training data; give --annotations and --images")
-    return split["annotations"], split["images"]
+    kind: Any = split.get("format", "auto") if isinstance(split, dict) else ""
+    if kind not in ("auto", *FORMATS) or not split.get("annotations"):
+        raise MiningError(f"{source}: its card names no single set of training data; give --annotations (--images)")
+    return read_dataset(split["annotations"], split.get("images"), card.classes, kind, split.get("split") or "train")
 
 
 def _false(

@@ -5,6 +5,7 @@ The written YAML is the place to read why: each choice stands beside the number 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -13,17 +14,18 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from models.typed import ConfigError
-from runtime.coco import CocoDataset, read_coco
+from runtime.datasets import read_dataset
 from runtime.files import replacing
 from runtime.image import FixedSize
+from runtime.records import CocoDataset
 from trainer.check import input_sides
-from trainer.config import read_config
+from trainer.config import read_config, smallest_level
 from trainer.recipes import make_digits, make_shapes
 from trainer.recipes.writer import Progress
+from trainer.yaml_text import folder_name, quoted, split_lines
 
 RECIPES: dict[str, Callable[..., None]] = {"digits": make_digits, "shapes": make_shapes}
 
@@ -41,18 +43,19 @@ def new_recipe(name: str, out: Path, progress: Progress | None = None) -> Path:
 
 def new_config(
     out: Path,
-    train_json: Path,
-    train_images: Path,
-    val_json: Path,
-    val_images: Path,
+    train: Path,
+    train_images: Path | None,
+    val: Path,
+    val_images: Path | None,
     detector: Literal["atss", "retinanet", "fcos"] = "atss",
     size: int | None = None,
     force: bool = False,
 ) -> Path:
-    """Write a commented config for these COCO annotations to `out`, ready for `trainer fit`; returns `out`.
+    """Write a commented config for these annotations to `out`, ready for `trainer fit`; returns `out`.
 
+    `train` and `val` are of any format that `runtime.datasets` reads; folders of images may be None where it has them.
     `size` is the longest side of the input in pixels (rounded up to a multiple of 32); None chooses it from
-    the images and boxes. Raises `CocoError` for annotations that cannot be used, `ConfigError` when there
+    the images and boxes. Raises `DatasetError` for annotations that cannot be used, `ConfigError` when there
     is nothing to train on, a number is out of range, or `out` exists (unless `force`).
     """
     if out.suffix.lower() not in (".yaml", ".yml"):
@@ -61,14 +64,23 @@ def new_config(
         raise ConfigError(f"{out}: already exists; choose another name, or delete it first")
     if size is not None and not 64 <= size <= 4096:
         raise ConfigError(f"size: expected the longest input side in pixels, 64 to 4096, got {size}")
-    whole = read_coco(train_json, train_images)
+    whole = read_dataset(train, train_images, split="train")
     used = {int(label) for record in whole.records for label in record.labels[~record.crowd]}
     if not used:
-        raise ConfigError(f"{train_json}: none of its {len(whole)} images has an object that can be trained on")
+        raise ConfigError(f"{train}: none of its {len(whole)} images has an object that can be trained on")
     classes = [name for label, name in enumerate(whole.class_names) if label in used]
-    train = read_coco(train_json, train_images, classes)
-    val = read_coco(val_json, val_images, classes)
-    text = _text(out, train, val, sorted(set(whole.class_names) - set(classes)), detector, size, _hardware())
+    kept = read_dataset(train, train_images, classes, split="train")
+    judged = read_dataset(val, val_images, classes, split="val")
+    text = _text(
+        out,
+        [(train, train_images), (val, val_images)],
+        kept,
+        judged,
+        sorted(set(whole.class_names) - set(classes)),
+        detector,
+        size,
+        _hardware(),
+    )
     with replacing(out) as partial:
         partial.write_text(text, encoding="utf-8")
         read_config(partial)  # what is left under the final name is a config that loads
@@ -192,8 +204,8 @@ def choose_flip(classes: Sequence[str]) -> _Choice:
 
 
 def _text(
-    out: Path, train: CocoDataset, val: CocoDataset, left_out: Sequence[str], detector: str, longest: int | None,
-    hardware: Hardware,
+    out: Path, given: Sequence[tuple[Path, Path | None]], train: CocoDataset, val: CocoDataset,
+    left_out: Sequence[str], detector: str, longest: int | None, hardware: Hardware,
 ) -> str:  # fmt: skip
     gpu = hardware.kind == "gpu"
     size_hw, size_why = choose_size(train, longest, hardware)
@@ -207,6 +219,7 @@ def _text(
     backbone = "resnet50" if gpu else "resnet18"
     weights = choose_weights(backbone)
     levels = choose_levels(sides, size_hw, hardware)
+    cells = int(batch.value) * smallest_level(size_hw, json.loads(levels.value)[1])
     flip = choose_flip(train.class_names)
     scratch = weights.value == "null"
     base = 3e-3 if scratch else 1e-3  # pretrained features are not to be thrown over
@@ -217,35 +230,31 @@ def _text(
         f"# Written by `trainer new` for {hardware.name}, from {len(train)} training and {len(val)} validation images.",
         f"# {len(sides)} training objects; the median one is {np.median(sides):.0f} px at this input size.",
         "# Next: trainer check-data, then trainer fit. `trainer show` prints every key there is, with its default.",
-        f"name: {_quoted(_folder_name(out))}",
+        f"name: {quoted(folder_name(out))}",
         "",
         "data:  # paths are relative to this file",
-        "  train:",
-        f"    annotations: {_quoted(_relative(train.annotations, out))}",
-        f"    images: {_quoted(_relative(train.images_dir, out))}",
-        "  val:",
-        f"    annotations: {_quoted(_relative(val.annotations, out))}",
-        f"    images: {_quoted(_relative(val.images_dir, out))}",
+        *split_lines("train", *given[0], out),
+        *split_lines("val", *given[1], out),
         f"  workers: auto  # {'up to 8 loader processes' if gpu else 'none on a CPU: they would take its cores'}",
         "",
         "model:",
         f"  detector: {detector}",
         *(f"  # left out, without an object in train: {_one_line(name)}" for name in left_out),
         "  classes:",
-        *(f"    - {_quoted(name)}" for name in train.class_names),
+        *(f"    - {quoted(name)}" for name in train.class_names),
         f"  input_size_hw: [{size_hw[0]}, {size_hw[1]}]  # {size_why}",
         f"  # {weights.why}",
         f"  backbone: {{name: {backbone}, weights: {weights.value}}}" + ("" if gpu else "  # the small one, for a CPU"),
         f"  neck: {{channels: {256 if gpu else 64}, levels: {levels.value}, norm: bn}}  # {levels.why}",
-        f"  head: {{depth: {4 if gpu else 2}}}",
+        f"  head: {{depth: {4 if gpu else 2}, norm: {'sepbn' if cells >= 16 else 'gn'}}}"
+        f"  # a batch has {cells} cells on the last level, {'enough' if cells >= 16 else 'too few'} for BatchNorms",
         f"  postprocess: {{candidates: {candidates}, detections: {detections}}}"
         f"  # at most {crowded} objects in a training image",
         "",
         f"batch_size: {batch.value}  # {batch.why}",
         "augment:",
         f"  flip: {flip.value}  # {flip.why}",
-        f"  scale_probability: {'1.0' if gpu else '0.5'}"
-        + ("" if gpu else "  # a short run: half of the pictures stay as they are"),
+        f"  scale_probability: {'1.0' if gpu else '0.5  # a short run: half of the pictures stay as they are'}",
         "  scale: [0.6, 1.6]",
         "optim:",
         "  kind: adamw",
@@ -276,24 +285,6 @@ def choose_weights(backbone: str) -> _Choice:
     )  # fmt: skip
 
 
-def _quoted(text: str) -> str:
-    """`text` as a YAML scalar on one line that is text whatever it looks like: no, 1, a: b, quotes, umlauts."""
-    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10**9).strip()
-
-
 def _one_line(text: str) -> str:
     """`text` for a comment, where a line break would end the comment."""
     return repr(text) if text.isprintable() else ascii(text)
-
-
-def _relative(path: Path, out: Path) -> str:
-    here, there = out.parent.resolve(), path.resolve()
-    try:
-        relative = Path(os.path.relpath(there, here)).as_posix()
-    except ValueError:  # another drive
-        return there.as_posix()
-    return f"./{relative}" if relative.startswith("~") else relative  # a leading ~ would mean the home folder
-
-
-def _folder_name(out: Path) -> str:
-    return re.sub(r'[/\\:*?"<>|]', "_", out.stem) or "run"

@@ -1,13 +1,14 @@
-"""Optimiser, learning rate and averaged weights; the arithmetic is pure functions."""
+"""Optimiser and learning rate; the arithmetic is pure functions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from trainer.config import OptimConfig, ScheduleConfig
 
@@ -31,8 +32,13 @@ def lr_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
     """What the base learning rate is multiplied by at optimiser step 0 <= step < total_steps.
 
     Linear warm-up over `warmup_steps` (at most a tenth of the run) that reaches 1 on its last step, then
-    cosine to `final`, or steps of `gamma` at the milestones (parts of the whole run), or constant.
+    cosine to `final`, or steps of `gamma` at the milestones (parts of the whole run), or constant, which plateau
+    is, too, until `Plateau` drops it. Epochs of weight averaging have `swa_lr` and are no part of all this.
     """
+    averaged = total_steps * config.swa_epochs // config.epochs
+    total_steps -= averaged
+    if averaged and step >= total_steps:
+        return config.swa_lr
     warmup = min(config.warmup_steps, total_steps // 10)
     if step < warmup:
         return (step + 1) / warmup
@@ -44,33 +50,86 @@ def lr_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
     return 1.0
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights of two or more dimensions decay; norms, biases and per-level scales do not."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+@dataclass
+class Plateau:
+    """How long the validation mAP has not improved, and what that did to the learning rate."""
+
+    factor: float = 1.0
+    """What the schedule's rate is multiplied by."""
+    since_best: int = 0
+    """Validations in a row without a better mAP."""
+    since_drop: int = 0
+    """The same, counted anew after each drop of the rate."""
+
+    def update(self, better: bool, config: ScheduleConfig) -> bool:
+        """Count a validation; True when the rate dropped."""
+        self.since_best = 0 if better else self.since_best + 1
+        self.since_drop = 0 if better else self.since_drop + 1
+        if config.kind != "plateau" or self.since_drop < config.patience:
+            return False
+        self.factor, self.since_drop = self.factor * config.gamma, 0
+        return True
+
+    def stops(self, config: ScheduleConfig) -> bool:
+        return 0 < config.early_stop <= self.since_best
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, config.weight_decay)
-    if config.kind == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+def build_schedule(
+    optimizer: torch.optim.Optimizer, total_steps: int, config: ScheduleConfig, plateau: Plateau
+) -> LambdaLR:
+    """`lr_factor` over the run, times what `plateau` says at that moment."""
+    return LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config) * plateau.factor)
 
 
-def build_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Exponential moving average of weights and buffers, or None for a decay of 0.
+def refresh_rates(schedule: LambdaLR) -> None:
+    """Give the optimiser the rate of its next step again, after the plateau dropped it."""
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
 
-    The decay ramps up as (1 + n) / (10 + n), so that a short run is not an average of its random start.
+
+def learning_rate(config: OptimConfig, batch_size: int, processes: int = 1) -> float:
+    """`lr`, scaled linearly by the images of an optimiser step over `base_batch` where there is one."""
+    if config.base_batch is None:
+        return config.lr
+    return config.lr * batch_size * config.accumulate * processes / config.base_batch
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr: float | None = None, backbone_lr: float = 1.0, stage_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Weights of two or more dimensions decay; norms, biases and per-level scales do not.
+
+    With `backbone_lr` or `stage_decay` other than 1, groups of their own rate: that of stage i of the backbone, 0 the
+    stem and 4 the last, is `lr * backbone_lr * stage_decay ** (4 - i)`, that of everything else `lr`.
     """
-    if decay == 0:
-        return None
+    factors: dict[nn.Parameter, float] = {}
+    if (backbone_lr, stage_decay) != (1.0, 1.0):
+        factors = {p: backbone_lr for p in model.backbone.parameters()}  # type: ignore[union-attr]
+    if stage_decay != 1:
+        stages = model.backbone.stem_and_stages()  # type: ignore[union-attr, operator]
+        for i, stage in enumerate(stages):
+            factors |= {p: backbone_lr * stage_decay ** (4 - i) for module in stage for p in module.parameters()}
+    groups: list[dict[str, Any]] = []
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for factor in sorted({factors.get(p, 1.0) for p in trainable}, reverse=True) or [1.0]:
+        mine = [p for p in trainable if factors.get(p, 1.0) == factor]
+        rate = {} if lr is None else {"lr": lr * factor}
+        groups.append({"params": [p for p in mine if p.ndim > 1], "weight_decay": weight_decay, **rate})
+        groups.append({"params": [p for p in mine if p.ndim <= 1], "weight_decay": 0.0, **rate})
+    return groups
 
-    def update(averages: Sequence[Tensor], currents: Sequence[Tensor], n: Tensor | int) -> None:
-        weight = 1 - min(decay, (1 + int(n)) / (10 + int(n)))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(list(averages), list(currents), weight)
-        else:  # counters, such as BatchNorm's number of batches
-            torch._foreach_copy_(list(averages), list(currents))
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+def build_optimizer(model: nn.Module, config: OptimConfig, lr: float | None = None) -> torch.optim.Optimizer:
+    """The optimiser of `config` with the rate `lr` (default: the config's own, not scaled)."""
+    lr = config.lr if lr is None else lr
+    groups = parameter_groups(model, config.weight_decay, lr, config.backbone_lr, config.stage_decay)
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    if config.kind == "adam":
+        return torch.optim.Adam(groups, lr=lr, betas=config.betas, fused=True)
+    if config.kind == "nadam":
+        return torch.optim.NAdam(groups, lr=lr, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)

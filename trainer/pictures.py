@@ -8,10 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from runtime.coco import CocoDataset
 from runtime.draw import draw_detections, sheet
 from runtime.evaluate import Evaluation
+from runtime.header import upright
 from runtime.image import read_image, write_image
+from runtime.records import CocoDataset
 from trainer.records import LOSSES
 
 _TRUTH = (255, 255, 255)
@@ -24,7 +25,7 @@ def validation_sheet(dataset: CocoDataset, evaluation: Evaluation, path: Path, c
     cells = []
     for record in chosen:
         image = read_image(record.path)
-        truth = np.rint(record.boxes_xyxy).astype(int)
+        truth = np.rint(upright(record, (image.shape[0], image.shape[1])).boxes_xyxy).astype(int)
         for x1, y1, x2, y2 in truth.tolist():
             cv2.rectangle(image, (x1, y1), (x2, y2), _TRUTH, 1, cv2.LINE_AA)
         cells.append(draw_detections(image, evaluation.detections[record.id].filter(threshold=evaluation.threshold)))

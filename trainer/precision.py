@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -46,3 +48,20 @@ def worker_count(workers: int | Literal["auto"], device: torch.device) -> int:
     if workers != "auto":
         return workers
     return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within it, if `wanted`, torch uses only algorithms that repeat their results, or raises for want of one."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, and reads it when it starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -33,12 +34,23 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 class Records:
     """Collects the losses of an epoch, shows them while it runs and writes a row when it ends."""
 
-    def __init__(self, run: Path, epochs: int, steps: int, start_epoch: int = 0, quiet: bool = False):
+    def __init__(
+        self, run: Path, epochs: int, steps: int, start_epoch: int = 0, quiet: bool = False, start_step: int = 0,
+        writes: bool = True,
+    ) -> None:  # fmt: skip
+        """Of a run of `epochs` of `steps`, resumed after `start_epoch` epochs and `start_step` steps of the next.
+
+        Of several processes one `writes`; the others are to be `quiet`.
+        """
+        self.writes = writes
         self.run = run
         self.epochs = epochs
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start_epoch * steps if start_epoch else None)
+        done = start_epoch * steps
+        # From this step on, older events do not count. An epoch's are at its last step, which stays.
+        purge = done + 1 if done + start_step else None
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=purge) if writes else None
         self.bar = tqdm(
-            total=epochs * steps, initial=start_epoch * steps, unit="step", disable=quiet, file=sys.stderr,
+            total=epochs * steps, initial=done + start_step, unit="step", disable=quiet, file=sys.stderr,
             dynamic_ncols=True, smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 15.0,
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed} gone, {remaining} left {postfix}",
         )  # fmt: skip
@@ -51,6 +63,18 @@ class Records:
         self.sums = [0.0, 0.0, 0.0]
         self.epoch_started = time.monotonic()
         self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch so far."""
+        return {
+            "sums": list(self.sums), "images": self.images, "batches": self.batches,
+            "train_seconds": self.train_seconds, "seconds": time.monotonic() - self.epoch_started,
+        }  # fmt: skip
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on with an epoch that was interrupted: its means and times are those of both parts."""
+        self.sums, self.images, self.batches = list(saved["sums"]), saved["images"], saved["batches"]
+        self.train_seconds, self.epoch_started = saved["train_seconds"], time.monotonic() - saved["seconds"]
 
     def batch(self, losses: list[float], images: int) -> None:
         """Count a batch and refresh the progress line."""
@@ -86,12 +110,13 @@ class Records:
         if evaluation is not None:
             row |= {key: getattr(evaluation, key) for key in SCORES}
         row["seconds"] = time.monotonic() - self.epoch_started
-        for key, value in row.items():
-            if key not in ("epoch", "step"):
-                self.board.add_scalar(f"{'val' if key in SCORES else 'train'}/{key}", value, step)
-        self.board.flush()
         self.rows.append(row)
-        self._write()
+        if self.board is not None:
+            for key, value in row.items():
+                if key not in ("epoch", "step"):
+                    self.board.add_scalar(f"{'val' if key in SCORES else 'train'}/{key}", value, step)
+            self.board.flush()
+            self._write()
         return row
 
     def _write(self) -> None:
@@ -107,7 +132,8 @@ class Records:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def as_floats(losses: Losses) -> list[float]:

@@ -2,7 +2,8 @@
 
 Every assigner takes `Priors` of N, boxes `[B, G, 4]` float32 xyxy and their validity `[B, G]` bool (images
 have different numbers of boxes; the rest is padding), and returns `[B, N]` int64: the index of the
-matched box, or `BACKGROUND`, or `IGNORED` (no classification loss).
+matched box, or `BACKGROUND`, or `IGNORED` (no classification loss). Where `available` `[B, N]` bool is given,
+priors that are not are nobody's candidates, and it is for `assign` to say what they are.
 """
 
 from __future__ import annotations
@@ -13,19 +14,58 @@ from models.assigners.atss import assign_atss
 from models.assigners.center import assign_center
 from models.assigners.iou import assign_iou
 from models.assigners.matched import BACKGROUND, IGNORED
+from models.assigners.regions import in_regions
 from models.assigners.topk import assign_topk
 from models.config import AssignConfig
+from models.network_config import is_own
+from models.own_calls import own_matches
 from models.points import Priors
 
 __all__ = ["BACKGROUND", "IGNORED", "assign", "assign_atss", "assign_center", "assign_iou", "assign_topk"]
 
 
-def assign(config: AssignConfig, priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor) -> Tensor:
-    """Matched box index per prior, [B, N] int64, by the assigner that `config.kind` names."""
+def assign(
+    config: AssignConfig,
+    priors: Priors,
+    gt_boxes_xyxy: Tensor,
+    gt_valid: Tensor,
+    gt_ignore: Tensor | None = None,
+    sizes_hw: Tensor | None = None,
+) -> Tensor:
+    """Matched box index per prior, [B, N] int64, by the assigner that `config.kind` names.
+
+    gt_ignore: [B, G] bool, which boxes are ignore regions (`config.ignore_iof`). sizes_hw: [B, 2], the images' own
+    padded sizes in pixels (`config.padding`); unless given, all fill the batch.
+    """
+    available = regions = None
+    if config.padding == "absent" and sizes_hw is not None:
+        available = priors.within(sizes_hw)
+    if config.ignore_iof is not None and gt_ignore is not None and gt_ignore.any():
+        by_points = config.kind in ("center", "topk")
+        regions = in_regions(priors, gt_boxes_xyxy, gt_ignore, config.ignore_iof, by_points)
+        if config.ignore_over == "objects":
+            available = ~regions if available is None else available & ~regions
+    if available is not None and available.all():
+        available = None  # nothing is missing, and grids can be searched as grids
+    matched = _assign(config, priors, gt_boxes_xyxy, gt_valid, available)
+    if available is not None:
+        matched = matched.masked_fill(~available, IGNORED)
+    if regions is not None:
+        matched = matched.masked_fill((matched == BACKGROUND) & regions, IGNORED)
+    return matched
+
+
+def _assign(
+    config: AssignConfig, priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, available: Tensor | None
+) -> Tensor:
+    if is_own(config.kind):
+        return own_matches(config, priors, gt_boxes_xyxy, gt_valid)
     if config.kind == "atss":
-        return assign_atss(priors, gt_boxes_xyxy, gt_valid, config.topk)
+        return assign_atss(priors, gt_boxes_xyxy, gt_valid, config.topk, available)
     if config.kind == "topk":
-        return assign_topk(priors, gt_boxes_xyxy, gt_valid, config.topk)
+        return assign_topk(priors, gt_boxes_xyxy, gt_valid, config.topk, available)
     if config.kind == "iou":
-        return assign_iou(priors, gt_boxes_xyxy, gt_valid, config.pos_iou, config.neg_iou, config.rescue)
-    return assign_center(priors, gt_boxes_xyxy, gt_valid, config.radius, config.range_factor, config.range_ends)
+        return assign_iou(priors, gt_boxes_xyxy, gt_valid, config.pos_iou, config.neg_iou, config.rescue, available)
+    return assign_center(
+        priors, gt_boxes_xyxy, gt_valid, config.radius, config.range_factor, config.range_ends, available
+    )

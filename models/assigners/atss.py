@@ -17,9 +17,12 @@ from models.points import Priors
 
 
 @torch.no_grad()
-def assign_atss(priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, topk: int = 9) -> Tensor:
+def assign_atss(
+    priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, topk: int = 9, available: Tensor | None = None
+) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
+    available: which priors can be candidates, bool [B, N]; all, unless given.
     IoU is computed for candidates only, at most `topk * L` per object, and candidates are looked for among
     `topk**2` cells of a level, so no tensor grows with N times G.
     """
@@ -29,16 +32,17 @@ def assign_atss(priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, topk: i
         return gt_valid.new_full((B, N), BACKGROUND, dtype=torch.int64)
 
     # Lines 3-6: on each level, the `topk` priors whose centres are nearest to the object's.
-    index = nearest(priors, gt_boxes_xyxy, topk)  # [B, G, M], M = candidates of an object
+    index, usable = nearest(priors, gt_boxes_xyxy, topk, available)  # [B, G, M], M = candidates of an object
 
     # Lines 7-10: the threshold adapts to each object. The paper's "standard deviation" is the unbiased one
     # in its authors' code.
     boxes = gt_boxes_xyxy[:, :, None]  # [B, G, 1, 4]
     overlaps = iou(boxes, priors.boxes_xyxy[index])  # [B, G, M]
-    threshold = overlaps.mean(dim=-1, keepdim=True)
-    if index.shape[-1] > 1:
-        threshold = threshold + overlaps.std(dim=-1, keepdim=True)
+    count = usable.sum(dim=-1, keepdim=True)
+    mean = overlaps.masked_fill(~usable, 0).sum(dim=-1, keepdim=True) / count.clamp(min=1)
+    squared = (overlaps - mean).square().masked_fill(~usable, 0).sum(dim=-1, keepdim=True)
+    threshold = mean + (squared / (count - 1).clamp(min=1)).sqrt()
 
     # Lines 11-15: positives reach the threshold with their centre inside the object.
-    positive = (overlaps >= threshold) & inside(priors.points[index], boxes) & gt_valid[..., None]
+    positive = usable & (overlaps >= threshold) & inside(priors.points[index], boxes) & gt_valid[..., None]
     return best_owner(index, positive, overlaps, N)

@@ -22,6 +22,7 @@ def assign_center(
     radius: float = 1.5,
     range_factor: float = 8.0,
     range_ends: Literal["inclusive", "strict"] = "inclusive",
+    available: Tensor | None = None,
 ) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
@@ -29,6 +30,7 @@ def assign_center(
     clipped to the object; 0 means the whole object. range_factor f: a level of stride s takes objects whose
     farthest side is f*s/2..f*s pixels away, both ends included (f = 8 gives the paper's 64, 128, 256, 512) or,
     with range_ends strict, neither; the first level takes everything smaller and the last everything larger.
+    available: which priors can be samples, bool [B, N]; all, unless given.
     """
     B, G = gt_valid.shape
     N = len(priors.boxes_xyxy)
@@ -52,6 +54,8 @@ def assign_center(
     low[:first], high[N - last :] = 0, torch.inf
     after, before = (torch.gt, torch.lt) if range_ends == "strict" else (torch.ge, torch.le)
     sample = inside & after(farthest, low) & before(farthest, high) & gt_valid[..., None]
+    if available is not None:
+        sample &= available[:, None]
 
     # An ambiguous point takes the smallest object; of equals, the first.
     area = box_area(gt_boxes_xyxy)[..., None].expand(-1, -1, N).masked_fill(~sample, torch.inf)

@@ -22,21 +22,25 @@ def assign_iou(
     pos_iou: float = 0.5,
     neg_iou: float = 0.4,
     rescue: Literal["overwrite", "restore"] = "overwrite",
+    available: Tensor | None = None,
 ) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
     IoU >= `pos_iou` takes the best object, < `neg_iou` is background, between is ignored; and the anchors
     that overlap an object most are positives however little that is, if they overlap at all: that object's, or
-    with rescue restore those of the object that they overlap most themselves.
+    with rescue restore those of the object that they overlap most themselves. available: which priors can be
+    anyone's, bool [B, N]; all, unless given.
     """
     B, G = gt_valid.shape
     matched = gt_valid.new_full((B, len(priors.boxes_xyxy)), BACKGROUND, dtype=torch.int64)
     # One image at a time on purpose: anchors x boxes of a whole batch is gigabytes on real images (201,600
     # anchors at 800 x 1333), and a single image already keeps the device busy.
-    for row, boxes, valid in zip(matched, gt_boxes_xyxy, gt_valid, strict=True):
+    for i, (row, boxes, valid) in enumerate(zip(matched, gt_boxes_xyxy, gt_valid, strict=True)):
         if G == 0 or not valid.any():
             continue
         overlaps = iou(boxes[:, None], priors.boxes_xyxy).masked_fill(~valid[:, None], -1)  # [G, N]
+        if available is not None:
+            overlaps = overlaps.masked_fill(~available[i], -1)
         best, best_gt = overlaps.max(dim=0)
         row[best >= neg_iou] = IGNORED
         row[best >= pos_iou] = best_gt[best >= pos_iou]

@@ -17,17 +17,20 @@ from models.points import Priors
 
 
 @torch.no_grad()
-def assign_topk(priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, topk: int = 9) -> Tensor:
+def assign_topk(
+    priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, topk: int = 9, available: Tensor | None = None
+) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
     The `topk` points of each level nearest to an object's centre are its positives where they lie inside it.
     A point that several objects want goes to the one it overlaps most, as in ATSS.
+    available: which priors can be candidates, bool [B, N]; all, unless given.
     """
     B, G = gt_valid.shape
     N = len(priors.boxes_xyxy)
     if G == 0:
         return gt_valid.new_full((B, N), BACKGROUND, dtype=torch.int64)
-    index = nearest(priors, gt_boxes_xyxy, topk)  # [B, G, M]
+    index, usable = nearest(priors, gt_boxes_xyxy, topk, available)  # [B, G, M]
     boxes = gt_boxes_xyxy[:, :, None]
-    positive = inside(priors.points[index], boxes) & gt_valid[..., None]
+    positive = usable & inside(priors.points[index], boxes) & gt_valid[..., None]
     return best_owner(index, positive, iou(boxes, priors.boxes_xyxy[index]), N)

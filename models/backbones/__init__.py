@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from models.backbones.mobilenet import MOBILENETS, MobileNet
+from models.backbones.own import OwnBackbone
 from models.backbones.repvgg import RepVGG
 from models.backbones.resnet import RESNETS, ResNet
 from models.backbones.stages import Backbone, set_norms
 from models.backbones.timm import TimmBackbone
 from models.config import BackboneConfig
+from models.network_config import is_own
+from models.tensor_files import TensorFileError, load_tensors
 from models.typed import ConfigError
 
-__all__ = ["Backbone", "MobileNet", "RepVGG", "ResNet", "TimmBackbone", "build_backbone", "imagenet_at_hand"]
+__all__ = [
+    "Backbone",
+    "MobileNet",
+    "OwnBackbone",
+    "RepVGG",
+    "ResNet",
+    "TimmBackbone",
+    "build_backbone",
+    "imagenet_at_hand",
+]
 
 
 def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbone:
@@ -30,7 +43,10 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbon
     backbone: Backbone
     weights = config.weights if load_weights else None
     if config.name.startswith("timm:"):
-        backbone = TimmBackbone(config.name.removeprefix("timm:"), pretrained=weights == "imagenet")
+        own = _read_weights(weights) if weights not in (None, "imagenet") else None
+        backbone = TimmBackbone(config.name.removeprefix("timm:"), weights == "imagenet", own)
+    elif is_own(config.name):
+        backbone = OwnBackbone(config)
     elif config.name in RESNETS:
         block, depths, groups, group_width = RESNETS[config.name]
         backbone = ResNet(block, depths, config.width, groups, group_width, config.style, config.dilated)
@@ -39,8 +55,8 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbon
     else:
         backbone = RepVGG(config.name, config.width)
     set_norms(backbone, config.norm, config.norm_eps)
-    if weights is not None and not (isinstance(backbone, TimmBackbone) and weights == "imagenet"):
-        _load_weights(backbone, config.name, weights)
+    if weights is not None and not isinstance(backbone, TimmBackbone):
+        _load_weights(backbone.network if isinstance(backbone, OwnBackbone) else backbone, config.name, weights)
     backbone.freeze(config.frozen_stages, norms=config.norm == "frozen")
     return backbone
 
@@ -57,6 +73,16 @@ def imagenet_at_hand(name: str, timeout: float = 3.0) -> bool:
         return False
 
 
+def _read_weights(path: str) -> Mapping[str, Tensor]:
+    try:
+        state = load_tensors(path)
+    except TensorFileError as error:
+        raise ConfigError(f"model.backbone.weights: {path}: {error}") from error
+    if not isinstance(state, dict):
+        raise ConfigError(f"model.backbone.weights: {path}: expected a state dict, got {type(state).__name__}")
+    return state
+
+
 def _load_weights(backbone: nn.Module, name: str, weights: str) -> None:
     if weights in ("imagenet", "imagenet_v1"):
         enums = torchvision.models.get_model_weights(name)
@@ -69,15 +95,7 @@ def _load_weights(backbone: nn.Module, name: str, weights: str) -> None:
                 "a network, fetch that file elsewhere and set weights: path/to/it.pth, or weights: null"
             ) from error
     else:
-        path = Path(weights)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise ConfigError(f"model.backbone.weights: no file at {path}") from None
-        except Exception as error:  # torch raises many kinds for files that are not checkpoints
-            raise ConfigError(f"model.backbone.weights: {path} is not a file of tensors: {error}") from error
-    if not isinstance(state, dict):
-        raise ConfigError(f"model.backbone.weights: expected a state dict, got {type(state).__name__}")
+        state = _read_weights(weights)
     wanted = backbone.state_dict()
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]

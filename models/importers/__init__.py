@@ -16,7 +16,8 @@ from torch import Tensor
 from models.config import ModelConfig, model_config
 from models.detector import Detector
 from models.importers import coco, mmdet, torchvision
-from models.importers.weights import Converted, ImportRefused, first_mismatches, read_weights
+from models.importers.weights import Converted, ImportRefused, read_weights
+from models.tensor_files import first_mismatches
 from models.typed import ConfigError, merge
 
 __all__ = ["ImportRefused", "Imported", "Source", "import_checkpoint"]

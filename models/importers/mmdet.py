@@ -81,6 +81,7 @@ def conventions(architecture: str, style: Style | None = None) -> dict[str, Any]
         "neck": {"p6_from": "c5" if kind == "retinanet" else "p5", "p7_relu": kind == "fcos"},
         "head": {"norm": "none" if kind == "retinanet" else "gn", "level_scales": kind != "retinanet"},
         "resize": {"rule": "short-side", "short": 800, "long": 1333, "rounding": "nearest"},
+        "assign": {"ignore_iof": None},
         "postprocess": {"score_threshold": 0.05, "score": "product", "threshold_on": "class", "nms_iou": 0.6,
                         "candidates": 2000, "level_candidates": 1000, "level_by": "class", "detections": 100},
     }  # fmt: skip
@@ -94,7 +95,7 @@ def conventions(architecture: str, style: Style | None = None) -> dict[str, Any]
             "head": {"quality_on": "cls"}, "assign": {"radius": 0.0}, "postprocess": {"nms_iou": 0.5},
             "box": {"unit": "pixel", "loss": "iou_log"},
         })  # fmt: skip
-    model["anchors"] = {"offset": 0.0}
+    model |= {"anchors": {"offset": 0.0}, "assign": {"ignore_iof": None, "padding": "absent"}}
     return merge(model, {"postprocess": {"nms_iou": 0.5}}) if kind == "retinanet" else model
 
 

@@ -64,6 +64,7 @@ def conventions(architecture: str) -> dict[str, Any]:
     model: dict[str, Any] = {
         "backbone": {"norm": "frozen"},
         "neck": {"p7_relu": True},
+        "assign": {"ignore_iof": None},
         "head": {"norm": "none", "level_scales": False},
         "anchors": {"offset": 0.0, "stride_rule": "padded_over_grid", "whole_pixels": True},
         "resize": {"rule": "short-side", "short": 800, "long": 1333, "rounding": "floor"},
@@ -75,7 +76,7 @@ def conventions(architecture: str) -> dict[str, Any]:
             "head": {"norm": "gn", "conv_bias": True},
             "anchors": {"size": 1.0},
             "assign": {"range_ends": "strict"},
-            "box": {"activation": "relu", "unit": "anchor"},
+            "box": {"activation": "relu", "unit": "anchor", "weighting": "none"},
             "postprocess": {"score_threshold": 0.2, "nms_iou": 0.6, "detections": 100},
         }
         return merge(model, of_kind)
@@ -83,6 +84,7 @@ def conventions(architecture: str) -> dict[str, Any]:
         "detector": "retinanet",
         "assign": {"rescue": "restore"},
         "box": {"clamp": "upper"},
+        "loss": {"normaliser": "image"},
         # NMS of the K best is NMS of all as long as it leaves D of them, and 300 is many.
         "postprocess": {"score_threshold": 0.05, "nms_iou": 0.5, "detections": 300, "candidates": 3840},
     }

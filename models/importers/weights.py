@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from models.tensor_files import TensorFileError, load_tensors
 
 
 class ImportRefused(ValueError):
@@ -36,15 +36,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises `ImportRefused`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ImportRefused(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for files it cannot read
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise ImportRefused(_objects_inside(path, str(error))) from error
-        reason = str(error).split("\n")[0][:200] or type(error).__name__
-        raise ImportRefused(f"{path}: not a file of tensors, or truncated: {reason}") from error
+        content = load_tensors(path)
+    except TensorFileError as error:
+        told = _objects_inside(path, error.pickled) if error.pickled else f"{path}: {error}"
+        raise ImportRefused(told) from error
     meta = content.get("meta") if isinstance(content, Mapping) else None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -61,9 +57,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, dict(meta) if isinstance(meta, Mapping) else {}
 
 
-def _objects_inside(path: Path, reason: str) -> str:
+def _objects_inside(path: Path, what: str) -> str:
     """Why, and a command that keeps the tensors, for a user who trusts the file."""
-    what = next((word.strip("`,.") for word in reason.split("GLOBAL ", 1)[1].split() if "." in word), "objects")
     out = path.with_name(f"{path.stem}-tensors.pth")
     code = (
         "import sys, torch; f = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
@@ -82,26 +77,3 @@ def sha256_starts(path: str | Path, digits: str) -> bool:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest().startswith(digits)
-
-
-def first_mismatches(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], count: int = 4) -> str:
-    """What of `given` does not fit `wanted`, the first few of each kind with shapes; empty where all fits."""
-    kinds = {
-        "missing": [f"{k} {_shape(wanted[k])}" for k in wanted if k not in given],
-        "not expected": [f"{k} {_shape(given[k])}" for k in given if k not in wanted],
-        "of another shape": [
-            f"{k} {_shape(given[k])} instead of {_shape(wanted[k])}"
-            for k in wanted
-            if k in given and given[k].shape != wanted[k].shape
-        ],
-    }
-    told = []
-    for kind, found in kinds.items():
-        if found:
-            more = f" and {len(found) - count} more" if len(found) > count else ""
-            told.append(f"{len(found)} {kind}: {', '.join(found[:count])}{more}")
-    return "; ".join(told)
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,7 +56,9 @@ def _power(x: Tensor, gamma: float) -> Tensor:
 
 
 @torch.no_grad()
-def ghm_weights(logits: Tensor, targets: Tensor, counted: Tensor, bins: int = 10) -> Tensor:
+def ghm_weights(
+    logits: Tensor, targets: Tensor, counted: Tensor, bins: int = 10, total: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """What each element's cross entropy counts in GHM-C [...], 0 where `counted` (bool, broadcasts) is not.
 
     Gradient Harmonized Single-stage Detector (Li et al., AAAI 2019), equations 5 to 9: g = |p - t| is the size of an
@@ -64,12 +68,14 @@ def ghm_weights(logits: Tensor, targets: Tensor, counted: Tensor, bins: int = 10
 
     The density is that of this batch. The paper's running mean (momentum 0.75) would make the loss depend on the
     batches before, so that it belonged in checkpoints and differed between processes; the 10^5 elements of one
-    batch of a dense detector estimate ten bins well, and mmdetection's default momentum is 0, too.
+    batch of a dense detector estimate ten bins well, and mmdetection's default momentum is 0, too. `total` sums the
+    counts over the processes that share a batch.
     """
     gradient = (wide(logits).sigmoid() - targets).abs()
     counted = counted.expand(gradient.shape)
     where = (gradient * bins).long().clamp(max=bins - 1).masked_fill(~counted, bins)
     count = torch.bincount(where.flatten(), minlength=bins + 1)
+    count = count if total is None else total(count)
     filled = (count[:bins] > 0).sum().clamp(min=1)
     weights = 1 / (count.clamp(min=1) * filled).to(gradient.dtype)
     weights[bins] = 0

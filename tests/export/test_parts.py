@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 
 import export
-from export.drift import drift
-from models.checkpoint import load_detector, save_checkpoint
 from models.config import model_config
 from models.detector import Detector as Network
-from models.typed import to_mapping
-from runtime import Card, Detections
 
 CLASSES = ("a", "b", "c")
+with_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra: isodet[timm]")
 PARTS: dict[str, dict[str, Any]] = {
     "resnet18, PAFPN, depthwise sepbn head": {
         "backbone": {"name": "resnet18"}, "neck": {"kind": "pafpn"}, "head": {"norm": "sepbn", "block": "dw"},
@@ -40,57 +38,63 @@ PARTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def untrained(path: Path, parts: dict[str, Any]) -> Path:
+@pytest.fixture
+def untrained(save_network: Callable[[Path, Network], Path]) -> Callable[..., Path]:
     """A checkpoint of random weights that finds something everywhere."""
-    config = model_config({
-        "classes": CLASSES, "input_size_hw": [96, 128], "postprocess": {"candidates": 60, "detections": 25},
-        "backbone": {"width": 0.125, **parts["backbone"]},
-        "neck": {"channels": 32, "levels": [3, 6], "norm": "bn", **parts.get("neck", {})},
-        "head": {"depth": 2, "prior": 0.2, **parts["head"]},
-    })  # fmt: skip
-    torch.manual_seed(3)
-    model = Network(config)
-    with torch.no_grad():
-        for name, p in model.head.named_parameters():
-            if name.split(".")[0] in ("cls", "box", "quality") and p.ndim == 4:
-                p.normal_(std=0.1)
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0  # statistics of one batch; moving averages would let activations fade away
-        model(torch.randint(0, 256, (8, 96, 128, 3), dtype=torch.uint8))
-    post = config.postprocess
-    nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
-    card = Card(
-        kind="checkpoint", classes=CLASSES, input_size_hw=(96, 128), score_threshold=post.score_threshold, nms=nms,
-        model=to_mapping(config),
-    )  # fmt: skip
-    save_checkpoint(path, model.state_dict(), card.to_json())
-    return path
+
+    def make(path: Path, parts: dict[str, Any]) -> Path:
+        config = model_config({
+            "classes": CLASSES, "input_size_hw": [96, 128], "postprocess": {"candidates": 60, "detections": 25},
+            "backbone": {"width": 0.125, **parts["backbone"]},
+            "neck": {"channels": 32, "levels": [3, 6], "norm": "bn", **parts.get("neck", {})},
+            "head": {"depth": 2, "prior": 0.2, **parts["head"]},
+        })  # fmt: skip
+        torch.manual_seed(3)
+        model = Network(config)
+        with torch.no_grad():
+            for name, p in model.head.named_parameters():
+                if name.split(".")[0] in ("cls", "box", "quality") and p.ndim == 4:
+                    p.normal_(std=0.1)
+            for module in model.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.momentum = 1.0  # statistics of one batch; moving averages would let activations fade away
+            model(torch.randint(0, 256, (8, 96, 128, 3), dtype=torch.uint8))
+        return save_network(path, model)
+
+    return make
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_every_family_deploys(tmp_path: Path, name: str) -> None:
+def test_every_family_deploys(
+    tmp_path: Path, name: str, untrained: Callable[..., Path], assert_same: Callable[..., None]
+) -> None:
     result = export.to_onnx(untrained(tmp_path / "w.pt", PARTS[name]))
     assert result.fold_difference <= 1e-4
     operators = {n.op_type for n in onnx.load(result.path).graph.node}
     assert not operators & {"BatchNormalization", "Loop", "If", "Scan", "NonMaxSuppression"}
-    deploy, _ = load_detector(tmp_path / "w.pt")
-    session = onnxruntime.InferenceSession(result.path, providers=["CPUExecutionProvider"])
-    for batch in (1, 3):
-        images = np.random.default_rng(batch).integers(0, 256, (batch, 96, 128, 3), dtype=np.uint8)
-        with torch.inference_mode():
-            expected = [t.numpy() for t in deploy(torch.from_numpy(images))]
-        assert expected[0].sum() > 5 * batch  # otherwise this would compare nothing
-        pairs = [
-            {i: Detections(boxes[: n[0]], scores[: n[0]], labels[: n[0]], CLASSES) for i, (n, boxes, scores, labels)
-             in enumerate(zip(*outputs, strict=True))}
-            for outputs in (expected, session.run(None, {"images": images}))
-        ]  # fmt: skip
-        apart = drift(*pairs)
-        assert apart.unmatched == 0 and apart.box_max_px < 0.05 and apart.score_max < 1e-3
+    assert_same(tmp_path / "w.pt", result.path, (1, 3))
 
 
-def test_norms_for_each_level_cost_no_copies_of_the_towers_and_an_engine_folds_them(tmp_path: Path) -> None:
+@with_timm
+@pytest.mark.parametrize("name", ["seresnet18", "gcresnext26ts", "convnext_atto", "mobilenetv3_small_050"])
+def test_networks_of_timm_deploy(
+    tmp_path: Path, name: str, untrained: Callable[..., Path], assert_same: Callable[..., None]
+) -> None:
+    """With and without the simplifier, which folds the norms that only timm knows."""
+    checkpoint = untrained(
+        tmp_path / "w.pt", {"backbone": {"name": f"timm:{name}", "width": 1.0}, "head": {"depth": 1}}
+    )
+    for simplify in (False, True):
+        result = export.to_onnx(checkpoint, tmp_path / f"{simplify}.onnx", simplify=simplify)
+        operators = {n.op_type for n in onnx.load(result.path).graph.node}
+        assert not operators & {"Loop", "If", "Scan", "NonMaxSuppression"}
+        assert not (simplify and "BatchNormalization" in operators)
+        assert_same(checkpoint, result.path, (1, 3))
+
+
+def test_norms_for_each_level_cost_no_copies_of_the_towers_and_an_engine_folds_them(
+    tmp_path: Path, untrained: Callable[..., Path]
+) -> None:
     """The file holds the shared convolutions once; ONNX Runtime turns factor and shift into convolutions."""
     parts = {"backbone": {"name": "resnet18"}, "neck": {"kind": "pafpn"}, "head": {"norm": "sepbn"}}
     result = export.to_onnx(untrained(tmp_path / "w.pt", parts))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,21 +30,8 @@ def backbone(name: str, **keys: Any) -> Backbone:
     return build_backbone(BackboneConfig(name=name, **{"width": 0.125, **keys}))
 
 
-def with_statistics(model: nn.Module) -> nn.Module:
-    """BatchNorms with statistics and weights of their own, at which activations keep their scale."""
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            for tensor, low, high in (
-                (module.weight.data, 0.5, 1.5), (module.bias.data, -0.3, 0.3),
-                (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0),
-            ):  # fmt: skip
-                tensor.uniform_(low, high, generator=generator)
-    return model.eval()
-
-
 @pytest.mark.parametrize("name", BACKBONES)
-def test_features_and_folding(name):
+def test_features_and_folding(name, with_statistics):
     model = backbone(name)
     features = model(images(64, 96))
     assert [tuple(f.shape) for f in features] == [
@@ -72,7 +57,9 @@ def test_odd_sizes_round_up(name, height, width):
 # ------------------------------------------------------------------------------------ torchvision
 
 
-def torchvision_features(name: str, x: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+def torchvision_features(
+    name: str, x: Tensor, with_statistics: Callable[[nn.Module], nn.Module]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Weights and C2..C5 of torchvision's own network with random weights and statistics."""
     torch.manual_seed(3)
     network = with_statistics(torchvision.models.get_model(name, weights=None))
@@ -92,10 +79,10 @@ def torchvision_features(name: str, x: Tensor) -> tuple[dict[str, Tensor], list[
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_large"])
-def test_torchvisions_files_load_and_compute_the_same(name, tmp_path):
+def test_torchvisions_files_load_and_compute_the_same(name, tmp_path, with_statistics):
     x = images(64, 64, 1)
     with torch.inference_mode():
-        state, theirs = torchvision_features(name, x)
+        state, theirs = torchvision_features(name, x, with_statistics)
         torch.save(state, tmp_path / "w.pth")
         model = build_backbone(BackboneConfig(name=name, weights=str(tmp_path / "w.pth"))).eval()
         for ours, expected in zip(model(x), theirs, strict=True):
@@ -129,7 +116,7 @@ def test_imagenet_v1_is_torchvisions_first_file(monkeypatch):
 # ------------------------------------------------------------------------------------------ style
 
 
-def test_caffe_style_strides_in_the_first_1x1():
+def test_caffe_style_strides_in_the_first_1x1(with_statistics):
     pytorch, caffe = backbone("resnet50"), backbone("resnet50", style="caffe")
     assert pytorch.layer2[0].conv2.stride == caffe.layer2[0].conv1.stride == (2, 2)
     assert pytorch.layer2[0].conv1.stride == caffe.layer2[0].conv2.stride == (1, 1)
@@ -153,7 +140,7 @@ def test_caffe_style_strides_in_the_first_1x1():
     [("resnet18", {}), ("resnet50", {}), ("resnet50", {"style": "caffe"}), ("resnext50_32x4d", {}),
      ("mobilenet_v2", {}), ("mobilenet_v3_large", {})],
 )  # fmt: skip
-def test_a_dilated_last_stage_computes_the_same_at_every_second_cell(name, keys):
+def test_a_dilated_last_stage_computes_the_same_at_every_second_cell(name, keys, with_statistics):
     plain = with_statistics(backbone(name, **keys))
     dilated = backbone(name, dilated=True, **keys)
     dilated.load_state_dict(plain.state_dict())
@@ -239,7 +226,7 @@ def test_frozen_norms_neither_count_nor_learn_and_the_optimiser_never_sees_them(
 
 @pytest.mark.parametrize("norm, kind", [("sync", nn.SyncBatchNorm), ("gn", nn.GroupNorm), ("bn", nn.BatchNorm2d)])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large"])
-def test_kinds_of_norm(name, norm, kind):
+def test_kinds_of_norm(name, norm, kind, with_statistics):
     model = backbone(name, norm=norm, norm_eps=0.25)
     norms = [m for m in model.modules() if isinstance(m, (_BatchNorm, nn.GroupNorm))]
     assert norms and {type(m) for m in norms} == {kind} and {m.eps for m in norms} == {0.25}
@@ -251,7 +238,7 @@ def test_kinds_of_norm(name, norm, kind):
     assert_fused(whole[0], fused[0], images())
 
 
-def test_epsilon_is_the_networks_own_unless_told():
+def test_epsilon_is_the_networks_own_unless_told(with_statistics):
     for name, eps in (("resnet18", 1e-5), ("mobilenet_v3_large", 1e-3)):
         assert {m.eps for m in backbone(name).modules() if isinstance(m, nn.BatchNorm2d)} == {eps}
     model = backbone("resnet18", norm="frozen", norm_eps=0.0)  # as torchvision's first RetinaNet
@@ -263,71 +250,6 @@ def test_a_backbone_in_training_is_not_folded():
     for name in ("resnet18", "mobilenet_v2", "repvgg_a0", "qarepvgg_a0"):
         with pytest.raises(FuseError, match="eval"):
             fuse(nn.Sequential(backbone(name)).train())
-
-
-# ------------------------------------------------------------------------------------------- timm
-
-
-@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an optional extra: isodet[timm]")
-def test_a_network_of_timm():
-    model = backbone("timm:resnet18", width=1.0).train()
-    features = model(images())
-    assert [f.shape[-1] for f in features] == [24, 12, 6, 3] and model.channels == (64, 128, 256, 512)
-    assert [f.shape[1] for f in features] == list(model.channels)
-
-
-class _Pictured(nn.Module):
-    """What timm.create_model(features_only=True) gives, as its documentation describes it."""
-
-    def __init__(self, strides: tuple[int, ...]):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8 + i - 1, 8 + i, 1) for i in range(len(strides)))
-        self.strides = strides
-        self.norm = nn.BatchNorm2d(3)
-        channels = [8 + i for i in range(len(strides))]
-        self.feature_info = types.SimpleNamespace(reduction=lambda: list(strides), channels=lambda: channels)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x, features, at = self.norm(x), [], 1
-        for layer, stride in zip(self.layers, self.strides, strict=True):
-            x, at = layer(x[..., :: stride // at, :: stride // at]), stride
-            features.append(x)
-        return features
-
-
-def pretend_timm(monkeypatch: pytest.MonkeyPatch, strides: tuple[int, ...]) -> list[tuple[str, bool]]:
-    made = []
-
-    def create_model(name: str, pretrained: bool, features_only: bool) -> nn.Module:
-        assert features_only
-        if name == "nothing":
-            raise RuntimeError("Unknown model (nothing)")
-        made.append((name, pretrained))
-        return _Pictured(strides)
-
-    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=create_model))
-    return made
-
-
-def test_features_of_timm_are_chosen_by_stride(monkeypatch):
-    """Without timm itself: the strides 4..32, the deepest of each, and its weights only where they are wanted."""
-    made = pretend_timm(monkeypatch, (2, 4, 8, 16, 16, 32))
-    model = backbone("timm:some_net", width=1.0, norm="frozen", weights="imagenet")
-    assert model.channels == (9, 10, 12, 13) and [f.shape[-1] for f in model(images())] == [24, 12, 6, 3]
-    assert not model.train().network.norm.training and not model.network.norm.weight.requires_grad
-    build_backbone(BackboneConfig(name="timm:other", weights="imagenet"), load_weights=False)
-    assert made == [("some_net", True), ("other", False)]
-    with pytest.raises(ConfigError, match=r"timm could not make 'nothing'.*Unknown model"):
-        backbone("timm:nothing", width=1.0)
-    pretend_timm(monkeypatch, (16,))
-    with pytest.raises(ConfigError, match=r"features at strides \[16\]; needed are 4, 8, 16 and 32"):
-        backbone("timm:plain_transformer", width=1.0)
-
-
-def test_without_timm_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"needs the package timm.*pip install 'isodet\[timm\]'"):
-        backbone("timm:resnet18", width=1.0)
 
 
 # ----------------------------------------------------------------------------------------- config

@@ -39,20 +39,8 @@ def x(height: int = 13, width: int = 18) -> Tensor:
     return torch.randn(2, 16, height, width, generator=torch.Generator().manual_seed(1)) * 2 + 0.5
 
 
-def with_statistics(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(2)
-    for name, p in model.named_parameters():
-        if "implicit" in name or p.ndim == 1:
-            p.data.uniform_(-0.5, 1.5, generator=generator)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.5, 0.5, generator=generator)
-            module.running_var.uniform_(0.3, 2.0, generator=generator)
-    return model.eval()
-
-
 @pytest.mark.parametrize("name", BLOCKS)
-def test_folded_equals_unfolded(name):
+def test_folded_equals_unfolded(name, with_statistics):
     torch.manual_seed(0)
     model = with_statistics(nn.Sequential(BLOCKS[name]()))
     fused = fuse(model)
@@ -79,7 +67,7 @@ def test_blocks_learn(name):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in block.parameters())
 
 
-def test_a_fold_keeps_the_precision_and_the_training_form():
+def test_a_fold_keeps_the_precision_and_the_training_form(with_statistics):
     block = with_statistics(RepConv(16, 16)).double()
     before = {k: v.clone() for k, v in block.state_dict().items()}
     fused = fuse(nn.Sequential(block).eval())
@@ -88,7 +76,7 @@ def test_a_fold_keeps_the_precision_and_the_training_form():
     assert all(torch.equal(v, before[k]) for k, v in block.state_dict().items())
 
 
-def test_qarepvgg_has_the_order_of_the_paper():
+def test_qarepvgg_has_the_order_of_the_paper(with_statistics):
     """Chu et al., figure 4 (S4): a BatchNorm on the 3x3 branch only, and one behind the sum."""
     block = with_statistics(QARepVGGBlock(16, 16))
     y = block.bn3(F.conv2d(x(), block.conv3.weight, padding=1)) + F.conv2d(x(), block.conv1.weight) + x()
@@ -96,7 +84,7 @@ def test_qarepvgg_has_the_order_of_the_paper():
     assert sum(isinstance(m, nn.BatchNorm2d) for m in block.modules()) == 2
 
 
-def test_implicit_knowledge_is_a_sum_before_and_a_product_behind():
+def test_implicit_knowledge_is_a_sum_before_and_a_product_behind(with_statistics):
     block = with_statistics(ImplicitConv(16, 24, 3, padding=1))
     padded = F.pad(x(), [1, 1, 1, 1]) + block.implicit_add[:, None, None]  # the padding has it too
     expected = F.conv2d(padded, block.weight, block.bias) * block.implicit_mul[:, None, None]
@@ -119,7 +107,7 @@ def test_a_shuffle_lets_every_group_see_every_other():
 # ------------------------------------------------------------------------------------------ sepbn
 
 
-def test_sepbn_has_statistics_of_its_own_for_each_level_and_one_convolution():
+def test_sepbn_has_statistics_of_its_own_for_each_level_and_one_convolution(with_statistics):
     torch.manual_seed(0)
     block = ConvNorm(16, 24, 3, norm="sepbn", levels=3).train()
     for level in range(3):
@@ -156,7 +144,7 @@ HEADS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
-def test_heads_fold_and_learn(head):
+def test_heads_fold_and_learn(head, with_statistics):
     model = detector(head).train()
     images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
     raw = model(images)
@@ -197,7 +185,7 @@ def test_the_towers_names_in_checkpoints_stay():
     [
         ({"block": "repconv"}, "head.block: repconv brings a BatchNorm on each branch; set norm: bn"),
         ({"block": "shuffle", "channels": 18}, "head.block: shuffle has four groups"),
-        ({"block": "dcn"}, "head.block: expected one of conv, dw, shuffle, repconv, got 'dcn'"),
+        ({"block": "conv3"}, "head.block: expected one of conv, dw, shuffle, repconv, got 'conv3'"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(head, message):

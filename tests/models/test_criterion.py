@@ -143,7 +143,7 @@ def test_the_keys_of_the_class_loss_arrive():
 def test_the_quality_branch_stands_on_the_chosen_tower(where, quality):
     config = configured(quality=quality, neck={"channels": 16}, head={"depth": 1, "quality_on": where})
     head = Head(config, levels=5)
-    features = [torch.randn(1, 16, h, w) for h, w in feature_sizes(SIZE, (3, 7))]
+    features = [torch.randn(2, 16, h, w) for h, w in feature_sizes(SIZE, (3, 7))]
     head(features)[2].sum().backward()
     fed, other = (head.box_tower, head.cls_tower) if where == "box" else (head.cls_tower, head.box_tower)
     assert any(p.grad is not None and p.grad.any() for p in fed.parameters())

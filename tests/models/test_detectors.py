@@ -130,23 +130,10 @@ def test_padding_changes_no_loss(preset):
 # ---------------------------------------------------------------------------------- fold and deploy
 
 
-def trained_statistics(model: Detector) -> Detector:
-    """BatchNorms with statistics and weights of their own: folding an untouched norm proves nothing."""
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for tensor, low, high in (
-                (module.weight.data, 0.5, 1.5), (module.bias.data, -0.3, 0.3),
-                (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0),
-            ):  # fmt: skip
-                tensor.uniform_(low, high, generator=generator)
-    return model.eval()
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_folded_network_computes_the_same_with_no_batchnorm_left(backbone):
+def test_the_folded_network_computes_the_same_with_no_batchnorm_left(backbone, with_statistics):
     config = small(backbone={"name": backbone, "width": 0.125}, neck={"channels": 16, "norm": "bn"})
-    model = trained_statistics(network(config))
+    model = with_statistics(network(config))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fused = fuse(model)
     assert_fused(model, fused, images())

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.assigners import BACKGROUND, IGNORED, assign_atss, assign_center, assign_iou
+from models.assigners import BACKGROUND, IGNORED, assign, assign_atss, assign_center, assign_iou
 from models.boxes import iou
 from models.coders import decode_delta, decode_ltrb, encode_delta, encode_ltrb
-from models.config import AnchorConfig, NeckConfig
+from models.config import AnchorConfig, AssignConfig, NeckConfig
 from models.losses import centerness, focal_loss, giou_loss
 from models.necks import FPN
 from models.points import feature_sizes, priors
@@ -91,6 +91,30 @@ def test_iou_assignment_is_mmdetections(golden, scene):
     np.testing.assert_array_equal(ours[comparable], theirs[comparable])
 
 
+@pytest.mark.parametrize("file, kind, anchors", [("assign_atss", "atss", ATSS), ("assign_maxiou", "iou", RETINANET)])
+def test_ignore_regions_by_mmdetections_rule(golden, file, kind, anchors):
+    data, compared = golden(file), 0
+    for key in (key for key in data if key.endswith("_assigned_gt_inds_ignore_iof0.5")):
+        scene = key[:3]
+        grid = priors(data[f"{scene}_feat_hw"].tolist(), STRIDES, anchors, offset=0.0)
+        boxes = torch.from_numpy(np.concatenate([data[f"{scene}_gt_bboxes"], data[f"{scene}_gt_bboxes_ignore"]]))[None]
+        valid = torch.arange(boxes.shape[1])[None] < len(data[f"{scene}_gt_bboxes"])
+        ours = {over: upstream(assign(AssignConfig(kind=kind, ignore_over=over), grid, boxes, valid, ~valid)[0])
+                for over in ("objects", "background")}  # fmt: skip
+        none = upstream(assign(AssignConfig(kind=kind, ignore_iof=None), grid, boxes, valid, ~valid)[0])
+        comparable = np.ones(len(none), bool)
+        comparable[data.get(f"{scene}_rounding_sensitive_inds", [])] = False
+        np.testing.assert_array_equal(ours["objects"][comparable], data[key][comparable])
+        np.testing.assert_array_equal(none[comparable], data[f"{scene}_assigned_gt_inds"][comparable])
+        # Our own rule: what is in a region and would be background is not, and objects keep what they had.
+        np.testing.assert_array_equal(ours["background"][none != 0], none[none != 0])
+        freed = none == 0
+        np.testing.assert_array_equal(ours["background"][freed] == -1, ours["objects"][freed] == -1)
+        assert (ours["objects"] != ours["background"]).any() and (ours["background"] != none).any()
+        compared += 1
+    assert compared >= 1
+
+
 @pytest.mark.parametrize("mode, radius", [("plain", 0.0), ("center", 1.5)])
 @pytest.mark.parametrize("scene", [f"s{i:02d}" for i in range(13)])
 def test_center_assignment_and_its_targets_are_mmdetections_fcos(golden, scene, mode, radius):
@@ -129,6 +153,18 @@ def test_anchor_grids(golden, name, anchors, which):
     assert grid.level_sizes == tuple(len(level) for level in levels)
     close(grid.boxes_xyxy, np.concatenate(levels), atol=1e-3)
     np.testing.assert_array_equal(grid.strides, np.repeat(STRIDES, grid.level_sizes))
+
+
+@pytest.mark.parametrize("name, anchors", [("atss", ATSS), ("retina", RETINANET)])
+def test_which_anchors_lie_within_an_image_of_a_larger_batch(golden, name, anchors):
+    data = golden("anchors")
+    batch = data["valid_batch_hw"]
+    grid = priors(padded_sizes(batch), STRIDES, anchors)
+    within = grid.within(torch.from_numpy(np.stack([data["valid_pad_hw"], batch])))
+    np.testing.assert_array_equal(within[0], np.concatenate([data[f"{name}_valid_l{level}"] for level in range(5)]))
+    assert within[1].all() and not within[0].all()
+    with pytest.raises(ValueError, match="whole grids only"):
+        grid._replace(level_shapes=()).within(torch.tensor([[8, 8]]))
 
 
 @pytest.mark.parametrize("name, anchors", [("atss", ATSS), ("retina", RETINANET)])

@@ -31,20 +31,6 @@ def neck(kind: str, c_in: tuple[int, ...] = CHANNELS, **keys: Any) -> nn.Module:
     return build_neck(NeckConfig(kind=kind, channels=16, **keys), c_in)
 
 
-def with_statistics(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in (
-                (module.weight.data, 0.5, 1.5), (module.bias.data, -0.3, 0.3),
-                (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0),
-            ):  # fmt: skip
-                tensor.uniform_(low, high, generator=generator)
-        if isinstance(module, WeightedSum):
-            module.weights.data.uniform_(-0.5, 2.0, generator=generator)
-    return model.eval()
-
-
 @pytest.mark.parametrize("size", [(64, 96), (200, 136)])
 @pytest.mark.parametrize("levels", [(2, 5), (2, 7), (3, 5), (3, 7), (4, 6), (5, 7)])
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,7 +45,7 @@ def test_levels_have_their_strides_and_learn(kind, levels, size):
 
 @pytest.mark.parametrize("norm", ["none", "bn", "gn"])
 @pytest.mark.parametrize("kind, depth", [("fpn", 1), ("pafpn", 1), ("bifpn", 1), ("bifpn", 3), ("reppan", 2)])
-def test_folded_equals_unfolded(kind, depth, norm):
+def test_folded_equals_unfolded(kind, depth, norm, with_statistics):
     model = with_statistics(nn.Sequential(neck(kind, depth=depth, norm=norm)))
     fused = fuse(model)
     given = features((136, 200))
@@ -106,7 +92,7 @@ def test_pafpn_is_the_papers_formula():
         torch.testing.assert_close(output, conv(level))
 
 
-def test_bifpn_is_the_papers_formula():
+def test_bifpn_is_the_papers_formula(with_statistics):
     """Section 3.3's example of level 6: P6_td of P6_in and P7_in, P6_out of P6_in, P6_td and P5_out."""
     model = with_statistics(neck("bifpn"))
     assert isinstance(model, BiFPN)

@@ -246,5 +246,5 @@ def test_validation_data_is_what_is_given_or_what_the_card_names(
     assert validation_data(make_card_with(training={"data": {"val": val}}), "x.onnx").annotations == annotations
     with pytest.raises(RunsError, match=r"x\.onnx: its card names no validation data; give --annotations"):
         validation_data(bare, "x.onnx")
-    with pytest.raises(RunsError, match="give both or neither"):
+    with pytest.raises(RunsError, match="give its annotations, too"):
         validation_data(bare, "x.onnx", images=images)

@@ -16,9 +16,10 @@ from pycocotools.cocoeval import COCOeval
 from runtime.backends import RawOutputs
 from runtime.card import Card
 from runtime.coco import CocoDataset, read_coco
+from runtime.datasets import read_dataset
 from runtime.detector import Detector
 from runtime.evaluate import Evaluation, EvaluationError, evaluate
-from runtime.image import letterbox
+from runtime.image import letterbox, write_image
 
 Files = Callable[..., tuple[Path, Path]]
 Found = tuple[list[list[float]], list[float], list[int]]
@@ -223,3 +224,57 @@ def test_the_recommended_threshold_separates_found_from_invented(
     evaluation = evaluate(oracle(make_card_with, answers), dataset)
     assert 0.4 <= evaluation.threshold <= 0.61
     assert evaluation.to_json()["threshold"] == pytest.approx(evaluation.threshold, abs=1e-3)
+
+
+IGNORED = [[10, 10, 60, 60], [12, 14, 50, 50]]
+
+
+@pytest.mark.parametrize("kind", ["list", "voc"])
+def test_ignored_regions_of_other_formats_count_neither_way(
+    tmp_path: Path, make_card_with: Callable[..., Card], kind: str
+) -> None:
+    """Found: the one object, and two things in the ignored region, of another class (list) or of its class (VOC)."""
+    write_image(tmp_path / "JPEGImages" / "a.png", np.full((*SIZE, 3), 1, np.uint8))
+    if kind == "list":
+        ann = {"bboxes": [[100, 0, 150, 50]], "labels": [0], "bboxes_ignore": IGNORED[:1]}
+        source = tmp_path / "a.json"
+        source.write_text(json.dumps([{"filename": "a.png", "ann": ann}]))
+        (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+    else:
+        source = tmp_path / "Annotations"
+        source.mkdir()
+        boxes = (("ant", 0, (101, 1, 150, 50)), ("ant", 1, (11, 11, 60, 60)))
+        objects = "".join(
+            f"<object><name>{n}</name><difficult>{d}</difficult><bndbox><xmin>{b[0]}</xmin><ymin>{b[1]}</ymin>"
+            f"<xmax>{b[2]}</xmax><ymax>{b[3]}</ymax></bndbox></object>" for n, d, b in boxes
+        )  # fmt: skip
+        (source / "a.xml").write_text(f"<annotation><filename>a.png</filename>{objects}</annotation>")
+    data = read_dataset(source, tmp_path / "JPEGImages", ["ant", "bee", "cat"])
+    label = 1 if kind == "list" else 0
+    found = ([*IGNORED, [100, 0, 150, 50]], [0.9, 0.8, 0.7], [0, label, 0])
+    assert evaluate(oracle(make_card_with, {1: found}), data).map == pytest.approx(100)
+    outside = ([[10, 70, 60, 120], [100, 0, 150, 50]], [0.9, 0.7], [0, 0])
+    assert evaluate(oracle(make_card_with, {1: outside}), data).map == pytest.approx(50, abs=1)
+
+
+def test_a_turned_picture_is_judged_with_its_boxes_turned(
+    coco_files: Files, make_card_with: Callable[..., Card]
+) -> None:
+    """Annotated as stored, 128 wide and 192 high; upright, by orientation 6, it is 192 wide and 128 high."""
+    from PIL import Image as Pillow
+
+    annotations, images = coco_files({
+        "images": [{"id": 1, "file_name": "1.png", "height": SIZE[1], "width": SIZE[0]},
+                   {"id": 2, "file_name": "2.png", "height": SIZE[1], "width": SIZE[0]}],
+        "categories": [{"id": 2, "name": "ant"}, {"id": 5, "name": "bee"}, {"id": 9, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 2, "bbox": [10, 20, 30, 40]},
+                        {"image_id": 2, "category_id": 2, "bbox": [10, 20, 30, 40]}],
+    })  # fmt: skip
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    Pillow.fromarray(np.full((SIZE[1], SIZE[0], 3), 1, np.uint8)).save(images / "1.png", exif=exif)
+    write_image(images / "2.png", np.full((*SIZE, 3), 2, np.uint8))  # turned by somebody who kept the annotations
+    turned = [[192 - 60.0, 10, 192 - 20.0, 40]]  # x = height - y, y = x
+    result = evaluate(oracle(make_card_with, {1: (turned, [0.9], [0])}), read_coco(annotations, images))
+    assert result.map == pytest.approx(100) and result.images == 1
+    assert "no EXIF orientation" in result.skipped[0][1] and result.skipped[0][0].name == "2.png"

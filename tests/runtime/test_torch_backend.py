@@ -71,5 +71,5 @@ def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path: Path, card: Card) -> N
     torch.save({"format": 1, "card": card.to_json(), "model": {}}, path)
     assert read_card(path) == card
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match=r"a\.onnx: not a readable checkpoint"):
+    with pytest.raises(ValueError, match=r"a\.onnx: cannot read this checkpoint"):
         read_card(path)

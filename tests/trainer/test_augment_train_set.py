@@ -45,7 +45,7 @@ class Everywhere:
     def __init__(self, class_names: tuple[str, ...]) -> None:
         self.class_names = class_names
 
-    def __call__(self, path: Path, threshold: float) -> list[Detections]:
+    def __call__(self, frame: np.ndarray, threshold: float) -> list[Detections]:
         boxes = np.array([[30, 30, 50, 60], [0, 0, 20, 20], [100, 100, 128, 128], [5, 100, 8, 128]], np.float32)
         scores = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
         keep = scores >= threshold

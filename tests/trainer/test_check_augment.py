@@ -57,5 +57,5 @@ def test_mined_in_a_run_and_drawn(shapes_run: Path, tmp_path: Path, capsys: pyte
     overrides = ["augment.hard_negatives.probability=0.5", f"augment.hard_negatives.file={out}"]
     report = check_data(read_config(data / "shapes.yaml", overrides), tmp_path / "check", augment="on")
     assert (tmp_path / "check" / "augment" / "hard_negatives.jpg") in report.written
-    assert main([*command, "--annotations", str(data / "val.json")]) == 1
-    assert "--annotations and --images go together" in capsys.readouterr().err
+    assert main([*command, "--images", str(data / "val")]) == 1
+    assert "give --annotations, too" in capsys.readouterr().err

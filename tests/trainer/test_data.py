@@ -12,6 +12,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from models.config import model_config
+from models.criterion import REGION, criterion
+from models.detector import Raw
+from models.points import feature_sizes, priors
 from runtime.coco import CocoDataset, read_coco
 from runtime.image import FixedSize, letterbox, read_image
 from trainer.config import AugmentConfig
@@ -117,7 +121,8 @@ def test_what_workers_could_not_read_is_known_outside_them(shapes: CocoDataset) 
     assert train.unusable == [shapes.records[4].path]
 
 
-def test_crowds_are_no_targets_but_are_counted(tmp_path: Path) -> None:
+def test_crowds_are_regions_that_reach_the_loss(tmp_path: Path) -> None:
+    """From the file to the gradient: the crowd's pixels teach no background, the other objects stay objects."""
     make_shapes(tmp_path / "set", 6, 1)
     path = tmp_path / "set" / "train.json"
     coco = json.loads(path.read_text())
@@ -129,7 +134,28 @@ def test_crowds_are_no_targets_but_are_counted(tmp_path: Path) -> None:
     assert train.crowds == 1
     index = next(i for i, record in enumerate(dataset.records) if record.id == first["image_id"])
     sample = train[index]
-    assert sample is not None and len(sample.labels) == len(dataset.records[index].labels) - 1
+    assert sample is not None and sample.labels.tolist() == [REGION, *dataset.records[index].labels[1:]]
+    views = TrainSet(dataset, FixedSize((64, 96)), AugmentConfig(scale=(1.5, 3.0)))
+    seen = []
+    for epoch in range(40):
+        views.set_epoch(epoch)
+        view = views[index]
+        assert view is not None
+        seen += [(box[2:] - box[:2]).prod() for box, n in zip(view.boxes_xyxy, view.labels, strict=True) if n == REGION]
+    whole = np.prod(first["bbox"][2:]) * 1.5**2 * (64 / 128) ** 2
+    assert 40 > len(seen) > 5 and min(seen) < 0.25 * whole  # kept however little is left of it
+
+    batch = collate([sample, sample._replace(boxes_xyxy=sample.boxes_xyxy[1:], labels=sample.labels[1:])])
+    config = model_config({"classes": ["a", "b", "c"], "input_size_hw": [128, 128], "assign": {"kind": "center"}})
+    grid = priors(feature_sizes((128, 128), (3, 7)), (8, 16, 32, 64, 128), config.anchors)
+    N = len(grid.boxes_xyxy)
+    raw = Raw(torch.zeros(2, N, 3, requires_grad=True), torch.zeros(2, N, 4), torch.zeros(2, N))
+    criterion(config, raw, grid, batch.boxes_xyxy, batch.labels, batch.sizes_hw).cls.backward()
+    learnt = raw.logits.grad.abs().sum(dim=-1) > 0  # type: ignore[union-attr]
+    x1, y1, x2, y2 = sample.boxes_xyxy[0]
+    x, y = grid.points.unbind(-1)
+    inside = (x > float(x1)) & (x < float(x2)) & (y > float(y1)) & (y < float(y2))
+    assert inside.sum() > 4 and (learnt[0] | inside).all() and not (learnt[0] & inside).all() and learnt[1].all()
 
 
 def test_collate_pads_and_survives_nothing() -> None:
@@ -142,7 +168,12 @@ def test_collate_pads_and_survives_nothing() -> None:
     assert batch.images.shape == (2, 32, 64, 3) and batch.images.dtype == torch.uint8
     assert batch.boxes_xyxy.shape == (2, 2, 4) and batch.labels.tolist() == [[0, 1], [-1, -1]]
     assert batch.boxes_xyxy[1].eq(0).all() and list(batch.image_ids) == [7, 8]
+    assert batch.sizes_hw.tolist() == [[32, 64], [32, 64]]
+    wide = sample(1, 3)._replace(image=np.zeros((64, 32, 3), np.uint8))
+    mixed = collate([sample(1, 2), wide])
+    assert mixed.images.shape == (2, 64, 64, 3) and mixed.sizes_hw.tolist() == [[32, 64], [64, 32]]
     no_objects = collate([sample(0, 1)])
     assert no_objects.boxes_xyxy.shape == (1, 0, 4) and no_objects.labels.shape == (1, 0)
     for nothing in (collate([None, None]), collate([])):
         assert len(nothing.images) == 0 and nothing.boxes_xyxy.shape == (0, 0, 4) and list(nothing.image_ids) == []
+        assert nothing.sizes_hw.shape == (0, 2)

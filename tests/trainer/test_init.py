@@ -91,8 +91,8 @@ def test_what_does_not_fit_is_refused_with_its_shapes(folder):
 
 
 @pytest.mark.parametrize("override, message", [
-    ("init=nowhere.pt", r"init: .*nowhere\.pt: no such file"),
-    ("init=first.yaml", r"init: .*first\.yaml: not a readable checkpoint"),
+    ("init=nowhere.pt", r"init: .*nowhere\.pt: cannot read this checkpoint: no such file"),
+    ("init=first.yaml", r"init: .*first\.yaml: cannot read this checkpoint: not a file of tensors"),
     ("model.detector=atss", r"model\.detector: .*best\.pt is fcos, not atss; leave it out"),
     ("model.neck.chanels=3", r"unknown key 'model\.neck\.chanels'; did you mean 'channels'"),
 ])  # fmt: skip
@@ -109,7 +109,8 @@ def test_the_command_says_it_and_a_resumed_run_does_not_need_the_checkpoint(fold
     hidden = first.rename(first.with_suffix(".hidden"))
     last = folder / "runs" / "other" / "last.pt"
     content = torch.load(last, weights_only=True)
-    content["resume"]["epoch"] = 1  # as one that was stopped after its first epoch
+    # As one that was stopped after its first epoch.
+    content["resume"] |= {"epoch": 1, "finished": False}
     torch.save(content, last)
     config = find_resumable(last).config
     hidden.rename(first)

@@ -63,7 +63,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
 
     import trainer.loop
 
-    real, epochs = trainer.loop._train_epoch, []
+    real, epochs = trainer.loop.train_epoch, []
 
     def stopped(*arguments: object) -> None:
         if len(epochs) == 2:
@@ -71,10 +71,10 @@ def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
         epochs.append(1)
         real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer.loop, "_train_epoch", stopped)
+    monkeypatch.setattr(trainer.loop, "train_epoch", stopped)
     with pytest.raises(KeyboardInterrupt):
         fit(settings, tmp_path / "cut", quiet=True)
-    monkeypatch.setattr(trainer.loop, "_train_epoch", real)
+    monkeypatch.setattr(trainer.loop, "train_epoch", real)
 
     resume = find_resumable(None, tmp_path / "cut")
     assert resume.state["epoch"] == 2

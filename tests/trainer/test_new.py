@@ -90,6 +90,15 @@ def test_complete_for_any_number_of_images(tmp_path: Path, hardware: Hardware, d
     assert config.val_interval <= config.schedule.epochs
 
 
+@pytest.mark.parametrize(("images", "size", "norm"), [(700, 640, "sepbn"), (700, 64, "sepbn"), (3, 64, "gn")])
+def test_the_heads_norm_has_enough_to_count(
+    tmp_path: Path, hardware: Hardware, images: int, size: int, norm: str
+) -> None:
+    """Batches of one picture of 64 px have 4 cells on the last level: no statistics for a BatchNorm."""
+    data = _write(tmp_path / "d", {1: "cat"}, images, hw=(640, 640))
+    assert read_config(new_config(tmp_path / "a.yaml", *data, size=size)).model.head.norm == norm
+
+
 def test_paths_are_relative_to_the_yaml(tmp_path: Path, hardware: Hardware) -> None:
     data = _write(tmp_path / "some data", {1: "cat"})
     out = new_config(tmp_path / "configs" / "deep" / "my.yaml", *data)

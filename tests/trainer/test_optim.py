@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from trainer.averaging import build_average
 from trainer.config import OptimConfig, ScheduleConfig
-from trainer.optim import build_average, build_optimizer, group_size, lr_factor, steps_per_epoch
+from trainer.optim import build_optimizer, group_size, lr_factor, steps_per_epoch
 
 
 @pytest.mark.parametrize(("batches", "accumulate", "steps"), [(1, 1, 1), (10, 1, 10), (10, 3, 4), (9, 3, 3), (2, 8, 1)])

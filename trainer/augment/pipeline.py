@@ -28,6 +28,7 @@ from trainer.augment.paste import paste_all
 from trainer.augment.policy import Effect, apply_to_picture, auto_steps, trivial_steps
 from trainer.augment.sources import Sources
 from trainer.augment_config import AugmentConfig
+from trainer.own_parts import own_augmentations
 
 
 def augment(
@@ -117,6 +118,8 @@ class _Run:
     def prepared(self, picture: Picture, fill_bgr: tuple[int, int, int]) -> tuple[Picture, list[Effect]]:
         """What happens to the picture before the one resize, and what is drawn for the input's pixels."""
         config, rng = self.config, self.rng
+        if config.own:
+            picture = Picture(*own_augmentations(config.own, *picture, rng))
         picture = self.pasted(picture)
         if rng.random() < config.flip:  # before the letterbox, so that its border stays right and below
             picture = Picture(*flip_horizontal(picture.image, picture.boxes_xyxy), picture.labels)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.coco import ImageRecord
 from runtime.image import Image
+from runtime.records import ImageRecord
 from trainer.augment.geometry import Boxes, Labels, Picture
 from trainer.augment.paste import Patch, cut_patch
 from trainer.augment.transforms import Transform, make_transforms

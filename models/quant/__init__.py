@@ -1,0 +1,11 @@
+"""8-bit integers: one way for post-training quantisation and for training with quantisation.
+
+`quantise(detector)` folds a detector and puts a `FakeQuant` where an 8-bit engine would have integers. Then its ranges
+are observed on pictures, and that is post-training quantisation; training goes on from there, and that is QAT.
+"""
+
+from models.quant.fake_quant import FakeQuant, IntConv2d, QuantConv2d
+from models.quant.graph import QuantDetector, QuantError, quantise
+from models.quant.ranges import METHODS, Method
+
+__all__ = ["METHODS", "FakeQuant", "IntConv2d", "Method", "QuantConv2d", "QuantDetector", "QuantError", "quantise"]

@@ -1,0 +1,90 @@
+"""How large a number 127 is: ranges of activations from what was observed.
+
+Symmetric: zero is zero, and values beyond the range saturate. Every method reads one histogram of magnitudes, so that
+choosing another method needs no second look at the pictures.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Method = Literal["minmax", "percentile", "mse", "entropy"]
+METHODS: tuple[Method, ...] = get_args(Method)
+BINS = 2048
+LEVELS = 128  # magnitudes of an int8: 0..127
+_NOTHING = 1e-30  # magnitudes up to this are zeros: float32 cannot divide by a bin of theirs
+
+
+class Histogram:
+    """Counts of |x| in `BINS` equal bins from 0 to `top`; `top` doubles when something larger comes."""
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.top = 0.0
+        self.largest = 0.0
+
+    def add(self, x: Tensor) -> None:
+        """Count the finite values of `x`, of any shape."""
+        magnitudes = x.detach().float().abs().flatten()
+        magnitudes = magnitudes[magnitudes.isfinite()]
+        largest = float(magnitudes.max()) if magnitudes.numel() else 0.0
+        if largest <= _NOTHING:
+            self.counts[0] += magnitudes.numel()
+            return
+        if self.top == 0.0:
+            self.top = largest
+        while largest > self.top:  # two bins become one, exactly
+            self.counts = torch.cat([self.counts.view(-1, 2).sum(1), torch.zeros(BINS // 2, dtype=torch.float64)])
+            self.top *= 2
+        self.largest = max(self.largest, largest)
+        index = (magnitudes * (BINS / self.top)).long().clamp(max=BINS - 1)
+        self.counts += torch.bincount(index, minlength=BINS).double().cpu()
+
+    def range(self, method: Method, percentile: float = 99.99) -> float:
+        """The magnitude that becomes 127; 0 where nothing but zeros was seen."""
+        if self.largest == 0.0:  # nothing but zeros, or nothing
+            return 0.0
+        if method == "minmax":
+            return self.largest
+        if method == "percentile":
+            reached = self.counts.cumsum(0) >= self.counts.sum() * (percentile / 100)
+            return min(self.largest, (int(reached.nonzero()[0]) + 1) * self.top / BINS)
+        return min(self.largest, _best(self, _squared_error if method == "mse" else _divergence))
+
+
+def _best(histogram: Histogram, cost: object) -> float:
+    """The range with the least cost, among those that end at a bin's end and keep at least an eighth of the bins."""
+    assert callable(cost)
+    used = int(histogram.counts.nonzero()[-1]) + 1
+    ends = range(max(LEVELS, used // 8), used + 1, max(1, used // 128))
+    costs = [(float(cost(histogram.counts, end)), end) for end in {*ends, used} if end >= LEVELS or end == used]
+    return min(costs)[1] * histogram.top / BINS
+
+
+def _squared_error(counts: Tensor, end: int) -> Tensor:
+    """Of values at the centres of bins, rounded to multiples of end / 127 and saturated; in bins squared."""
+    centres = torch.arange(len(counts), dtype=torch.float64) + 0.5
+    step = end / (LEVELS - 1)
+    rounded = (centres / step).round().clamp(max=LEVELS - 1) * step
+    return (counts * (centres - rounded) ** 2).sum()
+
+
+def _divergence(counts: Tensor, end: int) -> Tensor:
+    """Kullback-Leibler, of the saturated distribution from its form in 128 levels (Migacz, "8-bit Inference with
+    TensorRT", 2017). The first bin is left out: zeros of a ReLU are exact in any range.
+    """
+    kept = counts[:end].clone()
+    kept[-1] += counts[end:].sum()
+    kept[0] = 0
+    level = (torch.arange(end) * LEVELS) // end
+    filled = (counts[:end] > 0).double()
+    filled[0] = 0
+    inside = counts[:end] * filled
+    sums = torch.zeros(LEVELS, dtype=torch.float64).index_add(0, level, inside)
+    sizes = torch.zeros(LEVELS, dtype=torch.float64).index_add(0, level, filled)
+    coarse = (sums / sizes.clamp(min=1))[level] * filled
+    p, q = kept / kept.sum().clamp(min=1e-12), coarse / coarse.sum().clamp(min=1e-12)
+    return torch.where(p > 0, p * ((p + 1e-12) / (q + 1e-12)).log(), 0.0).sum()

@@ -1,0 +1,185 @@
+"""A plain JSON list, mmdetection's custom format: one object for each picture, boxes as xyxy pixels.
+
+    [{"filename": "a.jpg", "width": 640, "height": 480,
+      "ann": {"bboxes": [[x1, y1, x2, y2]], "labels": [0], "bboxes_ignore": [[x1, y1, x2, y2]]}}]
+
+Labels are numbers from 0, or class names. Names for numbers come from `<file>.classes.txt` or `classes.txt` beside the
+list (one a line), else from the classes that are asked for. `bboxes_ignore` are regions that training and evaluation
+ignore, for every class unless `labels_ignore` says whose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.header import image_size
+from runtime.image import ImageError
+from runtime.records import (
+    ABSENT_CLASS,
+    BROKEN_ENTRY,
+    EVERY_CLASS,
+    NO_BBOX,
+    NO_CLASS,
+    NO_FILE,
+    NO_SIZE,
+    OTHER_CLASS,
+    CocoDataset,
+    DatasetError,
+    ImageRecord,
+    Problem,
+    Problems,
+    Row,
+    choose_classes,
+    clipped_box,
+    is_number,
+    make_record,
+    read_class_names,
+)
+
+
+def read_list(
+    annotations: Path, images: Path, classes: Sequence[str] | None, check_files: bool, allow_absent: bool
+) -> CocoDataset:
+    """Read a JSON list. Image ids count from 1 in its order. Arguments and errors are those of `read_dataset`."""
+    content = _read_json(annotations)
+    beside = (annotations.with_suffix(".classes.txt"), annotations.parent / "classes.txt")
+    names_file = next((path for path in beside if path.is_file()), None)
+    known = _known_classes(annotations, content, names_file, classes)
+    names, absent = choose_classes(known, classes, str(annotations), allow_absent)
+    label_of = {name: label for label, name in enumerate(names)}
+    problems = [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
+    records, first_missing = [], None
+    for number, entry in enumerate(content):
+        try:
+            record = _record(entry, number, images, known, label_of, problems)
+        except _Broken as error:
+            problems.append(Problem(BROKEN_ENTRY, number + 1, detail=f"{annotations}: [{number}]{error}"))
+            continue
+        except ImageError as error:
+            reason = NO_SIZE if error.path.is_file() else NO_FILE
+            problems.append(Problem(reason, number + 1, detail=str(error)))
+            first_missing = first_missing or error.path
+            continue
+        if check_files and not record.path.is_file():
+            problems.append(Problem(NO_FILE, record.id, detail=str(record.path)))
+            first_missing = first_missing or record.path
+            continue
+        records.append(record)
+    if not records:
+        why = f"no such file {first_missing}" if first_missing else f"the first: {problems[len(absent)].detail}"
+        raise DatasetError(f"{annotations}: none of its {len(content)} images can be used ({why})")
+    files = (annotations, names_file) if names_file is not None else ()
+    ids = tuple(range(1, len(names) + 1))
+    return CocoDataset(annotations, images, names, ids, tuple(records), Problems(tuple(problems)), files)
+
+
+class _Broken(ValueError):
+    """An entry of the list of which nothing can be used; begins with its key."""
+
+
+def _read_json(path: Path) -> list[Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such annotation file") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot read this annotation file: {error.strerror}") from None
+    except ValueError as error:
+        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, list) or not content:
+        raise DatasetError(f"{path}: expected a JSON list of {{filename, width, height, ann}}, at least one")
+    if isinstance(content[0], dict) and "image_id" in content[0]:
+        raise DatasetError(
+            f"{path}: a list of detections (COCO results) or of bare annotations, not a data set: expected "
+            "objects with filename and ann"
+        )
+    return content
+
+
+def _known_classes(
+    path: Path, content: list[Any], names_file: Path | None, classes: Sequence[str] | None
+) -> Sequence[str]:
+    """Names of labels 0, 1, ...: of the file of names, of labels that are text, or those that are asked for."""
+    if names_file is not None:
+        return read_class_names(names_file)
+    anns = [entry["ann"] for entry in content if isinstance(entry, dict) and isinstance(entry.get("ann"), dict)]
+    labels = [
+        label for ann in anns for key in ("labels", "labels_ignore")
+        for label in (ann[key] if isinstance(ann.get(key), list) else [])
+    ]  # fmt: skip
+    texts = sorted({label for label in labels if isinstance(label, str)})
+    if texts:
+        return texts
+    if classes is not None:
+        return classes
+    raise DatasetError(
+        f"{path}: its labels are numbers; write their class names, one a line, into {path.stem}.classes.txt or "
+        "classes.txt beside it, or give the classes"
+    )
+
+
+def _record(
+    entry: Any, number: int, images: Path, known: Sequence[str], label_of: dict[str, int], problems: list[Problem]
+) -> ImageRecord:
+    if not isinstance(entry, dict):
+        raise _Broken(f": expected an object with filename and ann, got {entry!r:.60}")
+    file_name = entry.get("filename")
+    if not isinstance(file_name, str) or not file_name:
+        raise _Broken(f".filename: expected text, got {file_name!r:.60}")
+    path = images / file_name
+    height, width = _side(entry, "height"), _side(entry, "width")
+    if height is None or width is None:
+        height, width = image_size(path)
+    ann = entry.get("ann", {})
+    if not isinstance(ann, dict):
+        raise _Broken(f".ann: expected an object with bboxes and labels, got {ann!r:.60}")
+    rows: list[Row] = []
+    for boxes_key, labels_key, ignored in (("bboxes", "labels", False), ("bboxes_ignore", "labels_ignore", True)):
+        boxes, labels = ann.get(boxes_key) or [], ann.get(labels_key)
+        if not isinstance(boxes, list):
+            raise _Broken(f".ann.{boxes_key}: expected a list of [x1, y1, x2, y2], got {boxes!r:.60}")
+        if labels is None and ignored:
+            labels = [EVERY_CLASS] * len(boxes)
+        if not isinstance(labels or [], list) or len(labels or []) != len(boxes):
+            raise _Broken(f".ann.{labels_key}: expected {len(boxes)} labels, one for each box, got {labels!r:.60}")
+        for i, (box, label) in enumerate(zip(boxes, labels or [], strict=True)):
+            where = f"[{number}].ann.{boxes_key}[{i}]: {box!r:.60}, label {label!r:.60}"
+            row, reason = _row(box, label, ignored, height, width, known, label_of)
+            if reason:
+                problems.append(Problem(reason, number + 1, i, where))
+            if row is not None:
+                rows.append(row)
+    return make_record(number + 1, path, height, width, rows)
+
+
+def _side(entry: dict[str, Any], key: str) -> int | None:
+    side = entry.get(key)
+    if side is not None and (not isinstance(side, int) or isinstance(side, bool) or side < 1):
+        raise _Broken(f".{key}: expected a whole number of at least 1, got {side!r:.60}")
+    return side
+
+
+def _row(
+    box: Any, label: Any, ignored: bool, height: int, width: int, known: Sequence[str], label_of: dict[str, int]
+) -> tuple[Row | None, str]:
+    """The object, or None; and the reason where it is skipped or clipped."""
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(v) for v in box):
+        return None, NO_BBOX
+    if ignored and label == EVERY_CLASS:
+        index = EVERY_CLASS
+    else:
+        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(known):
+            label = known[label]
+        if not isinstance(label, str) or label not in known:
+            return None, NO_CLASS
+        if label not in label_of:
+            return None, OTHER_CLASS
+        index = label_of[label]
+    x1, y1, x2, y2 = (float(v) for v in box)
+    clipped, reason = clipped_box(x1, y1, x2, y2, height, width)
+    if clipped is None:
+        return None, reason
+    return Row(clipped, index, ignored, (clipped[2] - clipped[0]) * (clipped[3] - clipped[1])), reason

@@ -1,0 +1,197 @@
+"""Annotated pictures, whatever format they were written in: the records, and what was wrong with their file."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class DatasetError(ValueError):
+    """An annotation file that cannot be used; the message names the file, the key or line, and what to do."""
+
+
+EVERY_CLASS = -1
+"""Label of an ignore region that belongs to no class: it stands for all of them."""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One picture and its G objects."""
+
+    id: int
+    path: Path
+    height: int
+    width: int
+    boxes_xyxy: NDArray[np.float32]
+    """[G, 4] pixels of the picture, clipped to it; every box has a positive area."""
+    labels: NDArray[np.int64]
+    """[G], 0..C-1; `EVERY_CLASS` where a crowd box belongs to no class."""
+    crowd: NDArray[np.bool_]
+    """[G], True where training and evaluation ignore what lies in the box: COCO's crowds, VOC's difficult objects,
+    `bboxes_ignore` of a list."""
+    area: NDArray[np.float32]
+    """[G] square pixels: the file's own `area` where it has one (a mask's, usually), else the box's."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing in the annotation file that was left out or changed."""
+
+    reason: str
+    image_id: int | None
+    annotation_id: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Everything in an annotation file that was left out or changed, one entry each."""
+
+    items: tuple[Problem, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each reason occurs, the most frequent first."""
+        return dict(Counter(item.reason for item in self.items).most_common())
+
+    def summary(self) -> str:
+        """One line for a log, such as '2 boxes with NaN or infinite numbers (skipped)'; '' without problems."""
+        return ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """Annotated pictures, read and checked, in COCO's terms whatever format they were written in.
+
+    Label i is category `category_ids[i]`, named `class_names[i]`.
+    """
+
+    annotations: Path
+    """The file or folder that was named."""
+    images_dir: Path
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    records: tuple[ImageRecord, ...]
+    problems: Problems
+    files: tuple[Path, ...] = ()
+    """Every annotation file that was read, where it is not `annotations` alone."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+NOT_FINITE = "boxes with NaN or infinite numbers (skipped)"
+NO_AREA = "boxes with zero or negative width or height (skipped)"
+OUTSIDE = "boxes entirely outside their image (skipped)"
+CLIPPED = "boxes partly outside their image (clipped)"
+NO_BBOX = "annotations without a bbox of four numbers (skipped)"
+UNKNOWN_CATEGORY = "annotations of an unknown category_id (skipped)"
+UNKNOWN_IMAGE = "annotations of an unknown image_id (skipped)"
+OTHER_CLASS = "annotations of classes that were not asked for (skipped)"
+NO_FILE = "images whose file is missing (skipped)"
+BROKEN_ENTRY = "images whose annotations cannot be read (skipped)"
+NO_SIZE = "images whose size cannot be read (skipped)"
+NO_CLASS = "objects without a known class (skipped)"
+ABSENT_CLASS = "classes without an object in this data set"
+
+
+class Row(NamedTuple):
+    """One usable object."""
+
+    box: tuple[float, float, float, float]
+    """xyxy pixels."""
+    label: int
+    crowd: bool
+    area: float
+
+
+def make_record(image_id: int, path: Path, height: int, width: int, rows: Sequence[Row]) -> ImageRecord:
+    """The record of a picture and its usable objects."""
+    return ImageRecord(
+        id=image_id,
+        path=path,
+        height=height,
+        width=width,
+        boxes_xyxy=np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
+        labels=np.array([row[1] for row in rows], np.int64),
+        crowd=np.array([row[2] for row in rows], np.bool_),
+        area=np.array([row[3] for row in rows], np.float32),
+    )
+
+
+def clipped_box(
+    x1: float, y1: float, x2: float, y2: float, height: int, width: int, tolerance: float = 1e-3
+) -> tuple[tuple[float, float, float, float] | None, str]:
+    """A box clipped to its picture, or None; and the reason where it is skipped or clipped.
+
+    `tolerance` in pixels: annotation tools round, and what sticks out by less is not worth a word.
+    """
+    if not (math.isfinite(x1) and math.isfinite(y1) and math.isfinite(x2) and math.isfinite(y2)):
+        return None, NOT_FINITE
+    if x2 <= x1 or y2 <= y1:
+        return None, NO_AREA
+    box = max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
+    # Compared as float32, the precision that is kept: an area must not vanish by rounding later. A pixel is never lost.
+    thin = box[2] - box[0] < 1 or box[3] - box[1] < 1
+    if thin and (np.float32(box[2]) <= np.float32(box[0]) or np.float32(box[3]) <= np.float32(box[1])):
+        return None, OUTSIDE if box[2] <= box[0] or box[3] <= box[1] else NO_AREA
+    moved = x1 < -tolerance or y1 < -tolerance or x2 > width + tolerance or y2 > height + tolerance
+    return box, CLIPPED if moved else ""
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def choose_classes(
+    known: Sequence[str], asked: Sequence[str] | None, where: str, allow_absent: bool = False
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names in label order: `asked`, else `known`; and those asked for that are not known.
+
+    `where` begins the messages. Raises `DatasetError` for an empty or repeated choice, and, unless `allow_absent`,
+    for a class that is not known.
+    """
+    if asked is None:
+        return tuple(known), ()
+    if isinstance(asked, str) or not asked:
+        raise DatasetError(f"{where}: classes: expected a list of at least one class name, got {asked!r}")
+    if len(set(asked)) != len(asked):
+        twice = next(name for name in asked if list(asked).count(name) > 1)
+        raise DatasetError(f"{where}: classes: {twice!r} was asked for twice")
+    absent = tuple(name for name in asked if name not in set(known))
+    if absent and not allow_absent:
+        raise DatasetError(f"{where}: there is no class {absent[0]!r}; {nearest_class(absent[0], known)}")
+    return tuple(asked), absent
+
+
+def nearest_class(name: str, known: Sequence[str]) -> str:
+    """For the end of a message: the class that `name` may have meant, or those there are."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(list(known)[:20])}"
+
+
+def read_class_names(path: str | PathLike[str]) -> list[str]:
+    """Class names of a text file, one a line in the order of labels; empty lines do not count.
+
+    Raises `DatasetError`.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: class names cannot be read: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DatasetError(f"{path}: expected class names, one a line; it has none")
+    return names

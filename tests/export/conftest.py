@@ -1,0 +1,59 @@
+"""What tests of exported graphs share: a checkpoint of a network, and the comparison of a graph with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from export.drift import drift
+from models.checkpoint import load_detector, save_checkpoint
+from models.detector import Detector as Network
+from models.typed import to_mapping
+from runtime import Card, Detections
+
+
+def _save_network(path: Path, model: Network) -> Path:
+    config, post = model.config, model.config.postprocess
+    nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
+    card = Card(
+        kind="checkpoint", classes=config.classes, input_size_hw=config.input_size_hw,
+        score_threshold=post.score_threshold, nms=nms, model=to_mapping(config),
+    )  # fmt: skip
+    save_checkpoint(path, model.state_dict(), card.to_json())
+    return path
+
+
+@pytest.fixture(scope="session")
+def save_network() -> Callable[[Path, Network], Path]:
+    """Writes a checkpoint of a network with its card, nothing validated, and returns its path."""
+    return _save_network
+
+
+def _assert_same(checkpoint: Path, graph: Path, batches: tuple[int, ...]) -> None:
+    deploy, card = load_detector(checkpoint)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    classes = tuple(card["classes"])
+    for batch in batches:
+        size = (batch, *card["input_size_hw"], 3)
+        images = np.random.default_rng(batch).integers(0, 256, size, dtype=np.uint8)
+        with torch.inference_mode():
+            expected = [t.numpy() for t in deploy(torch.from_numpy(images))]
+        assert expected[0].sum() > 5 * batch  # otherwise this would compare nothing
+        pairs = [
+            {i: Detections(boxes[: n[0]], scores[: n[0]], labels[: n[0]], classes) for i, (n, boxes, scores, labels)
+             in enumerate(zip(*outputs, strict=True))}
+            for outputs in (expected, session.run(None, {"images": images}))
+        ]  # fmt: skip
+        apart = drift(*pairs)
+        assert apart.unmatched == 0 and apart.box_max_px < 0.05 and apart.score_max < 1e-3
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[[Path, Path, tuple[int, ...]], None]:
+    """Asserts that a graph finds what its checkpoint finds, on batches of these sizes."""
+    return _assert_same

@@ -1,0 +1,307 @@
+"""8 bits: the arithmetic is ONNX's, ranges are what they say, and rounding stands where an engine has integers."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from torch import Tensor, fx, nn
+
+import export
+from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
+from models.config import model_config
+from models.deploy import Deploy
+from models.detector import Detector
+from models.quant import METHODS, FakeQuant, IntConv2d, QuantConv2d, QuantError, quantise
+from models.quant.fake_quant import rounded
+from models.quant.ranges import BINS, Histogram
+from runtime import Detector as Runtime
+from runtime import read_coco, read_image
+from runtime.evaluate import evaluate
+
+
+def detector(**keys: object) -> Detector:
+    torch.manual_seed(0)
+    config = {
+        "classes": list("abc"), "input_size_hw": [64, 96], "backbone": {"name": "resnet18", "width": 0.25},
+        "neck": {"channels": 16, "levels": [3, 5], "norm": "bn"}, "head": {"depth": 1}, **keys,
+    }  # fmt: skip
+    return Detector(model_config(config)).eval()
+
+
+def images(count: int = 2) -> Tensor:
+    return torch.randint(0, 256, (count, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+# -------------------------------------------------------------------------------- arithmetic
+
+
+def test_rounding_is_that_of_onnx_to_the_last_bit():
+    """Half steps, values beyond the range, values of any magnitude, and scales that are no powers of two."""
+    rng = np.random.default_rng(0)
+    node = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]  # fmt: skip
+    graph = helper.make_graph(
+        node, "pair",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
+         helper.make_tensor_value_info("s", TensorProto.FLOAT, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor("z", TensorProto.INT8, [], [0])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for scale in (1.0, 0.1, 3.7e-3, 7.3e4):
+        steps = np.concatenate([np.arange(-200, 201) / 2, rng.uniform(-140, 140, 100_000)])
+        x = np.concatenate([steps * scale, rng.normal(0, 1, 1000) * 10.0 ** rng.integers(-8, 8, 1000)]).astype("f4")
+        theirs = session.run(None, {"x": x, "s": np.array(scale, np.float32)})[0]
+        np.testing.assert_array_equal(
+            rounded(torch.from_numpy(x), torch.tensor(scale, dtype=torch.float32)).numpy(), theirs
+        )
+
+
+def test_the_gradient_passes_inside_the_range_and_stops_beyond():
+    x = torch.tensor([-300.0, -127.9, -0.3, 0.0, 17.5, 126.9, 200.0], requires_grad=True)
+    rounded(x, torch.tensor(1.0)).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [0, 1, 1, 1, 1, 1, 0]
+
+
+def test_an_int8_weight_computes_what_its_rounded_form_computes():
+    torch.manual_seed(0)
+    for conv in (nn.Conv2d(8, 12, 3, 2, 1), nn.Conv2d(8, 16, 3, padding=2, dilation=2, groups=4, bias=False)):
+        conv.weight.data[1] = 0  # a channel of zeros has a scale too
+        quant = QuantConv2d(conv).eval()
+        fused = quant.fuse()
+        assert isinstance(fused, IntConv2d) and fused.steps.dtype == torch.int8
+        x = torch.randn(2, 8, 9, 11)
+        torch.testing.assert_close(fused(x), quant(x), rtol=0, atol=1e-6)
+        error = (fused.steps * fused.scale[:, None, None, None] - conv.weight).abs()
+        assert (error <= fused.scale[:, None, None, None] * 0.5001).all()
+
+
+# -------------------------------------------------------------------------------- ranges
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=50), st.integers(1, 49))
+def test_counts_do_not_depend_on_the_order_in_which_the_range_grew(values, cut):
+    whole, parts = Histogram(), Histogram()
+    values = [max(values), *values]  # the first decides the bins
+    whole.add(torch.tensor(values))
+    for part in (values[:cut], values[cut:]):
+        if part:
+            parts.add(torch.tensor(part))
+    assert torch.equal(whole.counts, parts.counts) and whole.top == parts.top
+
+
+def test_a_larger_value_doubles_the_bins_and_loses_nothing():
+    histogram = Histogram()
+    histogram.add(torch.tensor([1.0, 0.25]))
+    histogram.add(torch.tensor([-3.0]))
+    assert histogram.top == 4.0 and histogram.range("minmax") == 3.0 and histogram.counts.sum() == 3
+    assert histogram.counts.nonzero().flatten().tolist() == [BINS // 16, BINS // 4 - 1, 3 * BINS // 4]
+
+
+def test_methods_on_a_normal_distribution_with_an_outlier():
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    x[0] = 60.0
+    histogram = Histogram()
+    histogram.add(x)
+    ranges = {method: histogram.range(method) for method in METHODS}
+    assert ranges["minmax"] == 60.0
+    assert ranges["percentile"] == pytest.approx(float(x.abs().quantile(0.9999)), abs=60 / BINS)
+
+    def error(limit: float) -> float:
+        return float((rounded(x, torch.tensor(limit / 127)) - x).square().sum())
+
+    best = min(np.linspace(3, 60, 200), key=error)  # brute force, on the values themselves
+    # An eighth of the bins is the least that is kept: 7.5 of 60.
+    assert error(ranges["mse"]) <= 1.05 * error(max(best, 7.5))
+    assert ranges["entropy"] < 20
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_but_zeros_and_a_single_value(method):
+    histogram = Histogram()
+    histogram.add(torch.zeros(5))
+    assert histogram.range(method) == 0.0
+    quant = FakeQuant()
+    quant.observe()
+    quant(torch.zeros(3))
+    quant.settle(method)
+    assert torch.equal(quant(torch.zeros(3)), torch.zeros(3))
+    histogram.add(torch.tensor([2.0, float("nan"), float("inf")]))  # what is not finite says nothing of the range
+    assert histogram.range(method) == pytest.approx(2.0, rel=1e-3)
+
+
+# -------------------------------------------------------------------------------- where it stands
+
+NETWORKS: dict[str, dict[str, object]] = {
+    "resnet18": {},
+    "resnet50": {"backbone": {"name": "resnet50", "width": 0.25}},
+    "mobilenet_v3": {"backbone": {"name": "mobilenet_v3_large", "width": 0.5}},
+    "qarepvgg": {"backbone": {"name": "qarepvgg_a0", "width": 0.25}},
+    "reppan": {"neck": {"kind": "reppan", "channels": 16, "levels": [3, 5]}},
+    "bifpn": {"neck": {"kind": "bifpn", "channels": 16, "levels": [3, 5]}},
+    "shuffle": {"head": {"depth": 2, "block": "shuffle", "norm": "sepbn"}},
+}
+
+
+def rounded_nodes(graph: fx.GraphModule) -> set[fx.Node]:
+    """The tensors that are on an int8 grid: rounded, or moved from rounded ones without change."""
+    modules, found = dict(graph.named_modules()), set()
+    for node in graph.graph.nodes:
+        kind = modules.get(str(node.target)) if node.op == "call_module" else None
+        moves = isinstance(kind, (nn.MaxPool2d, nn.Identity)) or (
+            node.op == "call_function" and node.target in (torch.cat, nn.functional.interpolate)
+        )
+        inputs = node.args[0] if node.args else None
+        sources = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        if isinstance(kind, FakeQuant) or (moves and all(source in found for source in sources)):
+            found.add(node)
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_convolution_but_the_predictions_reads_and_holds_8_bits(name):
+    network = quantise(detector(**NETWORKS[name]))
+    modules, on_grid = dict(network.graph.named_modules()), rounded_nodes(network.graph)
+    seen = set()
+    for node in network.graph.graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.Conv2d):
+            continue
+        seen.add(str(node.target))
+        last = str(node.target) in ("head.cls", "head.box", "head.quality")
+        assert isinstance(modules[str(node.target)], QuantConv2d) != last, node.target
+        assert last or node.args[0] in on_grid, node.target
+    convolutions = {n for n, m in network.graph.named_modules() if isinstance(m, nn.Conv2d)}
+    assert seen == convolutions and set(network.layers) == convolutions - {"head.cls", "head.box", "head.quality"}
+    network.calibrate([images()], "minmax")
+    assert all(torch.isfinite(out).all() for out in network(images()) if out is not None)
+
+
+def test_a_residual_sum_adds_a_rounded_shortcut_to_a_bare_convolution():
+    network = quantise(detector())
+    modules, on_grid, sums = dict(network.graph.named_modules()), rounded_nodes(network.graph), 0
+    for node in network.graph.graph.nodes:
+        if node.op == "call_function" and "add" in getattr(node.target, "__name__", ""):
+            first, second = node.args
+            sums += 1
+            assert (first in on_grid) != (second in on_grid), node
+    assert sums == 8 + 2  # two in each of four stages, and the pyramid's
+    pool = next(n for n in network.graph.graph.nodes if isinstance(modules.get(str(n.target)), nn.MaxPool2d))
+    assert pool in on_grid, "pooling happens on integers"
+
+
+def test_parts_of_a_concatenation_share_one_range():
+    network = quantise(detector(**NETWORKS["reppan"]))
+    shared = 0
+    for node in network.graph.graph.nodes:
+        if node.target is torch.cat and node.args[0][0].op == "call_module" and "fake_quants" in node.args[0][0].target:
+            assert len({part.target for part in node.args[0]}) == 1
+            shared += 1
+    assert shared == 4
+
+
+def test_float_layers_stay_as_they_are():
+    plain = detector()
+    everything = list(quantise(plain).layers)
+    network = quantise(plain, everything)
+    assert not network.layers
+    for fake_quant in network.fake_quants.values():  # of sums
+        fake_quant.enabled = False
+    for ours, theirs in zip(network(images()), plain(images()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert set(quantise(plain, everything[:3]).layers) == set(everything[3:])
+    with pytest.raises(QuantError, match="backbone.conv9 is no convolution"):
+        quantise(plain, ["backbone.conv9"])
+
+
+def test_what_cannot_be_traced_or_calibrated_is_said():
+    class Moody(nn.Module):
+        channels = (16, 16, 16, 16)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [x] if x.sum() > 0 else []
+
+    network = detector()
+    network.backbone = Moody().eval()  # type: ignore[assignment]
+    with pytest.raises(QuantError, match="cannot be traced.*fp16"):
+        quantise(network)
+    with pytest.raises(QuantError, match="expected images"):
+        quantise(detector()).calibrate([])
+
+
+def test_training_follows_the_ranges_only_while_it_is_told_to():
+    network = quantise(detector())
+    network.calibrate([images()], "minmax")
+    first = network.fake_quants["backbone_conv1"]
+    before = float(first.scale)
+    network.train()
+    network((images().float() * 0.1).to(torch.uint8))
+    assert float(first.scale) == before
+    for fake_quant in network.fake_quants.values():
+        fake_quant.tracking = True
+    network((images().float() * 0.1).to(torch.uint8))
+    moved = float(first.scale)
+    assert moved < before
+    network.eval()
+    network(images())
+    assert float(first.scale) == moved
+    assert any(p.grad is not None for p in _trained(network))
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    sum(out.sum() for out in network(images()) if out is not None).backward()
+    return list(network.parameters())
+
+
+# -------------------------------------------------------------------------------- a trained detector
+
+
+def test_a_trained_detector_in_8_bits_keeps_its_map_and_its_onnx_file_agrees(shapes_run, tmp_path):
+    network, card = build_detector(shapes_run / "best.pt")
+    config = card["training"]["data"]["val"]
+    data = read_coco(config["annotations"], config["images"], card["classes"])
+    plain = Runtime(shapes_run / "best.pt", threshold=0.0)
+    pixels, _ = plain.preprocess([read_image(record.path) for record in data.records[:32]])
+    quantised = quantise(network)
+    quantised.calibrate([torch.from_numpy(np.stack(pixels))], "mse")
+    card["quantization"] = {"kind": "ptq", "method": "mse", "images": 32, "float_layers": []}
+    save_checkpoint(tmp_path / "q.pt", quantised.state_dict(), card)
+
+    again, _ = build_detector(tmp_path / "q.pt")
+    batch = torch.from_numpy(np.stack(pixels[:4]))
+    with torch.no_grad():
+        for ours, theirs in zip(again(batch), quantised(batch), strict=True):
+            assert theirs is None or torch.equal(ours, theirs)
+    own = evaluate(plain, data).map
+    int8 = evaluate(Runtime(tmp_path / "q.pt", threshold=0.0), data).map
+    assert own > 20 and abs(own - int8) < 3.0, (own, int8)
+
+    written = export.to_onnx(tmp_path / "q.pt", tmp_path / "q.onnx")
+    assert written.verification is not None and written.verification.passed
+    model = onnx.load(tmp_path / "q.onnx")
+    int8_weights = [t for t in model.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 4]
+    assert len(int8_weights) == len(quantised.layers)
+    assert (tmp_path / "q.onnx").stat().st_size < 0.5 * (shapes_run / "best.onnx").stat().st_size
+    assert read_checkpoint(tmp_path / "q.pt")["card"]["quantization"]["kind"] == "ptq"
+
+
+def test_the_deployed_copy_leaves_the_training_form_alone():
+    network = quantise(detector())
+    network.calibrate([images()], "minmax")
+    state = copy.deepcopy(network.state_dict())
+    deploy = Deploy(network).eval()
+    assert any(isinstance(m, IntConv2d) for m in deploy.modules()) and not any(
+        isinstance(m, IntConv2d) for m in network.modules()
+    )
+    with torch.no_grad():
+        for ours, theirs in zip(deploy.detector(images()), network(images()), strict=True):
+            assert theirs is None or torch.allclose(ours, theirs, atol=1e-5)
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in state.items())

@@ -1,0 +1,173 @@
+"""Two gloo processes on the CPU learn what one process learns from batches of twice the size."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import trainer.steps
+from models.checkpoint import read_checkpoint
+from models.typed import ConfigError
+from trainer.__main__ import main
+from trainer.config import TrainConfig, read_config
+from trainer.distributed import Group, check_parallel
+from trainer.loader import BatchOrder
+from trainer.loop import fit
+from trainer.recipes.shapes import make_shapes
+from trainer.runs import find_resumable
+
+# GroupNorms: those of batches see half of it in each process. SGD: Adam turns rounding into steps of full length.
+TINY = ["schedule.epochs=2", "batch_size=2", "model.input_size_hw=[64,64]", "model.backbone.width=0.25", "amp=off",
+        "model.backbone.norm=gn", "model.neck.norm=gn", "model.neck.channels=16", "val_interval=1", "optim.kind=sgd",
+        "optim.lr=0.01", "optim.ema=0.9", "optim.accumulate=2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed") / "data"
+    make_shapes(folder, train_images=12, val_images=3, size_hw=(64, 64))
+    return folder
+
+
+def config(data: Path, *overrides: str) -> TrainConfig:
+    return read_config(data / "shapes.yaml", [*TINY, *overrides])
+
+
+def two(work: Callable[[int], object], err: Path) -> list[int]:
+    """Exit statuses of two processes that torchrun's environment makes one training; stderr goes to `err`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(2):
+        pid = os.fork()
+        if pid == 0:
+            status = 70
+            try:
+                with err.open("a") as file:
+                    os.dup2(file.fileno(), 2)
+                    sys.stderr = file
+                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+                    status = int(work(rank) or 0)
+                    file.flush()
+            finally:
+                os._exit(status)
+        pids.append(pid)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def numbers(run: Path) -> list[list[float]]:
+    rows = csv.DictReader((run / "metrics.csv").open())
+    return [[float(row[k]) for k in ("step", "lr", "loss", "loss_cls", "loss_box", "loss_quality")] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def single(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(config(data, "batch_size=4"), tmp_path_factory.mktemp("single"), quiet=True).run
+
+
+def assert_same_training(run: Path, single: Path) -> None:
+    assert numbers(run) == [pytest.approx(row, rel=1e-3) for row in numbers(single)]
+    one, other = (read_checkpoint(r / "last.pt") for r in (run, single))
+    for name, value in one["model"].items():
+        torch.testing.assert_close(value, other["model"][name], rtol=1e-3, atol=1e-4)
+    # Three pictures over two processes: each is judged once.
+    assert one["card"]["metrics"]["images"] == 3
+    assert one["card"]["metrics"]["map"] == pytest.approx(other["card"]["metrics"]["map"], abs=0.5)
+
+
+def test_two_processes_learn_what_one_learns_and_one_writes(data: Path, tmp_path: Path, single: Path) -> None:
+    def work(rank: int) -> object:
+        return fit(config(data), tmp_path, quiet=True) and 0
+
+    assert two(work, tmp_path / "err") == [0, 0], (tmp_path / "err").read_text()
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["shapes"]
+    assert len(list((tmp_path / "shapes" / "tensorboard").iterdir())) == 1
+    assert_same_training(tmp_path / "shapes", single)
+
+
+def test_a_process_without_a_usable_picture_takes_part(data: Path, tmp_path: Path) -> None:
+    """Batches of one picture each, one of which is broken: the other process's picture counts alone."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    sorted((copy / "train").glob("*.jpg"))[5].write_bytes(b"not a picture")
+    keys = ["schedule.epochs=1", "model.detector=fcos"]
+    single = fit(config(copy, *keys, "batch_size=2"), tmp_path / "single", quiet=True).run
+
+    def work(rank: int) -> object:
+        return fit(config(copy, *keys, "batch_size=1"), tmp_path / "two", quiet=True) and 0
+
+    assert two(work, tmp_path / "err") == [0, 0], (tmp_path / "err").read_text()
+    assert_same_training(tmp_path / "two" / "shapes", single)
+
+
+def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_path: Path, single: Path) -> None:
+    arguments = ["fit", str(data / "shapes.yaml"), *TINY, "checkpoint_steps=1", "--runs", str(tmp_path), "--quiet"]
+
+    def dying(rank: int) -> object:
+        real, calls = trainer.steps.losses, []
+
+        def losses(*arguments: object) -> object:
+            calls.append(1)
+            if rank == 1 and len(calls) == 6:  # in the second epoch, two batches after a save
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)  # type: ignore[arg-type]
+
+        trainer.steps.losses = losses  # type: ignore[assignment]
+        return main(arguments)
+
+    assert two(dying, tmp_path / "err") == [1, -signal.SIGKILL]
+    said = (tmp_path / "err").read_text()
+    assert "another process of this training died" in said and "holds " in said and "--resume" in said
+    resume = find_resumable(None, tmp_path)
+    assert resume.state["epoch"] == 1 and len(resume.state["process_rng"]) == 2
+    assert two(lambda rank: main(["fit", "--resume", "--runs", str(tmp_path), "--quiet"]), tmp_path / "err") == [0, 0]
+    assert_same_training(tmp_path / "shapes", single)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(data: Path, tmp_path: Path) -> None:
+    arguments = ["fit", str(data / "shapes.yaml"), *TINY, "--runs", str(tmp_path), "--quiet"]
+
+    def asked(rank: int) -> object:
+        real = trainer.steps.losses
+
+        def losses(*arguments: object) -> object:
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                trainer.steps.losses = real
+            return real(*arguments)  # type: ignore[arg-type]
+
+        trainer.steps.losses = losses  # type: ignore[assignment]
+        return main(arguments)
+
+    assert two(asked, tmp_path / "err") == [1, 1]
+    assert (tmp_path / "err").read_text().count("in epoch 1, after batch 2; all of it is saved") == 2
+    assert find_resumable(None, tmp_path).state["batch"] == 2
+
+
+def test_processes_share_every_batch_without_overlap() -> None:
+    for length, batch, size in ((12, 2, 2), (13, 2, 3), (3, 4, 2), (1, 2, 2)):
+        order = torch.utils.data.SequentialSampler(range(length))
+        parts = [list(BatchOrder(order, batch, Group(rank, size))) for rank in range(size)]
+        alone = list(BatchOrder(order, batch * size, Group()))
+        assert [sorted(i for part in step for i in part) for step in zip(*parts, strict=True)] == alone
+        assert len(BatchOrder(order, batch, Group(0, size))) == len(alone)
+
+
+def test_synchronised_norms_are_refused_on_cpus(data: Path) -> None:
+    settings = config(data, "model.backbone.norm=sync")
+    check_parallel(settings, Group(), torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"model\.backbone\.norm: sync needs GPUs"):
+        check_parallel(settings, Group(0, 2), torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"device: 'cuda:1' is one GPU for 2 processes"):
+        check_parallel(config(data, "device=cuda:1"), Group(0, 2), torch.device("cuda:1"))

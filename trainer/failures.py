@@ -1,0 +1,48 @@
+"""What ends a training before its time, and the sentence that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says where it stands and what to do."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal after the state was saved; the message holds the command that goes on."""
+
+
+@contextmanager
+def dead_processes(saved: Callable[[], str]) -> Iterator[None]:
+    """Within it, a loader process or a fellow that dies is a `TrainingError` with advice. `saved`: what last.pt holds.
+
+    torch may raise from its SIGCHLD handler, wherever the main process happens to be, so the whole epoch stands
+    in this block and not only the line that waits for a batch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
+            raise TrainingError(
+                f"another process of this training died; its own message says why. {saved()} Start all of them again "
+                "with --resume"
+            ) from error
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).split("\n")[0]
+        raise TrainingError(
+            f"a data loading process died: {reason} When the system killed it, memory was short: lower data.workers "
+            f"or batch_size, or give shared memory (/dev/shm) more room. {saved()}"
+        ) from error
+
+
+def not_finite(what: str, epoch: int, values: Sequence[float], image_ids: Sequence[int], saved: str) -> str:
+    """The message for a loss or a gradient with NaN or infinity in it; `values` are cls, box and quality."""
+    cls, box, quality = values
+    return (
+        f"the {what} is not finite in epoch {epoch + 1} (cls {cls}, box {box}, quality {quality}) on images "
+        f"{list(image_ids)}; {saved} Lower optim.lr, lengthen schedule.warmup_steps, set amp=off, or leave such "
+        "batches out with optim.on_nan=skip"
+    )

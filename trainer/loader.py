@@ -1,0 +1,85 @@
+"""The training batches of an epoch, from any batch of it on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Sampler
+
+from trainer.config import TrainConfig
+from trainer.data import Batch, TrainSet, collate, init_worker
+from trainer.distributed import Group
+from trainer.precision import worker_count
+from trainer.sampling import EpochSampler, repeat_factors
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Batches of the indices that `sampler` draws, without the first `start` ones.
+
+    Only whole batches, so that every step weighs the same, or one smaller batch if there is no whole one. The
+    length is that of the whole epoch, wherever it starts. The processes of `group` share batches that are as many
+    times larger; of one that is smaller a process may have nothing.
+    """
+
+    def __init__(self, sampler: Sampler[int], batch_size: int, group: Group) -> None:
+        length, whole = len(sampler), batch_size * group.size  # type: ignore[arg-type]
+        self._batches = BatchSampler(sampler, whole, drop_last=length >= whole)
+        self._group = group
+        self.start = 0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in islice(iter(self._batches), self.start, None):
+            yield batch[self._group.rank :: self._group.size]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What `fit` iterates over: choose a place with `begin`, then iterate over `loader`."""
+
+    dataset: TrainSet
+    loader: DataLoader[Any]
+    order: BatchOrder
+    sampler: EpochSampler
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.order)
+
+    def begin(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start` on: the same whoever asks, and whenever."""
+        self.dataset.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)
+        self.order.start = start
+        return iter(self.loader)
+
+
+def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.device, group: Group) -> Batches:
+    factors = None
+    if config.data.sampling == "class_balanced":
+        factors = repeat_factors(dataset.records, len(config.model.classes), config.data.repeat_threshold)
+    sampler = EpochSampler(len(dataset), config.seed, factors)
+    order = BatchOrder(sampler, config.images_per_batch, group)
+    workers = worker_count(config.data.workers, device)
+    loader = DataLoader(
+        dataset, batch_sampler=order, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),
+        worker_init_fn=_init_worker, num_workers=workers, persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda",
+        # Its own, or every look at the loader would advance the random numbers that the network draws from.
+        generator=torch.Generator(),
+    )  # fmt: skip
+    return Batches(dataset, loader, order, sampler)
+
+
+def _init_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the main one still needs batches to finish its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    init_worker(worker)
