@@ -50,11 +50,14 @@ def _fit(arguments: argparse.Namespace) -> int:
     from trainer.qat import qat_config
     from trainer.runs import find_resumable
 
+    if arguments.config is not None and "=" in str(arguments.config):  # no CONFIG, and a key=value in its place
+        arguments.overrides.insert(0, str(arguments.config))
+        arguments.config = None
     if arguments.resume is None and arguments.config is None and arguments.qat is None:
         arguments.parser.error("name a CONFIG, or give --resume or --qat")
     if arguments.resume is not None and arguments.qat is not None:
         arguments.parser.error("--resume goes on with the run's own configuration, 8 bits included: no --qat")
-    if arguments.resume is not None and arguments.config is not None:
+    if arguments.resume is not None and (arguments.config is not None or arguments.overrides):
         arguments.parser.error("--resume goes on with the run's own configuration: no CONFIG and no key=value")
     if arguments.changed_data and arguments.resume is None:
         arguments.parser.error("--changed-data is for --resume")

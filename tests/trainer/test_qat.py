@@ -1,0 +1,118 @@
+"""`trainer fit --qat`: an 8-bit detector out of a trained one, which resumes, exports, and says what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import export
+from models.checkpoint import CheckpointError, build_detector, read_checkpoint
+from models.quant import QuantDetector
+from models.typed import ConfigError
+from runtime import Detector, read_card
+from trainer.__main__ import main
+from trainer.config import read_config
+from trainer.loop import fit
+from trainer.qat import last_moving_epoch, qat_config
+from trainer.runs import find_resumable
+
+SHORT = ["schedule.epochs=2", "val_interval=2", "qat.images=16", "amp=off"]
+
+
+@pytest.fixture(scope="module")
+def quantised(shapes_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("qat")
+    return fit(qat_config(shapes_run / "best.pt", SHORT), runs, quiet=True).run
+
+
+def ranges(path: Path) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in read_checkpoint(path)["model"].items() if key.startswith("graph.fake_quants.")}
+
+
+def test_it_is_the_training_again_a_fifth_as_long_at_a_tenth_of_the_rate(shapes_run: Path) -> None:
+    own = read_checkpoint(shapes_run / "best.pt")["card"]["training"]
+    config = qat_config(shapes_run / "best.pt")
+    assert config.schedule.epochs == max(3, round(own["schedule"]["epochs"] / 5))
+    assert config.optim.lr == pytest.approx(own["optim"]["lr"] / 10)
+    assert config.qat is not None and config.name == "shapes-qat" and config.init == str(shapes_run / "best.pt")
+    assert qat_config(shapes_run / "best.pt", ["qat.freeze=1", "optim.lr=0.5"]).optim.lr == 0.5
+
+
+def test_the_checkpoint_says_what_it_is_and_keeps_its_map(shapes_run: Path, quantised: Path) -> None:
+    card = read_card(quantised / "best.pt")
+    assert card.precision == "int8" and card.quantization["kind"] == "qat" and card.quantization["images"] == 16
+    assert isinstance(build_detector(quantised / "best.pt")[0], QuantDetector)
+    before, after = (read_card(run / "best.pt").metrics["map"] for run in (shapes_run, quantised))
+    assert before > 20 and after > before - 3, (before, after)
+    text = "".join(path.read_text() for path in quantised.glob("config.yaml"))
+    assert "qat:" in text
+    with pytest.raises(CheckpointError, match="8-bit already"):
+        fit(qat_config(quantised / "best.pt", SHORT), quantised.parent, quiet=True)
+
+
+def test_it_exports_and_the_file_runs(quantised: Path, tmp_path: Path) -> None:
+    written = export.to_onnx(quantised / "best.pt", tmp_path / "best.onnx")
+    assert written.card.precision == "int8"
+    assert written.verification is not None and written.verification.passed
+    assert Detector(written.path).card.quantization["kind"] == "qat"
+
+
+def test_ranges_follow_in_the_first_epoch_and_stay_in_the_second(shapes_run: Path, tmp_path: Path) -> None:
+    config = qat_config(shapes_run / "best.pt", [*SHORT, "optim.ema=0", "name=moving"])
+    assert last_moving_epoch(config) == 1
+    one = fit(qat_config(shapes_run / "best.pt", [*SHORT, "optim.ema=0", "schedule.epochs=1", "qat.freeze=0",
+                                                  "val_interval=1"]), tmp_path, quiet=True)  # fmt: skip
+    two = fit(config, tmp_path, quiet=True)
+    still = fit(qat_config(shapes_run / "best.pt", [*SHORT, "optim.ema=0", "qat.freeze=0"]), tmp_path, quiet=True)
+    first, never, moved = (ranges(result.run / "last.pt") for result in (one, still, two))
+    assert first and all(torch.equal(value, never[key]) for key, value in first.items())
+    assert sum(not torch.equal(value, moved[key]) for key, value in first.items()) > 0.9 * len(first)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(shapes_run: Path, tmp_path: Path) -> None:
+    config = qat_config(shapes_run / "best.pt", [*SHORT, "val_interval=1"])
+    whole = fit(config, tmp_path / "whole", quiet=True).run
+    import trainer.loop
+
+    one_epoch, epochs = trainer.loop.train_epoch, []
+
+    def stopped(*arguments: object) -> None:
+        if epochs:
+            raise KeyboardInterrupt
+        epochs.append(1)
+        one_epoch(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.loop, "train_epoch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, tmp_path / "parts", quiet=True)
+    resume = find_resumable(None, tmp_path / "parts")
+    parts = fit(resume.config, tmp_path / "parts", resume, quiet=True).run
+    first, second = (read_checkpoint(run / "last.pt")["model"] for run in (whole, parts))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_the_command_and_what_it_refuses(shapes_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = shapes_run / "best.pt"
+    config = read_checkpoint(best)["card"]["training"]["data"]["train"]["annotations"]
+    recipe = Path(config).parent / "shapes.yaml"
+    runs = [
+        "--runs",
+        str(tmp_path),
+        "--quiet",
+        "schedule.epochs=1",
+        "qat.images=4",
+        "qat.float_layers=[backbone.conv1]",
+    ]
+    assert main(["fit", str(recipe), "--qat", str(best), *runs]) == 0
+    card = read_card(tmp_path / "shapes" / "best.pt")
+    assert card.quantization["float_layers"] == ["backbone.conv1"]
+    capsys.readouterr()
+    assert main(["fit", "--qat", str(best), "qat.float_layers=[backbone.conv0]", "--runs", str(tmp_path)]) == 1
+    assert "backbone.conv0 is no convolution" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="qat: it starts from a trained detector"):
+        read_config(recipe, ["qat={}"])
+    with pytest.raises(SystemExit):
+        main(["fit", "--resume", "--qat", str(best)])
