@@ -179,7 +179,7 @@ def test_the_terms_are_the_criterions_and_one_more(data: Path, teacher: Path) ->
     raw: Raw = state.model(batch.images)
     plain = criterion(settings.model, raw, state.model.priors(), batch.boxes_xyxy, batch.labels)
     torch.testing.assert_close(torch.stack(list(terms))[:3], torch.stack(list(plain)))
-    assert len(terms) == 4 and float(terms.total) > float(plain.total)
+    assert len(terms) == 4 and terms.total.item() > plain.total.item()
     rates = {id(p): g["lr"] for g in state.optimizer.param_groups for p in g["params"]}
     assert state.adapters is not None and {rates[id(p)] for p in state.adapters.parameters()} == set(rates.values())
     assert "distill 0.5" in not_finite("loss", 0, [1.0, 2.0, math.nan, 0.5], [3], "")
@@ -202,6 +202,13 @@ def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data: Path, taug
     assert qat_config(taught / "best.pt").distill is None
     header = next(csv.reader((taught / "metrics.csv").open()))
     assert header[-2:] == ["seconds", "loss_distill"]
+
+
+def test_eight_bits_learn_from_a_teacher_too(taught: Path, teacher: Path, tmp_path: Path) -> None:
+    keys = ["schedule.epochs=1", "qat.images=4", f"distill.teacher={teacher}", "distill.region=0.2"]
+    run = fit(qat_config(taught / "best.pt", keys), tmp_path, quiet=True).run
+    assert read_checkpoint(run / "best.pt")["card"]["precision"] == "int8"
+    assert read_metrics(run / "metrics.csv")[0]["loss_distill"] > 0
 
 
 def test_without_a_teacher_nothing_is_different(data: Path, tmp_path: Path) -> None:
