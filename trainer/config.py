@@ -18,6 +18,7 @@ from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
 from runtime.records import DatasetError, read_class_names
 from trainer.augment_config import AugmentConfig
+from trainer.auxiliary_config import AuxiliaryConfig
 from trainer.data_config import DataConfig
 from trainer.distill_config import DistillConfig
 from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping
@@ -38,6 +39,8 @@ class TrainConfig:
     """Train the checkpoint in `init` on as 8 bits."""
     distill: DistillConfig | None = None
     """Learn from a bigger detector too (docs/training.md)."""
+    auxiliary: AuxiliaryConfig | None = None
+    """A second head on the pyramid, in training only, with a coarser assignment (docs/training.md)."""
     seed: int = 0
     batch_size: int | Literal["auto"] = 16
     """Images per step of each process; auto: the largest power of two, up to 64, that the memory holds."""
@@ -68,8 +71,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.qat is not None and self.init is None:
             raise ConfigError("qat: it starts from a trained detector; set init: its best.pt, or fit --qat best.pt")
+        automatic, quantised = self.batch_size == "auto", self.qat is not None
         if self.distill is not None:
-            self.distill.require_fitting(automatic_batch=self.batch_size == "auto", quantised=self.qat is not None)
+            self.distill.require_fitting(automatic, quantised)
+        if self.auxiliary is not None:
+            self.auxiliary.require_fitting(self.model, automatic, quantised)
         require(self.batch_size == "auto" or self.batch_size >= 1, "batch_size", "auto, or 1 or more", self.batch_size)
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
         require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,43 +20,11 @@ from trainer.config import TrainConfig
 from trainer.distill_config import DistillConfig, require_comparable
 
 
-class DistilledLosses(NamedTuple):
-    """`models.criterion.Losses`, and the weighted loss against the teacher."""
-
-    cls: Tensor
-    box: Tensor
-    quality: Tensor
-    distill: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.cls + self.box + self.quality + self.distill
-
-
-class Student(nn.Module):
-    """The detector in training, with what brings its pyramid to the teacher's width where that is another."""
-
-    def __init__(self, detector: Network, adapters: nn.ModuleList, levels: bool) -> None:
-        """`adapters`: a 1x1 convolution per level, or none. `levels`: whether the pyramid is asked for."""
-        super().__init__()
-        self.detector, self.adapters, self.levels = detector, adapters, levels
-
-    def forward(self, images: Tensor) -> tuple[Raw, list[Tensor]]:
-        """uint8 BGR images [B, H, W, 3] -> raw output, and L levels [B, teacher's channels, h, w] or none."""
-        if not self.levels:
-            return self.detector(images), []
-        raw, levels = self.detector.with_levels(images)
-        if self.adapters:
-            levels = [adapt(level) for adapt, level in zip(self.adapters, levels, strict=True)]
-        return raw, levels
-
-
 @dataclass(frozen=True)
 class Distillation:
     config: DistillConfig
     teacher: Network
     """In eval mode, without gradients."""
-    student: Student
     teacher_sha256: str
 
     def loss(
@@ -150,16 +117,20 @@ def build_distillation(config: TrainConfig, model: Network) -> Distillation | No
     device = next(model.parameters()).device
     teacher, _ = build_detector(distill.teacher)
     teacher = teacher.to(device).requires_grad_(False)
-    adapters = nn.ModuleList()
-    mine, theirs = model.config.neck.channels, teacher.config.neck.channels
-    if distill.features and mine != theirs:
-        first, last = model.config.neck.levels
-        adapters.extend(nn.Conv2d(mine, theirs, 1) for _ in range(first, last + 1))
-    student = Student(model, adapters.to(device), levels=distill.features > 0)
     if config.channels_last:
         teacher = teacher.to(memory_format=torch.channels_last)
-        student = student.to(memory_format=torch.channels_last)
-    return Distillation(distill, teacher, student, sha256_file(distill.teacher))
+    return Distillation(distill, teacher, sha256_file(distill.teacher))
+
+
+def build_adapters(distillation: Distillation | None, model: Network) -> nn.ModuleList:
+    """A 1x1 convolution for each level of `model` where the teacher's pyramid is compared and has another width."""
+    adapters = nn.ModuleList()
+    if distillation is not None and distillation.config.features:
+        mine, theirs = model.config.neck.channels, distillation.teacher.config.neck.channels
+        first, last = model.config.neck.levels
+        if mine != theirs:
+            adapters.extend(nn.Conv2d(mine, theirs, 1) for _ in range(first, last + 1))
+    return adapters
 
 
 def describe(distillation: Distillation | None) -> str:
@@ -168,9 +139,7 @@ def describe(distillation: Distillation | None) -> str:
         return ""
     config, model = distillation.config, distillation.teacher.config
     parameters = sum(p.numel() for p in distillation.teacher.parameters())
-    adapters = sum(p.numel() for p in distillation.student.adapters.parameters())
     return (
         f"taught by {config.teacher}: {model.detector} on {model.backbone.name} x{model.backbone.width:g}, "
         f"{parameters / 1e6:.1f} M parameters; logits x{config.logits:g}, features x{config.features:g}"
-        + (f" through {adapters / 1e6:.2f} M parameters that are not exported" if adapters else "")
     )

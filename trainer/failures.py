@@ -41,10 +41,10 @@ def dead_processes(saved: Callable[[], str]) -> Iterator[None]:
 def not_finite(what: str, epoch: int, values: Sequence[float], image_ids: Sequence[int], saved: str) -> str:
     """The message for a loss or a gradient with NaN or infinity in it.
 
-    `values` are cls, box, quality and, where there is a teacher, distill.
+    `values` are cls, box, quality and, where something helps the training, distill and aux.
     """
     said = ", ".join(
-        f"{name} {value}" for name, value in zip(("cls", "box", "quality", "distill"), values, strict=False)
+        f"{name} {value}" for name, value in zip(("cls", "box", "quality", "distill", "aux"), values, strict=False)
     )
     return (
         f"the {what} is not finite in epoch {epoch + 1} ({said}) on images "

@@ -31,7 +31,7 @@ from trainer.optim import learning_rate, refresh_rates, steps_per_epoch
 from trainer.pictures import validation_sheet
 from trainer.precision import deterministic, pick_amp, pick_device
 from trainer.qat import calibrate, follow_ranges, last_moving_epoch
-from trainer.records import Records
+from trainer.records import HELP, Records
 from trainer.report import write_report
 from trainer.runs import Resume, RunFolder, make_card
 from trainer.state import new_state, seed_everything, starting_model
@@ -100,9 +100,10 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     assert folder is not None, "the main process has made it"
 
     start_step = steps_per_epoch(state.batch, accumulate)
-    quiet, distilled = quiet or not group.main, config.distill is not None
+    quiet = quiet or not group.main
+    helped = [name for name, part in zip(HELP, (config.distill, config.auxiliary), strict=True) if part is not None]
     with (
-        Records(folder.path, epochs, steps, state.epoch, quiet, start_step, group.main, distilled) as records,
+        Records(folder.path, epochs, steps, state.epoch, quiet, start_step, group.main, helped) as records,
         StopRequest() as stop,
     ):
         checkpoints = Checkpoints(config, folder, card, state, records, stop, resume is not None, group)

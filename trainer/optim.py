@@ -122,10 +122,10 @@ def parameter_groups(
     return groups
 
 
-def add_adapters(optimizer: torch.optim.Optimizer, adapters: nn.Module, weight_decay: float) -> None:
-    """Let `optimizer` learn `adapters` at its own rate; does nothing for those without parameters."""
-    if any(True for _ in adapters.parameters()):
-        for group in parameter_groups(adapters, weight_decay):
+def add_parameters(optimizer: torch.optim.Optimizer, module: nn.Module, weight_decay: float) -> None:
+    """Let `optimizer` learn `module` at its own rate; does nothing for one without parameters."""
+    if any(True for _ in module.parameters()):
+        for group in parameter_groups(module, weight_decay):
             optimizer.add_param_group(group)
 
 

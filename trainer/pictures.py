@@ -13,7 +13,7 @@ from runtime.evaluate import Evaluation
 from runtime.header import upright
 from runtime.image import read_image, write_image
 from runtime.records import CocoDataset
-from trainer.records import DISTILL, LOSSES, VAL_LOSSES
+from trainer.records import HELP, LOSSES, VAL_LOSSES
 
 _TRUTH = (255, 255, 255)
 
@@ -46,7 +46,7 @@ def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
     terms = {key: key.replace("loss_", "") if key != "loss" else "total" for key in LOSSES}
     validated = any(VAL_LOSSES[0] in row for row in rows)
     terms |= {key: "_" + terms[key.removeprefix("val_")] for key in VAL_LOSSES}  # "_": not in the legend
-    terms[DISTILL] = "distill"
+    terms |= {key: key.replace("loss_", "") for key in HELP}
     for name, columns, title in (
         ("loss", terms, "loss: training, dashed validation" if validated else "training loss"),
         ("map", scores, "validation, COCO points"),

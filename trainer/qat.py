@@ -19,7 +19,7 @@ from trainer.data import TrainSet
 
 def qat_config(checkpoint: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The training that a checkpoint came from, repeated with 8 bits: a fifth of its epochs, at least 3, at a tenth of
-    its learning rate, and without a teacher unless `overrides` name one.
+    its learning rate, and without an auxiliary head, or a teacher unless `overrides` name one.
 
     Raises `ConfigError`, or `CheckpointError` for a file that is none.
     """
@@ -31,7 +31,7 @@ def qat_config(checkpoint: str | Path, overrides: Sequence[str] = ()) -> TrainCo
     optim["lr"] *= 0.1
     schedule |= {"epochs": max(3, round(schedule["epochs"] / 5)), "swa_epochs": 0}
     mapping = training | {"optim": optim, "schedule": schedule, "name": f"{training['name']}-qat", "qat": {},
-                          "distill": None, "init": str(Path(checkpoint).resolve())}  # fmt: skip
+                          "distill": None, "auxiliary": None, "init": str(Path(checkpoint).resolve())}  # fmt: skip
     try:
         return train_config(with_overrides(mapping, overrides))
     except ConfigError as error:

@@ -7,7 +7,7 @@ import io
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from runtime.files import write_text
 SCORES = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 LOSSES = ("loss", "loss_cls", "loss_box", "loss_quality")
 VAL_LOSSES = tuple(f"val_{name}" for name in LOSSES)
-DISTILL = "loss_distill"
-"""A term of the loss where there is a teacher."""
-COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, *VAL_LOSSES, "seconds", DISTILL)
+HELP = ("loss_distill", "loss_aux")
+"""Terms of the loss where there is a teacher or an auxiliary head."""
+COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, *VAL_LOSSES, "seconds", *HELP)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -40,13 +40,14 @@ class Records:
 
     def __init__(
         self, run: Path, epochs: int, steps: int, start_epoch: int = 0, quiet: bool = False, start_step: int = 0,
-        writes: bool = True, distilled: bool = False,
+        writes: bool = True, helped: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """Of a run of `epochs` of `steps`, resumed after `start_epoch` epochs and `start_step` steps of the next.
 
-        Of several processes one `writes`; the others are to be `quiet`. `distilled`: batches have that loss too.
+        Of several processes one `writes`; the others are to be `quiet`. `helped`: which of `HELP` there are.
         """
-        self.terms = (*LOSSES[1:], DISTILL) if distilled else LOSSES[1:]
+        self.terms = (*LOSSES[1:], *HELP) if helped else LOSSES[1:]
+        self.absent = set(HELP) - set(helped)
         self.writes = writes
         self.run = run
         self.epochs = epochs
@@ -88,12 +89,15 @@ class Records:
         self.batches += 1
         self.sums = [a + b for a, b in zip(self.sums, losses, strict=True)]
         self.train_seconds = time.monotonic() - self.epoch_started
-        means = {name.removeprefix("loss_"): s / self.batches for name, s in zip(self.terms, self.sums, strict=True)}
+        means = {name.removeprefix("loss_"): s / self.batches for name, s in self._shown().items()}
         self.bar.set_postfix_str(
             f"loss {sum(means.values()):.3f} ({' '.join(f'{name} {mean:.3f}' for name, mean in means.items())}) "
             f"{self.images / self.train_seconds:.0f} img/s {_memory()}",
             refresh=False,
         )
+
+    def _shown(self) -> dict[str, float]:
+        return {name: s for name, s in zip(self.terms, self.sums, strict=True) if name not in self.absent}
 
     def validating(self, done: int, total: int) -> None:
         """Refresh the progress line while the network is judged."""
@@ -116,7 +120,7 @@ class Records:
         """Write the epoch's row to metrics.csv and TensorBoard; returns it."""
         n = max(self.batches, 1)
         row: dict[str, float] = {"epoch": self.epoch + 1, "step": step, "lr": lr, "loss": sum(self.sums) / n}
-        row |= {name: total / n for name, total in zip(self.terms, self.sums, strict=True)}
+        row |= {name: total / n for name, total in self._shown().items()}
         row["images_per_s"] = self.images / max(self.train_seconds, 1e-9)
         if evaluation is not None:
             row |= {key: getattr(evaluation, key) for key in SCORES}

@@ -15,16 +15,18 @@ from torch.optim.swa_utils import AveragedModel
 
 from models.checkpoint import start_from
 from models.detector import Detector as Network
-from models.detector import Raw
+from models.heads import Head
 from models.quant import quantise
+from trainer.auxiliary_config import auxiliary_model
 from trainer.averaging import build_average, build_swa
 from trainer.config import TrainConfig
-from trainer.distill import Distillation, build_distillation
+from trainer.distill import Distillation, build_adapters, build_distillation
 from trainer.distributed import Group
 from trainer.failures import TrainingError
-from trainer.optim import Plateau, add_adapters, build_optimizer, build_schedule, learning_rate
+from trainer.learner import Learner, Look
+from trainer.optim import Plateau, add_parameters, build_optimizer, build_schedule, learning_rate
 
-_PARTS = ("model", "average", "swa", "optimizer", "schedule", "scaler", "adapters")
+_PARTS = ("model", "average", "swa", "optimizer", "schedule", "scaler", "beside")
 _NUMBERS = ("epoch", "batch", "best_map", "skipped")
 
 
@@ -32,8 +34,7 @@ _NUMBERS = ("epoch", "batch", "best_map", "skipped")
 class State:
     model: Network
     forward: Callable[[torch.Tensor], Any]
-    """The model, or the `Student` that holds it where there is a teacher, or the compiled or distributed form of
-    either with the same weights; not saved."""
+    """The learner, or its compiled or distributed form with the same weights; not saved."""
     average: AveragedModel | None
     swa: AveragedModel | None
     optimizer: torch.optim.Optimizer
@@ -48,21 +49,23 @@ class State:
     skipped: int = 0
     """Batches left out because their loss or gradient was not finite (`optim.on_nan: skip`)."""
     distillation: Distillation | None = None
+    whole: Learner | None = None
+    """The model and what learns beside it, if anything does."""
 
-    def look(self, images: torch.Tensor) -> tuple[Raw, list[torch.Tensor]]:
-        """Raw output on uint8 images [B, H, W, 3], and the pyramid levels that a teacher is compared with, if any."""
+    def look(self, images: torch.Tensor) -> Look:
+        """What the losses ask for of uint8 images [B, H, W, 3]."""
         answer = self.forward(images)
-        return (answer, []) if self.distillation is None else answer
+        return Look(answer, [], None) if self.whole is None else answer
 
     @property
     def learner(self) -> nn.Module:
         """Everything that the optimiser changes."""
-        return self.model if self.distillation is None else self.distillation.student
+        return self.model if self.whole is None else self.whole
 
     @property
-    def adapters(self) -> nn.ModuleList | None:
-        """What distillation learns besides the model, if anything."""
-        return None if self.distillation is None else self.distillation.student.adapters or None
+    def beside(self) -> nn.ModuleDict | None:
+        """What learns beside the model, if anything."""
+        return None if self.whole is None else self.whole.beside
 
     @property
     def deployed(self) -> Network:
@@ -126,10 +129,14 @@ def new_state(config: TrainConfig, model: Network, amp: torch.dtype | None, tota
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config.optim, learning_rate(config.optim, config.images_per_batch, group.size))
     distillation = build_distillation(config, model)
-    if distillation is not None:
-        add_adapters(optimizer, distillation.student.adapters, config.optim.weight_decay)
+    whole = _whole(config, model, distillation)
+    if whole is not None:
+        whole.beside.to(device)
+        if config.channels_last:
+            whole = whole.to(memory_format=torch.channels_last)
+        add_parameters(optimizer, whole.beside, config.optim.weight_decay)
     plateau = Plateau()
-    forward = group.parallel(model if distillation is None else distillation.student, device)
+    forward = group.parallel(model if whole is None else whole, device)
     return State(
         model,
         compiled(forward) if config.compile else forward,
@@ -140,7 +147,19 @@ def new_state(config: TrainConfig, model: Network, amp: torch.dtype | None, tota
         torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         plateau=plateau,
         distillation=distillation,
+        whole=whole,
     )
+
+
+def _whole(config: TrainConfig, model: Network, distillation: Distillation | None) -> Learner | None:
+    if distillation is None and config.auxiliary is None:
+        return None
+    head = None
+    if config.auxiliary is not None:
+        first, last = config.model.neck.levels
+        head = Head(auxiliary_model(config.auxiliary, config.model), last - first + 1)
+    levels = distillation is not None and distillation.config.features > 0
+    return Learner(model, build_adapters(distillation, model), head, levels)
 
 
 def compiled(model: nn.Module) -> Callable[[torch.Tensor], Any]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from models.criterion import Losses, criterion
+from trainer.auxiliary_config import auxiliary_model
 from trainer.config import OptimConfig, TrainConfig
 from trainer.data import Batch
-from trainer.distill import DistilledLosses
 from trainer.distributed import Group
 from trainer.failures import TrainingError, not_finite
+from trainer.learner import HelpedLosses
 from trainer.optim import group_size
 from trainer.records import Records
 from trainer.state import State
@@ -52,7 +53,7 @@ def train_epoch(
     for index, batch in enumerate(batches, start=state.batch):
         images = group.count(len(batch.images), device)
         if images:  # a batch of which no image could be read is empty
-            buffers = _copies(state.model) if skipping else []
+            buffers = _copies(state.learner) if skipping else []
             terms = losses(config, state, batch, device, amp, group)
             # Distributed gradients are means over the processes; theirs are parts of a sum.
             total = state.scaler.scale(terms.total * group.size / group_size(index, count, accumulate))
@@ -67,7 +68,7 @@ def train_epoch(
                 records.batch(values, images)
             else:
                 _not_finite(config.optim, state, records, "loss", values, list(batch.image_ids), saved)
-                _restore(state.model, buffers)
+                _restore(state.learner, buffers)
         if (index + 1) % accumulate == 0 or index + 1 == count:
             if step.values and not optimizer_step(config.optim, state):
                 _not_finite(config.optim, state, records, "gradient", step.values, step.image_ids, saved)
@@ -81,8 +82,8 @@ def train_epoch(
 
 def losses(
     config: TrainConfig, state: State, batch: Batch, device: torch.device, amp: torch.dtype | None, group: Group
-) -> Losses | DistilledLosses:
-    """Network under autocast; assignment and losses in float32; the teacher's beside them where there is one.
+) -> Losses | HelpedLosses:
+    """Network under autocast; assignment and losses in float32; those of teacher and auxiliary head beside them.
 
     Of a batch that processes share, this one's part of the losses: a process without pictures takes part with a blank
     one that teaches nothing, because the others wait for it.
@@ -90,7 +91,7 @@ def losses(
     pictures = batch.images if len(batch.images) else torch.zeros(1, *config.model.input_size_hw, 3, dtype=torch.uint8)
     images = pictures.to(device, non_blocking=True)
     with torch.autocast(device.type, amp, enabled=amp is not None):
-        raw, levels = state.look(images)
+        look = state.look(images)
     boxes, labels = batch.boxes_xyxy.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
     grid = state.model.priors((images.shape[1], images.shape[2]))
     usable = len(batch.images) > 0
@@ -101,12 +102,18 @@ def losses(
     def total(mine: Tensor) -> Tensor:
         return group.total(mine if usable else torch.zeros_like(mine))
 
-    terms = criterion(config.model, raw, grid, boxes, labels, sizes_hw, total)
-    terms = terms if usable else Losses(*(0 * term for term in terms))
-    if state.distillation is None:
-        return terms
-    distill = state.distillation.loss(images, raw, levels, amp, total)
-    return DistilledLosses(terms.cls, terms.box, terms.quality, distill if usable else 0 * distill)
+    terms: Losses | HelpedLosses = criterion(config.model, look.raw, grid, boxes, labels, sizes_hw, total)
+    if state.whole is not None:
+        distill = aux = terms.cls.new_zeros(())
+        if state.distillation is not None:
+            distill = state.distillation.loss(images, look.raw, look.levels, amp, total)
+        if config.auxiliary is not None and look.auxiliary is not None:
+            coarse = auxiliary_model(config.auxiliary, config.model)
+            aux = config.auxiliary.weight * criterion(
+                coarse, look.auxiliary, grid, boxes, labels, sizes_hw, total
+            ).total  # fmt: skip
+        terms = HelpedLosses(terms.cls, terms.box, terms.quality, distill, aux)
+    return terms if usable else type(terms)(*(0 * term for term in terms))
 
 
 def optimizer_step(config: OptimConfig, state: State) -> bool:

@@ -26,13 +26,14 @@ from tests.trainer.test_distributed import two
 from trainer.cards import checkpoint_card
 from trainer.config import TrainConfig, dump_config, read_config, train_config
 from trainer.data import Batch
-from trainer.distill import Distillation, build_distillation, feature_loss, logit_loss
+from trainer.distill import Distillation, feature_loss, logit_loss
 from trainer.distributed import Group
 from trainer.failures import TrainingError, not_finite
+from trainer.learner import Learner
 from trainer.loop import fit
 from trainer.qat import qat_config
 from trainer.recipes.shapes import make_shapes
-from trainer.records import read_metrics
+from trainer.records import HELP, read_metrics
 from trainer.runs import find_resumable
 from trainer.state import new_state
 from trainer.steps import losses
@@ -84,11 +85,11 @@ def taught_config(data: Path, teacher: Path, *overrides: str) -> TrainConfig:
     return config(data, f"distill.teacher={teacher}", *BOTH, *overrides)
 
 
-def distillation(settings: TrainConfig) -> tuple[Distillation, Tensor]:
+def started(settings: TrainConfig) -> tuple[Distillation, Learner, Tensor]:
     torch.manual_seed(0)
-    made = build_distillation(settings, Detector(settings.model))
-    assert made is not None
-    return made, torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    state = new_state(settings, Detector(settings.model), None, 10, Group())
+    assert state.distillation is not None and state.whole is not None
+    return state.distillation, state.whole, torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
 
 
 def test_logits_are_compared_where_the_teacher_is_surest() -> None:
@@ -133,27 +134,27 @@ def test_features_are_compared_by_channel_over_the_cells() -> None:
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(data: Path, teacher: Path, amp: torch.dtype | None) -> None:
     settings = read_config(data / "shapes.yaml", [*TINY, "model.backbone.width=0.25", "model.neck.channels=24",
                                                   f"distill.teacher={teacher}", *BOTH])  # fmt: skip
-    made, images = distillation(settings)
-    made.student.detector.load_state_dict(made.teacher.state_dict())
-    assert len(made.student.adapters) == 0
-    made.student.eval()
+    made, learner, images = started(settings)
+    learner.detector.load_state_dict(made.teacher.state_dict())
+    assert not [*learner.beside.parameters()]
+    learner.eval()
     with torch.autocast("cpu", amp, enabled=amp is not None):
-        raw, levels = made.student(images)
-    loss = made.loss(images, raw, levels, amp, alone)
+        look = learner(images)
+    loss = made.loss(images, look.raw, look.levels, amp, alone)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(0, abs=1e-6)
-    assert all(p.grad is None or float(p.grad.abs().max()) < 1e-5 for p in made.student.parameters())
+    assert all(p.grad is None or float(p.grad.abs().max()) < 1e-5 for p in learner.parameters())
 
 
 def test_the_gradient_reaches_the_student_and_its_adapters_only(data: Path, teacher: Path) -> None:
-    made, images = distillation(taught_config(data, teacher))
+    made, learner, images = started(taught_config(data, teacher))
     before = {name: value.clone() for name, value in made.teacher.state_dict().items()}
-    raw, levels = made.student.train()(images)
-    assert [level.shape[1] for level in levels] == [24, 24, 24] and not made.teacher.training
-    made.loss(images, raw, levels, None, alone).backward()  # type: ignore[no-untyped-call]
+    look = learner.train()(images)
+    assert [level.shape[1] for level in look.levels] == [24, 24, 24] and not made.teacher.training
+    made.loss(images, look.raw, look.levels, None, alone).backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None for p in made.teacher.parameters())
-    adapters, head = made.student.adapters.parameters(), made.student.detector.head
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*adapters][:2])
+    head = learner.detector.head
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*learner.beside.parameters()][:2])
     assert head.cls.weight.grad is not None and head.cls.weight.grad.abs().sum() > 0
     assert head.box.weight.grad is None  # boxes are not taught
     assert all(torch.equal(value, made.teacher.state_dict()[name]) for name, value in before.items())
@@ -179,15 +180,15 @@ def test_the_terms_are_the_criterions_and_one_more(data: Path, teacher: Path) ->
     raw: Raw = state.model(batch.images)
     plain = criterion(settings.model, raw, state.model.priors(), batch.boxes_xyxy, batch.labels)
     torch.testing.assert_close(torch.stack(list(terms))[:3], torch.stack(list(plain)))
-    assert len(terms) == 4 and terms.total.item() > plain.total.item()
+    assert len(terms) == 5 and float(terms[4]) == 0 and terms.total.item() > plain.total.item()
     rates = {id(p): g["lr"] for g in state.optimizer.param_groups for p in g["params"]}
-    assert state.adapters is not None and {rates[id(p)] for p in state.adapters.parameters()} == set(rates.values())
+    assert state.beside is not None and {rates[id(p)] for p in state.beside.parameters()} == set(rates.values())
     assert "distill 0.5" in not_finite("loss", 0, [1.0, 2.0, math.nan, 0.5], [3], "")
 
 
 def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data: Path, taught: Path, tmp_path: Path) -> None:
     rows = read_metrics(taught / "metrics.csv")
-    assert all(row["loss_distill"] > 0 for row in rows)
+    assert all(row["loss_distill"] > 0 and "loss_aux" not in row for row in rows)
     parts = ("loss_cls", "loss_box", "loss_quality", "loss_distill")
     assert rows[0]["loss"] == pytest.approx(sum(rows[0][part] for part in parts), rel=1e-4)
     board = EventAccumulator(str(taught / "tensorboard"))
@@ -201,7 +202,7 @@ def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data: Path, taug
     assert onnx.verification is not None and onnx.verification.passed
     assert qat_config(taught / "best.pt").distill is None
     header = next(csv.reader((taught / "metrics.csv").open()))
-    assert header[-2:] == ["seconds", "loss_distill"]
+    assert header[-3:] == ["seconds", *HELP]
 
 
 def test_eight_bits_learn_from_a_teacher_too(taught: Path, teacher: Path, tmp_path: Path) -> None:
@@ -213,8 +214,8 @@ def test_eight_bits_learn_from_a_teacher_too(taught: Path, teacher: Path, tmp_pa
 
 def test_without_a_teacher_nothing_is_different(data: Path, tmp_path: Path) -> None:
     run = fit(config(data, "schedule.epochs=1"), tmp_path, quiet=True).run
-    assert "loss_distill" not in read_metrics(run / "metrics.csv")[0]
-    assert not {"adapters", "teacher"} & read_checkpoint(run / "last.pt")["resume"].keys()
+    assert not set(HELP) & set(read_metrics(run / "metrics.csv")[0])
+    assert not {"beside", "teacher"} & read_checkpoint(run / "last.pt")["resume"].keys()
 
 
 def interrupted(settings: TrainConfig, runs: Path) -> Callable[[], Path]:
@@ -242,10 +243,8 @@ def interrupted(settings: TrainConfig, runs: Path) -> Callable[[], Path]:
 def test_a_resumed_run_ends_as_one_never_stopped(data: Path, teacher: Path, taught: Path, tmp_path: Path) -> None:
     run = interrupted(taught_config(data, teacher), tmp_path)()
     one, other = (read_checkpoint(r / "last.pt") for r in (run, taught))
-    assert (
-        one["resume"]["adapters"].keys() == other["resume"]["adapters"].keys() and len(one["resume"]["adapters"]) == 6
-    )
-    for part in ("model", "adapters"):
+    assert one["resume"]["beside"].keys() == other["resume"]["beside"].keys() and len(one["resume"]["beside"]) == 6
+    for part in ("model", "beside"):
         for key, value in one["resume"][part].items():
             assert torch.equal(value, other["resume"][part][key]), key
     a, b = (read_metrics(r / "metrics.csv") for r in (run, taught))
@@ -275,7 +274,7 @@ def test_two_processes_learn_what_one_learns(data: Path, teacher: Path, tmp_path
 
     assert two(work, tmp_path / "err") == [0, 0], (tmp_path / "err").read_text()
     one, other = single, tmp_path / "two" / "shapes"
-    for part in ("model", "adapters"):
+    for part in ("model", "beside"):
         a, b = (read_checkpoint(r / "last.pt")["resume"][part] for r in (one, other))
         for key, value in a.items():
             torch.testing.assert_close(value, b[key], rtol=1e-3, atol=1e-5)
