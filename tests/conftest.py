@@ -22,6 +22,16 @@ settings.load_profile("isodet")
 Arrays = dict[str, np.ndarray]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _autograd_before_everything() -> None:
+    """A first backward pass. Where an ONNX export comes before it, autograd starts threads, and a process that is
+    forked later (as tests of killed and of parallel trainings do) can compute no gradients.
+    """
+    import torch
+
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 def _golden_from() -> Callable[[str], Arrays]:
     folder = Path(os.environ.get("ISODET_GOLDEN") or Path(__file__).parent / "golden")
     cache: dict[str, Arrays] = {}

@@ -186,7 +186,7 @@ def test_every_convolution_but_the_predictions_reads_and_holds_8_bits(name):
 
 
 def test_a_residual_sum_adds_a_rounded_shortcut_to_a_bare_convolution():
-    network = quantise(detector())
+    network = quantise(detector(head={"depth": 1, "norm": "gn"}))
     modules, on_grid, sums = dict(network.graph.named_modules()), rounded_nodes(network.graph), 0
     for node in network.graph.graph.nodes:
         if node.op == "call_function" and "add" in getattr(node.target, "__name__", ""):

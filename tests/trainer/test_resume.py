@@ -117,8 +117,11 @@ def test_killed_at_random_moments_a_run_ends_as_one_never_killed(data: Path, tmp
     settings, runs, draw = config(data), tmp_path / "runs", random.Random(0)
     kills = within = 0
     longest, status = 0.6, -1
-    while status != 0:
-        blow = time.monotonic() + draw.uniform(0.2, longest)
+    while status != 0 or kills < 3 or within < 1:
+        if status == 0:  # a machine so fast that it came to the end before enough blows: again, with earlier ones
+            shutil.rmtree(runs)
+            kills, within, longest = 0, 0, longest / 4
+        blow = time.monotonic() + draw.uniform(longest / 3, longest)
         pid = child(lambda: start_or_resume(settings, runs), tmp_path / "err")
         time.sleep(max(0.0, blow - time.monotonic()))
         os.kill(pid, signal.SIGKILL)
@@ -128,7 +131,6 @@ def test_killed_at_random_moments_a_run_ends_as_one_never_killed(data: Path, tmp
         for last in runs.glob("*/last.pt"):
             within += read_checkpoint(last)["resume"]["batch"] > 0
         longest += 0.25  # however slow the machine, an end is reached
-    assert kills >= 3 and within >= 1, (tmp_path / "err").read_text()
     assert_same_end(runs / "shapes", whole)
     assert board(runs / "shapes", "train/loss") == board(whole, "train/loss") == [4, 8]
     assert not list((runs / "shapes").glob(".*"))
