@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from trainer.precision import deterministic, pick_amp, pick_device
 from trainer.qat import calibrate, follow_ranges, last_moving_epoch
 from trainer.records import Records
 from trainer.report import write_report
+from trainer.running import training_in
 from trainer.runs import Resume, RunFolder, make_card
 from trainer.state import new_state, seed_everything, starting_model
 from trainer.steps import train_epoch
@@ -74,7 +76,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
         fitting = automatic_batch(config, device, amp, max(len(train) // group.size, 1), objects)
         config = replace(config, batch_size=min(group.gather(fitting)))
     seed_everything(config.seed)
-    card = make_card(config, train, val)
+    card = make_card(config, train, val, amp)
     changed = resume is not None and resume.changes(card)
     pictures = pictures_for(config.data, train.records)
     train_set = TrainSet(train, resize_rule(config.model), config.augment, config.seed, pictures)
@@ -98,6 +100,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
 
     start_step = steps_per_epoch(state.batch, accumulate)
     with (
+        training_in(folder.path) if group.main else nullcontext(),
         Records(folder.path, epochs, steps, state.epoch, quiet or not group.main, start_step, group.main) as records,
         StopRequest() as stop,
     ):
