@@ -12,7 +12,8 @@ from typing import IO
 
 from models.typed import ConfigError
 
-_LOCK = ".training"
+_LOCKED = "config.yaml"
+"""A run has it from its first moment to its last, and nothing replaces it."""
 _PATIENCE_S = 10.0
 """Loader processes hold the lock of a killed trainer until they notice, seconds later."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EROFS}
@@ -22,7 +23,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EROFS}
 @contextmanager
 def training_in(run: Path) -> Iterator[None]:
     """Hold `run` as the one process that trains in it. Raises `ConfigError` where another one does."""
-    with (run / _LOCK).open("w") as file:
+    with (run / _LOCKED).open("r+") as file:
         end = time.monotonic() + _PATIENCE_S
         while not _locked(file, fcntl.LOCK_EX):
             if time.monotonic() >= end:
@@ -34,8 +35,8 @@ def training_in(run: Path) -> Iterator[None]:
 def is_training(run: Path) -> bool:
     """Whether some process trains in `run` now."""
     try:
-        file = (run / _LOCK).open()
-    except OSError:  # never trained by a version that locks, or not ours to read
+        file = (run / _LOCKED).open()
+    except OSError:  # no run, or not ours to read
         return False
     with file:
         return not _locked(file, fcntl.LOCK_SH)

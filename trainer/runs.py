@@ -18,6 +18,7 @@ from runtime.files import write_text
 from runtime.records import CocoDataset
 from trainer.cards import checkpoint_card
 from trainer.config import TrainConfig, dump_config, read_config
+from trainer.provenance import git_state
 from trainer.running import is_training, training_in
 
 
@@ -159,4 +160,5 @@ def make_card(config: TrainConfig, train: CocoDataset, val: CocoDataset, amp: to
     hashes = {"train_annotations": fingerprint(train), "val_annotations": fingerprint(val)}
     quantization = None if config.qat is None else {"kind": "qat", **to_mapping(config.qat)}
     card = checkpoint_card(config.model, hashes, to_mapping(config), quantization=quantization)
-    return replace(card, metrics={"trained_in": str(amp or torch.float32).removeprefix("torch.")})
+    trained_in = str(amp or torch.float32).removeprefix("torch.")
+    return replace(card, metrics={"trained_in": trained_in}, versions={**card.versions, **git_state()})
