@@ -101,13 +101,13 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     start_step = steps_per_epoch(state.batch, accumulate)
     with (
         training_in(folder.path) if group.main else nullcontext(),
-        Records(folder.path, epochs, steps, state.epoch, quiet or not group.main, start_step, group.main) as records,
+        Records(config, folder.path, steps, state.epoch, quiet or not group.main, start_step, group.main) as records,
         StopRequest() as stop,
     ):
         checkpoints = Checkpoints(config, folder, card, state, records, stop, resume is not None, group)
         for line in _introduction(config, state.model, train, val, device, amp, folder.path, group):
             records.say(line)
-        for line in filter(None, (started, ranges, pictures.describe())):
+        for line in filter(None, (started, ranges, pictures.describe(), *(writer.where for writer in records.writers))):
             records.say(line)
         if changed:
             records.say(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
