@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trainer.check import check_data
     from trainer.config import TrainConfig, read_config
     from trainer.loop import FitResult, TrainingError, fit
+    from trainer.negatives import mine_negatives
     from trainer.new import new_config, new_recipe
     from trainer.runs import find_resumable
 
@@ -21,13 +22,14 @@ _HOME = {
     "check_data": "check",
     "TrainConfig": "config", "read_config": "config",
     "FitResult": "loop", "TrainingError": "loop", "fit": "loop",
+    "mine_negatives": "negatives",
     "new_config": "new", "new_recipe": "new",
     "find_resumable": "runs",
 }  # fmt: skip
 
 __all__ = [
-    "FitResult", "TrainConfig", "TrainingError", "check_data", "find_resumable", "fit", "new_config", "new_recipe",
-    "read_config",
+    "FitResult", "TrainConfig", "TrainingError", "check_data", "find_resumable", "fit", "mine_negatives", "new_config",
+    "new_recipe", "read_config",
 ]  # fmt: skip
 
 

@@ -12,6 +12,20 @@ from pathlib import Path
 from tqdm import tqdm
 
 from runtime.commands import exit_status, moves, teaching
+from trainer.data_commands import (
+    CONVERT,
+    IMPORT,
+    MINE_NEGATIVES,
+    NEW,
+    convert_arguments,
+    convert_data,
+    import_arguments,
+    import_theirs,
+    mine_arguments,
+    mine_negatives,
+    new,
+    new_arguments,
+)
 from trainer.eval_commands import evaluation, evaluation_arguments
 from trainer.runs_commands import runs, runs_arguments
 
@@ -21,6 +35,7 @@ _EXAMPLES = """examples:
   trainer new my.yaml --train data.yaml --val data.yaml
   trainer convert voc/ --to coco --out train.json  between COCO, Pascal VOC, YOLO and a JSON list
   trainer check-data my.yaml                       counts, box sizes, broken entries, a sheet of samples
+  trainer check-data my.yaml --augment             the same, and what each augmentation does to your pictures
   trainer show my.yaml optim.lr=0.002              the whole configuration as it would run
   trainer lr-find my.yaml                          a learning rate to start from, with a plot
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
@@ -29,6 +44,7 @@ _EXAMPLES = """examples:
   torchrun --nproc-per-node 4 -m trainer fit my.yaml    on four GPUs
   trainer runs                                     what was trained: scores, state, time, data
   trainer eval                                     COCO mAP of the newest run's best.pt
+  trainer mine-negatives --out negatives.json      false positives, for augment.hard_negatives
   trainer import fcos.pth --out fcos.pt            a checkpoint of torchvision or mmdetection as isodet's
 
 Any key of a config can be set on the command line as key.sub=value; `trainer show` prints them all.
@@ -100,56 +116,8 @@ def _check_data(arguments: argparse.Namespace) -> int:
 
     config = read_config(arguments.config, arguments.overrides)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
-        report = check_data(config, arguments.out, progress=moves(bar))
+        report = check_data(config, arguments.out, moves(bar), arguments.augment)
     print(report.text())
-    return 0
-
-
-def _new(arguments: argparse.Namespace) -> int:
-    from trainer.new import RECIPES, new_config, new_recipe
-
-    given = [arguments.train, arguments.val]
-    if arguments.what in RECIPES:
-        if any([*given, arguments.train_images, arguments.val_images]):
-            arguments.parser.error(f"the recipe {arguments.what!r} makes its own data: no --train and --val")
-        with tqdm(unit="image", disable=arguments.quiet) as bar:
-            path = new_recipe(arguments.what, arguments.out or Path(arguments.what), progress=moves(bar))
-    else:
-        if not all(given):
-            arguments.parser.error(
-                f"{arguments.what!r} is not a recipe ({', '.join(RECIPES)}); for your own data name a new FILE.yaml "
-                "and give --train and --val (with --train-images and --val-images where the format does not have them)"
-            )
-        if arguments.init is not None and arguments.detector is not None:
-            arguments.parser.error("--init brings its detector with it: no --detector")
-        if arguments.out is not None:
-            arguments.parser.error("--out is for recipes; a config is written to the FILE.yaml that you name")
-        path = new_config(
-            Path(arguments.what), arguments.train, arguments.train_images, arguments.val, arguments.val_images,
-            arguments.detector or "atss", arguments.size, init=arguments.init,
-        )  # fmt: skip
-    print(f"wrote {path}\nnext: trainer check-data {path}\n      trainer fit {path}")
-    return 0
-
-
-def _convert(arguments: argparse.Namespace) -> int:
-    from runtime.records import read_class_names
-    from trainer.convert import convert
-
-    classes = None if arguments.classes is None else read_class_names(arguments.classes)
-    with tqdm(unit="image", disable=arguments.quiet) as bar:
-        done = convert(
-            arguments.source, arguments.to, arguments.out, arguments.images, classes, arguments.pictures,
-            arguments.source_format,
-            arguments.split, progress=moves(bar),
-        )  # fmt: skip
-    boxes = sum(len(record.labels) for record in done.dataset.records)
-    print(f"{len(done.dataset)} images, {boxes} boxes, {len(done.dataset.class_names)} classes")
-    for note in done.notes:
-        print(f"note: {note}")
-    print("wrote " + ", ".join(str(path) for path in done.written))
-    images = f" --images {done.images}" if arguments.pictures == "leave" else ""  # else where the format has them
-    print(f"to use it: --annotations {done.annotations}{images}")
     return 0
 
 
@@ -163,27 +131,6 @@ def _lr_find(arguments: argparse.Namespace) -> int:
     ended = f"diverged at {result.diverged:.2g}" if result.diverged else f"did not diverge up to {arguments.high:g}"
     print(f"loss falls fastest at {result.steepest:.2g}, {ended}\nwrote {plot_range_test(result, arguments.out)}\n"
           f"next: trainer fit {arguments.config} optim.lr={result.suggestion:.2g}")  # fmt: skip
-    return 0
-
-
-def _import(arguments: argparse.Namespace) -> int:
-    from trainer.importing import import_detector, read_class_names
-
-    classes = None if arguments.classes is None else read_class_names(arguments.classes)
-    size = tuple(arguments.input_size) if arguments.input_size else None
-    rule = tuple(arguments.resize) if arguments.resize else None
-    imported = import_detector(
-        arguments.file, arguments.out, arguments.source, classes, size, arguments.style, arguments.norm_eps, rule
-    )
-    resize, (height, width) = imported.config.resize, imported.config.input_size_hw
-    print(f"{imported.source} {imported.architecture}, {len(imported.config.classes)} classes, "
-          f"{imported.config.backbone.name}\n"
-          f"  pictures: short side {resize.short}, long side at most {resize.long}, as its authors have it; "
-          f"an exported graph letterboxes into {height}x{width}")  # fmt: skip
-    for note in imported.notes:
-        print(f"  taken as {note}")
-    print(f"wrote {arguments.out}\nnext: trainer eval {arguments.out} --annotations FILE.json --images FOLDER\n"
-          f"      exporter onnx {arguments.out} --simplify --annotations FILE.json --images FOLDER")  # fmt: skip
     return 0
 
 
@@ -255,41 +202,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     config(sub)
     sub.add_argument("--out", type=Path, default=Path("data-check"), help="folder for pictures (default: data-check)")
+    sub.add_argument(
+        "--augment", nargs="?", const="on", choices=("on", "all"),
+        help="draw each augmentation that is on in CONFIG, before and after; all: each there is",
+    )  # fmt: skip
 
-    sub = command(
-        "new", _new, "start from a recipe or from your annotations",
-        "Write a recipe with its data (digits, shapes), or a commented config for your own annotations: COCO JSON, a "
-        "JSON list, a folder of Pascal VOC .xml, YOLO's data.yaml or folder of labels (docs/data.md).",
-    )  # fmt: skip
-    sub.add_argument("what", metavar="RECIPE|FILE.yaml", help="digits, shapes, or the config file to write")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="recipes: where to (default: a folder of its name)")
-    sub.add_argument("--train", type=Path, metavar="DATA", help="annotations to train on")
-    sub.add_argument("--train-images", type=Path, metavar="DIR", help="folder of their pictures")
-    sub.add_argument("--val", type=Path, metavar="DATA", help="annotations to validate on")
-    sub.add_argument("--val-images", type=Path, metavar="DIR", help="folder of their pictures")
-    sub.add_argument("--detector", choices=("atss", "retinanet", "fcos"), help="default: atss")
-    sub.add_argument("--init", type=Path, metavar="BEST.pt", help="start from this checkpoint, trained or imported")
-    sub.add_argument("--size", type=int, metavar="PX", help="longest input side (default: chosen from the data)")
-
-    sub = command(
-        "convert", _convert, "a data set from one format into another",
-        "Write the boxes of SOURCE in another format. SOURCE is COCO JSON, a JSON list, a folder of Pascal VOC .xml or "
-        "YOLO's data.yaml or folder of labels; what the new format cannot hold is told.",
-    )  # fmt: skip
-    kinds = ("coco", "voc", "yolo", "list")
-    sub.add_argument("source", type=Path, metavar="SOURCE", help="annotation file or folder")
-    sub.add_argument("--to", required=True, choices=kinds, help="format to write")
-    sub.add_argument("--out", required=True, type=Path, metavar="PATH", help="FILE.json (coco, list) or a new folder")
-    sub.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: the format's own)")
-    sub.add_argument("--classes", type=Path, metavar="FILE", help="only these classes, one a line, in this order")
-    sub.add_argument("--from", dest="source_format", default="auto", choices=kinds, help="default: told by content")
-    sub.add_argument("--split", default="train", choices=("train", "val", "test"), help="of a data.yaml; and its name")
-    how = sub.add_mutually_exclusive_group()
-    how.add_argument(
-        "--copy", dest="pictures", action="store_const", const="copy", default="leave",
-        help="copy the pictures, too (default: they stay where they are)",
-    )  # fmt: skip
-    how.add_argument("--symlink", dest="pictures", action="store_const", const="link", help="link to the pictures")
+    sub = command("mine-negatives", mine_negatives, "collect false positives to train against", MINE_NEGATIVES)
+    mine_arguments(sub)
 
     sub = command(
         "lr-find", _lr_find, "look for a learning rate",
@@ -302,26 +221,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=100, metavar="N", help="optimiser steps (default: 100)")
     sub.add_argument("--out", type=Path, default=Path("lr-find.png"), help="picture (default: lr-find.png)")
 
-    sub = command(
-        "import", _import, "take over a checkpoint of torchvision or mmdetection",
-        "Write a checkpoint of torchvision (retinanet_resnet50_fpn, _v2, fcos_resnet50_fpn) or mmdetection (ATSS, "
-        "FCOS, RetinaNet) as isodet's, to evaluate and to export. No pickled code is run.",
-    )  # fmt: skip
-    sub.add_argument("file", type=Path, metavar="FILE", help="their .pth")
-    sub.add_argument("--out", type=Path, default=Path("best.pt"), help="checkpoint to write (default: best.pt)")
-    sub.add_argument("--from", dest="source", choices=("torchvision", "mmdet"), help="whose it is (default: its names)")
-    sub.add_argument("--classes", type=Path, metavar="FILE", help="names, one a line (default: the file's, COCO's)")
-    sub.add_argument(
-        "--input-size", type=int, nargs=2, metavar=("H", "W"), help="of graphs, multiples of 32 (default: 800 1344)"
-    )
-    sub.add_argument(
-        "--resize", type=int, nargs=2, metavar=("SHORT", "LONG"),
-        help="sides it was trained with (default: the file's, or 800 1333)",
-    )  # fmt: skip
-    sub.add_argument(
-        "--style", choices=("pytorch", "caffe"), help="mmdet: where ResNets stride (default: as published)"
-    )
-    sub.add_argument("--norm-eps", type=float, metavar="EPS", help="of the backbone's norms (default: as published)")
+    sub = command("new", new, "start from a recipe or from your annotations", NEW)
+    new_arguments(sub)
+    sub = command("convert", convert_data, "a data set from one format into another", CONVERT)
+    convert_arguments(sub)
+    sub = command("import", import_theirs, "take over a checkpoint of torchvision or mmdetection", IMPORT)
+    import_arguments(sub)
     return parser
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from runtime.header import exif_orientation
 from runtime.image import FixedSize, ImageError, Resize, decode_image
 from runtime.records import CocoDataset, ImageRecord
+from trainer.check_augment import augment_sheets
 from trainer.check_pictures import class_plot, sample_sheet, size_plot
 from trainer.config import TrainConfig
 from trainer.data import resize_rule
@@ -66,6 +68,8 @@ class DataReport:
     shared: tuple[tuple[Path, Path], ...]
     """Pictures that are in training and in validation, byte for byte."""
     written: tuple[Path, ...]
+    not_drawn: tuple[str, ...] = ()
+    """Augmentations that have no picture, and why."""
 
     def warnings(self) -> list[str]:
         """Everything that deserves a look, the most damaging first; [] for a data set without fault."""
@@ -85,12 +89,16 @@ class DataReport:
         lines += _class_lines(self.train.objects, self.val.objects)
         found = self.warnings()
         lines += ["", "look at:" if found else "nothing suspicious found", *(f"  - {line}" for line in found)]
+        lines += ["", *(f"augment.{line}" for line in self.not_drawn)] if self.not_drawn else []
         return "\n".join([*lines, "", "wrote:", *(f"  {path}" for path in self.written)])
 
 
-def check_data(config: TrainConfig, out: Path, progress: Progress | None = None) -> DataReport:
+def check_data(
+    config: TrainConfig, out: Path, progress: Progress | None = None, augment: Literal["on", "all"] | None = None
+) -> DataReport:
     """Read both splits of `config`, decode every picture, and write plots and sample sheets into `out`.
 
+    `augment` adds `out/augment/`: a sheet for each augmentation that is on in `config`, or for "all" that exist.
     `progress` is called with (pictures done, pictures in all). Raises `DatasetError` for an annotation file
     that cannot be used at all; every lesser fault is counted in the report.
     """
@@ -109,7 +117,11 @@ def check_data(config: TrainConfig, out: Path, progress: Progress | None = None)
         size_plot({split.name: np.sqrt(split.input_wh.prod(1)) for split in reports}, out / "box_sizes.png"),
         *sample_sheet(train.dataset, unusable, config, out / "samples.jpg"),
     ]
-    return DataReport(train, val, resize, shared, tuple(written))
+    notes: list[str] = []
+    if augment is not None:
+        sheets, notes = augment_sheets(train.dataset, unusable, config, out / "augment", augment)
+        written += sheets
+    return DataReport(train, val, resize, shared, tuple(written), tuple(notes))
 
 
 def _check_split(

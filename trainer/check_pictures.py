@@ -89,14 +89,15 @@ def sample_sheet(
         row = chosen[start : start + columns]
         gap = columns - len(row)
         for view, suffix in ((plain, ""), (augmented, " augmented")):
-            images += [_drawn(view, i, dataset.class_names) for i in row]
+            images += [drawn_sample(view, i, dataset.class_names) for i in row]
             images += [np.full((*_CELL_HW, 3), 32, np.uint8)] * gap
             captions += [dataset.records[i].path.name + suffix for i in row] + [""] * gap
     write_image(path, sheet(images, columns, _CELL_HW, captions))
     return [path]
 
 
-def _drawn(view: TrainSet, index: int, class_names: tuple[str, ...]) -> Image:
+def drawn_sample(view: TrainSet, index: int, class_names: tuple[str, ...]) -> Image:
+    """Item `index` of `view` (uint8 [H,W,3]) with its boxes and class names; black where it cannot be read."""
     sample = view[index]
     if sample is None:  # it was whole a moment ago, when it was decoded, and is not any more
         return np.zeros((*_CELL_HW, 3), np.uint8)

@@ -17,39 +17,12 @@ import yaml
 from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
 from runtime.records import DatasetError, read_class_names
+from trainer.augment_config import AugmentConfig
 from trainer.data_config import DataConfig
 from trainer.log_config import Tracker, require_trackers
 from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping
-from trainer.own_config import OwnAugmentConfig, joined_folders, own_names
+from trainer.own_config import joined_folders, own_names
 from trainer.qat_config import QatConfig
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    flip: float = 0.5
-    """Probability of mirroring left and right; 0 where left and right matter (digits, text, signs)."""
-    scale_probability: float = 1.0
-    """Probability of resizing by a factor from `scale` and cropping or placing at random."""
-    scale: tuple[float, float] = (0.6, 1.6)
-    """Smallest and largest factor on top of the letterbox's own."""
-    color_probability: float = 0.8
-    brightness: float = 0.2
-    contrast: float = 0.25
-    saturation: float = 0.3
-    hue: float = 0.02
-    """Largest relative change each (hue: share of the colour circle)."""
-    min_visible: float = 0.3
-    """A box cut by the crop is kept while at least this share of its area is still inside."""
-    own: tuple[OwnAugmentConfig, ...] = ()
-    """Your own, in this order, on the picture as it was read, before all of the above."""
-
-    def __post_init__(self) -> None:
-        for key in ("flip", "scale_probability", "color_probability", "min_visible"):
-            require(0 <= getattr(self, key) <= 1, key, "a number from 0 to 1", getattr(self, key))
-        for key in ("brightness", "contrast", "saturation"):
-            require(0 <= getattr(self, key) < 1, key, "0 up to 1", getattr(self, key))
-        require(0 <= self.hue <= 0.5, "hue", "0 to 0.5", self.hue)
-        require(0.1 <= self.scale[0] <= self.scale[1] <= 4, "scale", "[low, high] within 0.1..4", self.scale)
 
 
 @dataclass(frozen=True)
@@ -112,6 +85,10 @@ class TrainConfig:
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|') and self.name not in (".", ".."),
             "name", "a folder name without / \\ : * ? \" < > |", self.name,
         )  # fmt: skip
+        for section, last in self.augment.closing.items():
+            if last >= self.schedule.epochs:
+                raise ConfigError(f"augment.{section}.close_epochs: {last} of {self.schedule.epochs} epochs leave none "
+                                  f"with {section}; lower it, or set augment.{section}.probability to 0")  # fmt: skip
         if self.schedule.swa_epochs and self.optim.ema:
             raise ConfigError("schedule.swa_epochs: optim.ema averages the weights already; set one of them to 0")
         if self.optim.stage_decay != 1 and self.model.backbone.name.startswith("timm:"):
@@ -133,6 +110,7 @@ def smallest_level(size_hw: tuple[int, int], last: int) -> int:
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 _PATHS: set[tuple[str, ...]] = {("data", "cache_dir"), ("model", "classes"), ("init",)}
+_PATHS |= {("augment", "hard_negatives", "file")}
 _PATHS |= {("data", split, key) for split in ("train", "val") for key in ("annotations", "images")}
 
 

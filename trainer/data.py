@@ -17,11 +17,15 @@ from torch.utils.data import Dataset
 from models.config import ModelConfig
 from models.criterion import REGION
 from runtime.header import upright
-from runtime.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide
+from runtime.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide, read_image
 from runtime.records import CocoDataset, ImageRecord
 from trainer.augment import augment, resized_placement, visible_boxes
+from trainer.augment.geometry import Picture
+from trainer.augment.pipeline import closed
+from trainer.augment.sources import make_sources
 from trainer.cache import Pictures, reduced_hw
 from trainer.config import AugmentConfig
+from trainer.negatives import Negative
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +78,22 @@ class TrainSet(Dataset["Sample | None"]):
         augment: AugmentConfig | None,
         seed: int = 0,
         pictures: Pictures | None = None,
+        epochs: int | None = None,
     ) -> None:
+        """`epochs`: of the whole training, for what ends before it does; None where nothing ends."""
         self.records = dataset.records
         self.pictures = pictures or Pictures()
         self.resize = resize
         self.augment = augment
         self.seed = seed
+        self.epochs = epochs
         self.crowds = sum(int(record.crowd.sum()) for record in dataset.records)
         # In shared memory: persistent loader processes hold a copy of this object, but see the same numbers.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._unusable = torch.zeros(len(dataset.records), dtype=torch.bool).share_memory_()
+        self._sources = None
+        if augment is not None:
+            self._sources = make_sources(augment, dataset.records, self._picture, _read_negative)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -98,6 +108,21 @@ class TrainSet(Dataset["Sample | None"]):
         return [self.records[i].path for i in self._unusable.nonzero()[:, 0].tolist()]
 
     def __getitem__(self, index: int) -> Sample | None:
+        image_id, picture = self.records[index].id, self._picture(index)
+        if picture is None:
+            return None
+        if self.augment is None:
+            placement = resized_placement((picture.image.shape[0], picture.image.shape[1]), self.resize)
+            boxes, keep = visible_boxes(placement.boxes(picture.boxes_xyxy), placement.size_hw, 0.0)
+            return Sample(placement.apply(picture.image), boxes[keep], picture.labels[keep], image_id)
+        epoch = int(self._epoch[0])
+        config = self.augment if self.epochs is None else closed(self.augment, self.epochs - epoch)
+        # Masked, because generators take no negative seeds.
+        rng = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch, index])
+        return Sample(*augment(*picture, self.resize, config, rng, self._sources), image_id)
+
+    def _picture(self, index: int) -> Picture | None:
+        """A picture and its objects as read, None (logged once) where it cannot be used."""
         record = self.records[index]
         try:
             image, record = _read(record, self.pictures)
@@ -106,14 +131,15 @@ class TrainSet(Dataset["Sample | None"]):
                 self._unusable[index] = True
                 log.warning("%s; image id %d is left out of training", error, record.id)
             return None
-        boxes, labels = record.boxes_xyxy, np.where(record.crowd, REGION, record.labels)
-        if self.augment is None:
-            placement = resized_placement((record.height, record.width), self.resize)
-            boxes, keep = visible_boxes(placement.boxes(boxes), placement.size_hw, 0.0)
-            return Sample(placement.apply(image), boxes[keep], labels[keep], record.id)
-        # Masked, because generators take no negative seeds.
-        rng = np.random.default_rng([self.seed & 0xFFFFFFFF, int(self._epoch[0]), index])
-        return Sample(*augment(image, boxes, labels, self.resize, self.augment, rng), record.id)
+        return Picture(image, record.boxes_xyxy, np.where(record.crowd, REGION, record.labels))
+
+
+def _read_negative(negative: Negative) -> Image | None:
+    try:
+        return read_image(negative.path)
+    except ImageError as error:
+        log.warning("%s; it was a source of hard negatives", error)
+        return None
 
 
 def _read(record: ImageRecord, pictures: Pictures) -> tuple[Image, ImageRecord]:

@@ -79,7 +79,9 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     card = make_card(config, train, val, amp)
     changed = resume is not None and resume.changes(card)
     pictures = pictures_for(config.data, train.records)
-    train_set = TrainSet(train, resize_rule(config.model), config.augment, config.seed, pictures)
+    train_set = TrainSet(
+        train, resize_rule(config.model), config.augment, config.seed, pictures, config.schedule.epochs
+    )
     batches = training_batches(config, train_set, device, group)
     accumulate, epochs = config.optim.accumulate, config.schedule.epochs
     steps = steps_per_epoch(len(batches), accumulate)

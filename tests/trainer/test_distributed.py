@@ -27,8 +27,8 @@ from trainer.runs import find_resumable
 
 # GroupNorms: those of batches see half of it in each process. SGD: Adam turns rounding into steps of full length.
 TINY = ["schedule.epochs=2", "batch_size=2", "model.input_size_hw=[64,64]", "model.backbone.width=0.25", "amp=off",
-        "model.backbone.norm=gn", "model.neck.norm=gn", "model.neck.channels=16", "val_interval=1", "optim.kind=sgd",
-        "optim.lr=0.01", "optim.ema=0.9", "optim.accumulate=2"]  # fmt: skip
+        "model.backbone.norm=gn", "model.neck.norm=gn", "model.head.norm=gn", "model.neck.channels=16",
+        "val_interval=1", "optim.kind=sgd", "optim.lr=0.01", "optim.ema=0.9", "optim.accumulate=2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

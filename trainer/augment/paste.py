@@ -1,0 +1,176 @@
+"""Pasting: objects of other pictures, and false positives as background.
+
+A patch is a rectangle with surroundings, resized once and put down at whole pixels, so that its box is exact. Within
+its box it hides what was there; its surroundings fade out, or are solved for (Poisson blending, Perez et al. 2003).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.image import Image
+from trainer.augment.geometry import Boxes, Picture, log_uniform
+from trainer.augment_sections import CopyPasteConfig, HardNegativesConfig
+
+_TRIES = 20
+_HEIGHT_JITTER = 0.05
+_LEAST_SIDE = 4
+"""Pixels, of a patch after resizing."""
+
+
+class Patch(NamedTuple):
+    """A rectangle cut from a picture."""
+
+    image: Image
+    """uint8 [h,w,3] BGR: the box and its surroundings."""
+    box_xyxy: NDArray[np.float64]
+    """[4] pixels of `image`."""
+    label: int
+    """-1 for background."""
+    source_h: int
+    """Height of the picture that it comes from, pixels."""
+    height_share: float
+    """How far down that picture the middle of the box is, 0..1."""
+
+
+def cut_patch(image: Image, box_xyxy: NDArray[np.floating], label: int, margin: float) -> Patch:
+    """The patch of `box_xyxy` [4] with `margin` of its sides around it, as far as `image` reaches."""
+    height, width = image.shape[:2]
+    box = np.asarray(box_xyxy, np.float64)
+    room = margin * (box[2:] - box[:2])
+    x0, y0 = (max(0, int(v)) for v in np.floor(box[:2] - room))
+    x1, y1 = (min(side, int(v)) for side, v in zip((width, height), np.ceil(box[2:] + room), strict=True))
+    middle = float((box[1] + box[3]) / 2 / height)
+    return Patch(image[y0:y1, x0:x1], box - np.array([x0, y0, x0, y0]), label, height, middle)
+
+
+def paste(
+    picture: Picture, patch: Patch, config: CopyPasteConfig | HardNegativesConfig, rng: np.random.Generator
+) -> tuple[Picture, Boxes] | None:
+    """`picture` with `patch` on it, and the rectangle [4] that hides what was there; None where it finds no place.
+
+    The patch keeps its size relative to the height of the picture, times `config.scale`. It touches no region to be
+    ignored, a background patch no object, and another patch hides at most `config.max_cover` of any box. The label
+    and box of an object are appended; boxes below it are not yet changed: see `uncovered`.
+    """
+    height, width = picture.image.shape[:2]
+    factor = log_uniform(config.scale, rng) * height / patch.source_h
+    h, w = (max(1, round(side * factor)) for side in patch.image.shape[:2])
+    if h > height or w > width or min(h, w) < _LEAST_SIDE:
+        return None
+    resized = np.asarray(cv2.resize(patch.image, (w, h), interpolation=_filter(factor)), np.uint8)
+    scale = np.array([w / patch.image.shape[1], h / patch.image.shape[0]] * 2)
+    box = patch.box_xyxy * scale
+    hidden = np.concatenate([np.floor(box[:2]), np.minimum(np.ceil(box[2:]), (w, h))])
+    if config.blend == "poisson" or patch.label < 0:
+        hidden = np.array([0.0, 0.0, w, h])
+    for _ in range(_TRIES):
+        x = int(rng.integers(width - w + 1))
+        y = int(rng.integers(height - h + 1))
+        if config.place == "same_height":
+            middle = (patch.height_share + rng.uniform(-_HEIGHT_JITTER, _HEIGHT_JITTER)) * height
+            y = int(np.clip(round(middle - (box[1] + box[3]) / 2), 0, height - h))
+        corner = np.array([x, y, x, y])
+        if _may_lie(picture, hidden + corner, np.array([x, y, x + w, y + h]), patch.label, config):
+            break
+    else:
+        return None
+    image = picture.image.copy()
+    image[y : y + h, x : x + w] = _blended(image[y : y + h, x : x + w], resized, box, config.blend)
+    if patch.label < 0:
+        return picture._replace(image=image), (hidden + corner).astype(np.float32)
+    boxes = np.concatenate([picture.boxes_xyxy, (box + corner)[None].astype(np.float32)])
+    return Picture(image, boxes, np.append(picture.labels, patch.label)), (hidden + corner).astype(np.float32)
+
+
+def _filter(factor: float) -> int:
+    return cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+
+
+def _may_lie(
+    picture: Picture, hidden: NDArray[np.float64], whole: NDArray[np.integer], label: int,
+    config: CopyPasteConfig | HardNegativesConfig,
+) -> bool:  # fmt: skip
+    boxes = picture.boxes_xyxy.astype(np.float64)
+    ignored = picture.labels < 0
+    if (_common(boxes[ignored], whole) > 0).any():
+        return False
+    if label < 0 or isinstance(config, HardNegativesConfig):
+        return not (_common(boxes, whole) > 0).any()
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return bool((_common(boxes, hidden) <= config.max_cover * areas).all())
+
+
+def _common(boxes: NDArray[np.float64], rectangle: NDArray[np.number]) -> NDArray[np.float64]:
+    """[G] areas that `boxes` [G,4] share with `rectangle` [4]."""
+    sides = np.minimum(boxes[:, 2:], rectangle[2:]) - np.maximum(boxes[:, :2], rectangle[:2])
+    return np.maximum(sides, 0).prod(1)
+
+
+def _blended(below: Image, patch: Image, box: NDArray[np.float64], blend: str) -> Image:
+    """`patch` on `below`, both uint8 [h,w,3]: all of it within `box`, less and less towards its edges."""
+    h, w = patch.shape[:2]
+    if blend == "poisson" and min(h, w) > 8:  # below that nothing is left inside OpenCV's own border
+        mask = np.full((h, w), 255, np.uint8)
+        return np.asarray(cv2.seamlessClone(patch, below, mask, (w // 2, h // 2), cv2.NORMAL_CLONE), np.uint8)
+    alpha = _ramp(h, box[1], box[3])[:, None] * _ramp(w, box[0], box[2])[None, :]
+    mixed = below + alpha[:, :, None] * (patch.astype(np.float32) - below)
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _ramp(side: int, low: float, high: float) -> NDArray[np.float32]:
+    """[side] weights: 1 where a pixel has a part in low..high, falling to the first and the last."""
+    first, last = int(np.floor(low)), min(side, int(np.ceil(high)))
+    alpha = np.ones(side, np.float32)
+    alpha[:first] = np.arange(1, first + 1) / (first + 1)
+    alpha[last:] = np.arange(side - last, 0, -1) / (side - last + 1)
+    return alpha
+
+
+def uncovered(boxes_xyxy: Boxes, hidden_xyxy: Boxes) -> tuple[Boxes, NDArray[np.float64]]:
+    """Boxes [G,4] under a patch that hides the rectangle [4]: what is left of each, and the share of it hidden [G].
+
+    A box shrinks where a whole side of it is hidden across its full length; else it stays, as an annotator would have
+    it, because something of every side can still be seen.
+    """
+    boxes = boxes_xyxy.astype(np.float64)
+    low, high = hidden_xyxy[:2].astype(np.float64), hidden_xyxy[2:].astype(np.float64)
+    areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-12)
+    share = _common(boxes, hidden_xyxy) / areas
+    left = boxes.copy()
+    for axis in (0, 1):
+        other = 1 - axis
+        across = (low[other] <= boxes[:, other]) & (high[other] >= boxes[:, other + 2]) & (share > 0)
+        start = across & (low[axis] <= boxes[:, axis])
+        stop = across & (high[axis] >= boxes[:, axis + 2])
+        left[start, axis] = np.minimum(high[axis], boxes[start, axis + 2])
+        left[stop, axis + 2] = np.maximum(low[axis], left[stop, axis])
+    return left.astype(np.float32), share
+
+
+def paste_all(
+    picture: Picture, patches: Sequence[Patch | None], config: CopyPasteConfig | HardNegativesConfig,
+    min_visible: float, rng: np.random.Generator,
+) -> Picture:  # fmt: skip
+    """`picture` with those of `patches` that find a place, one above the other.
+
+    Boxes below shrink as `uncovered` says, and go where less than `min_visible` of them is left (what one patch leaves
+    times what the next leaves of that).
+    """
+    left = np.ones(len(picture.labels))
+    for patch in patches:
+        pasted = None if patch is None else paste(picture, patch, config, rng)
+        if pasted is None:
+            continue
+        below = len(picture.labels)
+        picture, hidden = pasted
+        boxes, share = uncovered(picture.boxes_xyxy[:below], hidden)
+        picture = picture._replace(boxes_xyxy=np.concatenate([boxes, picture.boxes_xyxy[below:]]))
+        left = np.concatenate([left * (1 - share), np.ones(len(picture.labels) - below)])
+    keep = left >= min_visible - 1e-6
+    return picture._replace(boxes_xyxy=picture.boxes_xyxy[keep], labels=picture.labels[keep])

@@ -1,0 +1,111 @@
+"""What augmentation draws from beside the picture itself: other training pictures, mined false positives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.image import Image
+from runtime.records import ImageRecord
+from trainer.augment.geometry import Boxes, Labels, Picture
+from trainer.augment.paste import Patch, cut_patch
+from trainer.augment.transforms import Transform, make_transforms
+from trainer.augment_config import AugmentConfig
+from trainer.augment_sections import CopyPasteConfig, HardNegativesConfig
+from trainer.negatives import Negative, read_negatives
+
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Draws are functions of the generator and the files alone, so that every loader process draws the same."""
+
+    read: Callable[[int], Picture | None]
+    """A training picture by its index, None where it cannot be used."""
+    count: int
+    """Of training pictures."""
+    holders: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[O] the picture of every object that may be copied."""
+    negatives: Sequence[Negative] = ()
+    read_negative: Callable[[Negative], Image | None] = lambda negative: None
+    transforms: Sequence[Transform] = ()
+    """Of torchvision, then of albumentations."""
+
+    def picture(self, rng: np.random.Generator) -> Picture | None:
+        """Any training picture; None where five in a row cannot be used."""
+        for _ in range(_TRIES):
+            picture = self.read(int(rng.integers(self.count)))
+            if picture is not None:
+                return picture
+        return None
+
+    def object_patches(self, config: CopyPasteConfig, rng: np.random.Generator) -> list[Patch]:
+        """Objects of one other picture (reading is what costs), drawn evenly from all that `config` lets be copied.
+
+        As many as `config.count` draws, fewer where that picture has fewer, none where it cannot be used.
+        """
+        count = int(rng.integers(config.count[0], config.count[1] + 1))
+        if not len(self.holders):
+            return []
+        picture = self.read(int(self.holders[rng.integers(len(self.holders))]))
+        if picture is None:
+            return []
+        height, width = picture.image.shape[:2]
+        rows = copyable(picture.boxes_xyxy, picture.labels, (height, width), config)
+        return [
+            cut_patch(picture.image, picture.boxes_xyxy[row], int(picture.labels[row]), config.margin)
+            for row in rng.permutation(rows)[:count]
+        ]
+
+    def negative_patch(self, config: HardNegativesConfig, rng: np.random.Generator) -> Patch | None:
+        """A mined false positive, drawn evenly, as background."""
+        if not self.negatives:
+            return None
+        negative = self.negatives[int(rng.integers(len(self.negatives)))]
+        image = self.read_negative(negative)
+        if image is None:
+            return None
+        height, width = image.shape[:2]
+        box = np.clip(np.array(negative.box_xyxy), 0, [width, height, width, height])
+        if (box[2:] - box[:2]).min() < 1:  # mined in another picture of that name
+            return None
+        return cut_patch(image, box, -1, config.margin)
+
+
+def copyable(boxes_xyxy: Boxes, labels: Labels, size_hw: tuple[int, int], config: CopyPasteConfig) -> Labels:
+    """Rows of the objects that `config` lets be copied; regions to be ignored are none."""
+    low, high = config.sides
+    boxes = boxes_xyxy.astype(np.float64)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    share = np.sqrt(sides.prod(1) / (size_hw[0] * size_hw[1]))
+    rows = np.flatnonzero((share >= low) & (share <= high) & (labels >= 0))
+    room = config.margin * sides[rows]
+    first, last = np.floor(boxes[rows, :2] - room), np.ceil(boxes[rows, 2:] + room)
+    common = np.minimum(last[:, None], boxes[None, :, 2:]) - np.maximum(first[:, None], boxes[None, :, :2])
+    others = (common > 0).all(2) & (np.arange(len(boxes)) != rows[:, None])  # [O,G] parts of another in the patch
+    return rows[~others.any(1)]
+
+
+def make_sources(
+    config: AugmentConfig,
+    records: Sequence[ImageRecord],
+    read: Callable[[int], Picture | None],
+    read_negative: Callable[[Negative], Image | None],
+) -> Sources:
+    """What `config` needs. Raises `ConfigError` for a file of negatives or a transform that cannot be used."""
+    negatives: Sequence[Negative] = ()
+    if config.hard_negatives.probability and config.hard_negatives.file is not None:
+        negatives = read_negatives(config.hard_negatives.file)
+    holders = np.zeros(0, np.int64)
+    if config.copy_paste.probability:
+        counts = [
+            len(copyable(r.boxes_xyxy, np.where(r.crowd, -1, r.labels), (r.height, r.width), config.copy_paste))
+            for r in records
+        ]
+        holders = np.repeat(np.arange(len(records)), counts)
+    transforms = make_transforms(config)
+    return Sources(read, len(records), holders, negatives, read_negative, transforms)

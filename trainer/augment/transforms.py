@@ -1,0 +1,133 @@
+"""Transforms of torchvision.transforms.v2 and of albumentations, by name, between our pictures and theirs.
+
+Both work in RGB and draw from generators of their own, which are seeded from ours before each call. albumentations
+keeps boxes as shares of the picture, exact to about 1e-4 pixels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+
+from models.typed import ConfigError, nearest
+from runtime.image import Image
+from trainer.augment.geometry import Picture
+from trainer.augment_config import AugmentConfig
+
+Transform = Callable[[Picture, np.random.Generator], Picture]
+
+
+def make_transforms(config: AugmentConfig) -> tuple[Transform, ...]:
+    """The transforms that `config` names. Raises `ConfigError` for what is unknown, not installed or wrongly called."""
+    transforms: list[Transform] = []
+    if config.torchvision:
+        transforms.append(TorchvisionTransforms(config.torchvision))
+    if config.albumentations:
+        transforms.append(AlbumentationsTransforms(config.albumentations))
+    return tuple(transforms)
+
+
+class TorchvisionTransforms:
+    """`steps` in a row. Raises `ConfigError` for a name or argument that torchvision does not know."""
+
+    def __init__(self, steps: tuple[dict[str, Any], ...]) -> None:
+        from torchvision.transforms import v2
+
+        self._compose = v2.Compose(_built("torchvision", v2, v2.Transform, steps))
+
+    def __call__(self, picture: Picture, rng: np.random.Generator) -> Picture:
+        import torch
+        from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+        from torchvision.tv_tensors import Image as TvImage
+
+        height, width = picture.image.shape[:2]
+        sample = {
+            "image": TvImage(torch.from_numpy(np.ascontiguousarray(picture.image[:, :, ::-1].transpose(2, 0, 1)))),
+            "boxes": BoundingBoxes(
+                torch.from_numpy(picture.boxes_xyxy), format=BoundingBoxFormat.XYXY, canvas_size=(height, width)
+            ),
+            "labels": torch.arange(len(picture.labels)),
+        }
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # the CPU's only: torch.manual_seed takes all
+        try:
+            out = self._compose(sample)
+        finally:
+            torch.set_rng_state(state)
+        image = out["image"]
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ConfigError(f"augment.torchvision: expected a uint8 picture [3,h,w] after it, got {image.dtype} "
+                              f"{list(image.shape)}; leave out what changes the type")  # fmt: skip
+        pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0)[:, :, ::-1])
+        return _returned(picture, pixels, out["boxes"].numpy(), out["labels"].numpy(), "torchvision")
+
+
+class AlbumentationsTransforms:
+    """`steps` in a row. Raises `ConfigError` where albumentations is not installed, or does not know what is asked."""
+
+    def __init__(self, steps: tuple[dict[str, Any], ...]) -> None:
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
+        try:
+            import albumentations
+        except ImportError as error:
+            raise ConfigError("augment.albumentations: albumentations is not installed; pip install "
+                              f"'isodet[albumentations]', or take these steps out ({error})") from None  # fmt: skip
+        if not hasattr(albumentations.Compose, "set_random_seed"):
+            raise ConfigError(f"augment.albumentations: version 2 is needed, {albumentations.__version__} is installed")
+        built = _built("albumentations", albumentations, albumentations.BasicTransform, steps)
+        with warnings.catch_warnings():  # it warns where no step moves boxes, which is as good
+            warnings.filterwarnings("ignore", message="Got processor for bboxes")
+            self._compose = albumentations.Compose(
+                built, bbox_params=albumentations.BboxParams("pascal_voc", label_fields=["rows"])
+            )
+
+    def __call__(self, picture: Picture, rng: np.random.Generator) -> Picture:
+        self._compose.set_random_seed(int(rng.integers(2**32)))
+        rows = np.arange(len(picture.labels))
+        rgb = np.ascontiguousarray(picture.image[:, :, ::-1])
+        out = self._compose(image=rgb, bboxes=picture.boxes_xyxy.astype(np.float64), rows=rows)
+        image = out["image"]
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ConfigError(f"augment.albumentations: expected a uint8 picture [h,w,3] after it, got {image.dtype} "
+                              f"{list(image.shape)}; leave out what changes the type")  # fmt: skip
+        bgr = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8)
+        kept = np.array(out["rows"], np.float64).astype(np.int64)
+        return _returned(picture, bgr, np.array(out["bboxes"], np.float32).reshape(-1, 4), kept, "albumentations")
+
+
+def _returned(picture: Picture, image: Image, boxes: Any, rows: Any, key: str) -> Picture:
+    """The transformed picture, without boxes that have lost their area."""
+    if len(boxes) != len(rows):
+        raise ConfigError(f"augment.{key}: {len(boxes)} boxes came back with {len(rows)} labels; a transform that "
+                          "leaves boxes out must leave out their labels, too")  # fmt: skip
+    boxes = np.asarray(boxes, np.float32)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Picture(image, boxes[kept], picture.labels[rows[kept]])
+
+
+def _built(key: str, module: Any, kind: type, steps: tuple[dict[str, Any], ...]) -> list[Any]:
+    """One object for each step. Lists become tuples, as both libraries have them."""
+    known = [name for name, value in vars(module).items() if inspect.isclass(value) and issubclass(value, kind)]
+    built = []
+    for ((name, arguments),) in (step.items() for step in steps):
+        if name not in known:
+            raise ConfigError(f"augment.{key}: {module.__name__} has no transform {name!r}{_meant(name, known)}")
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in (arguments or {}).items()}
+        try:
+            with warnings.catch_warnings():  # albumentations takes unknown arguments with a warning only
+                warnings.filterwarnings("error", message=".*not valid for transform.*")
+                built.append(getattr(module, name)(**given))
+        except (TypeError, ValueError, UserWarning) as error:
+            raise ConfigError(f"augment.{key}: {name} does not take {given}: {' '.join(str(error).split())}") from None
+    return built
+
+
+def _meant(name: str, known: list[str]) -> str:
+    hint = nearest(name, known)
+    return hint if "did you mean" in hint else ""
