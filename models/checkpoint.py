@@ -63,11 +63,14 @@ def _not_written(path: Path, partial: Path, model: dict[str, torch.Tensor], erro
     )
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint: `format`, `card`, `model`, `resume`. Raises `CheckpointError`."""
+def read_checkpoint(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint: `format`, `card`, `model`, `resume`. Raises `CheckpointError`.
+
+    mapped: as in `load_tensors`, for whoever wants the card and not the weights.
+    """
     path = Path(path)
     try:
-        content = load_tensors(path)
+        content = load_tensors(path, mapped)
     except TensorFileError as error:
         raise CheckpointError(f"{path}: cannot read this checkpoint: {error}") from error
     if not isinstance(content, dict) or not {"format", "card", "model"} <= content.keys():

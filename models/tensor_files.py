@@ -20,12 +20,15 @@ class TensorFileError(ValueError):
         """The first kind of object in it that loading would have run code for, where that is the reason."""
 
 
-def load_tensors(path: str | Path) -> Any:
-    """What `torch.save` wrote: tensors, numbers, text, lists and mappings, on the CPU. Raises `TensorFileError`."""
+def load_tensors(path: str | Path, mapped: bool = False) -> Any:
+    """What `torch.save` wrote: tensors, numbers, text, lists and mappings, on the CPU. Raises `TensorFileError`.
+
+    mapped: tensors stay in the file until somebody looks at them, which makes reading the rest quick.
+    """
     if not Path(path).is_file():
         raise TensorFileError("no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except Exception as error:  # torch raises a dozen kinds for files it cannot read
         pickled, text = "", str(error)
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in text:

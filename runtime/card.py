@@ -57,6 +57,7 @@ class Card:
     """Recommended threshold of single classes, by name; `threshold` is that of the others. Applied where asked for:
     `Detector(..., threshold="card")`."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    """Of packages, by name; git_commit and git_dirty (yes or no) of the folder that the training was started in."""
     hashes: Mapping[str, str] = field(default_factory=dict)
     """sha256, by what was hashed."""
     model: Mapping[str, Any] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from trainer.data_commands import (
     new_arguments,
 )
 from trainer.eval_commands import evaluation, evaluation_arguments
+from trainer.runs_commands import runs, runs_arguments
 
 _EXAMPLES = """examples:
   trainer new digits                               a small data set and its recipe, digits/digits.yaml
@@ -41,6 +42,7 @@ _EXAMPLES = """examples:
   trainer fit --resume                             go on with the newest interrupted run
   trainer fit --qat runs/my/best.pt                train it on as 8 bits, for exporter onnx
   torchrun --nproc-per-node 4 -m trainer fit my.yaml    on four GPUs
+  trainer runs                                     what was trained: scores, state, time, data
   trainer eval                                     COCO mAP of the newest run's best.pt
   trainer mine-negatives --out negatives.json      false positives, for augment.hard_negatives
   trainer import fcos.pth --out fcos.pt            a checkpoint of torchvision or mmdetection as isodet's
@@ -188,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluation_arguments(sub)
     sub.add_argument("--runs", type=Path, default=Path("runs"), help=runs_help)
+
+    runs_arguments(command("runs", runs, "list the runs", "List the runs in FOLDER: scores, state, time, data."))
 
     sub = command("show", _show, "print the resolved config", "Print CONFIG with its _base_, overrides and defaults.")
     config(sub)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from models.typed import to_mapping
 from runtime import Card
 from runtime.image import ShortSide
 from trainer.data import resize_rule
+from trainer.provenance import package_versions
 
 
 def checkpoint_card(
@@ -31,7 +31,7 @@ def checkpoint_card(
             "kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections,
         },
         resize=asdict(resize) if isinstance(resize, ShortSide) else {},
-        versions={name: version(name) for name in ("isodet", "torch", "torchvision")},
+        versions=package_versions(),
         hashes=hashes,
         model=to_mapping(model),
         training=training or {},

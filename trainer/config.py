@@ -21,6 +21,7 @@ from trainer.augment_config import AugmentConfig
 from trainer.auxiliary_config import AuxiliaryConfig
 from trainer.data_config import DataConfig
 from trainer.distill_config import DistillConfig
+from trainer.log_config import Tracker, require_trackers
 from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping
 from trainer.own_config import joined_folders, own_names
 from trainer.qat_config import QatConfig
@@ -67,6 +68,8 @@ class TrainConfig:
     """Write last.pt within an epoch when it is this old, too; 0 = at the end of epochs only."""
     checkpoint_steps: int = 0
     """Write last.pt after so many optimiser steps, too; 0 = do not count steps."""
+    log: tuple[Tracker, ...] = ()
+    """wandb, mlflow: record there, too, besides metrics.csv and TensorBoard (docs/training.md)."""
 
     def __post_init__(self) -> None:
         if self.qat is not None and self.init is None:
@@ -79,6 +82,7 @@ class TrainConfig:
         require(self.batch_size == "auto" or self.batch_size >= 1, "batch_size", "auto, or 1 or more", self.batch_size)
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
         require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
+        require_trackers(self.log)
         require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 or more", self.checkpoint_steps)
         m, last = self.model, self.model.neck.levels[1]
         size_hw = m.input_size_hw if m.resize.rule == "letterbox" else (m.resize.short, m.resize.short)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from trainer.precision import deterministic, pick_amp, pick_device
 from trainer.qat import calibrate, follow_ranges, last_moving_epoch
 from trainer.records import HELP, Records
 from trainer.report import write_report
+from trainer.running import training_in
 from trainer.runs import Resume, RunFolder, make_card
 from trainer.state import new_state, seed_everything, starting_model
 from trainer.steps import train_epoch
@@ -75,7 +77,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
         fitting = automatic_batch(config, device, amp, max(len(train) // group.size, 1), objects)
         config = replace(config, batch_size=min(group.gather(fitting)))
     seed_everything(config.seed)
-    card = make_card(config, train, val)
+    card = make_card(config, train, val, amp)
     changed = resume is not None and resume.changes(card)
     pictures = pictures_for(config.data, train.records)
     train_set = TrainSet(
@@ -103,13 +105,16 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     quiet = quiet or not group.main
     helped = [name for name, part in zip(HELP, (config.distill, config.auxiliary), strict=True) if part is not None]
     with (
-        Records(folder.path, epochs, steps, state.epoch, quiet, start_step, group.main, helped) as records,
+        training_in(folder.path) if group.main else nullcontext(),
+        Records(config, folder.path, steps, state.epoch, quiet, start_step, group.main, helped) as records,
         StopRequest() as stop,
     ):
         checkpoints = Checkpoints(config, folder, card, state, records, stop, resume is not None, group)
         for line in _introduction(config, state.model, train, val, device, amp, folder.path, group):
             records.say(line)
         for line in filter(None, (started, describe(state.distillation), ranges, pictures.describe())):
+            records.say(line)
+        for line in (writer.where for writer in records.writers if writer.where):
             records.say(line)
         if changed:
             records.say(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")

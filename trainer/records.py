@@ -1,4 +1,4 @@
-"""What a run writes down: the progress line, metrics.csv and TensorBoard."""
+"""What a run writes down: the progress line, metrics.csv, and what it gives to the writers of records."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from models.criterion import Losses
 from runtime.evaluate import Evaluation
 from runtime.files import write_text
+from trainer.config import TrainConfig
+from trainer.record_writers import open_writers
 
 SCORES = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 LOSSES = ("loss", "loss_cls", "loss_box", "loss_quality")
@@ -39,22 +40,23 @@ class Records:
     """Collects the losses of an epoch, shows them while it runs and writes a row when it ends."""
 
     def __init__(
-        self, run: Path, epochs: int, steps: int, start_epoch: int = 0, quiet: bool = False, start_step: int = 0,
-        writes: bool = True, helped: Sequence[str] = (),
+        self, config: TrainConfig, run: Path, steps: int, start_epoch: int = 0, quiet: bool = False,
+        start_step: int = 0, writes: bool = True, helped: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """Of a run of `epochs` of `steps`, resumed after `start_epoch` epochs and `start_step` steps of the next.
+        """Of a run with epochs of `steps`, resumed after `start_epoch` epochs and `start_step` steps of the next.
 
-        Of several processes one `writes`; the others are to be `quiet`. `helped`: which of `HELP` there are.
+        Of several processes one `writes`; the others are to be `quiet`. `helped`: which of `HELP` there are. Raises
+        `RecordsError`.
         """
         self.terms = (*LOSSES[1:], *HELP) if helped else LOSSES[1:]
         self.absent = set(HELP) - set(helped)
         self.writes = writes
         self.run = run
-        self.epochs = epochs
+        self.epochs = epochs = config.schedule.epochs
         done = start_epoch * steps
         # From this step on, older events do not count. An epoch's are at its last step, which stays.
         purge = done + 1 if done + start_step else None
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=purge) if writes else None
+        self.writers = open_writers(config, run, purge) if writes else []
         self.bar = tqdm(
             total=epochs * steps, initial=done + start_step, unit="step", disable=quiet, file=sys.stderr,
             dynamic_ncols=True, smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 15.0,
@@ -117,7 +119,7 @@ class Records:
             self.bar.write(text, file=sys.stderr)
 
     def end_epoch(self, step: int, lr: float, evaluation: Evaluation | None) -> dict[str, float]:
-        """Write the epoch's row to metrics.csv and TensorBoard; returns it."""
+        """Write the epoch's row to metrics.csv and give it to the writers; returns it."""
         n = max(self.batches, 1)
         row: dict[str, float] = {"epoch": self.epoch + 1, "step": step, "lr": lr, "loss": sum(self.sums) / n}
         row |= {name: total / n for name, total in self._shown().items()}
@@ -127,13 +129,10 @@ class Records:
         row |= self.val_losses
         row["seconds"] = time.monotonic() - self.epoch_started
         self.rows.append(row)
-        if self.board is not None:
-            for key, value in row.items():
-                if key not in ("epoch", "step"):
-                    name = key.removeprefix("val_")
-                    split = "val" if key in SCORES or name != key else "train"
-                    self.board.add_scalar(f"{split}/{name}", value, step)
-            self.board.flush()
+        if self.writes:
+            named = {_by_split(key): value for key, value in row.items() if key not in ("epoch", "step")}
+            for writer in self.writers:
+                writer.epoch(named, step)
             self._write()
         return row
 
@@ -148,10 +147,17 @@ class Records:
     def __enter__(self) -> Records:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.close()
-        if self.board is not None:
-            self.board.close()
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        for writer in self.writers:
+            writer.close("finished" if kind is None else "interrupted" if stopped else "failed")
+
+
+def _by_split(column: str) -> str:
+    """`train/loss` for loss, `val/loss` for val_loss, `val/map` for map."""
+    name = column.removeprefix("val_")
+    return f"{'val' if column in SCORES or name != column else 'train'}/{name}"
 
 
 def as_floats(losses: Iterable[torch.Tensor]) -> list[float]:

@@ -18,6 +18,8 @@ from runtime.files import write_text
 from runtime.records import CocoDataset
 from trainer.cards import checkpoint_card
 from trainer.config import TrainConfig, dump_config, read_config
+from trainer.provenance import git_state
+from trainer.running import is_training, training_in
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def find_resumable(target: str | Path | None, runs: str | Path = "runs", changed
         return _resume(path / "last.pt" if path.is_dir() else path, changed_data)
     candidates = sorted(Path(runs).glob("*/last.pt"), key=lambda p: p.stat().st_mtime, reverse=True)
     for path in candidates:
+        if is_training(path.parent):
+            continue
         try:
             return _resume(path, changed_data)
         except ConfigError:  # finished
@@ -105,9 +109,13 @@ class RunFolder:
 
     @classmethod
     def reopened(cls, path: Path) -> RunFolder:
-        """The folder of an interrupted run, without what a killed process was writing."""
-        for partial in path.glob(".*.partial*"):
-            partial.unlink(missing_ok=True)
+        """The folder of an interrupted run, without what a killed process was writing.
+
+        Raises `ConfigError` while another process trains in it.
+        """
+        with training_in(path):
+            for partial in path.glob(".*.partial*"):
+                partial.unlink(missing_ok=True)
         return cls(path)
 
     def save(
@@ -139,7 +147,7 @@ class RunFolder:
 
 def _judged(card: Card, progress: dict[str, Any], evaluation: Evaluation | None) -> Card:
     """`card` with how far the training was, and what it scored."""
-    metrics = dict(progress)
+    metrics = {**card.metrics, **progress}
     if evaluation is not None:
         measured = f"trainer fit, PyTorch {torch.__version__}, float32, {evaluation.images} validation images"
         metrics |= {**evaluation.to_json(), "measured_by": measured}
@@ -147,8 +155,10 @@ def _judged(card: Card, progress: dict[str, Any], evaluation: Evaluation | None)
     return replace(card, metrics=metrics, created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 
-def make_card(config: TrainConfig, train: CocoDataset, val: CocoDataset) -> Card:
-    """What a checkpoint of this training says of itself, scores aside."""
+def make_card(config: TrainConfig, train: CocoDataset, val: CocoDataset, amp: torch.dtype | None) -> Card:
+    """What a checkpoint of this training, autocast to `amp`, says of itself, scores aside."""
     hashes = {"train_annotations": fingerprint(train), "val_annotations": fingerprint(val)}
     quantization = None if config.qat is None else {"kind": "qat", **to_mapping(config.qat)}
-    return checkpoint_card(config.model, hashes, to_mapping(config), quantization=quantization)
+    card = checkpoint_card(config.model, hashes, to_mapping(config), quantization=quantization)
+    trained_in = str(amp or torch.float32).removeprefix("torch.")
+    return replace(card, metrics={"trained_in": trained_in}, versions={**card.versions, **git_state()})

@@ -1,0 +1,92 @@
+"""What a checkpoint says it was made with, by what git and the packages say themselves."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from runtime.card import read_card
+from trainer.config import read_config
+from trainer.loop import fit
+from trainer.provenance import git_state, package_versions
+from trainer.recipes.shapes import make_shapes
+
+
+def git(folder: Path, *arguments: str) -> str:
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *author, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "file").write_text("one")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    return tmp_path
+
+
+def test_the_commit_and_whether_what_git_tracks_was_changed(repository: Path) -> None:
+    commit = git(repository, "rev-parse", "HEAD")
+    below = repository / "runs" / "x"
+    below.mkdir(parents=True)
+    (below / "best.pt").write_text("not tracked")
+    assert git_state(repository) == git_state(below) == {"git_commit": commit, "git_dirty": "no"}
+    (repository / "file").write_text("two")
+    assert git_state(repository) == {"git_commit": commit, "git_dirty": "yes"}
+    git(repository, "add", "file")
+    assert git_state(repository)["git_dirty"] == "yes"
+
+
+def test_nothing_where_git_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_state(tmp_path) == {}  # no repository
+    assert git_state(tmp_path / "gone") == {}
+    git(tmp_path, "init", "-q")
+    assert git_state(tmp_path) == {}  # no commit
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(tmp_path) == {}  # no git
+
+
+def test_a_git_that_hangs_or_fails_at_status_does_not_stop_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "git"
+    fake.write_text('#!/bin/sh\n[ "$1" = status ] && exit 128\necho abc\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert git_state(tmp_path) == {"git_commit": "abc"}
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: real(*a, **{**k, "timeout": 0.2}))
+    fake.write_text("#!/bin/sh\nexec sleep 5\n")
+    assert git_state(tmp_path) == {}
+
+
+def test_versions_are_what_is_imported() -> None:
+    versions = package_versions()
+    assert versions["python"] == platform.python_version()
+    assert (versions["numpy"], versions["opencv"]) == (np.__version__, cv2.__version__)
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert ("cuda" in versions) == (torch.version.cuda is not None)
+
+
+def test_every_checkpoint_says_so(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shapes(repository / "data", train_images=4, val_images=2, size_hw=(64, 64))
+    tiny = ["schedule.epochs=1", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
+            "model.neck.channels=16", "amp=bf16"]  # fmt: skip
+    monkeypatch.chdir(repository)
+    run = fit(read_config("data/shapes.yaml", tiny), "runs", quiet=True).run
+    for name in ("best.pt", "last.pt"):
+        card = read_card(run / name)
+        assert card.versions == package_versions() | {
+            "git_commit": git(repository, "rev-parse", "HEAD"), "git_dirty": "no"
+        }  # fmt: skip
+        assert set(card.hashes) == {"train_annotations", "val_annotations"}
+        assert card.metrics["trained_in"] == "bfloat16"
