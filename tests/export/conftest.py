@@ -50,7 +50,9 @@ def _assert_same(checkpoint: Path, graph: Path, batches: tuple[int, ...]) -> Non
             for outputs in (expected, session.run(None, {"images": images}))
         ]  # fmt: skip
         apart = drift(*pairs)
-        assert apart.unmatched == 0 and apart.box_max_px < 0.05 and apart.score_max < 1e-3
+        # Of two boxes with an IoU on NMS's threshold, rounding decides which suppresses: sums of another order, as with
+        # another number of threads, may keep another one. A wrong graph differs in all of them.
+        assert apart.unmatched <= apart.boxes // 20 and apart.box_max_px < 0.05 and apart.score_max < 1e-3
 
 
 @pytest.fixture(scope="session")
