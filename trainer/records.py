@@ -58,9 +58,10 @@ class Records:
         # From this step on, older events do not count. An epoch's are at its last step, which stays.
         purge = done + 1 if done + start_step else None
         self.writers = open_writers(config, run, purge) if writes else []
+        self.interval = 0.5 if sys.stderr.isatty() else 15.0
         self.bar = tqdm(
             total=epochs * steps, initial=done + start_step, unit="step", disable=quiet, file=sys.stderr,
-            dynamic_ncols=True, smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 15.0,
+            dynamic_ncols=True, smoothing=0.05, mininterval=self.interval,
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed} gone, {remaining} left {postfix}",
         )  # fmt: skip
         self._refreshed = time.monotonic()
@@ -117,7 +118,7 @@ class Records:
     def validating(self, done: int, total: int) -> None:
         """Refresh the progress line while the network is judged, in a log file as rarely as while it learns."""
         now = time.monotonic()
-        due = now - self._refreshed >= self.bar.mininterval or done == total
+        due = now - self._refreshed >= self.interval or done == total
         self.bar.set_postfix_str(f"validating {done}/{total} images", refresh=due)
         self._refreshed = now if due else self._refreshed
 

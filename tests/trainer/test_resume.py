@@ -313,6 +313,24 @@ def test_annotations_that_changed_are_refused_with_both_hashes_or_accepted_when_
     assert read_checkpoint(runs / "shapes" / "last.pt")["card"]["hashes"]["train_annotations"] == sha256_file(file)
 
 
+def test_annotations_that_change_under_a_run_do_not_change_it(data: Path, tmp_path: Path) -> None:
+    copy, real = tmp_path / "data", trainer.loop.Records.step
+    shutil.copytree(data, copy)
+    file = copy / "train.json"
+    old = sha256_file(file)
+
+    def step(self: object) -> None:
+        file.write_text("no JSON any more")
+        real(self)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.loop.Records, "step", step)
+        run = fit(config(copy, "schedule.epochs=1"), tmp_path, quiet=True).run
+    content = read_checkpoint(run / "last.pt")
+    assert content["resume"]["records"]["images"] == 14  # every picture, as they were read at the start
+    assert content["card"]["hashes"]["train_annotations"] == old != sha256_file(file)
+
+
 def _stopped_in_the_second_epoch(settings: TrainConfig, runs: Path) -> None:
     real = trainer.loop.Records.step
 
