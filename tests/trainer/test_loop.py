@@ -165,6 +165,9 @@ def test_an_empty_dataset_is_refused(data: Path, tmp_path: Path, capsys: pytest.
         (["eval", "--runs", "nowhere"], 1, "there is no best.pt"),
         (["show", "c.yaml", "--wrong"], 2, "unrecognized arguments: --wrong"),
         (["new", "thing.yaml"], 2, "for your own data name a new FILE.yaml"),
+        (["check-data", "none.yaml", "--augment", "seed=1"], 1, "cannot read this config"),
+        (["check-data", "--augment", "none.yaml"], 1, "cannot read this config"),
+        (["check-data", "none.yaml", "--augment", "all"], 1, "cannot read this config"),
     ],
 )
 def test_exit_status_and_advice(
