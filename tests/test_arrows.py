@@ -109,8 +109,7 @@ def test_constructors_name_their_arguments(source):
 @pytest.mark.parametrize("source", sources())
 def test_a_file_can_be_read_in_one_sitting(source):
     lines = len((ROOT / source).read_text(encoding="utf-8").splitlines())
-    limit = 350 if source == "models/config.py" else 300
-    assert lines <= limit, f"{source}: {lines} lines"
+    assert lines <= 300, f"{source}: {lines} lines"
 
 
 @pytest.mark.parametrize("source", [s for s in sources() if s.startswith("models/")])
