@@ -81,7 +81,10 @@ def decode_image(data: bytes, path: str | Path) -> Image:
 
 
 def write_image(path: str | Path, image: Image) -> None:
-    """Write `image` (uint8 [H, W, 3] BGR) in the format of the suffix of `path`, whole or not at all."""
+    """Write `image` (uint8 [H, W, 3] BGR) in the format of the suffix of `path`, whole or not at all.
+
+    Raises `ImageError` for a suffix that OpenCV does not know, `OSError` where the file cannot be written.
+    """
     path = Path(path)
     try:
         done, data = cv2.imencode(path.suffix, image)
