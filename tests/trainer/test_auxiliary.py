@@ -16,10 +16,9 @@ from models.detector import Detector
 from models.typed import ConfigError
 from tests.trainer.interrupted import go_on, stop_before_epoch
 from tests.trainer.processes import two
-from tests.trainer.tiny import CUT_ALIKE, tiny_config
+from tests.trainer.tiny import CUT_ALIKE, one_object, tiny_config
 from trainer.auxiliary_config import AuxiliaryConfig, auxiliary_model, coarse
 from trainer.config import TrainConfig
-from trainer.data import Batch
 from trainer.distributed import Group
 from trainer.loop import fit
 from trainer.records import read_metrics
@@ -56,10 +55,7 @@ def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data: P
     assert settings.auxiliary is not None
     torch.manual_seed(0)
     state = new_state(settings, Detector(settings.model), None, 10, Group())
-    batch = Batch(
-        torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8), torch.tensor([[[8.0, 8, 40, 40]]]),
-        torch.tensor([[1]]), [1], torch.tensor([[64, 64]]),
-    )  # fmt: skip
+    batch = one_object()
     terms = losses(settings, state, batch, torch.device("cpu"), None, Group())
     assert state.whole is not None and len(terms) == 5
     answer = state.whole(batch.images).auxiliary

@@ -21,10 +21,9 @@ from models.typed import ConfigError, to_mapping
 from runtime.card import sha256_file
 from tests.trainer.interrupted import go_on, stop_before_epoch
 from tests.trainer.processes import two
-from tests.trainer.tiny import CUT_ALIKE, TINY, tiny_config
+from tests.trainer.tiny import CUT_ALIKE, TINY, one_object, tiny_config
 from trainer.cards import checkpoint_card
 from trainer.config import TrainConfig, dump_config, read_config, train_config
-from trainer.data import Batch
 from trainer.distill import Distillation
 from trainer.distributed import Group
 from trainer.failures import TrainingError, not_finite
@@ -120,10 +119,7 @@ def test_the_terms_are_the_criterions_and_one_more(data: Path, teacher: Path) ->
     settings = taught_config(data, teacher, "batch_size=1")
     torch.manual_seed(0)
     state = new_state(settings, Detector(settings.model), None, 10, Group())
-    batch = Batch(
-        torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8), torch.tensor([[[8.0, 8, 40, 40]]]),
-        torch.tensor([[1]]), [1], torch.tensor([[64, 64]]),
-    )  # fmt: skip
+    batch = one_object()
     terms = losses(settings, state, batch, torch.device("cpu"), None, Group())
     raw: Raw = state.model(batch.images)
     plain = criterion(settings.model, raw, state.model.priors(), batch.boxes_xyxy, batch.labels)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from models.checkpoint import read_checkpoint
 from trainer.config import TrainConfig, read_config
+from trainer.data import Batch
 
 TINY = ["schedule.epochs=2", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
         "model.neck.channels=16", "amp=off", "val_interval=1"]  # fmt: skip
@@ -21,6 +23,14 @@ CUT_ALIKE = ["model.backbone.norm=gn", "model.neck.norm=gn", "model.head.norm=gn
 def tiny_config(data: Path, *overrides: str) -> TrainConfig:
     """The recipe in the folder `data`, as small as `TINY` makes it, with `overrides` on top."""
     return read_config(data / "shapes.yaml", [*TINY, *overrides])
+
+
+def one_object() -> Batch:
+    """A random picture of 64x64 px with one object, as a batch."""
+    return Batch(
+        torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8), torch.tensor([[[8.0, 8, 40, 40]]]),
+        torch.tensor([[1]]), [1], torch.tensor([[64, 64]]),
+    )  # fmt: skip
 
 
 def weights(path: Path) -> dict[str, Tensor]:
