@@ -212,6 +212,7 @@ class FixedSize:
     fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL)
 
     def fit(self, source_hw: tuple[int, int]) -> Letterbox:
+        """The placement of a frame of `source_hw`. Raises ValueError for an empty one."""
         return Letterbox.fit(source_hw, self.size_hw)
 
 
