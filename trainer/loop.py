@@ -59,8 +59,8 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
 
     `resume` (from `trainer.runs.find_resumable`) continues an interrupted run with the batch after its last saved
     one; on a CPU the weights are then, bit for bit, those of a run that was never interrupted. SIGINT and SIGTERM
-    finish the step, save and raise `Interrupted`, a KeyboardInterrupt. Raises `ConfigError`, `CocoError`,
-    `CheckpointError` or `TrainingError`, each saying what to do.
+    finish the step, save and raise `Interrupted`, a KeyboardInterrupt. Raises `ConfigError`, `DatasetError`,
+    `CheckpointError`, `RecordsError`, `EvaluationError` or `TrainingError`, each saying what to do.
     """
     with deterministic(config.deterministic), process_group(config.device) as group:
         return _fit(config, runs, resume, quiet, group)

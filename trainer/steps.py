@@ -48,7 +48,8 @@ def train_epoch(
     """Train on `batches`, which are those of the epoch from number `state.batch` of `count` on.
 
     `after_step` is called when a step, and with it `state`, is complete; `saved` says what last.pt holds.
-    Raises `TrainingError` when a loss is not finite, or when no picture of the epoch could be used.
+    Raises `TrainingError` when a loss or a gradient is not finite, or more of them than `optim.nan_limit` were left
+    out, and when no picture of the epoch could be used.
     """
     state.model.train()
     accumulate, skipping = config.optim.accumulate, config.optim.on_nan == "skip"
