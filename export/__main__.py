@@ -1,4 +1,4 @@
-"""The command `exporter`: onnx, verify. Each is a thin layer over one documented function."""
+"""The command `exporter`: onnx, trt, audit, verify. Each is a thin layer over one documented function."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from export.engine_commands import AUDIT, TRT, audit, audit_arguments, trt, trt_arguments
 from export.onnx_commands import ONNX, onnx, onnx_arguments
 from export.verify_commands import VERIFY, verify, verify_arguments
 from runtime.commands import exit_status, teaching
@@ -14,6 +15,9 @@ _EXAMPLES = """examples:
   exporter onnx --simplify                         the newest run's best.pt, to best.onnx beside it
   exporter onnx runs/demo/best.pt --out detector.onnx --tolerance 0.05
   exporter onnx imported.pt --simplify --annotations val.json --images val/
+  exporter trt --fp16                              the newest run's best.pt, to best.fp16.engine beside it
+  exporter trt best.onnx --engine rtx --sm 86      an engine for an RTX 30 card, built without a GPU
+  exporter audit best.int8.onnx                    the share of its convolutions that is INT8, and what is not
   exporter verify runs/demo/best.onnx              score it against the checkpoint it came from
   exporter verify a.onnx b.onnx --against best.pt --annotations val.json --images val/
 
@@ -43,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         take(sub)
 
     command("onnx", "write one ONNX graph, from pixels to detections", ONNX, onnx_arguments, onnx)
+    command("trt", "build a TensorRT or TensorRT-RTX engine", TRT, trt_arguments, trt)
+    command("audit", "say what precision a file really computes in", AUDIT, audit_arguments, audit)
     command("verify", "score artifacts against PyTorch", VERIFY, verify_arguments, verify)
     return parser
 
