@@ -1,7 +1,7 @@
 """The card: what a checkpoint or an artifact says of itself, so that nobody has to retype its settings.
 
-JSON with `"format": 1`: under the key `isodet` of an ONNX file's `metadata_props`, and under `card` in a
-checkpoint. It is read here without torch, onnx or onnxruntime.
+JSON with `"format": 1`: under the key `isodet` of an ONNX file's `metadata_props`, under `card` in a checkpoint, and
+beside an engine (`runtime.sidecar`). It is read here without torch, onnx or onnxruntime.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CardError(ValueError):
 class Card:
     """Everything that is needed to run a model and to know where it comes from. Raises `CardError` for bad values."""
 
-    kind: Literal["checkpoint", "onnx"]
+    kind: Literal["checkpoint", "onnx", "engine"]
     classes: tuple[str, ...]
     """Names of labels 0..C-1."""
     input_size_hw: tuple[int, int]
@@ -68,6 +68,8 @@ class Card:
     created: str = ""
     """ISO 8601."""
     verification: Mapping[str, Any] = field(default_factory=dict)
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """{} but for an engine: what it was built by, for and from; the keys are `runtime.sidecar.ENGINE_KEYS`."""
 
     def __post_init__(self) -> None:
         for name in ("classes", "input_size_hw"):
@@ -77,7 +79,7 @@ class Card:
         for name in ("score_threshold", "threshold"):
             if _is_int(getattr(self, name)):
                 object.__setattr__(self, name, float(getattr(self, name)))
-        self._check("kind", self.kind in ("checkpoint", "onnx"), "checkpoint or onnx")
+        self._check("kind", self.kind in ("checkpoint", "onnx", "engine"), "checkpoint, onnx or engine")
         names_ok = isinstance(self.classes, tuple) and all(isinstance(c, str) and c for c in self.classes)
         self._check("classes", names_ok and bool(self.classes), "a list of at least one class name")
         self._check("classes", len(set(self.classes)) == len(self.classes), "class names that differ")
@@ -112,6 +114,8 @@ class Card:
             texts = getattr(self, name).values()
             self._check(name, all(isinstance(v, str) for v in texts), "an object of texts")
         self._check("created", isinstance(self.created, str), "a time as text")
+        is_engine = isinstance(self.engine, Mapping) and bool(self.engine) == (self.kind == "engine")
+        self._check("engine", is_engine, "an object with keys for an engine, {} for anything else")
         self._check("thresholds", isinstance(self.thresholds, Mapping), "an object with keys")
         for name, value in self.thresholds.items():
             score = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
@@ -135,6 +139,8 @@ class Card:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if not self.thresholds:  # then a runtime that does not know the key reads the card, too
             del plain["thresholds"]
+        if not self.engine:
+            del plain["engine"]
         return {"format": FORMAT, **json.loads(json.dumps(plain, default=_plain))}
 
     @classmethod
@@ -168,12 +174,17 @@ class Card:
 
 
 def read_card(path: str | Path) -> Card:
-    """The card of an ONNX file or of a checkpoint (which loads torch), told apart by content.
+    """The card of an ONNX file, an engine or a checkpoint (which loads torch), told apart by content.
 
-    Raises `CardError` for a file that is missing, is neither, or carries no card of ours.
+    Raises `CardError` for a file that is missing, is none of these, or carries no card of ours.
     """
     path = Path(path)
-    if file_kind(path) == "checkpoint":
+    kind = file_kind(path)
+    if kind == "engine":
+        from runtime.sidecar import read_sidecar  # it reads cards itself
+
+        return read_sidecar(path)
+    if kind == "checkpoint":
         from runtime.backends.torch import read_checkpoint_card  # torch is only needed for a checkpoint
 
         return read_checkpoint_card(path)
@@ -186,7 +197,7 @@ def read_card(path: str | Path) -> Card:
     return Card.from_json(metadata[METADATA_KEY], path)
 
 
-def file_kind(path: str | Path) -> Literal["checkpoint", "onnx"]:
+def file_kind(path: str | Path) -> Literal["checkpoint", "onnx", "engine"]:
     """What the file at `path` is, by its content. Raises `CardError` for a missing or an unknown file."""
     try:
         with open(path, "rb") as file:
@@ -194,14 +205,16 @@ def file_kind(path: str | Path) -> Literal["checkpoint", "onnx"]:
     except FileNotFoundError:
         raise CardError(f"{path}: no such model file") from None
     except IsADirectoryError:
-        raise CardError(f"{path}: is a folder, expected a model file (.onnx or .pt)") from None
+        raise CardError(f"{path}: is a folder, expected a model file (.onnx, .engine or .pt)") from None
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}") from None
     if start == b"PK\x03\x04":  # torch.save writes a zip archive
         return "checkpoint"
     if start[:1] == b"\x08":  # ModelProto begins with its field 1, ir_version
         return "onnx"
-    raise CardError(f"{path}: neither an ONNX file nor a PyTorch checkpoint (it starts with {start!r})")
+    if start[1:] == b"trt":  # ftrt, TensorRT; vtrt, TensorRT-RTX
+        return "engine"
+    raise CardError(f"{path}: neither an ONNX file, nor an engine, nor a PyTorch checkpoint (it starts with {start!r})")
 
 
 def read_onnx_metadata(path: str | Path) -> dict[str, str]:
