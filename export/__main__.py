@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from export.bisect_commands import BISECT, bisect, bisect_arguments
 from export.onnx_commands import ONNX, onnx, onnx_arguments
 from export.verify_commands import VERIFY, verify, verify_arguments
 from runtime.commands import exit_status, teaching
@@ -16,6 +17,7 @@ _EXAMPLES = """examples:
   exporter onnx imported.pt --simplify --annotations val.json --images val/
   exporter verify runs/demo/best.onnx              score it against the checkpoint it came from
   exporter verify a.onnx b.onnx --against best.pt --annotations val.json --images val/
+  exporter bisect best.int8.onnx --against best.pt which layer is not the network's
 
 In bash and zsh the word `export` is a builtin of the shell: `export onnx best.pt` does nothing there.
 Say `exporter`, or `python -m export`.
@@ -44,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command("onnx", "write one ONNX graph, from pixels to detections", ONNX, onnx_arguments, onnx)
     command("verify", "score artifacts against PyTorch", VERIFY, verify_arguments, verify)
+    command("bisect", "name the first layer that departs from PyTorch", BISECT, bisect_arguments, bisect)
     return parser
 
 

@@ -7,9 +7,12 @@ optimisations off, so that what is compared is what the file says.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +21,14 @@ import onnxruntime
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from export.alignment import Tensor, aligned, different_weights, initialisers, relative_error, tensors
+from export.audit import load_graph
+from export.verification import find_checkpoint
+from models.checkpoint import build_detector
+from models.deploy import Deploy
+from models.quant import FakeQuant, QuantConv2d
+from runtime import Card, ImageError, letterbox, read_card, read_image
+from runtime.image import Image
+from runtime.runs import validation_data
 
 DEPARTS = {"fp32": 1e-3, "fp16": 3e-2, "int8": 0.3}
 """Relative error (root mean square) from which on a tensor of a graph of each precision is not the network's any more:
@@ -62,6 +73,17 @@ class Bisection:
     weights: tuple[tuple[str, float], ...] = ()
     """Float weights that are not the checkpoint's, with the relative difference, the largest first."""
 
+    def to_json(self) -> dict[str, Any]:
+        def layer(found: Layer) -> dict[str, Any]:
+            return {key: _json_number(value) for key, value in asdict(found).items()}
+
+        return {
+            "artifact": str(self.artifact), "threshold": self.threshold, "compared": self.compared,
+            "tensors": self.tensors, "first": None if self.first is None else layer(self.first),
+            "jumps": [layer(found) for found in self.jumps],
+            "other_weights": [{"path": path, "error": _json_number(error)} for path, error in self.weights],
+        }  # fmt: skip
+
     def text(self) -> str:
         """A sentence on the first that departs, and a table of the largest jumps."""
         lines = []
@@ -86,6 +108,48 @@ class Bisection:
                       f"  {'layer':<{width}} {'operator':<17} {'error':>9} {'added':>9}  module"]  # fmt: skip
             lines += [f"  {j.node:<{width}} {j.op:<17} {j.error:>9.2g} {j.added:>9.2g}  {j.module}" for j in self.jumps]
         return "\n".join(lines)
+
+
+def bisect(artifact: str | Path, against: str | Path | None = None, image: str | Path | None = None) -> Bisection:
+    """Compare the ONNX file `artifact`, tensor by tensor, with the network of its checkpoint in float32.
+
+    against: the checkpoint; None looks beside the artifact. image: the picture that both see; None takes the first of
+    the checkpoint's validation data that can be read. Raises `BisectError`, `CardError`, `CheckpointError`,
+    `VerifyError`, `RunsError` or `ImageError`.
+    """
+    artifact = Path(artifact)
+    card = read_card(artifact)
+    if card.kind != "onnx":
+        raise BisectError(
+            f"{artifact}: is {'an engine, whose tensors nobody sees' if card.kind == 'engine' else 'a checkpoint'}; "
+            "bisect the ONNX file that an engine was built from"
+        )
+    checkpoint = Path(against) if against is not None else find_checkpoint(artifact)
+    picture = _validation_picture(read_card(checkpoint), checkpoint) if image is None else read_image(image)
+    pixels, _ = letterbox(picture, card.input_size_hw)
+    images = np.repeat(pixels[None], 1 if card.batch == "dynamic" else int(card.batch), axis=0)
+    return compare(artifact, load_graph(artifact), float_graphs(checkpoint), (images, images), card.precision)
+
+
+def float_graphs(checkpoint: Path) -> tuple[ModelProto, ModelProto]:
+    """The network of a checkpoint as graphs in float32, as traced and simplified; nothing is rounded in an 8-bit one."""
+    from export.graph import _simplified, _trace
+
+    detector, card = build_detector(checkpoint)
+    for module in detector.modules():
+        if isinstance(module, (FakeQuant, QuantConv2d)):
+            module.enabled = False
+    height, width = card["input_size_hw"]
+    traced = _trace(Deploy(detector).eval(), (height, width), 20, None)
+    return traced, _simplified(traced)
+
+
+def _validation_picture(card: Card, checkpoint: Path) -> Image:
+    dataset = validation_data(card, checkpoint)
+    for record in dataset.records:
+        with contextlib.suppress(ImageError):
+            return read_image(record.path)
+    raise BisectError(f"{dataset.annotations}: none of its pictures can be read; name one with --image FILE")
 
 
 def compare(
@@ -120,7 +184,8 @@ def compare(
     ranked = sorted(layers, key=lambda layer: -layer.added)
     weights = different_weights(candidate, reference, _OTHER_WEIGHT[precision])
     return Bisection(
-        artifact, threshold, len(layers), sum(t.comparable for t in every), next((x for x in layers if not x.error <= threshold), None),
+        artifact, threshold, len(layers), sum(tensor.comparable for tensor in every),
+        next((layer for layer in layers if not layer.error <= threshold), None),
         tuple(layer for layer in ranked[:jumps] if layer.added > 0),
         tuple(sorted(weights.items(), key=lambda item: -item[1])),
     )  # fmt: skip
@@ -199,6 +264,5 @@ class _Session:
         return dict(zip(wanted, values, strict=True))
 
 
-def renamed(bisection: Bisection, path: Path) -> Bisection:
-    """The same of a file that is called `path`."""
-    return replace(bisection, artifact=path)
+def _json_number(value: Any) -> Any:
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
