@@ -7,8 +7,7 @@ the network that it was built from stand in its sidecar. What was asked for and 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from export.audit_inspector import inspected
+from export.audit_inspector import inspected, parsed
 from export.audit_layers import ConvLayer, network_layers
 from models.quant.graph import PREDICTIONS
 from runtime.backends import BackendError
@@ -48,6 +47,8 @@ class Audit:
     compiled: float = 0.0
     """Share of FLOPs inside kernels that an engine compiled as one and does not look into: there the types of the
     network hold, which the library is bound to."""
+    why: str = ""
+    """Why an engine was not asked itself; "" where it was, and for a graph."""
 
     def share(self, precision: str) -> float:
         """Part of the convolution FLOPs in that precision, 0 to 1."""
@@ -119,7 +120,7 @@ class Audit:
             raise CardError(f"{source}: card: engine.audit: cannot be read ({error!r})") from None
 
 
-def audit(path: str | Path, device: str = "auto") -> Audit:
+def audit_file(path: str | Path, device: str = "auto") -> Audit:
     """The audit of an ONNX file or an engine of ours.
 
     An engine is loaded on `device` and asked; where it cannot run here, the audit of its network is read from its
@@ -131,19 +132,19 @@ def audit(path: str | Path, device: str = "auto") -> Audit:
         raise CardError(f"{path}: a checkpoint has no precision yet; audit the .onnx or .engine made from it")
     card = read_card(path)
     if kind == "onnx":
-        return audit_network(onnx.load(path), card)
+        return audit_network(load_graph(path), card)
     typed = Audit.from_json(card.engine["audit"], path)
     if device == "cpu":
-        return typed
+        return replace(typed, why="an engine does not run on a CPU")
     try:
         from runtime.backends.trt import TrtBackend
 
-        layers = TrtBackend(path, device).layers
-    except BackendError:
+        backend = TrtBackend(path, device)
+    except BackendError as error:
         if device != "auto":
             raise
-        return typed
-    return audit_engine(layers, typed)
+        return replace(typed, why=str(error))
+    return audit_engine(backend.layers(), typed)
 
 
 def audit_network(model: onnx.ModelProto, card: Card) -> Audit:
@@ -151,12 +152,23 @@ def audit_network(model: onnx.ModelProto, card: Card) -> Audit:
     return Audit(card.precision, "network", tuple(network_layers(model)), float_layers(card))
 
 
-def audit_engine(layers: Callable[[], str], typed: Audit) -> Audit:
-    """The audit of an engine that is loaded. layers: gives its inspector's JSON. typed: its network's audit."""
-    found = inspected(json.loads(layers()), typed.layers)
+def audit_engine(layers: str, typed: Audit) -> Audit:
+    """The audit of an engine. layers: the JSON of its inspector. typed: the audit of its network.
+
+    Raises `InspectorError` for a JSON that says nothing about layers.
+    """
+    found = tuple(inspected(parsed(layers), typed.layers))
     compiled = sum(layer.mflops for layer in found if layer.compiled)
     total = sum(layer.mflops for layer in found)
-    return replace(typed, source="inspector", layers=tuple(found), compiled=compiled / total if total else 0.0)
+    return replace(typed, source="inspector", layers=found, compiled=compiled / total if total else 0.0)
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """The graph in an ONNX file. Raises `CardError` for a broken one."""
+    try:
+        return onnx.load(path)
+    except Exception as error:  # those of protobuf, of onnx and of the system have no common base
+        raise CardError(f"{path}: cannot be read as ONNX: {' '.join(str(error).split())}") from None
 
 
 def float_layers(card: Card) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ strongly typed build is bound to.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,17 @@ _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 class InspectorError(ValueError):
     """An account that cannot be read; the message says what is missing."""
+
+
+def parsed(text: str) -> Mapping[str, Any]:
+    """The JSON of the inspector. Raises `InspectorError` for something else."""
+    try:
+        account = json.loads(text, strict=False)  # metadata may hold control characters
+    except json.JSONDecodeError as error:
+        raise InspectorError(f"the engine inspector gave no JSON ({error})") from None
+    if not isinstance(account, Mapping):
+        raise InspectorError("the engine inspector gave no JSON object")
+    return account
 
 
 def inspected(account: Mapping[str, Any], typed: Sequence[ConvLayer]) -> Iterator[ConvLayer]:

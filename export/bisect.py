@@ -132,7 +132,7 @@ def bisect(artifact: str | Path, against: str | Path | None = None, image: str |
 
 
 def float_graphs(checkpoint: Path) -> tuple[ModelProto, ModelProto]:
-    """The network of a checkpoint as graphs in float32, as traced and simplified; nothing is rounded in an 8-bit one."""
+    """The network of a checkpoint in float32, as traced and simplified; nothing is rounded in an 8-bit one."""
     from export.graph import _simplified, _trace
 
     detector, card = build_detector(checkpoint)

@@ -47,10 +47,11 @@ def checkpoint_of(arguments: argparse.Namespace) -> Path:
     return checkpoint
 
 
-def print_refusal(error: GateError, out: Path) -> None:
-    """Show why `out` was not written, and keep the report: `<name>.refused.html`, beside that of an older artifact."""
+def print_refusal(error: GateError) -> None:
+    """Show why an artifact was not written, and keep the report: `<name>.refused.html`, beside that of an older artifact."""
     from export.report import write_reports
 
+    out = error.verification.artifacts[0].path
     print(error.verification.table())
     bisections = [] if error.bisection is None else [error.bisection]
     for bisection in bisections:

@@ -33,7 +33,7 @@ def onnx(arguments: argparse.Namespace) -> int:
         try:
             result = to_onnx(checkpoint, arguments.out, options, gate_of(arguments), bar.say, bar.progress)
         except GateError as error:
-            print_refusal(error, arguments.out or checkpoint.with_suffix(".onnx"))
+            print_refusal(error)
             raise
     if result.verification is not None:
         print(result.verification.table())

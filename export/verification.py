@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from export.audit import audit
+from export.audit import audit_file
 from export.drift import drift, drift_by_image
 from export.machine import places
 from export.scores import NotScored, Score, Verification
@@ -81,7 +81,7 @@ def verify(
     reference = _score(checkpoint, detector, dataset, progress)
     scores, missing = [], []
     for path, card in cards.items():
-        built = None if card.kind == "checkpoint" else audit(path, device)
+        built = None if card.kind == "checkpoint" else audit_file(path, device)
         for place in places(card, device):
             why = place.missing
             if not why:
