@@ -12,7 +12,7 @@ from runtime.detections import Detections
 from runtime.matching import IOU, pairwise_iou
 
 MIN_SCORE = 0.1
-"""Detections below it are not looked at: they come and go with the last digit."""
+"""Unless told otherwise, detections below it are not looked at: they come and go with the last digit."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,15 @@ def _of_image(image_id: int, expected: Detections, found: Detections, min_score:
     looked_at = expected.scores >= np.float32(min_score)
     first = np.flatnonzero(looked_at & (every >= 0))
     second = every[first]
-    a, b = expected[first], found[second]
-    box_px = np.abs(a.boxes_xyxy - b.boxes_xyxy).max(axis=1).astype(np.float64) if len(first) else np.zeros(0)
-    score = np.abs(a.scores - b.scores).astype(np.float64)
+    a, b = expected.boxes_xyxy[first], found.boxes_xyxy[second]
+    box_px = np.abs(a - b).astype(np.float64).max(axis=1, initial=0)
+    score = np.abs(expected.scores[first].astype(np.float64) - found.scores[second])
+    overlap = np.diagonal(pairwise_iou(a, b))
     alone = expected.scores[looked_at & (every < 0)]
     extra = found.scores[np.setdiff1d(np.flatnonzero(found.scores >= np.float32(min_score)), every)]
-    overlap = _paired_iou(a.boxes_xyxy, b.boxes_xyxy)
-    moved = float((a.scores * (1 - overlap)).sum() + score.sum() + alone.sum() + extra.sum())
+    moved = float((expected.scores[first] * (1 - overlap)).sum() + score.sum() + alone.sum() + extra.sum())
     image = ImageDrift(
         image_id, int(looked_at.sum()), len(alone), len(extra), float(box_px.max(initial=0)),
         float(score.max(initial=0)), moved,
     )  # fmt: skip
     return _Pairs(image, box_px, score)
-
-
-def _paired_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[D] IoU of each box of a [D, 4] with the same row of b [D, 4]."""
-    return np.array([pairwise_iou(a[i : i + 1], b[i : i + 1])[0, 0] for i in range(len(a))], np.float64)

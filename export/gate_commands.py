@@ -48,7 +48,7 @@ def checkpoint_of(arguments: argparse.Namespace) -> Path:
 
 
 def print_refusal(error: GateError) -> None:
-    """Show why an artifact was not written, and keep the report: `<name>.refused.html`, beside that of an older artifact."""
+    """Show why an artifact was not written, and keep the report: `<name>.refused.html`, beside an older one."""
     from export.report import write_reports
 
     out = error.verification.artifacts[0].path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.drift import MIN_SCORE, ImageDrift, partners
+from export.drift import ImageDrift, partners
 from export.scores import Score, Verification
 from runtime.detections import Detections
 from runtime.draw import Color, sheet
@@ -18,15 +18,16 @@ _CELL = (480, 480)
 
 
 def moved_most(score: Score, count: int = 8) -> tuple[ImageDrift, ...]:
-    """The images whose detections moved most; those on which nothing did are left out."""
-    return tuple(image for image in score.images[:count] if image.moved > 0)
+    """The images whose detections moved most; those on which nothing did are left out, but for two to look at."""
+    most = tuple(image for image in score.images[:count] if image.moved >= 0.005)
+    return most or score.images[:2]
 
 
 def moved_sheet(verification: Verification, score: Score, count: int = 8) -> Image | None:
-    """Two pictures for each of the images that moved most; None where nothing moved.
+    """Two pictures for each of the images that moved most; None where there is no image.
 
     Left the reference, right the artifact. Green: both have the object. Orange: only the reference. Red: only the
-    artifact. Of the objects that both have, those below the reference's threshold in both are left out.
+    artifact. What is below the reference's threshold in both is left out.
     """
     records = {record.id: record for record in verification.dataset.records}
     cells, captions = [], []
@@ -51,9 +52,9 @@ def _colors(
     before: Detections, after: Detections, verification: Verification
 ) -> tuple[list[Color | None], list[Color | None]]:
     """A colour for each detection of both sides; None for one that is not shown."""
-    threshold = max(MIN_SCORE, verification.reference.evaluation.threshold)
-    left: list[Color | None] = [ONLY_REFERENCE if score >= MIN_SCORE else None for score in before.scores]
-    right: list[Color | None] = [ONLY_ARTIFACT if score >= MIN_SCORE else None for score in after.scores]
+    threshold = np.float32(verification.reference.evaluation.threshold)
+    left: list[Color | None] = [ONLY_REFERENCE if score >= threshold else None for score in before.scores]
+    right: list[Color | None] = [ONLY_ARTIFACT if score >= threshold else None for score in after.scores]
     for i, j in enumerate(partners(before, after)):
         if j >= 0:
             shown = max(before.scores[i], after.scores[j]) >= threshold

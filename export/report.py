@@ -20,7 +20,7 @@ from runtime.page import image, table, write_page
 _STYLE = """<style>
 body { max-width: 1500px } td, th { padding: .2rem .55rem; white-space: nowrap; font-size: 13.5px }
 td:nth-child(2), td:nth-child(3), td:last-child, th:nth-child(2), th:nth-child(3), th:last-child { text-align: left }
-.wide { overflow-x: auto } .passed { color: #1a7f37 } .failed { color: #cf222e } .not-scored { color: #9a6700 }
+.wide td:last-child { white-space: normal; min-width: 14rem } .wide { overflow-x: auto } .passed { color: #1a7f37 } .failed { color: #cf222e } .not-scored { color: #9a6700 }
 </style>"""
 
 
@@ -53,10 +53,11 @@ def write_reports(
         "line was scored by the same evaluation on the same pixels.</p>",
         f'<div class="wide">{table(head, rows)}</div>',
         *(f"<p>{html.escape(line)}</p>" for line in verification.remarks()),
-        "<p>mAP to APl: COCO's box metrics in points. delta: mAP against the PyTorch model. Of its boxes with a score "
-        "of 0.1 or more: drift px is the largest distance between one and the same box of the artifact, in pixels of "
-        "the picture; lost are those that the artifact has not. new: boxes that only the artifact has. ms: one frame "
-        "at a time, letterbox to boxes.</p>",
+        "<p>mAP to APl: COCO's box metrics in points. delta: mAP against the PyTorch model. Of boxes "
+        f"with a score of at least {reference.evaluation.threshold:.2f}, the reference's best threshold: drift px is "
+        "the largest distance between one of the reference and the same of the artifact, in pixels of the picture; "
+        "lost are those that the artifact has not at any score, new those that only the artifact has. ms: one frame at "
+        "a time, letterbox to boxes.</p>",
     ]
     for bisection in bisections:
         parts += ["<h2>Where it departs</h2>", f"<pre>{html.escape(bisection.text())}</pre>"]
@@ -75,7 +76,7 @@ def _side_by_side(verification: Verification, score: Score, folder: Path, name: 
     pictures = moved_sheet(verification, score)
     path.unlink(missing_ok=True)
     if pictures is None:
-        return [*parts, "<p>Every box is where the reference has it, to the last digit.</p>"]
+        return [*parts, "<p>There is no picture to show.</p>"]
     write_image(path, pictures)
     names = {record.id: record.path.name for record in verification.dataset.records}
     rows = [

@@ -18,7 +18,8 @@ from export.audit import audit_file
 from export.drift import drift, drift_by_image
 from export.machine import places
 from export.scores import NotScored, Score, Verification
-from runtime import BackendError, Card, Detector, read_card
+from runtime import Card, Detector, read_card
+from runtime.backends import BackendError
 from runtime.backends.torch import TorchBackend
 from runtime.card import sha256_file
 from runtime.evaluate import evaluate
@@ -134,10 +135,11 @@ def _judged(score: Score, reference: Score, tolerance: float | None, edited: boo
     if edited:
         failures.append("its graph was edited or damaged after the export: it is not the one that its card was made of")
     before, after = reference.evaluation.detections, score.evaluation.detections
+    seen = reference.evaluation.threshold  # what an application reports; below it boxes come and go
     shared = {image: found for image, found in before.items() if image in after}
     return replace(
         score, delta_map=delta, tolerance=allowed, passed=not failures, failures=tuple(failures),
-        drift=drift(shared, after), images=drift_by_image(shared, after),
+        drift=drift(shared, after, seen), images=drift_by_image(shared, after, seen),
     )  # fmt: skip
 
 
