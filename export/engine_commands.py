@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.gate_commands import Bar, gate_arguments, gate_of
+from export.gate_commands import Bar, gate_arguments, gate_of, print_refusal
 
 if TYPE_CHECKING:
     from export.trt_options import EngineOptions
@@ -85,7 +85,7 @@ def trt(arguments: argparse.Namespace) -> int:
                 progress=partial(_progress, bar),
             )  # fmt: skip
         except GateError as error:
-            print(error.verification.table())
+            print_refusal(error)
             raise
         except AuditError as error:
             print(error.audit.table(arguments.allow))

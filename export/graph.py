@@ -22,8 +22,11 @@ import onnxruntime
 import torch
 
 from export.drift import drift
+from export.gate import GateError as GateError
+from export.gate import pass_gate
 from export.options import ExportError, Gate, OnnxOptions
-from export.verification import Progress, Verification, verify
+from export.scores import Verification
+from export.verification import Progress
 from models.checkpoint import build_detector
 from models.deploy import Deploy
 from models.fuse import assert_fused
@@ -32,17 +35,10 @@ from runtime.backends.torch import TorchBackend
 from runtime.card import METADATA_KEY, sha256_file
 from runtime.files import replacing
 from runtime.image import letterbox, read_image
+from runtime.onnx_file import graph_sha256
 from runtime.runs import RunsError, validation_data
 
 OUTPUTS = ("num_dets", "boxes", "scores", "labels")
-
-
-class GateError(ExportError):
-    """The artifact lost more mAP than allowed; `verification` has the numbers."""
-
-    def __init__(self, message: str, verification: Verification):
-        super().__init__(message)
-        self.verification = verification
 
 
 @dataclass(frozen=True)
@@ -94,21 +90,16 @@ def to_onnx(
         say("ONNX Runtime gives the same detections as PyTorch on the same pixels")
         verification = None
         if gate.verify and data is not None:
-            verification = _gate(temporary, checkpoint, gate.tolerance, progress, out.name, data)
+            verification = pass_gate(temporary, out, checkpoint, gate, data, progress)
         if verification is None:
             summary: dict[str, object] = {
                 "scored": False,
                 "why": "no validation data" if gate.verify else "not asked for",
             }
         else:
-            score = verification.artifacts[0]
-            verification = replace(verification, artifacts=(replace(score, path=out),))
-            summary = {"scored": True, "passed": True, "reference_map": verification.reference.evaluation.map,
-                       "map": score.evaluation.map, "tolerance": score.tolerance}  # fmt: skip
-            measured = f"exporter, {score.engine} on {score.device}, {score.evaluation.images} validation images"
-            card = replace(card, metrics={**score.evaluation.to_json(), "measured_by": measured})
-        card = replace(card, verification=summary)
-        _write(model, card, temporary)
+            summary = verification.summary(out)
+            card = replace(card, metrics=verification.metrics(out))
+        card = _write(model, replace(card, verification=summary), temporary)
     size = out.stat().st_size / 2**20
     return OnnxExport(out, card, len(model.graph.node), size, difference, verification)
 
@@ -178,18 +169,21 @@ def _onnx_card(card: Card, checkpoint: Path, batch: int | None) -> Card:
     )  # fmt: skip
 
 
-def _write(model: onnx.ModelProto, card: Card, path: Path) -> None:
-    """Serialise with the card inside, checked."""
+def _write(model: onnx.ModelProto, card: Card, path: Path) -> Card:
+    """Serialise with the card inside, checked; returns the card, which has the graph's hash now."""
     kept = [p for p in model.metadata_props if p.key != METADATA_KEY]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
-    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(card.to_json()))
     model.producer_name, model.producer_version = "isodet", version("isodet")
+    onnx.save(model, path)
+    card = replace(card, hashes={**card.hashes, "graph": graph_sha256(path)})
+    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(card.to_json()))
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker raises several kinds, none of them documented
         raise ExportError(f"onnx.checker refuses the exported graph: {error}") from error
     onnx.save(model, path)
+    return card
 
 
 def _run_check(path: Path, deploy: Deploy, card: Card, pixels: np.ndarray) -> None:
@@ -212,28 +206,3 @@ def _run_check(path: Path, deploy: Deploy, card: Card, pixels: np.ndarray) -> No
             f"up to {apart.box_max_px:.2f} px and scores up to {apart.score_max:.4f} apart (on average "
             f"{apart.box_mean_px:.2f} px and {apart.score_mean:.4f})"
         )
-
-
-def _gate(
-    path: Path,
-    checkpoint: Path,
-    tolerance: float | None,
-    progress: Progress | None,
-    shown: str,
-    data: CocoDataset,
-) -> Verification:
-    """Score the file, called `shown` in progress. Raises `GateError` past tolerance."""
-
-    def report(what: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(shown if what == path.name else what, done, total)
-
-    verification = verify([path], checkpoint, data.annotations, data.images_dir, tolerance, progress=report)
-    if not verification.passed:
-        score = verification.artifacts[0]
-        raise GateError(
-            f"the export loses {-score.delta_map:.2f} mAP points ({verification.reference.evaluation.map:.2f} in "
-            f"PyTorch, {score.evaluation.map:.2f} exported), more than {score.tolerance:g}; nothing was written",
-            verification,
-        )
-    return verification

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from export.gate_commands import Bar, checkpoint_of, gate_arguments, gate_of
+from export.gate_commands import Bar, checkpoint_of, gate_arguments, gate_of, print_refusal
 
 ONNX = "Fold, trace, check, run and score a checkpoint; write it only if it came through all of that."
 
@@ -33,7 +33,7 @@ def onnx(arguments: argparse.Namespace) -> int:
         try:
             result = to_onnx(checkpoint, arguments.out, options, gate_of(arguments), bar.say, bar.progress)
         except GateError as error:
-            print(error.verification.table())
+            print_refusal(error)
             raise
     if result.verification is not None:
         print(result.verification.table())

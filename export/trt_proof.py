@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.audit import Audit, audit_engine
-from export.graph import GateError
+from export.gate import pass_gate
 from export.options import Gate
-from export.verification import Progress, Verification, VerifyError, find_checkpoint, verify
+from export.scores import Verification
+from export.verification import Progress, VerifyError, find_checkpoint
 from runtime import Card, CocoError
 from runtime.backends import BackendError
 from runtime.backends.ort import cuda_device_count
@@ -58,13 +59,8 @@ def proven(
             audit,
             None,
         )
-    score = verification.artifacts[0]
-    verification = replace(verification, artifacts=(replace(score, path=scoring.out),))
-    summary = {"scored": True, "passed": True, "reference_map": verification.reference.evaluation.map,
-               "map": score.evaluation.map, "tolerance": score.tolerance, **of_graph}  # fmt: skip
-    measured = f"exporter, {score.engine} on {score.device}, {score.evaluation.images} validation images"
-    metrics = {**score.evaluation.to_json(), "measured_by": measured}
-    return replace(card, metrics=metrics, verification=summary), audit, verification
+    summary, metrics = verification.summary(scoring.out), verification.metrics(scoring.out)
+    return replace(card, metrics=metrics, verification={**summary, **of_graph}), audit, verification
 
 
 def _cannot_run(engine: Path, card: Card, library: Library) -> str | None:
@@ -88,16 +84,8 @@ def _score(engine: Path, scoring: Scoring, progress: Progress | None) -> Verific
         return "not asked for"
     try:
         checkpoint = scoring.checkpoint or find_checkpoint(scoring.graph)
-        verification = verify([engine], checkpoint, gate.annotations, gate.images, gate.tolerance, "auto", progress)
+        return pass_gate(engine, scoring.out, checkpoint, gate, None, progress)
     except (VerifyError, RunsError, CocoError) as error:
         if gate.annotations is not None or gate.images is not None:
             raise
         return str(error)
-    if not verification.passed:
-        score = verification.artifacts[0]
-        raise GateError(
-            f"the engine loses {-score.delta_map:.2f} mAP points ({verification.reference.evaluation.map:.2f} in "
-            f"PyTorch, {score.evaluation.map:.2f} in the engine), more than {score.tolerance:g}; nothing was written",
-            verification,
-        )
-    return verification
