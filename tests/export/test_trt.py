@@ -82,8 +82,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Pa
 @pytest.mark.parametrize(
     ("detector", "precision", "nms"),
     [
-        # Every detector in every precision, and every form of NMS in every precision. The decoding of a detector and its
-        # NMS are float32 in all of them, so that forms of NMS do not meet the detector; benchmarks/engines.py builds all.
+        # Every detector in every precision, and every form of NMS in every precision. NMS is the same float32 graph
+        # behind all detectors, so that its forms do not meet them; benchmarks/engines.py builds the whole product.
         ("atss", "fp32", "auto"), ("retinanet", "fp32", "none"), ("fcos", "fp32", "loop"),
         ("atss", "fp16", "none"), ("retinanet", "fp16", "loop"), ("fcos", "fp16", "auto"),
         ("atss", "int8", "loop"), ("retinanet", "int8", "auto"), ("fcos", "int8", "none"),
