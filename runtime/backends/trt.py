@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import BackendError, RawOutputs, check_device
+from runtime.backends import BackendError, RawOutputs, check_device, graph_input, output_names, raw_outputs
 from runtime.backends.ort import cuda_device_count
 from runtime.backends.trt_library import Library, Messages, collecting_logger, load_library, load_plugins
 from runtime.card import Card, CardError
-from runtime.image import FILL
 from runtime.sidecar import built_for, read_sidecar
 
 if TYPE_CHECKING:
     import tensorrt
 
 INPUT = "images"
-OUTPUTS = {"num_dets": np.int32, "boxes": np.float32, "scores": np.float32, "labels": np.int32}
+_TYPES = {
+    "num_dets": np.int32, "boxes": np.float32, "scores": np.float32, "labels": np.int32, "nms_exact": np.bool_,
+}  # fmt: skip
 
 
 class TrtBackend:
@@ -53,6 +54,7 @@ class TrtBackend:
             raise BackendError(f"{path}: {self.name} has no room for it on {found.name}: {self._messages.why()}")
         self._least, _, self.max_batch = self.card.engine["profile"]
         self.fixed_batch: int | None = self.max_batch if self._least == self.max_batch else None
+        self._outputs = output_names(self.card)
         self._buffers = self._bind(path)
 
     def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
@@ -64,17 +66,17 @@ class TrtBackend:
         with self._lock:
             self._stream.use()
             pixels = self._buffers[INPUT]
-            pixels.host[:count] = images
-            pixels.host[count:rows] = FILL
+            pixels.host[:count] = graph_input(self.card, images)
+            pixels.host[count:rows] = pixels.host[:1] if count else 0  # whatever is there: nobody reads its boxes
             self._stream.upload(pixels, rows)
             if not context.set_input_shape(INPUT, (rows, *pixels.host.shape[1:])):
                 raise BackendError(f"{self.name} takes no batch of {rows}: {self._messages.why()}")
             if not context.execute_async_v3(self._stream.handle):
                 raise BackendError(f"{self.name} failed on a batch of {rows}: {self._messages.why()}")
-            for name in OUTPUTS:
+            for name in self._outputs:
                 self._stream.download(self._buffers[name], rows)
             self._stream.wait()
-            return RawOutputs(*(self._buffers[name].host[:count].copy() for name in OUTPUTS))
+            return raw_outputs(self.card, [self._buffers[name].host[:count].copy() for name in self._outputs])
 
     def layers(self) -> str:
         """What the engine consists of, as the JSON of the library's inspector, for the batch it was tuned for."""
@@ -105,17 +107,20 @@ class TrtBackend:
 
         trt, engine, context = self._trt, self._engine, self._context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        if set(names) != {INPUT, *OUTPUTS}:
-            raise CardError(f"{path}: expected the tensors {', '.join((INPUT, *OUTPUTS))}; got {', '.join(names)}")
+        if set(names) != {INPUT, *self._outputs}:
+            wanted_names = ", ".join((INPUT, *self._outputs))
+            raise CardError(f"{path}: expected the tensors {wanted_names}, as its card says; got {', '.join(names)}")
+        height, width = self.card.frame_hw
+        frame = (height, width, 3) if self.card.input == "uint8-nhwc" else (3, height, width)
+        types = {**_TYPES, INPUT: np.uint8 if self.card.input == "uint8-nhwc" else np.float32}
         buffers = {}
         self._stream.use()
         for name in names:
             dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
-            wanted = np.dtype(OUTPUTS.get(name, np.uint8))
-            shape = tuple(engine.get_tensor_shape(name))[1:]
-            right = shape == (*self.card.input_size_hw, 3) if name == INPUT else True
-            if dtype != wanted or not right:
-                raise CardError(f"{path}: {name}: expected {wanted} as its card says, got {dtype} {list(shape)}")
+            wanted, shape = np.dtype(types[name]), tuple(engine.get_tensor_shape(name))[1:]
+            if dtype != wanted or (name == INPUT and shape != frame):
+                size = list(frame) if name == INPUT else ""
+                raise CardError(f"{path}: {name}: expected {wanted} {size} as its card says, got {dtype} {list(shape)}")
             buffers[name] = Buffer((self.max_batch, *shape), dtype)
             context.set_tensor_address(name, buffers[name].device)
         return buffers

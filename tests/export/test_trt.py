@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_network: Callable[
         torch.manual_seed(3)
         network = Network(model_config({
             "classes": ["a", "b", "c"], "detector": detector, "input_size_hw": [64, 64],
-            "backbone": {"name": "resnet18", "width": 0.125}, "neck": {"channels": 32, "levels": [3, 4], "norm": "bn"},
+            "backbone": {"name": "resnet18", "width": 0.125}, "neck": {"channels": 32, "levels": [3, 5], "norm": "bn"},
             "head": {"depth": 1, "prior": 0.2}, "postprocess": {"candidates": 30, "detections": 10},
         })).eval()  # fmt: skip
         if quantised:
