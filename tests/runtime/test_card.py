@@ -117,7 +117,7 @@ def test_broken_files_are_refused(onnx_file: Callable[..., Path], tmp_path: Path
     with pytest.raises(CardError, match="not a whole ONNX file"):
         read_card(path)
     path.write_bytes(b"hello")
-    with pytest.raises(CardError, match="neither an ONNX file nor a PyTorch checkpoint"):
+    with pytest.raises(CardError, match="neither an ONNX file, nor an engine, nor a PyTorch checkpoint"):
         read_card(path)
     with pytest.raises(CardError, match="no such model file"):
         read_card(tmp_path / "gone.onnx")
