@@ -17,7 +17,10 @@ from pathlib import Path
 from export.audit import audit_file
 from export.drift import drift, drift_by_image
 from export.machine import places
+from export.plan import framed
 from export.scores import NotScored, Score, Verification
+from models.deploy import Deploy
+from models.intake import Intake
 from runtime import Card, Detector, read_card
 from runtime.backends import BackendError
 from runtime.backends.torch import TorchBackend
@@ -81,7 +84,10 @@ def verify(
         detector = letterboxed(detector)
     reference = _score(checkpoint, detector, dataset, progress)
     scores, missing = [], []
+    eager, references = detector, {detector.card.frame_hw: reference}
     for path, card in cards.items():
+        if card.frame_hw not in references:  # it letterboxes raw frames: what their size costs is not its loss
+            references[card.frame_hw] = _score(checkpoint, with_frames(eager, card), dataset, progress)
         built = None if card.kind == "checkpoint" else audit_file(path, device)
         for place in places(card, device):
             why = place.missing
@@ -97,7 +103,7 @@ def verify(
                 missing.append(NotScored(path, place.backend, place.device, card.precision, size, why, built))
                 continue
             score = replace(_score(path, detector, dataset, progress), audit=built)
-            scores.append(_judged(score, reference, tolerance, _edited(path, card)))
+            scores.append(_judged(score, references[card.frame_hw], tolerance, _edited(path, card)))
     return Verification(
         dataset.annotations, reference, tuple(scores), dataset, as_trained, tuple(missing),
         _notes(reference, dataset, cards, checkpoint),
@@ -164,6 +170,14 @@ def letterboxed(detector: Detector) -> Detector:
     backend = detector.backend
     assert isinstance(backend, TorchBackend), "only a checkpoint has a resize rule of its own"
     return Detector(TorchBackend(backend.model, replace(backend.card, resize={}), backend.device))
+
+
+def with_frames(detector: Detector, card: Card) -> Detector:
+    """The same PyTorch model behind the letterbox of the graph of `card`, which takes raw frames of one size."""
+    backend = detector.backend
+    assert isinstance(backend, TorchBackend) and isinstance(backend.model, Deploy), "a checkpoint's"
+    deploy = Deploy(backend.model.detector, Intake(frame=framed(card.frame_hw, card.input_size_hw)))
+    return Detector(TorchBackend(deploy, replace(backend.card, source_size_hw=card.source_size_hw), backend.device))
 
 
 def find_checkpoint(artifact: Path) -> Path:

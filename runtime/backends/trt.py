@@ -15,13 +15,14 @@ from runtime.backends import BackendError, RawOutputs, check_device, graph_input
 from runtime.backends.ort import cuda_device_count
 from runtime.backends.trt_library import Library, Messages, collecting_logger, load_library, load_plugins
 from runtime.card import Card, CardError
+from runtime.image import FILL
 from runtime.sidecar import built_for, read_sidecar
 
 if TYPE_CHECKING:
     import tensorrt
 
 INPUT = "images"
-_TYPES = {
+TYPES = {
     "num_dets": np.int32, "boxes": np.float32, "scores": np.float32, "labels": np.int32, "nms_exact": np.bool_,
 }  # fmt: skip
 
@@ -54,7 +55,6 @@ class TrtBackend:
             raise BackendError(f"{path}: {self.name} has no room for it on {found.name}: {self._messages.why()}")
         self._least, _, self.max_batch = self.card.engine["profile"]
         self.fixed_batch: int | None = self.max_batch if self._least == self.max_batch else None
-        self._outputs = output_names(self.card)
         self._buffers = self._bind(path)
 
     def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
@@ -67,16 +67,17 @@ class TrtBackend:
             self._stream.use()
             pixels = self._buffers[INPUT]
             pixels.host[:count] = graph_input(self.card, images)
-            pixels.host[count:rows] = pixels.host[:1] if count else 0  # whatever is there: nobody reads its boxes
+            pixels.host[count:rows] = FILL if self.card.input == "uint8-nhwc" else FILL / 255
             self._stream.upload(pixels, rows)
             if not context.set_input_shape(INPUT, (rows, *pixels.host.shape[1:])):
                 raise BackendError(f"{self.name} takes no batch of {rows}: {self._messages.why()}")
             if not context.execute_async_v3(self._stream.handle):
                 raise BackendError(f"{self.name} failed on a batch of {rows}: {self._messages.why()}")
-            for name in self._outputs:
+            names = output_names(self.card)
+            for name in names:
                 self._stream.download(self._buffers[name], rows)
             self._stream.wait()
-            return raw_outputs(self.card, [self._buffers[name].host[:count].copy() for name in self._outputs])
+            return raw_outputs(self.card, [self._buffers[name].host[:count].copy() for name in names])
 
     def layers(self) -> str:
         """What the engine consists of, as the JSON of the library's inspector, for the batch it was tuned for."""
@@ -107,20 +108,21 @@ class TrtBackend:
 
         trt, engine, context = self._trt, self._engine, self._context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        if set(names) != {INPUT, *self._outputs}:
-            wanted_names = ", ".join((INPUT, *self._outputs))
-            raise CardError(f"{path}: expected the tensors {wanted_names}, as its card says; got {', '.join(names)}")
+        expected = (INPUT, *output_names(self.card))
+        if set(names) != set(expected):
+            raise CardError(f"{path}: expected the tensors {', '.join(expected)}; got {', '.join(names)}")
         height, width = self.card.frame_hw
-        frame = (height, width, 3) if self.card.input == "uint8-nhwc" else (3, height, width)
-        types = {**_TYPES, INPUT: np.uint8 if self.card.input == "uint8-nhwc" else np.float32}
+        pixels, layout = (np.uint8, (height, width, 3)) if self.card.input == "uint8-nhwc" else (
+            np.float32, (3, height, width))  # fmt: skip
         buffers = {}
         self._stream.use()
         for name in names:
             dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
-            wanted, shape = np.dtype(types[name]), tuple(engine.get_tensor_shape(name))[1:]
-            if dtype != wanted or (name == INPUT and shape != frame):
-                size = list(frame) if name == INPUT else ""
-                raise CardError(f"{path}: {name}: expected {wanted} {size} as its card says, got {dtype} {list(shape)}")
+            wanted = np.dtype(TYPES.get(name, pixels))
+            shape = tuple(engine.get_tensor_shape(name))[1:]
+            right = name != INPUT or shape == layout
+            if dtype != wanted or not right:
+                raise CardError(f"{path}: {name}: expected {wanted} as its card says, got {dtype} {list(shape)}")
             buffers[name] = Buffer((self.max_batch, *shape), dtype)
             context.set_tensor_address(name, buffers[name].device)
         return buffers
