@@ -149,7 +149,10 @@ def test_what_the_library_says_reaches_the_user(engine_file: Callable[..., Path]
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ({"outputs": {"output0": ("FLOAT", (5,))}}, "expected the tensors images, num_dets, boxes, scores, labels; got"),
+        (
+            {"outputs": {"output0": ("FLOAT", (5,))}},
+            "expected the tensors images, num_dets, boxes, scores, labels; got",
+        ),
         ({"shape": (-1, 8, 9, 3)}, r"images: expected uint8 as its card says, got uint8 \[8, 9, 3\]"),
     ],
 )
