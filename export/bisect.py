@@ -128,10 +128,10 @@ def bisect(artifact: str | Path, against: str | Path | None = None, image: str |
     picture = _validation_picture(read_card(checkpoint), checkpoint) if image is None else read_image(image)
     pixels, _ = letterbox(picture, card.input_size_hw)
     images = np.repeat(pixels[None], 1 if card.batch == "dynamic" else int(card.batch), axis=0)
-    return compare(artifact, load_graph(artifact), float_graphs(checkpoint), (images, images), card.precision)
+    return compare(artifact, load_graph(artifact), float_graphs(checkpoint, card), (images, images), card.precision)
 
 
-def float_graphs(checkpoint: Path) -> tuple[ModelProto, ModelProto]:
+def float_graphs(checkpoint: Path, card: Card) -> tuple[ModelProto, ModelProto]:
     """The network of a checkpoint in float32, as traced and simplified; nothing is rounded in an 8-bit one."""
     from export.graph import _simplified, _trace
 
