@@ -41,6 +41,7 @@ def int8(shapes_run: Path, pixels: np.ndarray) -> onnx.ModelProto:
     quantised.calibrate([torch.from_numpy(pixels)])
     from export.graph import _simplified, _trace
     from models.deploy import Deploy
+
     return _simplified(_trace(Deploy(quantised).eval(), card["input_size_hw"], 20, None))
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from runtime.card import Card, CardError, read_card, sha256_file
-from runtime.onnx_file import graph_sha256, read_onnx_metadata
+from runtime.onnx_file import read_onnx_metadata
 
 
 def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
