@@ -20,7 +20,8 @@ from runtime.page import image, table, write_page
 _STYLE = """<style>
 body { max-width: 1500px } td, th { padding: .2rem .55rem; white-space: nowrap; font-size: 13.5px }
 td:nth-child(2), td:nth-child(3), td:last-child, th:nth-child(2), th:nth-child(3), th:last-child { text-align: left }
-.wide td:last-child { white-space: normal; min-width: 14rem } .wide { overflow-x: auto } .passed { color: #1a7f37 } .failed { color: #cf222e } .not-scored { color: #9a6700 }
+.wide td:last-child { white-space: normal; min-width: 14rem } .wide { overflow-x: auto }
+.passed { color: #1a7f37 } .failed { color: #cf222e } .not-scored { color: #9a6700 }
 </style>"""
 
 

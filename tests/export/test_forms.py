@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -20,7 +21,7 @@ from models.config import model_config
 from models.deploy import Deploy
 from models.detector import Detector as Network
 from models.fuse import FuseError
-from runtime import Card, Detector, read_card
+from runtime import Card, Detector, read_card, read_image
 from runtime.backends import BackendError, load_backend
 
 
@@ -47,33 +48,33 @@ def untrained(save_network: Callable[[Path, Network], Path]) -> Callable[..., Pa
     return make
 
 
-def test_candidates_in_half_from_raw_float_frames(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_candidates_in_half_from_raw_float_frames(shapes_run: Path, tmp_path: Path) -> None:
     """Everything at once that is not the default: the runtime feeds it, suppresses, and gives the same boxes."""
-    checkpoint = untrained(tmp_path / "w.pt")
+    checkpoint = shapes_run / "best.pt"  # trained: random weights put boxes on the very edges of thresholds
+    files = sorted((shapes_run.parent.parent / "data" / "val").glob("*.jpg"))[:8]
+    frames = [cv2.resize(read_image(file), (171, 153)) for file in files]
     said: list[str] = []
-    options = export.OnnxOptions(nms="none", precision="fp16", source_size_hw=(101, 121), input="float-nchw")
-    result = export.to_onnx(checkpoint, options=options, say=said.append)
-    card = read_card(result.path)
-    assert (card.nms["kind"], card.precision, card.source_size_hw) == ("none", "fp16", (101, 121))
-    assert (card.input, card.color, card.input_size_hw) == ("float-nchw", "rgb", (64, 96))
-    (before, after), = [
-        (float(line.split()[1]), float(line.split()[6])) for line in said if line.startswith("float16")
-    ]  # fmt: skip
+    options = export.OnnxOptions(nms="none", precision="fp16", source_size_hw=(153, 171), input="float-nchw")
+    result = export.to_onnx(checkpoint, tmp_path / "x.onnx", options, say=said.append)
+    card, trained = read_card(result.path), read_card(checkpoint)
+    assert (card.nms["kind"], card.precision, card.source_size_hw) == ("none", "fp16", (153, 171))
+    assert (card.input, card.color, card.input_size_hw) == ("float-nchw", "rgb", trained.input_size_hw)
+    assert card.verification["passed"]  # against PyTorch behind the same letterbox, on pictures of another size
+    before, after = next((float(w[1]), float(w[6])) for w in map(str.split, said) if w[0] == "float16:")
     assert after == pytest.approx(before / 2, rel=0.1) and result.weights_megabytes < before * 0.6
 
     graph = onnx.load(result.path).graph
     io = {v.name: v.type.tensor_type for v in (*graph.input, *graph.output)}
     floats = {name: io[name].elem_type == onnx.TensorProto.FLOAT for name in io}
     assert floats == {"images": True, "boxes": True, "scores": True, "labels": False}  # float32 outside
-    assert [d.dim_value for d in io["images"].shape.dim][1:] == [3, 101, 121]
-    assert [d.dim_value for d in io["boxes"].shape.dim][1:] == [60, 4]
+    assert [d.dim_value for d in io["images"].shape.dim][1:] == [3, 153, 171]
+    assert [d.dim_value for d in io["boxes"].shape.dim][1:] == [trained.nms["candidates"], 4]
     kinds = {t.data_type for t in graph.initializer if len(t.dims) == 4}
     assert kinds == {onnx.TensorProto.FLOAT16}
 
-    frames = list(np.random.default_rng(1).integers(0, 256, (3, 101, 121, 3), dtype=np.uint8))
     expected, found = (Detector(p, device="cpu", threshold=0.1)(frames) for p in (checkpoint, result.path))
     apart = drift(dict(enumerate(expected)), dict(enumerate(found)))
-    assert apart.boxes > 30 and apart.unmatched <= apart.boxes // 20
+    assert apart.boxes > 10 and apart.unmatched <= apart.boxes // 10
     assert apart.box_mean_px < 0.3 and apart.score_mean < 3e-3
     other = Detector(result.path, threshold=0.1)(np.zeros((50, 40, 3), np.uint8))[0]  # of another size
     assert (other.boxes_xyxy[:, 2] <= 40).all() and (other.boxes_xyxy[:, 3] <= 50).all()

@@ -9,7 +9,8 @@ from typing import Any
 import onnx
 import pytest
 
-from runtime.card import Card, CardError, read_card, read_onnx_metadata, sha256_file
+from runtime.card import Card, CardError, read_card, sha256_file
+from runtime.onnx_file import read_onnx_metadata
 
 
 def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
@@ -28,7 +29,7 @@ def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
         ({"format": 2}, "format 2 is newer than the 1 that this isodet reads; upgrade"),
         ({"format": "1"}, "format: expected a whole number"),
         ({"format": True}, "format: expected a whole number"),
-        ({"kind": "cake"}, "kind: expected checkpoint or onnx, got 'cake'"),
+        ({"kind": "cake"}, "kind: expected checkpoint, onnx or engine, got 'cake'"),
         ({"classes": []}, "classes: expected a list of at least one"),
         ({"classes": "ant"}, "classes: expected a list"),
         ({"classes": ["a", "a"]}, "classes: expected class names that differ"),
