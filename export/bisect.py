@@ -133,10 +133,10 @@ def bisect(artifact: str | Path, against: str | Path | None = None, image: str |
     batch = 1 if card.batch == "dynamic" else int(card.batch)
     given, images = (np.repeat(p[None], batch, axis=0) for p in (frame, pixels))
     inputs = (graph_input(card, given), images)
-    return compare(artifact, load_graph(artifact), float_graphs(checkpoint), inputs, card.precision)
+    return compare(artifact, load_graph(artifact), float_graphs(checkpoint, card), inputs, card.precision)
 
 
-def float_graphs(checkpoint: Path) -> tuple[ModelProto, ModelProto]:
+def float_graphs(checkpoint: Path, card: Card) -> tuple[ModelProto, ModelProto]:
     """The network of a checkpoint in float32, as traced and simplified; nothing is rounded in an 8-bit one."""
     from export.graph import _simplified, _trace
 
