@@ -24,9 +24,9 @@ from export.alignment import Tensor, aligned, different_weights, initialisers, r
 from export.audit import load_graph
 from export.verification import find_checkpoint
 from models.checkpoint import build_detector
-from models.deploy import Deploy
 from models.quant import FakeQuant, QuantConv2d
 from runtime import Card, ImageError, letterbox, read_card, read_image
+from runtime.backends import graph_input
 from runtime.image import Image
 from runtime.runs import validation_data
 
@@ -126,22 +126,24 @@ def bisect(artifact: str | Path, against: str | Path | None = None, image: str |
         )
     checkpoint = Path(against) if against is not None else find_checkpoint(artifact)
     picture = _validation_picture(read_card(checkpoint), checkpoint) if image is None else read_image(image)
-    pixels, _ = letterbox(picture, card.input_size_hw)
-    images = np.repeat(pixels[None], 1 if card.batch == "dynamic" else int(card.batch), axis=0)
+    frame, _ = letterbox(picture, card.frame_hw)  # of a graph that letterboxes itself, its raw frame
+    batch = 1 if card.batch == "dynamic" else int(card.batch)
+    images = graph_input(card, np.repeat(frame[None], batch, axis=0))
     return compare(artifact, load_graph(artifact), float_graphs(checkpoint, card), (images, images), card.precision)
 
 
 def float_graphs(checkpoint: Path, card: Card) -> tuple[ModelProto, ModelProto]:
-    """The network of a checkpoint in float32, as traced and simplified; nothing is rounded in an 8-bit one."""
-    from export.graph import _simplified, _trace
+    """The network of a checkpoint in float32, as traced and simplified; nothing is rounded in an 8-bit one.
 
-    detector, card = build_detector(checkpoint)
+    card: of the artifact, whose input and NMS the graphs have, too.
+    """
+    from export.graph import float_forms  # that module imports the gate, which imports this one when it needs it
+
+    detector, _ = build_detector(checkpoint)
     for module in detector.modules():
         if isinstance(module, (FakeQuant, QuantConv2d)):
             module.enabled = False
-    height, width = card["input_size_hw"]
-    traced = _trace(Deploy(detector).eval(), (height, width), 20, None)
-    return traced, _simplified(traced)
+    return float_forms(detector, card)
 
 
 def _validation_picture(card: Card, checkpoint: Path) -> Image:

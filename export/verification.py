@@ -14,12 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from export.audit import audit_file
 from export.drift import drift, drift_by_image
 from export.machine import places
+from export.plan import framed
 from export.scores import NotScored, Score, Verification
+from models.deploy import Deploy
+from models.intake import Intake
 from runtime import Card, Detector, read_card
-from runtime.backends import BackendError
+from runtime.backends import Backend, BackendError, RawOutputs
 from runtime.backends.torch import TorchBackend
 from runtime.card import sha256_file
 from runtime.evaluate import evaluate
@@ -81,7 +87,10 @@ def verify(
         detector = letterboxed(detector)
     reference = _score(checkpoint, detector, dataset, progress)
     scores, missing = [], []
+    eager, references = detector, {detector.card.frame_hw: reference}
     for path, card in cards.items():
+        if card.frame_hw not in references:  # it letterboxes raw frames: what their size costs is not its loss
+            references[card.frame_hw] = _score(checkpoint, with_frames(eager, card), dataset, progress)
         built = None if card.kind == "checkpoint" else audit_file(path, device)
         for place in places(card, device):
             why = place.missing
@@ -97,7 +106,7 @@ def verify(
                 missing.append(NotScored(path, place.backend, place.device, card.precision, size, why, built))
                 continue
             score = replace(_score(path, detector, dataset, progress), audit=built)
-            scores.append(_judged(score, reference, tolerance, _edited(path, card)))
+            scores.append(_judged(score, references[card.frame_hw], tolerance, _edited(path, card)))
     return Verification(
         dataset.annotations, reference, tuple(scores), dataset, as_trained, tuple(missing),
         _notes(reference, dataset, cards, checkpoint),
@@ -166,6 +175,14 @@ def letterboxed(detector: Detector) -> Detector:
     return Detector(TorchBackend(backend.model, replace(backend.card, resize={}), backend.device))
 
 
+def with_frames(detector: Detector, card: Card) -> Detector:
+    """The same PyTorch model behind the letterbox of the graph of `card`, which takes raw frames of one size."""
+    backend = detector.backend
+    assert isinstance(backend, TorchBackend) and isinstance(backend.model, Deploy), "a checkpoint's"
+    deploy = Deploy(backend.model.detector, Intake(frame=framed(card.frame_hw, card.input_size_hw)))
+    return Detector(TorchBackend(deploy, replace(backend.card, source_size_hw=card.source_size_hw), backend.device))
+
+
 def find_checkpoint(artifact: Path) -> Path:
     """The checkpoint beside `artifact` whose sha256 its card names. Raises `VerifyError` where there is none."""
     wanted = read_card(artifact).hashes.get("checkpoint")
@@ -182,10 +199,29 @@ def _score(path: Path, detector: Detector, dataset: CocoDataset, progress: Progr
         if progress is not None:
             progress(path.name, done, total)
 
-    evaluation = evaluate(detector, dataset, progress=report)
     card, backend = detector.card, detector.backend
-    size = path.stat().st_size / 2**20
-    return Score(path, backend.name, backend.device, card.precision, size, _latency(detector, dataset), evaluation)
+    counting = _Counting(backend)
+    evaluation = evaluate(Detector(counting), dataset, progress=report)
+    size, latency = path.stat().st_size / 2**20, _latency(detector, dataset)
+    return Score(
+        path, backend.name, backend.device, card.precision, size, latency, evaluation, inexact=counting.inexact
+    )
+
+
+class _Counting:
+    """A backend that counts the images on which its graph's NMS does not prove itself exact."""
+
+    def __init__(self, backend: Backend):
+        self._backend = backend
+        self.card, self.name, self.device = backend.card, backend.name, backend.device
+        self.max_batch, self.fixed_batch = backend.max_batch, backend.fixed_batch
+        self.inexact: int | None = 0 if backend.card.nms.get("certificate") else None
+
+    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+        raw = self._backend(images)
+        if self.inexact is not None and raw.nms_exact is not None:
+            self.inexact += int(np.count_nonzero(~raw.nms_exact))  # grey pictures that fill a batch are always exact
+        return raw
 
 
 def _latency(detector: Detector, dataset: CocoDataset, frames: int = 20) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import BackendError, RawOutputs, check_device
+from runtime.backends import BackendError, RawOutputs, check_device, graph_input, output_names, raw_outputs
 from runtime.backends.ort import cuda_device_count
 from runtime.backends.trt_library import Library, Messages, collecting_logger, load_library, load_plugins
 from runtime.card import Card, CardError
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import tensorrt
 
 INPUT = "images"
-OUTPUTS = {"num_dets": np.int32, "boxes": np.float32, "scores": np.float32, "labels": np.int32}
+TYPES = {
+    "num_dets": np.int32, "boxes": np.float32, "scores": np.float32, "labels": np.int32, "nms_exact": np.bool_,
+}  # fmt: skip
 
 
 class TrtBackend:
@@ -64,17 +66,18 @@ class TrtBackend:
         with self._lock:
             self._stream.use()
             pixels = self._buffers[INPUT]
-            pixels.host[:count] = images
-            pixels.host[count:rows] = FILL
+            pixels.host[:count] = graph_input(self.card, images)
+            pixels.host[count:rows] = FILL if self.card.input == "uint8-nhwc" else FILL / 255
             self._stream.upload(pixels, rows)
             if not context.set_input_shape(INPUT, (rows, *pixels.host.shape[1:])):
                 raise BackendError(f"{self.name} takes no batch of {rows}: {self._messages.why()}")
             if not context.execute_async_v3(self._stream.handle):
                 raise BackendError(f"{self.name} failed on a batch of {rows}: {self._messages.why()}")
-            for name in OUTPUTS:
+            names = output_names(self.card)
+            for name in names:
                 self._stream.download(self._buffers[name], rows)
             self._stream.wait()
-            return RawOutputs(*(self._buffers[name].host[:count].copy() for name in OUTPUTS))
+            return raw_outputs(self.card, [self._buffers[name].host[:count].copy() for name in names])
 
     def layers(self) -> str:
         """What the engine consists of, as the JSON of the library's inspector, for the batch it was tuned for."""
@@ -105,15 +108,19 @@ class TrtBackend:
 
         trt, engine, context = self._trt, self._engine, self._context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        if set(names) != {INPUT, *OUTPUTS}:
-            raise CardError(f"{path}: expected the tensors {', '.join((INPUT, *OUTPUTS))}; got {', '.join(names)}")
+        expected = (INPUT, *output_names(self.card))
+        if set(names) != set(expected):
+            raise CardError(f"{path}: expected the tensors {', '.join(expected)}; got {', '.join(names)}")
+        height, width = self.card.frame_hw
+        pixels, layout = (np.uint8, (height, width, 3)) if self.card.input == "uint8-nhwc" else (
+            np.float32, (3, height, width))  # fmt: skip
         buffers = {}
         self._stream.use()
         for name in names:
             dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
-            wanted = np.dtype(OUTPUTS.get(name, np.uint8))
+            wanted = np.dtype(TYPES.get(name, pixels))
             shape = tuple(engine.get_tensor_shape(name))[1:]
-            right = shape == (*self.card.input_size_hw, 3) if name == INPUT else True
+            right = name != INPUT or shape == layout
             if dtype != wanted or not right:
                 raise CardError(f"{path}: {name}: expected {wanted} as its card says, got {dtype} {list(shape)}")
             buffers[name] = Buffer((self.max_batch, *shape), dtype)
