@@ -31,7 +31,7 @@ from runtime.card import sha256_file
 from runtime.evaluate import evaluate
 from runtime.image import ImageError, read_image
 from runtime.onnx_file import graph_sha256
-from runtime.records import CocoDataset
+from runtime.records import BROKEN_ENTRY, NO_FILE, NO_SIZE, CocoDataset
 from runtime.runs import validation_data
 
 TOLERANCE = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}
@@ -154,10 +154,16 @@ def _judged(score: Score, reference: Score, tolerance: float | None, edited: boo
 
 def _notes(reference: Score, dataset: CocoDataset, cards: dict[Path, Card], checkpoint: Path) -> tuple[str, ...]:
     notes = []
+    gone = sum(dataset.problems.counts.get(reason, 0) for reason in (NO_FILE, NO_SIZE, BROKEN_ENTRY))
+    if gone:
+        notes.append(
+            f"{gone} of the {gone + len(dataset.records)} pictures in {dataset.annotations} are not scored: "
+            f"{dataset.problems.summary()}"
+        )
     skipped = reference.evaluation.skipped
     if skipped:
         notes.append(
-            f"the proof is of {reference.evaluation.images} of {len(dataset.records)} pictures: {len(skipped)} could "
+            f"the scores are of {reference.evaluation.images} of {len(dataset.records)} pictures: {len(skipped)} could "
             f"not be read, the first: {skipped[0][0]} ({skipped[0][1]})"
         )
     digest = sha256_file(checkpoint)
