@@ -82,9 +82,11 @@ def test_the_contract_of_the_graph(tmp_path: Path, untrained: Callable[..., Path
         "num_dets": ("INT32", [batch, 1]), "boxes": ("FLOAT", [batch, 25, 4]),
         "scores": ("FLOAT", [batch, 25]), "labels": ("INT32", [batch, 25]),
     }  # fmt: skip
-    operators = {n.op_type for n in model.graph.node}
+    (body,) = model.functions  # what backends without TensorRT's plugin run
+    operators = {n.op_type for n in (*model.graph.node, *body.node)}
     assert not operators & {"BatchNormalization", "Loop", "If", "Scan", "NonMaxSuppression"}
-    assert {n.domain for n in model.graph.node} == {""}
+    assert [n.op_type for n in model.graph.node if n.domain] == ["EfficientNMS_TRT"] == [body.name]
+    assert {n.domain for n in body.node} == {""}
     card = json.loads({p.key: p.value for p in model.metadata_props}["isodet"])
     assert card["kind"] == "onnx" and card["batch"] == "dynamic" and card["verification"]["scored"] is False
 
@@ -161,7 +163,7 @@ def test_damaged_statistics_are_refused(tmp_path: Path, untrained: Callable[...,
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-@pytest.mark.parametrize("step", ["_trace", "_simplified", "_run_check", "_gate"])
+@pytest.mark.parametrize("step", ["_trace", "_simplified", "_run_check", "pass_gate"])
 def test_a_failure_at_any_step_keeps_the_old_artifact(
     shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

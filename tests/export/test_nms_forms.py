@@ -198,3 +198,25 @@ def test_weights_that_are_in_a_file_twice_are_refused():
 def test_a_body_with_a_graph_inside_is_refused():
     with pytest.raises(ExportError, match="Loop: a graph within the body"):
         as_function(built("loop"), "name", "domain", [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "half", "sm"),
+    [("auto", False, "SM86"), ("auto", True, "SM75"), ("loop", False, "SM86"), ("none", False, "SM86")],
+)
+def test_rtx_builds(kind: NmsKind, half: bool, sm: str) -> None:
+    """`auto` from the function's body, since RTX has no plugins; with half products on Turing, too."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is an extra: isodet[rtx]")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(built(kind, half).SerializeToString()), parser.get_error(0).desc()
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, sm), 0)
+    profile = builder.create_optimization_profile()
+    for name, shape in {"boxes": (K, 4), "scores": (K,), "labels": (K,)}.items():
+        profile.set_shape(name, (1, *shape), (2, *shape), (4, *shape))
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config) is not None
