@@ -22,7 +22,7 @@ from export.drift import drift
 from export.gate import GateError as GateError
 from export.gate import pass_gate
 from export.nms import add_functions, nms_module, without_functions
-from export.options import ExportError, Gate, NmsKind, OnnxOptions, Precision
+from export.options import ExportError, Gate, InputForm, NmsKind, OnnxOptions, Precision
 from export.plan import Prepare, frame_of, nms_kind, precision_of
 from export.scores import Verification
 from export.tracing import check_weights, trace, weights_megabytes, write_model
@@ -137,6 +137,19 @@ def _model(
         model = _simplified(model)
     check_weights(model)
     return add_functions(model, kind, deploy, half)
+
+
+def float_forms(detector: Network, card: Card) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Float32 graphs of `detector`, traced and simplified, with the input and the NMS of the artifact of `card`."""
+    kind: NmsKind = "auto" if card.nms["kind"] == "plugin" else card.nms["kind"]
+    form: InputForm = "float-nchw" if card.input == "float-nchw" else "uint8-nhwc"
+    certificate = bool(card.nms.get("certificate"))
+    options = OnnxOptions(nms=kind, certificate=certificate, source_size_hw=card.source_size_hw, input=form)
+    nms = nms_module(kind, detector.config.postprocess, len(card.classes), certificate, False)
+    deploy = Deploy(detector, Intake(form, frame_of(options, card)), nms).eval()
+    traced = _trace(deploy, options, kind)
+    simple = _simplified(traced)
+    return add_functions(traced, kind, deploy, False), add_functions(simple, kind, deploy, False)
 
 
 def _state_megabytes(deploy: Deploy) -> float:
