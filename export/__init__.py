@@ -1,7 +1,7 @@
 """From weights to artifacts, and the proof that they are the same detector.
 
 import export
-export.to_onnx("runs/demo/best.pt", simplify=True)
+export.to_onnx("runs/demo/best.pt", options=export.OnnxOptions(batch=1), gate=export.Gate(tolerance=0.05))
 export.verify(["runs/demo/best.onnx"])
 """
 
@@ -11,15 +11,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.graph import ExportError, OnnxExport, to_onnx
+    from export.graph import OnnxExport, to_onnx
+    from export.options import ExportError, Gate, OnnxOptions
     from export.verification import Verification, VerifyError, verify
 
 _HOME = {
-    "to_onnx": "graph", "OnnxExport": "graph", "ExportError": "graph",
+    "to_onnx": "graph", "OnnxExport": "graph",
+    "ExportError": "options", "Gate": "options", "OnnxOptions": "options",
     "verify": "verification", "Verification": "verification", "VerifyError": "verification",
 }  # fmt: skip
 
-__all__ = ["ExportError", "OnnxExport", "Verification", "VerifyError", "to_onnx", "verify"]
+__all__ = ["ExportError", "Gate", "OnnxExport", "OnnxOptions", "Verification", "VerifyError", "to_onnx", "verify"]
 
 
 def __getattr__(name: str) -> Any:

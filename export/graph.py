@@ -22,6 +22,7 @@ import onnxruntime
 import torch
 
 from export.drift import drift
+from export.options import ExportError, Gate, OnnxOptions
 from export.verification import Progress, Verification, verify
 from models.checkpoint import build_detector
 from models.deploy import Deploy
@@ -34,10 +35,6 @@ from runtime.image import letterbox, read_image
 from runtime.runs import RunsError, validation_data
 
 OUTPUTS = ("num_dets", "boxes", "scores", "labels")
-
-
-class ExportError(RuntimeError):
-    """An artifact that was not written; the message says which step refused it and what to do."""
 
 
 class GateError(ExportError):
@@ -65,53 +62,43 @@ class OnnxExport:
 def to_onnx(
     checkpoint: str | Path,
     out: str | Path | None = None,
-    simplify: bool = True,
-    opset: int = 20,
-    batch: int | None = None,
-    verify_map: bool = True,
-    tolerance: float | None = None,
+    options: OnnxOptions = OnnxOptions(),
+    gate: Gate = Gate(),
     say: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
-    annotations: str | Path | None = None,
-    images: str | Path | None = None,
 ) -> OnnxExport:
     """Export `checkpoint` to `out` (default: its name with .onnx) and prove that it is the same detector.
 
-    batch: a fixed batch size; None leaves it free. verify_map: score it against PyTorch on the data `annotations`
-    with `images`, or else the validation data that the checkpoint names. tolerance: mAP points that may be lost
-    (default 0.1). Raises `CheckpointError`, `FuseError` or `ExportError`, and `CocoError` or `RunsError` where the
-    data that is given cannot be read; then nothing is left under the final name that was not there before.
+    Raises `CheckpointError`, `FuseError` or `ExportError`, and `CocoError` or `RunsError` where the data that is
+    given cannot be read; then nothing is left under the final name that was not there before.
     """
     checkpoint = Path(checkpoint)
     out = checkpoint.with_suffix(".onnx") if out is None else Path(out)
-    if not 18 <= opset <= 23:
-        raise ExportError(f"opset: expected 18 to 23, got {opset}; 20 is read by every supported backend")
-    if batch is not None and batch < 1:
-        raise ExportError(f"batch: expected 1 or more, or none for a free batch, got {batch}")
     detector, card_json = build_detector(checkpoint)
     card = Card.from_json(card_json, checkpoint)
     deploy = Deploy(detector).eval()
-    data = _data(card, checkpoint, annotations, images, say) if verify_map or annotations or images else None
+    given = gate.annotations is not None or gate.images is not None
+    data = _data(card, checkpoint, gate, say) if gate.verify or given else None
     pixels = _real_pixels(card.input_size_hw, data)
     difference = assert_fused(detector, deploy.detector, torch.from_numpy(pixels))
     say(f"folded: raw outputs agree to {difference:.1e} of their scale")
 
     with replacing(out) as temporary:
-        model = _trace(deploy, card.input_size_hw, opset, batch)
-        if simplify:
+        model = _trace(deploy, card.input_size_hw, options.opset, options.batch)
+        if options.simplify:
             model = _simplified(model)
-        card = _onnx_card(card, checkpoint, batch)
+        card = _onnx_card(card, checkpoint, options.batch)
         _write(model, card, temporary)
         say(f"{len(model.graph.node)} nodes, {temporary.stat().st_size / 2**20:.1f} MB; checked by onnx.checker")
         _run_check(temporary, deploy, card, pixels)
         say("ONNX Runtime gives the same detections as PyTorch on the same pixels")
         verification = None
-        if verify_map and data is not None:
-            verification = _gate(temporary, checkpoint, tolerance, progress, out.name, data)
+        if gate.verify and data is not None:
+            verification = _gate(temporary, checkpoint, gate.tolerance, progress, out.name, data)
         if verification is None:
             summary: dict[str, object] = {
                 "scored": False,
-                "why": "no validation data" if verify_map else "not asked for",
+                "why": "no validation data" if gate.verify else "not asked for",
             }
         else:
             score = verification.artifacts[0]
@@ -126,14 +113,12 @@ def to_onnx(
     return OnnxExport(out, card, len(model.graph.node), size, difference, verification)
 
 
-def _data(
-    card: Card, checkpoint: Path, annotations: str | Path | None, images: str | Path | None, say: Callable[[str], None]
-) -> CocoDataset | None:
+def _data(card: Card, checkpoint: Path, gate: Gate, say: Callable[[str], None]) -> CocoDataset | None:
     """The data to score on; None where none is given and the checkpoint's own is not there any more."""
     try:
-        return validation_data(card, checkpoint, annotations, images)
+        return validation_data(card, checkpoint, gate.annotations, gate.images)
     except (RunsError, CocoError) as error:
-        if annotations is not None or images is not None:
+        if gate.annotations is not None or gate.images is not None:
             raise
         say(f"not scored: {error}")
         return None
