@@ -1,4 +1,4 @@
-"""The command `exporter`: onnx, verify. Each is a thin layer over one documented function."""
+"""The command `exporter`: onnx, sensitivity, verify. Each is a thin layer over one documented function."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from export.int8_commands import SENSITIVITY, sensitivity, sensitivity_arguments
 from export.onnx_commands import ONNX, onnx, onnx_arguments
 from export.verify_commands import VERIFY, verify, verify_arguments
 from runtime.commands import exit_status, teaching
@@ -14,6 +15,8 @@ _EXAMPLES = """examples:
   exporter onnx --simplify                         the newest run's best.pt, to best.onnx beside it
   exporter onnx runs/demo/best.pt --out detector.onnx --tolerance 0.05
   exporter onnx imported.pt --simplify --annotations val.json --images val/
+  exporter onnx --int8 --keep-mAP 0.5              8 bits; what loses too much goes back to float
+  exporter sensitivity runs/demo/best.pt           which layers suffer from 8 bits
   exporter verify runs/demo/best.onnx              score it against the checkpoint it came from
   exporter verify a.onnx b.onnx --against best.pt --annotations val.json --images val/
 
@@ -43,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         take(sub)
 
     command("onnx", "write one ONNX graph, from pixels to detections", ONNX, onnx_arguments, onnx)
+    command("sensitivity", "rank layers by what 8 bits cost them", SENSITIVITY, sensitivity_arguments, sensitivity)
     command("verify", "score artifacts against PyTorch", VERIFY, verify_arguments, verify)
     return parser
 

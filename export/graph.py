@@ -23,6 +23,8 @@ import torch
 
 from export.drift import drift
 from export.options import ExportError, Gate, OnnxOptions
+from export.quantize import quantized
+from export.ranges import write_ranges
 from export.verification import Progress, Verification, verify
 from models.checkpoint import build_detector
 from models.deploy import Deploy
@@ -73,12 +75,16 @@ def to_onnx(
     given cannot be read; then nothing is left under the final name that was not there before.
     """
     checkpoint = Path(checkpoint)
-    out = checkpoint.with_suffix(".onnx") if out is None else Path(out)
+    out = checkpoint.with_suffix(suffix_of(options)) if out is None else Path(out)
     detector, card_json = build_detector(checkpoint)
     card = Card.from_json(card_json, checkpoint)
-    deploy = Deploy(detector).eval()
     given = gate.annotations is not None or gate.images is not None
     data = _data(card, checkpoint, gate, say) if gate.verify or given else None
+    made = None
+    if options.int8 is not None:
+        made = quantized(detector, card, checkpoint, options.int8, data, say, progress)
+        detector, card = made.detector, replace(card, quantization=made.quantization)
+    deploy = Deploy(detector).eval()
     pixels = _real_pixels(card.input_size_hw, data)
     difference = assert_fused(detector, deploy.detector, torch.from_numpy(pixels))
     say(f"folded: raw outputs agree to {difference:.1e} of their scale")
@@ -109,8 +115,17 @@ def to_onnx(
             card = replace(card, metrics={**score.evaluation.to_json(), "measured_by": measured})
         card = replace(card, verification=summary)
         _write(model, card, temporary)
+    if made is not None and made.ranges is not None:
+        say(f"ranges: {write_ranges(out.with_suffix('.ranges.json'), made.ranges)}")
     size = out.stat().st_size / 2**20
     return OnnxExport(out, card, len(model.graph.node), size, difference, verification)
+
+
+def suffix_of(options: OnnxOptions) -> str:
+    """What a file of this form ends with, where no name was given."""
+    if options.int8 is None:
+        return ".onnx"
+    return ".int8-cpu.onnx" if options.int8.cpu else ".int8.onnx"
 
 
 def _data(card: Card, checkpoint: Path, gate: Gate, say: Callable[[str], None]) -> CocoDataset | None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from export.gate_commands import Bar, checkpoint_of, gate_arguments, gate_of
+from export.int8_commands import int8_arguments, int8_of
 
 ONNX = "Fold, trace, check, run and score a checkpoint; write it only if it came through all of that."
 
@@ -18,6 +19,8 @@ def onnx_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="fix the batch size (default: any)")
     parser.add_argument("--opset", type=int, default=20, help="ONNX operator set (default: 20)")
     parser.add_argument("--no-verify", action="store_true", help="do not score it; the card will say so")
+    parser.add_argument("--int8", action="store_true", help="8 bits; a float checkpoint is calibrated on pictures")
+    int8_arguments(parser)
     gate_arguments(parser)
 
 
@@ -27,7 +30,8 @@ def onnx(arguments: argparse.Namespace) -> int:
     from export.options import OnnxOptions
     from export.report import write_reports
 
-    options = OnnxOptions(arguments.simplify, arguments.opset, arguments.batch)
+    int8 = int8_of(arguments) if arguments.int8 else None
+    options = OnnxOptions(arguments.simplify, arguments.opset, arguments.batch, int8)
     checkpoint = checkpoint_of(arguments)
     with Bar(arguments.quiet) as bar:
         try:

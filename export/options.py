@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from export.int8_options import Int8
 
 
 class ExportError(RuntimeError):
@@ -19,6 +23,8 @@ class OnnxOptions:
     opset: int = 20
     batch: int | None = None
     """A fixed batch size; None leaves it free."""
+    int8: Int8 | None = None
+    """8 bits, and how a float checkpoint gets there."""
 
     def __post_init__(self) -> None:
         if not 18 <= self.opset <= 23:

@@ -63,7 +63,7 @@ def _strip(graph: fx.GraphModule) -> None:
             node.replace_all_uses_with(operand(node))
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
-    setattr(graph, "fake_quants", nn.Module())
+    graph.fake_quants = nn.Module()
 
 
 class _Rounding:

@@ -21,8 +21,8 @@ OPSET = 19  # the version of QuantizeLinear and DequantizeLinear that is meant
 
 
 class FakeQuant(nn.Module):
-    """A tensor as int8 would have it: `round(clamp(x / scale)) * scale`. [...] -> [...] of the type of `scale`, which is
-    float32 unless the module was made `half()`.
+    """A tensor as int8 would have it: `round(clamp(x / scale)) * scale`. [...] -> [...] of the type of `scale`, float32
+    unless the module was made `half()`.
 
     `observing`: the input passes as it is and is counted. `tracking`: in train mode the range follows the batches'
     largest magnitudes slowly, as QAT does until its ranges are frozen. `enabled`: false lets everything pass.

@@ -10,7 +10,7 @@ its convolution's weight, so that nothing stands between an int8 convolution and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,7 +21,7 @@ from models.quant.convolution import QuantConv2d
 from models.quant.fake_quant import FakeQuant
 from models.quant.folding import fold_convolutions, merge
 from models.quant.observe import Ranges, observe
-from models.quant.placement import Inserter, absorb_level_affines, groups, replace, tensors
+from models.quant.placement import Inserter, absorb_level_affines, groups, replace, roundings_of, tensors
 from models.quant.ranges import Method
 
 PREDICTIONS = ("head.cls", "head.box", "head.quality")
@@ -80,15 +80,27 @@ class QuantDetector(Detector):
 
     def set_ranges(self, ranges: Mapping[str, Ranges], method: Method) -> None:
         """Round as `observe` found it, by `method`. Raises `QuantError` where `ranges` leaves a tensor out."""
-        names, fake_quants = tensors(self.graph), self.fake_quants
-        if missing := sorted({name for read in names.values() for name in read} - set(ranges)):
+        if missing := self.unknown(ranges):
             raise QuantError(f"ranges: nothing is said of the tensor {missing[0]} (and {len(missing) - 1} others)")
+        names, fake_quants = tensors(self.graph), self.fake_quants
         for group in self._groups:
             parts = [ranges[name] for member in group for name in names[member]]
             low, high = min(part.low for part in parts), max(part.high for part in parts)
             magnitude = max(part.magnitudes[method] for part in parts)
             for member in group:
                 fake_quants[member].set_range(low, high, magnitude)
+
+    def unknown(self, ranges: Mapping[str, Ranges]) -> list[str]:
+        """The rounded tensors that `ranges` leaves out."""
+        return sorted({name for read in tensors(self.graph).values() for name in read} - set(ranges))
+
+    def enable(self, layers: Collection[str] | None = None) -> None:
+        """Round these convolutions alone, with what they read; None: everything again."""
+        read = {name for layer in layers or () for name in roundings_of(self.graph, layer)}
+        for name, conv in self.layers.items():
+            conv.enabled = layers is None or name in layers
+        for name, fake_quant in self.fake_quants.items():
+            fake_quant.enabled = layers is None or name in read
 
     @torch.no_grad()
     def _share_ranges(self) -> None:

@@ -173,6 +173,20 @@ def tensors(graph: fx.GraphModule) -> dict[str, list[str]]:
     return dict(found)
 
 
+def roundings_of(graph: fx.GraphModule, layer: str) -> set[str]:
+    """Names of the `fake_quants` that round what the convolution `layer` reads."""
+    modules = dict(graph.named_modules())
+    found: set[str] = set()
+    waiting = [operand(node) for node in graph.graph.nodes if node.op == "call_module" and node.target == layer]
+    while waiting:
+        node = waiting.pop()
+        if is_rounded(node, modules):
+            found.add(str(node.target).removeprefix("fake_quants."))
+        elif only_moves(node, modules):
+            waiting += moved(node)
+    return found
+
+
 def is_rounded(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return node.op == "call_module" and isinstance(modules[str(node.target)], FakeQuant)
 
