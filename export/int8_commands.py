@@ -43,6 +43,7 @@ def int8_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cpu", action="store_true", help="with --int8: the form that is fast on a CPU, a file of its own"
     )
+    parser.add_argument("--half", action="store_true", help="with --int8: float16 in what stays float, for GPUs")
     parser.add_argument(
         "--keep-mAP", dest="keep_map", type=float, metavar="POINTS",
         help="with --int8: put the worst layers back to float until no more mAP points are lost",
@@ -53,15 +54,20 @@ def int8_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def int8_of(arguments: argparse.Namespace) -> Int8:
-    """What `int8_arguments` ask for."""
-    from export.int8_options import Int8
+def int8_of(arguments: argparse.Namespace, wanted: bool = True) -> Int8 | None:
+    """What `int8_arguments` ask for; None where 8 bits are not wanted. Raises `CalibrationError` where they are not and
+    are spoken of all the same.
+    """
+    from export.int8_options import CalibrationError, Int8
 
-    return Int8(
+    options = Int8(
         arguments.calibrate, arguments.calibration_count, arguments.calibration, arguments.calibration_images,
-        arguments.ranges, getattr(arguments, "cpu", False), getattr(arguments, "keep_map", None),
-        tuple(getattr(arguments, "float_layer", ())),
+        arguments.ranges, getattr(arguments, "cpu", False), getattr(arguments, "half", False),
+        getattr(arguments, "keep_map", None), tuple(getattr(arguments, "float_layer", ())),
     )  # fmt: skip
+    if not wanted and options != Int8():
+        raise CalibrationError("int8: options of 8 bits were given, and 8 bits were not asked for; add --int8")
+    return options if wanted else None
 
 
 def sensitivity_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,6 +30,8 @@ class Int8:
     """A file of ranges to take instead of observing pictures."""
     cpu: bool = False
     """Write the form that is fast on a CPU (`models.quant.cpu`) instead of the one for TensorRT."""
+    half: bool = False
+    """What stays float is float16, as engines on a GPU like it."""
     keep_map: float | None = None
     """Put the layers that suffer most back to float, one by one, until no more mAP points than this are lost."""
     float_layers: tuple[str, ...] = ()
@@ -40,6 +42,8 @@ class Int8:
             raise CalibrationError(f"calibrate: expected {', '.join(METHODS)} or best, got {self.calibrate!r}")
         if self.pictures < 1:
             raise CalibrationError(f"calibration: expected 1 or more pictures, got {self.pictures}")
+        if self.cpu and self.half:
+            raise CalibrationError("half: a CPU computes in float32 what is not 8 bits; leave out one of cpu and half")
         if self.keep_map is not None and not self.keep_map >= 0:
             raise CalibrationError(f"keep-mAP: expected 0 or more mAP points, got {self.keep_map}")
         if self.ranges is not None and (self.calibration is not None or self.calibration_images is not None):

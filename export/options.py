@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from export.int8_options import Int8
+
+NmsKind = Literal["auto", "portable", "loop", "onnx", "plugin", "none"]
+"""See `export.nms`."""
+Precision = Literal["fp32", "fp16", "int8"]
+InputForm = Literal["uint8-nhwc", "float-nchw"]
+"""uint8 [B, H, W, 3], BGR, 0 to 255; or float32 [B, 3, H, W], RGB, 0 to 1."""
 
 
 class ExportError(RuntimeError):
@@ -23,14 +29,38 @@ class OnnxOptions:
     opset: int = 20
     batch: int | None = None
     """A fixed batch size; None leaves it free."""
+    nms: NmsKind = "auto"
+    certificate: bool = False
+    """A fifth output `nms_exact`, bool [B, 1]: the portable NMS has settled, so that its result is greedy NMS's."""
+    precision: Precision | None = None
+    """None takes what the checkpoint has: int8 after QAT, else fp32."""
+    source_size_hw: tuple[int, int] | None = None
+    """The input is a camera's raw frame of this size, the letterbox is in the graph, boxes are in frame pixels."""
+    input: InputForm = "uint8-nhwc"
     int8: Int8 | None = None
-    """8 bits, and how a float checkpoint gets there."""
+    """How a float checkpoint becomes 8 bits; None, where `precision` is int8, is the defaults."""
 
     def __post_init__(self) -> None:
+        for name, value, legal in (
+            ("nms", self.nms, get_args(NmsKind)), ("precision", self.precision, (None, *get_args(Precision))),
+            ("input", self.input, get_args(InputForm)),
+        ):  # fmt: skip
+            if value not in legal:
+                raise ExportError(f"{name}: expected one of {', '.join(map(str, legal))}, got {value!r}")
         if not 18 <= self.opset <= 23:
             raise ExportError(f"opset: expected 18 to 23, got {self.opset}; 20 is read by every supported backend")
         if self.batch is not None and self.batch < 1:
             raise ExportError(f"batch: expected 1 or more, or none for a free batch, got {self.batch}")
+        if self.certificate and self.nms != "portable":
+            raise ExportError(
+                f"certificate: only the portable NMS has one, this graph's is {self.nms}: loop and onnx are exact "
+                "always, and TensorRT's plugin has no such output"
+            )
+        if self.int8 is not None and self.precision != "int8":
+            raise ExportError(f"int8: options of 8 bits, and the precision is {self.precision}; expected int8")
+        size = self.source_size_hw
+        if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)):
+            raise ExportError(f"source-size: expected H,W in pixels, got {size}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from runtime.image import FILL, FixedSize, Resize, ShortSide
 
 FORMAT = 1
 METADATA_KEY = "isodet"
+NMS_KINDS = ("auto", "portable", "loop", "onnx", "plugin", "none")
+COLORS = {"uint8-nhwc": "bgr", "float-nchw": "rgb"}
+"""Forms of a graph's input and their channel order: uint8 [B, H, W, 3], 0 to 255, or float32 [B, 3, H, W], 0 to 1."""
 LETTERBOX = {"align": "top-left", "fill": FILL, "interpolation": "linear"}
 
 
@@ -38,11 +41,15 @@ class Card:
     score_threshold: float
     """Lowest score the graph keeps."""
     nms: Mapping[str, Any]
-    """kind, iou, candidates (K) and detections (D)."""
+    """kind, iou, candidates (K) and detections (D); certificate (true) where there is an output `nms_exact`. The kind
+    `plugin` needs TensorRT; with `none` the graph gives candidates, which the runtime suppresses."""
     batch: int | Literal["dynamic"] = "dynamic"
     input: str = "uint8-nhwc"
+    """Form of the graph's input, see `COLORS`."""
     color: str = "bgr"
     """Channel order that the graph takes."""
+    source_size_hw: tuple[int, int] | None = None
+    """Pixels of the raw frames that the graph takes, where it holds the letterbox; its boxes are in their pixels."""
     letterbox: Mapping[str, Any] = field(default_factory=lambda: dict(LETTERBOX))
     resize: Mapping[str, Any] = field(default_factory=dict)
     """{} for the letterbox into `input_size_hw`, else the short-side rule of a checkpoint: short, long, multiple,
@@ -70,7 +77,7 @@ class Card:
     verification: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("classes", "input_size_hw"):
+        for name in ("classes", "input_size_hw", "source_size_hw"):
             value = getattr(self, name)
             if isinstance(value, list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(value))
@@ -81,14 +88,18 @@ class Card:
         names_ok = isinstance(self.classes, tuple) and all(isinstance(c, str) and c for c in self.classes)
         self._check("classes", names_ok and bool(self.classes), "a list of at least one class name")
         self._check("classes", len(set(self.classes)) == len(self.classes), "class names that differ")
-        size = self.input_size_hw
-        size_ok = isinstance(size, tuple) and len(size) == 2 and all(_is_int(side) and side >= 1 for side in size)
-        self._check("input_size_hw", size_ok, "[height, width] in pixels")
+        for name in ("input_size_hw", "source_size_hw"):
+            size = getattr(self, name)
+            size_ok = isinstance(size, tuple) and len(size) == 2 and all(_is_int(side) and side >= 1 for side in size)
+            none_ok = name == "source_size_hw" and size is None
+            self._check(name, size_ok or none_ok, "[height, width] in pixels")
+        raw_ok = self.source_size_hw is None or self.kind != "checkpoint"
+        self._check("source_size_hw", raw_ok, "null: a checkpoint takes letterboxed pictures")
         self._check(
             "batch", self.batch == "dynamic" or (_is_int(self.batch) and self.batch >= 1), "dynamic or 1 and more"
         )
-        self._check("input", self.input == "uint8-nhwc", "uint8-nhwc, the one input that this version feeds")
-        self._check("color", self.color == "bgr", "bgr, the one channel order that this version feeds")
+        self._check("input", self.input in COLORS, " or ".join(COLORS))
+        self._check("color", self.color == COLORS[self.input], f"{COLORS[self.input]}, the order of {self.input}")
         self._check("precision", self.precision in ("fp32", "fp16", "int8"), "fp32, fp16 or int8")
         for name in ("score_threshold", "threshold"):
             value = getattr(self, name)
@@ -104,7 +115,10 @@ class Card:
         self._check("letterbox", dict(self.letterbox) == LETTERBOX, f"{LETTERBOX}, the one that this version does")
         for key in ("kind", "iou", "candidates", "detections"):
             self._check(f"nms.{key}", key in self.nms, "a value (kind, iou, candidates and detections are needed)")
-        self._check("nms.kind", isinstance(self.nms["kind"], str), "text")
+        self._check("nms.kind", self.nms["kind"] in NMS_KINDS, f"one of {', '.join(NMS_KINDS)}")
+        unknown = sorted(set(self.nms) - {"kind", "iou", "candidates", "detections", "certificate"})
+        self._check("nms", not unknown, f"keys that this isodet knows, not {unknown}; a newer isodet may read it")
+        self._check("nms.certificate", self.nms.get("certificate", False) in (True, False), "true or false")
         self._check("nms.iou", isinstance(self.nms["iou"], (int, float)), "a number")
         for key in ("candidates", "detections"):
             self._check(f"nms.{key}", _is_int(self.nms[key]) and self.nms[key] >= 1, "a whole number of at least 1")
@@ -122,10 +136,17 @@ class Card:
             value = self.nms.get(key[4:]) if key.startswith("nms.") else getattr(self, key)
             raise CardError(f"{key}: expected {expected}, got {value!r}")
 
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        """Pixels [H, W] of what the graph takes: raw frames, or letterboxed ones."""
+        return self.source_size_hw or self.input_size_hw
+
     def resize_rule(self) -> Resize:
-        """How frames become this model's input."""
+        """How frames become this model's input. Where the letterbox is in the graph, a frame of another size than
+        it takes is letterboxed into that size first.
+        """
         if not self.resize:
-            return FixedSize(self.input_size_hw)
+            return FixedSize(self.frame_hw)
         r = self.resize
         b, g, red = r["fill_bgr"]
         return ShortSide(int(r["short"]), int(r["long"]), int(r["multiple"]), bool(r["floor"]), (b, g, red))
@@ -135,6 +156,8 @@ class Card:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if not self.thresholds:  # then a runtime that does not know the key reads the card, too
             del plain["thresholds"]
+        if self.source_size_hw is None:
+            del plain["source_size_hw"]
         return {"format": FORMAT, **json.loads(json.dumps(plain, default=_plain))}
 
     @classmethod

@@ -26,8 +26,9 @@ from models.detector import Detector as Network
 from models.fuse import fuse
 from models.layers import LevelNorm
 from models.quant import METHODS, Ranges, cpu_form, quantise
-from runtime import Card, read_coco, write_image
+from runtime import Card, read_coco
 from runtime.card import sha256_file
+from runtime.image import write_image
 
 SIZE_HW = (64, 96)
 

@@ -38,7 +38,7 @@ def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
         ({"input_size_hw": [32.0, 32.0]}, "input_size_hw: expected"),
         ({"batch": 0}, "batch: expected dynamic"),
         ({"batch": "any"}, "batch: expected dynamic"),
-        ({"input": "float-nchw"}, "input: expected uint8-nhwc"),
+        ({"input": "float-nchw"}, "color: expected rgb, the order of float-nchw"),
         ({"color": "rgb"}, "color: expected bgr"),
         ({"letterbox": {"align": "center", "fill": 114, "interpolation": "linear"}}, "letterbox: expected"),
         ({"letterbox": "top-left"}, "letterbox: expected an object"),
