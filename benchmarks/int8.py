@@ -93,7 +93,7 @@ def measured(
             options = export.OnnxOptions(precision="int8")
         elif way != "float":
             given = Int8(pictures=count) if ranges is None else Int8(ranges=ranges)
-            int8 = replace(given, cpu=True) if way == "cpu" else replace(given, calibrate=way)  # type: ignore[arg-type]
+            int8 = replace(given, cpu=True) if way == "cpu" else replace(given, calibrate=way)
             options = export.OnnxOptions(precision="int8", int8=int8)
         # Scored below, on the pictures that were chosen; `best` needs the validation data while it exports.
         gate = export.Gate(verify=False, annotations=data.annotations, images=data.images_dir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,9 @@ def calibration_pictures(
             raise CalibrationError(f"{images}: no picture in this calibration folder ({', '.join(IMAGE_SUFFIXES)})")
         return Pictures(_spread(paths, count), str(images))
     if annotations is not None:
-        splits = [{"annotations": str(annotations), "images": None if images is None else str(images)}]
+        splits: list[dict[str, Any]] = [
+            {"annotations": str(annotations), "images": None if images is None else str(images)}
+        ]
     else:
         named = card.training.get("data", {}).get("train", {})
         splits = list(named) if isinstance(named, (list, tuple)) else [named]

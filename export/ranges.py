@@ -79,7 +79,7 @@ def read_ranges(path: Path, checkpoint: Path, sha256: str) -> RangesFile:
 
 def _ranges(path: Path, name: str, values: Any) -> Ranges:
     wanted = ("low", "high", *METHODS)
-    numbers = [values.get(key) if isinstance(values, dict) else None for key in wanted]
+    numbers: list[Any] = [values.get(key) if isinstance(values, dict) else None for key in wanted]
     if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
         raise CalibrationError(f"{path}: {name}: expected the numbers {', '.join(wanted)}, got {str(values)[:80]}")
     low, high, *magnitudes = map(float, numbers)

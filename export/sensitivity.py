@@ -187,7 +187,8 @@ def _figure(result: Sensitivity) -> Any:
         found = [(row, layer.lost_map) for row, layer in enumerate(layers) if layer.lost_map is not None]
         panels[1].barh([row for row, _ in found], [lost for _, lost in found], color=[colors[row] for row, _ in found])
         panels[1].axvline(0, color="0.3", linewidth=0.8)
-        panels[1].set_xlabel(f"mAP points lost, {result.map_images} pictures")
+        panels[1].locator_params(axis="x", nbins=6)
+        panels[1].set_xlabel(f"mAP points lost (below 0: won), {result.map_images} pictures")
         panels[1].set_title(f"the {len(found)} with the largest output error", fontsize=10)
     for panel in panels:
         panel.grid(axis="x", alpha=0.3)

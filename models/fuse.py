@@ -36,13 +36,11 @@ def fuse(model: M) -> M:
     Raises `FuseError` in train mode.
     """
     require_eval(model)
-    fused = copy.deepcopy(model)
-    if isinstance(fused, Fusable):
-        whole = fused.fuse()
-        assert isinstance(whole, type(model)), "a model's simpler form is a model of its kind"
-        return whole.eval()
-    _fuse_children(fused)
-    return fused.eval()
+    holder = nn.ModuleList([copy.deepcopy(model)])
+    _fuse_children(holder)
+    whole = holder[0]
+    assert isinstance(whole, type(model)), "a model's simpler form is a model of its kind"
+    return whole.eval()
 
 
 def _fuse_children(module: nn.Module) -> None:

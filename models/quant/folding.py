@@ -53,9 +53,10 @@ def fold_convolutions(graph: fx.GraphModule) -> None:
 
 
 def _use(graph: fx.GraphModule, node: fx.Node, modules: Mapping[str, nn.Module]) -> Use:
-    gain, shift = (getattr(graph, str(arg.target)) for arg in node.args[1:]) if len(node.args) > 1 else (None, None)
+    constants = [getattr(graph, str(arg.target)) for arg in node.args[1:] if isinstance(arg, fx.Node)]
+    gain, shift = constants or (None, None)
     source = operand(node)
     rounding = modules.get(str(source.target)) if source.op == "call_module" else None
     # The convolutions of a CPU add their bias as whole numbers, those of a GPU in float.
-    whole = isinstance(rounding, UintFakeQuant) and rounding.enabled
-    return Use(gain, shift, rounding.scale if whole else None)
+    whole = rounding.scale if isinstance(rounding, UintFakeQuant) and rounding.enabled else None
+    return Use(gain, shift, whole)

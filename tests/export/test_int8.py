@@ -115,6 +115,7 @@ def test_level_gains_go_into_the_scales_of_one_int8_weight():
 def outputs_of(model: Path, images: np.ndarray) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as the graph is written
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(
         None, {"images": images}
     )
@@ -156,7 +157,9 @@ def test_eager_rounding_is_what_onnx_runtime_computes(tmp_path: Path, form: str,
         plain = [out.numpy() for out in Scores(network(neck=NECKS[neck]))(noise(2, 5))]
     for ours, theirs, unrounded in zip(eager, outputs_of(path, noise(2, 5).numpy()), plain, strict=True):
         rounding = np.abs(ours - unrounded).mean()
-        assert np.abs(ours - theirs).mean() < 0.1 * rounding, "a wrong graph is as far away as rounding itself"
+        # Sums in another order become the next whole number, of which random weights make more: a tenth of what
+        # rounding itself changes. A wrong graph is as far away as that, or farther.
+        assert np.abs(ours - theirs).mean() < 0.5 * rounding
     kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
     if form == "cpu":
         optimised = tmp_path / "optimised.onnx"
