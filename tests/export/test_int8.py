@@ -25,7 +25,8 @@ from models.config import model_config
 from models.detector import Detector as Network
 from models.fuse import fuse
 from models.layers import LevelNorm
-from models.quant import METHODS, Ranges, cpu_form, quantise
+from models.quant import METHODS, Ranges, UintFakeQuant, cpu_form, quantise
+from models.quant.placement import roundings_of
 from runtime import Card, read_coco
 from runtime.card import sha256_file
 from runtime.image import write_image
@@ -168,8 +169,8 @@ def test_eager_rounding_is_what_onnx_runtime_computes(tmp_path: Path, form: str,
         options.intra_op_num_threads = 1
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         left = Counter(node.op_type for node in onnx.load(optimised).graph.node)
-        # All but the predictions run in integers: three of them on each of three levels.
-        assert left["QLinearConv"] == kinds["Conv"] - 9 and left["Conv"] == 9
+        # All but the predictions run in integers: two of them on each of three levels (quality is not read here).
+        assert left["QLinearConv"] == kinds["Conv"] - 6 and left["Conv"] == 6
         assert left["QuantizeLinear"] == 1, "only the picture is rounded by a node of its own"
 
 
@@ -187,7 +188,7 @@ def test_concatenations_with_a_part_in_common_have_one_range_and_round_it_once()
             assert "fake_quants" in str(node.args[0].target)
 
 
-def test_an_8_bit_network_with_a_half_rest_computes_the_same_up_to_half():
+def test_an_8_bit_network_with_a_half_rest_keeps_its_integers():
     made = quantise(network())
     made.calibrate([noise(4)], "minmax")
     whole, half = fuse(made), fuse(made)
@@ -196,11 +197,13 @@ def test_an_8_bit_network_with_a_half_rest_computes_the_same_up_to_half():
     assert steps and all(buffer.dtype == torch.int8 for buffer in steps)
     assert all((buffer > 0).all() for name, buffer in half.graph.named_buffers() if "scale" in name)
     with torch.no_grad():
-        pixels = made.pixels(noise(2))
-        expected, found = whole.network(pixels), half.network(pixels.half())
-    rounding = (made(noise(2)).logits - network()(noise(2)).logits).abs().mean()
-    assert found.logits.dtype == torch.float32
-    assert (expected.logits - found.logits).abs().mean() < rounding
+        found = half.network(made.pixels(noise(2)).half())
+        assert found.logits.dtype == torch.float32 and found.logits.isfinite().all()
+        # Layer by layer: half's own rounding flips steps, which random weights make more of from layer to layer.
+        for name in made.layers:
+            conv, halved = whole.graph.get_submodule(name), half.graph.get_submodule(name)
+            x = torch.randn(1, conv.get_buffer("steps_0").shape[1], 8, 8).half()
+            torch.testing.assert_close(halved(x).float(), conv(x.float()), rtol=1e-2, atol=1e-2)
 
 
 # -------------------------------------------------------------------------------- calibration
@@ -287,10 +290,14 @@ def test_errors_are_those_of_one_layer_alone():
     made = quantise(network())
     made.calibrate([noise(4)], "minmax")
     bad = "backbone.layer2.0.conv1"
-    with torch.no_grad():
-        made.layers[bad].weight[:, 0, 0, 0] = 50 * made.layers[bad].weight.abs().amax()
+    fine = output_errors(made, [noise(2)])
+    assert list(fine) == list(made.layers) and min(fine.values()) > 0
+    module = next(made.fake_quants[name] for name in roundings_of(made.graph, bad))
+    module.scale *= 30
     errors = output_errors(made, [noise(2)])
-    assert list(errors) == list(made.layers) and max(errors, key=lambda name: errors[name]) == bad
+    assert errors[bad] > 5 * fine[bad]
+    others = {name for name in fine if errors[name] != fine[name]} - {bad}
+    assert others <= {"backbone.layer2.0.downsample.0"}, "only who reads the same rounded tensor suffers with it"
     assert all(module.enabled for module in (*made.layers.values(), *made.fake_quants.values()))
 
 
@@ -346,7 +353,9 @@ def test_what_was_trained_as_8_bits_keeps_its_ranges(checkpoint: Path, tmp_path:
     assert for_cpu.quantization == {"kind": "qat", "float_layers": [], "form": "cpu"}
     scale = float(trained.fake_quants["backbone_conv1"].scale)
     theirs = next(m for m in for_cpu.detector.fake_quants.values())
-    assert float(theirs.scale) == pytest.approx(2 * 127 * scale / 255, rel=0.02)  # the pictures reach both ends
+    assert isinstance(theirs, UintFakeQuant)
+    longer = max(int(theirs.zero), 255 - int(theirs.zero))  # the side of zero that the trained range was made for
+    assert float(theirs.scale) * longer == pytest.approx(127 * scale, rel=0.02)
     for refused in (Int8(keep_map=0.5), Int8(calibrate="best"), Int8(float_layers=("backbone.conv1",))):
         with pytest.raises(CalibrationError, match=r"trained as 8 bits|needs validation"):
             quantized(detector, card, tmp_path / "q.pt", refused)
