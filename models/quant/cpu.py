@@ -3,7 +3,8 @@
 An engine on a GPU wants few roundings and symmetric ones (`models.quant.graph`). ONNX Runtime's CPU kernels want the
 opposite: an operation runs in integers only where all its inputs are rounded and its output is rounded as well, and
 activations are uint8 with a zero point. So every result of a convolution (behind its ReLU) and of a sum is rounded, and
-what moves numbers has one rounding on both sides. The last predictions keep float weights and results.
+what moves numbers has one rounding on both sides. A concatenation has a range of its own, and so have its parts: a ReLU
+is free only where its range starts at zero. The last predictions keep float weights and results.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from models.quant.convolution import QuantConv2d
 from models.quant.fake_quant import HIGH, UintFakeQuant
 from models.quant.graph import QuantDetector
 from models.quant.observe import Ranges
-from models.quant.placement import groups, is_rounded, is_sum, moved, only_moves, operand, tensors
+from models.quant.placement import is_rounded, is_sum, moved, only_moves, operand, tensors
 from models.quant.ranges import METHODS
 
 _RELUS = (F.relu, torch.relu)
@@ -36,7 +37,7 @@ def cpu_form(network: QuantDetector) -> QuantDetector:
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
-    form.share(groups(graph))
+    form.share([[name] for name in tensors(graph)])
     return form.eval()
 
 
@@ -84,7 +85,10 @@ class _Rounding:
                 self._want(self._result(node))
         for node in nodes:  # what moves rounded numbers gives rounded ones
             if only_moves(node, self.modules) and all(part in self.target for part in moved(node)):
-                self._join([*moved(node), node])
+                if len(moved(node)) == 1:
+                    self._join([*moved(node), node])
+                else:  # kernels concatenate parts of different scales
+                    self.target.setdefault(node, f"fake_quants.{node.name}")
         for target in dict.fromkeys(self.target.values()):
             self.graph.add_submodule(target, UintFakeQuant())
         for node, target in self.target.items():

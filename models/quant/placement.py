@@ -165,12 +165,18 @@ def tensors(graph: fx.GraphModule) -> dict[str, list[str]]:
     found: defaultdict[str, list[str]] = defaultdict(list)
     for node in graph.graph.nodes:
         if node.op == "call_module" and isinstance(modules[str(node.target)], FakeQuant):
-            source = operand(node)
-            while only_moves(source, modules) and isinstance(source.args[0], fx.Node):
-                source = source.args[0]
-            if not is_rounded(source, modules) and not only_moves(source, modules):
-                found[str(node.target).removeprefix("fake_quants.")].append(source.name)
+            name = str(node.target).removeprefix("fake_quants.")
+            found[name] += [source for source in _origins(operand(node), modules) if source not in found[name]]
     return dict(found)
+
+
+def _origins(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[str]:
+    """The operations that computed what `node` only rounds or moves."""
+    if is_rounded(node, modules):
+        return _origins(operand(node), modules)
+    if only_moves(node, modules):
+        return [name for part in moved(node) for name in _origins(part, modules)]
+    return [node.name]
 
 
 def roundings_of(graph: fx.GraphModule, layer: str) -> set[str]:
