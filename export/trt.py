@@ -21,7 +21,6 @@ import onnx
 from export.audit import Audit, audit_network, load_graph
 from export.graph import to_onnx
 from export.options import ExportError, Gate, OnnxOptions
-from export.plan import Prepare
 from export.trt_build import PLUGIN, Plan, build
 from export.trt_cache import cache_path
 from export.trt_options import EngineOptions
@@ -32,6 +31,7 @@ from runtime.backends.ort import cuda_device_count
 from runtime.backends.trt import system
 from runtime.backends.trt_library import Library, choose_library
 from runtime.card import file_kind, read_card, sha256_file
+from runtime.files import write_text
 from runtime.sidecar import sidecar_path, sidecar_text
 
 Say = Callable[[str], None]
@@ -63,13 +63,12 @@ def to_engine(
     allow: Sequence[str] = (),
     say: Say = lambda line: None,
     progress: Progress | None = None,
-    prepare: Prepare | None = None,
 ) -> EngineExport:
     """Build an engine from `source`, a checkpoint or an ONNX file of ours, into `out` and its sidecar.
 
     out: default beside the source, `best.engine` or `best.fp16.engine`. onnx_options: of the graph that a checkpoint
-    becomes on the way; its precision is that of `options`, and `prepare` makes it 8-bit (see `to_onnx`). allow: names
-    or patterns of layers that may be of another precision than what was asked for.
+    becomes on the way; its precision is that of `options`. Calibrated ranges are written beside the engine. allow:
+    names or patterns of layers that may be of another precision than what was asked for.
     Raises `ExportError`, `AuditError`, `GateError`, `CardError`, `CheckpointError` or `BackendError`; then nothing is
     left under the final names that was not there before.
     """
@@ -85,7 +84,7 @@ def to_engine(
         if kind == "checkpoint":
             checkpoint, graph = source, Path(scratch) / source.with_suffix(".onnx").name
             onnx_options = _graph_options(onnx_options, options)
-            to_onnx(checkpoint, graph, onnx_options, gate, say, progress, prepare)
+            to_onnx(checkpoint, graph, onnx_options, gate, say, progress)
         card = read_card(graph)
         _check_precision(graph, card, options)
         model = load_graph(graph)
@@ -106,6 +105,9 @@ def to_engine(
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
             os.replace(staged, out)
             os.replace(sidecar_path(staged), sidecar_path(out))
+        ranges = graph.with_suffix(".ranges.json")
+        if checkpoint is not None and ranges.exists():
+            write_text(out.with_suffix(".ranges.json"), ranges.read_text(encoding="utf-8"))
     size = len(plan.content) / 2**20
     command = trtexec(out, card, model)
     return EngineExport(out, sidecar_path(out), card, audit, plan.seconds, size, command, verification)
