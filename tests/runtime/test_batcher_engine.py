@@ -1,0 +1,81 @@
+"""The batcher and its engine: errors of one batch, contexts, batch sizes, memory that is short."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from runtime.backends import BackendError, OutOfMemory, RawOutputs
+from runtime.card import Card
+from runtime.detector import Detector
+from tests.runtime.echo import FOREVER, Echo, frame, number
+
+
+def test_an_engine_that_raises_fails_its_batch_only(card: Card) -> None:
+    def odd(numbers: list[int]) -> None:
+        if numbers[0] == 2:
+            raise BackendError("engine fell over")
+
+    with Detector(Echo(card, before=odd), threshold=0.0).batcher(2, FOREVER) as batcher:
+        futures = [batcher.submit(frame(i)) for i in range(6)]
+    assert [f.exception() is None for f in futures] == [True, True, False, False, True, True]
+    with pytest.raises(BackendError, match="engine fell over"):
+        futures[3].result()
+    assert batcher.metrics().failed == 2
+
+
+def test_outputs_that_are_no_detections_fail_their_frame_only(card: Card) -> None:
+    class Wrong(Echo):
+        def __call__(self, images: np.ndarray) -> RawOutputs:
+            raw = super().__call__(images)
+            raw.labels[1] = 77
+            return raw
+
+    with Detector(Wrong(card), threshold=0.0).batcher(3, FOREVER) as batcher:
+        futures = [batcher.submit(frame(i)) for i in range(3)]
+    assert [f.exception() is None for f in futures] == [True, False, True]
+    assert "expected 0 to 2, got 77" in str(futures[1].exception())
+
+
+def test_several_workers_want_a_backend_that_allows_them(card: Card) -> None:
+    class Single(Echo):
+        context = None  # type: ignore[assignment]
+
+    with pytest.raises(BackendError, match="echo runs one call at a time: expected workers=1"):
+        Detector(Single(card)).batcher(workers=2)
+
+    both = threading.Barrier(2, timeout=60)
+    with Detector(Echo(card, before=lambda _: both.wait() and None), threshold=0.0).batcher(1, 0, workers=2) as batcher:
+        futures = [batcher.submit(frame(i)) for i in range(4)]  # a batch passes only while another one runs
+    assert [number(f.result()) for f in futures] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("fixed", [None, 4])
+def test_batches_keep_to_what_the_graph_takes(card: Card, fixed: int | None) -> None:
+    echo = Echo(card, max_batch=fixed or 6)
+    echo.fixed_batch = fixed  # type: ignore[assignment]
+    with Detector(echo, threshold=0.0).batcher(64, 5) as batcher:
+        futures = [batcher.submit(frame(i)) for i in range(14)]
+    assert [number(f.result()) for f in futures] == list(range(14)) and batcher.max_batch == (fixed or 6)
+    assert all(len(b) == 4 if fixed else len(b) <= 6 for b in echo.batches)
+
+
+def test_memory_that_is_short_makes_batches_smaller(card: Card, caplog: pytest.LogCaptureFixture) -> None:
+    def small(numbers: list[int]) -> None:
+        if len(numbers) > 3 or numbers[0] == 666:
+            raise OutOfMemory("out of memory")
+
+    echo = Echo(card, before=small)
+    detector = Detector(echo, threshold=0.0)
+    with detector.batcher(16, FOREVER) as batcher:
+        futures = [batcher.submit(frame(i)) for i in range(32)]
+        assert [number(f.result(60)) for f in futures] == list(range(32))
+    (warning,) = caplog.records
+    assert warning.getMessage().startswith("cpu has no memory for a batch of 16: batches of 2 from now on")
+    assert [number(d) for d in detector([frame(i) for i in range(5)])] == list(range(5))
+    assert [len(b) for b in echo.batches[:3]] == [16, 8, 4] and {len(b) for b in echo.batches[3:]} == {2, 1}
+    with pytest.raises(OutOfMemory):  # one image does not fit
+        detector(frame(666))
+    assert len(caplog.records) == 1
