@@ -38,7 +38,8 @@ NUMBERS = 1 << 24
 class Pretend:
     """An engine of `seconds` for a batch; its answer for an image is the number in the first pixel, as the score."""
 
-    name, device, fixed_batch = "pretend", "cpu", None
+    name, device = "pretend", "cpu"
+    fixed_batch: int | None = None
 
     def __init__(self, seconds: float, size: int) -> None:
         self.card = Card(

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from runtime.backends import BackendError, OutOfMemory, RawOutputs
+from runtime.backends import BackendError, OutOfMemory, RawOutputs, joined, rows_of
 from runtime.card import Card
 from runtime.detector import Detector
 from tests.runtime.echo import FOREVER, Echo, frame, number
@@ -79,3 +79,12 @@ def test_memory_that_is_short_makes_batches_smaller(card: Card, caplog: pytest.L
     with pytest.raises(OutOfMemory):  # one image does not fit
         detector(frame(666))
     assert len(caplog.records) == 1
+
+
+def test_outputs_of_parts_are_those_of_the_whole(card: Card) -> None:
+    """Also where a graph leaves an output out, as one without NMS does."""
+    whole = Echo(card)(np.stack([frame(i) for i in range(5)]))
+    for raw in (whole, whole._replace(num_dets=None)):  # type: ignore[arg-type]
+        again = joined([rows_of(raw, slice(0, 2)), rows_of(raw, slice(2, 5))])
+        for column, expected in zip(again, raw, strict=True):
+            np.testing.assert_array_equal(column, expected)
