@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from runtime.backends import BackendError, OutOfMemory, RawOutputs, joined, rows_of
+from runtime.backends.ort import OrtBackend
+from runtime.backends.torch import TorchBackend
 from runtime.card import Card
 from runtime.detector import Detector
 from tests.runtime.echo import FOREVER, Echo, frame, number
@@ -88,3 +94,43 @@ def test_outputs_of_parts_are_those_of_the_whole(card: Card) -> None:
         again = joined([rows_of(raw, slice(0, 2)), rows_of(raw, slice(2, 5))])
         for column, expected in zip(again, raw, strict=True):
             np.testing.assert_array_equal(column, expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("bfc_arena.cc:376 AllocateRawInternal Failed to allocate memory for requested buffer of size 83", OutOfMemory),
+        ("CUDA failure 2: out of memory ; GPU=0", OutOfMemory),
+        ("Got invalid dimensions for input: images", BackendError),
+    ],
+)
+def test_onnx_runtime_says_in_words_that_memory_is_short(
+    onnx_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, words: str, kind: type[BackendError]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(words)
+
+    backend = OrtBackend(onnx_file(), "cpu", threads=1)
+    monkeypatch.setattr(backend, "_session", SimpleNamespace(run=fail))
+    with pytest.raises(BackendError, match=f"failed on a batch of 2: .*{words[-12:]}") as caught:
+        backend(np.zeros((2, 32, 48, 3), np.uint8))
+    assert caught.type is kind
+
+
+def test_pytorch_has_an_error_for_it(card: Card) -> None:
+    class Large(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    with pytest.raises(OutOfMemory, match="failed on a batch of 3: CUDA out of memory"):
+        TorchBackend(Large(), card, "cpu")(np.zeros((3, 32, 48, 3), np.uint8))
+
+
+def test_real_engines_run_in_several_threads_on_one_set_of_weights(onnx_file: Callable[..., Path]) -> None:
+    detector = Detector(onnx_file(), device="cpu", threads=1, threshold=0.0)
+    frames = [np.full((32 + i, 48, 3), (i % 3, 100 + i, 8), np.uint8) for i in range(40)]
+    with detector.batcher(4, 0, workers=3) as batcher:
+        found = [future.result() for future in [batcher.submit(f) for f in frames]]
+    for d, alone in zip(found, detector(frames), strict=True):
+        np.testing.assert_array_equal(d.boxes_xyxy, alone.boxes_xyxy)
+        np.testing.assert_array_equal(d.scores, alone.scores)
