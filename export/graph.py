@@ -70,8 +70,9 @@ def to_onnx(
     """Export `checkpoint` to `out` (default: its name with .onnx) and prove that it is the same detector.
 
     prepare: makes a float checkpoint 8-bit where `options.precision` is int8.
-    Raises `CheckpointError`, `FuseError` or `ExportError`, and `CocoError` or `RunsError` where the data that is
-    given cannot be read; then nothing is left under the final name that was not there before.
+    Raises `CheckpointError`, `FuseError` or `ExportError`; `CocoError` or `RunsError` where the data that is given
+    cannot be read; OSError where `out` cannot be written, before the long work. Then nothing is left under the final
+    name that was not there before.
     """
     checkpoint = Path(checkpoint)
     out = checkpoint.with_suffix(".onnx") if out is None else Path(out)
