@@ -70,9 +70,11 @@ def test_the_contract_of_the_graph(tmp_path: Path, untrained: Callable[..., Path
         "num_dets": ("INT32", [batch, 1]), "boxes": ("FLOAT", [batch, 25, 4]),
         "scores": ("FLOAT", [batch, 25]), "labels": ("INT32", [batch, 25]),
     }  # fmt: skip
-    operators = {n.op_type for n in model.graph.node}
+    (body,) = model.functions  # what backends without TensorRT's plugin run
+    operators = {n.op_type for n in (*model.graph.node, *body.node)}
     assert not operators & {"BatchNormalization", "Loop", "If", "Scan", "NonMaxSuppression"}
-    assert {n.domain for n in model.graph.node} == {""}
+    assert [n.op_type for n in model.graph.node if n.domain] == ["EfficientNMS_TRT"] == [body.name]
+    assert {n.domain for n in body.node} == {""}
     card = json.loads({p.key: p.value for p in model.metadata_props}["isodet"])
     assert card["kind"] == "onnx" and card["batch"] == "dynamic" and card["verification"]["scored"] is False
 
@@ -86,7 +88,7 @@ def test_the_contract_of_the_graph(tmp_path: Path, untrained: Callable[..., Path
 
 
 def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path, untrained: Callable[..., Path]) -> None:
-    result = export.to_onnx(untrained(tmp_path / "w.pt"), batch=4)
+    result = export.to_onnx(untrained(tmp_path / "w.pt"), options=export.OnnxOptions(batch=4))
     assert read_card(result.path).batch == 4
     frames = [np.full((50, 70, 3), v, np.uint8) for v in (0, 90, 255, 30, 60, 10)]
     fixed = Detector(result.path, threshold=0.0)(frames)
@@ -96,8 +98,8 @@ def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path, untrained: Call
 
 def test_simplify_shrinks_the_graph_and_not_the_result(tmp_path: Path, untrained: Callable[..., Path]) -> None:
     checkpoint = untrained(tmp_path / "w.pt")
-    plain = export.to_onnx(checkpoint, tmp_path / "plain.onnx", simplify=False)
-    slim = export.to_onnx(checkpoint, tmp_path / "slim.onnx", simplify=True)
+    plain = export.to_onnx(checkpoint, tmp_path / "plain.onnx", export.OnnxOptions(simplify=False))
+    slim = export.to_onnx(checkpoint, tmp_path / "slim.onnx", export.OnnxOptions(simplify=True))
     assert slim.nodes <= plain.nodes
     assert slim.megabytes <= plain.megabytes * 1.02
     frame = np.random.default_rng(1).integers(0, 256, (96, 128, 3), dtype=np.uint8)
@@ -108,9 +110,9 @@ def test_simplify_shrinks_the_graph_and_not_the_result(tmp_path: Path, untrained
 @pytest.mark.parametrize(
     ("keys", "message"), [({"opset": 9}, "opset: expected 18 to 23"), ({"batch": 0}, "batch: expected 1 or more")]
 )
-def test_wrong_arguments(tmp_path: Path, keys: dict[str, int], message: str, untrained: Callable[..., Path]) -> None:
+def test_wrong_arguments(keys: dict[str, int], message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        export.to_onnx(untrained(tmp_path / "w.pt"), **keys)  # type: ignore[arg-type]
+        export.OnnxOptions(**keys)
 
 
 def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_damaged_statistics_are_refused(tmp_path: Path, untrained: Callable[...,
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-@pytest.mark.parametrize("step", ["_trace", "_simplified", "_run_check", "_gate"])
+@pytest.mark.parametrize("step", ["_trace", "_simplified", "_run_check", "pass_gate"])
 def test_a_failure_at_any_step_keeps_the_old_artifact(
     shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -73,7 +73,7 @@ def test_networks_of_timm_deploy(
         tmp_path / "w.pt", {"backbone": {"name": f"timm:{name}", "width": 1.0}, "head": {"depth": 1}}
     )
     for simplify in (False, True):
-        result = export.to_onnx(checkpoint, tmp_path / f"{simplify}.onnx", simplify=simplify)
+        result = export.to_onnx(checkpoint, tmp_path / f"{simplify}.onnx", export.OnnxOptions(simplify=simplify))
         operators = {n.op_type for n in onnx.load(result.path).graph.node}
         assert not operators & {"Loop", "If", "Scan", "NonMaxSuppression"}
         assert not (simplify and "BatchNormalization" in operators)
