@@ -21,6 +21,7 @@ import onnx
 from export.audit import Audit, audit_network, load_graph
 from export.graph import to_onnx
 from export.options import ExportError, Gate, OnnxOptions
+from export.plan import Prepare
 from export.trt_build import PLUGIN, Plan, build
 from export.trt_cache import cache_path
 from export.trt_options import EngineOptions
@@ -62,12 +63,13 @@ def to_engine(
     allow: Sequence[str] = (),
     say: Say = lambda line: None,
     progress: Progress | None = None,
+    prepare: Prepare | None = None,
 ) -> EngineExport:
     """Build an engine from `source`, a checkpoint or an ONNX file of ours, into `out` and its sidecar.
 
     out: default beside the source, `best.engine` or `best.fp16.engine`. onnx_options: of the graph that a checkpoint
-    becomes on the way; its precision is that of `options`. allow: names or patterns of layers that may be of another
-    precision than what was asked for.
+    becomes on the way; its precision is that of `options`, and `prepare` makes it 8-bit (see `to_onnx`). allow: names
+    or patterns of layers that may be of another precision than what was asked for.
     Raises `ExportError`, `AuditError`, `GateError`, `CardError`, `CheckpointError` or `BackendError`; then nothing is
     left under the final names that was not there before.
     """
@@ -83,7 +85,7 @@ def to_engine(
         if kind == "checkpoint":
             checkpoint, graph = source, Path(scratch) / source.with_suffix(".onnx").name
             onnx_options = _graph_options(onnx_options, options)
-            to_onnx(checkpoint, graph, onnx_options, gate, say, progress)
+            to_onnx(checkpoint, graph, onnx_options, gate, say, progress, prepare)
         card = read_card(graph)
         _check_precision(graph, card, options)
         model = load_graph(graph)
@@ -121,7 +123,11 @@ def trtexec(engine: Path, card: Card, model: onnx.ModelProto) -> str:
 
 
 def _graph_options(onnx_options: OnnxOptions, options: EngineOptions) -> OnnxOptions:
-    return onnx_options
+    """Of the graph on the way: in the precision of the engine. Raises `ExportError` for two different ones."""
+    asked, of_engine = onnx_options.precision, options.precision
+    if asked is not None and of_engine is not None and asked != of_engine:
+        raise ExportError(f"precision: {of_engine} of the engine and {asked} of its graph; precision is in the graph")
+    return replace(onnx_options, precision=of_engine or asked)
 
 
 def _check_precision(graph: Path, card: Card, options: EngineOptions) -> None:
@@ -197,4 +203,5 @@ def _rebuild(source: Path, options: EngineOptions, library: Library) -> str:
     words += ["--batch", ",".join(map(str, options.batch))] if options.batch else []
     words += ["--hardware-compatible"] if options.hardware_compatible else []
     words += ["--version-compatible"] if options.version_compatible else []
+    words += ["--sm", ",".join(map(str, options.sm))] if options.sm else []
     return shlex.join(words)

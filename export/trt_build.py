@@ -185,10 +185,10 @@ def _monitor(library: Library, progress: Progress | None) -> Any:
             return self.stopped is None
 
         def phase_finish(self, phase_name: str) -> None:
-            self._report(phase_name, self.steps.pop(phase_name, 0))
+            self.steps.pop(phase_name, None)
 
         def _report(self, phase: str, done: int) -> None:
-            total = self.steps.get(phase, done)
+            total = self.steps.get(phase, 0)
             now = time.monotonic()
             if progress is None or self.stopped is not None or total < 1 or now - self.told < _TELL_EVERY:
                 return

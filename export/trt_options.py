@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from export.options import ExportError
+from export.options import ExportError, Precision
 
-Precision = Literal["fp32", "fp16", "int8"]
 EngineName = Literal["auto", "tensorrt", "rtx"]
 
 

@@ -51,9 +51,14 @@ def proven(
     audit = audit_engine(TrtBackend(engine).layers(), typed)
     audit.require(str(scoring.out), allow)
     card = replace(card, engine={**card.engine, "audit": audit.to_json()})
-    verification = _score(engine, scoring, say, progress)
-    if verification is None:
-        return replace(card, verification={"scored": False, "why": "not scored", **of_graph}), audit, None
+    verification = _score(engine, scoring, progress)
+    if isinstance(verification, str):
+        say(f"not scored: {verification}")
+        return (
+            replace(card, verification={"scored": False, "why": f"not scored: {verification}", **of_graph}),
+            audit,
+            None,
+        )
     summary, metrics = verification.summary(scoring.out), verification.metrics(scoring.out)
     return replace(card, metrics=metrics, verification={**summary, **of_graph}), audit, verification
 
@@ -72,16 +77,15 @@ def _cannot_run(engine: Path, card: Card, library: Library) -> str | None:
     return None
 
 
-def _score(engine: Path, scoring: Scoring, say: Say, progress: Progress | None) -> Verification | None:
-    """The engine against its checkpoint. Raises `GateError` past tolerance; None where there is nothing to score on."""
+def _score(engine: Path, scoring: Scoring, progress: Progress | None) -> Verification | str:
+    """The engine against its checkpoint, or why there is nothing to score on. Raises `GateError` past tolerance."""
     gate = scoring.gate
     if not gate.verify:
-        return None
+        return "not asked for"
     try:
         checkpoint = scoring.checkpoint or find_checkpoint(scoring.graph)
         return pass_gate(engine, scoring.out, checkpoint, gate, None, progress)
     except (VerifyError, RunsError, CocoError) as error:
         if gate.annotations is not None or gate.images is not None:
             raise
-        say(f"not scored: {error}")
-        return None
+        return str(error)
