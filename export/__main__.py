@@ -16,6 +16,7 @@ from runtime.commands import exit_status, teaching
 _EXAMPLES = """examples:
   exporter onnx --simplify                         the newest run's best.pt, to best.onnx beside it
   exporter onnx runs/demo/best.pt --out detector.onnx --tolerance 0.05
+  exporter onnx runs/demo/best.pt --precision fp16 --source-size 1080,1920 --out camera.onnx
   exporter onnx imported.pt --simplify --annotations val.json --images val/
   exporter trt --fp16                              the newest run's best.pt, to best.fp16.engine beside it
   exporter trt best.onnx --engine rtx --sm 86      an engine for an RTX 30 card, built without a GPU

@@ -71,8 +71,9 @@ def to_onnx(
 ) -> OnnxExport:
     """Export `checkpoint` to `out` (default: its name and `suffix_of`) and prove that it is the same detector.
 
-    Raises `CheckpointError`, `FuseError` or `ExportError`, and `CocoError` or `RunsError` where the data that is
-    given cannot be read; then nothing is left under the final name that was not there before.
+    Raises `CheckpointError`, `FuseError` or `ExportError`; `CocoError` or `RunsError` where the data that is given
+    cannot be read; OSError where `out` cannot be written, before the long work. Then nothing is left under the final
+    name that was not there before.
     """
     checkpoint = Path(checkpoint)
     detector, card_json = build_detector(checkpoint)

@@ -77,14 +77,15 @@ class PluginNms(nn.Module):
         self.post, self.classes = post, classes
         self.attributes: dict[str, Any] = {
             "score_threshold": float32_after(post.score_threshold), "iou_threshold": float32_above(post.nms_iou),
-            "max_output_boxes": post.detections, "background_class": -1, "score_activation": 0, "class_agnostic": 0,
+            "background_class": -1, "score_activation": 0, "class_agnostic": 0,
             "box_coding": 0, "plugin_version": "1", "plugin_namespace": "",
         }  # fmt: skip
 
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         batch, kept = scores.shape[0], min(self.post.detections, scores.shape[1])
         found = torch.onnx.ops.symbolic_multi_out(
-            f"{PLUGIN_DOMAIN}::{PLUGIN}", (boxes, by_class(scores, labels, self.classes)), self.attributes,
+            f"{PLUGIN_DOMAIN}::{PLUGIN}", (boxes, by_class(scores, labels, self.classes)),
+            {**self.attributes, "max_output_boxes": kept},
             dtypes=(torch.int32, torch.float32, torch.float32, torch.int32),
             shapes=((batch, 1), (batch, kept, 4), (batch, kept), (batch, kept)), version=1,
         )  # fmt: skip
