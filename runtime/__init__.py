@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from runtime.evaluate import Evaluation
     from runtime.image import ImageError, Letterbox, letterbox, read_image
     from runtime.records import CocoDataset, DatasetError, ImageRecord
+    from runtime.stream import SourceFrame, StreamError
+    from runtime.stream_options import SourceState, StreamOptions
+    from runtime.streams import Streams
 
 _HOME = {
     "Card": "card", "CardError": "card", "read_card": "card",
@@ -42,6 +45,8 @@ _HOME = {
     "Detection": "detections", "Detections": "detections",
     "Detector": "detector", "FrameError": "detector",
     "Evaluation": "evaluate",
+    "SourceFrame": "stream", "StreamError": "stream", "SourceState": "stream_options",
+    "StreamOptions": "stream_options", "Streams": "streams",
     "ImageError": "image", "Letterbox": "image", "letterbox": "image", "read_image": "image",
 }  # fmt: skip
 # CocoError is the DatasetError of old.
@@ -60,6 +65,11 @@ __all__ = [
     "ImageError",
     "ImageRecord",
     "Letterbox",
+    "SourceFrame",
+    "SourceState",
+    "StreamError",
+    "StreamOptions",
+    "Streams",
     "letterbox",
     "read_card",
     "read_coco",

@@ -16,6 +16,8 @@ from runtime.card import Card
 from runtime.detections import Detections
 from runtime.image import FILL, Image, Letterbox, read_image
 from runtime.stream import open_source
+from runtime.stream_options import StreamOptions
+from runtime.streams import Streams
 
 Frame = Image | str | PathLike[str]
 """One picture: uint8 [H, W, 3] BGR, or the path of a picture file."""
@@ -52,7 +54,7 @@ class Detector:
         else:
             self.backend = source
         self._resize = self.card.resize_rule()
-        self.threshold = self.card.threshold if threshold is None else self._limits(threshold)
+        self.threshold = self.card.threshold if threshold is None else self.limits(threshold)
 
     @property
     def card(self) -> Card:
@@ -76,7 +78,7 @@ class Detector:
         [B, H, W, 3] array. `threshold` replaces the detector's own for this call.
         Raises `FrameError` for anything else, `ImageError` for a picture file that cannot be read.
         """
-        limits = self.threshold if threshold is None else self._limits(threshold)
+        limits = self.threshold if threshold is None else self.limits(threshold)
         listed = _listed(frames)
         results: list[Detections] = []
         step = self.backend.max_batch
@@ -92,17 +94,26 @@ class Detector:
         return self._resize.fit((frame.shape[0], frame.shape[1]))
 
     def stream(
-        self, source: str | int | PathLike[str], threshold: Threshold | None = None
+        self,
+        source: str | int | PathLike[str],
+        threshold: Threshold | None = None,
+        options: StreamOptions | None = None,
+        batch: int = 1,
     ) -> Iterator[tuple[Image, Detections]]:
-        """(frame, detections) for each frame of a picture, folder, video file, webcam number or URL.
+        """(frame, detections) for each frame of a picture, folder or glob, video file, webcam number or URL.
 
-        Raises `StreamError` at once when the source cannot be opened.
+        Frames are decoded ahead in a thread. Of a live source the newest is taken, and it is connected again when it
+        goes; of all others every frame comes, in order, up to `batch` at once. `runtime.Streams` has times and numbers
+        of frames, and many sources. Raises `StreamError` at once when the source cannot be opened.
         """
-        opened = open_source(source)  # outside the generator, so that the error comes from this call
+        how = options or StreamOptions()
+        # Outside the generator, so that the error comes from this call.
+        opened = open_source(source, decoder=how.decoder, every=how.every, timeout_s=how.stall_s)
 
         def run() -> Iterator[tuple[Image, Detections]]:
-            for frame in opened:
-                yield frame.image, self(frame.image, threshold)[0]
+            with Streams([opened], how) as streams:
+                for frame, found in streams.detect(lambda images: self(images, threshold), batch):
+                    yield frame.image, found
 
         return run()
 
@@ -139,7 +150,7 @@ class Detector:
             results.append(Detections(boxes[inside], scores[:kept][inside], labels[inside], self.class_names))
         return results
 
-    def _limits(self, threshold: Threshold) -> float | NDArray[np.float32]:
+    def limits(self, threshold: Threshold) -> float | NDArray[np.float32]:
         """One score, or [C] scores. Raises ValueError for anything else, and for classes that are not the model's."""
         if not isinstance(threshold, (str, Mapping)):
             return _check_threshold(threshold)

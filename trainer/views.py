@@ -77,7 +77,7 @@ class MergedDetector(Detector):
 
     def __call__(self, frames: Frame | Sequence[Frame], threshold: Threshold | None = None) -> list[Detections]:
         listed: list[Any] = list(frames) if isinstance(frames, (list, tuple)) else [frames]
-        limits = self.threshold if threshold is None else self._limits(threshold)
+        limits = self.threshold if threshold is None else self.limits(threshold)
         per_class = np.broadcast_to(np.asarray(limits, np.float32), len(self.class_names))
         results = []
         for frame in listed:
