@@ -31,7 +31,8 @@ from runtime.detector import Detector, Threshold
 from runtime.draw import draw_detections
 from runtime.image import Image, ImageError
 from runtime.runs import newest
-from runtime.stream import Origin, Source, StreamError, describe, expand, open_source, without_password
+from runtime.stream import Origin, Source, StreamError, describe, expand, open_source
+from runtime.stream_capture import without_password
 from runtime.stream_options import SourceState, StreamOptions
 from runtime.streams import Streams
 from runtime.track import Tracker

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime.image import IMAGE_SUFFIXES, Image, ImageError, read_image
-from runtime.stream_capture import Capture, DecoderName, StreamError, open_capture
+from runtime.stream_capture import Capture, DecoderName, StreamError, open_capture, without_password
 
 __all__ = ["Origin", "Source", "SourceFrame", "StreamError", "expand", "open_source"]
 
@@ -263,11 +263,6 @@ def of_capture(
 def numbered(frame: SourceFrame, source: int, index: int, time_s: float) -> SourceFrame:
     """`frame` as one of several sources', with its number and time counted over reconnections."""
     return replace(frame, source=source, index=index, time_s=time_s)
-
-
-def without_password(url: str) -> str:
-    """`url` as it may be shown and written down."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:...@", url)
 
 
 def _warn(error: ImageError) -> None:

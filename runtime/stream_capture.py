@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
@@ -59,6 +60,11 @@ def open_capture(target: str | int, shown: str, advice: str, decoder: DecoderNam
     if decoder == "pyav":
         return PyAvCapture(target, shown, advice, timeout_s)
     return OpenCvCapture(target, shown, advice, timeout_s)
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be shown and written down."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:...@", url)
 
 
 class OpenCvCapture:
@@ -121,7 +127,7 @@ class PyAvCapture:
         try:
             self._container = av.open(target, options=options, timeout=timeout)
         except (*self._errors, OSError, ValueError) as error:
-            raise StreamError(f"{shown}: cannot be opened ({error}); {advice}") from None
+            raise StreamError(f"{shown}: cannot be opened ({_reason(error)}); {advice}") from None
         if not self._container.streams.video:
             self._container.close()
             raise StreamError(f"{shown}: holds no video; {advice}")
@@ -154,7 +160,7 @@ class PyAvCapture:
         try:
             frame = next(self._frames, None)
         except self._errors as error:
-            raise StreamError(f"{self._shown}: cannot be decoded any further ({error})") from None
+            raise StreamError(f"{self._shown}: cannot be decoded any further ({_reason(error)})") from None
         self._position = None if frame is None or frame.time is None else frame.time - self._start
         return frame
 
@@ -177,3 +183,7 @@ class PyAvCapture:
 
     def close(self) -> None:
         self._container.close()
+
+
+def _reason(error: Exception) -> str:
+    return without_password((error.strerror if isinstance(error, OSError) else None) or str(error))

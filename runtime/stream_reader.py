@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Literal
 
-from runtime.stream import Origin, Source, SourceFrame, StreamError, numbered, without_password
+from runtime.stream import Origin, Source, SourceFrame, StreamError, numbered
+from runtime.stream_capture import without_password
 from runtime.stream_options import SourceState, State, StreamOptions
 
 _log = logging.getLogger(__name__)
