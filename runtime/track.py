@@ -26,12 +26,10 @@ class Tracker:
 
     def __init__(self, limits: float | NDArray[np.float32], fps: float) -> None:
         try:
-            import supervision
             from trackers import ByteTrackTracker
         except ModuleNotFoundError as error:
             raise TrackError(f"tracking needs the package {error.name!r}: pip install 'isodet[track]'") from None
         self._limits = limits
-        self._supervision = supervision
         lowest = float(np.min(limits))
         self._tracker = ByteTrackTracker(
             lost_track_buffer=max(1, round(fps or 30)), frame_rate=fps or 30.0,
@@ -49,10 +47,8 @@ class Tracker:
         Reported is what reaches the detector's limits or continues a track. `time_s` rises from frame to frame; None
         where frames have no times and are equally far apart.
         """
-        given = self._supervision.Detections(
-            xyxy=detections.boxes_xyxy, confidence=detections.scores, class_id=detections.labels.astype(int),
-            data={"row": np.arange(len(detections))},
-        )  # fmt: skip
+        given = detections.to_supervision()
+        given.data["row"] = np.arange(len(detections))  # it comes back in another order
         followed = self._tracker.update(given, timestamp=time_s)
         tracks = np.full(len(detections), -1, np.int64)
         if len(followed):

@@ -15,6 +15,10 @@ class BackendError(RuntimeError):
     """A model that cannot be loaded or run here; the message names the file or device and what to do."""
 
 
+class OutOfMemory(BackendError):
+    """The device has no room for a batch of this size; a smaller one may fit."""
+
+
 class RawOutputs(NamedTuple):
     """What a graph gives for B images: up to D detections each; slots past `num_dets` are zero."""
 
@@ -42,8 +46,25 @@ class Backend(Protocol):
     """The one batch size that the graph takes, or None where any will do."""
 
     def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
-        """Detect in `images`: uint8 [B, H, W, 3] BGR, resized by `card.resize_rule()`, C-contiguous."""
+        """Detect in `images`: uint8 [B, H, W, 3] BGR, resized by `card.resize_rule()`, C-contiguous.
+
+        `images` has been read when it returns, and is the caller's again. Raises `OutOfMemory` where a smaller
+        batch might do, `BackendError` otherwise.
+        """
         ...
+
+
+def another_context(backend: Backend) -> Backend:
+    """What one more thread calls while others call `backend`, on the same weights.
+
+    A backend offers it as a method `context()`, which may return the backend itself. Raises `BackendError` for one
+    that has none, and so runs one call at a time.
+    """
+    make = getattr(backend, "context", None)
+    if make is None:
+        raise BackendError(f"{backend.name} runs one call at a time: expected workers=1")
+    context: Backend = make()
+    return context
 
 
 def load_backend(path: str | Path, device: str = "auto", threads: int | None = None) -> Backend:
