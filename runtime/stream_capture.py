@@ -186,4 +186,4 @@ class PyAvCapture:
 
 
 def _reason(error: Exception) -> str:
-    return without_password((error.strerror if isinstance(error, OSError) else None) or str(error))
+    return without_password(getattr(error, "strerror", None) or str(error))

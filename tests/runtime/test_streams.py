@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import pytest
 from runtime import StreamError, StreamOptions, Streams, streams
 from runtime.image import ImageError, write_image
 from runtime.stream import Origin, Source, SourceFrame, expand, of_capture, open_source
+from runtime.stream_capture import DECODERS
 from tests.runtime.cameras import FakeCapture, HttpCamera, picture, until
 
 QUICK = {"backoff_s": 0.01, "backoff_max_s": 0.02}
@@ -321,6 +324,41 @@ def test_a_file_cut_in_the_middle(tmp_path: Path, decoder: str, caplog: pytest.L
     assert sum(f.source == 2 for f in frames) == 40
     assert states[1].state == "failed" and "cut.mp4: cannot be opened" in str(states[1].error)
     assert "is it truncated?" in caplog.text or "cut.avi" in str(states[0].error)
+
+
+def test_pyav_reads_what_opencv_reads(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
+    corner = np.zeros((64, 96, 3), np.uint8)
+    corner[:20, :20] = 255
+    path = tmp_path / "turned.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (96, 64))
+    for _ in range(3):
+        writer.write(corner)
+    writer.release()
+    data, upright = path.read_bytes(), struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    header = data.index(b"tkhd")
+    place = data.index(upright, header)
+    for a, b, c, d in ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)):  # phones turn videos by a matrix
+        matrix = struct.pack(">9i", *(65536 * v for v in (a, b, 0, c, d, 0)), 0, 0, 1 << 30)
+        path.write_bytes(data[:place] + matrix + data[place + 36 :])
+        by_opencv, by_pyav = (open_source(path, decoder=decoder) for decoder in DECODERS)
+        assert (by_opencv.count, by_opencv.fps, by_opencv.live) == (by_pyav.count, by_pyav.fps, by_pyav.live)
+        pairs = list(zip(by_opencv, by_pyav, strict=True))
+        assert len(pairs) == 3
+        for one, other in pairs:
+            assert one.time_s == pytest.approx(other.time_s) and one.image.shape == other.image.shape
+            assert np.abs(one.image.astype(int) - other.image).max() <= 8
+    with pytest.raises(StreamError, match="webcams are read by the decoder opencv"):
+        open_source(0, decoder="pyav")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(StreamError, match=r"text\.mp4: cannot be opened \(Invalid data"):
+        open_source(tmp_path / "text.mp4", decoder="pyav")
+
+
+def test_without_the_extra_pyav_is_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(StreamError, match=r"needs the package 'av': pip install 'isodet\[video\]'"):
+        open_source(clip(tmp_path / "a.avi"), decoder="pyav")
 
 
 # ---------------------------------------------------------------------------------------------
