@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from runtime.backends import Backend, RawOutputs
+from runtime.backends import Backend, RawOutputs, rows_of
 from runtime.batcher_queue import Request
 from runtime.detections import Detections
 from runtime.frames import Color, Frame, take
@@ -105,8 +105,7 @@ def answer(detector: Detector, outcome: Outcome) -> Detections | BaseException:
     if isinstance(raw, BaseException):
         return raw
     try:
-        mine = slice(row, row + 1)
-        one = RawOutputs(raw.num_dets[mine], raw.boxes[mine], raw.scores[mine], raw.labels[mine])
+        one = rows_of(raw, slice(row, row + 1))
         (found,) = detector.postprocess(one, [request.placement], request.limits)
         return found if request.region is None else request.region.to_frame(found, request.frame_hw)
     except Exception as error:  # outputs that are no detections

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, OutOfMemory, RawOutputs
+from runtime.backends import Backend, OutOfMemory, RawOutputs, joined
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +43,4 @@ class Capacity:
                 "%s has no memory for a batch of %d: batches of %d from now on; a smaller max_batch avoids the attempt",
                 self._backend.device, len(images), size,
             )  # fmt: skip
-        return (
-            parts[0]
-            if len(parts) == 1
-            else RawOutputs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-        )
+        return parts[0] if len(parts) == 1 else joined(parts)

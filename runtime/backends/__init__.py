@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -30,6 +31,17 @@ class RawOutputs(NamedTuple):
     """[B, D] descending"""
     labels: NDArray[np.int32]
     """[B, D]"""
+
+
+def rows_of(raw: RawOutputs, rows: slice) -> RawOutputs:
+    """The outputs for some of the images."""
+    return raw._replace(**{name: column[rows] for name, column in raw._asdict().items() if column is not None})
+
+
+def joined(parts: Sequence[RawOutputs]) -> RawOutputs:
+    """The outputs for all images of several calls, at least one."""
+    columns = {name: [getattr(part, name) for part in parts] for name in RawOutputs._fields}
+    return parts[0]._replace(**{name: np.concatenate(c) for name, c in columns.items() if c[0] is not None})
 
 
 class Backend(Protocol):

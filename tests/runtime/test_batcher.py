@@ -5,78 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from runtime import BatcherClosed, DeadlineExpired, FrameDropped, QueueFull
-from runtime.backends import BackendError, OutOfMemory, RawOutputs
-from runtime.batcher import Batcher
+from runtime.backends import BackendError, OutOfMemory
 from runtime.card import Card
 from runtime.detections import Detections
 from runtime.detector import Detector, FrameError
-
-ROOT = Path(__file__).parents[2]
-FOREVER = 3600_000.0
-"""Milliseconds that no test lasts."""
-
-
-class Echo:
-    """Answers each image with one detection whose score is its first pixel, a number of 24 bits."""
-
-    name, device, fixed_batch = "echo", "cpu", None
-
-    def __init__(self, card: Card, max_batch: int = 64, before: Callable[[list[int]], None] | None = None) -> None:
-        self.card, self.max_batch, self.before = card, max_batch, before
-        self.batches: list[list[int]] = []
-
-    def __call__(self, images: np.ndarray) -> RawOutputs:
-        pixels = images[:, 0, 0].astype(np.int64)
-        numbers = pixels @ np.array([1, 256, 65536])
-        self.batches.append(numbers.tolist())
-        if self.before is not None:
-            self.before(numbers.tolist())
-        n = len(images)
-        boxes = np.tile(np.array([[[1, 1, 3, 3]]], np.float32), (n, 1, 1))
-        scores = (numbers / 2**24).astype(np.float32)[:, None]
-        return RawOutputs(np.ones((n, 1), np.int32), boxes, scores, np.zeros((n, 1), np.int32))
-
-    def context(self) -> Echo:
-        return self
-
-
-def frame(number: int, hw: tuple[int, int] = (32, 48)) -> np.ndarray:
-    return np.full((*hw, 3), (number & 255, number >> 8 & 255, number >> 16), np.uint8)
-
-
-def number(found: Detections) -> int:
-    return round(float(found.scores[0]) * 2**24)
-
-
-class Gate:
-    """Holds the engine at its first batch until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached, self.open = threading.Event(), threading.Event()
-
-    def __call__(self, numbers: list[int]) -> None:
-        self.reached.set()
-        assert self.open.wait(60)
-
-
-@pytest.fixture
-def gated(card: Card) -> tuple[Detector, Echo, Gate]:
-    gate = Gate()
-    echo = Echo(card, before=gate)
-    return Detector(echo, threshold=0.0), echo, gate
+from tests.runtime.echo import FOREVER, Echo, Gate, frame, number
 
 
 def test_frames_of_every_kind_are_answered_as_by_a_call(card: Card) -> None:
@@ -320,32 +263,6 @@ def test_what_is_late_is_not_run(gated: tuple[Detector, Echo, Gate]) -> None:
     assert (m.answered, m.expired, m.cancelled) == (2, 1, 1)
 
 
-def test_an_engine_that_raises_fails_its_batch_only(card: Card) -> None:
-    def odd(numbers: list[int]) -> None:
-        if numbers[0] == 2:
-            raise BackendError("engine fell over")
-
-    with Detector(Echo(card, before=odd), threshold=0.0).batcher(2, FOREVER) as batcher:
-        futures = [batcher.submit(frame(i)) for i in range(6)]
-    assert [f.exception() is None for f in futures] == [True, True, False, False, True, True]
-    with pytest.raises(BackendError, match="engine fell over"):
-        futures[3].result()
-    assert batcher.metrics().failed == 2
-
-
-def test_outputs_that_are_no_detections_fail_their_frame_only(card: Card) -> None:
-    class Wrong(Echo):
-        def __call__(self, images: np.ndarray) -> RawOutputs:
-            raw = super().__call__(images)
-            raw.labels[1] = 77
-            return raw
-
-    with Detector(Wrong(card), threshold=0.0).batcher(3, FOREVER) as batcher:
-        futures = [batcher.submit(frame(i)) for i in range(3)]
-    assert [f.exception() is None for f in futures] == [True, False, True]
-    assert "expected 0 to 2, got 77" in str(futures[1].exception())
-
-
 def test_what_is_no_frame_is_refused_by_submit(card: Card) -> None:
     with Detector(Echo(card)).batcher() as batcher:
         with pytest.raises(FrameError, match="a grey picture"):
@@ -361,160 +278,3 @@ def test_what_is_no_frame_is_refused_by_submit(card: Card) -> None:
                   {"policy": "newest"}):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             Detector(Echo(card)).batcher(**wrong)  # type: ignore[arg-type]
-
-
-def test_several_workers_want_a_backend_that_allows_them(card: Card) -> None:
-    class Single(Echo):
-        context = None  # type: ignore[assignment]
-
-    with pytest.raises(BackendError, match="echo runs one call at a time: expected workers=1"):
-        Detector(Single(card)).batcher(workers=2)
-
-    both = threading.Barrier(2, timeout=60)
-    with Detector(Echo(card, before=lambda _: both.wait() and None), threshold=0.0).batcher(1, 0, workers=2) as batcher:
-        futures = [batcher.submit(frame(i)) for i in range(4)]  # a batch passes only while another one runs
-    assert [number(f.result()) for f in futures] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("fixed", [None, 4])
-def test_batches_keep_to_what_the_graph_takes(card: Card, fixed: int | None) -> None:
-    echo = Echo(card, max_batch=fixed or 6)
-    echo.fixed_batch = fixed  # type: ignore[assignment]
-    with Detector(echo, threshold=0.0).batcher(64, 5) as batcher:
-        futures = [batcher.submit(frame(i)) for i in range(14)]
-    assert [number(f.result()) for f in futures] == list(range(14)) and batcher.max_batch == (fixed or 6)
-    assert all(len(b) == 4 if fixed else len(b) <= 6 for b in echo.batches)
-
-
-def test_memory_that_is_short_makes_batches_smaller(card: Card, caplog: pytest.LogCaptureFixture) -> None:
-    def small(numbers: list[int]) -> None:
-        if len(numbers) > 3 or numbers[0] == 666:
-            raise OutOfMemory("out of memory")
-
-    echo = Echo(card, before=small)
-    detector = Detector(echo, threshold=0.0)
-    with detector.batcher(16, FOREVER) as batcher:
-        futures = [batcher.submit(frame(i)) for i in range(32)]
-        assert [number(f.result(60)) for f in futures] == list(range(32))
-    (warning,) = caplog.records
-    assert warning.getMessage().startswith("cpu has no memory for a batch of 16: batches of 2 from now on")
-    assert [number(d) for d in detector([frame(i) for i in range(5)])] == list(range(5))
-    assert [len(b) for b in echo.batches[:3]] == [16, 8, 4] and {len(b) for b in echo.batches[3:]} == {2, 1}
-    with pytest.raises(OutOfMemory):  # one image does not fit
-        detector(frame(666))
-    assert len(caplog.records) == 1
-
-
-def test_awaiting(gated: tuple[Detector, Echo, Gate]) -> None:
-    detector, _, gate = gated
-
-    async def main(batcher: Batcher) -> None:
-        tasks = [asyncio.ensure_future(batcher.detect(frame(i))) for i in range(12)]
-        await asyncio.get_running_loop().run_in_executor(None, gate.reached.wait, 60)
-        while batcher.metrics().blocked == 0:  # the loop goes on while tasks wait for places
-            await asyncio.sleep(0.001)
-        tasks[11].cancel()
-        gate.open.set()
-        found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [number(f) for f in found[:11]] == list(range(11))
-        assert isinstance(found[11], asyncio.CancelledError)
-
-    with detector.batcher(2, 0, queue=3) as batcher:
-        asyncio.run(main(batcher))
-
-
-def test_closing_in_the_middle(gated: tuple[Detector, Echo, Gate]) -> None:
-    detector, echo, gate = gated
-    batcher = detector.batcher(2, 0, queue=4)
-    running = batcher.submit(frame(0))
-    assert gate.reached.wait(60)
-    waiting = [batcher.submit(frame(i)) for i in range(1, 5)]
-    late: list[Future[Detections]] = []
-    blocked = threading.Thread(target=lambda: late.append(batcher.submit(frame(5))))
-    blocked.start()
-    while batcher.metrics().blocked == 0:
-        time.sleep(0.001)
-    closing = threading.Thread(target=batcher.close, kwargs={"drain": False})
-    closing.start()
-    blocked.join(60)
-    with pytest.raises(BatcherClosed, match="is closed"):
-        batcher.submit(frame(6))
-    for future in (*waiting, *late):
-        with pytest.raises(BatcherClosed, match="before this frame ran"):
-            future.result(60)
-    assert not running.done()
-    gate.open.set()
-    closing.join(60)
-    assert number(running.result(60)) == 0 and echo.batches == [[0]] and batcher.metrics().closed == 5
-    batcher.close()
-
-
-def test_an_error_in_the_block_does_not_wait_for_the_queue(gated: tuple[Detector, Echo, Gate]) -> None:
-    detector, _, gate = gated
-    with pytest.raises(KeyboardInterrupt), detector.batcher(1, 0) as batcher:
-        running = batcher.submit(frame(0))
-        assert gate.reached.wait(60)
-        waiting = batcher.submit(frame(1))
-        gate.open.set()
-        raise KeyboardInterrupt
-    assert number(running.result()) == 0 or isinstance(running.exception(), BatcherClosed)
-    assert waiting.done()
-
-
-def test_an_engine_that_hangs_keeps_nobody_waiting(gated: tuple[Detector, Echo, Gate]) -> None:
-    detector, _, gate = gated
-    batcher = detector.batcher(1, 0)
-    futures = [batcher.submit(frame(i)) for i in range(3)]
-    assert gate.reached.wait(60)
-    batcher.close(timeout=0.01)
-    for future in futures:
-        with pytest.raises(BatcherClosed, match="no answer within 0.01 s"):
-            future.result(0)
-    gate.open.set()  # the engine comes back: its answer is too late, and nobody stumbles over it
-    for thread in threading.enumerate():
-        if thread.name.startswith("batcher"):
-            thread.join(60)
-    assert batcher.metrics().closed == 3 and batcher.metrics().answered == 0
-
-
-def test_a_callback_that_exits_or_closes_harms_nobody(
-    gated: tuple[Detector, Echo, Gate], caplog: pytest.LogCaptureFixture
-) -> None:
-    detector, _, gate = gated
-
-    def leave(_: Any) -> None:
-        raise SystemExit
-
-    with detector.batcher(1, 0) as batcher:
-        first, second = batcher.submit(frame(1)), batcher.submit(frame(2))
-        first.add_done_callback(leave)
-        second.add_done_callback(lambda _: batcher.close())  # it does not wait for threads that wait for it
-        gate.open.set()
-        assert number(second.result(60)) == 2
-    assert number(first.result()) == 1
-    assert [r.getMessage() for r in caplog.records] == ["a callback of a future raised"]
-
-
-def test_the_interpreter_exits_with_batchers_open() -> None:
-    """Nobody closed it, a batch is running and others wait: the process ends, and with the status of its own."""
-    code = (
-        "import sys, threading, time; sys.path.insert(0, '.')\n"
-        "import numpy as np\n"
-        "from runtime.card import Card\n"
-        "from runtime.detector import Detector\n"
-        "from runtime.backends import RawOutputs\n"
-        "class Slow:\n"
-        "    name, device, max_batch, fixed_batch = 'slow', 'cpu', 8, None\n"
-        "    card = Card(kind='onnx', classes=('a',), input_size_hw=(8, 8), score_threshold=0.05,"
-        " nms={'kind': 'portable', 'iou': 0.6, 'candidates': 10, 'detections': 2})\n"
-        "    def __call__(self, images):\n"
-        "        time.sleep(0.05)\n"
-        "        return RawOutputs(np.zeros((len(images), 1), np.int32), np.zeros((len(images), 1, 4), np.float32),"
-        " np.zeros((len(images), 1), np.float32), np.zeros((len(images), 1), np.int32))\n"
-        "batcher = Detector(Slow()).batcher(max_batch=1, max_wait_ms=0)\n"
-        "futures = [batcher.submit(np.zeros((8, 8, 3), np.uint8)) for _ in range(50)]\n"
-        "futures[0].result()\n"
-        "sys.exit(3)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 3 and done.stderr == ""
