@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from runtime.frames import FrameError
     from runtime.image import ImageError, Letterbox, letterbox, read_image
     from runtime.records import CocoDataset, DatasetError, ImageRecord
+    from runtime.stream import SourceFrame, StreamError
+    from runtime.stream_options import SourceState, StreamOptions
+    from runtime.streams import Streams
 
 _HOME = {
     "Batcher": "batcher", "BatcherMetrics": "batcher_metrics",
@@ -49,6 +52,8 @@ _HOME = {
     "Detection": "detections", "Detections": "detections",
     "Detector": "detector", "FrameError": "frames",
     "Evaluation": "evaluate",
+    "SourceFrame": "stream", "StreamError": "stream", "SourceState": "stream_options",
+    "StreamOptions": "stream_options", "Streams": "streams",
     "ImageError": "image", "Letterbox": "image", "letterbox": "image", "read_image": "image",
 }  # fmt: skip
 # CocoError is the DatasetError of old.
@@ -74,6 +79,11 @@ __all__ = [
     "ImageRecord",
     "Letterbox",
     "QueueFull",
+    "SourceFrame",
+    "SourceState",
+    "StreamError",
+    "StreamOptions",
+    "Streams",
     "letterbox",
     "read_card",
     "read_coco",

@@ -20,6 +20,8 @@ from runtime.frames import FrameError as FrameError
 from runtime.image import FILL, Image, Letterbox
 from runtime.region import Region, Roi
 from runtime.stream import open_source
+from runtime.stream_options import StreamOptions
+from runtime.streams import Streams
 from runtime.suppression import suppress
 
 if TYPE_CHECKING:
@@ -107,17 +109,26 @@ class Detector:
         return self._resize.fit((frame.shape[0], frame.shape[1]))
 
     def stream(
-        self, source: str | int | PathLike[str], threshold: Threshold | None = None
+        self,
+        source: str | int | PathLike[str],
+        threshold: Threshold | None = None,
+        options: StreamOptions | None = None,
+        batch: int = 1,
     ) -> Iterator[tuple[Image, Detections]]:
-        """(frame, detections) for each frame of a picture, folder, video file, webcam number or URL.
+        """(frame, detections) for each frame of a picture, folder or glob, video file, webcam number or URL.
 
-        Raises `StreamError` at once when the source cannot be opened.
+        Frames are decoded ahead in a thread. Of a live source the newest is taken, and it is connected again when it
+        goes; of all others every frame comes, in order, up to `batch` at once. `runtime.Streams` has times and numbers
+        of frames, and many sources. Raises `StreamError` at once when the source cannot be opened.
         """
-        opened = open_source(source)  # outside the generator, so that the error comes from this call
+        how = options or StreamOptions()
+        # Outside the generator, so that the error comes from this call.
+        opened = open_source(source, decoder=how.decoder, every=how.every, timeout_s=how.stall_s)
 
         def run() -> Iterator[tuple[Image, Detections]]:
-            for frame in opened:
-                yield frame.image, self(frame.image, threshold)[0]
+            with Streams([opened], how) as streams:
+                for frame, found in streams.detect(lambda images: self(images, threshold), batch):
+                    yield frame.image, found
 
         return run()
 
