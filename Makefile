@@ -38,7 +38,7 @@ format: $(STAMP)
 bench: $(STAMP)
 	@ls runs/*/best.onnx > /dev/null 2>&1 || { echo "make bench times the newest run's detector: 'make demo' first"; exit 1; }
 	@$(BIN)/runtime bench
-	@$(BIN)/python benchmarks/train_vs_torchvision.py
+	@$(BIN)/python -m benchmarks.train_vs_torchvision
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

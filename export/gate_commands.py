@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from export.gate import GateError
     from export.options import Gate
 
 
@@ -17,7 +18,10 @@ def gate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     parser.add_argument(
-        "--tolerance", type=float, metavar="POINTS", help="mAP points that may be lost (default: 0.1 for fp32)"
+        "--tolerance",
+        type=float,
+        metavar="POINTS",
+        help="mAP points that may be lost (default: fp32 0.1, fp16 0.2, int8 1.0)",
     )
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE", help="of any format (default: the run's validation data)"
@@ -41,6 +45,19 @@ def checkpoint_of(arguments: argparse.Namespace) -> Path:
         checkpoint = newest("best.pt", runs=arguments.runs)
         print(f"checkpoint: {checkpoint} (the newest run's)")
     return checkpoint
+
+
+def print_refusal(error: GateError) -> None:
+    """Show why an artifact was not written, and keep the report: `<name>.refused.html`, beside an older one."""
+    from export.report import write_reports
+
+    out = error.verification.artifacts[0].path
+    print(error.verification.table())
+    bisections = [] if error.bisection is None else [error.bisection]
+    for bisection in bisections:
+        print(bisection.text())
+    for path in write_reports(error.verification, out.parent, f"{out.stem}.refused", bisections):
+        print(f"wrote {path}")
 
 
 class Bar:

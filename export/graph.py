@@ -19,15 +19,18 @@ import onnxruntime
 import torch
 
 from export.drift import drift
+from export.gate import GateError as GateError
+from export.gate import pass_gate
 from export.int8_options import Int8
 from export.nms import add_functions, nms_module, without_functions
 from export.options import ExportError, Gate, NmsKind, OnnxOptions, Precision
 from export.plan import frame_of, nms_kind, precision_of
 from export.quantize import quantized
-from export.ranges import write_ranges
+from export.ranges import ranges_path, write_ranges
+from export.scores import Verification
 from export.tracing import check_weights, trace, weights_megabytes, write_model
 from export.tracing import simplified as _simplified
-from export.verification import Progress, Verification, verify
+from export.verification import Progress
 from models.checkpoint import build_detector
 from models.deploy import Deploy
 from models.detector import Detector as Network
@@ -40,14 +43,6 @@ from runtime.card import sha256_file
 from runtime.files import replacing, require_writable
 from runtime.image import letterbox, read_image
 from runtime.runs import RunsError, validation_data
-
-
-class GateError(ExportError):
-    """The artifact lost more mAP than allowed; `verification` has the numbers."""
-
-    def __init__(self, message: str, verification: Verification):
-        super().__init__(message)
-        self.verification = verification
 
 
 @dataclass(frozen=True)
@@ -101,31 +96,26 @@ def to_onnx(
         card = _onnx_card(card, checkpoint, options, kind, precision)
         # TensorRT's plugin runs nowhere else: the same graph with the plugin's body stands in for it here.
         stand_in = replace(card, nms={**card.nms, "kind": "auto"}) if kind == "plugin" else card
-        write_model(model, stand_in, temporary)
+        stand_in = write_model(model, stand_in, temporary)
         say(f"{len(model.graph.node)} nodes, {temporary.stat().st_size / 2**20:.1f} MB; checked by onnx.checker")
         _run_check(temporary, reference, stand_in, _real_pixels(stand_in.frame_hw, data))
         say("ONNX Runtime gives the same detections as PyTorch on the same pixels")
         verification = None
         if gate.verify and data is not None:
-            verification = _gate(temporary, checkpoint, gate.tolerance, progress, out.name, data)
+            verification = pass_gate(temporary, out, checkpoint, gate, data, progress)
         if verification is None:
             summary: dict[str, object] = {
                 "scored": False,
                 "why": "no validation data" if gate.verify else "not asked for",
             }
         else:
-            score = verification.artifacts[0]
-            verification = replace(verification, artifacts=(replace(score, path=out),))
-            summary = {"scored": True, "passed": True, "reference_map": verification.reference.evaluation.map,
-                       "map": score.evaluation.map, "tolerance": score.tolerance}  # fmt: skip
-            measured = f"exporter, {score.engine} on {score.device}, {score.evaluation.images} validation images"
-            card = replace(card, metrics={**score.evaluation.to_json(), "measured_by": measured})
+            summary = verification.summary(out)
+            card = replace(card, metrics=verification.metrics(out))
         if kind == "plugin":
             model, summary = without_functions(model), {**summary, "stand_in": "the plugin's body in plain operators"}
-        card = replace(card, verification=summary)
-        write_model(model, card, temporary)
+        card = write_model(model, replace(card, verification=summary), temporary)
     if made is not None and made.ranges is not None:
-        say(f"ranges: {write_ranges(out.with_suffix('.ranges.json'), made.ranges)}")
+        say(f"ranges: {write_ranges(ranges_path(out), made.ranges)}")
     size = out.stat().st_size / 2**20
     return OnnxExport(out, card, len(model.graph.node), size, difference, weights_megabytes(model), verification)
 
@@ -234,28 +224,3 @@ def _run_check(path: Path, reference: Deploy, card: Card, pixels: np.ndarray) ->
             f"up to {apart.box_max_px:.2f} px and scores up to {apart.score_max:.4f} apart (on average "
             f"{apart.box_mean_px:.2f} px and {apart.score_mean:.4f})"
         )
-
-
-def _gate(
-    path: Path,
-    checkpoint: Path,
-    tolerance: float | None,
-    progress: Progress | None,
-    shown: str,
-    data: CocoDataset,
-) -> Verification:
-    """Score the file, called `shown` in progress. Raises `GateError` past tolerance."""
-
-    def report(what: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(shown if what == path.name else what, done, total)
-
-    verification = verify([path], checkpoint, data.annotations, data.images_dir, tolerance, progress=report)
-    if not verification.passed:
-        score = verification.artifacts[0]
-        raise GateError(
-            f"the export loses {-score.delta_map:.2f} mAP points ({verification.reference.evaluation.map:.2f} in "
-            f"PyTorch, {score.evaluation.map:.2f} exported), more than {score.tolerance:g}; nothing was written",
-            verification,
-        )
-    return verification

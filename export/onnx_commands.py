@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from export.gate_commands import Bar, checkpoint_of, gate_arguments, gate_of
+from export.gate_commands import Bar, checkpoint_of, gate_arguments, gate_of, print_refusal
 from export.int8_commands import int8_arguments, int8_of
 from export.options import InputForm, NmsKind, OnnxOptions, Precision
 
@@ -64,7 +64,7 @@ def onnx(arguments: argparse.Namespace) -> int:
         try:
             result = to_onnx(checkpoint, arguments.out, options, gate_of(arguments), bar.say, bar.progress)
         except GateError as error:
-            print(error.verification.table())
+            print_refusal(error)
             raise
     if result.verification is not None:
         print(result.verification.table())

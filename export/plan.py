@@ -35,10 +35,13 @@ def precision_of(options: OnnxOptions, card: Card) -> Precision:
 
 
 def frame_of(options: OnnxOptions, card: Card) -> Frame | None:
-    """The letterbox that the graph is to hold. Raises `ExportError` for a frame of which it would leave a line."""
-    if options.source_size_hw is None:
-        return None
-    placement = Letterbox.fit(options.source_size_hw, card.input_size_hw)
+    """The letterbox that the graph is to hold, if any."""
+    return None if options.source_size_hw is None else framed(options.source_size_hw, card.input_size_hw)
+
+
+def framed(source_hw: tuple[int, int], size_hw: tuple[int, int]) -> Frame:
+    """The letterbox of raw frames of `source_hw` into `size_hw`. Raises `ExportError` where it would leave a line."""
+    placement = Letterbox.fit(source_hw, size_hw)
     if min(placement.resized_hw) < 2:
         (h, w), (height, width) = placement.source_hw, placement.size_hw
         raise ExportError(f"source-size: a frame of {h}x{w} becomes a line in an input of {height}x{width}")

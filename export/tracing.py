@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import warnings
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from export.options import ExportError
 from runtime.card import METADATA_KEY, Card
+from runtime.onnx_file import graph_sha256
 
 
 def trace(
@@ -76,15 +78,18 @@ def weights_megabytes(model: onnx.ModelProto) -> float:
                for t in model.graph.initializer) / 2**20  # fmt: skip
 
 
-def write_model(model: onnx.ModelProto, card: Card, path: Path) -> None:
-    """Serialise with the card inside, checked."""
+def write_model(model: onnx.ModelProto, card: Card, path: Path) -> Card:
+    """Serialise with the card inside, checked; returns the card, which has the graph's hash now."""
     kept = [p for p in model.metadata_props if p.key != METADATA_KEY]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
-    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(card.to_json()))
     model.producer_name, model.producer_version = "isodet", version("isodet")
+    onnx.save(model, path)
+    card = replace(card, hashes={**card.hashes, "graph": graph_sha256(path)})
+    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(card.to_json()))
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker raises several kinds, none of them documented
         raise ExportError(f"onnx.checker refuses the exported graph: {error}") from error
     onnx.save(model, path)
+    return card

@@ -33,7 +33,7 @@ class FrameError(ValueError):
 class Detector:
     """Runs a model file, or a backend, on frames.
 
-    `source`: an .onnx or .pt file, told apart by content, or a `Backend`. `device`: auto, cpu, cuda or
+    `source`: an .onnx, .engine or .pt file, told apart by content, or a `Backend`. `device`: auto, cpu, cuda or
     cuda:N. `threshold`: lowest score reported, None for the model's recommendation over all classes, "card" for its
     recommendation for each class, or scores by class name. `threads`: CPU threads of the engine.
     `device` and `threads` concern files only: a `Backend` is already somewhere.

@@ -85,10 +85,15 @@ def load_backend(path: str | Path, device: str = "auto", threads: int | None = N
     check_device(device)
     if threads is not None and threads < 1:
         raise BackendError(f"threads: expected at least 1, got {threads}")
-    if file_kind(path) == "onnx":
+    kind = file_kind(path)
+    if kind == "onnx":
         from runtime.backends.ort import OrtBackend
 
         return OrtBackend(path, device, threads)
+    if kind == "engine":
+        from runtime.backends.trt import TrtBackend
+
+        return TrtBackend(path, device)
     from runtime.backends.torch import TorchBackend
 
     return TorchBackend.load(path, device, threads)

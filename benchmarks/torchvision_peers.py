@@ -1,0 +1,151 @@
+"""torchvision's FCOS and RetinaNet for pictures of 320 px, trained the way isodet trains and judged by its evaluation.
+
+The networks are torchvision's own classes with isodet's backbone of the digits recipe, its FPN width and, in FCOS, its
+head depth (RetinaNet's head has four convolutions and no argument for it); sizes and ranges are torchvision's defaults,
+which are made for 800 px, scaled to 320.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from models.backbones import build_backbone
+from models.config import BackboneConfig
+from runtime import Card, Detector
+from runtime.backends import RawOutputs
+from runtime.evaluate import Evaluation, evaluate
+from trainer.averaging import build_average
+from trainer.config import TrainConfig
+from trainer.data import Batch, TrainSet, resize_rule
+from trainer.datasets import train_data, val_data
+from trainer.distributed import Group
+from trainer.loader import training_batches
+from trainer.optim import Plateau, build_optimizer, build_schedule
+from trainer.precision import pick_amp
+
+SIZE, WIDTH, CHANNELS, DEPTH = 320, 0.5, 64, 2
+DETECTIONS = 100
+
+
+class _Float32Loss:
+    """Losses and matching in float32, as isodet's are, whatever autocast makes of the network."""
+
+    def compute_loss(self, targets: Any, head_outputs: dict[str, Tensor], *rest: Any) -> Any:
+        outputs = {name: values.float() for name, values in head_outputs.items()}
+        with torch.autocast("cpu", enabled=False):
+            return super().compute_loss(targets, outputs, *rest)  # type: ignore[misc]
+
+
+class _Fcos(_Float32Loss, FCOS):
+    pass
+
+
+class _RetinaNet(_Float32Loss, RetinaNet):
+    pass
+
+
+def torchvision_model(kind: str, classes: int) -> nn.Module:
+    """kind: fcos or retinanet. Weights are random; labels are 0..C-1, C = `classes`."""
+    body = build_backbone(BackboneConfig(name="resnet18", width=WIDTH))
+    layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
+    backbone = BackboneWithFPN(
+        body, layers, list(body.channels[1:]), CHANNELS, extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS)
+    )
+    fixed = {"min_size": SIZE, "max_size": SIZE, "score_thresh": 0.05, "detections_per_img": DETECTIONS}
+    if kind == "fcos":
+        # Levels take objects of 4 to 8 times these sizes: up to 32 px, 32 to 64, 64 to 128, ...; at 800 px twice that.
+        anchors = AnchorGenerator(((4,), (8,), (16,), (32,), (64,)), ((1.0,),) * 5)
+        head = FCOSHead(CHANNELS, 1, classes, num_convs=DEPTH)
+        return _Fcos(backbone, classes, anchor_generator=anchors, head=head, **fixed)
+    sizes = tuple(tuple(int(side * 2 ** (i / 3)) for i in range(3)) for side in (16, 32, 64, 128, 256))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
+    # As in torchvision's second version: GroupNorm and GIoU, without which it does not train from scratch.
+    head = RetinaNetHead(CHANNELS, 9, classes, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+    head.regression_head._loss_type = "giou"
+    return _RetinaNet(backbone, classes, anchor_generator=anchors, head=head, **fixed)
+
+
+def torchvision_inputs(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Pictures [3, H, W] RGB from 0 to 1, and targets without ignored objects and padding."""
+    images = [image.permute(2, 0, 1).flip(0).float().div(255) for image in batch.images]
+    targets = [
+        {"boxes": boxes[labels >= 0], "labels": labels[labels >= 0]}
+        for boxes, labels in zip(batch.boxes_xyxy, batch.labels, strict=True)
+    ]
+    return images, targets
+
+
+class TorchvisionBackend:
+    """A torchvision detector behind isodet's `Detector`, so that the same evaluation judges it."""
+
+    name, device, max_batch = f"torchvision {torchvision.__version__}", "cpu", 8
+    fixed_batch: int | None = None
+
+    def __init__(self, model: nn.Module, card: Card) -> None:
+        self.model, self.card = model.eval(), card
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+        found = self.model([torch.from_numpy(image).permute(2, 0, 1).flip(0).float().div(255) for image in images])
+        size = (len(images), DETECTIONS)
+        raw = RawOutputs(
+            np.zeros((len(images), 1), np.int32), np.zeros((*size, 4), np.float32), np.zeros(size, np.float32),
+            np.zeros(size, np.int32),
+        )  # fmt: skip
+        for i, one in enumerate(found):
+            order = one["scores"].argsort(descending=True, stable=True)
+            raw.num_dets[i] = n = len(order)
+            raw.boxes[i, :n], raw.scores[i, :n], raw.labels[i, :n] = (
+                one[key][order].numpy() for key in ("boxes", "scores", "labels")
+            )
+        return raw
+
+
+def train_torchvision(
+    kind: str, config: TrainConfig, weights: Path, progress: Callable[[int, int], None]
+) -> Evaluation:
+    """Train by `config`'s data, augmentation, optimiser, schedule, precision and averaging; keeps the last weights."""
+    torch.manual_seed(config.seed)
+    device, group = torch.device("cpu"), Group(0, 1)
+    samples = TrainSet(train_data(config), resize_rule(config.model), config.augment, config.seed)
+    batches = training_batches(config, samples, device, group)
+    model = torchvision_model(kind, len(config.model.classes)).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, config.optim)
+    total = len(batches) * config.schedule.epochs
+    schedule = build_schedule(optimizer, total, config.schedule, Plateau())
+    average = build_average(model, config.optim.ema)
+    amp = pick_amp(config.amp, device)
+    done = 0
+    for epoch in range(config.schedule.epochs):
+        model.train()
+        for batch in batches.begin(epoch):
+            with torch.autocast("cpu", amp, enabled=amp is not None):
+                losses = model(*torchvision_inputs(batch))
+            sum(losses.values()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            if average is not None:
+                average.update_parameters(model)
+            done += 1
+            progress(done, total)
+    final = model if average is None else average.module
+    torch.save(final.state_dict(), weights)
+    nms = {"kind": "torchvision", "iou": 0.5, "candidates": 1000, "detections": DETECTIONS}
+    card = Card("checkpoint", config.model.classes, config.model.input_size_hw, 0.05, nms)
+    return evaluate(Detector(TorchvisionBackend(final, card)), val_data(config))
