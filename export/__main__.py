@@ -1,4 +1,4 @@
-"""The command `exporter`. Each of its commands is a thin layer over one documented function."""
+"""The command `exporter`: onnx, trt, audit, sensitivity, verify, bisect. Each is a thin layer over one function."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _EXAMPLES = """examples:
   exporter onnx runs/demo/best.pt --out detector.onnx --tolerance 0.05
   exporter onnx runs/demo/best.pt --precision fp16 --source-size 1080,1920 --out camera.onnx
   exporter onnx imported.pt --simplify --annotations val.json --images val/
+  exporter onnx --int8 --keep-mAP 0.5              8 bits; what loses too much goes back to float
   exporter trt --fp16                              the newest run's best.pt, to best.fp16.engine beside it
   exporter trt best.onnx --engine rtx --sm 86      an engine for an RTX 30 card, built without a GPU
   exporter audit best.int8.onnx                    the share of its convolutions that is INT8, and what is not
-  exporter onnx --int8 --keep-mAP 0.5              8 bits; what loses too much goes back to float
   exporter sensitivity runs/demo/best.pt           which layers suffer from 8 bits
   exporter verify runs/demo/best.onnx              score it against the checkpoint it came from
   exporter verify a.onnx b.onnx --against best.pt --annotations val.json --images val/

@@ -34,7 +34,8 @@ def trt_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.engine", help="default: beside the source, with its name")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--fp16", action="store_true", help="half precision, with boxes and scores in float32")
-    precision.add_argument("--int8", action="store_true", help="8 bits; a float checkpoint is calibrated on pictures")
+    precision.add_argument("--int8", action="store_true", help="8 bits; calibrates a checkpoint that is float")
+    int8_arguments(parser, engine=True)
     parser.add_argument(
         "--engine", choices=("auto", "tensorrt", "rtx"), default="auto",
         help="auto: TensorRT where it is installed and there is a GPU, else TensorRT-RTX",
@@ -49,7 +50,6 @@ def trt_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sm", type=_numbers, metavar="86[,89]", default=(), help="TensorRT-RTX: only for these GPUs")
     parser.add_argument("--no-verify", action="store_true", help="do not score it; the card will say so")
     _allow_argument(parser)
-    int8_arguments(parser, cpu=False)
     gate_arguments(parser)
 
 
@@ -77,7 +77,7 @@ def trt(arguments: argparse.Namespace) -> int:
     from runtime.runs import newest
 
     options = _options(arguments)
-    form = OnnxOptions(precision=options.precision, int8=int8_of(arguments, arguments.int8))
+    int8 = int8_of(arguments, arguments.int8, engine=True)
     source = arguments.source
     if source is None:
         source = newest("best.pt", runs=arguments.runs)
@@ -85,8 +85,8 @@ def trt(arguments: argparse.Namespace) -> int:
     with Bar(arguments.quiet) as bar:
         try:
             result = to_engine(
-                source, arguments.out, options, gate_of(arguments), form, arguments.allow, bar.say,
-                partial(_progress, bar),
+                source, arguments.out, options, gate_of(arguments),
+                OnnxOptions(precision=options.precision, int8=int8), arguments.allow, bar.say, partial(_progress, bar),
             )  # fmt: skip
         except GateError as error:
             print_refusal(error)

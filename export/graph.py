@@ -26,7 +26,7 @@ from export.nms import add_functions, nms_module, without_functions
 from export.options import ExportError, Gate, InputForm, NmsKind, OnnxOptions, Precision
 from export.plan import frame_of, nms_kind, precision_of
 from export.quantize import quantized
-from export.ranges import write_ranges
+from export.ranges import ranges_path, write_ranges
 from export.scores import Verification
 from export.tracing import check_weights, trace, weights_megabytes, write_model
 from export.tracing import simplified as _simplified
@@ -116,7 +116,7 @@ def to_onnx(
             model, summary = without_functions(model), {**summary, "stand_in": "the plugin's body in plain operators"}
         card = write_model(model, replace(card, verification=summary), temporary)
     if made is not None and made.ranges is not None:
-        say(f"ranges: {write_ranges(out.with_suffix('.ranges.json'), made.ranges)}")
+        say(f"ranges: {write_ranges(ranges_path(out), made.ranges)}")
     size = out.stat().st_size / 2**20
     return OnnxExport(out, card, len(model.graph.node), size, difference, weights_megabytes(model), verification)
 

@@ -37,14 +37,14 @@ def calibration_arguments(parser: argparse.ArgumentParser, choices: tuple[str, .
     group.add_argument("--ranges", type=Path, metavar="FILE", help="take the ranges of an earlier export instead")
 
 
-def int8_arguments(parser: argparse.ArgumentParser, cpu: bool = True) -> None:
-    """What a command that writes 8 bits takes. cpu: it can write the form for CPUs, too."""
+def int8_arguments(parser: argparse.ArgumentParser, engine: bool = False) -> None:
+    """What a command that writes 8 bits takes; an engine has no form for CPUs and a float16 rest."""
     calibration_arguments(parser, ("minmax", "percentile", "mse", "entropy", "best"))
-    if cpu:
+    if not engine:
         parser.add_argument(
             "--cpu", action="store_true", help="with --int8: the form that is fast on a CPU, a file of its own"
         )
-    parser.add_argument("--half", action="store_true", help="with --int8: float16 in what stays float, for GPUs")
+        parser.add_argument("--half", action="store_true", help="with --int8: float16 in what stays float, for GPUs")
     parser.add_argument(
         "--keep-mAP", dest="keep_map", type=float, metavar="POINTS",
         help="with --int8: put the worst layers back to float until no more mAP points are lost",
@@ -55,7 +55,7 @@ def int8_arguments(parser: argparse.ArgumentParser, cpu: bool = True) -> None:
     )  # fmt: skip
 
 
-def int8_of(arguments: argparse.Namespace, wanted: bool = True) -> Int8 | None:
+def int8_of(arguments: argparse.Namespace, wanted: bool = True, engine: bool = False) -> Int8 | None:
     """What `int8_arguments` ask for; None where 8 bits are not wanted. Raises `CalibrationError` where they are not and
     are spoken of all the same.
     """
@@ -63,10 +63,10 @@ def int8_of(arguments: argparse.Namespace, wanted: bool = True) -> Int8 | None:
 
     options = Int8(
         arguments.calibrate, arguments.calibration_count, arguments.calibration, arguments.calibration_images,
-        arguments.ranges, getattr(arguments, "cpu", False), getattr(arguments, "half", False),
+        arguments.ranges, getattr(arguments, "cpu", False), getattr(arguments, "half", engine),
         getattr(arguments, "keep_map", None), tuple(getattr(arguments, "float_layer", ())),
     )  # fmt: skip
-    if not wanted and options != Int8():
+    if not wanted and options != Int8(half=engine):
         raise CalibrationError("int8: options of 8 bits were given, and 8 bits were not asked for; add --int8")
     return options if wanted else None
 

@@ -32,6 +32,11 @@ class RangesFile:
     """ISO 8601."""
 
 
+def ranges_path(artifact: Path) -> Path:
+    """Where the ranges of an artifact lie: beside it."""
+    return artifact.with_suffix(".ranges.json")
+
+
 def write_ranges(path: Path, ranges: RangesFile) -> Path:
     """Write `ranges` as JSON, a line for each tensor, whole or not at all."""
     created = ranges.created or datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -20,7 +20,9 @@ import onnx
 
 from export.audit import Audit, audit_network, load_graph
 from export.graph import to_onnx
+from export.int8_options import Int8
 from export.options import ExportError, Gate, OnnxOptions
+from export.ranges import ranges_path
 from export.trt_build import PLUGIN, Plan, build
 from export.trt_cache import cache_path
 from export.trt_options import EngineOptions
@@ -67,8 +69,8 @@ def to_engine(
     """Build an engine from `source`, a checkpoint or an ONNX file of ours, into `out` and its sidecar.
 
     out: default beside the source, `best.engine` or `best.fp16.engine`. onnx_options: of the graph that a checkpoint
-    becomes on the way; its precision is that of `options`. Calibrated ranges are written beside the engine. allow:
-    names or patterns of layers that may be of another precision than what was asked for.
+    becomes on the way; its precision is that of `options`, and 8 bits have a float16 rest unless it says otherwise.
+    allow: names or patterns of layers that may be of another precision than what was asked for.
     Raises `ExportError`, `AuditError`, `GateError`, `CardError`, `CheckpointError` or `BackendError`; then nothing is
     left under the final names that was not there before.
     """
@@ -76,6 +78,8 @@ def to_engine(
     kind = file_kind(source)
     if kind == "engine":
         raise ExportError(f"{source}: is an engine already; give the checkpoint or the ONNX file that it came from")
+    if kind != "checkpoint" and onnx_options.int8 not in (None, Int8(half=True)):
+        raise ExportError(f"{source}: its ranges are in it; give the checkpoint it came from to calibrate it otherwise")
     gpus = cuda_device_count()
     library = choose_library(options.engine, gpus)  # before minutes are spent on a graph for nobody
     options.check_flavour(library.flavour)
@@ -105,9 +109,8 @@ def to_engine(
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
             os.replace(staged, out)
             os.replace(sidecar_path(staged), sidecar_path(out))
-        ranges = graph.with_suffix(".ranges.json")
-        if checkpoint is not None and ranges.exists():
-            write_text(out.with_suffix(".ranges.json"), ranges.read_text(encoding="utf-8"))
+        if checkpoint is not None and ranges_path(graph).is_file():
+            write_text(ranges_path(out), ranges_path(graph).read_text(encoding="utf-8"))
     size = len(plan.content) / 2**20
     command = trtexec(out, card, model)
     return EngineExport(out, sidecar_path(out), card, audit, plan.seconds, size, command, verification)
@@ -129,7 +132,9 @@ def _graph_options(onnx_options: OnnxOptions, options: EngineOptions) -> OnnxOpt
     asked, of_engine = onnx_options.precision, options.precision
     if asked is not None and of_engine is not None and asked != of_engine:
         raise ExportError(f"precision: {of_engine} of the engine and {asked} of its graph; precision is in the graph")
-    return replace(onnx_options, precision=of_engine or asked)
+    precision = of_engine or asked
+    int8 = onnx_options.int8 or (Int8(half=True) if precision == "int8" else None)
+    return replace(onnx_options, precision=precision, int8=int8)
 
 
 def _check_precision(graph: Path, card: Card, options: EngineOptions) -> None:

@@ -127,7 +127,7 @@ def test_options_that_no_graph_has(options: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("options", "out", "message"),
     [
-        ({"precision": "int8"}, "x.onnx", "int8 needs ranges"),
+        ({"precision": "int8"}, "x.onnx", "names no training data to calibrate on"),
         ({"source_size_hw": (2000, 10)}, "x.onnx", "becomes a line"),
         ({}, "folder", "is a folder"),
         ({}, "w.pt/x.onnx", "cannot be written"),
