@@ -41,14 +41,14 @@ YOLO = "ultralytics-yolo11n"
 ABLATION = {
     "without averaged weights (EMA)": ("optim.ema=0",),
     "without augmentation": ("augment.scale_probability=0",),
-    "scaling every picture": ("augment.scale_probability=1",),
-    "photometric distortion": ("augment.distort.probability=0.5",),
+    "auxiliary head": ("auxiliary.weight=0.25",),
+    "no quality branch": ("model.quality=none",),
     "mosaic, last 4 epochs without": ("augment.mosaic.probability=0.5", "augment.mosaic.close_epochs=4"),
     "copy-paste": ("augment.copy_paste.probability=0.5",),
-    "auxiliary head": ("auxiliary.weight=0.25",),
-    "head norm gn": ("model.head.norm=gn",),
-    "no quality branch": ("model.quality=none",),
     "SGD 0.01": ("optim.kind=sgd", "optim.lr=0.01", "optim.weight_decay=0.0001"),
+    "photometric distortion": ("augment.distort.probability=0.5",),
+    "scaling every picture": ("augment.scale_probability=1",),
+    "head norm gn": ("model.head.norm=gn",),
     "AdamW, half the rate": ("optim.lr=0.001",),
 }
 

@@ -96,7 +96,7 @@ def untrained(norm: str, path: Path) -> Path:
         model(torch.randint(0, 256, (2, 640, 640, 3), dtype=torch.uint8))
     checkpoint = path.with_suffix(".pt")
     save_checkpoint(checkpoint, model.state_dict(), _card(config).to_json())
-    export.to_onnx(checkpoint, path, verify_map=False)
+    export.to_onnx(checkpoint, path, gate=export.Gate(verify=False))
     checkpoint.unlink()
     return path
 

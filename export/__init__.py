@@ -1,8 +1,9 @@
 """From weights to artifacts, and the proof that they are the same detector.
 
 import export
-export.to_onnx("runs/demo/best.pt", simplify=True)
+export.to_onnx("runs/demo/best.pt", options=export.OnnxOptions(batch=1), gate=export.Gate(tolerance=0.05))
 export.verify(["runs/demo/best.onnx"])
+export.to_engine("runs/demo/best.onnx")
 """
 
 from __future__ import annotations
@@ -11,15 +12,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.graph import ExportError, OnnxExport, to_onnx
+    from export.audit import Audit, AuditError, audit_file
+    from export.graph import OnnxExport, to_onnx
+    from export.options import ExportError, Gate, OnnxOptions
+    from export.trt import EngineExport, to_engine
+    from export.trt_options import EngineOptions
     from export.verification import Verification, VerifyError, verify
 
 _HOME = {
-    "to_onnx": "graph", "OnnxExport": "graph", "ExportError": "graph",
+    "to_onnx": "graph", "OnnxExport": "graph",
+    "ExportError": "options", "Gate": "options", "OnnxOptions": "options",
+    "to_engine": "trt", "EngineExport": "trt", "EngineOptions": "trt_options",
+    "audit_file": "audit", "Audit": "audit", "AuditError": "audit",
     "verify": "verification", "Verification": "verification", "VerifyError": "verification",
 }  # fmt: skip
 
-__all__ = ["ExportError", "OnnxExport", "Verification", "VerifyError", "to_onnx", "verify"]
+__all__ = [
+    "Audit", "AuditError", "EngineExport", "EngineOptions", "ExportError", "Gate", "OnnxExport", "OnnxOptions",
+    "Verification", "VerifyError", "audit_file", "to_engine", "to_onnx", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -7,9 +7,6 @@ gets the final name.
 from __future__ import annotations
 
 import contextlib
-import io
-import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -22,30 +19,30 @@ import onnxruntime
 import torch
 
 from export.drift import drift
-from export.verification import Progress, Verification, verify
+from export.gate import GateError as GateError
+from export.gate import pass_gate
+from export.int8_options import Int8
+from export.nms import add_functions, nms_module, without_functions
+from export.options import ExportError, Gate, InputForm, NmsKind, OnnxOptions, Precision
+from export.plan import frame_of, nms_kind, precision_of
+from export.quantize import quantized
+from export.ranges import write_ranges
+from export.scores import Verification
+from export.tracing import check_weights, trace, weights_megabytes, write_model
+from export.tracing import simplified as _simplified
+from export.verification import Progress
 from models.checkpoint import build_detector
 from models.deploy import Deploy
+from models.detector import Detector as Network
 from models.fuse import assert_fused
+from models.intake import Frame, Intake
 from runtime import Card, CocoDataset, CocoError, Detector
+from runtime.backends import OUTPUTS
 from runtime.backends.torch import TorchBackend
-from runtime.card import METADATA_KEY, sha256_file
-from runtime.files import replacing
+from runtime.card import sha256_file
+from runtime.files import replacing, require_writable
 from runtime.image import letterbox, read_image
 from runtime.runs import RunsError, validation_data
-
-OUTPUTS = ("num_dets", "boxes", "scores", "labels")
-
-
-class ExportError(RuntimeError):
-    """An artifact that was not written; the message says which step refused it and what to do."""
-
-
-class GateError(ExportError):
-    """The artifact lost more mAP than allowed; `verification` has the numbers."""
-
-    def __init__(self, message: str, verification: Verification):
-        super().__init__(message)
-        self.verification = verification
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,8 @@ class OnnxExport:
     megabytes: float
     fold_difference: float
     """Largest change of a raw output by folding, relative to its scale."""
+    weights_megabytes: float
+    """Of the initialisers: the network's, and what decoding and NMS need."""
     verification: Verification | None
     """None where there is no validation data, or it was not wanted; the card says so."""
 
@@ -65,75 +64,115 @@ class OnnxExport:
 def to_onnx(
     checkpoint: str | Path,
     out: str | Path | None = None,
-    simplify: bool = True,
-    opset: int = 20,
-    batch: int | None = None,
-    verify_map: bool = True,
-    tolerance: float | None = None,
+    options: OnnxOptions = OnnxOptions(),
+    gate: Gate = Gate(),
     say: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
-    annotations: str | Path | None = None,
-    images: str | Path | None = None,
 ) -> OnnxExport:
-    """Export `checkpoint` to `out` (default: its name with .onnx) and prove that it is the same detector.
+    """Export `checkpoint` to `out` (default: its name and `suffix_of`) and prove that it is the same detector.
 
-    batch: a fixed batch size; None leaves it free. verify_map: score it against PyTorch on the data `annotations`
-    with `images`, or else the validation data that the checkpoint names. tolerance: mAP points that may be lost
-    (default 0.1). Raises `CheckpointError`, `FuseError` or `ExportError`, and `CocoError` or `RunsError` where the
-    data that is given cannot be read; then nothing is left under the final name that was not there before.
+    Raises `CheckpointError`, `FuseError` or `ExportError`, and `CocoError` or `RunsError` where the data that is
+    given cannot be read; then nothing is left under the final name that was not there before.
     """
     checkpoint = Path(checkpoint)
-    out = checkpoint.with_suffix(".onnx") if out is None else Path(out)
-    if not 18 <= opset <= 23:
-        raise ExportError(f"opset: expected 18 to 23, got {opset}; 20 is read by every supported backend")
-    if batch is not None and batch < 1:
-        raise ExportError(f"batch: expected 1 or more, or none for a free batch, got {batch}")
     detector, card_json = build_detector(checkpoint)
     card = Card.from_json(card_json, checkpoint)
-    deploy = Deploy(detector).eval()
-    data = _data(card, checkpoint, annotations, images, say) if verify_map or annotations or images else None
-    pixels = _real_pixels(card.input_size_hw, data)
-    difference = assert_fused(detector, deploy.detector, torch.from_numpy(pixels))
+    out = checkpoint.with_suffix(suffix_of(options, card)) if out is None else Path(out)
+    kind, precision = nms_kind(options, detector.config.postprocess, say), precision_of(options, card)
+    frame = frame_of(options, card)
+    require_writable(out)
+    given = gate.annotations is not None or gate.images is not None
+    data = _data(card, checkpoint, gate, say) if gate.verify or given else None
+    made = None
+    if precision == "int8":
+        made = quantized(detector, card, checkpoint, options.int8 or Int8(), data, say, progress)
+        detector, card = made.detector, replace(card, quantization=made.quantization)
+    reference = Deploy(detector, Intake(frame=frame)).eval()
+    difference = assert_fused(detector, reference.detector, torch.from_numpy(_real_pixels(card.input_size_hw, data)))
     say(f"folded: raw outputs agree to {difference:.1e} of their scale")
 
     with replacing(out) as temporary:
-        model = _trace(deploy, card.input_size_hw, opset, batch)
-        if simplify:
-            model = _simplified(model)
-        card = _onnx_card(card, checkpoint, batch)
-        _write(model, card, temporary)
+        model = _model(detector, frame, kind, precision, options, say)
+        card = _onnx_card(card, checkpoint, options, kind, precision)
+        # TensorRT's plugin runs nowhere else: the same graph with the plugin's body stands in for it here.
+        stand_in = replace(card, nms={**card.nms, "kind": "auto"}) if kind == "plugin" else card
+        stand_in = write_model(model, stand_in, temporary)
         say(f"{len(model.graph.node)} nodes, {temporary.stat().st_size / 2**20:.1f} MB; checked by onnx.checker")
-        _run_check(temporary, deploy, card, pixels)
+        _run_check(temporary, reference, stand_in, _real_pixels(stand_in.frame_hw, data))
         say("ONNX Runtime gives the same detections as PyTorch on the same pixels")
         verification = None
-        if verify_map and data is not None:
-            verification = _gate(temporary, checkpoint, tolerance, progress, out.name, data)
+        if gate.verify and data is not None:
+            verification = pass_gate(temporary, out, checkpoint, gate, data, progress)
         if verification is None:
             summary: dict[str, object] = {
                 "scored": False,
-                "why": "no validation data" if verify_map else "not asked for",
+                "why": "no validation data" if gate.verify else "not asked for",
             }
         else:
-            score = verification.artifacts[0]
-            verification = replace(verification, artifacts=(replace(score, path=out),))
-            summary = {"scored": True, "passed": True, "reference_map": verification.reference.evaluation.map,
-                       "map": score.evaluation.map, "tolerance": score.tolerance}  # fmt: skip
-            measured = f"exporter, {score.engine} on {score.device}, {score.evaluation.images} validation images"
-            card = replace(card, metrics={**score.evaluation.to_json(), "measured_by": measured})
-        card = replace(card, verification=summary)
-        _write(model, card, temporary)
+            summary = verification.summary(out)
+            card = replace(card, metrics=verification.metrics(out))
+        if kind == "plugin":
+            model, summary = without_functions(model), {**summary, "stand_in": "the plugin's body in plain operators"}
+        card = write_model(model, replace(card, verification=summary), temporary)
+    if made is not None and made.ranges is not None:
+        say(f"ranges: {write_ranges(out.with_suffix('.ranges.json'), made.ranges)}")
     size = out.stat().st_size / 2**20
-    return OnnxExport(out, card, len(model.graph.node), size, difference, verification)
+    return OnnxExport(out, card, len(model.graph.node), size, difference, weights_megabytes(model), verification)
 
 
-def _data(
-    card: Card, checkpoint: Path, annotations: str | Path | None, images: str | Path | None, say: Callable[[str], None]
-) -> CocoDataset | None:
+def _model(
+    detector: Network, frame: Frame | None, kind: NmsKind, precision: Precision, options: OnnxOptions,
+    say: Callable[[str], None],
+) -> onnx.ModelProto:  # fmt: skip
+    """The traced graph, with the functions that its NMS needs to run here."""
+    rest_is_half = precision == "int8" and options.int8 is not None and options.int8.half
+    half, config = precision == "fp16" or rest_is_half, detector.config
+    nms = nms_module(kind, config.postprocess, len(config.classes), options.certificate, half)
+    deploy = Deploy(detector, Intake(options.input, frame), nms).eval()
+    if half:
+        before = _state_megabytes(deploy)
+        try:
+            deploy.halve()
+        except ValueError as error:
+            raise ExportError(f"precision: {error}") from error
+        say(f"float16: {before:.1f} MB of weights are {_state_megabytes(deploy):.1f} MB now")
+    model = _trace(deploy, options, kind)
+    if options.simplify:
+        model = _simplified(model)
+    check_weights(model)
+    return add_functions(model, kind, deploy, half)
+
+
+def float_forms(detector: Network, card: Card) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Float32 graphs of `detector`, traced and simplified, with the input and the NMS of the artifact of `card`."""
+    kind: NmsKind = "auto" if card.nms["kind"] == "plugin" else card.nms["kind"]
+    form: InputForm = "float-nchw" if card.input == "float-nchw" else "uint8-nhwc"
+    certificate = bool(card.nms.get("certificate"))
+    options = OnnxOptions(nms=kind, certificate=certificate, source_size_hw=card.source_size_hw, input=form)
+    nms = nms_module(kind, detector.config.postprocess, len(card.classes), certificate, False)
+    deploy = Deploy(detector, Intake(form, frame_of(options, card)), nms).eval()
+    traced = _trace(deploy, options, kind)
+    simple = _simplified(traced)
+    return add_functions(traced, kind, deploy, False), add_functions(simple, kind, deploy, False)
+
+
+def _state_megabytes(deploy: Deploy) -> float:
+    return sum(t.nbytes for t in deploy.detector.state_dict().values()) / 2**20
+
+
+def suffix_of(options: OnnxOptions, card: Card) -> str:
+    """What a file of this form ends with, where no name was given: 8 bits beside a float file have a name of theirs."""
+    if options.int8 is not None and options.int8.cpu:
+        return ".int8-cpu.onnx"
+    return ".int8.onnx" if options.precision == "int8" and not card.quantization else ".onnx"
+
+
+def _data(card: Card, checkpoint: Path, gate: Gate, say: Callable[[str], None]) -> CocoDataset | None:
     """The data to score on; None where none is given and the checkpoint's own is not there any more."""
     try:
-        return validation_data(card, checkpoint, annotations, images)
+        return validation_data(card, checkpoint, gate.annotations, gate.images)
     except (RunsError, CocoError) as error:
-        if annotations is not None or images is not None:
+        if gate.annotations is not None or gate.images is not None:
             raise
         say(f"not scored: {error}")
         return None
@@ -151,40 +190,23 @@ def _real_pixels(size_hw: tuple[int, int], data: CocoDataset | None, count: int 
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-def _trace(deploy: Deploy, size_hw: tuple[int, int], opset: int, batch: int | None) -> onnx.ModelProto:
-    example = torch.zeros(batch or 2, *size_hw, 3, dtype=torch.uint8)
-    dynamic = None if batch else ({0: torch.export.Dim("batch", min=1, max=1024)},)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
-        program = torch.onnx.export(
-            deploy, (example,), dynamo=True, opset_version=opset, input_names=["images"], output_names=list(OUTPUTS),
-            dynamic_shapes=dynamic, optimize=True, verbose=False,
-        )  # fmt: skip
-    assert program is not None
-    return program.model_proto
+def _trace(deploy: Deploy, options: OnnxOptions, kind: NmsKind) -> onnx.ModelProto:
+    size, batch = options.source_size_hw or deploy.config.input_size_hw, options.batch or 2
+    if options.input == "uint8-nhwc":
+        example = torch.zeros(batch, *size, 3, dtype=torch.uint8)
+    else:
+        example = torch.zeros(batch, 3, *size)
+    outputs = [name for name in OUTPUTS if kind != "none" or name != "num_dets"]
+    outputs += ["nms_exact"] if options.certificate else []
+    return trace(deploy, (example,), options.opset, options.batch is not None, ["images"], outputs)
 
 
-def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
-    import onnxslim
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        # A factor behind a convolution stays: folded into it, every pyramid level would get its own copy of the
-        # convolution that all share (models.layers.LevelNorm). Engines fold it while they load.
-        slim = onnxslim.slim(model, skip_fusion_patterns=["FusionConvMul"])
-    if not isinstance(slim, onnx.ModelProto):
-        raise ExportError("onnxslim gave no model back; export without --simplify")
-    before, after = model.ByteSize(), slim.ByteSize()
-    if after > before * 1.02:
-        raise ExportError(
-            f"onnxslim grew the model from {before} to {after} bytes (duplicated weights); export without it"
-        )
-    return slim
-
-
-def _onnx_card(card: Card, checkpoint: Path, batch: int | None) -> Card:
+def _onnx_card(card: Card, checkpoint: Path, options: OnnxOptions, kind: NmsKind, precision: Precision) -> Card:
+    nms = {**card.nms, "kind": kind, **({"certificate": True} if options.certificate else {})}
     return replace(
-        card, kind="onnx", batch=batch or "dynamic", precision="int8" if card.quantization else "fp32", metrics={},
-        verification={},
+        card, kind="onnx", batch=options.batch or "dynamic", precision=precision, nms=nms, metrics={}, verification={},
+        input=options.input, color="bgr" if options.input == "uint8-nhwc" else "rgb",
+        source_size_hw=options.source_size_hw,
         resize={},  # a graph has one input size
         hashes={**card.hashes, "checkpoint": sha256_file(checkpoint)},
         versions={**card.versions, **{name: version(name) for name in ("isodet", "torch", "onnx")},
@@ -193,30 +215,18 @@ def _onnx_card(card: Card, checkpoint: Path, batch: int | None) -> Card:
     )  # fmt: skip
 
 
-def _write(model: onnx.ModelProto, card: Card, path: Path) -> None:
-    """Serialise with the card inside, checked."""
-    kept = [p for p in model.metadata_props if p.key != METADATA_KEY]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
-    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(card.to_json()))
-    model.producer_name, model.producer_version = "isodet", version("isodet")
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # the checker raises several kinds, none of them documented
-        raise ExportError(f"onnx.checker refuses the exported graph: {error}") from error
-    onnx.save(model, path)
-
-
-def _run_check(path: Path, deploy: Deploy, card: Card, pixels: np.ndarray) -> None:
+def _run_check(path: Path, reference: Deploy, card: Card, pixels: np.ndarray) -> None:
     """Run the file in ONNX Runtime and in PyTorch on the same pixels; raise where their boxes differ."""
+    eager = replace(card, input="uint8-nhwc", color="bgr", nms={**card.nms, "kind": "portable"})
     frames = list(pixels) + [pixels[0][:, ::-1].copy()]  # three frames: not the batch that was traced
     expected, found = (
-        Detector(backend, threshold=0.0)(frames) for backend in (TorchBackend(deploy, card, "cpu"), path)
+        Detector(backend, threshold=0.0)(frames) for backend in (TorchBackend(reference, eager, "cpu"), path)
     )
     apart = drift(dict(enumerate(expected)), dict(enumerate(found)))
-    if card.quantization:
-        # A sum in another order may become the next whole number, what follows is made of such steps, and NMS may then
-        # keep the neighbour of a box: means say whether the graph is right, maxima do not, and the gate scores both.
+    if card.precision != "fp32":
+        # A sum in another order may become the next number that 8 or 16 bits have, what follows is made of such steps,
+        # and NMS may then keep the neighbour of a box: means say whether the graph is right, maxima do not, and the
+        # gate scores both.
         wrong = apart.unmatched > max(1, apart.boxes // 10) or apart.box_mean_px > 2.0 or apart.score_mean > 0.02
     else:
         # A candidate on the very edge of a threshold may fall either way; a wrong graph moves far more than that.
@@ -227,28 +237,3 @@ def _run_check(path: Path, deploy: Deploy, card: Card, pixels: np.ndarray) -> No
             f"up to {apart.box_max_px:.2f} px and scores up to {apart.score_max:.4f} apart (on average "
             f"{apart.box_mean_px:.2f} px and {apart.score_mean:.4f})"
         )
-
-
-def _gate(
-    path: Path,
-    checkpoint: Path,
-    tolerance: float | None,
-    progress: Progress | None,
-    shown: str,
-    data: CocoDataset,
-) -> Verification:
-    """Score the file, called `shown` in progress. Raises `GateError` past tolerance."""
-
-    def report(what: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(shown if what == path.name else what, done, total)
-
-    verification = verify([path], checkpoint, data.annotations, data.images_dir, tolerance, progress=report)
-    if not verification.passed:
-        score = verification.artifacts[0]
-        raise GateError(
-            f"the export loses {-score.delta_map:.2f} mAP points ({verification.reference.evaluation.map:.2f} in "
-            f"PyTorch, {score.evaluation.map:.2f} exported), more than {score.tolerance:g}; nothing was written",
-            verification,
-        )
-    return verification

@@ -1,67 +1,96 @@
-"""The proof on paper: `verify.json` for machines and one self-contained `verify.html` for people."""
+"""The proof on paper: a JSON file for machines and one self-contained HTML page for people."""
 
 from __future__ import annotations
 
-import base64
 import html
 import json
+import re
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
-
-from export.verification import Score, Verification
-from runtime.draw import draw_detections, sheet
+from export.bisect import Bisection
+from export.moved import moved_most, moved_sheet
+from export.scores import Score, Verification
+from export.verification import VerifyError
 from runtime.files import write_text
-from runtime.image import read_image
+from runtime.image import write_image
+from runtime.page import image, table, write_page
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1300px; margin: 2rem auto; padding: 0 1rem; color: #222 }
-pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px } img { max-width: 100% }
-.passed { color: #1a7f37 } .failed { color: #cf222e }
-"""
+_STYLE = """<style>
+body { max-width: 1500px } td, th { padding: .2rem .55rem; white-space: nowrap; font-size: 13.5px }
+td:nth-child(2), td:nth-child(3), td:last-child, th:nth-child(2), th:nth-child(3), th:last-child { text-align: left }
+.wide td:last-child { white-space: normal; min-width: 14rem } .wide { overflow-x: auto }
+.passed { color: #1a7f37 } .failed { color: #cf222e } .not-scored { color: #9a6700 }
+</style>"""
 
 
-def write_reports(verification: Verification, folder: Path, name: str = "verify") -> tuple[Path, Path]:
-    """Write `<name>.json` and `<name>.html` into `folder`; returns both paths."""
-    data = write_text(folder / f"{name}.json", json.dumps(verification.to_json(), indent=1, allow_nan=False))
-    word = "passed" if verification.passed else "failed"
+def check_folder(folder: Path) -> None:
+    """Raise `VerifyError` unless a report can be written into `folder`, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"room for a report")
+            file.flush()
+    except OSError as error:
+        raise VerifyError(
+            f"{folder}: no report can be written here: {error.strerror}; name another folder with --report"
+        ) from None
+
+
+def write_reports(
+    verification: Verification, folder: Path, name: str = "verify", bisections: Sequence[Bisection] = ()
+) -> tuple[Path, Path]:
+    """Write `<name>.json`, `<name>.html` and a picture `<name>.<artifact>.<backend>.jpg` for each score that has
+    detections that moved. Returns the paths of the first two.
+    """
+    verdict = verification.verdict
     reference = verification.reference
+    head, rows = verification.rows()
     parts = [
-        f'<h1>Verification <span class="{word}">{word}</span></h1>',
-        f"<p>{reference.evaluation.images} images of <code>{html.escape(str(verification.annotations))}</code>, COCO "
-        "box metrics in points; every line was scored by the same evaluation on the same pixels. delta: mAP against "
-        "the PyTorch model. drift: the largest distance between a box of the reference and the same box of the "
-        "artifact, in pixels of the picture. ms: one frame at a time, letterbox to boxes.</p>",
-        f"<pre>{html.escape(verification.table())}</pre>",
-        "<h2>Side by side</h2>",
+        _STYLE,
+        f'<h1>Verification: <span class="{verdict.replace(" ", "-")}">{verdict}</span></h1>',
+        f"<p>{reference.evaluation.images} images of <code>{html.escape(str(verification.annotations))}</code>; every "
+        "line was scored by the same evaluation on the same pixels.</p>",
+        f'<div class="wide">{table(head, rows)}</div>',
+        *(f"<p>{html.escape(line)}</p>" for line in verification.remarks()),
+        "<p>mAP to APl: COCO's box metrics in points. delta: mAP against the PyTorch model. Of boxes "
+        f"with a score of at least {reference.evaluation.threshold:.2f}, the reference's best threshold: drift px is "
+        "the largest distance between one of the reference and the same of the artifact, in pixels of the picture; "
+        "lost are those that the artifact has not at any score, new those that only the artifact has. ms: one frame at "
+        "a time, letterbox to boxes.</p>",
     ]
+    for bisection in bisections:
+        parts += ["<h2>Where it departs</h2>", f"<pre>{html.escape(bisection.text())}</pre>"]
     for score in verification.artifacts:
-        parts.append(
-            f"<p>Left <b>{html.escape(reference.path.name)}</b>, right <b>{html.escape(score.path.name)}</b>.</p>"
-        )
-        parts.append(f'<img alt="detections side by side" src="data:image/jpeg;base64,{_pairs(verification, score)}">')
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>isodet: verification {word}</title>'
-        f"<style>{_STYLE}</style>\n" + "\n".join(parts)
-    )
-    return data, write_text(folder / f"{name}.html", page)
+        parts += _side_by_side(verification, score, folder, name)
+    data = {**verification.to_json(), "bisections": [bisection.to_json() for bisection in bisections]}
+    written = write_text(folder / f"{name}.json", json.dumps(data, indent=1, allow_nan=False))
+    return written, write_page(folder / f"{name}.html", f"isodet: verification {verdict}", parts)
 
 
-def _pairs(verification: Verification, score: Score, count: int = 4) -> str:
-    """A sheet of pictures, twice each, as base64 JPEG."""
-    left = verification.reference.evaluation.detections
-    right = score.evaluation.detections
-    records = [r for r in verification.dataset.records if r.id in left and r.id in right]
-    cells = []
-    for i in np.linspace(0, len(records) - 1, min(count, len(records))).astype(int):
-        picture = read_image(records[i].path)
-        for found in (left, right):
-            cells.append(
-                draw_detections(
-                    picture, found[records[i].id].filter(threshold=verification.reference.evaluation.threshold)
-                )
-            )
-    ok, encoded = cv2.imencode(".jpg", sheet(cells, 4, (320, 320)))
-    assert ok
-    return base64.b64encode(encoded.tobytes()).decode()
+def _side_by_side(verification: Verification, score: Score, folder: Path, name: str) -> list[str]:
+    """The images that moved most: a table and pictures, which are a file of their own, too."""
+    backend = f"{score.engine.partition(' ')[0]}-{score.device}"
+    parts = [f"<h2>{html.escape(score.path.name)} on {html.escape(f'{score.engine} {score.device}')}</h2>"]
+    path = folder / f"{name}.{score.path.stem}.{re.sub('[^a-z0-9]+', '-', backend.lower())}.jpg"
+    pictures = moved_sheet(verification, score)
+    path.unlink(missing_ok=True)
+    if pictures is None:
+        return [*parts, "<p>There is no picture to show.</p>"]
+    write_image(path, pictures)
+    names = {record.id: record.path.name for record in verification.dataset.records}
+    rows = [
+        [names[i.image_id], f"{i.moved:.3f}", str(i.boxes), str(i.unmatched), str(i.extra), f"{i.box_max_px:.3f}",
+         f"{i.score_max:.4f}"]
+        for i in moved_most(score)
+    ]  # fmt: skip
+    return [
+        *parts,
+        "<p>The images that moved most. moved counts objects: a lost or new one with its score, a pair with its score "
+        "times 1 - IoU and the difference of the scores.</p>",
+        table(["image", "moved", "boxes", "lost", "new", "drift px", "score difference"], rows),
+        f"<p>Left <b>{html.escape(verification.reference.path.name)}</b>, right <b>{html.escape(score.path.name)}</b>. "
+        "Green: both have it. Orange: lost. Red: new.</p>",
+        image(path),
+    ]

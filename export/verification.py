@@ -1,6 +1,8 @@
 """`exporter verify`: every artifact and the PyTorch model, judged by the same evaluation on the same pixels.
 
-It compares a list of detectors and does not know their names: a backend is whatever `runtime.Detector` runs.
+It compares a list of detectors and does not know their names: a backend is whatever `runtime.Detector` runs. Each
+artifact is scored on every backend that this machine can execute (`export.machine`); one that it cannot execute is
+a row that says so, and never counts as passed.
 """
 
 from __future__ import annotations
@@ -9,18 +11,27 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from export.drift import Drift, drift
-from runtime import Detector, read_card
+import numpy as np
+from numpy.typing import NDArray
+
+from export.audit import audit_file
+from export.drift import drift, drift_by_image
+from export.machine import places
+from export.plan import framed
+from export.scores import NotScored, Score, Verification
+from models.deploy import Deploy
+from models.intake import Intake
+from runtime import Card, Detector, read_card
+from runtime.backends import Backend, BackendError, RawOutputs
 from runtime.backends.torch import TorchBackend
 from runtime.card import sha256_file
-from runtime.datasets import fingerprint
-from runtime.evaluate import Evaluation, evaluate
-from runtime.image import read_image
-from runtime.records import CocoDataset
+from runtime.evaluate import evaluate
+from runtime.image import ImageError, read_image
+from runtime.onnx_file import graph_sha256
+from runtime.records import BROKEN_ENTRY, NO_FILE, NO_SIZE, CocoDataset
 from runtime.runs import validation_data
 
 TOLERANCE = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}
@@ -32,91 +43,6 @@ Progress = Callable[[str, int, int], None]
 
 class VerifyError(ValueError):
     """Verification cannot be done; the message names the file and says what to give."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """One detector's result."""
-
-    path: Path
-    engine: str
-    device: str
-    precision: str
-    megabytes: float
-    latency_ms: float
-    """Median of one validation frame after another, letterbox to boxes, batch 1."""
-    evaluation: Evaluation
-    delta_map: float = 0.0
-    """mAP points against the reference; negative is lost."""
-    drift: Drift | None = None
-    tolerance: float | None = None
-    passed: bool | None = None
-    """None for the reference itself."""
-
-    def to_json(self) -> dict[str, Any]:
-        scores = self.evaluation.to_json()
-        return {
-            "path": str(self.path), "engine": self.engine, "device": self.device, "precision": self.precision,
-            "megabytes": round(self.megabytes, 2), "latency_ms": round(self.latency_ms, 2), **scores,
-            "delta_map": round(self.delta_map, 4) if math.isfinite(self.delta_map) else None,
-            "drift": None if self.drift is None else asdict(self.drift),
-            "tolerance": self.tolerance, "passed": self.passed,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Verification:
-    """A PyTorch model and its artifacts on one dataset."""
-
-    annotations: Path
-    reference: Score
-    artifacts: tuple[Score, ...]
-    dataset: CocoDataset
-    as_trained: Score | None = None
-    """The reference under the resize rule of its training, where that is not the letterbox of a graph."""
-
-    @property
-    def passed(self) -> bool:
-        return all(score.passed for score in self.artifacts)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "passed": self.passed,
-            "annotations": str(self.annotations),
-            "annotations_sha256": fingerprint(self.dataset),
-            "images": self.reference.evaluation.images,
-            "reference": self.reference.to_json(),
-            "as_trained": None if self.as_trained is None else self.as_trained.to_json(),
-            "artifacts": [score.to_json() for score in self.artifacts],
-        }
-
-    def table(self) -> str:
-        """The comparison as text: a line for the reference and one for each artifact."""
-        names = [score.path.name for score in (self.reference, *self.artifacts)]
-        width = max(len("artifact"), *map(len, names))
-        lines = [
-            f"{'artifact':<{width}} {'engine':<20} {'prec':<5} {'mAP':>6} {'AP50':>6} {'AP75':>6} {'APs':>6} "
-            f"{'APm':>6} {'APl':>6} {'delta':>7} {'drift px':>9} {'ms':>7} {'MB':>6}  gate"
-        ]
-        for score in (self.reference, *self.artifacts):
-            e = score.evaluation
-            points = (e.map, e.ap50, e.ap75, e.ap_small, e.ap_medium, e.ap_large)
-            aps = " ".join(f"{'-' if math.isnan(v) else format(v, '.2f'):>6}" for v in points)
-            gate = "reference"
-            if score.passed is not None:
-                gate = f"{'passed' if score.passed else 'FAILED'} (may lose {score.tolerance:g})"
-            apart = "-" if score.drift is None else f"{score.drift.box_max_px:.3f}"
-            lines.append(
-                f"{score.path.name:<{width}} {score.engine:<20.20} {score.precision:<5} {aps} {score.delta_map:>+7.3f} "
-                f"{apart:>9} {score.latency_ms:>7.1f} {score.megabytes:>6.1f}  {gate}"
-            )
-        if self.as_trained is not None:
-            own, boxed = self.as_trained.evaluation.map, self.reference.evaluation.map
-            lines.append(
-                f"under its own resize rule {self.as_trained.path.name} scores {own:.2f}: letterboxing into a fixed "
-                f"graph costs {own - boxed:+.2f} mAP points, the export the delta above"
-            )
-        return "\n".join(lines)
 
 
 def verify(
@@ -133,6 +59,7 @@ def verify(
     against: the checkpoint; None looks beside the first artifact for the one whose hash its card names.
     annotations, images: a COCO dataset; None takes the validation data named in the card.
     tolerance: mAP points that may be lost; None takes `TOLERANCE` of each artifact's precision.
+    device: auto for every backend that can run here, cpu, cuda or cuda:N for those only.
     Raises `VerifyError`, `RunsError`, `CardError`, `CocoError` or `BackendError`; a gate that is not
     met is not an error but `passed == False`.
     """
@@ -143,27 +70,108 @@ def verify(
         raise VerifyError(f"tolerance: expected 0 or more mAP points, got {tolerance}")
     checkpoint = Path(against) if against is not None else find_checkpoint(paths[0])
     detector = Detector(checkpoint, device=device)
-    as_trained = None
     if detector.card.kind != "checkpoint":
         raise VerifyError(
             f"{checkpoint}: the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
         )
+    cards = {path: _card(path, checkpoint, detector.card) for path in paths}  # before the long work, not after it
     dataset = validation_data(detector.card, checkpoint, annotations, images)
+    if not any((~record.crowd).any() for record in dataset.records):
+        raise VerifyError(
+            f"{dataset.annotations}: it has no box in any of its {len(dataset.records)} pictures, so there is nothing "
+            "to score; give annotations with boxes: --annotations FILE"
+        )
+    as_trained = None
     if detector.card.resize:  # a graph letterboxes: what that costs is not what the export costs
         as_trained = _score(checkpoint, detector, dataset, progress)
         detector = letterboxed(detector)
     reference = _score(checkpoint, detector, dataset, progress)
-    scores = []
-    for path in paths:
-        detector = Detector(path, device=device)
-        score = _score(path, detector, dataset, progress)
-        allowed = TOLERANCE[score.precision] if tolerance is None else tolerance
-        delta = score.evaluation.map - reference.evaluation.map
-        # Written so that a mAP that is not a number does not pass.
-        passed = -delta <= allowed and score.evaluation.images == reference.evaluation.images
-        apart = drift(reference.evaluation.detections, score.evaluation.detections)
-        scores.append(replace(score, delta_map=delta, drift=apart, tolerance=allowed, passed=passed))
-    return Verification(dataset.annotations, reference, tuple(scores), dataset, as_trained)
+    scores, missing = [], []
+    eager, references = detector, {detector.card.frame_hw: reference}
+    for path, card in cards.items():
+        if card.frame_hw not in references:  # it letterboxes raw frames: what their size costs is not its loss
+            references[card.frame_hw] = _score(checkpoint, with_frames(eager, card), dataset, progress)
+        built = None if card.kind == "checkpoint" else audit_file(path, device)
+        for place in places(card, device):
+            why = place.missing
+            if not why:
+                try:
+                    detector = Detector(path, device=place.device)
+                except BackendError as error:
+                    if place.device == "cpu":  # a CPU is always there: the file is at fault
+                        raise
+                    why = str(error).removeprefix(f"{path}: ")
+            if why:
+                size = path.stat().st_size / 2**20
+                missing.append(NotScored(path, place.backend, place.device, card.precision, size, why, built))
+                continue
+            score = replace(_score(path, detector, dataset, progress), audit=built)
+            scores.append(_judged(score, references[card.frame_hw], tolerance, _edited(path, card)))
+    return Verification(
+        dataset.annotations, reference, tuple(scores), dataset, as_trained, tuple(missing),
+        _notes(reference, dataset, cards, checkpoint),
+    )  # fmt: skip
+
+
+def _card(path: Path, checkpoint: Path, reference: Card) -> Card:
+    """The card of an artifact. Raises `VerifyError` where it cannot be compared with the reference."""
+    card = read_card(path)
+    if card.classes != reference.classes:
+        raise VerifyError(
+            f"{path}: its classes ({_few(card.classes)}) are not those of {checkpoint} ({_few(reference.classes)}); "
+            "name the checkpoint it was exported from with --against CHECKPOINT"
+        )
+    return card
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _edited(path: Path, card: Card) -> bool:
+    """Whether the graph is another than the one that was exported; files from before that was noted are taken as is."""
+    return card.kind == "onnx" and "graph" in card.hashes and graph_sha256(path) != card.hashes["graph"]
+
+
+def _judged(score: Score, reference: Score, tolerance: float | None, edited: bool) -> Score:
+    allowed = TOLERANCE[score.precision] if tolerance is None else tolerance
+    delta = score.evaluation.map - reference.evaluation.map
+    failures = []
+    if not -delta <= allowed:  # written so that a mAP that is not a number does not pass
+        failures.append(f"it loses {-delta:.2f} mAP points, {allowed:g} are allowed")
+    if score.evaluation.images != reference.evaluation.images:
+        failures.append(f"{score.evaluation.images} of the reference's {reference.evaluation.images} images were read")
+    if edited:
+        failures.append("its graph was edited or damaged after the export: it is not the one that its card was made of")
+    before, after = reference.evaluation.detections, score.evaluation.detections
+    seen = reference.evaluation.threshold  # what an application reports; below it boxes come and go
+    shared = {image: found for image, found in before.items() if image in after}
+    return replace(
+        score, delta_map=delta, tolerance=allowed, passed=not failures, failures=tuple(failures),
+        drift=drift(shared, after, seen), images=drift_by_image(shared, after, seen),
+    )  # fmt: skip
+
+
+def _notes(reference: Score, dataset: CocoDataset, cards: dict[Path, Card], checkpoint: Path) -> tuple[str, ...]:
+    notes = []
+    gone = sum(dataset.problems.counts.get(reason, 0) for reason in (NO_FILE, NO_SIZE, BROKEN_ENTRY))
+    if gone:
+        notes.append(
+            f"{gone} of the {gone + len(dataset.records)} pictures in {dataset.annotations} are not scored: "
+            f"{dataset.problems.summary()}"
+        )
+    skipped = reference.evaluation.skipped
+    if skipped:
+        notes.append(
+            f"the scores are of {reference.evaluation.images} of {len(dataset.records)} pictures: {len(skipped)} could "
+            f"not be read, the first: {skipped[0][0]} ({skipped[0][1]})"
+        )
+    digest = sha256_file(checkpoint)
+    for path, card in cards.items():
+        named = card.hashes.get("checkpoint")
+        if named is not None and named != digest:
+            notes.append(f"{path.name} was exported from another checkpoint than {checkpoint.name}")
+    return tuple(notes)
 
 
 def letterboxed(detector: Detector) -> Detector:
@@ -171,6 +179,14 @@ def letterboxed(detector: Detector) -> Detector:
     backend = detector.backend
     assert isinstance(backend, TorchBackend), "only a checkpoint has a resize rule of its own"
     return Detector(TorchBackend(backend.model, replace(backend.card, resize={}), backend.device))
+
+
+def with_frames(detector: Detector, card: Card) -> Detector:
+    """The same PyTorch model behind the letterbox of the graph of `card`, which takes raw frames of one size."""
+    backend = detector.backend
+    assert isinstance(backend, TorchBackend) and isinstance(backend.model, Deploy), "a checkpoint's"
+    deploy = Deploy(backend.model.detector, Intake(frame=framed(card.frame_hw, card.input_size_hw)))
+    return Detector(TorchBackend(deploy, replace(backend.card, source_size_hw=card.source_size_hw), backend.device))
 
 
 def find_checkpoint(artifact: Path) -> Path:
@@ -189,20 +205,40 @@ def _score(path: Path, detector: Detector, dataset: CocoDataset, progress: Progr
         if progress is not None:
             progress(path.name, done, total)
 
-    evaluation = evaluate(detector, dataset, progress=report)
     card, backend = detector.card, detector.backend
-    size = path.stat().st_size / 2**20
-    return Score(path, backend.name, backend.device, card.precision, size, _latency(detector, dataset), evaluation)
+    counting = _Counting(backend)
+    evaluation = evaluate(Detector(counting), dataset, progress=report)
+    size, latency = path.stat().st_size / 2**20, _latency(detector, dataset)
+    return Score(
+        path, backend.name, backend.device, card.precision, size, latency, evaluation, inexact=counting.inexact
+    )
+
+
+class _Counting:
+    """A backend that counts the images on which its graph's NMS does not prove itself exact."""
+
+    def __init__(self, backend: Backend):
+        self._backend = backend
+        self.card, self.name, self.device = backend.card, backend.name, backend.device
+        self.max_batch, self.fixed_batch = backend.max_batch, backend.fixed_batch
+        self.inexact: int | None = 0 if backend.card.nms.get("certificate") else None
+
+    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+        raw = self._backend(images)
+        if self.inexact is not None and raw.nms_exact is not None:
+            self.inexact += int(np.count_nonzero(~raw.nms_exact))  # grey pictures that fill a batch are always exact
+        return raw
 
 
 def _latency(detector: Detector, dataset: CocoDataset, frames: int = 20) -> float:
     """Median milliseconds of one frame at a time, over the first readable pictures."""
-    times = []
+    times: list[float] = []
     for record in dataset.records[: frames + 3]:
-        if not record.path.is_file():
+        try:
+            frame = read_image(record.path)
+        except ImageError:  # the evaluation lists it
             continue
-        frame = read_image(record.path)
         started = time.perf_counter()
         detector(frame)
         times.append(time.perf_counter() - started)
-    return statistics.median(times[3:] or times) * 1000
+    return statistics.median(times[3:] or times or [math.nan]) * 1000

@@ -12,46 +12,72 @@ from models.coders import decode
 from models.config import ModelConfig
 from models.detector import Detector, Raw
 from models.fuse import fuse
-from models.nms import portable_nms
+from models.intake import Intake
+from models.nms import PortableNms
 from models.points import Priors
 
 
 class Deploy(nn.Module):
-    """uint8 BGR images [B, H, W, 3], letterboxed -> EfficientNMS_TRT's four outputs.
+    """Pictures -> EfficientNMS_TRT's four outputs, or what another `nms` makes of the candidates.
 
-    num_dets int32 [B, 1], boxes float32 [B, D, 4] xyxy input pixels, scores float32 [B, D] falling, labels
-    int32 [B, D]; slots past `num_dets` are zero.
+    The pictures are uint8 BGR [B, H, W, 3], letterboxed, unless `intake` takes another form. num_dets int32 [B, 1],
+    boxes float32 [B, D, 4] xyxy pixels of the pictures, scores float32 [B, D] falling, labels int32 [B, D]; slots past
+    `num_dets` are zero.
     """
 
     prior_boxes: Tensor
     prior_strides: Tensor
 
-    def __init__(self, detector: Detector):
-        """Takes a detector in eval mode and keeps a fused copy of it."""
+    def __init__(self, detector: Detector, intake: Intake | None = None, nms: nn.Module | None = None):
+        """Takes a detector in eval mode and keeps a fused copy of it.
+
+        nms: (boxes [B, K, 4], scores [B, K], labels [B, K]) -> outputs, of which only boxes have three dimensions; None
+        is `PortableNms`.
+        """
         super().__init__()
         self.config: ModelConfig = detector.config
+        post = self.config.postprocess
         self.detector = fuse(detector)
+        self.intake = intake or Intake()
+        self.nms = nms or PortableNms(post.nms_iou, post.detections)
+        self.body_dtype = torch.float32
         grid = detector.priors()
         self.level_sizes = grid.level_sizes
         self.register_buffer("prior_boxes", grid.boxes_xyxy.clone(), persistent=False)
         self.register_buffer("prior_strides", grid.strides.clone(), persistent=False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.detections(*self.candidates(self.detector(images), (images.shape[1], images.shape[2])))
+    def halve(self) -> Deploy:
+        """Float16 from the normalised picture to the raw outputs; pixels, decoding and NMS stay float32.
 
-    def detections(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four outputs from `candidates`: above the threshold, after NMS, the best D."""
+        Half has steps of 0.5 px above 512. Raises `ValueError` naming a weight that float16 cannot hold.
+        """
+        for name, child in self.detector.named_children():
+            if name != "pixels":
+                child.half()
+        for name, tensor in self.detector.state_dict().items():
+            if tensor.dtype == torch.float16 and not tensor.isfinite().all():
+                raise ValueError(f"{name} holds values above 65504, which float16 cannot; export with --precision fp32")
+        self.body_dtype = torch.float16
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        x = self.intake(images)
+        raw = self.detector.network(self.detector.pixels.normalised(x).to(self.body_dtype))
+        return self.detections(*self.candidates(raw, (x.shape[2], x.shape[3])))
+
+    def detections(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """The outputs from `candidates`: above the threshold, after NMS, the best D."""
+        outputs = self.nms(boxes, self.admitted(boxes, scores), labels)
+        # All but the boxes are counts, scores and labels, which have no fourth coordinate.
+        return tuple(self.intake.to_frame(out) if out.ndim == 3 else out for out in outputs)
+
+    def admitted(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Scores [B, K] of `candidates`, 0 for those that are not to be detected, whatever NMS says."""
         post = self.config.postprocess
         keep = scores > (post.score_threshold if post.threshold_on == "score" else 0)
         if post.empty_boxes == "drop":  # clipping to the input leaves nothing of a box that lies outside
             keep = keep & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-        keep = keep & portable_nms(boxes, labels, post.nms_iou)
-        # Kept candidates are in order of score already; topk brings them to the front.
-        scores, index = torch.where(keep, scores, -1.0).topk(min(post.detections, scores.shape[1]), dim=1)
-        kept = scores >= 0
-        boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)) * kept[..., None]
-        labels = (labels.gather(1, index) * kept).int()
-        return kept.sum(dim=1, keepdim=True).int(), boxes, scores.clamp(min=0), labels
+        return scores * keep
 
     def candidates(self, raw: Raw, size_hw: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The K best of N x C: boxes [B, K, 4] clipped to the input, scores [B, K] falling, labels [B, K].
@@ -79,6 +105,14 @@ class Deploy(nn.Module):
         height, width = size_hw
         limit = boxes.new_tensor([width, height, width, height])
         return boxes.clamp(min=0).minimum(limit), scores, label
+
+    @property
+    def candidate_count(self) -> int:
+        """K of the configured input size: `postprocess.candidates`, or all there are where those are fewer."""
+        post, classes = self.config.postprocess, len(self.config.classes)
+        if post.level_candidates == 0:
+            return min(post.candidates, sum(self.level_sizes) * classes)
+        return min(post.candidates, sum(min(post.level_candidates, size * classes) for size in self.level_sizes))
 
     def grid(self, size_hw: tuple[int, int]) -> Priors:
         """The priors of an input size: the graph's own are buffers, others are for the eager short-side rule."""

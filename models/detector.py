@@ -37,7 +37,10 @@ class Pixels(nn.Module):
         self.register_buffer("shift", (-mean / std).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.float().permute(0, 3, 1, 2)  # a cast first: TensorRT knows uint8 only at the border
+        return self.normalised(images.float().permute(0, 3, 1, 2))
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Of float32 BGR pixels [B, 3, H, W], 0 to 255."""
         if self.flip:
             x = x.flip(1)
         return torch.addcmul(self.shift, x, self.scale)  # (x - mean) / std in one pass

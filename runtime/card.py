@@ -1,7 +1,7 @@
 """The card: what a checkpoint or an artifact says of itself, so that nobody has to retype its settings.
 
-JSON with `"format": 1`: under the key `isodet` of an ONNX file's `metadata_props`, and under `card` in a
-checkpoint. It is read here without torch, onnx or onnxruntime.
+JSON with `"format": 1`: under the key `isodet` of an ONNX file's `metadata_props`, under `card` in a checkpoint, and
+beside an engine (`runtime.sidecar`). It is read here without torch, onnx or onnxruntime.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,9 @@ from runtime.image import FILL, FixedSize, Resize, ShortSide
 
 FORMAT = 1
 METADATA_KEY = "isodet"
+NMS_KINDS = ("auto", "portable", "loop", "onnx", "plugin", "none")
+COLORS = {"uint8-nhwc": "bgr", "float-nchw": "rgb"}
+"""Forms of a graph's input and their channel order: uint8 [B, H, W, 3], 0 to 255, or float32 [B, 3, H, W], 0 to 1."""
 LETTERBOX = {"align": "top-left", "fill": FILL, "interpolation": "linear"}
 
 
@@ -30,7 +32,7 @@ class CardError(ValueError):
 class Card:
     """Everything that is needed to run a model and to know where it comes from. Raises `CardError` for bad values."""
 
-    kind: Literal["checkpoint", "onnx"]
+    kind: Literal["checkpoint", "onnx", "engine"]
     classes: tuple[str, ...]
     """Names of labels 0..C-1."""
     input_size_hw: tuple[int, int]
@@ -38,11 +40,15 @@ class Card:
     score_threshold: float
     """Lowest score the graph keeps."""
     nms: Mapping[str, Any]
-    """kind, iou, candidates (K) and detections (D)."""
+    """kind, iou, candidates (K) and detections (D); certificate (true) where there is an output `nms_exact`. The kind
+    `plugin` needs TensorRT; with `none` the graph gives candidates, which the runtime suppresses."""
     batch: int | Literal["dynamic"] = "dynamic"
     input: str = "uint8-nhwc"
+    """Form of the graph's input, see `COLORS`."""
     color: str = "bgr"
     """Channel order that the graph takes."""
+    source_size_hw: tuple[int, int] | None = None
+    """Pixels of the raw frames that the graph takes, where it holds the letterbox; its boxes are in their pixels."""
     letterbox: Mapping[str, Any] = field(default_factory=lambda: dict(LETTERBOX))
     resize: Mapping[str, Any] = field(default_factory=dict)
     """{} for the letterbox into `input_size_hw`, else the short-side rule of a checkpoint: short, long, multiple,
@@ -68,27 +74,31 @@ class Card:
     created: str = ""
     """ISO 8601."""
     verification: Mapping[str, Any] = field(default_factory=dict)
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """{} but for an engine: what it was built by, for and from; the keys are `runtime.sidecar.ENGINE_KEYS`."""
 
     def __post_init__(self) -> None:
-        for name in ("classes", "input_size_hw"):
+        for name in ("classes", "input_size_hw", "source_size_hw"):
             value = getattr(self, name)
             if isinstance(value, list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(value))
         for name in ("score_threshold", "threshold"):
             if _is_int(getattr(self, name)):
                 object.__setattr__(self, name, float(getattr(self, name)))
-        self._check("kind", self.kind in ("checkpoint", "onnx"), "checkpoint or onnx")
+        self._check("kind", self.kind in ("checkpoint", "onnx", "engine"), "checkpoint, onnx or engine")
         names_ok = isinstance(self.classes, tuple) and all(isinstance(c, str) and c for c in self.classes)
         self._check("classes", names_ok and bool(self.classes), "a list of at least one class name")
         self._check("classes", len(set(self.classes)) == len(self.classes), "class names that differ")
-        size = self.input_size_hw
-        size_ok = isinstance(size, tuple) and len(size) == 2 and all(_is_int(side) and side >= 1 for side in size)
-        self._check("input_size_hw", size_ok, "[height, width] in pixels")
+        for name in ("input_size_hw", "source_size_hw"):
+            size = getattr(self, name)
+            size_ok = isinstance(size, tuple) and len(size) == 2 and all(_is_int(side) and side >= 1 for side in size)
+            none_ok = name == "source_size_hw" and size is None
+            self._check(name, size_ok or none_ok, "[height, width] in pixels")
         self._check(
             "batch", self.batch == "dynamic" or (_is_int(self.batch) and self.batch >= 1), "dynamic or 1 and more"
         )
-        self._check("input", self.input == "uint8-nhwc", "uint8-nhwc, the one input that this version feeds")
-        self._check("color", self.color == "bgr", "bgr, the one channel order that this version feeds")
+        self._check("input", self.input in COLORS, " or ".join(COLORS))
+        self._check("color", self.color == COLORS[self.input], f"{COLORS[self.input]}, the order of {self.input}")
         self._check("precision", self.precision in ("fp32", "fp16", "int8"), "fp32, fp16 or int8")
         for name in ("score_threshold", "threshold"):
             value = getattr(self, name)
@@ -104,7 +114,10 @@ class Card:
         self._check("letterbox", dict(self.letterbox) == LETTERBOX, f"{LETTERBOX}, the one that this version does")
         for key in ("kind", "iou", "candidates", "detections"):
             self._check(f"nms.{key}", key in self.nms, "a value (kind, iou, candidates and detections are needed)")
-        self._check("nms.kind", isinstance(self.nms["kind"], str), "text")
+        self._check("nms.kind", self.nms["kind"] in NMS_KINDS, f"one of {', '.join(NMS_KINDS)}")
+        unknown = sorted(set(self.nms) - {"kind", "iou", "candidates", "detections", "certificate"})
+        self._check("nms", not unknown, f"keys that this isodet knows, not {unknown}; a newer isodet may read it")
+        self._check("nms.certificate", self.nms.get("certificate", False) in (True, False), "true or false")
         self._check("nms.iou", isinstance(self.nms["iou"], (int, float)), "a number")
         for key in ("candidates", "detections"):
             self._check(f"nms.{key}", _is_int(self.nms[key]) and self.nms[key] >= 1, "a whole number of at least 1")
@@ -112,6 +125,8 @@ class Card:
             texts = getattr(self, name).values()
             self._check(name, all(isinstance(v, str) for v in texts), "an object of texts")
         self._check("created", isinstance(self.created, str), "a time as text")
+        is_engine = isinstance(self.engine, Mapping) and bool(self.engine) == (self.kind == "engine")
+        self._check("engine", is_engine, "an object with keys for an engine, {} for anything else")
         self._check("thresholds", isinstance(self.thresholds, Mapping), "an object with keys")
         for name, value in self.thresholds.items():
             score = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
@@ -122,10 +137,17 @@ class Card:
             value = self.nms.get(key[4:]) if key.startswith("nms.") else getattr(self, key)
             raise CardError(f"{key}: expected {expected}, got {value!r}")
 
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        """Pixels [H, W] of what the graph takes: raw frames, or letterboxed ones."""
+        return self.source_size_hw or self.input_size_hw
+
     def resize_rule(self) -> Resize:
-        """How frames become this model's input."""
+        """How frames become this model's input. Where the letterbox is in the graph, a frame of another size than
+        it takes is letterboxed into that size first.
+        """
         if not self.resize:
-            return FixedSize(self.input_size_hw)
+            return FixedSize(self.frame_hw)
         r = self.resize
         b, g, red = r["fill_bgr"]
         return ShortSide(int(r["short"]), int(r["long"]), int(r["multiple"]), bool(r["floor"]), (b, g, red))
@@ -135,6 +157,10 @@ class Card:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if not self.thresholds:  # then a runtime that does not know the key reads the card, too
             del plain["thresholds"]
+        if self.source_size_hw is None:
+            del plain["source_size_hw"]
+        if not self.engine:
+            del plain["engine"]
         return {"format": FORMAT, **json.loads(json.dumps(plain, default=_plain))}
 
     @classmethod
@@ -168,15 +194,22 @@ class Card:
 
 
 def read_card(path: str | Path) -> Card:
-    """The card of an ONNX file or of a checkpoint (which loads torch), told apart by content.
+    """The card of an ONNX file, an engine or a checkpoint (which loads torch), told apart by content.
 
-    Raises `CardError` for a file that is missing, is neither, or carries no card of ours.
+    Raises `CardError` for a file that is missing, is none of these, or carries no card of ours.
     """
     path = Path(path)
-    if file_kind(path) == "checkpoint":
+    kind = file_kind(path)
+    if kind == "engine":
+        from runtime.sidecar import read_sidecar  # it reads cards itself
+
+        return read_sidecar(path)
+    if kind == "checkpoint":
         from runtime.backends.torch import read_checkpoint_card  # torch is only needed for a checkpoint
 
         return read_checkpoint_card(path)
+    from runtime.onnx_file import read_onnx_metadata  # it raises this file's errors
+
     metadata = read_onnx_metadata(path)
     if METADATA_KEY not in metadata:
         raise CardError(
@@ -186,7 +219,7 @@ def read_card(path: str | Path) -> Card:
     return Card.from_json(metadata[METADATA_KEY], path)
 
 
-def file_kind(path: str | Path) -> Literal["checkpoint", "onnx"]:
+def file_kind(path: str | Path) -> Literal["checkpoint", "onnx", "engine"]:
     """What the file at `path` is, by its content. Raises `CardError` for a missing or an unknown file."""
     try:
         with open(path, "rb") as file:
@@ -194,70 +227,16 @@ def file_kind(path: str | Path) -> Literal["checkpoint", "onnx"]:
     except FileNotFoundError:
         raise CardError(f"{path}: no such model file") from None
     except IsADirectoryError:
-        raise CardError(f"{path}: is a folder, expected a model file (.onnx or .pt)") from None
+        raise CardError(f"{path}: is a folder, expected a model file (.onnx, .engine or .pt)") from None
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}") from None
     if start == b"PK\x03\x04":  # torch.save writes a zip archive
         return "checkpoint"
     if start[:1] == b"\x08":  # ModelProto begins with its field 1, ir_version
         return "onnx"
-    raise CardError(f"{path}: neither an ONNX file nor a PyTorch checkpoint (it starts with {start!r})")
-
-
-def read_onnx_metadata(path: str | Path) -> dict[str, str]:
-    """`metadata_props` of an ONNX file, read by walking the top level of its protobuf.
-
-    Raises `CardError` when the file is truncated or is not an ONNX model.
-    """
-    metadata: dict[str, str] = {}
-    has_graph = False
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            for number, start, end in _protobuf_fields(content, 0, len(content)):
-                has_graph = has_graph or number == 7  # ModelProto.graph
-                if number == 14:  # ModelProto.metadata_props: StringStringEntryProto, 1 key, 2 value
-                    entry = {n: content[a:b].decode("utf-8") for n, a, b in _protobuf_fields(content, start, end)}
-                    metadata[entry.get(1, "")] = entry.get(2, "")
-    except OSError as error:
-        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, UnicodeDecodeError) as error:  # ValueError: ours below, and mmap's for an empty file
-        raise CardError(f"{path}: not a whole ONNX file ({error}); it may be truncated") from None
-    if not has_graph:
-        raise CardError(f"{path}: not an ONNX model: it has no graph")
-    return metadata
-
-
-def _protobuf_fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, start, end) of each field of the protobuf message in data[position:end]."""
-    while position < end:
-        tag, position = _varint(data, position, end)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            start = position
-            _, position = _varint(data, position, end)
-        elif wire in (1, 5):
-            start, position = position, position + (8 if wire == 1 else 4)
-        elif wire == 2:
-            length, start = _varint(data, position, end)
-            position = start + length
-        else:
-            raise ValueError(f"unknown protobuf wire type {wire} at byte {position}")
-        if position > end or number == 0:
-            raise ValueError(f"a protobuf field is cut short at byte {end}")
-        yield number, start, position
-
-
-def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= end:
-            break
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError(f"a protobuf number is cut short at byte {position}")
+    if start[1:] == b"trt":  # ftrt, TensorRT; vtrt, TensorRT-RTX
+        return "engine"
+    raise CardError(f"{path}: neither an ONNX file, nor an engine, nor a PyTorch checkpoint (it starts with {start!r})")
 
 
 def sha256_file(path: str | Path) -> str:

@@ -22,6 +22,7 @@ from runtime.region import Region, Roi
 from runtime.stream import open_source
 from runtime.stream_options import StreamOptions
 from runtime.streams import Streams
+from runtime.suppression import suppress
 
 if TYPE_CHECKING:
     from runtime.batcher import Batcher, Policy
@@ -34,7 +35,7 @@ A class that has none is judged by the card's `threshold`."""
 class Detector:
     """Runs a model file, or a backend, on frames.
 
-    `source`: an .onnx or .pt file, told apart by content, or a `Backend`. `device`: auto, cpu, cuda or
+    `source`: an .onnx, .engine or .pt file, told apart by content, or a `Backend`. `device`: auto, cpu, cuda or
     cuda:N. `threshold`: lowest score reported, None for the model's recommendation over all classes, "card" for its
     recommendation for each class, or scores by class name. `threads`: CPU threads of the engine.
     `device` and `threads` concern files only: a `Backend` is already somewhere.
@@ -69,7 +70,8 @@ class Detector:
 
     @property
     def input_size_hw(self) -> tuple[int, int]:
-        """Pixels of the network's input; of a checkpoint under the short-side rule, of the graph exported from it."""
+        """Pixels of the network's input; of a checkpoint under the short-side rule, of the graph exported from it. What
+        a graph with the letterbox inside takes is `card.source_size_hw`."""
         return self.card.input_size_hw
 
     def __call__(
@@ -152,7 +154,7 @@ class Detector:
         if len(frames) > size:
             raise BackendError(f"expected at most {size} frames, the graph's fixed batch, got {len(frames)}")
         placements = [self.place(frame) for frame in frames]
-        images = np.empty((size, *(placements[0].size_hw if placements else self.input_size_hw), 3), np.uint8)
+        images = np.empty((size, *(placements[0].size_hw if placements else self.card.frame_hw), 3), np.uint8)
         for frame, placement, out in zip(frames, placements, images, strict=False):
             placement.apply(frame, out)
         images[len(frames) :] = FILL
@@ -169,6 +171,9 @@ class Detector:
         self, raw: RawOutputs, placements: Sequence[Letterbox], threshold: float | NDArray[np.float32]
     ) -> list[Detections]:
         """Detections with a score of at least `threshold`, or [C] of them, in frame pixels, one for each placement."""
+        if raw.num_dets is None:
+            raw = suppress(raw, float(self.card.nms["iou"]), int(self.card.nms["detections"]))
+            assert raw.num_dets is not None
         results = []
         for i, placement in enumerate(placements):
             count = int(raw.num_dets[i, 0])

@@ -21,8 +21,29 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk, found while writing, names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(path: str | PathLike[str]) -> None:
+    """Raise OSError, saying what is in the way, unless `replacing(path)` could write there now.
+
+    For work that takes long: nobody should wait for it and learn then that it has no place.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name the file that is to be written")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.stem}.probe{path.suffix}")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror}; name another place") from error
 
 
 def write_text(path: str | PathLike[str], text: str) -> Path:

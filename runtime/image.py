@@ -81,7 +81,10 @@ def decode_image(data: bytes, path: str | Path) -> Image:
 
 
 def write_image(path: str | Path, image: Image) -> None:
-    """Write `image` (uint8 [H, W, 3] BGR) in the format of the suffix of `path`, whole or not at all."""
+    """Write `image` (uint8 [H, W, 3] BGR) in the format of the suffix of `path`, whole or not at all.
+
+    Raises `ImageError` for a suffix that OpenCV does not know, `OSError` where the file cannot be written.
+    """
     path = Path(path)
     try:
         done, data = cv2.imencode(path.suffix, image)
@@ -215,6 +218,7 @@ class FixedSize:
     fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL)
 
     def fit(self, source_hw: tuple[int, int]) -> Letterbox:
+        """The placement of a frame of `source_hw`. Raises ValueError for an empty one."""
         return Letterbox.fit(source_hw, self.size_hw)
 
 

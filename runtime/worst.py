@@ -57,16 +57,16 @@ def worst_sheet(measurement: Measurement, scores: Sequence[ImageScore]) -> Image
         frame = read_image(m.record.path)
         truth = [_GREY if crowd else _GREEN if g in hit else _ORANGE for g, crowd in enumerate(m.record.crowd)]
         true_names = [names[c] if c != EVERY_CLASS else "ignored" for c in m.record.labels]
-        cells.append(_drawn(frame, m.record.boxes_xyxy, true_names, truth))
+        cells.append(drawn(frame, m.record.boxes_xyxy, true_names, truth))
         shown = m.found[standing]
         outcome: dict[int, Color] = {INVENTED: _RED, IGNORED: _GREY}
         colors = [outcome.get(o, _GREEN) for o in m.object_of[standing].tolist()]
-        cells.append(_drawn(frame, shown.boxes_xyxy, [f"{d.name} {d.score:.0%}" for d in shown], colors))
+        cells.append(drawn(frame, shown.boxes_xyxy, [f"{d.name} {d.score:.0%}" for d in shown], colors))
         captions += [f"{m.record.path.name}: {score.missed} missed", f"{score.found} right, {score.invented} wrong"]
     return sheet(cells, 4 if len(scores) > 1 else 2, (_SIDE, _SIDE), captions)
 
 
-def _drawn(frame: Image, boxes_xyxy: np.ndarray, texts: Sequence[str], colors: Sequence[Color]) -> Image:
+def drawn(frame: Image, boxes_xyxy: np.ndarray, texts: Sequence[str], colors: Sequence[Color]) -> Image:
     """Boxes on `frame` in the size at which they will be seen, so that letters stay readable."""
     scale = _SIDE / max(frame.shape[:2])
     small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

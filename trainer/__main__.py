@@ -141,7 +141,11 @@ def _lr_find(arguments: argparse.Namespace) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """argparse takes no positionals after an option; key=value may stand anywhere on our command lines."""
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    for i in reversed([i for i, text in enumerate(given) if text == "--augment"]):
+        if given[i + 1 : i + 2] not in ([], ["on"], ["all"]):  # CONFIG or a key=value, which is not its word
+            given.insert(i + 1, "on")
+    arguments, rest = parser.parse_known_args(given)
     overrides = [text for text in rest if "=" in text and not text.startswith("-")]
     if rest != overrides or (rest and not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

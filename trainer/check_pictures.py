@@ -36,8 +36,10 @@ def class_plot(train: Mapping[str, int], val: Mapping[str, int], path: Path) -> 
     axes.barh(rows + 0.2, [val[name] for name in ranked], 0.4, label="val")
     axes.set_yticks(rows, [name.replace("$", r"\$") for name in ranked])  # $ would begin mathematics
     axes.invert_yaxis()
-    axes.set(xlabel="objects", title=f"classes ({len(ranked)} of {len(train)}, most frequent first)")
-    axes.legend(frameon=False)
+    axes.set(xlabel="objects")
+    axes.set_title(f"classes ({len(ranked)} of {len(train)}, most frequent first)", loc="left")
+    # Above the axes: bars may reach into every corner.
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     return _save(figure, path)
 
 
@@ -52,6 +54,7 @@ def size_plot(sides: Mapping[str, NDArray[np.floating]], path: Path) -> Path:
     for limit in (32, 96):
         axes.axvline(limit, color="0.7", linewidth=1)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set(
         xlabel="side of a square of the box's area, at the input, px (lines: 32 and 96)", ylabel="share of objects"
     )

@@ -82,6 +82,7 @@ class Checkpoints:
         self._save(None, False, True)
 
     def stop_here(self, save: bool = True) -> None:
+        """Save, where that is not done yet, and raise `Interrupted` with the command that goes on."""
         if save:
             self._save(None, False, False)
         where = f"in epoch {self.state.epoch + 1}, after batch {self.state.batch}"

@@ -26,6 +26,7 @@ class Hardware:
 
 
 def this_hardware() -> Hardware:
+    """The first GPU that torch sees, else the CPU."""
     import torch
 
     if not torch.cuda.is_available():

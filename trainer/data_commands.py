@@ -173,7 +173,8 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
 
 def import_theirs(arguments: argparse.Namespace) -> int:
     """Run `trainer import`; returns the exit status."""
-    from trainer.importing import import_detector, read_class_names
+    from runtime.records import read_class_names
+    from trainer.importing import import_detector
 
     classes = None if arguments.classes is None else read_class_names(arguments.classes)
     size = tuple(arguments.input_size) if arguments.input_size else None

@@ -34,15 +34,3 @@ def import_detector(
     card = checkpoint_card(imported.config, {"imported_file": sha256_file(path)}, created=now)
     save_checkpoint(out, imported.state, card.to_json())
     return imported
-
-
-def read_class_names(path: str | Path) -> list[str]:
-    """Class names of a text file, one a line in the order of labels. Raises `ImportRefused`."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImportRefused(f"{path}: class names cannot be read: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise ImportRefused(f"{path}: expected class names, one a line; it has none")
-    return names

@@ -63,6 +63,10 @@ class Batches:
 
 
 def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.device, group: Group) -> Batches:
+    """The batches of `config.batch_size` that the process of `group` trains on, read by loader processes if so wished.
+
+    `device`: that the network is on; pictures for a GPU are put into pinned memory.
+    """
     factors = None
     if config.data.sampling == "class_balanced":
         factors = repeat_factors(dataset.records, len(config.model.classes), config.data.repeat_threshold)

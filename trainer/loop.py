@@ -39,6 +39,7 @@ from trainer.runs import Resume, RunFolder, make_card
 from trainer.state import new_state, seed_everything, starting_model
 from trainer.steps import train_epoch
 from trainer.validation_loss import validation_losses
+from trainer.waiting import advice, timed
 
 __all__ = ["FitResult", "Interrupted", "TrainingError", "deployable", "fit"]
 
@@ -58,8 +59,8 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
 
     `resume` (from `trainer.runs.find_resumable`) continues an interrupted run with the batch after its last saved
     one; on a CPU the weights are then, bit for bit, those of a run that was never interrupted. SIGINT and SIGTERM
-    finish the step, save and raise `Interrupted`, a KeyboardInterrupt. Raises `ConfigError`, `CocoError`,
-    `CheckpointError` or `TrainingError`, each saying what to do.
+    finish the step, save and raise `Interrupted`, a KeyboardInterrupt. Raises `ConfigError`, `DatasetError`,
+    `CheckpointError`, `RecordsError`, `EvaluationError` or `TrainingError`, each saying what to do.
     """
     with deterministic(config.deterministic), process_group(config.device) as group:
         return _fit(config, runs, resume, quiet, group)
@@ -124,17 +125,20 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
             detector, part = deployable(model, card, device), (group.rank, group.size)
             return evaluate(detector, val, config.images_per_batch, checkpoints.validating, part, group.gather)
 
-        last, told = None, 0
-        for epoch in range(state.epoch, epochs):
+        last, told, first, advised = None, 0, state.epoch, ""
+        for epoch in range(first, epochs):
             records.begin_epoch(epoch)
             follow_ranges(state.model, epoch < last_moving_epoch(config))
             if resume is not None and state.batch:
                 records.load_state_dict(resume.state["records"])
             with dead_processes(checkpoints.said):
                 train_epoch(
-                    config, state, batches.begin(epoch, state.batch), len(batches), device, amp, group, records,
-                    checkpoints.after_step, checkpoints.said,
+                    config, state, timed(batches.begin(epoch, state.batch), records.waited), len(batches), device,
+                    amp, group, records, checkpoints.after_step, checkpoints.said,
                 )  # fmt: skip
+            typical = epoch > first or epochs - first == 1  # the first starts processes and fills caches
+            if typical and not advised and (advised := advice(records.wait_share, config, device, train.records)):
+                records.say(advised)
             if unusable := train_set.unusable[told:]:
                 told += len(unusable)
                 records.say(

@@ -13,11 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from trainer.config import OptimConfig, ScheduleConfig
 
 
-def batches_per_epoch(images: int, batch_size: int) -> int:
-    """Whole batches only, so that every step weighs the same; one smaller batch if there is no whole one."""
-    return max(images // batch_size, 1)
-
-
 def steps_per_epoch(batches: int, accumulate: int) -> int:
     """Optimiser steps in an epoch of `batches`; the last group of an epoch may be smaller."""
     return math.ceil(batches / accumulate)

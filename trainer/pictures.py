@@ -39,6 +39,7 @@ def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     folder.mkdir(parents=True, exist_ok=True)
     scores = {"map": "mAP", "ap50": "AP50", "ap75": "AP75"}
@@ -67,6 +68,7 @@ def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
         if axes.lines:
             axes.set(xlabel="epoch", title=title)
             axes.set_ylim(bottom=0)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)
             figure.tight_layout()

@@ -25,7 +25,8 @@ LOSSES = ("loss", "loss_cls", "loss_box", "loss_quality")
 VAL_LOSSES = tuple(f"val_{name}" for name in LOSSES)
 HELP = ("loss_distill", "loss_aux")
 """Terms of the loss where there is a teacher or an auxiliary head."""
-COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, *VAL_LOSSES, "seconds", *HELP)
+COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, *VAL_LOSSES, "seconds", *HELP, "data_wait")
+"""data_wait: per cent of the training time in which the next batch was waited for."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -57,17 +58,19 @@ class Records:
         # From this step on, older events do not count. An epoch's are at its last step, which stays.
         purge = done + 1 if done + start_step else None
         self.writers = open_writers(config, run, purge) if writes else []
+        self.interval = 0.5 if sys.stderr.isatty() else 15.0
         self.bar = tqdm(
             total=epochs * steps, initial=done + start_step, unit="step", disable=quiet, file=sys.stderr,
-            dynamic_ncols=True, smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 15.0,
+            dynamic_ncols=True, smoothing=0.05, mininterval=self.interval,
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed} gone, {remaining} left {postfix}",
         )  # fmt: skip
+        self._refreshed = time.monotonic()
         # A resumed run continues the file; rows of epochs that are trained again go.
         self.rows: list[dict[str, float]] = [r for r in read_metrics(run / "metrics.csv") if r["epoch"] <= start_epoch]
         self.begin_epoch(start_epoch)
 
     def begin_epoch(self, epoch: int) -> None:
-        self.epoch, self.images, self.batches, self.train_seconds = epoch, 0, 0, 0.0
+        self.epoch, self.images, self.batches, self.train_seconds, self.wait_seconds = epoch, 0, 0, 0.0, 0.0
         self.sums = [0.0] * len(self.terms)
         self.val_losses: dict[str, float] = {}
         self.epoch_started = time.monotonic()
@@ -77,13 +80,24 @@ class Records:
         """The epoch so far."""
         return {
             "sums": list(self.sums), "images": self.images, "batches": self.batches,
-            "train_seconds": self.train_seconds, "seconds": time.monotonic() - self.epoch_started,
+            "train_seconds": self.train_seconds, "wait_seconds": self.wait_seconds,
+            "seconds": time.monotonic() - self.epoch_started,
         }  # fmt: skip
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on with an epoch that was interrupted: its means and times are those of both parts."""
         self.sums, self.images, self.batches = list(saved["sums"]), saved["images"], saved["batches"]
         self.train_seconds, self.epoch_started = saved["train_seconds"], time.monotonic() - saved["seconds"]
+        self.wait_seconds = saved.get("wait_seconds", 0.0)
+
+    def waited(self, seconds: float) -> None:
+        """Count the time until the next batch was there."""
+        self.wait_seconds += seconds
+
+    @property
+    def wait_share(self) -> float:
+        """Of the epoch's training time so far, 0..1."""
+        return min(1.0, self.wait_seconds / max(self.train_seconds, 1e-9))
 
     def batch(self, losses: list[float], images: int) -> None:
         """Count a batch and refresh the progress line."""
@@ -94,7 +108,7 @@ class Records:
         means = {name.removeprefix("loss_"): s / self.batches for name, s in self._shown().items()}
         self.bar.set_postfix_str(
             f"loss {sum(means.values()):.3f} ({' '.join(f'{name} {mean:.3f}' for name, mean in means.items())}) "
-            f"{self.images / self.train_seconds:.0f} img/s {_memory()}",
+            f"{self.images / self.train_seconds:.0f} img/s, {100 * self.wait_share:.0f}% waiting, {_memory()}",
             refresh=False,
         )
 
@@ -102,8 +116,11 @@ class Records:
         return {name: s for name, s in zip(self.terms, self.sums, strict=True) if name not in self.absent}
 
     def validating(self, done: int, total: int) -> None:
-        """Refresh the progress line while the network is judged."""
-        self.bar.set_postfix_str(f"validating {done}/{total} images", refresh=True)
+        """Refresh the progress line while the network is judged, in a log file as rarely as while it learns."""
+        now = time.monotonic()
+        due = now - self._refreshed >= self.interval or done == total
+        self.bar.set_postfix_str(f"validating {done}/{total} images", refresh=due)
+        self._refreshed = now if due else self._refreshed
 
     def validated(self, losses: Losses) -> None:
         """Keep the losses on the validation pictures for the epoch's row."""
@@ -128,6 +145,7 @@ class Records:
             row |= {key: getattr(evaluation, key) for key in SCORES}
         row |= self.val_losses
         row["seconds"] = time.monotonic() - self.epoch_started
+        row["data_wait"] = 100 * self.wait_share
         self.rows.append(row)
         if self.writes:
             named = {_by_split(key): value for key, value in row.items() if key not in ("epoch", "step")}

@@ -30,7 +30,7 @@ def write_report(
         best = max(validated, key=lambda r: r["map"])
         parts.append(
             f"<p>best.pt: <b>mAP {best['map']:.1f}</b>, AP50 {best['ap50']:.1f}, after epoch {best['epoch']:.0f} of "
-            f"{config.schedule.epochs}; {sum(r['seconds'] for r in rows) / 60:.1f} minutes.</p>"
+            f"{config.schedule.epochs}; {sum(r['seconds'] for r in rows) / 60:.1f} minutes{_waited(rows)}.</p>"
         )
         parts.append(table(["epoch", *_HEADS], [[r["epoch"], *(r[s] for s in SCORES)] for r in validated]))
     if per_class:
@@ -47,3 +47,8 @@ def write_report(
         parts.append(image(sheet))
     parts.append(f"<h2>Configuration</h2><pre>{html.escape(dump_config(config))}</pre>")
     return write_page(run / "report.html", f"isodet: {run.name}", parts)
+
+
+def _waited(rows: Sequence[dict[str, float]]) -> str:
+    shares = [row["data_wait"] for row in rows if "data_wait" in row]
+    return f", {sum(shares) / len(shares):.0f} % of the training in them waiting for pictures" if shares else ""

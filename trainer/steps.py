@@ -20,6 +20,9 @@ from trainer.optim import group_size
 from trainer.records import Records
 from trainer.state import State
 
+LEAST_SCALE = 2.0**-10
+"""Of the scaler, which starts at 2**16: a loss this small that still overflows is not too large for float16 but NaN."""
+
 
 @dataclass
 class _Step:
@@ -45,7 +48,8 @@ def train_epoch(
     """Train on `batches`, which are those of the epoch from number `state.batch` of `count` on.
 
     `after_step` is called when a step, and with it `state`, is complete; `saved` says what last.pt holds.
-    Raises `TrainingError` when a loss is not finite, or when no picture of the epoch could be used.
+    Raises `TrainingError` when a loss or a gradient is not finite, or more of them than `optim.nan_limit` were left
+    out, and when no picture of the epoch could be used.
     """
     state.model.train()
     accumulate, skipping = config.optim.accumulate, config.optim.on_nan == "skip"
@@ -119,12 +123,15 @@ def losses(
 def optimizer_step(config: OptimConfig, state: State) -> bool:
     """Unscale, clip, step, average, advance the schedule, forget the gradients.
 
-    False, with weights and schedule as they were, for gradients that are not finite; under float16 they are
-    everyday's, and the scaler answers them.
+    False, with weights and schedule as they were, for gradients that are not finite. Under float16 they are everyday's,
+    and the scaler answers them by halving its scale; they count where that has fallen below `LEAST_SCALE` in vain.
     """
     state.scaler.unscale_(state.optimizer)
     norm = clip_gradients(state.learner, config.clip_norm)
-    usable = state.scaler.is_enabled() or math.isfinite(float(norm))
+    if state.scaler.is_enabled():
+        usable = state.scaler.get_scale() >= LEAST_SCALE or math.isfinite(float(norm))
+    else:
+        usable = math.isfinite(float(norm))
     if usable:
         state.scaler.step(state.optimizer)
         state.scaler.update()

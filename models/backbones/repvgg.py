@@ -16,7 +16,6 @@ _SIZES: dict[str, tuple[tuple[int, int, int, int], float, float]] = {
     "b0": ((4, 6, 16, 1), 1.0, 2.5),
     "b1": ((4, 6, 16, 1), 2.0, 4.0),
 }
-REPVGGS = tuple(f"{family}_{size}" for family in ("repvgg", "qarepvgg") for size in _SIZES)
 
 
 class RepVGG(Backbone):

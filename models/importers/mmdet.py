@@ -25,6 +25,7 @@ _NEAREST = {"gfl": "atss", "vfnet": "atss", "tood": "atss", "paa": "atss", "ld":
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are a detector's weights under mmdetection's names, imported or not."""
     return any(key.startswith(("bbox_head.", "neck.lateral_convs.", "roi_head.")) for key in state)
 
 

@@ -19,6 +19,7 @@ _PREDICTIONS = {"cls_logits": "cls", "bbox_reg": "box", "bbox_ctrness": "quality
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are a detector's weights under torchvision's names, imported or not."""
     return any(key.startswith("backbone.body.") for key in state)
 
 

@@ -72,6 +72,7 @@ def _objects_inside(path: Path, what: str) -> str:
 
 
 def sha256_starts(path: str | Path, digits: str) -> bool:
+    """Whether the SHA-256 of a file begins with these hexadecimal `digits`, as torchvision's file names give them."""
     with Path(path).open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

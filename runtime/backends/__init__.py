@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.card import Card, file_kind
+
+OUTPUTS = ("num_dets", "boxes", "scores", "labels")
 
 
 class BackendError(RuntimeError):
@@ -21,9 +23,13 @@ class OutOfMemory(BackendError):
 
 
 class RawOutputs(NamedTuple):
-    """What a graph gives for B images: up to D detections each; slots past `num_dets` are zero."""
+    """What a graph gives for B images: up to D detections each; slots past `num_dets` are zero.
 
-    num_dets: NDArray[np.int32]
+    Of a graph without NMS (`card.nms["kind"]` is none) it is K candidates, and `num_dets` is None; a score of 0 marks
+    what is none. `runtime.suppression.suppress` makes detections of them.
+    """
+
+    num_dets: NDArray[np.int32] | None
     """[B, 1]"""
     boxes: NDArray[np.float32]
     """[B, D, 4] xyxy, pixels of the input"""
@@ -31,6 +37,26 @@ class RawOutputs(NamedTuple):
     """[B, D] descending"""
     labels: NDArray[np.int32]
     """[B, D]"""
+    nms_exact: NDArray[np.bool_] | None = None
+    """[B, 1]: the portable NMS had settled, of a graph that says so (`card.nms["certificate"]`)."""
+
+
+def output_names(card: Card) -> tuple[str, ...]:
+    """What the graph of `card` gives, by name, in the order of `RawOutputs`."""
+    names = OUTPUTS[1:] if card.nms["kind"] == "none" else OUTPUTS
+    return (*names, "nms_exact") if card.nms.get("certificate") else names
+
+
+def raw_outputs(card: Card, values: Sequence[NDArray[Any]]) -> RawOutputs:
+    """The arrays of `output_names(card)`, in their order."""
+    return RawOutputs(None, *values) if card.nms["kind"] == "none" else RawOutputs(*values)
+
+
+def graph_input(card: Card, images: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Pictures uint8 [B, H, W, 3] BGR in the form that the graph of `card` takes, C-contiguous."""
+    if card.input == "uint8-nhwc":
+        return images
+    return np.ascontiguousarray(images[..., ::-1].transpose(0, 3, 1, 2), np.float32) / np.float32(255)
 
 
 def rows_of(raw: RawOutputs, rows: slice) -> RawOutputs:
@@ -60,6 +86,7 @@ class Backend(Protocol):
     def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
         """Detect in `images`: uint8 [B, H, W, 3] BGR, resized by `card.resize_rule()`, C-contiguous.
 
+        So it is whatever form the graph takes: see `graph_input`.
         `images` has been read when it returns, and is the caller's again. Raises `OutOfMemory` where a smaller
         batch might do, `BackendError` otherwise.
         """
@@ -88,10 +115,15 @@ def load_backend(path: str | Path, device: str = "auto", threads: int | None = N
     check_device(device)
     if threads is not None and threads < 1:
         raise BackendError(f"threads: expected at least 1, got {threads}")
-    if file_kind(path) == "onnx":
+    kind = file_kind(path)
+    if kind == "onnx":
         from runtime.backends.ort import OrtBackend
 
         return OrtBackend(path, device, threads)
+    if kind == "engine":
+        from runtime.backends.trt import TrtBackend
+
+        return TrtBackend(path, device)
     from runtime.backends.torch import TorchBackend
 
     return TorchBackend.load(path, device, threads)

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import BackendError, OutOfMemory, RawOutputs, check_device
+from runtime.backends import (
+    BackendError,
+    OutOfMemory,
+    RawOutputs,
+    check_device,
+    graph_input,
+    output_names,
+    raw_outputs,
+)
 from runtime.card import CardError, read_card
 
 try:
@@ -21,7 +29,10 @@ except ImportError as error:
 
 _log = logging.getLogger(__name__)
 
-OUTPUTS = {"num_dets": "tensor(int32)", "boxes": "tensor(float)", "scores": "tensor(float)", "labels": "tensor(int32)"}
+_TYPES = {
+    "num_dets": "tensor(int32)", "boxes": "tensor(float)", "scores": "tensor(float)", "labels": "tensor(int32)",
+    "nms_exact": "tensor(bool)",
+}  # fmt: skip
 
 
 class OrtBackend:
@@ -30,6 +41,11 @@ class OrtBackend:
     def __init__(self, path: str | Path, device: str = "auto", threads: int | None = None) -> None:
         check_device(device)
         self.card = read_card(path)
+        if self.card.nms["kind"] == "plugin":
+            raise BackendError(
+                f"{path}: its NMS is TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime has not; build an engine "
+                "of it, or export with --nms auto, whose one file runs in both"
+            )
         self.name = f"ONNX Runtime {onnxruntime.__version__}"
         self.device = _resolve(device)
         options = onnxruntime.SessionOptions()
@@ -68,13 +84,18 @@ class OrtBackend:
     def _check_graph(self, path: str | Path) -> int | None:
         """The fixed batch size or None. Raises `CardError` where the graph is not what its card says."""
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        height, width = self.card.input_size_hw
-        if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or list(inputs[0].shape[1:]) != [height, width, 3]:
+        height, width = self.card.frame_hw
+        if self.card.input == "uint8-nhwc":
+            kind, shape, written = "tensor(uint8)", [height, width, 3], f"uint8 [B, {height}, {width}, 3]"
+        else:
+            kind, shape, written = "tensor(float)", [3, height, width], f"float32 [B, 3, {height}, {width}]"
+        if len(inputs) != 1 or inputs[0].type != kind or list(inputs[0].shape[1:]) != shape:
             got = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise CardError(f"{path}: expected one input, uint8 [B, {height}, {width}, 3], as its card says; got {got}")
-        if {o.name: o.type for o in outputs} != OUTPUTS:
+            raise CardError(f"{path}: expected one input, {written}, as its card says; got {got}")
+        expected = {name: _TYPES[name] for name in output_names(self.card)}
+        if {o.name: o.type for o in outputs} != expected:
             got = ", ".join(f"{o.name} {o.type}" for o in outputs)
-            wanted = ", ".join(f"{name} {kind}" for name, kind in OUTPUTS.items())
+            wanted = ", ".join(f"{name} {kind}" for name, kind in expected.items())
             raise CardError(f"{path}: expected the outputs {wanted}; got {got}")
         self._input = inputs[0].name
         batch = inputs[0].shape[0]
@@ -85,7 +106,8 @@ class OrtBackend:
 
     def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
         try:
-            return RawOutputs(*self._session.run(list(OUTPUTS), {self._input: images}))
+            feed = {self._input: graph_input(self.card, images)}
+            return raw_outputs(self.card, self._session.run(list(output_names(self.card)), feed))
         except Exception as error:
             message = f"{self.name} failed on a batch of {len(images)}: {_line(error)}"
             raise (OutOfMemory if _out_of_memory(error) else BackendError)(message) from error

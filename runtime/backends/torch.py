@@ -44,7 +44,7 @@ class TorchBackend:
 
         Raises `CardError` or `models.checkpoint.CheckpointError` for a file that cannot be used.
         """
-        from models.checkpoint import load_detector  # the one place where the runtime reaches for the networks
+        from models.checkpoint import load_detector  # here and below only: the networks are not the runtime's
 
         model, card = load_detector(path)
         if threads is not None:

@@ -83,7 +83,8 @@ def read_voc(
     if not entries:
         raise DatasetError(
             f"{annotations}: none of its {len(files)} annotations can be used; the first: {problems[0].reason}, "
-            f"{problems[0].detail} (pictures are looked for in {pictures})"
+            f"{problems[0].detail} (pictures are looked for in {pictures}; name their folder as images "
+            "where they are elsewhere)"
         )
     known = sorted({item.name for entry in entries for item in entry.objects if item.name})
     if not known and classes is None:

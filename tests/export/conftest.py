@@ -12,6 +12,7 @@ import torch
 
 from export.drift import drift
 from models.checkpoint import load_detector, save_checkpoint
+from models.config import ModelConfig
 from models.detector import Detector as Network
 from models.typed import to_mapping
 from runtime import Card, Detections
@@ -43,6 +44,31 @@ def _save_network(path: Path, model: Network) -> Path:
 def save_network() -> Callable[[Path, Network], Path]:
     """Writes a checkpoint of a network with its card, nothing validated, and returns its path."""
     return _save_network
+
+
+def _save_untrained(path: Path, config: ModelConfig, drawn: Callable[[str], bool], batches: tuple[int, ...]) -> Path:
+    torch.manual_seed(3)
+    model = Network(config)
+    with torch.no_grad():
+        for name, p in model.head.named_parameters():
+            if p.ndim == 4 and drawn(name):
+                p.normal_(std=0.1)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0  # statistics of one batch; moving averages would let activations fade away
+        for batch in batches:
+            model(torch.randint(0, 256, (batch, *config.input_size_hw, 3), dtype=torch.uint8))
+    return _save_network(path, model)
+
+
+@pytest.fixture(scope="session")
+def save_untrained() -> Callable[..., Path]:
+    """`save_untrained(path, config, drawn, batches)`: a checkpoint of random weights that finds something everywhere.
+
+    `drawn` says by their names which of the head's convolutions get larger weights, and the norms get the statistics
+    of the last of `batches` pictures.
+    """
+    return _save_untrained
 
 
 def _assert_same(checkpoint: Path, graph: Path, batches: tuple[int, ...]) -> None:

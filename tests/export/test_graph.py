@@ -18,7 +18,6 @@ from export.drift import drift
 from export.graph import ExportError
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from models.config import model_config
-from models.detector import Detector as Network
 from models.fuse import FuseError
 from models.layers import ConvNorm
 from runtime import Detector, read_card, read_image
@@ -27,7 +26,7 @@ CLASSES = ("a", "b", "c")
 
 
 @pytest.fixture
-def untrained(save_network: Callable[[Path, Network], Path]) -> Callable[..., Path]:
+def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
     """A checkpoint of random weights that finds something everywhere, without validation data."""
 
     def make(path: Path, detector: str = "atss", backbone: str = "resnet18", **keys: object) -> Path:
@@ -36,18 +35,7 @@ def untrained(save_network: Callable[[Path, Network], Path]) -> Callable[..., Pa
             "backbone": {"name": backbone, "width": 0.125}, "neck": {"channels": 32, "levels": [3, 6], "norm": "bn"},
             "head": {"depth": 1, "prior": 0.2}, "postprocess": {"candidates": 60, "detections": 25}, **keys,
         })  # fmt: skip
-        torch.manual_seed(3)
-        model = Network(config)
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                if name.startswith("head.") and name.endswith("weight") and p.ndim == 4:
-                    p.normal_(std=0.1)
-            for module in model.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.momentum = 1.0  # statistics of one batch; moving averages would let activations fade away
-            for _ in range(3):
-                model(torch.randint(0, 256, (4, 96, 128, 3), dtype=torch.uint8))
-        return save_network(path, model)
+        return save_untrained(path, config, lambda name: name.endswith("weight"), (4, 4, 4))
 
     return make
 
@@ -82,9 +70,11 @@ def test_the_contract_of_the_graph(tmp_path: Path, untrained: Callable[..., Path
         "num_dets": ("INT32", [batch, 1]), "boxes": ("FLOAT", [batch, 25, 4]),
         "scores": ("FLOAT", [batch, 25]), "labels": ("INT32", [batch, 25]),
     }  # fmt: skip
-    operators = {n.op_type for n in model.graph.node}
+    (body,) = model.functions  # what backends without TensorRT's plugin run
+    operators = {n.op_type for n in (*model.graph.node, *body.node)}
     assert not operators & {"BatchNormalization", "Loop", "If", "Scan", "NonMaxSuppression"}
-    assert {n.domain for n in model.graph.node} == {""}
+    assert [n.op_type for n in model.graph.node if n.domain] == ["EfficientNMS_TRT"] == [body.name]
+    assert {n.domain for n in body.node} == {""}
     card = json.loads({p.key: p.value for p in model.metadata_props}["isodet"])
     assert card["kind"] == "onnx" and card["batch"] == "dynamic" and card["verification"]["scored"] is False
 
@@ -98,7 +88,7 @@ def test_the_contract_of_the_graph(tmp_path: Path, untrained: Callable[..., Path
 
 
 def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path, untrained: Callable[..., Path]) -> None:
-    result = export.to_onnx(untrained(tmp_path / "w.pt"), batch=4)
+    result = export.to_onnx(untrained(tmp_path / "w.pt"), options=export.OnnxOptions(batch=4))
     assert read_card(result.path).batch == 4
     frames = [np.full((50, 70, 3), v, np.uint8) for v in (0, 90, 255, 30, 60, 10)]
     fixed = Detector(result.path, threshold=0.0)(frames)
@@ -108,8 +98,8 @@ def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path, untrained: Call
 
 def test_simplify_shrinks_the_graph_and_not_the_result(tmp_path: Path, untrained: Callable[..., Path]) -> None:
     checkpoint = untrained(tmp_path / "w.pt")
-    plain = export.to_onnx(checkpoint, tmp_path / "plain.onnx", simplify=False)
-    slim = export.to_onnx(checkpoint, tmp_path / "slim.onnx", simplify=True)
+    plain = export.to_onnx(checkpoint, tmp_path / "plain.onnx", export.OnnxOptions(simplify=False))
+    slim = export.to_onnx(checkpoint, tmp_path / "slim.onnx", export.OnnxOptions(simplify=True))
     assert slim.nodes <= plain.nodes
     assert slim.megabytes <= plain.megabytes * 1.02
     frame = np.random.default_rng(1).integers(0, 256, (96, 128, 3), dtype=np.uint8)
@@ -120,9 +110,9 @@ def test_simplify_shrinks_the_graph_and_not_the_result(tmp_path: Path, untrained
 @pytest.mark.parametrize(
     ("keys", "message"), [({"opset": 9}, "opset: expected 18 to 23"), ({"batch": 0}, "batch: expected 1 or more")]
 )
-def test_wrong_arguments(tmp_path: Path, keys: dict[str, int], message: str, untrained: Callable[..., Path]) -> None:
+def test_wrong_arguments(keys: dict[str, int], message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        export.to_onnx(untrained(tmp_path / "w.pt"), **keys)  # type: ignore[arg-type]
+        export.OnnxOptions(**keys)
 
 
 def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
@@ -161,7 +151,7 @@ def test_damaged_statistics_are_refused(tmp_path: Path, untrained: Callable[...,
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-@pytest.mark.parametrize("step", ["_trace", "_simplified", "_run_check", "_gate"])
+@pytest.mark.parametrize("step", ["_trace", "_simplified", "_run_check", "pass_gate"])
 def test_a_failure_at_any_step_keeps_the_old_artifact(
     shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graph import _simplified, _trace
+from export.options import OnnxOptions
 from models.config import ModelConfig, model_config
 from models.deploy import Deploy
 from models.detector import Detector
@@ -101,6 +102,6 @@ def test_every_block_norm_and_neck_is_dense_standard_operators_of_fixed_shape(no
 def test_decoding_and_nms_of_every_preset_too(preset: str) -> None:
     torch.manual_seed(0)
     deploy = Deploy(Detector(config({"norm": "sepbn"}, detector=preset)).eval()).eval()
-    traced = _trace(deploy, (64, 96), 20, batch=2)
+    traced = _trace(deploy, OnnxOptions(batch=2), "portable")
     for model in (traced, _simplified(traced)):
         check(model, OPERATORS)

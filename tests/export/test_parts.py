@@ -11,11 +11,9 @@ from typing import Any
 import onnx
 import onnxruntime
 import pytest
-import torch
 
 import export
 from models.config import model_config
-from models.detector import Detector as Network
 
 CLASSES = ("a", "b", "c")
 with_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra: isodet[timm]")
@@ -39,7 +37,7 @@ PARTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def untrained(save_network: Callable[[Path, Network], Path]) -> Callable[..., Path]:
+def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
     """A checkpoint of random weights that finds something everywhere."""
 
     def make(path: Path, parts: dict[str, Any]) -> Path:
@@ -49,17 +47,7 @@ def untrained(save_network: Callable[[Path, Network], Path]) -> Callable[..., Pa
             "neck": {"channels": 32, "levels": [3, 6], "norm": "bn", **parts.get("neck", {})},
             "head": {"depth": 2, "prior": 0.2, **parts["head"]},
         })  # fmt: skip
-        torch.manual_seed(3)
-        model = Network(config)
-        with torch.no_grad():
-            for name, p in model.head.named_parameters():
-                if name.split(".")[0] in ("cls", "box", "quality") and p.ndim == 4:
-                    p.normal_(std=0.1)
-            for module in model.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.momentum = 1.0  # statistics of one batch; moving averages would let activations fade away
-            model(torch.randint(0, 256, (8, 96, 128, 3), dtype=torch.uint8))
-        return save_network(path, model)
+        return save_untrained(path, config, lambda name: name.split(".")[0] in ("cls", "box", "quality"), (8,))
 
     return make
 
@@ -85,7 +73,7 @@ def test_networks_of_timm_deploy(
         tmp_path / "w.pt", {"backbone": {"name": f"timm:{name}", "width": 1.0}, "head": {"depth": 1}}
     )
     for simplify in (False, True):
-        result = export.to_onnx(checkpoint, tmp_path / f"{simplify}.onnx", simplify=simplify)
+        result = export.to_onnx(checkpoint, tmp_path / f"{simplify}.onnx", export.OnnxOptions(simplify=simplify))
         operators = {n.op_type for n in onnx.load(result.path).graph.node}
         assert not operators & {"Loop", "If", "Scan", "NonMaxSuppression"}
         assert not (simplify and "BatchNormalization" in operators)

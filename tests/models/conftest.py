@@ -1,8 +1,10 @@
-"""What several tests of networks do to a network first."""
+"""What several tests of networks do to a network first, and the folder of a user's own parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.layers import ImplicitConv
 from models.necks import WeightedSum
+from tests.models.own_folder import BASE, GOOD, forget
 
 
 def _with_statistics(model: nn.Module) -> nn.Module:
@@ -36,3 +39,13 @@ def with_statistics() -> Callable[[nn.Module], nn.Module]:
     """Gives a network's norms and weighted sums values of their own, at which activations keep their scale, and
     returns it in eval mode: folding untouched ones proves nothing."""
     return _with_statistics
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with `GOOD` as `mine.py` and `BASE`; Python forgets it afterwards, with all modules imported from it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine.py").write_text(GOOD)
+    (tmp_path / "base.yaml").write_text(BASE)
+    yield tmp_path
+    forget(tmp_path)

@@ -52,7 +52,7 @@ def test_a_torchvision_model_imported_and_exported(theirs, tmp_path, capsys):
     assert card["classes"] == CLASSES and detector.config.input_size_hw == (96, 160)
     assert set(card["hashes"]) == {"imported_file"}
 
-    written = export.to_onnx(out, simplify=False, verify_map=False)
+    written = export.to_onnx(out, options=export.OnnxOptions(simplify=False), gate=export.Gate(verify=False))
     image = picture((96, 160))
     found_there = original_detections(model, image)
     extended = (found_there["boxes"][:, 2:] > found_there["boxes"][:, :2]).all(dim=1)  # our runtime shows no empty ones

@@ -158,6 +158,14 @@ def ground_truth(data: dict, boxes_name: str, empty: tuple[int, int] = (0, 0)) -
     return boxes, labels
 
 
+def training_of(
+    data: dict, file: str, empty: tuple[int, int] = (0, 0)
+) -> tuple[Detector, list[Tensor], Tensor, Tensor]:
+    """Detector, features that want gradients, boxes, labels."""
+    features = [x.clone().requires_grad_() for x in features_of(data)]
+    return detector_of(data, file), features, *ground_truth(data, "bboxes" if file in MMDET else "boxes", empty)
+
+
 def check_gradients(data: dict, file: str, detector: Detector, features: list[Tensor]) -> None:
     """Gradients of a total that was run backward, on features and on the parameters that the file has."""
     assert features[0].grad is not None
@@ -179,9 +187,7 @@ def check_gradients(data: dict, file: str, detector: Detector, features: list[Te
 def test_losses_and_gradients_of_mmdetection(golden, file, case, empty):
     """Image 1 is smaller than the batch, which matters to ATSS and RetinaNet."""
     data = golden(file)
-    detector = detector_of(data, file)
-    features = [x.clone().requires_grad_() for x in features_of(data)]
-    boxes, labels = ground_truth(data, "bboxes", empty)
+    detector, features, boxes, labels = training_of(data, file, empty)
     sizes = torch.from_numpy(np.stack([data[f"img{i}_pad_shape_hw"] for i in (0, 1)]))
     losses = criterion(detector.config, Raw(*detector.head(features)), detector.priors(), boxes, labels, sizes)
     close(losses.cls, data[f"{case}/loss_cls"])
@@ -198,9 +204,7 @@ def test_losses_and_gradients_of_mmdetection(golden, file, case, empty):
 @pytest.mark.parametrize("file", TORCHVISION)
 def test_matching_losses_and_gradients_of_torchvision(golden, file):
     data = golden(file)
-    detector = detector_of(data, file)
-    features = [x.clone().requires_grad_() for x in features_of(data)]
-    boxes, labels = ground_truth(data, "boxes")
+    detector, features, boxes, labels = training_of(data, file)
     matched = assign(detector.config.assign, detector.priors(), boxes, labels >= 0)
     for i in (0, 1):
         np.testing.assert_array_equal(matched[i], data[f"img{i}_matched_idxs"])

@@ -9,7 +9,8 @@ from typing import Any
 import onnx
 import pytest
 
-from runtime.card import Card, CardError, read_card, read_onnx_metadata, sha256_file
+from runtime.card import Card, CardError, read_card, sha256_file
+from runtime.onnx_file import read_onnx_metadata
 
 
 def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
@@ -28,7 +29,7 @@ def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
         ({"format": 2}, "format 2 is newer than the 1 that this isodet reads; upgrade"),
         ({"format": "1"}, "format: expected a whole number"),
         ({"format": True}, "format: expected a whole number"),
-        ({"kind": "cake"}, "kind: expected checkpoint or onnx, got 'cake'"),
+        ({"kind": "cake"}, "kind: expected checkpoint, onnx or engine, got 'cake'"),
         ({"classes": []}, "classes: expected a list of at least one"),
         ({"classes": "ant"}, "classes: expected a list"),
         ({"classes": ["a", "a"]}, "classes: expected class names that differ"),
@@ -38,10 +39,21 @@ def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
         ({"input_size_hw": [32.0, 32.0]}, "input_size_hw: expected"),
         ({"batch": 0}, "batch: expected dynamic"),
         ({"batch": "any"}, "batch: expected dynamic"),
-        ({"input": "float-nchw"}, "input: expected uint8-nhwc"),
+        ({"input": "float-nchw"}, "color: expected rgb, the order of float-nchw"),
         ({"color": "rgb"}, "color: expected bgr"),
         ({"letterbox": {"align": "center", "fill": 114, "interpolation": "linear"}}, "letterbox: expected"),
         ({"letterbox": "top-left"}, "letterbox: expected an object"),
+        ({"input": "yuv"}, "input: expected uint8-nhwc or float-nchw"),
+        ({"source_size_hw": [1080]}, "source_size_hw: expected"),
+        ({"nms": {"kind": "soft", "iou": 0.6, "candidates": 10, "detections": 1}}, "nms.kind: expected one of auto"),
+        (
+            {"nms": {"kind": "auto", "iou": 0.6, "candidates": 10, "detections": 1, "sigma": 0.5}},
+            "nms: expected keys that this isodet knows, not .'sigma'",
+        ),
+        (
+            {"nms": {"kind": "portable", "iou": 0.6, "candidates": 10, "detections": 1, "certificate": "yes"}},
+            "nms.certificate: expected true or false",
+        ),
         ({"precision": "fp8"}, "precision: expected"),
         ({"threshold": 1.5}, "threshold: expected a score"),
         ({"score_threshold": "low"}, "score_threshold: expected a score"),
@@ -61,6 +73,15 @@ def test_bad_cards_name_the_source_and_the_key(card: Card, change: dict[str, Any
     with pytest.raises(CardError, match=message) as error:
         Card.from_json({**card.to_json(), **change}, "some/file.onnx")
     assert str(error.value).startswith("some/file.onnx: card: ")
+
+
+def test_raw_frames_of_another_size_than_the_graph_takes_become_that_size_first(card: Card) -> None:
+    assert "source_size_hw" not in card.to_json()  # so that older runtimes read cards that do not need it
+    raw = Card.from_json({**card.to_json(), "source_size_hw": [480, 640]}, "x")
+    assert Card.from_json(raw.to_json(), "x") == raw and raw.frame_hw == (480, 640)
+    assert raw.resize_rule().fit((480, 640)).resized_hw == (480, 640)  # as it is
+    assert raw.resize_rule().fit((960, 640)).resized_hw == (480, 320)
+    assert card.frame_hw == card.input_size_hw
 
 
 def test_missing_and_foreign_cards(card: Card) -> None:
@@ -117,7 +138,7 @@ def test_broken_files_are_refused(onnx_file: Callable[..., Path], tmp_path: Path
     with pytest.raises(CardError, match="not a whole ONNX file"):
         read_card(path)
     path.write_bytes(b"hello")
-    with pytest.raises(CardError, match="neither an ONNX file nor a PyTorch checkpoint"):
+    with pytest.raises(CardError, match="neither an ONNX file, nor an engine, nor a PyTorch checkpoint"):
         read_card(path)
     with pytest.raises(CardError, match="no such model file"):
         read_card(tmp_path / "gone.onnx")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,27 @@ def test_a_kept_box_is_inside_and_has_area(bbox: tuple[float, float, float, floa
         return
     x1, y1, x2, y2 = np.array(kept, np.float32)
     assert 0 <= x1 < x2 <= 60 and 0 <= y1 < y2 <= 40
+
+
+def test_outlines_are_not_kept_in_memory_and_the_search_for_cycles_goes_on(coco_files: Files) -> None:
+    outline = [i % 10 + 0.5 for i in range(1000)]
+    rows = [box(i % 30, 2, 3, 4, segmentation=[outline]) for i in range(300)]
+    crowd = box(0, 0, 9, 9, iscrowd=1, segmentation={"counts": [3, 4], "size": [40, 60]})
+    annotations, images = coco_files(content(*rows, crowd))
+
+    def peak(work: Callable[[], Any]) -> int:
+        tracemalloc.start()
+        kept = work()
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        del kept
+        return size
+
+    data = read_coco(annotations, images)
+    assert len(data.records[0].labels) == 301 and data.records[0].crowd.sum() == 1
+    with_outlines = peak(lambda: json.loads(annotations.read_bytes()))
+    assert 2 * peak(lambda: read_coco(annotations, images)) < with_outlines
+    assert gc.isenabled()
+    with pytest.raises(CocoError):
+        read_coco(annotations, images, classes=["no such class"])
+    assert gc.isenabled()

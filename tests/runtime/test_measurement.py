@@ -133,7 +133,9 @@ def test_many_classes_with_odd_names_can_be_drawn(scene: Scene, tmp_path: Path) 
     names = ("ant", "a $ b $ c", "_hidden", *(f"a rather long class name {i}" for i in range(37)))
     wide = replace(dataset, class_names=names, category_ids=tuple(range(1, 41)))
     seen = {i: Detections(d.boxes_xyxy, d.scores, d.labels, names) for i, d in found.items()}
-    for path in write_plots(measure(judged(wide, seen), wide), tmp_path):
+    paths = write_plots(measure(judged(wide, seen), wide), tmp_path)
+    assert len(paths) == 2
+    for path in paths:
         picture = cv2.imread(str(path))
         assert picture is not None and picture.std() > 5
 

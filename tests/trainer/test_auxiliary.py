@@ -14,30 +14,23 @@ from models.checkpoint import read_checkpoint
 from models.criterion import criterion
 from models.detector import Detector
 from models.typed import ConfigError
-from tests.trainer.test_distill import CPU, SMALL, TINY, interrupted
-from tests.trainer.test_distributed import two
+from tests.trainer.interrupted import go_on, stop_before_epoch
+from tests.trainer.processes import two
+from tests.trainer.tiny import CUT_ALIKE, one_object, tiny_config
 from trainer.auxiliary_config import AuxiliaryConfig, auxiliary_model, coarse
-from trainer.config import TrainConfig, read_config
-from trainer.data import Batch
+from trainer.config import TrainConfig
 from trainer.distributed import Group
 from trainer.loop import fit
-from trainer.recipes.shapes import make_shapes
 from trainer.records import read_metrics
 from trainer.state import new_state
 from trainer.steps import losses
 
-AUX = ["auxiliary={weight: 0.5, depth: 1, coarse: 2}", "model.head.depth=2"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("auxiliary") / "data"
-    make_shapes(folder, train_images=8, val_images=3, size_hw=(64, 64))
-    return folder
+PICTURES = (8, 3)
+KEYS = [*CUT_ALIKE, "batch_size=2", "auxiliary={weight: 0.5, depth: 1, coarse: 2}", "model.head.depth=2"]
 
 
 def config(data: Path, *overrides: str) -> TrainConfig:
-    return read_config(data / "shapes.yaml", [*TINY, *SMALL, *AUX, *overrides])
+    return tiny_config(data, *KEYS, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +55,8 @@ def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data: P
     assert settings.auxiliary is not None
     torch.manual_seed(0)
     state = new_state(settings, Detector(settings.model), None, 10, Group())
-    batch = Batch(
-        torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8), torch.tensor([[[8.0, 8, 40, 40]]]),
-        torch.tensor([[1]]), [1], torch.tensor([[64, 64]]),
-    )  # fmt: skip
-    terms = losses(settings, state, batch, CPU, None, Group())
+    batch = one_object()
+    terms = losses(settings, state, batch, torch.device("cpu"), None, Group())
     assert state.whole is not None and len(terms) == 5
     answer = state.whole(batch.images).auxiliary
     grid = state.model.priors()
@@ -93,8 +83,8 @@ def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data: Path, run:
 
 
 def test_a_resumed_run_ends_as_one_never_stopped(data: Path, run: Path, tmp_path: Path) -> None:
-    parts = interrupted(config(data), tmp_path)()
-    one, other = (read_checkpoint(r / "last.pt")["resume"] for r in (parts, run))
+    stop_before_epoch(2, config(data), tmp_path)
+    one, other = (read_checkpoint(r / "last.pt")["resume"] for r in (go_on(tmp_path), run))
     assert any(key.startswith("auxiliary.cls_tower") for key in one["beside"])
     for part in ("model", "beside"):
         assert one[part].keys() == other[part].keys()

@@ -5,66 +5,53 @@ from __future__ import annotations
 import csv
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import export
-import trainer.loop
 from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
 from models.criterion import criterion
 from models.detector import Detector, Raw
 from models.typed import ConfigError, to_mapping
 from runtime.card import sha256_file
-from tests.trainer.test_distributed import two
+from tests.trainer.interrupted import go_on, stop_before_epoch
+from tests.trainer.processes import two
+from tests.trainer.tiny import CUT_ALIKE, TINY, one_object, tiny_config
 from trainer.cards import checkpoint_card
 from trainer.config import TrainConfig, dump_config, read_config, train_config
-from trainer.data import Batch
-from trainer.distill import Distillation, feature_loss, logit_loss
+from trainer.distill import Distillation
 from trainer.distributed import Group
 from trainer.failures import TrainingError, not_finite
 from trainer.learner import Learner
 from trainer.loop import fit
 from trainer.qat import qat_config
-from trainer.recipes.shapes import make_shapes
 from trainer.records import HELP, read_metrics
-from trainer.runs import find_resumable
 from trainer.state import new_state
 from trainer.steps import losses
 
-TINY = ["schedule.epochs=2", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.norm=gn",
-        "model.neck.norm=gn", "model.head.norm=gn", "val_interval=1", "optim.kind=sgd", "optim.lr=0.01"]  # fmt: skip
-SMALL = ["model.backbone.width=0.125", "model.neck.channels=16"]
+PICTURES = (8, 3)
+KEYS = [*CUT_ALIKE, "batch_size=2"]
+WIDER = ["model.backbone.width=0.25", "model.neck.channels=24"]
 BOTH = ["distill.logits=2", "distill.features=0.5", "distill.region=0.2", "distill.temperature=2"]
-CPU = torch.device("cpu")
 
 
 def alone(value: Tensor) -> Tensor:
     return value
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("distill") / "data"
-    make_shapes(folder, train_images=8, val_images=3, size_hw=(64, 64))
-    return folder
-
-
 def config(data: Path, *overrides: str) -> TrainConfig:
-    return read_config(data / "shapes.yaml", [*TINY, *SMALL, *overrides])
+    return tiny_config(data, *KEYS, *overrides)
 
 
 @pytest.fixture(scope="module")
 def teacher(data: Path) -> Path:
     """A checkpoint of a wider network whose predictions are not all alike."""
-    settings = read_config(data / "shapes.yaml", [*TINY, "model.backbone.width=0.25", "model.neck.channels=24"])
-    return written(data / "teacher.pt", settings)
+    return written(data / "teacher.pt", config(data, *WIDER))
 
 
 def written(path: Path, settings: TrainConfig, **card: object) -> Path:
@@ -92,49 +79,9 @@ def started(settings: TrainConfig) -> tuple[Distillation, Learner, Tensor]:
     return state.distillation, state.whole, torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
 
 
-def test_logits_are_compared_where_the_teacher_is_surest() -> None:
-    torch.manual_seed(0)
-    student, teacher, t = torch.randn(2, 10, 3) - 1, 3 * torch.randn(2, 10, 3), 2.0
-    expected, weight = 0.0, 0.0
-    for s, z in zip(student.double(), teacher.double(), strict=True):
-        surest = sorted(range(10), key=lambda n: -float((z[n] / t).sigmoid().max()))[:3]
-        for n in surest:
-            weight += float((z[n] / t).sigmoid().max())
-            for c in range(3):
-                p, q = (1 / (1 + math.exp(-float(x[n, c]) / t)) for x in (s, z))
-                expected += (p - q) ** 2 * -(q * math.log(p) + (1 - q) * math.log(1 - p))
-    assert weight > 1
-    assert float(logit_loss(student, teacher, 0.3, t, alone)) == pytest.approx(t**2 * expected / weight, rel=1e-5)
-    # A teacher that sees nothing does not count for more than one prior.
-    faint = logit_loss(student, teacher - 20, 0.3, 1.0, alone)
-    probabilities = (teacher - 20).sigmoid()
-    where = probabilities.amax(-1).topk(3).indices[..., None].expand(-1, -1, 3)
-    p, q = student.sigmoid().gather(1, where), probabilities.gather(1, where)
-    torch.testing.assert_close(faint, ((p - q) ** 2 * F.binary_cross_entropy(p, q, reduction="none")).sum())
-
-
-def test_features_are_compared_by_channel_over_the_cells() -> None:
-    torch.manual_seed(0)
-    sizes, t = ((4, 6), (2, 3), (1, 1)), 3.0
-    student, teacher = ([2 * torch.randn(2, 5, h, w) for h, w in sizes] for _ in range(2))
-    expected = 0.0
-    for s, z in zip(student, teacher, strict=True):
-        for image in range(2):
-            for channel in range(5):
-                p, q = ((x[image, channel].flatten() / t).softmax(0) for x in (s, z))
-                expected += t**2 / 5 * float((q * (q / p).log()).sum()) / 2
-    assert float(feature_loss(student, teacher, t, alone)) == pytest.approx(expected, rel=1e-4)
-    # Of one cell there is nothing to say, and activations in half precision are compared in float32.
-    assert float(feature_loss(student[2:], teacher[2:], t, alone)) == 0
-    half = [[x.bfloat16() for x in levels] for levels in (student, teacher)]
-    assert feature_loss(*half, t, alone).dtype == torch.float32
-
-
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(data: Path, teacher: Path, amp: torch.dtype | None) -> None:
-    settings = read_config(data / "shapes.yaml", [*TINY, "model.backbone.width=0.25", "model.neck.channels=24",
-                                                  f"distill.teacher={teacher}", *BOTH])  # fmt: skip
-    made, learner, images = started(settings)
+    made, learner, images = started(taught_config(data, teacher, *WIDER))
     learner.detector.load_state_dict(made.teacher.state_dict())
     assert not [*learner.beside.parameters()]
     learner.eval()
@@ -172,11 +119,8 @@ def test_the_terms_are_the_criterions_and_one_more(data: Path, teacher: Path) ->
     settings = taught_config(data, teacher, "batch_size=1")
     torch.manual_seed(0)
     state = new_state(settings, Detector(settings.model), None, 10, Group())
-    batch = Batch(
-        torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8), torch.tensor([[[8.0, 8, 40, 40]]]),
-        torch.tensor([[1]]), [1], torch.tensor([[64, 64]]),
-    )  # fmt: skip
-    terms = losses(settings, state, batch, CPU, None, Group())
+    batch = one_object()
+    terms = losses(settings, state, batch, torch.device("cpu"), None, Group())
     raw: Raw = state.model(batch.images)
     plain = criterion(settings.model, raw, state.model.priors(), batch.boxes_xyxy, batch.labels)
     torch.testing.assert_close(torch.stack(list(terms))[:3], torch.stack(list(plain)))
@@ -218,30 +162,9 @@ def test_without_a_teacher_nothing_is_different(data: Path, tmp_path: Path) -> N
     assert not {"beside", "teacher"} & read_checkpoint(run / "last.pt")["resume"].keys()
 
 
-def interrupted(settings: TrainConfig, runs: Path) -> Callable[[], Path]:
-    """Train the first epoch of `settings`; what is returned goes on."""
-    one_epoch, epochs = trainer.loop.train_epoch, []
-
-    def stopped(*arguments: object) -> None:
-        if epochs:
-            raise KeyboardInterrupt
-        epochs.append(1)
-        one_epoch(*arguments)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.loop, "train_epoch", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            fit(settings, runs, quiet=True)
-
-    def go_on() -> Path:
-        resume = find_resumable(None, runs)
-        return fit(resume.config, runs, resume, quiet=True).run
-
-    return go_on
-
-
 def test_a_resumed_run_ends_as_one_never_stopped(data: Path, teacher: Path, taught: Path, tmp_path: Path) -> None:
-    run = interrupted(taught_config(data, teacher), tmp_path)()
+    stop_before_epoch(2, taught_config(data, teacher), tmp_path)
+    run = go_on(tmp_path)
     one, other = (read_checkpoint(r / "last.pt") for r in (run, taught))
     assert one["resume"]["beside"].keys() == other["resume"]["beside"].keys() and len(one["resume"]["beside"]) == 6
     for part in ("model", "beside"):
@@ -253,12 +176,12 @@ def test_a_resumed_run_ends_as_one_never_stopped(data: Path, teacher: Path, taug
 
 def test_another_teacher_is_not_resumed_with(data: Path, teacher: Path, tmp_path: Path) -> None:
     mine = Path(shutil.copy(teacher, tmp_path / "mine.pt"))
-    go_on = interrupted(taught_config(data, mine), tmp_path / "runs")
+    stop_before_epoch(2, taught_config(data, mine), tmp_path / "runs")
     content = read_checkpoint(mine)
     save_checkpoint(mine, {k: v + 1 for k, v in content["model"].items()}, content["card"])
     assert sha256_file(mine) != sha256_file(teacher)
     with pytest.raises(TrainingError, match=r"distill\.teacher: .*mine\.pt is another file"):
-        go_on()
+        go_on(tmp_path / "runs")
 
 
 def test_two_processes_learn_what_one_learns(data: Path, teacher: Path, tmp_path: Path) -> None:
@@ -323,7 +246,7 @@ def test_refused_configurations(data: Path, teacher: Path) -> None:
 def test_the_path_is_relative_to_the_file_that_says_it(data: Path, teacher: Path) -> None:
     recipe = teacher.with_name("taught.yaml")
     recipe.write_text(f"_base_: shapes.yaml\ndistill: {{teacher: {teacher.name}}}\n")
-    settings = read_config(recipe, TINY)
+    settings = read_config(recipe, [*TINY, *KEYS])
     assert settings.distill is not None and settings.distill.teacher == str(teacher.resolve())
     import yaml
 

@@ -6,9 +6,6 @@ import csv
 import os
 import shutil
 import signal
-import socket
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,53 +14,26 @@ import torch
 import trainer.steps
 from models.checkpoint import read_checkpoint
 from models.typed import ConfigError
+from tests.trainer.processes import two
+from tests.trainer.tiny import CUT_ALIKE, TINY, tiny_config
 from trainer.__main__ import main
-from trainer.config import TrainConfig, read_config
+from trainer.config import TrainConfig
 from trainer.distributed import Group, check_parallel
 from trainer.loader import BatchOrder
 from trainer.loop import fit
-from trainer.recipes.shapes import make_shapes
 from trainer.runs import find_resumable
 
-# GroupNorms: those of batches see half of it in each process. SGD: Adam turns rounding into steps of full length.
-TINY = ["schedule.epochs=2", "batch_size=2", "model.input_size_hw=[64,64]", "model.backbone.width=0.25", "amp=off",
-        "model.backbone.norm=gn", "model.neck.norm=gn", "model.head.norm=gn", "model.neck.channels=16",
-        "val_interval=1", "optim.kind=sgd", "optim.lr=0.01", "optim.ema=0.9", "optim.accumulate=2"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("distributed") / "data"
-    make_shapes(folder, train_images=12, val_images=3, size_hw=(64, 64))
-    return folder
+PICTURES = (12, 3)
+KEYS = [*CUT_ALIKE, "batch_size=2", "model.backbone.width=0.25", "optim.ema=0.9", "optim.accumulate=2"]
 
 
 def config(data: Path, *overrides: str) -> TrainConfig:
-    return read_config(data / "shapes.yaml", [*TINY, *overrides])
+    return tiny_config(data, *KEYS, *overrides)
 
 
-def two(work: Callable[[int], object], err: Path) -> list[int]:
-    """Exit statuses of two processes that torchrun's environment makes one training; stderr goes to `err`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = []
-    for rank in range(2):
-        pid = os.fork()
-        if pid == 0:
-            status = 70
-            try:
-                with err.open("a") as file:
-                    os.dup2(file.fileno(), 2)
-                    sys.stderr = file
-                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-                    status = int(work(rank) or 0)
-                    file.flush()
-            finally:
-                os._exit(status)
-        pids.append(pid)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+def command(data: Path, runs: Path, *overrides: str) -> list[str]:
+    """`config` and the training of it, as arguments of the command."""
+    return ["fit", str(data / "shapes.yaml"), *TINY, *KEYS, *overrides, "--runs", str(runs), "--quiet"]
 
 
 def numbers(run: Path) -> list[list[float]]:
@@ -112,8 +82,6 @@ def test_a_process_without_a_usable_picture_takes_part(data: Path, tmp_path: Pat
 
 
 def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_path: Path, single: Path) -> None:
-    arguments = ["fit", str(data / "shapes.yaml"), *TINY, "checkpoint_steps=1", "--runs", str(tmp_path), "--quiet"]
-
     def dying(rank: int) -> object:
         real, calls = trainer.steps.losses, []
 
@@ -124,7 +92,7 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_pat
             return real(*arguments)  # type: ignore[arg-type]
 
         trainer.steps.losses = losses  # type: ignore[assignment]
-        return main(arguments)
+        return main(command(data, tmp_path, "checkpoint_steps=1"))
 
     assert two(dying, tmp_path / "err") == [1, -signal.SIGKILL]
     said = (tmp_path / "err").read_text()
@@ -136,8 +104,6 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_pat
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(data: Path, tmp_path: Path) -> None:
-    arguments = ["fit", str(data / "shapes.yaml"), *TINY, "--runs", str(tmp_path), "--quiet"]
-
     def asked(rank: int) -> object:
         real = trainer.steps.losses
 
@@ -148,7 +114,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(data: Path, tmp_path
             return real(*arguments)  # type: ignore[arg-type]
 
         trainer.steps.losses = losses  # type: ignore[assignment]
-        return main(arguments)
+        return main(command(data, tmp_path))
 
     assert two(asked, tmp_path / "err") == [1, 1]
     assert (tmp_path / "err").read_text().count("in epoch 1, after batch 2; all of it is saved") == 2

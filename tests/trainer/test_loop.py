@@ -13,35 +13,18 @@ import torch
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.typed import ConfigError
 from runtime.coco import CocoError
+from tests.trainer.interrupted import stop_before_epoch
+from tests.trainer.tiny import tiny_config, weights
 from trainer.__main__ import main
-from trainer.config import TrainConfig, read_config
 from trainer.loop import TrainingError, fit
-from trainer.precision import pick_amp, pick_device, worker_count
-from trainer.recipes.shapes import make_shapes
 from trainer.runs import find_resumable
 
-TINY = ["schedule.epochs=2", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
-        "model.neck.channels=16", "amp=off", "val_interval=1"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("loop") / "data"
-    make_shapes(folder, train_images=12, val_images=4, size_hw=(64, 64))
-    return folder
-
-
-def config(data: Path, *overrides: str) -> TrainConfig:
-    return read_config(data / "shapes.yaml", [*TINY, *overrides])
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(path)["model"]  # type: ignore[no-any-return]
+PICTURES = (12, 4)
 
 
 @pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
 def test_every_preset_trains_and_saves_loadable_weights(data: Path, tmp_path: Path, detector: str) -> None:
-    result = fit(config(data, f"model.detector={detector}", "optim.accumulate=2"), tmp_path, quiet=True)
+    result = fit(tiny_config(data, f"model.detector={detector}", "optim.accumulate=2"), tmp_path, quiet=True)
     content = read_checkpoint(result.best)
     assert content["card"]["model"]["detector"] == detector
     assert all(torch.isfinite(v).all() for v in content["model"].values())
@@ -49,7 +32,7 @@ def test_every_preset_trains_and_saves_loadable_weights(data: Path, tmp_path: Pa
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(data: Path, tmp_path: Path) -> None:
     first, same, other = (
-        weights(fit(config(data, f"seed={seed}"), tmp_path, quiet=True).run / "last.pt") for seed in (1, 1, 2)
+        weights(fit(tiny_config(data, f"seed={seed}"), tmp_path, quiet=True).run / "last.pt") for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[k], same[k]) for k in first)
     assert any(not torch.equal(first[k], other[k]) for k in first)
@@ -58,24 +41,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(data: Path, t
 def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config(data, "schedule.epochs=3")
+    settings = tiny_config(data, "schedule.epochs=3")
     whole = fit(settings, tmp_path / "whole", quiet=True)
-
-    import trainer.loop
-
-    real, epochs = trainer.loop.train_epoch, []
-
-    def stopped(*arguments: object) -> None:
-        if len(epochs) == 2:
-            raise KeyboardInterrupt
-        epochs.append(1)
-        real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(trainer.loop, "train_epoch", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        fit(settings, tmp_path / "cut", quiet=True)
-    monkeypatch.setattr(trainer.loop, "train_epoch", real)
-
+    stop_before_epoch(3, settings, tmp_path / "cut")
     resume = find_resumable(None, tmp_path / "cut")
     assert resume.state["epoch"] == 2
     resumed = fit(resume.config, tmp_path / "cut", resume, quiet=True)
@@ -93,13 +61,13 @@ def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
 
 
 def test_a_second_run_of_the_same_name_gets_its_own_folder(data: Path, tmp_path: Path) -> None:
-    runs = [fit(config(data, "schedule.epochs=1"), tmp_path, quiet=True).run.name for _ in range(2)]
+    runs = [fit(tiny_config(data, "schedule.epochs=1"), tmp_path, quiet=True).run.name for _ in range(2)]
     assert runs == ["shapes", "shapes-2"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_images_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"not finite in epoch 1 .* on images \[\d+, .*Lower optim\.lr"):
-        fit(config(data, "optim.kind=sgd", "optim.lr=1e30", "optim.clip_norm=0"), tmp_path, quiet=True)
+        fit(tiny_config(data, "optim.kind=sgd", "optim.lr=1e30", "optim.clip_norm=0"), tmp_path, quiet=True)
 
 
 def test_images_without_objects_teach_background_with_no_box_loss(data: Path, tmp_path: Path) -> None:
@@ -108,7 +76,7 @@ def test_images_without_objects_teach_background_with_no_box_loss(data: Path, tm
     coco = json.loads((copy / "train.json").read_text())
     coco["annotations"] = []
     (copy / "train.json").write_text(json.dumps(coco))
-    run = fit(config(copy, "schedule.epochs=1"), tmp_path / "runs", quiet=True).run
+    run = fit(tiny_config(copy, "schedule.epochs=1"), tmp_path / "runs", quiet=True).run
     header, row = (line.split(",") for line in (run / "metrics.csv").read_text().splitlines())
     values = dict(zip(header, row, strict=True))
     assert float(values["loss_cls"]) > 0
@@ -124,7 +92,7 @@ def test_broken_pictures_are_skipped_and_counted(
     first.write_bytes(first.read_bytes()[:200])
     second.write_bytes(b"")
     third.unlink()
-    fit(config(copy, "schedule.epochs=2"), tmp_path / "runs")
+    fit(tiny_config(copy, "schedule.epochs=2"), tmp_path / "runs")
     said = capsys.readouterr().err
     assert said.count("2 of 11 training pictures cannot be used") == 1
     assert "train: 1 images whose file is missing (skipped)" in said
@@ -138,7 +106,7 @@ def test_a_set_without_a_usable_picture_is_an_error(data: Path, tmp_path: Path) 
     for path in (copy / "train").glob("*.jpg"):
         path.write_bytes(b"not a picture")
     with pytest.raises(TrainingError, match="not one training picture could be used"):
-        fit(config(copy), tmp_path / "runs", quiet=True)
+        fit(tiny_config(copy), tmp_path / "runs", quiet=True)
 
 
 def test_an_empty_dataset_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +116,7 @@ def test_an_empty_dataset_is_refused(data: Path, tmp_path: Path, capsys: pytest.
         json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]})
     )
     with pytest.raises(CocoError, match=r"train\.json: images: empty dataset"):
-        fit(config(copy, "model.classes=[a]"), tmp_path / "runs", quiet=True)
+        fit(tiny_config(copy, "model.classes=[a]"), tmp_path / "runs", quiet=True)
     assert main(["fit", str(copy / "shapes.yaml"), "model.classes=[a]", "--runs", str(tmp_path / "runs")]) == 1
     error = capsys.readouterr().err
     assert "trainer fit: error:" in error and "Traceback" not in error
@@ -165,6 +133,9 @@ def test_an_empty_dataset_is_refused(data: Path, tmp_path: Path, capsys: pytest.
         (["eval", "--runs", "nowhere"], 1, "there is no best.pt"),
         (["show", "c.yaml", "--wrong"], 2, "unrecognized arguments: --wrong"),
         (["new", "thing.yaml"], 2, "for your own data name a new FILE.yaml"),
+        (["check-data", "none.yaml", "--augment", "seed=1"], 1, "cannot read this config"),
+        (["check-data", "--augment", "none.yaml"], 1, "cannot read this config"),
+        (["check-data", "none.yaml", "--augment", "all"], 1, "cannot read this config"),
     ],
 )
 def test_exit_status_and_advice(
@@ -180,21 +151,7 @@ def test_exit_status_and_advice(
     assert text in capsys.readouterr().err
 
 
-def test_devices_and_precision() -> None:
-    cpu = torch.device("cpu")
-    assert pick_device("cpu") == cpu
-    assert pick_amp("off", cpu) is None and pick_amp("bf16", cpu) == torch.bfloat16
-    assert worker_count("auto", cpu) == 0 and worker_count(3, cpu) == 3
-    with pytest.raises(ConfigError, match="fp16 training needs a GPU"):
-        pick_amp("fp16", cpu)
-    with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N, got 'gpu'"):
-        pick_device("gpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="torch sees no GPU here"):
-            pick_device("cuda")
-
-
 def test_workers_change_nothing(data: Path, tmp_path: Path) -> None:
-    runs = [fit(config(data, "schedule.epochs=1", f"data.workers={n}"), tmp_path, quiet=True).run for n in (0, 2)]
+    runs = [fit(tiny_config(data, "schedule.epochs=1", f"data.workers={n}"), tmp_path, quiet=True).run for n in (0, 2)]
     a, b = (weights(run / "last.pt") for run in runs)
     assert all(np.array_equal(a[k], b[k]) for k in a)

@@ -1,4 +1,4 @@
-"""Schedules and accumulation as tables; decay and averaging on small modules."""
+"""Schedules and accumulation as tables; optimisers, decay and averaging on small modules, in formulas."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.averaging import build_average
+from trainer.averaging import build_average, estimate_norms
 from trainer.config import OptimConfig, ScheduleConfig
+from trainer.data import Batch
 from trainer.optim import build_optimizer, group_size, lr_factor, steps_per_epoch
 
 
@@ -52,6 +53,63 @@ def test_the_rate_is_positive_and_never_above_the_base(total: int, warmup: int, 
     assert factors[min(warmup, total // 10)] == 1  # a warm-up longer than the run cannot swallow it
 
 
+LR, DECAY, MOMENTUM, B1, B2, EPS = 0.1, 0.2, 0.9, 0.9, 0.999, 1e-8
+GRADIENTS = (0.5, -1.5, 2.0)
+
+
+def nesterov(w: float) -> float:
+    v = 0.0
+    for gradient in GRADIENTS:
+        g = gradient + DECAY * w
+        v = MOMENTUM * v + g
+        w -= LR * (g + MOMENTUM * v)
+    return w
+
+
+def adam(w: float, decoupled: bool) -> float:
+    m = v = 0.0
+    for t, gradient in enumerate(GRADIENTS, start=1):
+        if decoupled:
+            w -= LR * DECAY * w
+        g = gradient if decoupled else gradient + DECAY * w
+        m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g * g
+        w -= LR * (m / (1 - B1**t)) / (math.sqrt(v / (1 - B2**t)) + EPS)
+    return w
+
+
+def nadam(w: float) -> float:
+    """Dozat, "Incorporating Nesterov Momentum into Adam" (2016), with its schedule of momenta (psi = 0.004)."""
+    m, v, product = 0.0, 0.0, 1.0
+    for t, gradient in enumerate(GRADIENTS, start=1):
+        g = gradient + DECAY * w
+        mu, following = (B1 * (1 - 0.5 * 0.96 ** (0.004 * s)) for s in (t, t + 1))
+        product *= mu
+        m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g * g
+        step = (1 - mu) * g / (1 - product) + following * m / (1 - product * following)
+        w -= LR * step / (math.sqrt(v / (1 - B2**t)) + EPS)
+    return w
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"kind": "sgd", "nesterov": True}, nesterov(3.0)),
+        ({"kind": "adam"}, adam(3.0, decoupled=False)),
+        ({"kind": "adamw"}, adam(3.0, decoupled=True)),
+        ({"kind": "nadam"}, nadam(3.0)),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
+)
+def test_optimisers_follow_their_papers(keys: dict[str, object], expected: float) -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(3.0)
+    optimizer = build_optimizer(layer, OptimConfig(lr=LR, weight_decay=DECAY, momentum=MOMENTUM, **keys))  # type: ignore[arg-type]
+    for gradient in GRADIENTS:
+        layer.weight.grad = torch.full_like(layer.weight, gradient)
+        optimizer.step()
+    assert float(layer.weight.detach()) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_norms_and_biases_do_not_decay(kind: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
@@ -83,3 +141,33 @@ def test_the_average_follows_its_formula_with_the_ramp() -> None:
 
 def test_no_average_for_a_decay_of_zero() -> None:
     assert build_average(nn.Linear(1, 1), 0.0) is None
+
+
+def test_averaged_norms_have_the_plain_mean_of_all_batches_and_frozen_ones_their_own() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.learned, self.frozen = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def train(self, mode: bool = True) -> Net:
+            super().train(mode)
+            self.frozen.eval()
+            return self
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x = images.permute(0, 3, 1, 2).float()
+            return self.learned(x) + self.frozen(x)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    nothing = torch.zeros(0)
+    pictures = [torch.randint(0, 256, (n, 4, 4, 3), dtype=torch.uint8) for n in (2, 0, 3, 2)]
+    model = Net()
+    model.learned.running_mean.fill_(99)  # type: ignore[union-attr]
+    model.frozen.running_mean.fill_(7)  # type: ignore[union-attr]
+    batches = [Batch(p, nothing, nothing, nothing, ()) for p in pictures]
+    estimate_norms(model, batches, torch.device("cpu"), None, lambda done: None)
+    used = [p.float().reshape(-1, 3) for p in pictures if len(p)]
+    torch.testing.assert_close(model.learned.running_mean, torch.stack([p.mean(0) for p in used]).mean(0))
+    torch.testing.assert_close(model.learned.running_var, torch.stack([p.var(0) for p in used]).mean(0))
+    assert model.frozen.running_mean.tolist() == [7, 7, 7]  # type: ignore[union-attr]
+    assert model.learned.momentum == 0.1 and not model.training

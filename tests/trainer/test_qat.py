@@ -12,11 +12,11 @@ from models.checkpoint import CheckpointError, build_detector, read_checkpoint
 from models.quant import QuantDetector
 from models.typed import ConfigError
 from runtime import Detector, read_card
+from tests.trainer.interrupted import go_on, stop_before_epoch
 from trainer.__main__ import main
 from trainer.config import read_config
 from trainer.loop import fit
 from trainer.qat import last_moving_epoch, qat_config
-from trainer.runs import find_resumable
 
 SHORT = ["schedule.epochs=2", "val_interval=2", "qat.images=16", "amp=off"]
 
@@ -74,22 +74,8 @@ def test_ranges_follow_in_the_first_epoch_and_stay_in_the_second(shapes_run: Pat
 def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(shapes_run: Path, tmp_path: Path) -> None:
     config = qat_config(shapes_run / "best.pt", [*SHORT, "val_interval=1"])
     whole = fit(config, tmp_path / "whole", quiet=True).run
-    import trainer.loop
-
-    one_epoch, epochs = trainer.loop.train_epoch, []
-
-    def stopped(*arguments: object) -> None:
-        if epochs:
-            raise KeyboardInterrupt
-        epochs.append(1)
-        one_epoch(*arguments)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.loop, "train_epoch", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            fit(config, tmp_path / "parts", quiet=True)
-    resume = find_resumable(None, tmp_path / "parts")
-    parts = fit(resume.config, tmp_path / "parts", resume, quiet=True).run
+    stop_before_epoch(2, config, tmp_path / "parts")
+    parts = go_on(tmp_path / "parts")
     first, second = (read_checkpoint(run / "last.pt")["model"] for run in (whole, parts))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
 

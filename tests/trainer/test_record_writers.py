@@ -17,18 +17,17 @@ from typing import Any
 import pytest
 
 from models.typed import ConfigError
+from tests.trainer.tiny import tiny_config
 from trainer import records
 from trainer.checkpoints import Checkpoints
-from trainer.config import TrainConfig, read_config
+from trainer.config import TrainConfig
 from trainer.failures import Interrupted
 from trainer.loop import fit
-from trainer.recipes.shapes import make_shapes
 from trainer.record_writers import RecordsError, flattened
 from trainer.records import read_metrics
 from trainer.runs import find_resumable
 
-TINY = ["schedule.epochs=2", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
-        "model.neck.channels=16", "amp=off", "val_interval=1", "optim.ema=0"]  # fmt: skip
+PICTURES = (8, 4)
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -36,15 +35,8 @@ def needs(package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not there, reason=f"the optional package {package} is not installed")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("records") / "data"
-    make_shapes(folder, train_images=8, val_images=4, size_hw=(64, 64))
-    return folder
-
-
 def config(data: Path, *overrides: str) -> TrainConfig:
-    return read_config(data / "shapes.yaml", [*TINY, *overrides])
+    return tiny_config(data, "optim.ema=0", *overrides)
 
 
 class Stopper:

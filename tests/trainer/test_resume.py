@@ -1,4 +1,4 @@
-"""Killed, asked to stop, out of disk, other data: a run that goes on ends as if nothing had happened."""
+"""Killed, asked to stop, saved by an older version: a run that goes on ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import csv
 import json
 import os
 import random
-import resource
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,59 +17,33 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import trainer.loop
-from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from models.checkpoint import read_checkpoint, save_checkpoint
 from models.detector import Detector
 from models.typed import ConfigError
 from runtime.card import sha256_file
+from tests.trainer.interrupted import ask_at_end_of_epoch, ask_at_step
+from tests.trainer.processes import child, ended
+from tests.trainer.tiny import TINY, tiny_config
 from trainer.__main__ import main
-from trainer.config import TrainConfig, read_config
+from trainer.config import TrainConfig
 from trainer.distributed import Group
-from trainer.loop import Interrupted, TrainingError, fit
-from trainer.recipes.shapes import make_shapes
+from trainer.loop import Interrupted, fit
 from trainer.runs import find_resumable
-from trainer.state import State, new_state, seed_everything
+from trainer.state import new_state, seed_everything
 
+PICTURES = (14, 3)
 # 7 batches and 4 steps an epoch, the last of one batch; averaged weights come with the recipe.
-TINY = ["schedule.epochs=2", "batch_size=2", "optim.accumulate=2", "model.input_size_hw=[64,64]", "amp=off",
-        "model.backbone.width=0.125", "model.neck.channels=16", "val_interval=1", "checkpoint_steps=1"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resume") / "data"
-    make_shapes(folder, train_images=14, val_images=3, size_hw=(64, 64))
-    return folder
+KEYS = ["batch_size=2", "optim.accumulate=2", "checkpoint_steps=1"]
 
 
 def config(data: Path, *overrides: str) -> TrainConfig:
-    return read_config(data / "shapes.yaml", [*TINY, *overrides])
+    return tiny_config(data, *KEYS, *overrides)
 
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody interrupted."""
     return fit(config(data), tmp_path_factory.mktemp("whole"), quiet=True).run
-
-
-def child(work: Callable[[], object], err: Path) -> int:
-    """Run `work` in a process of its own, whose stderr goes to the file `err`; returns its id."""
-    pid = os.fork()
-    if pid == 0:
-        status = 70
-        try:
-            with err.open("a") as file:
-                os.dup2(file.fileno(), 2)
-                sys.stderr = file
-                status = int(work() or 0)
-                file.flush()
-        finally:
-            os._exit(status)
-    return pid
-
-
-def ended(pid: int) -> int:
-    """Exit status of a child, negative for the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def start_or_resume(settings: TrainConfig, runs: Path) -> object:
@@ -103,7 +74,7 @@ def assert_same_end(run: Path, whole: Path) -> None:
             assert same, key
     one_rows, other_rows = ([*csv.DictReader((r / "metrics.csv").open())] for r in (run, whole))
     for row in (*one_rows, *other_rows):
-        del row["seconds"], row["images_per_s"]
+        del row["seconds"], row["images_per_s"], row["data_wait"]
     assert one_rows == other_rows
 
 
@@ -180,7 +151,7 @@ def test_a_signal_finishes_the_step_saves_and_names_the_command(
 
         trainer.loop.train_epoch = signalled
         runs = str(tmp_path / "runs")
-        return main(["fit", str(data / "shapes.yaml"), *TINY, "checkpoint_steps=0", "--runs", runs, "--quiet"])
+        return main(["fit", str(data / "shapes.yaml"), *TINY, *KEYS, "checkpoint_steps=0", "--runs", runs, "--quiet"])
 
     assert ended(child(work, tmp_path / "err")) == 1
     run = tmp_path / "runs" / "shapes"
@@ -240,8 +211,7 @@ def test_minutes_are_counted(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_run_saved_by_an_older_version_goes_on(data: Path, tmp_path: Path, whole: Path) -> None:
     """It knew ends of epochs only, and fewer keys."""
-    with pytest.raises(Interrupted):
-        _stopped_after(1, config(data, "checkpoint_steps=0"), tmp_path)
+    ask_at_end_of_epoch(1, config(data, "checkpoint_steps=0"), tmp_path)
     last = tmp_path / "shapes" / "last.pt"
     content = read_checkpoint(last)
     old = {k: content["resume"][k] for k in ("model", "average", "optimizer", "schedule", "scaler", "epoch",
@@ -255,49 +225,12 @@ def test_a_run_saved_by_an_older_version_goes_on(data: Path, tmp_path: Path, who
     assert_same_end(tmp_path / "shapes", whole)
 
 
-def _stopped_after(epochs: int, settings: TrainConfig, runs: Path) -> None:
-    """A run that is asked to stop while it writes down its epoch number `epochs`."""
-    real = trainer.loop.Records.end_epoch
-
-    def ending(self: object, *arguments: object) -> object:
-        row = real(self, *arguments)  # type: ignore[arg-type]
-        if row["epoch"] == epochs:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.loop.Records, "end_epoch", ending)
-        fit(settings, runs, quiet=True)
-
-
-def test_a_full_disk_names_file_and_room_and_leaves_the_old_file(data: Path, tmp_path: Path) -> None:
-    """The limit on a file's size cuts the write off in the middle, as a full disk does."""
-    path = tmp_path / "last.pt"
-    save_checkpoint(path, {"w": torch.zeros(10)}, {"first": 1})
-    before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
-    try:
-        told = r"last\.pt: cannot write this checkpoint: File too large, after 0\.\d MiB .*alone are 3\.8 MiB; "
-        with pytest.raises(CheckpointError, match=told + r"\d.* MiB were free then.*before is unchanged"):
-            save_checkpoint(path, {"w": torch.zeros(1_000_000)}, {})
-        run = tmp_path / "shapes"
-        with pytest.raises(CheckpointError, match=rf"{run}/(last|best)\.pt: cannot write.* nothing is left"):
-            fit(config(data), tmp_path, quiet=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before
-    assert not [*tmp_path.glob(".*"), *run.glob(".*")]
-
-
 def test_annotations_that_changed_are_refused_with_both_hashes_or_accepted_when_told(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy, runs = tmp_path / "data", tmp_path / "runs"
     shutil.copytree(data, copy)
-    resume = None
-    with pytest.raises(Interrupted):
-        _stopped_in_the_second_epoch(config(copy), runs)
+    ask_at_step(5, config(copy), runs)
     file = copy / "train.json"
     old = sha256_file(file)
     coco = json.loads(file.read_text())
@@ -313,106 +246,22 @@ def test_annotations_that_changed_are_refused_with_both_hashes_or_accepted_when_
     assert read_checkpoint(runs / "shapes" / "last.pt")["card"]["hashes"]["train_annotations"] == sha256_file(file)
 
 
-def _stopped_in_the_second_epoch(settings: TrainConfig, runs: Path) -> None:
-    real = trainer.loop.Records.step
+def test_annotations_that_change_under_a_run_do_not_change_it(data: Path, tmp_path: Path) -> None:
+    copy, real = tmp_path / "data", trainer.loop.Records.step
+    shutil.copytree(data, copy)
+    file = copy / "train.json"
+    old = sha256_file(file)
 
     def step(self: object) -> None:
+        file.write_text("no JSON any more")
         real(self)  # type: ignore[arg-type]
-        if self.epoch == 1:  # type: ignore[attr-defined]
-            os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.loop.Records, "step", step)
-        fit(settings, runs, quiet=True)
-
-
-def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import trainer.steps
-
-    real, calls = trainer.steps.losses, []
-
-    def poisoned(settings: TrainConfig, state: State, *others: object) -> object:
-        calls.append(1)
-        if len(calls) in (2, 5):
-            for module in state.model.modules():  # what activations without bound leave behind
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.running_mean.fill_(float("nan"))  # type: ignore[union-attr]
-        terms = real(settings, state, *others)  # type: ignore[arg-type]
-        return terms._replace(cls=terms.cls * float("nan")) if len(calls) in (2, 5) else terms
-
-    monkeypatch.setattr(trainer.steps, "losses", poisoned)
-    skip = ["optim.on_nan=skip", "optim.nan_limit=2", "schedule.epochs=1"]
-    run = fit(config(data, *skip), tmp_path).run
-    said = capsys.readouterr().err
-    assert "left out number 2 (at most 2): the loss is not finite in epoch 1 on images [" in said
+        run = fit(config(copy, "schedule.epochs=1"), tmp_path, quiet=True).run
     content = read_checkpoint(run / "last.pt")
-    assert content["resume"]["skipped"] == 2
-    assert all(torch.isfinite(v).all() for v in content["resume"]["model"].values())
-    assert content["resume"]["records"]["images"] == 14 - 2 * 2
-    calls.clear()
-    with pytest.raises(TrainingError, match=r"2 batches were left out, more than optim.nan_limit; .* on images \["):
-        fit(config(data, "optim.on_nan=skip", "optim.nan_limit=1"), tmp_path, quiet=True)
-    with pytest.raises(TrainingError, match=r"not finite .*the last good checkpoint, .*last\.pt, holds epoch 1 after "
-                       r"batch 4\. .*optim.on_nan=skip"):  # fmt: skip
-        monkeypatch.setattr(trainer.steps, "losses", _nan_at(5, real))
-        fit(config(data), tmp_path, quiet=True)
-
-
-def _nan_at(number: int, real: Callable[..., object]) -> Callable[..., object]:
-    calls: list[int] = []
-
-    def poisoned(*arguments: object) -> object:
-        calls.append(1)
-        terms = real(*arguments)
-        return terms._replace(cls=terms.cls * float("nan")) if len(calls) == number else terms  # type: ignore[attr-defined]
-
-    return poisoned
-
-
-def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import trainer.steps
-
-    real = trainer.steps.clip_gradients
-    seen: list[dict[str, torch.Tensor]] = []
-
-    def poisoned(model: torch.nn.Module, largest: float) -> torch.Tensor:
-        seen.append({k: v.clone() for k, v in model.named_parameters()})
-        if len(seen) == 2:
-            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))  # type: ignore[union-attr]
-        return real(model, largest)
-
-    monkeypatch.setattr(trainer.steps, "clip_gradients", poisoned)
-    fit(config(data, "optim.on_nan=skip", "schedule.epochs=1"), tmp_path, quiet=True)
-    first, second, third = seen[:3]
-    assert any(not torch.equal(first[k], second[k]) for k in first)
-    assert all(torch.equal(second[k], third[k]) for k in first)
-    seen.clear()
-    with pytest.raises(
-        TrainingError, match=r"the gradient is not finite in epoch 1 .* on images \[\d+, \d+, \d+, \d+\]"
-    ):
-        fit(config(data), tmp_path, quiet=True)
-
-
-def test_a_loader_process_killed_by_the_system_is_named_with_advice(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import trainer.cache
-
-    real, parent = trainer.cache.read_image, os.getpid()
-
-    def killed(path: Path) -> object:
-        if os.getpid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(path)
-
-    monkeypatch.setattr(trainer.cache, "read_image", killed)
-    with pytest.raises(TrainingError, match=r"a data loading process died: .*killed.*lower data\.workers or batch_size"
-                       r".*no checkpoint was written"):  # fmt: skip
-        fit(config(data, "data.workers=1"), tmp_path, quiet=True)
+    assert content["resume"]["records"]["images"] == 14  # every picture, as they were read at the start
+    assert content["card"]["hashes"]["train_annotations"] == old != sha256_file(file)
 
 
 def test_random_numbers_of_all_three_generators_go_on(data: Path) -> None:

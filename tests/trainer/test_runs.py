@@ -15,24 +15,21 @@ import torch
 
 from models.checkpoint import read_checkpoint, save_checkpoint
 from models.typed import ConfigError
+from tests.trainer.tiny import tiny_config
 from trainer import running
 from trainer.__main__ import main
-from trainer.config import TrainConfig, read_config
+from trainer.config import TrainConfig
 from trainer.loop import fit
-from trainer.recipes.shapes import make_shapes
 from trainer.run_list import RunListError, by_map, list_runs, read_run
 from trainer.running import is_training, training_in
 from trainer.runs import find_resumable
 
-TINY = ["schedule.epochs=2", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
-        "model.neck.channels=16", "amp=off"]  # fmt: skip
+PICTURES = (8, 4)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("runs") / "data"
-    make_shapes(folder, train_images=8, val_images=4, size_hw=(64, 64))
-    return read_config(folder / "shapes.yaml", TINY)
+def config(data: Path) -> TrainConfig:
+    return tiny_config(data, "val_interval=5")
 
 
 @pytest.fixture(scope="module")

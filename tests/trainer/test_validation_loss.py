@@ -14,25 +14,17 @@ from models.checkpoint import build_detector, read_checkpoint
 from models.criterion import criterion
 from runtime.coco import read_coco
 from runtime.image import letterbox, read_image
-from trainer.config import TrainConfig, read_config
+from tests.trainer.tiny import tiny_config
+from trainer.config import TrainConfig
 from trainer.loop import fit
-from trainer.recipes.shapes import make_shapes
 from trainer.records import VAL_LOSSES, read_metrics
 from trainer.validation_loss import validation_losses
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("validation") / "data"
-    make_shapes(folder, train_images=8, val_images=5, size_hw=(64, 64))
-    return folder
+PICTURES = (8, 5)
 
 
 def config(data: Path, *overrides: str) -> TrainConfig:
-    return read_config(data / "shapes.yaml", [
-        "schedule.epochs=3", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
-        "model.neck.channels=16", "amp=off", "val_interval=2", *overrides,
-    ])  # fmt: skip
+    return tiny_config(data, "schedule.epochs=3", "val_interval=2", *overrides)
 
 
 @pytest.fixture(scope="module")

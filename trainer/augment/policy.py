@@ -52,6 +52,7 @@ class Step(NamedTuple):
 
 
 def trivial_steps(config: TrivialConfig, rng: np.random.Generator) -> list[Step]:
+    """One operation, drawn evenly, at a strength drawn evenly from both directions."""
     names = _TRIVIAL_COLOR + (_TRIVIAL_GEOMETRY if config.geometric else ())
     name = names[rng.integers(len(names))]
     level = config.strength * float(rng.uniform(-1, 1))

@@ -28,7 +28,7 @@ from trainer.recipes.glyphs import (
     stroke_texture,
     window,
 )
-from trainer.recipes.writer import Progress, RecipeError, Scene, write_dataset
+from trainer.recipes.writer import Progress, Scene, for_pictures, write_dataset
 
 HEIGHT_RANGE = (12.0, 160.0)
 """Pixels from top to bottom of the ink, drawn log-uniformly."""
@@ -99,8 +99,7 @@ def make_digits(
     The same seed gives the same bytes on the same machine. Raises `RecipeError` when `out` already
     holds files or a number is out of range.
     """
-    if min(size_hw) < 64:
-        raise RecipeError(f"size_hw: expected a height and width of at least 64 px, got {size_hw}")
+    recipe = for_pictures(RECIPE, size_hw)
     train, val = load_material(TRAIN_SAMPLES), load_material(VAL_SAMPLES)
     info = {
         "description": "isodet digits: handwritten digits on photographs, generated",
@@ -117,9 +116,6 @@ def make_digits(
         "train": (train_images, lambda i: draw_scene(train, size_hw, np.random.default_rng([seed, 0, i]))),
         "val": (val_images, lambda i: draw_scene(val, size_hw, np.random.default_rng([seed, 1, i]))),
     }
-    # The network takes multiples of 32: the letterbox brings the pictures to the next one.
-    height, width = (-(-side // 32) * 32 for side in size_hw)
-    recipe = RECIPE.replace("@HEIGHT@", str(height)).replace("@WIDTH@", str(width))
     names = [str(d) for d in range(10)]
     write_dataset(out, splits, names, info, licenses, {"digits.yaml": recipe, **VARIANTS}, progress)
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from trainer.recipes.writer import Progress, RecipeError, Scene, write_dataset
+from trainer.recipes.writer import Progress, Scene, for_pictures, write_dataset
 
 CLASSES = ("circle", "square", "triangle")
 
@@ -51,8 +51,7 @@ def make_shapes(
     The same seed gives the same bytes on the same machine. Raises `RecipeError` when `out` already
     holds files or a number is out of range.
     """
-    if min(size_hw) < 64:
-        raise RecipeError(f"size_hw: expected a height and width of at least 64 px, got {size_hw}")
+    recipe = for_pictures(RECIPE, size_hw)
     info = {
         "description": "isodet shapes: circles, squares and triangles, generated",
         "version": "1",
@@ -63,8 +62,6 @@ def make_shapes(
         "train": (train_images, lambda i: draw_scene(size_hw, np.random.default_rng([seed, 0, i]))),
         "val": (val_images, lambda i: draw_scene(size_hw, np.random.default_rng([seed, 1, i]))),
     }
-    height, width = (-(-side // 32) * 32 for side in size_hw)  # the network takes multiples of 32
-    recipe = RECIPE.replace("@HEIGHT@", str(height)).replace("@WIDTH@", str(width))
     write_dataset(out, splits, CLASSES, info, licenses, {"shapes.yaml": recipe}, progress)
 
 

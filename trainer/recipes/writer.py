@@ -32,6 +32,18 @@ class Scene:
     jpeg_quality: int = 92
 
 
+def for_pictures(recipe: str, size_hw: tuple[int, int]) -> str:
+    """The text `recipe` with the input for pictures of `size_hw` pixels in place of @HEIGHT@ and @WIDTH@.
+
+    The network takes multiples of 32: the letterbox brings the pictures to the next one. Raises `RecipeError` below
+    64 px.
+    """
+    if min(size_hw) < 64:
+        raise RecipeError(f"size_hw: expected a height and width of at least 64 px, got {size_hw}")
+    height, width = (-(-side // 32) * 32 for side in size_hw)
+    return recipe.replace("@HEIGHT@", str(height)).replace("@WIDTH@", str(width))
+
+
 def write_dataset(
     out: Path,
     splits: Mapping[str, tuple[int, Callable[[int], Scene]]],

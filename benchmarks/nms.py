@@ -1,0 +1,166 @@
+"""What NMS costs in the whole graph, in each of its forms, on the CPU in ONNX Runtime.
+
+    python benchmarks/nms.py [CHECKPOINT] [--candidates 300] [--turns 200] [--threads 1] [--out runs/nms]
+
+Exports the checkpoint (default: the digits recipe's detector with random weights, 320 px) in every form, with K
+candidates, and runs the files on noise and, with --pictures, on pictures, one frame at a time in a bare session. The
+forms take turns, so that a slow moment of the machine hits all of them. What NMS costs is the median over the turns of
+a form's time minus that of the form without NMS at the same turn; its share is that over the whole. The time without
+NMS holds candidates and decoding.
+
+    python benchmarks/nms.py --export-time
+
+times `to_onnx` of an untrained ResNet-50 detector at 640 px from end to end, verification aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnxruntime
+import torch
+
+import export
+from export.options import NmsKind
+from models.checkpoint import read_checkpoint, save_checkpoint
+from models.config import ModelConfig, model_config
+from models.detector import Detector
+from models.typed import to_mapping
+from runtime import Card
+from runtime.image import letterbox, read_image
+
+KINDS = tuple(kind for kind in get_args(NmsKind) if kind != "plugin")  # TensorRT's, which has no CPU
+
+
+def untrained(path: Path, config: ModelConfig) -> Path:
+    """A checkpoint of random weights, with the statistics of a batch of noise."""
+    torch.manual_seed(0)
+    model = Detector(config)
+    with torch.no_grad():
+        for name, weight in model.backbone.named_parameters():
+            if name.endswith(("bn2.weight", "bn3.weight")):
+                weight.fill_(0.2)  # calm residuals: many random layers would blow up the rounding of the folding
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        model(torch.randint(0, 256, (2, *config.input_size_hw, 3), dtype=torch.uint8))
+    save_checkpoint(path, model.state_dict(), card_of(config).to_json())
+    return path
+
+
+def card_of(config: ModelConfig) -> Card:
+    post = config.postprocess
+    nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
+    return Card("checkpoint", config.classes, config.input_size_hw, post.score_threshold, nms, model=to_mapping(config))
+
+
+def with_candidates(checkpoint: Path, candidates: int, out: Path) -> Path:
+    """The same detector with another number of candidates."""
+    content = read_checkpoint(checkpoint)
+    card = content["card"]
+    card["model"]["postprocess"]["candidates"] = card["nms"]["candidates"] = candidates
+    save_checkpoint(out, content["model"], card)
+    return out
+
+
+def frames(pictures: Path | None, size_hw: tuple[int, int], count: int = 50) -> list[np.ndarray]:
+    if pictures is None:
+        return list(np.random.default_rng(0).integers(0, 256, (8, 1, *size_hw, 3), dtype=np.uint8))
+    return [letterbox(read_image(path), size_hw)[0][None] for path in sorted(pictures.glob("*.jpg"))[:count]]
+
+
+def milliseconds(files: dict[str, Path], images: list[np.ndarray], turns: int, threads: int) -> dict[str, list[float]]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    sessions = {
+        kind: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for kind, path in files.items()
+    }
+    times: dict[str, list[float]] = {kind: [] for kind in files}
+    for turn in range(turns + 10):
+        for kind, session in sessions.items():
+            started = time.perf_counter()
+            session.run(None, {"images": images[turn % len(images)]})
+            if turn >= 10:
+                times[kind].append((time.perf_counter() - started) * 1000)
+    return times
+
+
+def table(checkpoint: Path, candidates: int, pictures: Path | None, turns: int, threads: int, out: Path) -> str:
+    source = with_candidates(checkpoint, candidates, out / f"k{candidates}.pt")
+    options = {(kind, "fp32"): export.OnnxOptions(nms=kind, batch=1) for kind in KINDS}
+    options |= {(kind, "fp16"): export.OnnxOptions(nms=kind, batch=1, precision="fp16") for kind in ("auto", "none")}
+    files = {}
+    for (kind, precision), form in options.items():
+        path = out / f"k{candidates}.{kind}.{precision}.onnx"
+        if not path.exists():
+            export.to_onnx(source, path, form, export.Gate(verify=False))
+        files[f"{kind} {precision}"] = path
+    size = card_size(source)
+    times = milliseconds(files, frames(pictures, size, 50), turns, threads)
+    lines = ["| NMS | precision | ms | NMS ms | share | turns |", "|---|---|---|---|---|---|"]
+    for name, values in times.items():
+        kind, precision = name.split()
+        cost = statistics.median(a - b for a, b in zip(values, times[f"none {precision}"], strict=True))
+        whole = statistics.median(values)
+        lines.append(
+            f"| {kind} | {precision} | {whole:.2f} | {cost:.2f} | {100 * cost / whole:.1f} % | {len(values)} |"
+        )
+    return "\n".join(lines)
+
+
+def card_size(checkpoint: Path) -> tuple[int, int]:
+    height, width = read_checkpoint(checkpoint)["card"]["input_size_hw"]
+    return height, width
+
+
+def export_seconds(out: Path) -> float:
+    config = model_config({
+        "classes": [str(i) for i in range(80)], "input_size_hw": [640, 640], "backbone": {"name": "resnet50"},
+        "neck": {"channels": 256, "levels": [3, 7]}, "head": {"depth": 4},
+    })  # fmt: skip
+    checkpoint = untrained(out / "r50.pt", config)
+    started = time.perf_counter()
+    export.to_onnx(checkpoint, gate=export.Gate(verify=False), say=print)
+    return time.perf_counter() - started
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", type=Path)
+    parser.add_argument("--candidates", type=int, nargs="+", default=[300])
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="JPEG files (default: noise)")
+    parser.add_argument("--turns", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/nms"))
+    parser.add_argument("--export-time", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.export_time:
+        cpu = time.process_time()
+        seconds = export_seconds(arguments.out)
+        print(f"ResNet-50 at 640 px: {seconds:.1f} s from checkpoint to file, {time.process_time() - cpu:.1f} s of CPU")
+        return 0
+    checkpoint = arguments.checkpoint
+    if checkpoint is None:
+        config = model_config({
+            "classes": [str(i) for i in range(10)], "input_size_hw": [320, 320],
+            "backbone": {"name": "resnet18", "width": 0.5}, "neck": {"channels": 64, "levels": [3, 6]},
+            "head": {"depth": 2},
+        })  # fmt: skip
+        checkpoint = untrained(arguments.out / "untrained.pt", config)
+    for candidates in arguments.candidates:
+        print(f"\nK = {candidates}, {arguments.threads} threads, onnxruntime {onnxruntime.__version__}\n")
+        print(table(checkpoint, candidates, arguments.pictures, arguments.turns, arguments.threads, arguments.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""The convolutions of an ONNX graph: their FLOPs, and the precision that a strongly typed build gives them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto
+
+_TYPES = {
+    TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16", TensorProto.DOUBLE: "fp64",
+}  # fmt: skip
+_MOVES = ("MaxPool", "Concat", "Resize", "Reshape", "Transpose", "Slice")
+"""What only moves or chooses numbers happens on the integers in front of it."""
+_TAILS = (".weight", ".steps", "_weight")
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """One convolution of a graph. A layer that is shared over pyramid levels is one for each level."""
+
+    name: str
+    """Of the module in the network, such as head.cls."""
+    node: str
+    """Of the node in the graph, or of the layer in an engine."""
+    mflops: float
+    """Of one image: two for each multiplication with its addition."""
+    precision: str
+    """int8, fp16, fp32, or another name of a type."""
+    compiled: bool = False
+    """In an engine: inside a kernel that the inspector does not look into."""
+
+
+def network_layers(model: onnx.ModelProto) -> Iterator[ConvLayer]:
+    """Every Conv and ConvTranspose of the main graph, in its order."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.input, *inferred.output)}
+    weights = {tensor.name: tensor for tensor in inferred.initializer}
+    producers = {output: node for node in inferred.node for output in node.output}
+    for node in inferred.node:
+        if node.op_type not in ("Conv", "ConvTranspose"):
+            continue
+        weight = _source(node.input[1], producers)
+        shape = list(weights[weight].dims) if weight in weights else _shape(types[node.input[1]])
+        # Each number of the output (of a transposed convolution: of the input) meets the weights of one channel.
+        border = node.output[0] if node.op_type == "Conv" else node.input[0]
+        numbers = math.prod(_shape(types[border])[2:]) * shape[0] * math.prod(shape[1:])
+        integer = all(_is_integer(name, producers) for name in node.input[:2])
+        if integer:
+            precision = "int8"
+        elif node.input[0] in types:
+            kind = types[node.input[0]].elem_type
+            precision = _TYPES.get(kind, TensorProto.DataType.Name(kind).lower())
+        else:
+            precision = "unknown"
+        yield ConvLayer(_module(weight, node.name), node.name or node.output[0], 2 * numbers / 1e6, precision)
+
+
+def _shape(kind: onnx.TypeProto.Tensor) -> list[int]:
+    """Sizes; 1 for one that is free, which is the batch."""
+    return [dim.dim_value or 1 for dim in kind.shape.dim]
+
+
+def _is_integer(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Whether a tensor is dequantised integers, moved or chosen from at most."""
+    node = producers.get(name)
+    if node is None:
+        return False
+    if node.op_type == "DequantizeLinear":
+        return True
+    if node.op_type not in _MOVES:
+        return False
+    moved = node.input if node.op_type == "Concat" else node.input[:1]
+    return all(_is_integer(source, producers) for source in moved)
+
+
+def _source(name: str, producers: dict[str, onnx.NodeProto]) -> str:
+    """The initialiser behind a weight: through its DequantizeLinear, a Cast or a Transpose."""
+    while name in producers and producers[name].op_type in ("DequantizeLinear", "QuantizeLinear", "Cast", "Transpose"):
+        name = producers[name].input[0]
+    return name
+
+
+def _module(weight: str, node: str) -> str:
+    """The module that a weight belongs to, as models.quant calls it; the node's name where weights have none."""
+    for tail in _TAILS:
+        if weight.endswith(tail):
+            name = weight.removesuffix(tail)
+            for head in ("detector.", "graph."):
+                name = name.removeprefix(head)
+            return name
+    return node

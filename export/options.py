@@ -1,0 +1,76 @@
+"""What an exported graph should be, and what it must pass before it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from export.int8_options import Int8
+
+NmsKind = Literal["auto", "portable", "loop", "onnx", "plugin", "none"]
+"""See `export.nms`."""
+Precision = Literal["fp32", "fp16", "int8"]
+InputForm = Literal["uint8-nhwc", "float-nchw"]
+"""uint8 [B, H, W, 3], BGR, 0 to 255; or float32 [B, 3, H, W], RGB, 0 to 1."""
+
+
+class ExportError(RuntimeError):
+    """An artifact that was not written; the message says which step refused it and what to do."""
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """The form of an ONNX file. Raises `ExportError` for what no graph can be."""
+
+    simplify: bool = True
+    """Remove redundant nodes with onnxslim."""
+    opset: int = 20
+    batch: int | None = None
+    """A fixed batch size; None leaves it free."""
+    nms: NmsKind = "auto"
+    certificate: bool = False
+    """A fifth output `nms_exact`, bool [B, 1]: the portable NMS has settled, so that its result is greedy NMS's."""
+    precision: Precision | None = None
+    """None takes what the checkpoint has: int8 after QAT, else fp32."""
+    source_size_hw: tuple[int, int] | None = None
+    """The input is a camera's raw frame of this size, the letterbox is in the graph, boxes are in frame pixels."""
+    input: InputForm = "uint8-nhwc"
+    int8: Int8 | None = None
+    """How a float checkpoint becomes 8 bits; None, where `precision` is int8, is the defaults."""
+
+    def __post_init__(self) -> None:
+        for name, value, legal in (
+            ("nms", self.nms, get_args(NmsKind)), ("precision", self.precision, (None, *get_args(Precision))),
+            ("input", self.input, get_args(InputForm)),
+        ):  # fmt: skip
+            if value not in legal:
+                raise ExportError(f"{name}: expected one of {', '.join(map(str, legal))}, got {value!r}")
+        if not 18 <= self.opset <= 23:
+            raise ExportError(f"opset: expected 18 to 23, got {self.opset}; 20 is read by every supported backend")
+        if self.batch is not None and self.batch < 1:
+            raise ExportError(f"batch: expected 1 or more, or none for a free batch, got {self.batch}")
+        if self.certificate and self.nms != "portable":
+            raise ExportError(
+                f"certificate: only the portable NMS has one, this graph's is {self.nms}: loop and onnx are exact "
+                "always, and TensorRT's plugin has no such output"
+            )
+        if self.int8 is not None and self.precision != "int8":
+            raise ExportError(f"int8: options of 8 bits, and the precision is {self.precision}; expected int8")
+        size = self.source_size_hw
+        if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)):
+            raise ExportError(f"source-size: expected H,W in pixels, got {size}")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The data that an artifact is scored on, and the mAP that it may lose."""
+
+    verify: bool = True
+    """Score it against PyTorch."""
+    tolerance: float | None = None
+    """mAP points that may be lost; None takes the default of the artifact's precision."""
+    annotations: str | Path | None = None
+    """Of any format; None takes the validation data that the checkpoint names."""
+    images: str | Path | None = None

@@ -1,0 +1,115 @@
+"""TensorRT and TensorRT-RTX: which of them is here, and what to install where neither is.
+
+They are two Python modules with one interface. Everything else asks for a `Library` and does not know their names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from runtime.backends import BackendError
+
+Flavour = Literal["tensorrt", "rtx"]
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+_MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+_NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+
+INSTALL = (
+    "pip install 'isodet[trt]' brings TensorRT (data centre GPUs, Jetson, RTX cards; it builds on the GPU that the "
+    "engine is for), pip install 'isodet[rtx]' brings TensorRT-RTX (GeForce and RTX cards from Turing on; it builds "
+    "without a GPU)"
+)
+
+
+@dataclass(frozen=True)
+class Library:
+    """An engine library that was imported."""
+
+    flavour: Flavour
+    trt: Any
+    """The module `tensorrt` or `tensorrt_rtx`."""
+
+    @property
+    def version(self) -> str:
+        return str(self.trt.__version__)
+
+    @property
+    def major(self) -> int:
+        return int(self.version.partition(".")[0])
+
+    @property
+    def name(self) -> str:
+        """Such as 'TensorRT-RTX 1.7.1.116'."""
+        return f"{_NAMES[self.flavour]} {self.version}"
+
+
+def load_library(flavour: Flavour) -> Library:
+    """The library of that flavour. Raises `BackendError` saying what to install."""
+    try:
+        return Library(flavour, importlib.import_module(_MODULES[flavour]))
+    except (ImportError, OSError, RuntimeError) as error:  # without its shared libraries it raises any of these
+        extra = "rtx" if flavour == "rtx" else "trt"
+        raise BackendError(
+            f"{_NAMES[flavour]} is not installed here: pip install 'isodet[{extra}]' ({' '.join(str(error).split())})"
+        ) from error
+
+
+def choose_library(flavour: Flavour | Literal["auto"], gpus: int) -> Library:
+    """The library to build with. `auto` prefers TensorRT where one of `gpus` can be built on, else TensorRT-RTX.
+
+    Raises `BackendError` saying what to install for which GPU.
+    """
+    if flavour == "tensorrt" and gpus == 0:
+        raise BackendError(
+            "TensorRT builds on the GPU that the engine is for, and there is none here; take --engine rtx, which "
+            "builds without one, or build on the machine that will run it"
+        )
+    if flavour != "auto":
+        return load_library(flavour)
+    reasons = []
+    order: tuple[Flavour, ...] = ("tensorrt", "rtx") if gpus else ("rtx",)
+    for candidate in order:
+        try:
+            return load_library(candidate)
+        except BackendError as error:
+            reasons.append(str(error))
+    raise BackendError(f"no engine library can be used here: {INSTALL}; tried: {'; '.join(reasons)}")
+
+
+@dataclass
+class Messages:
+    """What a library said while it worked."""
+
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def why(self) -> str:
+        """The errors in one line; the last ones say most."""
+        return "; ".join(" ".join(line.split()) for line in self.errors[-3:]) or "it gave no reason"
+
+
+def collecting_logger(library: Library, messages: Messages) -> Any:
+    """A logger of the library that keeps warnings and errors in `messages` and prints nothing."""
+    trt = library.trt
+    worst = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+
+    class Collecting(trt.ILogger):  # type: ignore[name-defined]  # known at run time only
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # its bindings insist on being called by name
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity in worst:
+                messages.errors.append(text)
+            elif severity == trt.ILogger.WARNING:
+                messages.warnings.append(text)
+
+    return Collecting()
+
+
+def load_plugins(library: Library, logger: Any) -> None:
+    """Register NVIDIA's plugins, of which TensorRT-RTX has none. Raises `BackendError` where that fails."""
+    trt = library.trt
+    if library.flavour != "rtx" and not trt.init_libnvinfer_plugins(logger, ""):
+        raise BackendError(f"{library.name} cannot load its plugins (libnvinfer_plugin missing or of another version)")

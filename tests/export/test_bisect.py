@@ -1,0 +1,196 @@
+"""The layer that departs is named, whatever the precision and the names of tensors; a sound graph has none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export.__main__ import main
+from export.alignment import aligned, relative_error, tensors, weight_path
+from export.bisect import BisectError, Bisection, compare, float_graphs
+from export.graph import float_forms
+from models.checkpoint import build_detector
+from models.quant import quantise
+from runtime import letterbox, read_card, read_image
+
+Graphs = tuple[onnx.ModelProto, onnx.ModelProto]
+
+
+@pytest.fixture(scope="module")
+def pixels(shapes_run: Path) -> np.ndarray:
+    """Validation pictures [8, H, W, 3]."""
+    size = read_card(shapes_run / "best.pt").input_size_hw
+    files = sorted((shapes_run.parent.parent / "data" / "val").glob("*.jpg"))[:8]
+    return np.stack([letterbox(read_image(file), size)[0] for file in files])
+
+
+@pytest.fixture(scope="module")
+def network(shapes_run: Path) -> Graphs:
+    return float_graphs(shapes_run / "best.pt", read_card(shapes_run / "best.onnx"))
+
+
+@pytest.fixture(scope="module")
+def int8(shapes_run: Path, pixels: np.ndarray) -> onnx.ModelProto:
+    detector, _ = build_detector(shapes_run / "best.pt")
+    quantised = quantise(detector)
+    quantised.calibrate([torch.from_numpy(pixels)])
+    return float_forms(quantised, read_card(shapes_run / "best.onnx"))[1]  # nothing in it is switched off
+
+
+@pytest.fixture
+def judge(network: Graphs, pixels: np.ndarray) -> Callable[[onnx.ModelProto, str], Bisection]:
+    def run(model: onnx.ModelProto, precision: str) -> Bisection:
+        return compare(Path("some.onnx"), model, network, (pixels[:1], pixels[:1]), precision)
+
+    return run
+
+
+def changed(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    (tensor,) = [t for t in copy.graph.initializer if t.name == name]
+    values = onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(change(values).astype(values.dtype), name))
+    return copy
+
+
+def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "Conv"]
+
+
+def test_a_sound_graph_has_no_layer_that_departs_and_nothing_is_left_unseen(
+    shapes_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
+) -> None:
+    found = judge(onnx.load(shapes_run / "best.onnx"), "fp32")
+    assert found.first is None and not found.weights and found.compared == found.tensors > 100
+    assert "no layer departs" in found.text()
+
+
+@pytest.mark.parametrize("which", [0, 7, -1])
+def test_one_damaged_weight_names_its_convolution(
+    shapes_run: Path, which: int, judge: Callable[[onnx.ModelProto, str], Bisection]
+) -> None:
+    model = onnx.load(shapes_run / "best.onnx")
+    node = convolutions(model)[which]
+    users = [n.name for n in convolutions(model) if n.input[1] == node.input[1]]  # levels share their convolutions
+    found = judge(changed(model, node.input[1], lambda w: w * 1.5), "fp32")
+    assert found.first is not None and found.first.node == users[0] and found.first.op == "Conv"
+    path = weight_path(node.input[1])
+    assert [name for name, _ in found.weights] == [path] and found.weights[0][1] == pytest.approx(0.5)
+    assert path == f"{found.first.module}.weight" and found.first.module in found.text()
+    assert found.jumps[0].added >= found.jumps[-1].added
+
+
+def test_names_of_tensors_do_not_matter(shapes_run: Path, network: Graphs) -> None:
+    model = onnx.load(shapes_run / "best.onnx")
+    before = max(len(aligned(model, reference)) for reference in network)
+    for node in model.graph.node:
+        for values in (node.input, node.output):
+            for i, name in enumerate(values):
+                if name and name not in {t.name for t in model.graph.initializer} | {"images"}:
+                    values[i] = f"t{abs(hash(name))}"
+        node.name = ""
+    del model.graph.output[:], model.graph.value_info[:]
+    model.graph.output.extend([onnx.ValueInfoProto(name=model.graph.node[-1].output[0])])
+    assert max(len(aligned(model, reference)) for reference in network) == before
+
+
+def test_float16_is_near_and_its_damaged_weight_is_named(
+    shapes_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
+) -> None:
+    model = onnx.load(shapes_run / "best.onnx")
+    halved = half_weights(model)
+    assert judge(halved, "fp16").first is None
+    node = convolutions(halved)[5]
+    found = judge(changed(halved, node.input[1], lambda w: -w), "fp16")
+    assert found.first is not None and found.first.module == weight_path(node.input[1]).removesuffix(".weight")
+
+
+def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Convolutions of float16 between casts, as a half body is."""
+    halved = onnx.ModelProto()
+    halved.CopyFrom(model)
+    constants = {t.name: t for t in halved.graph.initializer}
+    nodes, changed_names = [], set()
+    for node in halved.graph.node:
+        if node.op_type != "Conv":
+            nodes.append(node)
+            continue
+        for name in node.input[1:]:
+            if name not in changed_names:
+                values = onnx.numpy_helper.to_array(constants[name]).astype(np.float16)
+                constants[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
+                changed_names.add(name)
+        source, result = node.input[0], node.output[0]
+        node.input[0], node.output[0] = f"{result}_in", f"{result}_half"
+        nodes += [
+            onnx.helper.make_node("Cast", [source], [f"{result}_in"], to=onnx.TensorProto.FLOAT16),
+            node,
+            onnx.helper.make_node("Cast", [f"{result}_half"], [result], to=onnx.TensorProto.FLOAT),
+        ]
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del halved.graph.node[:], halved.graph.value_info[:]
+    halved.graph.node.extend(nodes)
+    return halved
+
+
+def test_int8_is_near_and_an_absurd_scale_is_named(
+    int8: onnx.ModelProto, judge: Callable[[onnx.ModelProto, str], Bisection]
+) -> None:
+    sound = judge(int8, "int8")
+    assert sound.first is None and sound.compared > 100
+    ranges = [node for node in int8.graph.node if node.op_type == "DequantizeLinear" and "fake_quants" in node.input[1]]
+    node = ranges[len(ranges) // 2]
+    for factor in (100.0, 0.01):  # everything becomes zero; everything saturates
+        found = judge(changed(int8, node.input[1], lambda s, f=factor: s * f), "int8")
+        assert found.first is not None and found.first.node == node.name and found.first.op == "DequantizeLinear"
+        assert found.first.module == weight_path(node.input[1]).removesuffix(".scale")
+        assert found.jumps[0].node == node.name
+
+
+def test_an_absurd_scale_of_a_weight_is_named(
+    int8: onnx.ModelProto, judge: Callable[[onnx.ModelProto, str], Bisection]
+) -> None:
+    node = [n for n in int8.graph.node if n.op_type == "DequantizeLinear" and n.input[0].endswith(".steps")][9]
+    found = judge(changed(int8, node.input[1], lambda s: s * 8), "int8")
+    assert found.first is not None and found.first.node == node.name
+    assert f"{found.first.module}.weight" == weight_path(node.input[0])
+
+
+def test_what_is_not_a_number_departs(shapes_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]) -> None:
+    model = onnx.load(shapes_run / "best.onnx")
+    node = convolutions(model)[3]
+    found = judge(changed(model, node.input[1], lambda w: np.full_like(w, np.inf)), "fp32")
+    assert found.first is not None and found.first.node == node.name and found.first.error == float("inf")
+    assert found.to_json()["first"]["error"] == "inf"  # JSON has no infinity
+
+
+def test_relative_error() -> None:
+    one = np.ones(10, np.float32)
+    assert relative_error(one, one) == 0 and relative_error(one * 1.5, one) == pytest.approx(0.5)
+    assert relative_error(one * np.nan, one) == float("inf")
+    assert relative_error(np.zeros(0), np.zeros(0)) == 0 and relative_error(np.zeros(3), np.zeros(3)) == 0
+
+
+def test_another_network_and_other_files_are_refused(
+    shapes_run: Path, network: Graphs, pixels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Relu", ["images"], ["y"])], "g",
+            [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 4])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])],
+        )
+    )  # fmt: skip
+    assert len(tensors(foreign)) == 1
+    with pytest.raises(BisectError, match="no layer in common with the checkpoint"):
+        compare(Path("x.onnx"), foreign, network, (pixels[:1], pixels[:1]), "fp32")
+    shutil.copy(shapes_run / "best.pt", tmp_path)
+    assert main(["bisect", str(tmp_path / "best.pt")]) == 1
+    assert "is a checkpoint" in capsys.readouterr().err

@@ -1,0 +1,252 @@
+"""Engines of the real TensorRT-RTX, which builds without a GPU: what builds, what is refused, what is written.
+
+Nothing here is run: no engine of a test, and no claim of this file, has seen a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import export
+from export.options import ExportError, Gate, OnnxOptions
+from export.trt_build import build
+from models.checkpoint import read_checkpoint, save_checkpoint
+from models.config import model_config
+from models.detector import Detector as Network
+from models.quant import quantise
+from runtime import Detector, read_card
+from runtime.backends import BackendError
+from runtime.backends.trt_library import Library
+from runtime.card import CardError
+from runtime.sidecar import sidecar_path
+
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'isodet[rtx]'")
+LIBRARY = Library("rtx", trt)
+RTX = export.EngineOptions(engine="rtx", batch=(1, 2, 4), sm=(86,))
+UNSCORED = Gate(verify=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_network: Callable[..., Path]) -> Callable[..., Path]:
+    """A checkpoint of random weights of a detector, in float or as after QAT; made once."""
+    folder = tmp_path_factory.mktemp("networks")
+
+    def make(detector: str, quantised: bool = False) -> Path:
+        path = folder / f"{detector}{'.int8' if quantised else ''}.pt"
+        if path.exists():
+            return path
+        torch.manual_seed(3)
+        network = Network(model_config({
+            "classes": ["a", "b", "c"], "detector": detector, "input_size_hw": [64, 64],
+            "backbone": {"name": "resnet18", "width": 0.125}, "neck": {"channels": 32, "levels": [3, 5], "norm": "bn"},
+            "head": {"depth": 1, "prior": 0.2}, "postprocess": {"candidates": 30, "detections": 10},
+        })).eval()  # fmt: skip
+        if quantised:
+            network = quantise(network)
+            network.calibrate([torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)])
+        save_network(path, network)
+        if quantised:
+            content = read_checkpoint(path)
+            save_checkpoint(path, content["model"], {**content["card"], "quantization": {"kind": "qat"}})
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Path]) -> Callable[..., Path]:
+    """An ONNX file of such a checkpoint; made once."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def make(detector: str, precision: Any, nms: Any) -> Path:
+        path = folder / f"{detector}.{precision}.{nms}.onnx"
+        if not path.exists():
+            source = checkpoint(detector, precision == "int8")
+            export.to_onnx(source, path, OnnxOptions(nms=nms, precision=precision), UNSCORED)
+        return path
+
+    return make
+
+
+# Every detector in every precision, and every form of NMS that RTX builds in every precision. NMS is the same float32
+# graph behind all detectors, so that its forms do not meet them; benchmarks/engines.py builds the whole product.
+FIRST = [("atss", "fp32", "auto"), ("retinanet", "fp16", "loop")]  # and fcos in int8 below, from its checkpoint
+OTHERS = [
+    ("retinanet", "fp32", "none"), ("fcos", "fp32", "portable"), ("atss", "fp16", "none"), ("fcos", "fp16", "auto"),
+    ("atss", "int8", "loop"), ("retinanet", "int8", "auto"), ("atss", "int8", "portable"), ("fcos", "int8", "none"),
+]  # fmt: skip
+EVERY = bool(os.environ.get("ISODET_EVERY_ENGINE"))
+
+
+@pytest.mark.parametrize(("detector", "precision", "nms"), FIRST + (OTHERS if EVERY else []))
+def test_it_builds(graph: Callable[..., Path], detector: str, precision: str, nms: str) -> None:
+    """Two graphs for all tests of this file; with ISODET_EVERY_ENGINE=1 the other combinations too, some minutes."""
+    path = graph(detector, precision, nms)
+    plan = build(LIBRARY, path, RTX)
+    assert plan.content[:4] == b"vtrt" and plan.profile == (1, 2, 4) and not plan.plugin
+    assert export.audit_file(path).share(precision) == pytest.approx(1.0, abs=0.15 if precision == "int8" else 1e-9)
+
+
+def test_what_rtx_has_no_operator_for(tmp_path: Path, graph: Callable[..., Path]) -> None:
+    """A graph whose NMS is the plugin alone, and ONNX's NonMaxSuppression."""
+    model = onnx.load(graph(*FIRST[0]))
+    del model.functions[:]
+    onnx.save(model, tmp_path / "plugin.onnx")
+    with pytest.raises(ExportError, match="which TensorRT-RTX .* does not have; export it again with --nms auto"):
+        export.to_engine(tmp_path / "plugin.onnx", options=RTX, gate=UNSCORED)
+    boxes = helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["n", 8, 4])
+    kept = helper.make_tensor_value_info("kept", TensorProto.INT64, ["k", 3])
+    constants = {"scores": np.ones((1, 1, 8), np.float32), "most": np.array([4], np.int64)}
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    node = helper.make_node("NonMaxSuppression", ["boxes", "scores", "most"], ["kept"])
+    model = helper.make_model(
+        helper.make_graph([node], "g", [boxes], [kept], weights), opset_imports=[helper.make_opsetid("", 20)]
+    )
+    onnx.save(model, tmp_path / "nms.onnx")
+    with pytest.raises(ExportError, match="TensorRT-RTX .* cannot (read|build) it"):
+        build(LIBRARY, tmp_path / "nms.onnx", RTX)
+
+
+def test_the_transaction(tmp_path: Path, graph: Callable[..., Path]) -> None:
+    """Built, not scored: the card says so, and what the sidecar says is what the engine is."""
+    source = graph(*FIRST[1])
+    out = tmp_path / "new" / "cam.engine"
+    steps: list[str] = []
+    result = export.to_engine(source, out, RTX, UNSCORED, progress=lambda what, done, total: steps.append(what))
+    assert sorted(path.name for path in out.parent.iterdir()) == ["cam.engine", "cam.engine.json"]
+    card = read_card(out)
+    assert card == result.card and card.precision == "fp16" and card.batch == "dynamic"
+    assert card.engine["profile"] == [1, 2, 4] and card.engine["sm"] == [86] and card.engine["gpu"] == ""
+    assert card.engine["rebuild"] == f"exporter trt {source.name} --engine rtx --batch 1,2,4 --sm 86"
+    assert result.audit == export.audit_file(out, "cpu") or result.audit.share("fp16") == 1.0
+    assert any(step.startswith("build: ") for step in steps)
+    if card.verification.get("scored") is False:
+        assert "built, not scored" in card.verification["why"] or "not asked for" in card.verification["why"]
+    assert "passed" not in card.verification and card.metrics == {}
+    assert result.trtexec == f"tensorrt_rtx --loadEngine={out} --shapes=images:2x64x64x3"
+
+
+def test_a_checkpoint_is_exported_on_the_way(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
+    source = tmp_path / "best.pt"
+    source.write_bytes(checkpoint("fcos", quantised=True).read_bytes())
+    result = export.to_engine(
+        source,
+        options=export.EngineOptions("int8", "rtx", (2, 2, 2)),
+        gate=UNSCORED,
+        onnx_options=OnnxOptions(nms="none"),
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.int8.engine", "best.int8.engine.json", "best.pt"]
+    assert result.card.engine["profile"] == [2, 2, 2] and result.audit.missed() == ()
+    assert export.audit_file(result.path, "cpu").table().startswith("convolution FLOPs: INT8 ")
+
+
+def test_an_engine_where_it_cannot_run(tmp_path: Path, graph: Callable[..., Path]) -> None:
+    from runtime.backends.ort import cuda_device_count
+
+    path = export.to_engine(graph(*FIRST[1]), tmp_path / "a.engine", RTX, UNSCORED).path
+    if cuda_device_count() == 0:
+        with pytest.raises(BackendError, match="built for TensorRT-RTX .* on SM86.*there is no CUDA device here"):
+            Detector(path)
+    other = export.to_engine(graph(*FIRST[0]), tmp_path / "b.engine", RTX, UNSCORED).path
+    sidecar_path(path).replace(sidecar_path(other))
+    with pytest.raises(CardError, match="do not belong together|truncated"):
+        Detector(other)
+
+
+def test_ctrl_c_leaves_the_old_engine(tmp_path: Path, graph: Callable[..., Path]) -> None:
+    """The signal comes while the library works, where an exception of Python's would end the process."""
+    out = tmp_path / "a.engine"
+    out.write_bytes(b"old")
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith("build: "):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        export.to_engine(graph(*FIRST[1]), out, RTX, UNSCORED, progress=interrupt)
+    assert out.read_bytes() == b"old" and [path.name for path in tmp_path.iterdir()] == ["a.engine"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "no graph"])
+def test_files_that_are_no_graph_of_ours(tmp_path: Path, graph: Callable[..., Path], damage: str) -> None:
+    content = graph(*FIRST[1]).read_bytes()
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "foreign":
+        model = onnx.load_from_string(content)
+        del model.metadata_props[:]
+        content = model.SerializeToString()
+    else:
+        content = b"GIF89a" + content
+    (tmp_path / "x.onnx").write_bytes(content)
+    messages = {"cut": "not a whole ONNX file", "foreign": "without an isodet card", "no graph": "neither an ONNX file"}
+    with pytest.raises(CardError, match=messages[damage]):
+        export.to_engine(tmp_path / "x.onnx", options=RTX)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
+
+
+def test_an_unreadable_operator_is_named(tmp_path: Path, graph: Callable[..., Path]) -> None:
+    model = onnx.load(graph(*FIRST[0]))
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type, node.name = "NoSuchOperator", "node_of_nobody"
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(ExportError, match=r"TensorRT-RTX .* cannot read it: .*node_of_nobody.*NoSuchOperator"):
+        build(LIBRARY, tmp_path / "x.onnx", RTX)
+
+
+_CREATOR = """
+import json, os, sys
+import numpy as np
+import tensorrt_rtx as trt
+
+class Creator(trt.IPluginCreatorV3One):
+    def __init__(self):
+        trt.IPluginCreatorV3One.__init__(self)
+        self.name, self.plugin_version, self.plugin_namespace = "EfficientNMS_TRT", "1", ""
+        names = {"score_threshold": "FLOAT32", "iou_threshold": "FLOAT32", "max_output_boxes": "INT32",
+                 "background_class": "INT32", "score_activation": "INT32", "class_agnostic": "INT32",
+                 "box_coding": "INT32"}
+        self.field_names = trt.PluginFieldCollection(
+            [trt.PluginField(n, np.array([]), getattr(trt.PluginFieldType, k)) for n, k in names.items()])
+
+    def create_plugin(self, name, fields, phase):
+        print(json.dumps({f.name: [f.type.name, f.data.tolist()] for f in fields}), flush=True)
+        os._exit(0)  # RTX has no such plugin and would end the process with an error
+
+logger = trt.Logger(trt.Logger.ERROR)
+creator = Creator()
+assert trt.get_plugin_registry().register_creator(creator, "")
+builder = trt.Builder(logger)
+network = builder.create_network(0)
+trt.OnnxParser(network, logger).parse_from_file(sys.argv[1])
+sys.exit("no plugin was asked for")
+"""
+
+
+def test_a_parser_that_has_the_plugin_gives_it_all_of_its_fields(graph: Callable[..., Path]) -> None:
+    """It is preferred to the function of the same name that the file brings."""
+    path = graph(*FIRST[0])
+    done = subprocess.run([sys.executable, "-c", _CREATOR, path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    fields = json.loads(done.stdout.splitlines()[-1])
+    card = read_card(path)
+    assert {name: kind for name, (kind, _) in fields.items()} == {
+        "score_threshold": "FLOAT32", "iou_threshold": "FLOAT32", "max_output_boxes": "INT32",
+        "background_class": "INT32", "score_activation": "INT32", "class_agnostic": "INT32", "box_coding": "INT32",
+    }  # fmt: skip
+    assert fields["score_threshold"][1] == [pytest.approx(card.score_threshold, rel=1e-6)]
+    assert fields["iou_threshold"][1] == [pytest.approx(card.nms["iou"], rel=1e-6)]
+    assert fields["max_output_boxes"][1] == [10] and fields["background_class"][1] == [-1]

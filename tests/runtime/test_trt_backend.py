@@ -1,0 +1,257 @@
+"""Engines: the sidecar that belongs to them, and running one, against TensorRT's interface with CUDA in host memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import runtime.backends.trt
+from runtime import Detector
+from runtime.backends import BackendError, trt_library
+from runtime.card import Card, CardError, file_kind, read_card
+from runtime.sidecar import sidecar_path, sidecar_text
+from tests.fake_trt import fake_cuda, fake_trt
+
+ENGINE = {
+    "flavour": "tensorrt", "version": "10.13.3.9", "sm": [86], "gpu": "NVIDIA A10", "system": "linux-x86_64",
+    "hardware_compatible": False, "version_compatible": False, "tf32": True, "profile": [2, 2, 4], "bytes": 0,
+    "rebuild": "exporter trt best.pt --fp16 --engine tensorrt", "audit": {},
+}  # fmt: skip
+
+
+@pytest.fixture
+def engine_file(tmp_path: Path, make_card_with: Callable[..., Card]) -> Callable[..., Path]:
+    """Writes a plan of no real library, with the sidecar of one that has these facts."""
+
+    def write(name: str = "best.engine", content: bytes = b"ftrt and so on", **facts: Any) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content)
+        engine = {**ENGINE, "bytes": len(content), **facts}
+        hashes = {"engine": hashlib.sha256(content).hexdigest()}
+        card = replace(make_card_with(input_size_hw=(8, 8)), kind="engine", engine=engine, hashes=hashes)
+        sidecar_path(path).write_text(sidecar_text(card))
+        return path
+
+    return write
+
+
+def pixels_as_boxes(images: np.ndarray) -> dict[str, np.ndarray]:
+    """As many detections as the first pixel says, in every image; their boxes end where the second says."""
+    count = images[:, 0, 0, 0]
+    boxes = np.zeros((len(images), 2, 4), np.float32)
+    boxes[..., 2:] = images[:, 0, 1, :1, None]
+    scores = (np.arange(2) < count[:, None]) * np.float32(0.75)
+    return {"num_dets": count[:, None], "boxes": boxes, "scores": scores, "labels": np.ones((len(images), 2))}
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Puts a GPU and a TensorRT of some version into this machine; returns the module."""
+
+    def install(version: str = "tensorrt-10.13", sm: int = 86, gpus: int = 1, **network: Any) -> Any:
+        module = fake_trt(version, {"shape": (-1, 8, 8, 3), "profile": (2, 2, 4), **network}, pixels_as_boxes)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        for name, cuda in fake_cuda(sm=sm).items():
+            monkeypatch.setitem(sys.modules, name, cuda)
+        monkeypatch.delitem(sys.modules, "runtime.backends.trt_memory", raising=False)
+        monkeypatch.setattr(runtime.backends.trt, "cuda_device_count", lambda: gpus)
+        monkeypatch.setattr(runtime.backends.trt, "system", lambda: "linux-x86_64")
+        return module
+
+    yield install
+    sys.modules.pop("runtime.backends.trt_memory", None)  # the next one who asks gets the real CUDA
+
+
+def frames(*counts: int) -> list[np.ndarray]:
+    pictures = []
+    for count in counts:
+        picture = np.zeros((8, 8, 3), np.uint8)
+        picture[0, 0], picture[0, 1] = count, 4 + count
+        pictures.append(picture)
+    return pictures
+
+
+@pytest.mark.parametrize(
+    ("version", "built"),
+    [("tensorrt-10.13", "10.13.3.9"), ("tensorrt-11.4", "11.4.0.5"), ("tensorrt-rtx-1.7", "1.7.1.116")],
+)
+def test_every_batch_gives_every_frame_its_own_boxes(
+    engine_file: Callable[..., Path], machine: Callable[..., Any], version: str, built: str
+) -> None:
+    """Least, most, more than most, and fewer than the least, which are padded."""
+    machine(version)
+    flavour = "rtx" if "rtx" in version else "tensorrt"
+    detector = Detector(engine_file(version=built, flavour=flavour), threshold=0.5)
+    assert detector.backend.device == "cuda:0" and built in detector.backend.name
+    for counts in ((1,), (2, 1), (1, 0, 2, 1), (0, 1, 2, 0, 1, 2, 1)):
+        found = detector(frames(*counts))
+        assert [len(d) for d in found] == list(counts)
+        for d, count in zip(found, counts, strict=True):
+            if count:
+                assert d.boxes_xyxy[0].tolist() == [0, 0, 4 + count, 4 + count] and d.labels[0] == 1
+    assert detector([]) == []
+
+
+def test_more_images_than_the_engine_takes_are_refused(
+    engine_file: Callable[..., Path], machine: Callable[..., Any]
+) -> None:
+    machine()
+    backend = Detector(engine_file()).backend
+    with pytest.raises(BackendError, match="at most 4 images, got 5"):
+        backend(np.zeros((5, 8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("facts", "sm", "why"),
+    [
+        ({}, 80, r"here is an NVIDIA A10 \(SM80\)"),
+        ({"version": "10.12.0.36"}, 86, r"here is TensorRT 10\.13\.3\.9, and an engine runs on the version"),
+        ({"version": "10.14.0.1", "version_compatible": True}, 86, "here is TensorRT 10"),
+        ({"system": "win32-amd64"}, 86, "here is linux-x86_64"),
+        ({"hardware_compatible": True}, 75, "SM75"),
+    ],
+)
+def test_a_wrong_platform_is_told_what_it_was_built_for_and_how_to_build_it_again(
+    engine_file: Callable[..., Path], machine: Callable[..., Any], facts: dict[str, Any], sm: int, why: str
+) -> None:
+    machine(sm=sm)
+    with pytest.raises(BackendError, match=why) as raised:
+        Detector(engine_file(**facts))
+    assert "built for TensorRT 10.1" in str(raised.value)
+    assert "Build it again here: exporter trt best.pt --fp16 --engine tensorrt" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("facts", "sm"),
+    [({"hardware_compatible": True}, 89), ({"version": "10.12.0.36", "version_compatible": True}, 86)],
+)
+def test_what_was_made_for_other_platforms_runs_on_them(
+    engine_file: Callable[..., Path], machine: Callable[..., Any], facts: dict[str, Any], sm: int
+) -> None:
+    machine(sm=sm)
+    assert len(Detector(engine_file(**facts), threshold=0.5)(frames(2))[0]) == 2
+
+
+def test_what_the_library_says_reaches_the_user(engine_file: Callable[..., Path], machine: Callable[..., Any]) -> None:
+    machine(refuses="Magic tag does not match")
+    with pytest.raises(BackendError, match=r"refuses it: Magic tag does not match\. Build it again here: exporter"):
+        Detector(engine_file())
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            {"outputs": {"output0": ("FLOAT", (5,))}},
+            "expected the tensors images, num_dets, boxes, scores, labels; got",
+        ),
+        ({"shape": (-1, 8, 9, 3)}, r"images: expected uint8 as its card says, got uint8 \[8, 9, 3\]"),
+    ],
+)
+def test_an_engine_that_is_not_what_its_card_says(
+    engine_file: Callable[..., Path], machine: Callable[..., Any], network: dict[str, Any], message: str
+) -> None:
+    machine(**network)
+    with pytest.raises(CardError, match=message):
+        Detector(engine_file())
+
+
+def test_without_a_gpu(engine_file: Callable[..., Path], machine: Callable[..., Any]) -> None:
+    machine(gpus=0)
+    path = engine_file()
+    with pytest.raises(BackendError, match="built for TensorRT 10.13.3.9 on an NVIDIA A10 .SM86.*no CUDA device here"):
+        Detector(path)
+    with pytest.raises(BackendError, match="runs on an NVIDIA GPU only; give the ONNX file for device cpu"):
+        Detector(path, device="cpu")
+    with pytest.raises(BackendError, match="device cuda:3: CUDA finds 1"):
+        machine()
+        Detector(path, device="cuda:3")
+
+
+def test_the_extra_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BackendError, match=r"TensorRT-RTX is not installed here: pip install 'isodet\[rtx\]'"):
+        trt_library.load_library("rtx")
+    for gpus in (0, 1):
+        with pytest.raises(BackendError, match=r"isodet\[trt\].*Jetson.*isodet\[rtx\].*GeForce"):
+            trt_library.choose_library("auto", gpus)
+    with pytest.raises(BackendError, match="TensorRT builds on the GPU that the engine is for, and there is none"):
+        trt_library.choose_library("tensorrt", 0)
+
+
+def test_which_library_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("tensorrt-11.4", "tensorrt-rtx-1.7"):
+        module = fake_trt(version)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert trt_library.choose_library("auto", 0).flavour == "rtx"
+    assert trt_library.choose_library("auto", 1).name == "TensorRT 11.4.0.5"
+
+
+# ---------------------------------------------------------------------------------------------
+# the sidecar
+
+
+def test_an_engine_and_its_card(engine_file: Callable[..., Path]) -> None:
+    path = engine_file()
+    assert file_kind(path) == "engine" and file_kind(engine_file("b", b"vtrt\0\0")) == "engine"
+    card = read_card(path)
+    assert card.kind == "engine" and card.engine["sm"] == [86]
+    assert Card.from_json(card.to_json(), "again") == card
+
+
+def test_a_file_that_was_not_copied_whole(engine_file: Callable[..., Path]) -> None:
+    path = engine_file()
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CardError, match="truncated: 11 of 14 bytes"):
+        read_card(path)
+
+
+def test_an_engine_with_the_sidecar_of_another(engine_file: Callable[..., Path]) -> None:
+    path, other = engine_file(), engine_file("other.engine", b"ftrt and SO on")
+    sidecar_path(other).replace(sidecar_path(path))
+    with pytest.raises(CardError, match=r"best\.engine and best\.engine\.json do not belong together"):
+        read_card(path)
+    with pytest.raises(CardError, match=r"other\.engine\.json is not beside it; copy both"):
+        read_card(other)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: c["engine"].pop("sm"), "engine.sm: expected list, got None"),
+        (lambda c: c["engine"].update(profile=[1, 2]), "engine.profile: expected"),
+        (lambda c: c["engine"].update(profile=[4, 4, 2]), "engine.profile: expected"),
+        (lambda c: c.update(kind="onnx", engine={}), "kind: expected engine, got 'onnx'"),
+        (lambda c: c.update(engine={}), "engine: expected an object with keys for an engine"),
+        (lambda c: c.update(kind="onnx"), "engine: expected an object with keys for an engine, {} for anything else"),
+    ],
+)
+def test_a_broken_sidecar_names_the_key(
+    engine_file: Callable[..., Path], damage: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    path = engine_file()
+    content = json.loads(sidecar_path(path).read_text())
+    damage(content)
+    sidecar_path(path).write_text(json.dumps(content))
+    with pytest.raises(CardError, match=rf"best\.engine\.json: card: {message}"):
+        read_card(path)
+
+
+def test_a_sidecar_that_is_no_text(engine_file: Callable[..., Path]) -> None:
+    path = engine_file()
+    sidecar_path(path).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CardError, match="json: cannot be read"):
+        read_card(path)
+
+
+def test_cards_of_other_files_do_not_carry_the_key(card: Card) -> None:
+    assert "engine" not in card.to_json()  # so that an older runtime reads them

@@ -1,0 +1,119 @@
+"""bfloat16 and float16: the network computes in them, assignment and losses do not, and float16 has its scaler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import models.criterion
+import trainer.loop
+from models.detector import Detector
+from trainer.config import TrainConfig, read_config
+from trainer.data import Batch
+from trainer.distributed import Group
+from trainer.loop import TrainingError, fit
+from trainer.recipes.shapes import make_shapes
+from trainer.state import State, new_state, seed_everything
+from trainer.steps import losses, optimizer_step
+
+CPU = torch.device("cpu")
+TINY = ["schedule.epochs=1", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.width=0.125",
+        "model.neck.channels=16", "optim.ema=0", "schedule.warmup_steps=0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("mixed") / "data"
+    make_shapes(folder, train_images=10, val_images=2, size_hw=(64, 64))
+    return read_config(folder / "shapes.yaml", TINY)
+
+
+def started(config: TrainConfig, amp: torch.dtype | None = None) -> tuple[State, Batch]:
+    seed_everything(0)
+    state = new_state(config, Detector(config.model), amp, 100, Group())
+    batch = Batch(
+        torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8),
+        torch.tensor([[[8.0, 8, 40, 40]], [[0.0, 9, 60, 50]]]),
+        torch.tensor([[1], [0]]), [1, 2], torch.tensor([[64, 64]] * 2),
+    )  # fmt: skip
+    state.model.train()
+    return state, batch
+
+
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(
+    config: TrainConfig, amp: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, batch = started(config)
+    inside, assigned, real = set(), [], models.criterion.assign
+    for module in state.model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _, given, answer: inside.add(answer.dtype))
+
+    def watched(rule: object, priors: object, boxes: torch.Tensor, *others: object) -> torch.Tensor:
+        assigned.append((priors.boxes_xyxy.dtype, boxes.dtype, torch.is_autocast_enabled("cpu")))  # type: ignore[attr-defined]
+        return real(rule, priors, boxes, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(models.criterion, "assign", watched)
+    terms = losses(config, state, batch, CPU, amp, Group())
+    assert amp in inside and assigned == [(torch.float32, torch.float32, False)]
+    assert {term.dtype for term in terms} == {torch.float32}
+    terms.total.backward()
+    assert {p.grad.dtype for p in state.model.parameters() if p.grad is not None} == {torch.float32}
+    plain = losses(config, started(config)[0], batch, CPU, None, Group())
+    torch.testing.assert_close(terms.total, plain.total, rtol=0.05, atol=0)
+
+
+def scaled(state: State) -> torch.amp.GradScaler:
+    """`state` with the scaler that it has on a GPU under float16: torch runs it on a CPU just as well."""
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=True)
+    return state.scaler
+
+
+def test_scaled_gradients_take_the_step_that_plain_ones_do(config: TrainConfig) -> None:
+    ends = []
+    for scaling in (False, True):
+        state, batch = started(config)
+        if scaling:
+            scaled(state)
+        state.scaler.scale(losses(config, state, batch, CPU, None, Group()).total).backward()
+        assert optimizer_step(config.optim, state)
+        ends.append(torch.cat([p.detach().flatten() for p in state.model.parameters()]))
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
+
+
+def test_an_overflow_costs_the_step_and_halves_the_scale(config: TrainConfig) -> None:
+    state, batch = started(config)
+    scaler, before = scaled(state), [p.detach().clone() for p in state.model.parameters()]
+    scaler.scale(losses(config, state, batch, CPU, None, Group()).total * float("inf")).backward()
+    assert optimizer_step(config.optim, state)  # everyday's: nobody is told
+    assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+    assert scaler.get_scale() == 512
+
+
+def test_gradients_that_never_recover_end_the_run_with_the_images_named(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the scaler would answer each with half the scale, and a run of hours would have learned nothing."""
+
+    def unscaled(self: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.fill_(float("nan"))
+        unscale(self, optimizer)
+
+    unscale = torch.amp.GradScaler.unscale_
+    monkeypatch.setattr(torch.amp.GradScaler, "unscale_", unscaled)
+    begin = trainer.loop.new_state
+
+    def starting(*arguments: object) -> State:
+        state = begin(*arguments)  # type: ignore[arg-type]
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-12, enabled=True)
+        return state
+
+    monkeypatch.setattr(trainer.loop, "new_state", starting)
+    with pytest.raises(TrainingError, match=r"the gradient is not finite in epoch 1 .* on images \[\d+, \d+\]"):
+        fit(config, tmp_path, quiet=True)

@@ -1,0 +1,42 @@
+"""Trainings of about a second: the keys that tests lay over the shapes recipe, and what they read from runs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import read_checkpoint
+from trainer.config import TrainConfig, read_config
+from trainer.data import Batch
+
+TINY = ["schedule.epochs=2", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
+        "model.neck.channels=16", "amp=off", "val_interval=1"]  # fmt: skip
+
+# For comparisons of batches that are cut differently. GroupNorms: BatchNorms see half a batch in each of two processes.
+# SGD: Adam turns rounding into steps of full length.
+CUT_ALIKE = ["model.backbone.norm=gn", "model.neck.norm=gn", "model.head.norm=gn", "optim.kind=sgd", "optim.lr=0.01"]
+
+
+def tiny_config(data: Path, *overrides: str) -> TrainConfig:
+    """The recipe in the folder `data`, as small as `TINY` makes it, with `overrides` on top."""
+    return read_config(data / "shapes.yaml", [*TINY, *overrides])
+
+
+def one_object() -> Batch:
+    """A random picture of 64x64 px with one object, as a batch."""
+    return Batch(
+        torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8), torch.tensor([[[8.0, 8, 40, 40]]]),
+        torch.tensor([[1]]), [1], torch.tensor([[64, 64]]),
+    )  # fmt: skip
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return read_checkpoint(path)["model"]  # type: ignore[no-any-return]
+
+
+def rates(run: Path) -> list[float]:
+    """The learning rate of each epoch, as metrics.csv has it."""
+    return [float(row["lr"]) for row in csv.DictReader((run / "metrics.csv").open())]
