@@ -24,8 +24,8 @@ async def watch(source: str, batcher: Batcher) -> None:
 async def main(model: str, sources: list[str]) -> None:
     with Detector(model).batcher(max_batch=8, max_wait_ms=4) as batcher:
         await asyncio.gather(*(watch(source, batcher) for source in sources))
-        metrics = batcher.metrics()
-        print(f"{metrics.answered} frames in {metrics.batches} batches, median {metrics.p50_ms or 0:.1f} ms")
+    metrics = batcher.metrics()  # complete once it is closed
+    print(f"{metrics.answered} frames in {metrics.batches} batches, median {metrics.p50_ms or 0:.1f} ms")
 
 
 if __name__ == "__main__":
