@@ -125,7 +125,7 @@ def test_the_checks_see_what_they_look_for():
 
 
 def test_import_runtime_is_light():
-    """In a fresh interpreter `import runtime` loads nothing heavy, and takes little time of a core (a busy machine's clock says nothing)."""
+    """In a fresh interpreter `import runtime` loads nothing heavy, and takes little of a core's time."""
     code = (
         "import sys, time\n"
         "import numpy, cv2\n"  # what a deployment has anyway; the rest is ours
