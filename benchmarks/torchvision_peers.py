@@ -108,6 +108,7 @@ class TorchvisionBackend:
         )  # fmt: skip
         for i, one in enumerate(found):
             order = one["scores"].argsort(descending=True, stable=True)
+            assert raw.num_dets is not None
             raw.num_dets[i] = n = len(order)
             raw.boxes[i, :n], raw.scores[i, :n], raw.labels[i, :n] = (
                 one[key][order].numpy() for key in ("boxes", "scores", "labels")

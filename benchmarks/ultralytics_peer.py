@@ -46,6 +46,7 @@ class UltralyticsBackend:
         for i, one in enumerate(found):
             boxes = one.boxes.data.numpy()  # xyxy, score, label
             boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")]
+            assert raw.num_dets is not None
             raw.num_dets[i] = n = len(boxes)
             raw.boxes[i, :n], raw.scores[i, :n], raw.labels[i, :n] = boxes[:, :4], boxes[:, 4], boxes[:, 5]
         return raw
