@@ -102,14 +102,14 @@ class TorchvisionBackend:
     def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
         found = self.model([torch.from_numpy(image).permute(2, 0, 1).flip(0).float().div(255) for image in images])
         size = (len(images), DETECTIONS)
+        counts = np.zeros((len(images), 1), np.int32)
         raw = RawOutputs(
-            np.zeros((len(images), 1), np.int32), np.zeros((*size, 4), np.float32), np.zeros(size, np.float32),
+            counts, np.zeros((*size, 4), np.float32), np.zeros(size, np.float32),
             np.zeros(size, np.int32),
         )  # fmt: skip
         for i, one in enumerate(found):
             order = one["scores"].argsort(descending=True, stable=True)
-            assert raw.num_dets is not None
-            raw.num_dets[i] = n = len(order)
+            counts[i] = n = len(order)
             raw.boxes[i, :n], raw.scores[i, :n], raw.labels[i, :n] = (
                 one[key][order].numpy() for key in ("boxes", "scores", "labels")
             )

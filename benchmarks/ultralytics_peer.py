@@ -35,8 +35,9 @@ class UltralyticsBackend:
     def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
         height, width = self.card.input_size_hw
         size = (len(images), DETECTIONS)
+        counts = np.zeros((len(images), 1), np.int32)
         raw = RawOutputs(
-            np.zeros((len(images), 1), np.int32), np.zeros((*size, 4), np.float32), np.zeros(size, np.float32),
+            counts, np.zeros((*size, 4), np.float32), np.zeros(size, np.float32),
             np.zeros(size, np.int32),
         )  # fmt: skip
         found = self.model.predict(  # type: ignore[attr-defined]
@@ -46,8 +47,7 @@ class UltralyticsBackend:
         for i, one in enumerate(found):
             boxes = one.boxes.data.numpy()  # xyxy, score, label
             boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")]
-            assert raw.num_dets is not None
-            raw.num_dets[i] = n = len(boxes)
+            counts[i] = n = len(boxes)
             raw.boxes[i, :n], raw.scores[i, :n], raw.labels[i, :n] = boxes[:, :4], boxes[:, 4], boxes[:, 5]
         return raw
 

@@ -1,4 +1,4 @@
-"""The command `exporter`: onnx, trt, audit, verify, bisect. Each is a thin layer over one documented function."""
+"""The command `exporter`: onnx, trt, audit, sensitivity, verify, bisect. Each is a thin layer over one function."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from export.bisect_commands import BISECT, bisect, bisect_arguments
 from export.engine_commands import AUDIT, TRT, audit, audit_arguments, trt, trt_arguments
+from export.int8_commands import SENSITIVITY, sensitivity, sensitivity_arguments
 from export.onnx_commands import ONNX, onnx, onnx_arguments
 from export.verify_commands import VERIFY, verify, verify_arguments
 from runtime.commands import exit_status, teaching
@@ -17,9 +18,11 @@ _EXAMPLES = """examples:
   exporter onnx runs/demo/best.pt --out detector.onnx --tolerance 0.05
   exporter onnx runs/demo/best.pt --precision fp16 --source-size 1080,1920 --out camera.onnx
   exporter onnx imported.pt --simplify --annotations val.json --images val/
+  exporter onnx --int8 --keep-mAP 0.5              8 bits; what loses too much goes back to float
   exporter trt --fp16                              the newest run's best.pt, to best.fp16.engine beside it
   exporter trt best.onnx --engine rtx --sm 86      an engine for an RTX 30 card, built without a GPU
   exporter audit best.int8.onnx                    the share of its convolutions that is INT8, and what is not
+  exporter sensitivity runs/demo/best.pt           which layers suffer from 8 bits
   exporter verify runs/demo/best.onnx              score it against the checkpoint it came from
   exporter verify a.onnx b.onnx --against best.pt --annotations val.json --images val/
   exporter bisect best.int8.onnx --against best.pt which layer is not the network's
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     command("onnx", "write one ONNX graph, from pixels to detections", ONNX, onnx_arguments, onnx)
     command("trt", "build a TensorRT or TensorRT-RTX engine", TRT, trt_arguments, trt)
     command("audit", "say what precision a file really computes in", AUDIT, audit_arguments, audit)
+    command("sensitivity", "rank layers by what 8 bits cost them", SENSITIVITY, sensitivity_arguments, sensitivity)
     command("verify", "score artifacts against PyTorch", VERIFY, verify_arguments, verify)
     command("bisect", "name the first layer that departs from PyTorch", BISECT, bisect_arguments, bisect)
     return parser

@@ -22,10 +22,8 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from export.alignment import Tensor, aligned, different_weights, initialisers, relative_error, tensors
 from export.audit import load_graph
-from export.options import OnnxOptions
 from export.verification import find_checkpoint
 from models.checkpoint import build_detector
-from models.deploy import Deploy
 from models.quant import FakeQuant, QuantConv2d
 from runtime import Card, ImageError, letterbox, read_card, read_image
 from runtime.backends import graph_input
@@ -129,23 +127,23 @@ def bisect(artifact: str | Path, against: str | Path | None = None, image: str |
     checkpoint = Path(against) if against is not None else find_checkpoint(artifact)
     picture = _validation_picture(read_card(checkpoint), checkpoint) if image is None else read_image(image)
     frame, _ = letterbox(picture, card.frame_hw)  # of a graph that letterboxes itself, its raw frame
-    pixels, _ = letterbox(frame, card.input_size_hw)
     batch = 1 if card.batch == "dynamic" else int(card.batch)
-    given, images = (np.repeat(p[None], batch, axis=0) for p in (frame, pixels))
-    inputs = (graph_input(card, given), images)
-    return compare(artifact, load_graph(artifact), float_graphs(checkpoint, card), inputs, card.precision)
+    images = graph_input(card, np.repeat(frame[None], batch, axis=0))
+    return compare(artifact, load_graph(artifact), float_graphs(checkpoint, card), (images, images), card.precision)
 
 
 def float_graphs(checkpoint: Path, card: Card) -> tuple[ModelProto, ModelProto]:
-    """The network of a checkpoint in float32, as traced and simplified; nothing is rounded in an 8-bit one."""
-    from export.graph import _simplified, _trace
+    """The network of a checkpoint in float32, as traced and simplified; nothing is rounded in an 8-bit one.
+
+    card: of the artifact, whose input and NMS the graphs have, too.
+    """
+    from export.graph import float_forms  # that module imports the gate, which imports this one when it needs it
 
     detector, _ = build_detector(checkpoint)
     for module in detector.modules():
         if isinstance(module, (FakeQuant, QuantConv2d)):
             module.enabled = False
-    traced = _trace(Deploy(detector).eval(), OnnxOptions(), "portable")
-    return traced, _simplified(traced)
+    return float_forms(detector, card)
 
 
 def _validation_picture(card: Card, checkpoint: Path) -> Image:

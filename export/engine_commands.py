@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.gate_commands import Bar, gate_arguments, gate_of, print_refusal
+from export.int8_commands import int8_arguments, int8_of
 
 if TYPE_CHECKING:
     from export.trt_options import EngineOptions
@@ -33,7 +34,8 @@ def trt_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.engine", help="default: beside the source, with its name")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--fp16", action="store_true", help="half precision, with boxes and scores in float32")
-    precision.add_argument("--int8", action="store_true", help="8 bits, of a checkpoint after QAT or of such a graph")
+    precision.add_argument("--int8", action="store_true", help="8 bits; calibrates a checkpoint that is float")
+    int8_arguments(parser, engine=True)
     parser.add_argument(
         "--engine", choices=("auto", "tensorrt", "rtx"), default="auto",
         help="auto: TensorRT where it is installed and there is a GPU, else TensorRT-RTX",
@@ -69,11 +71,13 @@ def trt(arguments: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
     from export.audit import AuditError
     from export.graph import GateError
+    from export.options import OnnxOptions
     from export.report import write_reports
     from export.trt import to_engine
     from runtime.runs import newest
 
     options = _options(arguments)
+    int8 = int8_of(arguments, arguments.int8, engine=True)
     source = arguments.source
     if source is None:
         source = newest("best.pt", runs=arguments.runs)
@@ -81,8 +85,8 @@ def trt(arguments: argparse.Namespace) -> int:
     with Bar(arguments.quiet) as bar:
         try:
             result = to_engine(
-                source, arguments.out, options, gate_of(arguments), allow=arguments.allow, say=bar.say,
-                progress=partial(_progress, bar),
+                source, arguments.out, options, gate_of(arguments),
+                OnnxOptions(precision=options.precision, int8=int8), arguments.allow, bar.say, partial(_progress, bar),
             )  # fmt: skip
         except GateError as error:
             print_refusal(error)

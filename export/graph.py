@@ -21,9 +21,12 @@ import torch
 from export.drift import drift
 from export.gate import GateError as GateError
 from export.gate import pass_gate
+from export.int8_options import Int8
 from export.nms import add_functions, nms_module, without_functions
-from export.options import ExportError, Gate, NmsKind, OnnxOptions, Precision
-from export.plan import Prepare, frame_of, nms_kind, precision_of
+from export.options import ExportError, Gate, InputForm, NmsKind, OnnxOptions, Precision
+from export.plan import frame_of, nms_kind, precision_of
+from export.quantize import quantized
+from export.ranges import ranges_path, write_ranges
 from export.scores import Verification
 from export.tracing import check_weights, trace, weights_megabytes, write_model
 from export.tracing import simplified as _simplified
@@ -65,28 +68,26 @@ def to_onnx(
     gate: Gate = Gate(),
     say: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
-    prepare: Prepare | None = None,
 ) -> OnnxExport:
-    """Export `checkpoint` to `out` (default: its name with .onnx) and prove that it is the same detector.
+    """Export `checkpoint` to `out` (default: its name and `suffix_of`) and prove that it is the same detector.
 
-    prepare: makes a float checkpoint 8-bit where `options.precision` is int8.
     Raises `CheckpointError`, `FuseError` or `ExportError`; `CocoError` or `RunsError` where the data that is given
     cannot be read; OSError where `out` cannot be written, before the long work. Then nothing is left under the final
     name that was not there before.
     """
     checkpoint = Path(checkpoint)
-    out = checkpoint.with_suffix(".onnx") if out is None else Path(out)
     detector, card_json = build_detector(checkpoint)
     card = Card.from_json(card_json, checkpoint)
-    kind, precision = nms_kind(options, detector.config.postprocess, say), precision_of(options, card, prepare)
+    out = checkpoint.with_suffix(suffix_of(options, card)) if out is None else Path(out)
+    kind, precision = nms_kind(options, detector.config.postprocess, say), precision_of(options, card)
     frame = frame_of(options, card)
     require_writable(out)
     given = gate.annotations is not None or gate.images is not None
     data = _data(card, checkpoint, gate, say) if gate.verify or given else None
-    if precision == "int8" and not card.quantization:
-        assert prepare is not None, "precision_of refuses it"
-        detector, quantization = prepare(detector, card)
-        card = replace(card, quantization=quantization)
+    made = None
+    if precision == "int8":
+        made = quantized(detector, card, checkpoint, options.int8 or Int8(), data, say, progress)
+        detector, card = made.detector, replace(card, quantization=made.quantization)
     reference = Deploy(detector, Intake(frame=frame)).eval()
     difference = assert_fused(detector, reference.detector, torch.from_numpy(_real_pixels(card.input_size_hw, data)))
     say(f"folded: raw outputs agree to {difference:.1e} of their scale")
@@ -114,6 +115,8 @@ def to_onnx(
         if kind == "plugin":
             model, summary = without_functions(model), {**summary, "stand_in": "the plugin's body in plain operators"}
         card = write_model(model, replace(card, verification=summary), temporary)
+    if made is not None and made.ranges is not None:
+        say(f"ranges: {write_ranges(ranges_path(out), made.ranges)}")
     size = out.stat().st_size / 2**20
     return OnnxExport(out, card, len(model.graph.node), size, difference, weights_megabytes(model), verification)
 
@@ -123,7 +126,8 @@ def _model(
     say: Callable[[str], None],
 ) -> onnx.ModelProto:  # fmt: skip
     """The traced graph, with the functions that its NMS needs to run here."""
-    half, config = precision == "fp16", detector.config
+    rest_is_half = precision == "int8" and options.int8 is not None and options.int8.half
+    half, config = precision == "fp16" or rest_is_half, detector.config
     nms = nms_module(kind, config.postprocess, len(config.classes), options.certificate, half)
     deploy = Deploy(detector, Intake(options.input, frame), nms).eval()
     if half:
@@ -140,8 +144,28 @@ def _model(
     return add_functions(model, kind, deploy, half)
 
 
+def float_forms(detector: Network, card: Card) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Float32 graphs of `detector`, traced and simplified, with the input and the NMS of the artifact of `card`."""
+    kind: NmsKind = "auto" if card.nms["kind"] == "plugin" else card.nms["kind"]
+    form: InputForm = "float-nchw" if card.input == "float-nchw" else "uint8-nhwc"
+    certificate = bool(card.nms.get("certificate"))
+    options = OnnxOptions(nms=kind, certificate=certificate, source_size_hw=card.source_size_hw, input=form)
+    nms = nms_module(kind, detector.config.postprocess, len(card.classes), certificate, False)
+    deploy = Deploy(detector, Intake(form, frame_of(options, card)), nms).eval()
+    traced = _trace(deploy, options, kind)
+    simple = _simplified(traced)
+    return add_functions(traced, kind, deploy, False), add_functions(simple, kind, deploy, False)
+
+
 def _state_megabytes(deploy: Deploy) -> float:
     return sum(t.nbytes for t in deploy.detector.state_dict().values()) / 2**20
+
+
+def suffix_of(options: OnnxOptions, card: Card) -> str:
+    """What a file of this form ends with, where no name was given: 8 bits beside a float file have a name of theirs."""
+    if options.int8 is not None and options.int8.cpu:
+        return ".int8-cpu.onnx"
+    return ".int8.onnx" if options.precision == "int8" and not card.quantization else ".onnx"
 
 
 def _data(card: Card, checkpoint: Path, gate: Gate, say: Callable[[str], None]) -> CocoDataset | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from export.gate_commands import Bar, checkpoint_of, gate_arguments, gate_of, print_refusal
+from export.int8_commands import int8_arguments, int8_of
 from export.options import InputForm, NmsKind, OnnxOptions, Precision
 
 ONNX = "Fold, trace, check, run and score a checkpoint; write it only if it came through all of that."
@@ -27,7 +28,9 @@ def onnx_arguments(parser: argparse.ArgumentParser) -> None:
         "--certificate", action="store_true", help="with --nms portable: an output that says that NMS was exact"
     )
     parser.add_argument(
-        "--precision", choices=get_args(Precision), help="of the network (default: int8 after QAT, else fp32)"
+        "--precision",
+        choices=get_args(Precision),
+        help="of the network (default: int8 after QAT, else fp32); int8: a float checkpoint is calibrated on pictures",
     )
     parser.add_argument("--batch", type=_batch, metavar="dynamic|N", help="batch size (default: dynamic, any)")
     parser.add_argument(
@@ -40,6 +43,8 @@ def onnx_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--opset", type=int, default=20, help="ONNX operator set (default: 20)")
     parser.add_argument("--no-verify", action="store_true", help="do not score it; the card will say so")
+    parser.add_argument("--int8", action="store_true", help="short for --precision int8")
+    int8_arguments(parser)
     gate_arguments(parser)
 
 
@@ -48,9 +53,11 @@ def onnx(arguments: argparse.Namespace) -> int:
     from export.graph import GateError, to_onnx
     from export.report import write_reports
 
+    int8 = arguments.int8 or arguments.precision == "int8"
     options = OnnxOptions(
         arguments.simplify, arguments.opset, arguments.batch, arguments.nms, arguments.certificate,
-        arguments.precision, arguments.source_size, arguments.input,
+        "int8" if int8 else arguments.precision, arguments.source_size, arguments.input,
+        int8_of(arguments, int8),
     )  # fmt: skip
     checkpoint = checkpoint_of(arguments)
     with Bar(arguments.quiet) as bar:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from export.int8_options import Int8
 
 NmsKind = Literal["auto", "portable", "loop", "onnx", "plugin", "none"]
 """See `export.nms`."""
@@ -34,6 +37,8 @@ class OnnxOptions:
     source_size_hw: tuple[int, int] | None = None
     """The input is a camera's raw frame of this size, the letterbox is in the graph, boxes are in frame pixels."""
     input: InputForm = "uint8-nhwc"
+    int8: Int8 | None = None
+    """How a float checkpoint becomes 8 bits; None, where `precision` is int8, is the defaults."""
 
     def __post_init__(self) -> None:
         for name, value, legal in (
@@ -51,6 +56,8 @@ class OnnxOptions:
                 f"certificate: only the portable NMS has one, this graph's is {self.nms}: loop and onnx are exact "
                 "always, and TensorRT's plugin has no such output"
             )
+        if self.int8 is not None and self.precision != "int8":
+            raise ExportError(f"int8: options of 8 bits, and the precision is {self.precision}; expected int8")
         size = self.source_size_hw
         if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)):
             raise ExportError(f"source-size: expected H,W in pixels, got {size}")

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from export.nms import why_no_plugin
 from export.options import ExportError, NmsKind, OnnxOptions, Precision
 from models.config import PostprocessConfig
-from models.detector import Detector as Network
 from models.intake import Frame
 from runtime import Card
 from runtime.image import FILL, Letterbox
-
-Prepare = Callable[[Network, Card], tuple[Network, Mapping[str, Any]]]
-"""(detector, card) -> (detector, quantization): an 8-bit form of a float detector, and what its card is to say."""
 
 
 def nms_kind(options: OnnxOptions, post: PostprocessConfig, say: Callable[[str], None]) -> NmsKind:
@@ -28,21 +23,15 @@ def nms_kind(options: OnnxOptions, post: PostprocessConfig, say: Callable[[str],
     return "portable"
 
 
-def precision_of(options: OnnxOptions, card: Card, prepare: Prepare | None) -> Precision:
+def precision_of(options: OnnxOptions, card: Card) -> Precision:
     """What the file will have. Raises `ExportError` for what this checkpoint cannot become."""
-    if card.quantization:
-        if options.precision in (None, "int8"):
-            return "int8"
+    wanted = options.precision or ("int8" if card.quantization else "fp32")
+    if card.quantization and wanted != "int8":
         raise ExportError(
-            f"precision: the checkpoint is 8-bit already, so it cannot be exported as {options.precision}; export the "
-            "float checkpoint that it came from"
+            f"precision: the checkpoint is 8-bit already, so it cannot be exported as {wanted}; export the float "
+            "checkpoint that it came from"
         )
-    if options.precision == "int8" and prepare is None:
-        raise ExportError(
-            "precision: int8 needs ranges, and this checkpoint holds none; train it with quantisation "
-            "(`trainer fit quantization.checkpoint=...`), or give to_onnx a `prepare` that observes pictures"
-        )
-    return options.precision or "fp32"
+    return wanted
 
 
 def frame_of(options: OnnxOptions, card: Card) -> Frame | None:

@@ -20,8 +20,9 @@ import onnx
 
 from export.audit import Audit, audit_network, load_graph
 from export.graph import to_onnx
+from export.int8_options import Int8
 from export.options import ExportError, Gate, OnnxOptions
-from export.plan import Prepare
+from export.ranges import ranges_path
 from export.trt_build import PLUGIN, Plan, build
 from export.trt_cache import cache_path
 from export.trt_options import EngineOptions
@@ -32,6 +33,7 @@ from runtime.backends.ort import cuda_device_count
 from runtime.backends.trt import system
 from runtime.backends.trt_library import Library, choose_library
 from runtime.card import file_kind, read_card, sha256_file
+from runtime.files import write_text
 from runtime.sidecar import sidecar_path, sidecar_text
 
 Say = Callable[[str], None]
@@ -63,13 +65,12 @@ def to_engine(
     allow: Sequence[str] = (),
     say: Say = lambda line: None,
     progress: Progress | None = None,
-    prepare: Prepare | None = None,
 ) -> EngineExport:
     """Build an engine from `source`, a checkpoint or an ONNX file of ours, into `out` and its sidecar.
 
     out: default beside the source, `best.engine` or `best.fp16.engine`. onnx_options: of the graph that a checkpoint
-    becomes on the way; its precision is that of `options`, and `prepare` makes it 8-bit (see `to_onnx`). allow: names
-    or patterns of layers that may be of another precision than what was asked for.
+    becomes on the way; its precision is that of `options`, and 8 bits have a float16 rest unless it says otherwise.
+    allow: names or patterns of layers that may be of another precision than what was asked for.
     Raises `ExportError`, `AuditError`, `GateError`, `CardError`, `CheckpointError` or `BackendError`; then nothing is
     left under the final names that was not there before.
     """
@@ -77,6 +78,8 @@ def to_engine(
     kind = file_kind(source)
     if kind == "engine":
         raise ExportError(f"{source}: is an engine already; give the checkpoint or the ONNX file that it came from")
+    if kind != "checkpoint" and onnx_options.int8 not in (None, Int8(half=True)):
+        raise ExportError(f"{source}: its ranges are in it; give the checkpoint it came from to calibrate it otherwise")
     gpus = cuda_device_count()
     library = choose_library(options.engine, gpus)  # before minutes are spent on a graph for nobody
     options.check_flavour(library.flavour)
@@ -85,7 +88,7 @@ def to_engine(
         if kind == "checkpoint":
             checkpoint, graph = source, Path(scratch) / source.with_suffix(".onnx").name
             onnx_options = _graph_options(onnx_options, options)
-            to_onnx(checkpoint, graph, onnx_options, gate, say, progress, prepare)
+            to_onnx(checkpoint, graph, onnx_options, gate, say, progress)
         card = read_card(graph)
         _check_precision(graph, card, options)
         model = load_graph(graph)
@@ -106,6 +109,8 @@ def to_engine(
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
             os.replace(staged, out)
             os.replace(sidecar_path(staged), sidecar_path(out))
+        if checkpoint is not None and ranges_path(graph).is_file():
+            write_text(ranges_path(out), ranges_path(graph).read_text(encoding="utf-8"))
     size = len(plan.content) / 2**20
     command = trtexec(out, card, model)
     return EngineExport(out, sidecar_path(out), card, audit, plan.seconds, size, command, verification)
@@ -127,7 +132,9 @@ def _graph_options(onnx_options: OnnxOptions, options: EngineOptions) -> OnnxOpt
     asked, of_engine = onnx_options.precision, options.precision
     if asked is not None and of_engine is not None and asked != of_engine:
         raise ExportError(f"precision: {of_engine} of the engine and {asked} of its graph; precision is in the graph")
-    return replace(onnx_options, precision=of_engine or asked)
+    precision = of_engine or asked
+    int8 = onnx_options.int8 or (Int8(half=True) if precision == "int8" else None)
+    return replace(onnx_options, precision=precision, int8=int8)
 
 
 def _check_precision(graph: Path, card: Card, options: EngineOptions) -> None:

@@ -14,6 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from export.audit import audit_file
 from export.drift import drift, drift_by_image
 from export.machine import places
@@ -22,13 +25,13 @@ from export.scores import NotScored, Score, Verification
 from models.deploy import Deploy
 from models.intake import Intake
 from runtime import Card, Detector, read_card
-from runtime.backends import BackendError
+from runtime.backends import Backend, BackendError, RawOutputs
 from runtime.backends.torch import TorchBackend
 from runtime.card import sha256_file
 from runtime.evaluate import evaluate
 from runtime.image import ImageError, read_image
 from runtime.onnx_file import graph_sha256
-from runtime.records import CocoDataset
+from runtime.records import BROKEN_ENTRY, NO_FILE, NO_SIZE, CocoDataset
 from runtime.runs import validation_data
 
 TOLERANCE = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}
@@ -151,10 +154,16 @@ def _judged(score: Score, reference: Score, tolerance: float | None, edited: boo
 
 def _notes(reference: Score, dataset: CocoDataset, cards: dict[Path, Card], checkpoint: Path) -> tuple[str, ...]:
     notes = []
+    gone = sum(dataset.problems.counts.get(reason, 0) for reason in (NO_FILE, NO_SIZE, BROKEN_ENTRY))
+    if gone:
+        notes.append(
+            f"{gone} of the {gone + len(dataset.records)} pictures in {dataset.annotations} are not scored: "
+            f"{dataset.problems.summary()}"
+        )
     skipped = reference.evaluation.skipped
     if skipped:
         notes.append(
-            f"the proof is of {reference.evaluation.images} of {len(dataset.records)} pictures: {len(skipped)} could "
+            f"the scores are of {reference.evaluation.images} of {len(dataset.records)} pictures: {len(skipped)} could "
             f"not be read, the first: {skipped[0][0]} ({skipped[0][1]})"
         )
     digest = sha256_file(checkpoint)
@@ -196,10 +205,29 @@ def _score(path: Path, detector: Detector, dataset: CocoDataset, progress: Progr
         if progress is not None:
             progress(path.name, done, total)
 
-    evaluation = evaluate(detector, dataset, progress=report)
     card, backend = detector.card, detector.backend
-    size = path.stat().st_size / 2**20
-    return Score(path, backend.name, backend.device, card.precision, size, _latency(detector, dataset), evaluation)
+    counting = _Counting(backend)
+    evaluation = evaluate(Detector(counting), dataset, progress=report)
+    size, latency = path.stat().st_size / 2**20, _latency(detector, dataset)
+    return Score(
+        path, backend.name, backend.device, card.precision, size, latency, evaluation, inexact=counting.inexact
+    )
+
+
+class _Counting:
+    """A backend that counts the images on which its graph's NMS does not prove itself exact."""
+
+    def __init__(self, backend: Backend):
+        self._backend = backend
+        self.card, self.name, self.device = backend.card, backend.name, backend.device
+        self.max_batch, self.fixed_batch = backend.max_batch, backend.fixed_batch
+        self.inexact: int | None = 0 if backend.card.nms.get("certificate") else None
+
+    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+        raw = self._backend(images)
+        if self.inexact is not None and raw.nms_exact is not None:
+            self.inexact += int(np.count_nonzero(~raw.nms_exact))  # grey pictures that fill a batch are always exact
+        return raw
 
 
 def _latency(detector: Detector, dataset: CocoDataset, frames: int = 20) -> float:

@@ -30,14 +30,17 @@ def require_eval(block: nn.Module) -> None:
 
 
 def fuse(model: M) -> M:
-    """A copy of `model`, in eval mode, in which every block with a `fuse()` is replaced by what that returns.
+    """A copy of `model`, in eval mode, in which every block with a `fuse()`, itself included, is replaced by what that
+    returns.
 
     Raises `FuseError` in train mode.
     """
     require_eval(model)
-    fused = copy.deepcopy(model)
-    _fuse_children(fused)
-    return fused.eval()
+    holder = nn.ModuleList([copy.deepcopy(model)])
+    _fuse_children(holder)
+    whole = holder[0]
+    assert isinstance(whole, type(model)), "a model's simpler form is a model of its kind"
+    return whole.eval()
 
 
 def _fuse_children(module: nn.Module) -> None:

@@ -25,41 +25,65 @@ except ImportError as error:
     raise ImportError(f"cannot import cv2 ({error}). {advice}") from error
 
 if TYPE_CHECKING:
+    from runtime.batcher import Batcher
+    from runtime.batcher_admission import BatcherClosed, BatcherError, DeadlineExpired, FrameDropped, QueueFull
+    from runtime.batcher_metrics import BatcherMetrics
     from runtime.card import Card, CardError, read_card
     from runtime.coco import CocoError as CocoError
     from runtime.coco import read_coco
     from runtime.datasets import read_dataset
     from runtime.detections import Detection, Detections
-    from runtime.detector import Detector, FrameError
+    from runtime.detector import Detector
     from runtime.evaluate import Evaluation
+    from runtime.frames import FrameError
     from runtime.image import ImageError, Letterbox, letterbox, read_image
     from runtime.records import CocoDataset, DatasetError, ImageRecord
+    from runtime.stream import SourceFrame, StreamError
+    from runtime.stream_options import SourceState, StreamOptions
+    from runtime.streams import Streams
 
 _HOME = {
+    "Batcher": "batcher", "BatcherMetrics": "batcher_metrics",
+    "BatcherClosed": "batcher_admission", "BatcherError": "batcher_admission", "QueueFull": "batcher_admission",
+    "DeadlineExpired": "batcher_admission", "FrameDropped": "batcher_admission",
     "Card": "card", "CardError": "card", "read_card": "card",
     "CocoError": "coco", "read_coco": "coco", "read_dataset": "datasets",
     "CocoDataset": "records", "DatasetError": "records", "ImageRecord": "records",
     "Detection": "detections", "Detections": "detections",
-    "Detector": "detector", "FrameError": "detector",
+    "Detector": "detector", "FrameError": "frames",
     "Evaluation": "evaluate",
+    "SourceFrame": "stream", "StreamError": "stream", "SourceState": "stream_options",
+    "StreamOptions": "stream_options", "Streams": "streams",
     "ImageError": "image", "Letterbox": "image", "letterbox": "image", "read_image": "image",
 }  # fmt: skip
 # CocoError is the DatasetError of old.
 # `evaluate` is not among them: the module of that name would take its place; use runtime.evaluate.evaluate.
 
 __all__ = [
+    "Batcher",
+    "BatcherClosed",
+    "BatcherError",
+    "BatcherMetrics",
     "Card",
     "CardError",
     "CocoDataset",
     "DatasetError",
+    "DeadlineExpired",
     "Detection",
     "Detections",
     "Detector",
     "Evaluation",
+    "FrameDropped",
     "FrameError",
     "ImageError",
     "ImageRecord",
     "Letterbox",
+    "QueueFull",
+    "SourceFrame",
+    "SourceState",
+    "StreamError",
+    "StreamOptions",
+    "Streams",
     "letterbox",
     "read_card",
     "read_coco",

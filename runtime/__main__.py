@@ -7,15 +7,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from runtime.commands import exit_status, moves, teaching
+from runtime.commands import count, exit_status, moves, positive, teaching
 from runtime.detect import MODELS, detect
+from runtime.detect_commands import conclude_detect, detect_arguments
 from runtime.eval_commands import EXPLANATION, conclude, measurement_arguments, warn_of_problems
 from runtime.files import write_text
 from runtime.runs import newest
+from runtime.stream_options import StreamOptions
 
 _EXAMPLES = """examples:
   runtime detect street.jpg                        newest model of runs/, result in detections/street.jpg
@@ -35,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _detect(arguments: argparse.Namespace) -> int:
     model = _model(arguments.model)
-    with tqdm(unit="frame", disable=arguments.quiet) as bar:
+    options = StreamOptions(
+        every=arguments.every, decoder=arguments.decoder, stall_s=arguments.stall, give_up_s=arguments.give_up
+    )
+    with tqdm(unit=" frames", disable=arguments.quiet) as bar, logging_redirect_tqdm():
         summary = detect(
             arguments.source,
             model,
@@ -47,16 +52,12 @@ def _detect(arguments: argparse.Namespace) -> int:
             show=arguments.show,
             json_lines=arguments.json,
             progress=moves(bar),
+            classes=arguments.classes,
+            track=arguments.track,
+            options=options,
+            batch=arguments.batch,
         )
-    for path, reason in summary.skipped:
-        print(f"warning: {path}: {reason} (skipped)", file=sys.stderr)
-    skipped = f", {len(summary.skipped)} unreadable pictures skipped" if summary.skipped else ""
-    ended = " (interrupted)" if summary.interrupted else ""
-    print(f"{summary.detections} detections in {summary.frames} frames{skipped}{ended}")
-    for written in (summary.pictures, summary.json_lines):
-        if written is not None:
-            print(f"wrote {written}")
-    return 0
+    return conclude_detect(summary)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -121,37 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="detect|bench|eval")
 
-    p = commands.add_parser(
-        "detect", formatter_class=teaching, help="detect in a picture, folder, video, webcam or URL",
-        description="Detect, and write annotated pictures or an annotated video, and JSON lines.",
-        epilog="""examples:
-  runtime detect street.jpg
-  runtime detect photos/ --model best.onnx --out found
-  runtime detect 0 --show                          the first webcam, in a window; q ends
-
-a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
-              "detections": [{"box_xyxy": [x1, y1, x2, y2], "score": 0.9, "label": 0, "name": ...}]}""",
-    )  # fmt: skip
-    p.add_argument("source", help="picture, folder of pictures, video file, webcam number, or URL (rtsp://, http://)")
-    p.add_argument(
-        "--model", type=Path, help="an .onnx or .pt file (default: the newest runs/*/best.onnx, else best.pt)"
-    )
-    p.add_argument("--out", type=Path, default=Path("detections"), help="output folder (default: detections)")
-    p.add_argument(
-        "--threshold",
-        type=_threshold,
-        help="lowest score reported, or card for each class's own (default: the model's)",
-    )
-    p.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="JSON lines file (default: <name>.jsonl in --out, except for one picture)",
-    )
-    p.add_argument(
-        "--no-save", dest="save", action="store_false", help="write no pictures, video or JSON lines by default"
-    )
-    p.add_argument("--show", action="store_true", help="show the frames in a window; q closes it")
+    p = detect_arguments(commands)
     _device_arguments(p)
     p.set_defaults(run=_detect)
 
@@ -173,8 +144,8 @@ a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
         help="size of the synthetic frames (default: 720,1280)",
     )
     p.add_argument("--picture", type=Path, help="a picture to use instead of synthetic frames")
-    p.add_argument("--seconds", type=_positive, default=3.0, help="time spent on each batch size (default: 3)")
-    p.add_argument("--iterations", type=_count, help="batches timed for each batch size, instead of --seconds")
+    p.add_argument("--seconds", type=positive, default=3.0, help="time spent on each batch size (default: 3)")
+    p.add_argument("--iterations", type=count, help="batches timed for each batch size, instead of --seconds")
     p.add_argument("--warmup", type=int, default=3, help="batches run before timing (default: 3)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the timings there, too")
     _device_arguments(p)
@@ -199,7 +170,7 @@ a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
         help="COCO, VOC, YOLO or a JSON list (default: the card's validation data)",
     )
     p.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: the format's own)")
-    p.add_argument("--batch-size", type=_count, default=8, help="images handed over at once (default: 8)")
+    p.add_argument("--batch-size", type=count, default=8, help="images handed over at once (default: 8)")
     measurement_arguments(p)
     _device_arguments(p)
     p.set_defaults(run=_eval)
@@ -208,42 +179,12 @@ a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
 
 def _device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--threads", type=_count, help="CPU threads of the engine (default: its own choice)")
+    parser.add_argument("--threads", type=count, help="CPU threads of the engine (default: its own choice)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return value
-
-
-def _score(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a score from 0 to 1, got {text!r}")
-    return value
-
-
-def _threshold(text: str) -> float | Literal["card"]:
-    return "card" if text == "card" else _score(text)
-
-
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
+    return tuple(count(part) for part in text.split(","))
 
 
 def _size_hw(text: str) -> tuple[int, int]:

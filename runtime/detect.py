@@ -1,23 +1,43 @@
-"""Detect in a source and keep the results: annotated pictures or a video, and JSON lines."""
+"""Detect in one source or several and keep the results: annotated pictures or videos, and JSON lines."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from types import FrameType
+from typing import Any
 
-import cv2
+import numpy as np
+from numpy.typing import NDArray
 
+from runtime.detect_outputs import (
+    DetectError,
+    Lines,
+    SourceOutput,
+    closed_by_user,
+    distinct,
+    make_folder,
+    refuse_to_overwrite,
+    require_windows,
+)
+from runtime.detections import Detections
 from runtime.detector import Detector, Threshold
 from runtime.draw import draw_detections
-from runtime.image import Image, write_image
+from runtime.image import Image, ImageError
 from runtime.runs import newest
-from runtime.stream import Source, SourceFrame, open_source
+from runtime.stream import Origin, Source, StreamError, describe, expand, open_source
+from runtime.stream_capture import without_password
+from runtime.stream_options import SourceState, StreamOptions
+from runtime.streams import Streams
+from runtime.track import Tracker
+
+__all__ = ["MODELS", "DetectError", "DetectSummary", "SourceSummary", "detect"]
 
 Progress = Callable[[int, int | None], None]
 
@@ -25,8 +45,20 @@ MODELS = ("best.onnx", "best.pt")
 """What a run folder may hold to detect with, the preferred first."""
 
 
-class DetectError(RuntimeError):
-    """Detection that cannot start or whose results cannot be kept; the message says what to do."""
+@dataclass(frozen=True)
+class SourceSummary:
+    """What was done with one source."""
+
+    source: str
+    """As it was given, without a password."""
+    frames: int
+    detections: int
+    pictures: Path | None
+    """The annotated picture, the folder of annotated pictures, or the annotated video; None when not saved."""
+    json_lines: Path | None
+    """One line for each frame; None when not asked for."""
+    state: SourceState
+    """At the end: failed sources say why, live ones what they dropped."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +70,19 @@ class DetectSummary:
     skipped: tuple[tuple[Path, str], ...]
     """Picture files that could not be read, and why."""
     pictures: Path | None
-    """The annotated picture, the folder of annotated pictures, or the annotated video; None when not saved."""
+    """The annotated picture, the folder of annotated pictures, or the annotated video; None when not saved. The output
+    folder for several sources."""
     json_lines: Path | None
-    """One line for each frame; None when not asked for."""
+    """One line for each frame; None when not asked for, or when several sources have one each."""
     interrupted: bool
     """Stopped by Ctrl-C, or by q in the window; the outputs are complete up to there."""
+    sources: tuple[SourceSummary, ...]
+    seconds: float
+    """From the first request for a frame to the last result."""
 
 
 def detect(
-    source: str | int | PathLike[str],
+    source: Origin | Sequence[Origin],
     model: str | PathLike[str] | Detector | None = None,
     out: str | PathLike[str] = "detections",
     threshold: Threshold | None = None,
@@ -56,141 +92,175 @@ def detect(
     show: bool = False,
     json_lines: str | PathLike[str] | None = None,
     progress: Progress | None = None,
+    classes: Collection[str | int] | None = None,
+    track: bool = False,
+    options: StreamOptions | None = None,
+    batch: int | None = None,
 ) -> DetectSummary:
-    """Detect in a picture, folder, video file, webcam or URL, and write what was found.
+    """Detect in a picture, folder, glob, video file, webcam or URL, or in several at once, and write what was found.
 
     With `save`, the folder `out` gets annotated pictures (named as their sources) or an annotated `.mp4`,
-    and for folders, videos and cameras `<name>.jsonl`; `json_lines` names that file instead, and asks for it
+    and for folders, videos and cameras `<name>.jsonl`; `json_lines` names one file instead, and asks for it
     where there would be none. A line holds source, frame, time_s and detections (`Detections.to_json`).
-    `show` opens a window; q closes it and ends the run. Ctrl-C ends the run with the outputs finished.
+    Several sources have outputs of their own (folders: a folder of their own), and go through the detector together, up
+    to `batch` frames at once (default: the number of sources). One that fails does not stop the others.
+    `classes` (names, or labels: "3" is a label where no class is named so) leaves the others out. `track` numbers
+    objects (ByteTrack, the extra `track`): detections then have a `track` in the lines, null where an object is not
+    known yet. `options`: how sources are read.
+    `show` opens a window each; q closes them and ends the run. Ctrl-C ends the run with the outputs finished; a second
+    one ends it at once, without them.
     `model` None takes the newest run's (`runtime.runs.newest`). `progress(frames, total or None)` follows every frame.
 
-    Raises `DetectError`, `StreamError`, `ImageError`, `RunsError`, `CardError` or `BackendError`.
+    Raises `DetectError`, `StreamError`, `ImageError`, `RunsError`, `CardError`, `BackendError`, `TrackError`, and
+    ValueError for unknown classes.
     """
+    options = options or StreamOptions()
+    given = [source] if isinstance(source, (str, int, PathLike)) else list(source)
+    origins = [origin for one in given for origin in expand(one)]
+    if not origins:
+        raise DetectError("no source was named")
+    if show:
+        require_windows()
     skipped: list[tuple[Path, str]] = []
-    opened = open_source(source, on_broken=lambda error: skipped.append((error.path, error.reason)))
-    detector = model if isinstance(model, Detector) else Detector(model or newest(*MODELS), device, threads=threads)
+
+    def on_broken(error: ImageError) -> None:
+        skipped.append((error.path, error.reason))
+
+    what = [describe(origin) for origin in origins]
     folder = Path(out)
-    lines_path = Path(json_lines) if json_lines is not None else None
-    if lines_path is None and save and opened.kind != "picture":
-        lines_path = folder / f"{opened.name}.jsonl"
-    _check_outputs(source, opened, folder, save, lines_path)
-
-    frames = found = 0
-    interrupted = False
-    pictures: Path | None = None
-    with _Video(folder / f"{opened.name}.mp4", opened.fps) as video, _Lines(lines_path) as lines:
-        try:
-            for frame in opened:
-                detections = detector(frame.image, threshold)[0]
-                annotated = draw_detections(frame.image, detections) if save or show else frame.image
-                if save and opened.is_video:
-                    video.write(annotated)
-                    pictures = video.path
-                elif save and frame.path is not None:
-                    written = folder / frame.path.name
-                    write_image(written, annotated)
-                    pictures = written if opened.kind == "picture" else folder
-                lines.write(_line(source, frame, detections.to_json()))
-                frames, found = frames + 1, found + len(detections)
-                if progress is not None:
-                    progress(frames + len(skipped), opened.count)
-                if show and _closed_by_user(annotated, wait=not opened.is_video):
-                    interrupted = True
-                    break
-        except KeyboardInterrupt:
-            interrupted = True
-        if frames == 0 and not interrupted:
-            raise DetectError(f"{source}: none of its {len(skipped)} pictures can be read; the first: {skipped[0][1]}")
-    return DetectSummary(frames, found, tuple(skipped), pictures, lines_path, interrupted)
-
-
-def _check_outputs(source: Any, opened: Source, folder: Path, save: bool, lines_path: Path | None) -> None:
     if save:
-        given = Path(source) if opened.kind in ("picture", "folder", "video") else None
-        home = given if opened.kind == "folder" else given.parent if given else None
-        if home is not None and home.resolve() == folder.resolve():
-            raise DetectError(f"{folder}: results would overwrite their sources there; choose another output folder")
-    for path in (folder if save else None, lines_path.parent if lines_path else None):
-        if path is not None:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise DetectError(f"{path}: cannot make this output folder: {error.strerror}") from None
+        refuse_to_overwrite(what, folder)
+    first: list[Origin | Source] = list(origins)
+    if len(origins) == 1:  # what is wrong with an only source is told before a model is loaded
+        first = [open_source(origins[0], on_broken, options.decoder, options.every, options.stall_s)]
+    detector = model if isinstance(model, Detector) else Detector(model or newest(*MODELS), device, threads=threads)
+    finder = _Finder(detector, threshold, classes, track)
+    if save:
+        make_folder(folder)
+
+    names, shown_names = distinct([one.name for one in what]), [without_password(str(origin)) for origin in origins]
+    frames = 0
+    with ExitStack() as stack, Streams(first, options, on_broken) as streams, _finishing(streams) as interrupted:
+        whole = stack.enter_context(Lines(Path(json_lines))) if json_lines is not None else None
+        outputs = []
+        for one, name in zip(what, names, strict=True):
+            own = folder / f"{name}.jsonl" if save and one.kind != "picture" else None
+            lines = whole or stack.enter_context(Lines(own))
+            outputs.append((stack.enter_context(SourceOutput(one, name, folder, save, lines, len(what) == 1)), lines))
+        started = time.perf_counter()
+        try:
+            for frame, raw in streams.detect(finder.find, batch):
+                opened = streams.opened(frame.source)
+                found, tracks = finder.choose(frame.source, raw, frame.time_s, opened)
+                annotated = (
+                    draw_detections(frame.image, found, tracks=_numbers(tracks)) if save or show else frame.image
+                )
+                line = {
+                    "source": str(frame.path) if frame.path is not None else shown_names[frame.source],
+                    "frame": frame.index, "time_s": round(frame.time_s, 3), "detections": _listed(found, tracks),
+                }  # fmt: skip
+                outputs[frame.source][0].add(frame, opened, annotated, line, len(found))
+                frames += 1
+                if progress is not None:
+                    progress(frames + len(skipped), _total(streams))
+                title = f"isodet {names[frame.source]} (q closes)"
+                if show and closed_by_user(title, annotated, wait=opened is not None and not opened.is_video):
+                    interrupted.set()
+                    break
+        except StreamError:
+            if frames == 0:
+                raise
+            # Its reason is in the states: what came before the failure is complete, and kept.
+        seconds = time.perf_counter() - started
+        if frames == 0 and not interrupted.is_set():
+            raise DetectError(
+                f"{', '.join(shown_names)}: none of its {len(skipped)} pictures can be read; the first: {skipped[0][1]}"
+                if skipped else f"{', '.join(shown_names)}: gives no frame"
+            )  # fmt: skip
+        states = streams.states
+    sources = tuple(
+        SourceSummary(shown_name, output.frames, output.detections, output.pictures, lines.path, state)
+        for shown_name, (output, lines), state in zip(shown_names, outputs, states, strict=True)
+    )
+    alone = sources[0] if len(sources) == 1 else None
+    return DetectSummary(
+        frames, sum(s.detections for s in sources), tuple(skipped),
+        alone.pictures if alone else folder if save else None,
+        alone.json_lines if alone else whole.path if whole else None,
+        interrupted.is_set(), sources, seconds,
+    )  # fmt: skip
 
 
-def _line(source: Any, frame: SourceFrame, detections: list[dict[str, Any]]) -> dict[str, Any]:
-    name = str(frame.path if frame.path is not None else source)
-    return {"source": name, "frame": frame.index, "time_s": round(frame.time_s, 3), "detections": detections}
+class _Finder:
+    """The detector, with the choice of classes and the tracks of each source."""
+
+    def __init__(
+        self, detector: Detector, threshold: Threshold | None, classes: Collection[str | int] | None, track: bool
+    ) -> None:
+        if classes is not None and not isinstance(classes, str):
+            known = detector.class_names
+            classes = [int(c) if isinstance(c, str) and c.isdecimal() and c not in known else c for c in classes]
+        Detections.empty(detector.class_names).filter(classes=classes)  # an unknown class is told before any work
+        self._detector, self._classes = detector, classes
+        self._limits = detector.threshold if threshold is None else detector.limits(threshold)
+        self._threshold = threshold
+        self._trackers: dict[int, Tracker] | None = {} if track else None
+        if track:
+            self._threshold = Tracker(self._limits, 0.0).detect_from
+
+    def find(self, images: list[Image]) -> list[Detections]:
+        return self._detector(images, self._threshold)
+
+    def choose(
+        self, source: int, found: Detections, time_s: float, opened: Source | None
+    ) -> tuple[Detections, NDArray[np.int64] | None]:
+        """The detections to report, and their tracks where tracks are wanted."""
+        found = found.filter(classes=self._classes)
+        if self._trackers is None:
+            return found, None
+        moving = opened is not None and opened.is_video
+        if source not in self._trackers:
+            self._trackers[source] = Tracker(self._limits, opened.fps if opened is not None else 0.0)
+        return self._trackers[source].update(found, time_s if moving else None)
 
 
-def _closed_by_user(image: Image, wait: bool) -> bool:
+def _listed(found: Detections, tracks: NDArray[np.int64] | None) -> list[dict[str, Any]]:
+    rows = found.to_json()
+    for row, number in zip(rows, tracks.tolist() if tracks is not None else [], strict=False):
+        row["track"] = number if number >= 0 else None
+    return rows
+
+
+def _numbers(tracks: NDArray[np.int64] | None) -> list[int] | None:
+    return None if tracks is None else tracks.tolist()
+
+
+def _total(streams: Streams) -> int | None:
+    counts = [opened.count if opened is not None else None for opened in map(streams.opened, range(len(streams)))]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+@contextmanager
+def _finishing(streams: Streams) -> Iterator[threading.Event]:
+    """Ctrl-C stops `streams` and sets the event, so that what is in hand is finished; a second one interrupts.
+
+    Only where Ctrl-C has its usual meaning: in the main thread, and where the application has no handler of its own.
+    """
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+        streams.stop()
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or not usual:
+        yield stopped
+        return
+    signal.signal(signal.SIGINT, stop)
     try:
-        cv2.imshow("isodet (q closes)", image)
-        key = cv2.waitKey(0 if wait else 1) & 0xFF
-    except cv2.error:
-        raise DetectError("this OpenCV cannot open windows (opencv-python-headless, or no display)") from None
-    return key in (ord("q"), 27)
-
-
-class _Lines:
-    """JSON lines that appear under their name when they are complete."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.partial") if path is not None else None
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> _Lines:
-        if self._partial is not None:
-            self._file = open(self._partial, "w", encoding="utf-8")
-        return self
-
-    def write(self, line: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
-        if self._file is None or self._path is None or self._partial is None:
-            return
-        self._file.close()
-        if kind is None:
-            os.replace(self._partial, self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
-
-
-class _Video:
-    """An MP4 that appears under its name when it is complete; the first frame decides its size."""
-
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path = path
-        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-        self._fps = fps
-        self._size_wh = (0, 0)
-        self._writer: cv2.VideoWriter | None = None
-
-    def __enter__(self) -> _Video:
-        return self
-
-    def write(self, image: Image) -> None:
-        height, width = image.shape[:2]
-        if self._writer is None:
-            self._size_wh = (width, height)
-            self._writer = cv2.VideoWriter(
-                str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, self._size_wh
-            )
-            if not self._writer.isOpened():
-                raise DetectError(f"{self.path}: this OpenCV cannot write mp4v video; use --no-save with --json")
-        if (width, height) != self._size_wh:  # a camera may change its mind; a file cannot
-            image = cv2.resize(image, self._size_wh).astype(image.dtype, copy=False)
-        self._writer.write(image)
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
-        if self._writer is None:
-            return
-        self._writer.release()
-        if kind is None:
-            os.replace(self._partial, self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

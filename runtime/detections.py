@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import importlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -67,6 +68,24 @@ class Detections:
         """Nothing found."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), tuple(class_names))
 
+    @classmethod
+    def merge(cls, parts: Sequence[Detections]) -> Detections:
+        """All that was found in several looks at one frame, such as tiles or regions, by falling score.
+
+        Nothing is suppressed: what two looks found stays twice. Of equal scores the earlier part's comes first. Raises
+        ValueError for no parts, or parts of different classes.
+        """
+        if not parts:
+            raise ValueError("merge: expected at least one Detections; nothing found is Detections.empty(class_names)")
+        names = parts[0].class_names
+        for part in parts[1:]:
+            if part.class_names != names:
+                raise ValueError(f"merge: expected detections of the same classes, got {names} and {part.class_names}")
+        scores = np.concatenate([part.scores for part in parts])
+        order = np.argsort(-scores, kind="stable")
+        boxes = np.concatenate([part.boxes_xyxy for part in parts])
+        return cls(boxes[order], scores[order], np.concatenate([part.labels for part in parts])[order], names)
+
     @property
     def names(self) -> list[str]:
         """[D] class names."""
@@ -95,14 +114,28 @@ class Detections:
                 index = index.astype(np.intp)
         return Detections(self.boxes_xyxy[index], self.scores[index], self.labels[index], self.class_names)
 
-    def filter(self, threshold: float | None = None, classes: Collection[str | int] | None = None) -> Detections:
+    def filter(
+        self,
+        threshold: float | Mapping[str, float] | None = None,
+        classes: Collection[str | int] | None = None,
+        score: float | Mapping[str, float] | None = None,
+    ) -> Detections:
         """Those with a score of at least `threshold`, of the `classes` given by name or label.
 
-        Raises ValueError for a class that the detector does not know.
+        `threshold` may give a score for each class by name; a class without one keeps all of its own. `score` is
+        another name of it. Raises ValueError for a class that the detector does not know, or both names at once.
         """
+        if threshold is not None and score is not None:
+            raise ValueError("filter: threshold and score are one thing; give one of them")
+        lowest = threshold if score is None else score
         keep = np.ones(len(self), np.bool_)
-        if threshold is not None:
-            keep &= self.scores >= np.float32(threshold)
+        if isinstance(lowest, Mapping):
+            limits = np.zeros(len(self.class_names), np.float32)
+            for name, limit in lowest.items():
+                limits[self._label(name)] = limit
+            keep &= self.scores >= limits[self.labels]
+        elif lowest is not None:
+            keep &= self.scores >= np.float32(lowest)
         if classes is not None:
             if isinstance(classes, str):
                 raise ValueError(f"classes: expected a list of names or labels, got the text {classes!r}")
@@ -127,6 +160,22 @@ class Detections:
             }
             for d in self
         ]
+
+    def to_supervision(self) -> Any:
+        """These as `supervision.Detections`: xyxy, confidence, class_id, and the names under data["class_name"].
+
+        Raises ImportError with advice where supervision is not installed.
+        """
+        try:
+            supervision = importlib.import_module("supervision")
+        except ImportError as error:
+            raise ImportError(f"to_supervision needs supervision: pip install 'isodet[track]' ({error})") from error
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """COCO result objects: image_id, category_id (`category_ids[label]`), bbox [x, y, w, h], score."""

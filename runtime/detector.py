@@ -6,28 +6,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Backend, BackendError, RawOutputs, load_backend
+from runtime.capacity import Capacity
 from runtime.card import Card
 from runtime.detections import Detections
-from runtime.image import FILL, Image, Letterbox, read_image
+from runtime.frames import Color, Frame, listed, take
+from runtime.frames import FrameError as FrameError
+from runtime.image import FILL, Image, Letterbox
+from runtime.region import Region, Roi
 from runtime.stream import open_source
+from runtime.stream_options import StreamOptions
+from runtime.streams import Streams
 from runtime.suppression import suppress
 
-Frame = Image | str | PathLike[str]
-"""One picture: uint8 [H, W, 3] BGR, or the path of a picture file."""
+if TYPE_CHECKING:
+    from runtime.batcher import Batcher, Policy
 
 Threshold = float | Literal["card"] | Mapping[str, float]
 """Lowest score reported: one for all classes, "card" for the card's `thresholds`, or a score for each class by name.
 A class that has none is judged by the card's `threshold`."""
-
-
-class FrameError(ValueError):
-    """A frame that is not a picture for the detector; the message states what was expected and what came."""
 
 
 class Detector:
@@ -52,8 +54,9 @@ class Detector:
             self.backend = load_backend(Path(source), device, threads)
         else:
             self.backend = source
+        self._capacity = Capacity(self.backend)
         self._resize = self.card.resize_rule()
-        self.threshold = self.card.threshold if threshold is None else self._limits(threshold)
+        self.threshold = self.card.threshold if threshold is None else self.limits(threshold)
 
     @property
     def card(self) -> Card:
@@ -71,22 +74,34 @@ class Detector:
         a graph with the letterbox inside takes is `card.source_size_hw`."""
         return self.card.input_size_hw
 
-    def __call__(self, frames: Frame | Sequence[Frame], threshold: Threshold | None = None) -> list[Detections]:
+    def __call__(
+        self,
+        frames: Frame | Sequence[Frame],
+        threshold: Threshold | None = None,
+        color: Color = "bgr",
+        roi: Roi | None = None,
+    ) -> list[Detections]:
         """Detect in each frame; one `Detections` for each, in order, boxes in that frame's pixels.
 
-        `frames`: one uint8 [H, W, 3] BGR array, a path, a list of these (sizes may differ), or a uint8
-        [B, H, W, 3] array. `threshold` replaces the detector's own for this call.
+        `frames`: one uint8 [H, W, 3] array, a path, a list of these (sizes may differ), or a uint8
+        [B, H, W, 3] array. `color`: order of the arrays' channels. `threshold` replaces the detector's own for this
+        call. `roi` looks at a part of every frame (`runtime.region.Region`).
         Raises `FrameError` for anything else, `ImageError` for a picture file that cannot be read.
         """
-        limits = self.threshold if threshold is None else self._limits(threshold)
-        listed = _listed(frames)
+        limits = self.threshold if threshold is None else self.limits(threshold)
+        region = None if roi is None else Region.of(roi)
+        given = listed(frames)
         results: list[Detections] = []
         step = self.backend.max_batch
-        for start in range(0, len(listed), step):  # read and letterboxed a chunk at a time, to bound memory
-            chunk = [_array(frame, start + i) for i, frame in enumerate(listed[start : start + step])]
-            for _, same in groupby(chunk, lambda frame: self.place(frame).size_hw):  # one size, unless short-side
-                images, placements = self.preprocess(list(same))
-                results += self.postprocess(self.backend(images), placements, limits)
+        for start in range(0, len(given), step):  # read and letterboxed a chunk at a time, to bound memory
+            chunk = [take(frame, start + i, color, region) for i, frame in enumerate(given[start : start + step])]
+            for _, same in groupby(chunk, lambda taken: self.place(taken.image).size_hw):  # one, unless short-side
+                group = list(same)
+                images, placements = self.preprocess([taken.image for taken in group])
+                found = self.postprocess(self.infer(images), placements, limits)
+                if region is not None:
+                    found = [region.to_frame(d, t.frame_hw) for d, t in zip(found, group, strict=True)]
+                results += found
         return results
 
     def place(self, frame: Image) -> Letterbox:
@@ -94,19 +109,41 @@ class Detector:
         return self._resize.fit((frame.shape[0], frame.shape[1]))
 
     def stream(
-        self, source: str | int | PathLike[str], threshold: Threshold | None = None
+        self,
+        source: str | int | PathLike[str],
+        threshold: Threshold | None = None,
+        options: StreamOptions | None = None,
+        batch: int = 1,
     ) -> Iterator[tuple[Image, Detections]]:
-        """(frame, detections) for each frame of a picture, folder, video file, webcam number or URL.
+        """(frame, detections) for each frame of a picture, folder or glob, video file, webcam number or URL.
 
-        Raises `StreamError` at once when the source cannot be opened.
+        Frames are decoded ahead in a thread. Of a live source the newest is taken, and it is connected again when it
+        goes; of all others every frame comes, in order, up to `batch` at once. `runtime.Streams` has times and numbers
+        of frames, and many sources. Raises `StreamError` at once when the source cannot be opened.
         """
-        opened = open_source(source)  # outside the generator, so that the error comes from this call
+        how = options or StreamOptions()
+        # Outside the generator, so that the error comes from this call.
+        opened = open_source(source, decoder=how.decoder, every=how.every, timeout_s=how.stall_s)
 
         def run() -> Iterator[tuple[Image, Detections]]:
-            for frame in opened:
-                yield frame.image, self(frame.image, threshold)[0]
+            with Streams([opened], how) as streams:
+                for frame, found in streams.detect(lambda images: self(images, threshold), batch):
+                    yield frame.image, found
 
         return run()
+
+    def batcher(
+        self,
+        max_batch: int = 16,
+        max_wait_ms: float = 4.0,
+        queue: int = 64,
+        policy: Policy = "block",
+        workers: int = 1,
+    ) -> Batcher:
+        """Batches of frames that come one by one, from many threads or coroutines: see `runtime.batcher.Batcher`."""
+        from runtime.batcher import Batcher
+
+        return Batcher(self, max_batch, max_wait_ms, queue, policy, workers)
 
     # -----------------------------------------------------------------------------------------
     # the three steps of a call; `runtime.bench` times them one by one
@@ -122,6 +159,13 @@ class Detector:
             placement.apply(frame, out)
         images[len(frames) :] = FILL
         return images, placements
+
+    def infer(self, images: NDArray[np.uint8], context: Backend | None = None) -> RawOutputs:
+        """The graph's outputs for `images` (uint8 [B, H, W, 3]), in smaller batches where the device's memory is short.
+
+        `context`: another of this backend's contexts (`runtime.backends.another_context`), for a second thread.
+        """
+        return self._capacity.run(images, context)
 
     def postprocess(
         self, raw: RawOutputs, placements: Sequence[Letterbox], threshold: float | NDArray[np.float32]
@@ -144,7 +188,7 @@ class Detector:
             results.append(Detections(boxes[inside], scores[:kept][inside], labels[inside], self.class_names))
         return results
 
-    def _limits(self, threshold: Threshold) -> float | NDArray[np.float32]:
+    def limits(self, threshold: Threshold) -> float | NDArray[np.float32]:
         """One score, or [C] scores. Raises ValueError for anything else, and for classes that are not the model's."""
         if not isinstance(threshold, (str, Mapping)):
             return _check_threshold(threshold)
@@ -157,39 +201,6 @@ class Detector:
             raise ValueError(f"threshold: unknown class {unknown[0]!r}; known: {', '.join(self.class_names)}")
         scores = [_check_threshold(threshold.get(name, self.card.threshold)) for name in self.class_names]
         return np.array(scores, np.float32)
-
-
-def _listed(frames: Frame | Sequence[Frame]) -> Sequence[Frame]:
-    if isinstance(frames, (str, PathLike)):
-        return [frames]
-    if isinstance(frames, np.ndarray):
-        # Four dimensions are a batch; any other array is one frame, and judged as such.
-        return list(frames) if frames.ndim == 4 else [frames]
-    if isinstance(frames, (list, tuple)):
-        return frames
-    raise FrameError(f"expected a uint8 [H, W, 3] NumPy array, a list of them, or a path; got {type(frames).__name__}")
-
-
-def _array(frame: Frame, index: int) -> Image:
-    """One frame as an array; raises `FrameError` naming its `index`."""
-    if isinstance(frame, (str, PathLike)):
-        return read_image(Path(frame))
-    where = f"frame {index}: expected uint8 [H, W, 3] (BGR)"
-    if not isinstance(frame, np.ndarray):
-        raise FrameError(f"{where}, got {type(frame).__name__}")
-    got = f"{frame.dtype} {list(frame.shape)}"
-    if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
-        raise FrameError(f"{where}, got {got}: a grey picture; use cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR)")
-    if frame.ndim == 3 and frame.shape[2] == 4:
-        raise FrameError(f"{where}, got {got}: a picture with alpha; use cv2.cvtColor(frame, cv2.COLOR_BGRA2BGR)")
-    if frame.ndim != 3 or frame.shape[2] != 3:
-        raise FrameError(f"{where}, got {got}")
-    if frame.dtype != np.uint8:
-        advice = "; scale it to 0..255 and use .astype(numpy.uint8)" if frame.dtype.kind == "f" else ""
-        raise FrameError(f"{where}, got {got}{advice}")
-    if frame.size == 0:
-        raise FrameError(f"{where} of at least 1x1 pixel, got {got}")
-    return frame
 
 
 def _check_threshold(threshold: float) -> float:

@@ -25,18 +25,25 @@ def class_color(label: int) -> Color:
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
-def draw_detections(frame: Image, detections: Detections, scores: bool = True) -> Image:
+def draw_detections(
+    frame: Image, detections: Detections, scores: bool = True, tracks: Sequence[int] | None = None
+) -> Image:
     """A copy of `frame` (uint8 [H, W, 3] BGR) with each box and a chip of its class name and score.
 
     Lines and letters grow with the frame; chips stay inside it. The best detection is drawn last, on top.
-    `scores=False` leaves the score out, for ground truth.
+    `scores=False` leaves the score out, for ground truth. `tracks`: [D] numbers of tracked objects, -1 for none; an
+    object is then drawn in its own colour, with its number.
     """
     shown = list(detections)
+    numbers = [-1] * len(shown) if tracks is None else list(tracks)
     return draw_boxes(
         frame,
         [d.box_xyxy for d in shown],
-        [f"{d.name} {d.score:.0%}" if scores else d.name for d in shown],
-        [class_color(d.label) for d in shown],
+        [
+            (f"#{number} " if number >= 0 else "") + (f"{d.name} {d.score:.0%}" if scores else d.name)
+            for d, number in zip(shown, numbers, strict=True)
+        ],
+        [class_color(number if number >= 0 else d.label) for d, number in zip(shown, numbers, strict=True)],
     )
 
 

@@ -188,9 +188,15 @@ class Letterbox:
         if self.resized_hw == self.source_hw:
             out[:h, :w] = image
         else:
-            out[:h, :w] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
-        out[h:] = self.fill_bgr
-        out[:h, w:] = self.fill_bgr
+            part = out[:h, :w]
+            if part.strides[1:] == (3, 1) and part.strides[0] > 0:  # a layout that OpenCV can write to
+                cv2.resize(image, (w, h), dst=part, interpolation=cv2.INTER_LINEAR)
+            else:
+                part[:] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
+        # One grey level is filled like memory; three levels, which are seldom needed, take longer than the resize.
+        fill = self.fill_bgr[0] if len(set(self.fill_bgr)) == 1 else self.fill_bgr
+        out[h:] = fill
+        out[:h, w:] = fill
         return out
 
     def to_input(self, boxes_xyxy: ArrayLike) -> NDArray[np.float32]:

@@ -1,29 +1,32 @@
-"""Where frames come from: a picture, a folder of pictures, a video file, a webcam or a URL."""
+"""Where frames come from: a picture, a folder or glob of pictures, a video file, a webcam or a URL."""
 
 from __future__ import annotations
 
+import glob
 import logging
-import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Literal
 
-import cv2
-import numpy as np
-
 from runtime.image import IMAGE_SUFFIXES, Image, ImageError, read_image
+from runtime.stream_capture import Capture, DecoderName, StreamError, open_capture, without_password
+
+__all__ = ["Origin", "Source", "SourceFrame", "StreamError", "expand", "open_source"]
 
 _log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv")
 
+Kind = Literal["picture", "folder", "video", "webcam", "url"]
+"""folder stands for a glob of pictures, too."""
 
-class StreamError(ValueError):
-    """A source that cannot be opened, or that gives no frame; the message names it and what was expected."""
+Origin = str | int | PathLike[str]
+"""What a user writes for a source: a path, a glob, a webcam's number or a URL."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +36,23 @@ class SourceFrame:
     image: Image
     """uint8 [H, W, 3] BGR"""
     index: int
-    """0, 1, ... in the source; a broken picture of a folder keeps its number."""
+    """0, 1, ... in the source. What was left out keeps its number: broken pictures, skipped and dropped frames."""
     time_s: float
-    """Seconds since the start: of the video, or on the clock for a webcam or URL; 0 for pictures."""
+    """Seconds since the start: of the video in its own time, of a camera on the clock; 0 for pictures."""
     path: Path | None
     """Of the picture; None for videos and cameras."""
+    source: int = 0
+    """Which of the sources, where there are several (`runtime.Streams`)."""
+    clock_s: float = 0.0
+    """When it was read: seconds since 1970, as `time.time()`."""
+
+
+def _nothing() -> None:
+    return None
+
+
+def _keep(image: Image) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -46,12 +61,22 @@ class Source:
 
     name: str
     """Of the file, folder, webcam or host; fit for a file name."""
-    kind: Literal["picture", "folder", "video", "webcam", "url"]
+    kind: Kind
     count: int | None
     """Frames, where that is known; a video's own count may be off."""
     fps: float
     """Frames per second; 0 for pictures."""
     frames: Callable[[], Iterator[SourceFrame]]
+    live: bool = False
+    """Whether frames come when they come and have no end: a webcam, or a URL that announces no length."""
+    origin: Origin | None = None
+    """What to open to have it again."""
+    root: Path | None = None
+    """The folder that all pictures of a folder or glob lie in, at whatever depth."""
+    recycle: Callable[[Image], None] = _keep
+    """Give back the array of a frame that nobody looks at any more."""
+    close: Callable[[], None] = _nothing
+    """Let go a source whose frames were never asked for; iterating to the end does it, too."""
 
     @property
     def is_video(self) -> bool:
@@ -62,79 +87,182 @@ class Source:
         return self.frames()
 
 
-def open_source(source: str | int | PathLike[str], on_broken: Callable[[ImageError], None] | None = None) -> Source:
-    """Open `source`: a picture, a folder, a video file, a webcam number (0, "0") or a URL (rtsp://, http://).
+def camera(origin: Origin) -> int | str | None:
+    """The webcam number or URL that `origin` is, or None for what lies in the file system."""
+    text = fspath(origin) if isinstance(origin, (str, PathLike)) else str(origin)
+    device = re.fullmatch(r"/dev/video(\d+)", text)
+    if device or isinstance(origin, int) or (text.isdecimal() and not Path(text).exists()):
+        return int(device[1] if device else text)
+    return text if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) else None
+
+
+def expand(origin: Origin) -> list[Origin]:
+    """The sources that `origin` stands for: itself, unless it is a glob that matches videos.
+
+    A glob of pictures is one source; each video that a glob matches is one of its own. Raises `StreamError`
+    for what is not there; cameras are not asked.
+    """
+    if camera(origin) is not None:
+        return [origin]
+    matches = _matches(str(origin))
+    if matches is None:
+        if not Path(str(origin)).exists():
+            raise _missing(str(origin))
+        return [origin]
+    videos: list[Origin] = [path for path in matches if path.suffix.lower() in VIDEO_SUFFIXES]
+    return [*([origin] if len(videos) < len(matches) else []), *videos]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a source before it is opened; the fields are those of `Source`."""
+
+    name: str
+    kind: Kind
+    root: Path | None
+    """For a video file, the folder that it lies in."""
+    pictures: tuple[Path, ...]
+
+
+def describe(origin: Origin) -> Description:
+    """What `origin` is, by its form and by what lies in the file system. Raises `StreamError` for nothing there."""
+    target = camera(origin)
+    if isinstance(target, int):
+        return Description(f"webcam{target}", "webcam", None, ())
+    if target is not None:
+        host = re.split(r"[/?#]", target.split("://", 1)[1])[0].rpartition("@")[2]  # no passwords in file names
+        return Description(re.sub(r"[^A-Za-z0-9.-]+", "_", host) or "stream", "url", None, ())
+    path, matches = Path(str(origin)), _matches(str(origin))
+    if matches is not None:
+        pictures = [p for p in matches if p.suffix.lower() in IMAGE_SUFFIXES]
+        if not pictures:
+            raise StreamError(f"{origin}: matches no pictures, but {len(matches)} videos; open them one by one")
+        root = Path(os.path.commonpath([p.parent.resolve() for p in pictures]))
+        return Description(root.name or "pictures", "folder", root, tuple(pictures))
+    if not path.exists():
+        raise _missing(str(origin))
+    root = path.resolve()
+    if path.is_dir():
+        found = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()), key=_natural)
+        if not found:
+            raise StreamError(f"{path}: no pictures in this folder (expected {', '.join(IMAGE_SUFFIXES)})")
+        return Description(root.name or "pictures", "folder", root, tuple(found))
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return Description(path.stem, "picture", root.parent, (path,))
+    return Description(path.stem, "video", root.parent, ())
+
+
+def open_source(
+    source: Origin,
+    on_broken: Callable[[ImageError], None] | None = None,
+    decoder: DecoderName = "opencv",
+    every: int = 1,
+    timeout_s: float = 10.0,
+) -> Source:
+    """Open `source`: a picture, a folder or glob of pictures, a video file, a webcam number (0, "0") or a URL
+    (rtsp://, http://).
 
     A broken picture in a folder is handed to `on_broken` and left out; without `on_broken` it is logged as
-    a warning. Raises `StreamError` for a source that cannot be opened, `ImageError` for a broken picture.
+    a warning. `every`: take each n-th frame only; the others are not made into pictures. `timeout_s` bounds
+    connecting to a URL and waiting for its next frame.
+    Raises `StreamError` for a source that cannot be opened, `ImageError` for a broken picture.
     """
-    text = fspath(source) if isinstance(source, (str, PathLike)) else str(source)
-    if isinstance(source, int) or (text.isdecimal() and not Path(text).exists()):
-        return _open_capture(int(text), f"webcam{int(text)}", "webcam")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        host = re.split(r"[/?#]", text.split("://", 1)[1])[0].rpartition("@")[2]  # no passwords in file names
-        return _open_capture(text, re.sub(r"[^A-Za-z0-9.-]+", "_", host) or "stream", "url")
-    path = Path(text)
-    if not path.exists():
-        raise StreamError(f"{text}: no such file or folder (expected a picture, folder, video, webcam number or URL)")
-    if path.is_dir():
-        return _open_folder(path, on_broken or _warn)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        image = read_image(path)
-        return Source(path.stem, "picture", 1, 0.0, lambda: iter([SourceFrame(image, 0, 0.0, path)]))
-    return _open_capture(str(path), path.stem, "video")
+    found = describe(source)
+    if found.kind == "folder":
+        return _pictures(found, source, on_broken or _warn, every)
+    if found.kind == "picture":
+        frame = SourceFrame(read_image(found.pictures[0]), 0, 0.0, found.pictures[0], clock_s=time.time())
+        return Source(found.name, "picture", 1, 0.0, lambda: iter([frame]), origin=source, root=found.root)
+    target = camera(source)
+    shown = f"webcam {target}" if found.kind == "webcam" else without_password(str(source))
+    advice = {
+        "video": f"is it a video ({', '.join(VIDEO_SUFFIXES)})? The decoder may lack its codec",
+        "webcam": "is it plugged in, free, and readable by this user?",
+        "url": "is the address right and the camera reachable?",
+    }[found.kind]
+    capture = open_capture(str(source) if target is None else target, shown, advice, decoder, timeout_s)
+    return of_capture(capture, found.name, found.kind, shown, advice, every, source)
 
 
-def _open_folder(folder: Path, on_broken: Callable[[ImageError], None]) -> Source:
-    paths = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()), key=_natural)
-    if not paths:
-        raise StreamError(f"{folder}: no pictures in this folder (expected {', '.join(IMAGE_SUFFIXES)})")
+def _missing(source: str) -> StreamError:
+    return StreamError(
+        f"{source}: no such file or folder (expected a picture, folder, glob, video, webcam number or URL)"
+    )
 
+
+def _matches(text: str) -> list[Path] | None:
+    """The pictures and videos that the glob `text` matches, in natural order; None where it is no glob."""
+    if not glob.has_magic(text) or Path(text).exists():
+        return None
+    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    found = [Path(p) for p in glob.glob(text, recursive=True) if Path(p).suffix.lower() in known]
+    found = sorted((p for p in found if p.is_file()), key=lambda p: [key for part in p.parts for key in _keys(part)])
+    if not found:
+        raise StreamError(f"{text}: matches no picture and no video (expected {', '.join(known)})")
+    return found
+
+
+def _pictures(found: Description, origin: Origin, on_broken: Callable[[ImageError], None], every: int) -> Source:
     def frames() -> Iterator[SourceFrame]:
-        for index, path in enumerate(paths):
+        for index, path in list(enumerate(found.pictures))[::every]:
             try:
                 image = read_image(path)
             except ImageError as error:
                 on_broken(error)
                 continue
-            yield SourceFrame(image, index, 0.0, path)
+            yield SourceFrame(image, index, 0.0, path, clock_s=time.time())
 
-    return Source(folder.resolve().name or "pictures", "folder", len(paths), 0.0, frames)
+    count = -(-len(found.pictures) // every)
+    return Source(found.name, "folder", count, 0.0, frames, origin=origin, root=found.root)
 
 
-def _open_capture(target: str | int, name: str, kind: Literal["video", "webcam", "url"]) -> Source:
-    shown = f"webcam {target}" if kind == "webcam" else str(target)
-    advice = {
-        "video": f"is it a video ({', '.join(VIDEO_SUFFIXES)})? OpenCV may lack its codec",
-        "webcam": "is it plugged in, free, and readable by this user?",
-        "url": "is the address right and the camera reachable?",
-    }[kind]
-    capture = cv2.VideoCapture(target)
-    if not capture.isOpened():
-        raise StreamError(f"{shown}: cannot be opened; {advice}")
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    if not math.isfinite(fps) or not 0 < fps <= 1000:  # cameras may report 0, or their clock's 90000
-        fps = 25.0
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if kind == "video" else 0
+def of_capture(
+    capture: Capture, name: str, kind: Kind, shown: str, advice: str = "",
+    every: int = 1, origin: Origin | None = None,
+) -> Source:  # fmt: skip
+    """The source that `capture` is. `shown` names it in messages, `advice` says what to look at."""
+    live = kind == "webcam" or (kind == "url" and capture.count is None)
 
     def frames() -> Iterator[SourceFrame]:
-        started, index = time.perf_counter(), 0
+        started, index, last = time.perf_counter(), 0, -every / capture.fps
         try:
             while True:
-                read, image = capture.read()
-                if not read or image is None:
+                image = capture.read()
+                if image is None:
                     break
-                seconds = index / fps if kind == "video" else time.perf_counter() - started
-                yield SourceFrame(np.asarray(image, np.uint8), index, seconds, None)
+                now, position = time.perf_counter() - started, capture.position_s()
+                # Some files have no timestamps, some cameras' clocks jump; time never stands still here.
+                last = (
+                    now
+                    if live
+                    else position
+                    if position is not None and position > last
+                    else last + every / capture.fps
+                )
+                yield SourceFrame(image, index, last, None, clock_s=time.time())
                 index += 1
+                for _ in range(every - 1):
+                    if not capture.skip():
+                        break
+                    index += 1
         finally:
-            capture.release()
+            capture.close()
         if index == 0:
             raise StreamError(f"{shown}: opened, but gives no frame; {advice}")
-        if index < 0.95 * count:
-            _log.warning("%s: ended after %d of the %d frames it announces; is it truncated?", shown, index, count)
+        if not live and capture.count is not None and index < 0.95 * capture.count:
+            _log.warning(
+                "%s: ended after %d of the %d frames it announces; is it truncated?", shown, index, capture.count
+            )
 
-    return Source(name, kind, count if count > 0 else None, fps, frames)
+    count = -(-capture.count // every) if capture.count is not None and not live else None
+    return Source(
+        name, kind, count, capture.fps / every, frames, live, origin, recycle=capture.recycle, close=capture.close
+    )
+
+
+def numbered(frame: SourceFrame, source: int, index: int, time_s: float) -> SourceFrame:
+    """`frame` as one of several sources', with its number and time counted over reconnections."""
+    return replace(frame, source=source, index=index, time_s=time_s)
 
 
 def _warn(error: ImageError) -> None:
@@ -143,5 +271,8 @@ def _warn(error: ImageError) -> None:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sort key under which frame10 comes after frame9."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts]
+    return _keys(path.name)
+
+
+def _keys(name: str) -> list[tuple[int, str]]:
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", name)]

@@ -76,7 +76,7 @@ def test_the_licence_and_what_an_install_pulls_in(wheel):
     base = {line.split(">")[0] for line in required if "extra ==" not in line}
     assert base == {"numpy", "opencv-python", "onnxruntime", "tqdm"}
     extras = set(metadata.get_all("Provides-Extra"))
-    optional = {"trt", "rtx", "video", "serve", "timm", "fast-eval", "albumentations", "wandb", "mlflow"}
+    optional = {"trt", "rtx", "video", "track", "serve", "timm", "fast-eval", "albumentations", "wandb", "mlflow"}
     assert extras == {"train", "export", "test", "all"} | optional
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,10 @@ from numpy.typing import NDArray
 from models.deploy import Deploy
 from runtime import Detections, Detector
 from runtime.backends.torch import TorchBackend
-from runtime.detector import Frame, Threshold
-from runtime.image import FixedSize, Image, Letterbox, Resize, ShortSide, read_image
+from runtime.detector import Threshold
+from runtime.frames import Color, Frame, listed, take
+from runtime.image import FixedSize, Image, Letterbox, Resize, ShortSide
+from runtime.region import Region, Roi
 from trainer.merging import Candidates, Nms, greedy_nms, merge
 
 SCALES = (0.75, 1.25)
@@ -75,14 +76,22 @@ class MergedDetector(Detector):
         self.deploy, self.nms, self.views = self.backend.model, nms, tuple(views)
         self.device = torch.device(self.backend.device)
 
-    def __call__(self, frames: Frame | Sequence[Frame], threshold: Threshold | None = None) -> list[Detections]:
-        listed: list[Any] = list(frames) if isinstance(frames, (list, tuple)) else [frames]
-        limits = self.threshold if threshold is None else self._limits(threshold)
+    def __call__(
+        self,
+        frames: Frame | Sequence[Frame],
+        threshold: Threshold | None = None,
+        color: Color = "bgr",
+        roi: Roi | None = None,
+    ) -> list[Detections]:
+        region = None if roi is None else Region.of(roi)
+        limits = self.threshold if threshold is None else self.limits(threshold)
         per_class = np.broadcast_to(np.asarray(limits, np.float32), len(self.class_names))
         results = []
-        for frame in listed:
-            image = frame if isinstance(frame, np.ndarray) else read_image(Path(frame))
+        for index, frame in enumerate(listed(frames)):
+            image, frame_hw = take(frame, index, color, region)
             found = self._merged(image)
+            if region is not None:
+                found = region.to_frame(found, frame_hw)
             results.append(found[found.scores >= per_class[found.labels]])
         return results
 

@@ -1,26 +1,28 @@
 """Numbers rounded to what an int8 can say, in float arithmetic that equals ONNX's to the last bit.
 
-Symmetric, as TensorRT has it: activations with one scale for a tensor, weights with one for each output channel.
-The gradient is that of the identity inside the range and zero beyond it (Jacob et al., "Quantization and Training of
-Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018).
+Symmetric, as TensorRT has it: activations with one scale for a tensor, weights with one for each output channel
+(`models.quant.convolution`). The gradient is that of the identity inside the range and zero beyond it (Jacob et al.,
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.fuse import require_eval
 from models.quant.ranges import Histogram, Method
 
 LOW, HIGH = -128, 127
-_SMALLEST = 1e-12  # a scale, for channels and tensors of zeros
-_OPSET = 19  # the version of QuantizeLinear and DequantizeLinear that is meant
+SMALLEST = 1e-12  # a scale, for channels and tensors of zeros
+_SMALLEST_HALF = 2.0**-24  # the same, of half precision, in which the other would be zero
+OPSET = 19  # the version of QuantizeLinear and DequantizeLinear that is meant
 
 
 class FakeQuant(nn.Module):
-    """A tensor as int8 would have it: `round(clamp(x / scale)) * scale`. [...] -> float32 [...].
+    """A tensor as int8 would have it: `round(clamp(x / scale)) * scale`. [...] -> [...] of the type of `scale`, float32
+    unless the module was made `half()`.
 
     `observing`: the input passes as it is and is counted. `tracking`: in train mode the range follows the batches'
     largest magnitudes slowly, as QAT does until its ranges are frozen. `enabled`: false lets everything pass.
@@ -46,89 +48,96 @@ class FakeQuant(nn.Module):
         """
         assert self.histogram is not None, "observe() comes first"
         self.observing = False
-        self.scale.fill_(max(self.histogram.range(method, percentile) / HIGH, _SMALLEST))
+        magnitude = self.histogram.range(method, percentile)
+        self.set_range(self.histogram.lowest, self.histogram.highest, magnitude)
+
+    def set_range(self, low: float, high: float, magnitude: float) -> None:
+        """Values from `low` to `high` exist; those beyond `magnitude` on either side saturate."""
+        self.scale.fill_(max(magnitude / HIGH, SMALLEST))
+
+    def same_as(self, other: FakeQuant) -> bool:
+        """Whether both round every number alike."""
+        return type(self) is type(other) and self.enabled == other.enabled and bool(self.scale == other.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
         if torch.compiler.is_exporting():
-            return _exported(x, self.scale)
+            return self._exported(x)
         if self.observing:
             assert self.histogram is not None
             self.histogram.add(x)
             return x
         if self.tracking and self.training:
             with torch.no_grad():
-                self.scale.lerp_((x.detach().abs().amax().float() / HIGH).clamp(min=_SMALLEST), 0.01)
+                self.scale.lerp_((x.detach().abs().amax().float() / HIGH).clamp(min=SMALLEST), 0.01)
+        return self._rounded(x)
+
+    def _rounded(self, x: Tensor) -> Tensor:
         return rounded(x, self.scale)
 
+    def _exported(self, x: Tensor) -> Tensor:
+        """The same as a pair of ONNX nodes."""
+        return _pair(x, self.scale, torch.zeros((), dtype=torch.int8))
 
-def rounded(x: Tensor, scale: Tensor) -> Tensor:
-    """`x` in float32 as int8 with `scale` says it; divided, not multiplied by 1 / scale, as QuantizeLinear does."""
-    steps = (x.float() / scale).clamp(LOW, HIGH)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuant:
+        super()._apply(fn, recurse)
+        keep_positive(self.scale)
+        return self
+
+
+class UintFakeQuant(FakeQuant):
+    """The same with uint8 and a zero point, so that a tensor which is never negative has all 256 steps."""
+
+    zero: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("zero", torch.zeros((), dtype=torch.uint8))
+
+    def set_range(self, low: float, high: float, magnitude: float) -> None:
+        # Zero, with which convolutions pad, is in the range and exact.
+        low, high = max(min(low, 0.0), -magnitude), min(max(high, 0.0), magnitude)
+        self.scale.fill_(max((high - low) / 255, SMALLEST))
+        self.zero.fill_(min(255, round(-low / float(self.scale))))
+
+    def same_as(self, other: FakeQuant) -> bool:
+        return super().same_as(other) and isinstance(other, UintFakeQuant) and bool(self.zero == other.zero)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        return rounded(x, self.scale, -int(self.zero), 255 - int(self.zero))
+
+    def _exported(self, x: Tensor) -> Tensor:
+        return _pair(x, self.scale, self.zero)
+
+
+def rounded(x: Tensor, scale: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
+    """`x` as whole multiples of `scale`, `low` to `high` of them, of the type of `scale`; divided, not multiplied by
+    1 / scale, as QuantizeLinear does.
+    """
+    wide = scale.float()
+    return (steps_of(x, wide, low, high) * wide).to(scale.dtype)
+
+
+def steps_of(x: Tensor, scale: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
+    """`x / scale` in whole numbers, float32, with the straight-through gradient."""
+    if not torch.is_grad_enabled():
+        return (x.float() / scale).clamp_(low, high).round_()
+    steps = (x.float() / scale).clamp(low, high)
     # The added difference has no gradient and is exact, so that the sum is the whole number itself.
-    return (steps + (steps.round() - steps).detach()) * scale
+    return steps + (steps.round() - steps).detach()
 
 
-def _exported(x: Tensor, scale: Tensor) -> Tensor:
-    """The same as a pair of ONNX nodes."""
-    zero = torch.zeros((), dtype=torch.int8)
+def keep_positive(scale: Tensor) -> None:
+    """In place: what half precision made zero becomes its smallest number. Engines refuse a scale of zero."""
+    if scale.dtype == torch.float16:
+        scale.clamp_(min=_SMALLEST_HALF)
+
+
+def _pair(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     steps = torch.onnx.ops.symbolic(
-        "QuantizeLinear", (x.float(), scale, zero), dtype=torch.int8, shape=x.shape, version=_OPSET
+        "QuantizeLinear", (x.to(scale.dtype), scale, zero), dtype=zero.dtype, shape=x.shape, version=OPSET
     )
     return torch.onnx.ops.symbolic(
-        "DequantizeLinear", (steps, scale, zero), dtype=torch.float32, shape=x.shape, version=_OPSET
+        "DequantizeLinear", (steps, scale, zero), dtype=scale.dtype, shape=x.shape, version=OPSET
     )
-
-
-def weight_scale(weight: Tensor) -> Tensor:
-    """[c_out, 1, 1, 1] of a weight [c_out, ...]: the largest magnitude of each channel is 127."""
-    return (weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True).float() / HIGH).clamp(min=_SMALLEST)
-
-
-class QuantConv2d(nn.Conv2d):
-    """A convolution whose weight is rounded to int8 at every use. Its input is the business of a `FakeQuant`."""
-
-    def __init__(self, conv: nn.Conv2d):
-        with torch.device("meta"):  # shapes only; the tensors are those of `conv`
-            super().__init__(conv.in_channels, conv.out_channels, 1, groups=conv.groups, padding_mode=conv.padding_mode)
-        for name in ("kernel_size", "stride", "padding", "dilation"):
-            setattr(self, name, getattr(conv, name))
-        self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
-        self.weight, self.bias = conv.weight, conv.bias
-        self.enabled = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = rounded(self.weight, weight_scale(self.weight)) if self.enabled else self.weight
-        return self._conv_forward(x, weight, self.bias)
-
-    def fuse(self) -> nn.Module:
-        """The same convolution with its weight as int8."""
-        require_eval(self)
-        return IntConv2d(self) if self.enabled else self
-
-
-class IntConv2d(nn.Module):
-    """A convolution with an int8 weight [c_out, c_in / groups, kh, kw] and a scale for each output channel."""
-
-    steps: Tensor
-    scale: Tensor
-
-    def __init__(self, conv: QuantConv2d):
-        super().__init__()
-        scale = weight_scale(conv.weight)
-        self.register_buffer("steps", (conv.weight.detach().float() / scale).round().clamp(LOW, HIGH).to(torch.int8))
-        self.register_buffer("scale", scale.flatten())
-        self.bias = conv.bias
-        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            zeros = torch.zeros(len(self.scale), dtype=torch.int8)
-            weight = torch.onnx.ops.symbolic(
-                "DequantizeLinear", (self.steps, self.scale, zeros), {"axis": 0}, dtype=torch.float32,
-                shape=self.steps.shape, version=_OPSET,
-            )  # fmt: skip
-        else:
-            weight = self.steps.float() * self.scale[:, None, None, None]
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

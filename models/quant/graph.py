@@ -2,27 +2,29 @@
 
 Every convolution but the last predictions reads int8 and has an int8 weight. A tensor has one `FakeQuant`, which all of
 its 8-bit readers share. What only moves or chooses numbers (pooling by maximum, enlarging, concatenation) happens on
-integers: the `FakeQuant` stands before it. A sum's second operand is rounded, its first stays the unrounded result of a
-convolution, which engines add inside that convolution's kernel.
+integers: the `FakeQuant` stands before it. Parts of a concatenation have one range, and so have concatenations with a
+part in common. A sum's second operand is rounded, its first stays the unrounded result of a convolution, which engines
+add inside that convolution's kernel. The affine of a pyramid level (`models.layers.LevelAffine`) goes into the scale of
+its convolution's weight, so that nothing stands between an int8 convolution and its ReLU.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from models.detector import Detector, Raw
 from models.fuse import fuse, require_eval
-from models.quant.fake_quant import FakeQuant, QuantConv2d
+from models.quant.convolution import QuantConv2d
+from models.quant.fake_quant import FakeQuant
+from models.quant.folding import fold_convolutions, merge
+from models.quant.observe import Ranges, observe
+from models.quant.placement import Inserter, absorb_level_affines, groups, replace, roundings_of, tensors
 from models.quant.ranges import Method
 
 PREDICTIONS = ("head.cls", "head.box", "head.quality")
-_ADDS = (operator.add, operator.iadd, torch.add)
 
 
 class QuantError(ValueError):
@@ -38,9 +40,16 @@ class QuantDetector(Detector):
         self.config, self.pixels, self._priors = detector.config, detector.pixels, {}
         self.float_layers = tuple(float_layers)
         self.graph = _with_fake_quants(detector, self.float_layers)
+        self._groups = groups(self.graph)
+
+    def share(self, groups: list[list[str]]) -> None:
+        """Let these `fake_quants` have one range for each list of names."""
+        self._groups = groups
 
     def network(self, x: Tensor) -> Raw:
         logits, boxes, quality = self.graph(x)
+        if self.training:
+            self._share_ranges()
         return Raw(logits.float(), boxes.float(), None if quality is None else quality.float())
 
     @torch.no_grad()
@@ -49,19 +58,69 @@ class QuantDetector(Detector):
 
         percentile: of magnitudes inside the range, for that method. Raises `QuantError` where there is no image.
         """
-        training, images = self.training, 0
+        ranges, images = self.observe(batches, percentile)
+        self.set_ranges(ranges, method)
+        return images
+
+    @torch.no_grad()
+    def observe(self, batches: Iterable[Tensor], percentile: float = 99.99) -> tuple[dict[str, Ranges], int]:
+        """What the rounded tensors were like on batches of images uint8 [B, H, W, 3], by every method, under the names
+        of `tensors`; and how many images those were. Nothing is changed. Raises `QuantError` where there is no image.
+        """
+        training = self.training
         self.eval()
-        for fake_quant in self.fake_quants.values():
-            fake_quant.observe()
-        for batch in batches:
-            self(batch)
-            images += len(batch)
+        wanted = {name for names in tensors(self.graph).values() for name in names}
+        try:
+            found, images = observe(self.graph, wanted, (self.pixels(batch) for batch in batches), percentile)
+        finally:
+            self.train(training)
         if images == 0:
             raise QuantError("calibration: expected images to observe, got none")
-        for fake_quant in self.fake_quants.values():
-            fake_quant.settle(method, percentile)
-        self.train(training)
-        return images
+        return found, images
+
+    def set_ranges(self, ranges: Mapping[str, Ranges], method: Method) -> None:
+        """Round as `observe` found it, by `method`. Raises `QuantError` where `ranges` leaves a tensor out."""
+        if missing := self.unknown(ranges):
+            raise QuantError(f"ranges: nothing is said of the tensor {missing[0]} (and {len(missing) - 1} others)")
+        names, fake_quants = tensors(self.graph), self.fake_quants
+        for group in self._groups:
+            parts = [ranges[name] for member in group for name in names[member]]
+            low, high = min(part.low for part in parts), max(part.high for part in parts)
+            magnitude = max(part.magnitudes[method] for part in parts)
+            for member in group:
+                fake_quants[member].set_range(low, high, magnitude)
+
+    def unknown(self, ranges: Mapping[str, Ranges]) -> list[str]:
+        """The rounded tensors that `ranges` leaves out."""
+        return sorted({name for read in tensors(self.graph).values() for name in read} - set(ranges))
+
+    def enable(self, layers: Collection[str] | None = None) -> None:
+        """Round these convolutions alone, with what they read; None: everything again."""
+        read = {name for layer in layers or () for name in roundings_of(self.graph, layer)}
+        for name, conv in self.layers.items():
+            conv.enabled = layers is None or name in layers
+        for name, fake_quant in self.fake_quants.items():
+            fake_quant.enabled = layers is None or name in read
+
+    @torch.no_grad()
+    def _share_ranges(self) -> None:
+        """One range for each group, while ranges follow the batches of a training."""
+        fake_quants = self.fake_quants
+        for group in self._groups:
+            members = [fake_quants[name] for name in group]
+            if len(members) > 1 and all(member.tracking for member in members):
+                widest = torch.stack([member.scale for member in members]).amax()
+                for member in members:
+                    member.scale.copy_(widest)
+
+    def fuse(self) -> QuantDetector:
+        """The same with int8 weights, and with one rounding where several round a tensor alike."""
+        require_eval(self)
+        merge(self.graph)
+        fold_convolutions(self.graph)
+        self.graph.graph.lint()
+        self.graph.recompile()
+        return self
 
     @property
     def layers(self) -> dict[str, QuantConv2d]:
@@ -112,95 +171,11 @@ def _with_fake_quants(detector: Detector, float_layers: tuple[str, ...]) -> fx.G
                          f"{', '.join(sorted(convolutions)[:4])}")  # fmt: skip
     for name, conv in convolutions.items():
         if name not in PREDICTIONS and name not in float_layers:
-            _replace(graph, name, QuantConv2d(conv))
-    _Inserter(graph).run()
+            replace(graph, name, QuantConv2d(conv))
+    graph.add_submodule("fake_quants", nn.Module())
+    absorb_level_affines(graph)
+    Inserter(graph).run()
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
     return graph
-
-
-class _Inserter:
-    """Rewires a traced graph, once, front to back."""
-
-    def __init__(self, graph: fx.GraphModule):
-        self.graph = graph
-        self.modules = dict(graph.named_modules())
-        self.rounded: dict[fx.Node, fx.Node] = {}  # a tensor, and its rounded form
-
-    def run(self) -> None:
-        for node in list(self.graph.graph.nodes):
-            if self._is(node, nn.Identity):  # where a BatchNorm was
-                node.replace_all_uses_with(_input(node))
-                self.graph.graph.erase_node(node)
-        for node in list(self.graph.graph.nodes):
-            if self._is(node, QuantConv2d):
-                node.args = (self._round(_input(node), node.name), *node.args[1:])
-            elif self._is_sum(node):
-                first, second = _input(node), _input(node, 1)
-                if first in self.rounded and second not in self.rounded:  # a shortcut that comes first
-                    node.args = (self.rounded[first], second)
-                else:
-                    node.args = (first, self._round(second, node.name))
-
-    def _round(self, node: fx.Node, reader: str) -> fx.Node:
-        """`node` rounded, for `reader` and whoever asks next."""
-        if node in self.rounded:
-            return self.rounded[node]
-        moved = self._moved(node, reader) if self._only_moves(node) else self._fake_quant(node, reader)
-        self.rounded[node] = moved
-        return moved
-
-    def _moved(self, node: fx.Node, reader: str) -> fx.Node:
-        """A copy of `node`, which only moves numbers, that reads rounded ones."""
-        source = node.args[0]
-        if isinstance(source, (list, tuple)):  # a concatenation: one range for all of its parts
-            shared = FakeQuant()
-            self.graph.add_submodule(f"fake_quants.{reader}", shared)
-            rounded: Any = [self._call(part, f"fake_quants.{reader}") for part in source if isinstance(part, fx.Node)]
-        else:
-            rounded = self._round(_input(node), reader)
-        with self.graph.graph.inserting_after(node):
-            copy = self.graph.graph.node_copy(node)
-        copy.args = (rounded, *node.args[1:])
-        return copy
-
-    def _fake_quant(self, node: fx.Node, reader: str) -> fx.Node:
-        self.graph.add_submodule(f"fake_quants.{reader}", FakeQuant())
-        return self._call(node, f"fake_quants.{reader}")
-
-    def _call(self, node: fx.Node, target: str) -> fx.Node:
-        with self.graph.graph.inserting_after(node):
-            return self.graph.graph.call_module(target, (node,))
-
-    def _is(self, node: fx.Node, kind: type[nn.Module]) -> bool:
-        return node.op == "call_module" and isinstance(self.modules.get(str(node.target)), kind)
-
-    def _is_sum(self, node: fx.Node) -> bool:
-        """Of two feature maps of which a convolution made at least one; constants and weighted sums stay in float."""
-        if node.op != "call_function" or node.target not in _ADDS or len(node.args) != 2:
-            return False
-        return all(isinstance(arg, fx.Node) for arg in node.args) and any(
-            self._is(arg, nn.Conv2d) or arg in self.rounded for arg in node.args if isinstance(arg, fx.Node)
-        )
-
-    def _only_moves(self, node: fx.Node) -> bool:
-        if self._is(node, nn.MaxPool2d):
-            return True
-        if node.op != "call_function":
-            return False
-        if node.target is F.interpolate:
-            return bool(node.kwargs.get("mode", "nearest") == "nearest")
-        return node.target in (torch.cat, torch.max_pool2d, F.max_pool2d)
-
-
-def _input(node: fx.Node, index: int = 0) -> fx.Node:
-    """The tensor that is operand `index` of an operation."""
-    operand = node.args[index]
-    assert isinstance(operand, fx.Node), f"{node} reads no tensor at {index}"
-    return operand
-
-
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent), child, module)

@@ -6,6 +6,7 @@ choosing another method needs no second look at the pictures.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 Method = Literal["minmax", "percentile", "mse", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
 BINS = 2048
+SAMPLE = 200_000
+"""About how many values of a batch's tensor are counted at least, where there are more."""
 LEVELS = 128  # magnitudes of an int8: 0..127
 _NOTHING = 1e-30  # magnitudes up to this are zeros: float32 cannot divide by a bin of theirs
 
@@ -25,12 +28,19 @@ class Histogram:
         self.counts = torch.zeros(BINS, dtype=torch.float64)
         self.top = 0.0
         self.largest = 0.0
+        self.lowest = 0.0  # of the values themselves, with their signs
+        self.highest = 0.0
 
     def add(self, x: Tensor) -> None:
-        """Count the finite values of `x`, of any shape."""
-        magnitudes = x.detach().float().abs().flatten()
-        magnitudes = magnitudes[magnitudes.isfinite()]
-        largest = float(magnitudes.max()) if magnitudes.numel() else 0.0
+        """Count the finite values of `x`, of any shape: of many every n-th, though no extreme is missed."""
+        values = x.detach().float().flatten()
+        low, high = (float(value) for value in values.aminmax()) if values.numel() else (0.0, 0.0)
+        if not math.isfinite(low + high):
+            values = values[values.isfinite()]
+            low, high = (float(value) for value in values.aminmax()) if values.numel() else (0.0, 0.0)
+        self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
+        magnitudes = values[:: max(1, values.numel() // SAMPLE) | 1].abs()  # odd: no beat with rows of even length
+        largest = max(-low, high)
         if largest <= _NOTHING:
             self.counts[0] += magnitudes.numel()
             return

@@ -18,6 +18,10 @@ class BackendError(RuntimeError):
     """A model that cannot be loaded or run here; the message names the file or device and what to do."""
 
 
+class OutOfMemory(BackendError):
+    """The device has no room for a batch of this size; a smaller one may fit."""
+
+
 class RawOutputs(NamedTuple):
     """What a graph gives for B images: up to D detections each; slots past `num_dets` are zero.
 
@@ -55,6 +59,17 @@ def graph_input(card: Card, images: NDArray[np.uint8]) -> NDArray[np.uint8] | ND
     return np.ascontiguousarray(images[..., ::-1].transpose(0, 3, 1, 2), np.float32) / np.float32(255)
 
 
+def rows_of(raw: RawOutputs, rows: slice) -> RawOutputs:
+    """The outputs for some of the images."""
+    return raw._replace(**{name: column[rows] for name, column in raw._asdict().items() if column is not None})
+
+
+def joined(parts: Sequence[RawOutputs]) -> RawOutputs:
+    """The outputs for all images of several calls, at least one."""
+    columns = {name: [getattr(part, name) for part in parts] for name in RawOutputs._fields}
+    return parts[0]._replace(**{name: np.concatenate(c) for name, c in columns.items() if c[0] is not None})
+
+
 class Backend(Protocol):
     """Runs one model on batches of letterboxed pictures."""
 
@@ -71,9 +86,23 @@ class Backend(Protocol):
     def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
         """Detect in `images`: uint8 [B, H, W, 3] BGR, resized by `card.resize_rule()`, C-contiguous.
 
-        So it is whatever form the graph takes: see `graph_input`.
+        So it is whatever form the graph takes: see `graph_input`. `images` has been read when it returns, and is the
+        caller's again. Raises `OutOfMemory` where a smaller batch might do, `BackendError` otherwise.
         """
         ...
+
+
+def another_context(backend: Backend) -> Backend:
+    """What one more thread calls while others call `backend`, on the same weights.
+
+    A backend offers it as a method `context()`, which may return the backend itself. Raises `BackendError` for one
+    that has none, and so runs one call at a time.
+    """
+    make = getattr(backend, "context", None)
+    if make is None:
+        raise BackendError(f"{backend.name} runs one call at a time: expected workers=1")
+    context: Backend = make()
+    return context
 
 
 def load_backend(path: str | Path, device: str = "auto", threads: int | None = None) -> Backend:

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import BackendError, RawOutputs, check_device, graph_input, output_names, raw_outputs
+from runtime.backends import (
+    BackendError,
+    OutOfMemory,
+    RawOutputs,
+    check_device,
+    graph_input,
+    output_names,
+    raw_outputs,
+)
 from runtime.card import CardError, read_card
 
 try:
@@ -101,7 +109,12 @@ class OrtBackend:
             feed = {self._input: graph_input(self.card, images)}
             return raw_outputs(self.card, self._session.run(list(output_names(self.card)), feed))
         except Exception as error:
-            raise BackendError(f"{self.name} failed on a batch of {len(images)}: {_line(error)}") from error
+            message = f"{self.name} failed on a batch of {len(images)}: {_line(error)}"
+            raise (OutOfMemory if _out_of_memory(error) else BackendError)(message) from error
+
+    def context(self) -> OrtBackend:
+        """Itself: an ONNX Runtime session may be called from several threads."""
+        return self
 
 
 def _resolve(device: str) -> str:
@@ -134,6 +147,12 @@ def cuda_device_count() -> int:
 
 def _cannot_load(path: str | Path, device: str, error: Exception) -> BackendError:
     return BackendError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it on {device}: {_line(error)}")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """ONNX Runtime has no error of its own for it; the arena's, CUDA's and cuBLAS's words tell."""
+    text = str(error)
+    return any(words in text for words in ("Failed to allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
 
 
 def _line(error: Exception) -> str:

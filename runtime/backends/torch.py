@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import BackendError, RawOutputs, check_device
+from runtime.backends import BackendError, OutOfMemory, RawOutputs, check_device
 from runtime.card import Card
 
 try:
@@ -54,13 +54,21 @@ class TorchBackend:
     @torch.no_grad()  # not inference_mode: tensors that a model caches on the way may go on into training
     def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
         self.model.eval()
-        num_dets, boxes, scores, labels = self.model(torch.from_numpy(images).to(self._device))
+        try:
+            num_dets, boxes, scores, labels = self.model(torch.from_numpy(images).to(self._device))
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()  # the blocks kept for the larger batch are in the way of a smaller one
+            raise OutOfMemory(f"{self.name} failed on a batch of {len(images)}: {error}") from error
         return RawOutputs(
             num_dets.cpu().numpy().astype(np.int32, copy=False),
             boxes.float().cpu().numpy(),
             scores.float().cpu().numpy(),
             labels.cpu().numpy().astype(np.int32, copy=False),
         )
+
+    def context(self) -> TorchBackend:
+        """Itself: a module in eval mode may be called from several threads."""
+        return self
 
 
 def read_checkpoint_card(path: str | Path) -> Card:

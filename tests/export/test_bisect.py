@@ -14,6 +14,7 @@ import torch
 from export.__main__ import main
 from export.alignment import aligned, relative_error, tensors, weight_path
 from export.bisect import BisectError, Bisection, compare, float_graphs
+from export.graph import float_forms
 from models.checkpoint import build_detector
 from models.quant import quantise
 from runtime import letterbox, read_card, read_image
@@ -36,13 +37,10 @@ def network(shapes_run: Path) -> Graphs:
 
 @pytest.fixture(scope="module")
 def int8(shapes_run: Path, pixels: np.ndarray) -> onnx.ModelProto:
-    detector, card = build_detector(shapes_run / "best.pt")
+    detector, _ = build_detector(shapes_run / "best.pt")
     quantised = quantise(detector)
     quantised.calibrate([torch.from_numpy(pixels)])
-    from export.graph import _simplified, _trace
-    from models.deploy import Deploy
-
-    return _simplified(_trace(Deploy(quantised).eval(), card["input_size_hw"], 20, None))
+    return float_forms(quantised, read_card(shapes_run / "best.onnx"))[1]  # nothing in it is switched off
 
 
 @pytest.fixture

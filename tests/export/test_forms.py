@@ -21,7 +21,7 @@ from models.config import model_config
 from models.deploy import Deploy
 from models.detector import Detector as Network
 from models.fuse import FuseError
-from runtime import Card, Detector, read_card, read_image
+from runtime import Detector, read_card, read_image
 from runtime.backends import BackendError, load_backend
 
 
@@ -127,7 +127,7 @@ def test_options_that_no_graph_has(options: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("options", "out", "message"),
     [
-        ({"precision": "int8"}, "x.onnx", "int8 needs ranges"),
+        ({"precision": "int8"}, "x.onnx", "names no training data to calibrate on"),
         ({"source_size_hw": (2000, 10)}, "x.onnx", "becomes a line"),
         ({}, "folder", "is a folder"),
         ({}, "w.pt/x.onnx", "cannot be written"),
@@ -153,18 +153,3 @@ def test_what_cannot_be_is_told_before_the_long_work(
     with pytest.raises((ExportError, OSError), match=message):
         export.to_onnx(checkpoint, tmp_path / out, export.OnnxOptions(**options))
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_an_8_bit_form_comes_from_whoever_observes(tmp_path: Path, untrained: Callable[..., Path]) -> None:
-    """`prepare` gives the detector that is exported, and what its card says."""
-    from models.quant import quantise
-
-    def prepare(detector: Network, card: Card) -> tuple[Network, dict[str, Any]]:
-        quantised = quantise(detector)
-        quantised.calibrate([torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)])
-        return quantised, {"kind": "ptq", "method": "mse", "images": 2, "float_layers": []}
-
-    options = export.OnnxOptions(precision="int8", nms="none", simplify=False)
-    result = export.to_onnx(untrained(tmp_path / "w.pt"), options=options, prepare=prepare)
-    assert (result.card.precision, result.card.quantization["kind"]) == ("int8", "ptq")
-    assert "QuantizeLinear" in {n.op_type for n in onnx.load(result.path).graph.node}

@@ -23,10 +23,10 @@ from export.__main__ import main
 from export.machine import places
 from export.report import check_folder, write_reports
 from export.scores import Verification
-from export.verification import VerifyError
+from export.verification import VerifyError, _score
 from models.checkpoint import read_checkpoint, save_checkpoint
-from runtime import CardError, read_card
-from runtime.backends import BackendError
+from runtime import CardError, Detector, read_card, read_dataset
+from runtime.backends import BackendError, RawOutputs
 from runtime.card import METADATA_KEY
 
 
@@ -184,8 +184,32 @@ def test_pictures_that_are_missing_are_said_to_be(shapes_run: Path, tmp_path: Pa
     result = export.verify(
         [shapes_run / "best.onnx"], annotations=tmp_path / "val.json", images=tmp_path, device="cpu"
     )  # fmt: skip
-    assert "the proof is of 3 of 6 pictures: 3 could not be read, the first: " in result.table()
-    assert result.to_json()["notes"]
+    assert "2 of the 6 pictures in " in result.table() and "2 images whose file is missing" in result.table()
+    assert "the scores are of 3 of 4 pictures: 1 could not be read, the first: " in result.table()
+    assert len(result.to_json()["notes"]) == 2
+
+
+def test_nms_that_does_not_settle_is_counted(shapes_run: Path) -> None:
+    """A graph with a certificate says of each image whether its NMS is exact; the others say nothing."""
+    card = read_card(shapes_run / "best.onnx")
+
+    class Unsettled:
+        name, device, max_batch, fixed_batch = "fake", "cpu", 4, None
+
+        def __init__(self, certificate: bool) -> None:
+            self.card = replace(card, nms={**card.nms, "kind": "portable", "certificate": certificate})
+
+        def __call__(self, images: np.ndarray) -> RawOutputs:
+            none = np.zeros((len(images), 1), np.int32)
+            exact = np.arange(len(images))[:, None] % 2 == 0 if self.card.nms["certificate"] else None
+            boxes = np.zeros((len(images), 1, 4), np.float32)
+            return RawOutputs(none, boxes, boxes[..., 0], boxes[..., 0].astype(np.int32), exact)
+
+    data = shapes_run.parent.parent / "data"
+    dataset = read_dataset(data / "val.json", data / "val", card.classes)
+    score = _score(shapes_run / "best.onnx", Detector(Unsettled(True)), dataset, None)
+    assert score.inexact == sum(min(4, len(dataset) - start) // 2 for start in range(0, len(dataset), 4))
+    assert _score(shapes_run / "best.onnx", Detector(Unsettled(False)), dataset, None).inexact is None
 
 
 def test_a_report_that_cannot_be_written_is_known_before_the_work(

@@ -14,7 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime.card import Card
 from runtime.detections import Detections
+from runtime.detector import Detector
 from runtime.records import EVERY_CLASS, CocoDataset, ImageRecord, Problems
+from tests.runtime.echo import Echo, Gate
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -68,6 +70,14 @@ def coco_files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 @pytest.fixture
 def scene() -> Callable[..., tuple[CocoDataset, dict[int, Detections]]]:
     return random_scene
+
+
+@pytest.fixture
+def gated(card: Card) -> tuple[Detector, Echo, Gate]:
+    """A detector whose engine is held at its first batch."""
+    gate = Gate()
+    echo = Echo(card, before=gate)
+    return Detector(echo, threshold=0.0), echo, gate
 
 
 def random_scene(

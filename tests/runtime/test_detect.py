@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,10 +21,15 @@ from runtime.draw import draw_detections
 from runtime.image import ImageError, read_image, write_image
 from runtime.runs import RunsError, newest, validation_data
 from runtime.stream import Source, SourceFrame, StreamError, open_source
+from runtime.stream_options import StreamOptions
+from runtime.streams import Streams
+from tests.runtime.cameras import HttpCamera, until
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def frame(i: int, hw: tuple[int, int] = (64, 96)) -> np.ndarray:
-    return np.full((*hw, 3), (60, 200 + i, 20), np.uint8)
+    return np.full((*hw, 3), (60, min(200 + i, 255), 20), np.uint8)
 
 
 @pytest.fixture
@@ -171,22 +180,72 @@ def test_detect_without_saving_but_with_json(detector: Detector, video: Path, tm
     assert detect(video, detector, out=out, save=False).json_lines is None and not out.exists()
 
 
-def interrupted_source(kind: str) -> Source:
-    def frames() -> Iterator[SourceFrame]:
-        for i in range(3):
-            yield SourceFrame(frame(i), i, i / 10, None)
-        raise KeyboardInterrupt
+def test_ctrl_c_leaves_finished_outputs(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+    camera = HttpCamera()
+    camera.start()
+    command = [
+        sys.executable, "-m", "runtime", "detect", camera.url, "--model", onnx_file(), "--out", tmp_path / "out",
+        "--device", "cpu", "--threads", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        partial = tmp_path / "out" / f".127.0.0.1_{camera.port}.jsonl.partial"
+        until(lambda: partial.is_file() and partial.stat().st_size > 0 or process.poll() is not None, 60)
+        process.send_signal(signal.SIGINT)
+        told, trouble = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        camera.die()
+    assert process.returncode == 0 and "(interrupted)" in told and "Traceback" not in trouble, told + trouble
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == [f"127.0.0.1_{camera.port}.jsonl", f"127.0.0.1_{camera.port}.mp4"]
+    rows = lines(tmp_path / "out" / written[0])
+    assert f" in {len(rows)} frames" in told and all("secret" not in row["source"] for row in rows)
+    # Each row's frame is in the video, and stands there until the next one came.
+    assert len(list(open_source(tmp_path / "out" / written[1]))) >= len(rows)
 
-    return Source("camera", kind, None, 10.0, frames)  # type: ignore[arg-type]
+
+def test_a_second_ctrl_c_ends_at_once(detector: Detector, video: Path, tmp_path: Path) -> None:
+    def press(times: int) -> Callable[[int, int | None], None]:
+        return lambda done, total: [signal.raise_signal(signal.SIGINT) for _ in range(times) if done == 3] and None
+
+    summary = detect(video, detector, out=tmp_path / "once", progress=press(1), batch=3)
+    assert summary.interrupted and 3 <= summary.frames <= 5  # the batch in hand is finished
+    assert len(list(open_source(tmp_path / "once" / "clip.mp4"))) == summary.frames
+    with pytest.raises(KeyboardInterrupt):
+        detect(video, detector, out=tmp_path / "twice", progress=press(2))
+    assert list((tmp_path / "twice").iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_leaves_finished_outputs(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect_module, "open_source", lambda source, on_broken: interrupted_source("webcam"))
-    summary = detect(0, detector, out=tmp_path / "out")
-    assert summary.interrupted and summary.frames == 3
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["camera.jsonl", "camera.mp4"]
-    assert len(lines(tmp_path / "out" / "camera.jsonl")) == 3
-    assert len(list(open_source(tmp_path / "out" / "camera.mp4"))) == 3
+def test_a_live_video_runs_as_the_clock_did(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 0.1, 0.4, 60.0])  # and it was away for a minute, of which a second is shown
+
+    def open_fake(*_: object) -> Source:
+        def frames() -> Iterator[SourceFrame]:
+            for i in range(4):
+                yield SourceFrame(frame(15 * i), i, 0.0, None)
+
+        return Source("webcam0", "webcam", None, 10.0, frames, live=True)
+
+    take = Streams._take
+    monkeypatch.setattr(detect_module, "open_source", open_fake)
+    monkeypatch.setattr(Streams, "_take", lambda self, size: [replace(f, time_s=next(clock)) for f in take(self, size)])
+    options = StreamOptions(reconnect=False, keep="all")
+    summary = detect(0, detector, out=tmp_path / "out", threshold=1.0, options=options)
+    assert summary.frames == 4 and [row["time_s"] for row in lines(tmp_path / "out" / "webcam0.jsonl")] == [
+        0,
+        0.1,
+        0.4,
+        60,
+    ]
+    greens = [int(f.image[30, 40, 1]) for f in open_source(tmp_path / "out" / "webcam0.mp4")]
+    shown = [round((green - 200) / 15) for green in greens]
+    assert shown == [0, 1, 1, 1, *[2] * 10, 3]
 
 
 def test_a_failure_leaves_nothing_half_written(

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,6 +54,47 @@ def test_empty() -> None:
     d = Detections.empty(list(NAMES))
     assert len(d) == 0 and d.names == [] and list(d) == [] and d.to_json() == [] and d.to_coco(1, [1, 2, 3]) == []
     assert d.filter(0.5).boxes_xyxy.shape == (0, 4) and d.class_names == NAMES and d[[]].names == []
+
+
+def test_filter_by_score_and_by_class() -> None:
+    d = three()
+    assert d.filter(classes=["cat", "ant"], score=0.6).names == ["cat"]
+    assert d.filter({"cat": 0.95, "bee": 0.1}).names == ["ant", "bee"]  # ant has no limit of its own
+    with pytest.raises(ValueError, match="unknown class 'dog'"):
+        d.filter({"dog": 0.5})
+    with pytest.raises(ValueError, match="one thing"):
+        d.filter(0.5, score=0.5)
+
+
+def test_merge() -> None:
+    a, b = three(), three(scores=np.array([0.95, 0.5, 0.05], np.float32))
+    both = Detections.merge([a, b, Detections.empty(NAMES)])
+    assert both.scores.tolist() == sorted([*a.scores.tolist(), *b.scores.tolist()], reverse=True)
+    assert {tuple(box) for box in both.boxes_xyxy.tolist()} == {tuple(box) for box in a.boxes_xyxy.tolist()}
+    assert both.labels.tolist() == [2, 2, 0, 0, 1, 1] and len(Detections.merge([both])) == 6
+    with pytest.raises(ValueError, match="same classes"):
+        Detections.merge([a, Detections.empty(["x"])])
+    with pytest.raises(ValueError, match="at least one"):
+        Detections.merge([])
+
+
+def test_supervision_gets_arrays_of_its_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)  # as where it is not installed
+    with pytest.raises(ImportError, match=r"pip install 'isodet\[track\]'"):
+        three().to_supervision()
+
+    @dataclass
+    class TheirDetections:
+        xyxy: np.ndarray
+        confidence: np.ndarray
+        class_id: np.ndarray
+        data: dict[str, np.ndarray]
+
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=TheirDetections))
+    theirs = three().to_supervision()
+    assert theirs.xyxy.tolist() == three().boxes_xyxy.tolist() and theirs.class_id.tolist() == [2, 0, 1]
+    assert theirs.class_id.dtype.kind == "i" and theirs.data["class_name"].tolist() == ["cat", "ant", "bee"]
+    assert Detections.empty(NAMES).to_supervision().data["class_name"].shape == (0,)
 
 
 def test_json_and_coco() -> None:

@@ -1,0 +1,126 @@
+"""What 8 bits cost and give: mAP, size and time on a CPU, for each checkpoint and way of getting there.
+
+    python benchmarks/int8.py CHECKPOINT... [--methods float minmax percentile mse entropy best cpu] [--count 512]
+                              [--images N] [--out FOLDER]
+
+The ranges of a checkpoint are observed once; every method after that takes them from the file. A checkpoint that was
+trained as 8 bits has the rows `qat` and `cpu`. mAP and its difference from the float detector in PyTorch are of the
+ONNX file in ONNX Runtime, on the validation data of the checkpoint or its first N pictures. Time is one thread's CPU
+time in a bare session, one frame at a time; methods take turns, and the median is shown, so that other work on the
+machine moves the rows alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tqdm import tqdm
+
+import export
+from export.int8_options import Int8
+from models.quant import METHODS
+from runtime import Card, CocoDataset, Detector, read_card
+from runtime.evaluate import evaluate
+from runtime.runs import validation_data
+
+WAYS = ("float", *METHODS, "best", "cpu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of one checkpoint."""
+
+    way: str
+    path: Path
+    map: float
+    layers: int
+    """Convolutions that were put back to float."""
+
+    @property
+    def megabytes(self) -> float:
+        return self.path.stat().st_size / 2**20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--methods", nargs="+", choices=WAYS, default=["float", "mse", "cpu"])
+    parser.add_argument("--count", type=int, default=512, help="calibration pictures (default: 512)")
+    parser.add_argument("--images", type=int, help="validation pictures (default: all)")
+    parser.add_argument("--turns", type=int, default=40, help="timed frames (default: 40)")
+    parser.add_argument("--out", type=Path, default=Path("runs/int8"), help="folder of the files (default: runs/int8)")
+    arguments = parser.parse_args()
+    print("| detector | backbone | method | mAP | delta | MB | CPU ms | times float |")
+    print("|---|---|---|---|---|---|---|---|")
+    for number, checkpoint in enumerate(arguments.checkpoints):
+        card = read_card(checkpoint)
+        data = validation_data(card, checkpoint)
+        data = replace(data, records=data.records[: arguments.images])
+        whole = evaluate(Detector(checkpoint, threshold=0.0), data).map
+        folder = arguments.out / f"{number}-{checkpoint.parent.name}"
+        rows = measured(checkpoint, card, data, arguments.methods, arguments.count, folder)
+        times = timed([row.path for row in rows], card.input_size_hw, arguments.turns)
+        base = next((times[row.path] for row in rows if row.way == "float"), None)
+        for row in rows:
+            shown = f"{row.way} ({row.layers} float)" if row.layers else row.way
+            faster = "-" if base is None else f"{base / times[row.path]:.2f}"
+            print(
+                f"| {card.model['detector']} | {card.model['backbone']['name']} | {shown} | {row.map:.2f} "
+                f"| {row.map - whole:+.2f} | {row.megabytes:.1f} | {times[row.path]:.1f} | {faster} |", flush=True,
+            )  # fmt: skip
+    return 0
+
+
+def measured(
+    checkpoint: Path, card: Card, data: CocoDataset, ways: list[str], count: int, folder: Path
+) -> list[Row]:  # fmt: skip
+    """Exports of `checkpoint` in these ways, scored on `data`."""
+    trained = bool(card.quantization)
+    ranges: Path | None = None
+    rows = []
+    wanted = ["qat", *(way for way in ways if way == "cpu")] if trained else ways
+    for way in tqdm(wanted, desc=checkpoint.parent.name, leave=False):
+        out = folder / f"{way}.onnx"
+        options = export.OnnxOptions()
+        if way == "qat":
+            options = export.OnnxOptions(precision="int8")
+        elif way != "float":
+            given = Int8(pictures=count) if ranges is None else Int8(ranges=ranges)
+            int8 = replace(given, cpu=True) if way == "cpu" else replace(given, calibrate=way)
+            options = export.OnnxOptions(precision="int8", int8=int8)
+        # Scored below, on the pictures that were chosen; `best` needs the validation data while it exports.
+        gate = export.Gate(verify=False, annotations=data.annotations, images=data.images_dir)
+        made = export.to_onnx(checkpoint, out, options, gate)
+        if options.int8 is not None:
+            ranges = out.with_suffix(".ranges.json")
+        found = evaluate(Detector(out, device="cpu", threshold=0.0, threads=1), data).map
+        rows.append(Row(way, out, found, len(made.card.quantization.get("float_layers", ()))))
+    return rows
+
+
+def timed(paths: list[Path], size_hw: tuple[int, int], turns: int) -> dict[Path, float]:
+    """Median CPU milliseconds of a frame in each file."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    sessions = {path: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths}
+    frame = np.random.default_rng(0).integers(0, 256, (1, *size_hw, 3), dtype=np.uint8)
+    taken: dict[Path, list[float]] = {path: [] for path in paths}
+    for turn in range(turns + 3):
+        for path, session in sessions.items():
+            started = time.process_time()
+            session.run(None, {session.get_inputs()[0].name: frame})
+            if turn >= 3:
+                taken[path].append(time.process_time() - started)
+    return {path: 1000 * statistics.median(values) for path, values in taken.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Batches that fit a device's memory."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import Backend, OutOfMemory, RawOutputs, joined
+
+_log = logging.getLogger(__name__)
+
+
+class Capacity:
+    """Runs a backend on batches of any size, in parts where one has been found to be too large for the device."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._fits = sys.maxsize
+
+    def run(self, images: NDArray[np.uint8], context: Backend | None = None) -> RawOutputs:
+        """Outputs for `images` (uint8 [B, H, W, 3]) of the backend, or of another `context` of it.
+
+        Out of memory, a batch is halved until it runs, and later batches start at that size; a warning says so. Raises
+        `OutOfMemory` where one image does not fit, or the graph's batch is fixed.
+        """
+        run = context or self._backend
+        size = min(max(1, len(images)), self._fits)
+        while True:
+            starts = range(0, max(1, len(images)), size)
+            try:
+                parts = [run(images[start : start + size]) for start in starts]
+                break
+            except OutOfMemory:
+                if size == 1 or self._backend.fixed_batch is not None:
+                    raise
+                size = (size + 1) // 2
+        if size < min(len(images), self._fits):
+            self._fits = size
+            _log.warning(
+                "%s has no memory for a batch of %d: batches of %d from now on; a smaller max_batch avoids the attempt",
+                self._backend.device, len(images), size,
+            )  # fmt: skip
+        return parts[0] if len(parts) == 1 else joined(parts)

@@ -1,0 +1,236 @@
+"""One source read ahead in a thread: bounded, reconnecting, and seen from outside at any time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Literal
+
+from runtime.stream import Origin, Source, SourceFrame, StreamError, numbered
+from runtime.stream_capture import without_password
+from runtime.stream_options import SourceState, State, StreamOptions
+
+_log = logging.getLogger(__name__)
+
+JOIN_S = 5.0
+"""How long closing waits for a thread. One that hangs inside a driver cannot be ended from outside."""
+
+
+class Reader:
+    """Reads one source in a thread of its own.
+
+    `lock` is the one lock of all readers of a `Streams`, `changed` (on that lock) tells the consumer that something is
+    there. `live` is a guess until the source is open: a URL may turn out to be a file.
+    """
+
+    def __init__(
+        self, number: int, origin: Origin | None, opener: Callable[[Origin], Source], live: bool,
+        options: StreamOptions, lock: threading.RLock, changed: threading.Condition, opened: Source | None = None,
+    ) -> None:  # fmt: skip
+        self.number, self.live, self.opened = number, live, opened
+        self.name = without_password(str(origin if origin is not None else opened.name if opened else number))
+        self.source: Source | None = None
+        """What it was when it was opened last."""
+        self.failure: Exception | None = None
+        """Why it failed for good."""
+        self.queue: deque[SourceFrame] = deque()
+        self._origin, self._opener, self._options = origin, opener, options
+        self._changed, self._room = changed, threading.Condition(lock)
+        self._stop = threading.Event()
+        self._state: State = "idle"
+        self._frames = self._dropped = self._connections = self._numbers = 0
+        self._error: str | None = None
+        self._size_hw: tuple[int, int] | None = None
+        self._started = self._last_frame = 0.0
+        self._waiting_since: float | None = None
+        self._generation = 0
+        self._threads: list[threading.Thread] = []
+
+    # -----------------------------------------------------------------------------------------
+    # the consumer's side; every method but `close` is called with the lock held
+
+    @property
+    def done(self) -> bool:
+        """Whether no frame will come any more, those in `queue` aside."""
+        return self._state in ("ended", "failed")
+
+    @property
+    def idle(self) -> bool:
+        return self._state == "idle"
+
+    def start(self) -> None:
+        self._state = "connecting"
+        self._started = self._last_frame = time.monotonic()
+        self._spawn(pause=False)
+
+    def take(self) -> SourceFrame | None:
+        """The next frame, if there is one now."""
+        if not self.queue:
+            return None
+        frame = self.queue.popleft()
+        self._room.notify()
+        return frame
+
+    def watch(self) -> None:
+        """Notice a read that hangs: leave it behind, and connect again or give the source up.
+
+        Decoders have time limits of their own (`stall_s`, for URLs); this one is for what hangs in spite of them.
+        """
+        now = time.monotonic()
+        if self._waiting_since is None or now - self._waiting_since < 1.5 * self._options.stall_s:
+            return
+        trouble = StreamError(f"{self.name}: gives no frame for {self._options.stall_s:g} s")
+        if not self.live or not self._options.reconnect or self._origin is None or self._silent(now):
+            self._generation += 1
+            self._waiting_since = None
+            self._end("failed", trouble)
+        elif sum(thread.is_alive() for thread in self._threads) < 2:  # never more than one left behind
+            self._trouble(trouble)
+            self._spawn(pause=True)
+
+    def report(self) -> SourceState:
+        state: State = self._state
+        hangs = self._waiting_since is not None and time.monotonic() - self._waiting_since > self._options.stall_s
+        if hangs and state in ("connecting", "running"):
+            state = "stalled"
+        return SourceState(
+            self.number, self.name, state, self._frames, self._dropped, max(0, self._connections - 1), self._error,
+            self._size_hw,
+        )  # fmt: skip
+
+    def close(self) -> bool:
+        """End the thread; False where it hangs, which it does alone from then on. Called without the lock."""
+        with self._changed:
+            self._generation += 1
+            self._stop.set()
+            self._room.notify_all()
+            threads, opened = list(self._threads), self.opened
+            self.opened = None
+        if opened is not None:
+            opened.close()
+        limit = time.monotonic() + JOIN_S
+        for thread in threads:
+            thread.join(max(0.0, limit - time.monotonic()))
+        with self._changed:
+            if not self.done:
+                self._state = "ended"
+        return not any(thread.is_alive() for thread in threads)
+
+    # -----------------------------------------------------------------------------------------
+    # the thread's side
+
+    def _spawn(self, pause: bool) -> None:
+        self._generation += 1
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        name = f"isodet-source-{self.number}"
+        thread = threading.Thread(target=self._run, args=(self._generation, pause), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self, generation: int, pause: bool) -> None:
+        wait = self._options.backoff_s
+        while True:
+            if pause:
+                with self._changed:
+                    if generation != self._generation:
+                        return
+                    self._state, self._waiting_since = "retrying", None
+                if self._stop.wait(wait):
+                    return
+                wait = min(2 * wait, self._options.backoff_max_s)
+            connected = time.monotonic()
+            try:
+                mine = self._read(generation)
+                trouble: Exception = StreamError(f"{self.name}: the stream ended")
+            except Exception as error:  # told by `failure` or `error`; one source's trouble is not the others'
+                mine, trouble, finished = True, error, False
+            else:
+                finished = not self.live
+            with self._changed:
+                if not mine or generation != self._generation:
+                    return
+                self._waiting_since = None
+                if finished:
+                    self._end("ended", None)
+                    return
+                silent = self._silent(time.monotonic())
+                if not self.live or not self._options.reconnect or self._origin is None or silent:
+                    ended = isinstance(trouble, StreamError) and self._frames > 0 and self.live and not silent
+                    self._end("ended" if ended else "failed", trouble)
+                    return
+                self._trouble(trouble)
+            if self._last_frame - connected > self._options.backoff_max_s:  # it was well: be quick again
+                wait = self._options.backoff_s
+            pause = True
+
+    def _read(self, generation: int) -> bool:
+        """Hand on the frames of one connection; False when nobody wants them any more."""
+        with self._changed:
+            if generation != self._generation:
+                return False
+            source, self.opened = self.opened, None
+            self._state, self._waiting_since = "connecting", time.monotonic()
+            self._connections += 1
+        if source is None:
+            assert self._origin is not None  # a source without an origin comes opened, and is not opened again
+            source = self._opener(self._origin)
+        self.source, self.live, first = source, source.live, self._numbers
+        frames = iter(source)
+        try:
+            while True:
+                with self._changed:
+                    if generation != self._generation:
+                        return False
+                    self._waiting_since = time.monotonic()
+                frame = next(frames, None)
+                if frame is None:
+                    return True
+                if not self._put(generation, source, frame, first):
+                    return False
+        finally:
+            if isinstance(frames, Generator):
+                frames.close()
+            source.close()  # a generator that never ran closes nothing
+
+    def _put(self, generation: int, source: Source, frame: SourceFrame, first: int) -> bool:
+        newest = self._options.keep == "newest" or (self._options.keep == "auto" and source.live)
+        with self._changed:
+            if generation != self._generation:
+                return False
+            self._waiting_since, self._last_frame = None, time.monotonic()
+            self._state = "running"
+            self._frames += 1
+            self._numbers = first + frame.index + 1
+            size_hw = (frame.image.shape[0], frame.image.shape[1])
+            if self._size_hw not in (None, size_hw) and source.is_video:
+                _log.warning("%s: its frames change from %s to %s pixels (H, W)", self.name, self._size_hw, size_hw)
+            self._size_hw = size_hw
+            if newest and self.queue:
+                self._dropped += 1
+                source.recycle(self.queue.popleft().image)
+            while not newest and len(self.queue) >= self._options.queue:
+                self._room.wait()
+                if generation != self._generation:
+                    return False
+            time_s = self._last_frame - self._started if source.live else frame.time_s
+            self.queue.append(numbered(frame, self.number, first + frame.index, time_s))
+            self._changed.notify()
+            return True
+
+    def _silent(self, now: float) -> bool:
+        return self._options.give_up_s is not None and now - self._last_frame >= self._options.give_up_s
+
+    def _trouble(self, error: Exception) -> None:
+        if self._error != str(error):  # a dead camera says the same at every attempt
+            _log.warning("%s (trying again)", error)
+        self._error = str(error)
+
+    def _end(self, state: Literal["ended", "failed"], error: Exception | None) -> None:
+        self._state = state
+        if error is not None:
+            self._error = str(error)
+            self.failure = error if state == "failed" else None
+        self._changed.notify()

@@ -1,0 +1,361 @@
+"""8 bits without training: calibration pictures, ranges files, float layers by mAP, and the form for CPUs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from export.__main__ import main
+from export.calibration import calibration_pictures
+from export.int8_options import CalibrationError, Int8
+from export.quantize import quantized
+from export.ranges import RangesFile, read_ranges, write_ranges
+from export.sensitivity import output_errors, sensitivity, spread, write_sensitivity
+from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
+from models.config import model_config
+from models.detector import Detector as Network
+from models.fuse import fuse
+from models.layers import LevelNorm
+from models.quant import METHODS, Ranges, UintFakeQuant, cpu_form, quantise
+from models.quant.placement import roundings_of
+from runtime import Card, read_coco
+from runtime.card import sha256_file
+from runtime.image import write_image
+
+SIZE_HW = (64, 96)
+
+
+def network(**keys: object) -> Network:
+    """Random weights, statistics of noise, and a level norm whose gains differ in size and in sign."""
+    torch.manual_seed(1)
+    made = Network(model_config({
+        "classes": list("abc"), "input_size_hw": list(SIZE_HW), "backbone": {"name": "resnet18", "width": 0.25},
+        "neck": {"channels": 16, "levels": [3, 5], "norm": "bn"}, "head": {"depth": 1, "norm": "sepbn", "prior": 0.2},
+        "postprocess": {"candidates": 60, "detections": 25}, **keys,
+    }))  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name.startswith("head.") and name.endswith("weight") and parameter.ndim == 4:
+                parameter.normal_(std=0.1)
+        for module in made.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        for _ in range(2):
+            made(noise(4))
+        for module in made.modules():
+            if isinstance(module, LevelNorm):
+                for level, norm in enumerate(module.norms):
+                    norm.weight.uniform_(0.5, 1.5)  # type: ignore[operator]
+                    norm.weight[: level * 2] *= -1  # type: ignore[index]
+    return made.eval()
+
+
+def noise(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, *SIZE_HW, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six pictures with annotations of one class, in a.json, and of two, in ab.json."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, image in enumerate(noise(6).numpy()):
+        write_image(folder / f"{i}.png", image)
+    for name, classes in (("a", (1, 1)), ("ab", (1, 2))):
+        objects = [{"id": i + 1, "image_id": i, "category_id": classes[i % 2], "bbox": [4, 4, 20, 20], "area": 400,
+                    "iscrowd": 0} for i in range(6)]  # fmt: skip
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.png", "height": 64, "width": 96} for i in range(6)],
+            "annotations": objects, "categories": [{"id": i + 1, "name": c} for i, c in enumerate("abc")],
+        }  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_network: Callable[[Path, Network], Path]) -> Path:
+    return save_network(tmp_path_factory.mktemp("int8") / "w.pt", network())
+
+
+def card_of(checkpoint: Path) -> Card:
+    return Card.from_json(read_checkpoint(checkpoint)["card"], checkpoint)
+
+
+# -------------------------------------------------------------------------------- the graphs
+
+
+def test_level_gains_go_into_the_scales_of_one_int8_weight():
+    plain = network()
+    ours = quantise(plain)
+    ours.enable([])
+    for a, b in zip(ours(noise(2)), plain(noise(2)), strict=True):  # absorbed, nothing rounded: the same network
+        assert a is not None and b is not None
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    ours.enable()
+    ours.calibrate([noise(4)], "minmax")
+    folded = fuse(ours)
+    with torch.no_grad():
+        for a, b in zip(folded(noise(2)), ours(noise(2)), strict=True):
+            assert a is not None and b is not None and torch.equal(a, b)
+    conv = folded.graph.get_submodule("head.cls_tower.0.conv")
+    scales = [conv.get_buffer(f"scale_{level}") for level in range(3)]
+    assert all((scale > 0).all() for scale in scales) and not torch.equal(scales[0], scales[1])
+    # Levels 1 and 2 have negative gains in channels where level 0 has none, and so weights of their own.
+    assert len({name for name, _ in conv.named_buffers() if name.startswith("steps_")}) == 3
+
+
+def outputs_of(model: Path, images: np.ndarray) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as the graph is written
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(
+        None, {"images": images}
+    )
+
+
+class Scores(torch.nn.Module):
+    """What is compared: raw outputs, before thresholds and NMS make jumps of small differences."""
+
+    def __init__(self, detector: Network):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raw = self.detector(images)
+        return raw.logits.sigmoid(), raw.boxes
+
+
+NECKS: dict[str, dict[str, object]] = {
+    "fpn": {"kind": "fpn", "channels": 16, "levels": [3, 5], "norm": "bn"},
+    "reppan": {"kind": "reppan", "channels": 16, "levels": [3, 5]},
+}
+
+
+@pytest.mark.parametrize("form", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("neck", NECKS)
+def test_eager_rounding_is_what_onnx_runtime_computes(tmp_path: Path, form: str, neck: str):
+    made = quantise(network(neck=NECKS[neck]))
+    wider = cpu_form(made)
+    ranges, images = wider.observe([noise(4), noise(2, 1)])
+    assert images == 6
+    made = wider if form == "cpu" else made
+    made.set_ranges(ranges, "minmax")
+    folded = fuse(made)
+    path = tmp_path / "raw.onnx"
+    torch.onnx.export(Scores(folded).eval(), (noise(2),), path, dynamo=True, opset_version=20, input_names=["images"],
+                      verbose=False)  # fmt: skip
+    with torch.no_grad():
+        eager = [out.numpy() for out in Scores(folded)(noise(2, 5))]
+        plain = [out.numpy() for out in Scores(network(neck=NECKS[neck]))(noise(2, 5))]
+    for ours, theirs, unrounded in zip(eager, outputs_of(path, noise(2, 5).numpy()), plain, strict=True):
+        rounding = np.abs(ours - unrounded).mean()
+        # Sums in another order become the next whole number, of which random weights make more: a tenth of what
+        # rounding itself changes. A wrong graph is as far away as that, or farther.
+        assert np.abs(ours - theirs).mean() < 0.5 * rounding
+    kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
+    if form == "cpu":
+        optimised = tmp_path / "optimised.onnx"
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(optimised)
+        options.intra_op_num_threads = 1
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        left = Counter(node.op_type for node in onnx.load(optimised).graph.node)
+        # All but the predictions run in integers: two of them on each of three levels (quality is not read here).
+        assert left["QLinearConv"] == kinds["Conv"] - 6 and left["Conv"] == 6
+        assert left["QuantizeLinear"] == 1, "only the picture is rounded by a node of its own"
+
+
+def test_concatenations_with_a_part_in_common_have_one_range_and_round_it_once():
+    made = quantise(network(neck=NECKS["reppan"]))
+    made.calibrate([noise(4)], "minmax")
+    quants = made.fake_quants
+    shared = [{float(quants[name].scale) for name in group} for group in made._groups if len(group) > 1]
+    assert shared and all(len(scales) == 1 for scales in shared)
+    before = sum("fake_quants" in str(node.target) for node in made.graph.graph.nodes)
+    folded = fuse(made)
+    assert sum("fake_quants" in str(node.target) for node in folded.graph.graph.nodes) < before
+    for node in folded.graph.graph.nodes:  # enlarging reads rounded numbers
+        if node.target is torch.nn.functional.interpolate:
+            assert "fake_quants" in str(node.args[0].target)
+
+
+def test_an_8_bit_network_with_a_half_rest_keeps_its_integers():
+    made = quantise(network())
+    made.calibrate([noise(4)], "minmax")
+    whole, half = fuse(made), fuse(made)
+    half.graph.half()
+    steps = [buffer for name, buffer in half.graph.named_buffers() if "steps_" in name]
+    assert steps and all(buffer.dtype == torch.int8 for buffer in steps)
+    assert all((buffer > 0).all() for name, buffer in half.graph.named_buffers() if "scale" in name)
+    with torch.no_grad():
+        found = half.network(made.pixels(noise(2)).half())
+        assert found.logits.dtype == torch.float32 and found.logits.isfinite().all()
+        # Layer by layer: half's own rounding flips steps, which random weights make more of from layer to layer.
+        for name in made.layers:
+            conv, halved = whole.graph.get_submodule(name), half.graph.get_submodule(name)
+            x = torch.randn(1, conv.get_buffer("steps_0").shape[1], 8, 8).half()
+            torch.testing.assert_close(halved(x).float(), conv(x.float()), rtol=1e-2, atol=1e-2)
+
+
+# -------------------------------------------------------------------------------- calibration
+
+
+def test_what_is_wrong_with_calibration_pictures_is_said(tmp_path: Path, pictures: Path, checkpoint: Path):
+    card = card_of(checkpoint)
+    (tmp_path / "empty").mkdir()
+    for file, images, told in (
+        (None, tmp_path / "empty", "no picture in this calibration folder"),
+        (None, tmp_path / "absent", "no such folder"),
+        (None, None, "names no training data.*--calibration FILE"),
+    ):
+        with pytest.raises(CalibrationError, match=told):
+            calibration_pictures(card, checkpoint, file, images, 4)
+    with pytest.raises(CalibrationError, match="1 or more"):
+        Int8(pictures=0)
+
+    one = calibration_pictures(card, checkpoint, pictures / "a.json", pictures, 512)
+    assert "only objects of the class 'a'" in one.notes[0]
+    assert not calibration_pictures(card, checkpoint, pictures / "ab.json", pictures, 512).notes
+
+    copy = shutil.copytree(pictures, tmp_path / "copy")
+    (copy / "5.png").write_bytes((copy / "5.png").read_bytes()[:200])
+    said: list[str] = []
+    few = calibration_pictures(card, checkpoint, None, copy, 100)
+    assert [len(batch) for batch in few.batches(SIZE_HW)] == [5] and few.used == 5
+    few.report(100, said.append)
+    assert "1 pictures cannot be read" in said[0] and "fewer than the 100" in said[1]
+    for path in copy.glob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(CalibrationError, match="none of the 6 pictures"):
+        quantized(network(), card, checkpoint, Int8(calibration_images=copy))
+
+
+def test_ranges_are_the_same_after_a_round_trip_and_foreign_ones_are_refused(tmp_path: Path, checkpoint: Path):
+    tensors = {
+        "x": Ranges(-1.5, 2.0, dict.fromkeys(METHODS, 1.75)),
+        "relu": Ranges(0.0, 1e-20, dict.fromkeys(METHODS, 0.0)),
+    }
+    sha = sha256_file(checkpoint)
+    path = write_ranges(tmp_path / "r.json", RangesFile(sha, 6, "somewhere", tensors))
+    again = read_ranges(path, checkpoint, sha)
+    assert again.tensors == tensors and again.images == 6 and again.source == "somewhere"
+    text = path.read_text()
+    for broken, told in (
+        (text[: len(text) // 2], "not a whole file of ranges"), (text.replace("isodet int8", "other"), "not a file of"),
+        (text.replace(sha, "0" * 64), "of another network"), (text.replace('"format": 1', '"format": 9'), "format 9"),
+        (text.replace("1.75", '"?"'), "x: expected the numbers"), (text.replace("-1.5", "1.5"), "low <= 0"),
+        ("[]", "not a file of ranges"),
+    ):  # fmt: skip
+        path.write_text(broken)
+        with pytest.raises(CalibrationError, match=told):
+            read_ranges(path, checkpoint, sha)
+    with pytest.raises(CalibrationError, match="no such file"):
+        read_ranges(tmp_path / "none.json", checkpoint, sha)
+
+
+def test_ranges_of_one_export_make_the_other_form(tmp_path: Path, pictures: Path, checkpoint: Path):
+    """Through the command line: observe for TensorRT, then the CPU's file from the same ranges, without pictures."""
+    base = ["onnx", str(checkpoint), "--int8", "--no-verify", "--quiet"]
+    assert main([*base, "--calibration-images", str(pictures)]) == 0
+    written = checkpoint.with_suffix(".int8.onnx")
+    ranges = checkpoint.with_suffix(".int8.ranges.json")
+    assert written.is_file() and ranges.is_file()
+    assert main([*base, "--cpu", "--ranges", str(ranges)]) == 0
+    cards = [json.loads(p.value) for name in (".int8.onnx", ".int8-cpu.onnx")
+             for p in onnx.load(checkpoint.with_suffix(name)).metadata_props if p.key == "isodet"]  # fmt: skip
+    assert [card["precision"] for card in cards] == ["int8", "int8"]
+    assert [card["quantization"].get("form") for card in cards] == [None, "cpu"]
+    assert cards[0]["quantization"] == {"kind": "ptq", "method": "mse", "images": 6, "float_layers": []}
+    foreign = json.loads(ranges.read_text())
+    foreign["checkpoint_sha256"] = "0" * 64
+    ranges.write_text(json.dumps(foreign))
+    before = written.read_bytes()
+    assert main([*base, "--ranges", str(ranges)]) == 1
+    assert written.read_bytes() == before
+
+
+# -------------------------------------------------------------------------------- layers
+
+
+def test_errors_are_those_of_one_layer_alone():
+    made = quantise(network())
+    made.calibrate([noise(4)], "minmax")
+    bad = "backbone.layer2.0.conv1"
+    fine = output_errors(made, [noise(2)])
+    assert list(fine) == list(made.layers) and min(fine.values()) > 0
+    module = next(made.fake_quants[name] for name in roundings_of(made.graph, bad))
+    module.scale *= 30
+    errors = output_errors(made, [noise(2)])
+    assert errors[bad] > 5 * fine[bad]
+    others = {name for name in fine if errors[name] != fine[name]} - {bad}
+    assert others <= {"backbone.layer2.0.downsample.0"}, "only who reads the same rounded tensor suffers with it"
+    assert all(module.enabled for module in (*made.layers.values(), *made.fake_quants.values()))
+
+
+def test_the_layer_that_was_made_bad_goes_back_to_float_alone(shapes_run: Path, tmp_path: Path):
+    """Its weights of one input are 300 times those of the others, whose input is 300 times smaller: the same network in
+    float, and nothing left of the others in 8 bits.
+    """
+    detector, card_json = build_detector(shapes_run / "best.pt")
+    config = card_json["training"]["data"]["val"]
+    data = spread(read_coco(config["annotations"], config["images"], card_json["classes"]), 40)
+    spoiled = spoil(detector)
+    save_checkpoint(tmp_path / "bad.pt", detector.state_dict(), card_json)
+    said: list[str] = []
+    made = quantized(
+        detector, Card.from_json(card_json, "bad.pt"), tmp_path / "bad.pt", Int8(pictures=16, keep_map=2.0), data,
+        said.append,
+    )  # fmt: skip
+    assert made.quantization["float_layers"] == [spoiled], said
+    assert any(f"{spoiled} is float again" in line for line in said)
+    assert spoiled not in made.detector.layers
+
+    result = sensitivity(tmp_path / "bad.pt", Int8(pictures=16), images=8, map_images=20, map_layers=1)
+    assert result.layers[0].name == spoiled and result.layers[0].lost_map is not None
+    assert all(layer.lost_map is None for layer in result.layers[1:])
+    assert spoiled in result.table(rows=1) and "layers with less" in result.table(rows=1)
+    written = write_sensitivity(result, tmp_path)
+    assert [path.name for path in written] == ["sensitivity.json", "sensitivity.png"]
+    assert json.loads(written[0].read_text())["layers"][0]["name"] == spoiled
+
+
+def spoil(detector: Network) -> str:
+    """Half of the channels between two convolutions 300 times larger, and the weights that read them smaller: behind a
+    ReLU the same in float. Returns the name of the convolution that reads them.
+    """
+    first, second = detector.backbone.get_submodule("layer2.0.bn1"), detector.backbone.get_submodule("layer2.0.conv2")
+    with torch.no_grad():
+        first.weight[::2] *= 300  # type: ignore[index, operator]
+        first.bias[::2] *= 300  # type: ignore[index, operator]
+        second.weight[:, ::2] /= 300  # type: ignore[index, operator]
+    return "backbone.layer2.0.conv2"
+
+
+def test_what_was_trained_as_8_bits_keeps_its_ranges(checkpoint: Path, tmp_path: Path, pictures: Path):
+    trained = quantise(network())
+    trained.calibrate([noise(4)], "mse")
+    card_json = read_checkpoint(checkpoint)["card"] | {"quantization": {"kind": "qat", "float_layers": []}}
+    save_checkpoint(tmp_path / "q.pt", trained.state_dict(), card_json)
+    detector, _ = build_detector(tmp_path / "q.pt")
+    card = Card.from_json(card_json, "q.pt")
+    as_it_is = quantized(detector, card, tmp_path / "q.pt", Int8())
+    assert as_it_is.detector is detector and as_it_is.ranges is None and as_it_is.quantization["kind"] == "qat"
+    for_cpu = quantized(detector, card, tmp_path / "q.pt", Int8(cpu=True, calibration_images=pictures))
+    assert for_cpu.quantization == {"kind": "qat", "float_layers": [], "form": "cpu"}
+    scale = float(trained.fake_quants["backbone_conv1"].scale)
+    theirs = next(m for m in for_cpu.detector.fake_quants.values())
+    assert isinstance(theirs, UintFakeQuant)
+    longer = max(int(theirs.zero), 255 - int(theirs.zero))  # the side of zero that the trained range was made for
+    assert float(theirs.scale) * longer == pytest.approx(127 * scale, rel=0.02)
+    for refused in (Int8(keep_map=0.5), Int8(calibrate="best"), Int8(float_layers=("backbone.conv1",))):
+        with pytest.raises(CalibrationError, match=r"trained as 8 bits|needs validation"):
+            quantized(detector, card, tmp_path / "q.pt", refused)
