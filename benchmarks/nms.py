@@ -85,10 +85,12 @@ def milliseconds(files: dict[str, Path], images: list[np.ndarray], turns: int, t
     times: dict[str, list[float]] = {kind: [] for kind in files}
     for turn in range(turns + 10):
         for kind, session in sessions.items():
-            started = time.perf_counter()
+            # One thread: what it computes, whoever else wants the core meanwhile.
+            clock = time.thread_time if threads == 1 else time.perf_counter
+            started = clock()
             session.run(None, {"images": images[turn % len(images)]})
             if turn >= 10:
-                times[kind].append((time.perf_counter() - started) * 1000)
+                times[kind].append((clock() - started) * 1000)
     return times
 
 
