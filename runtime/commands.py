@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -43,6 +43,15 @@ def exit_status(arguments: argparse.Namespace, program: str, extra: str, interru
             raise
         print(f"{program} {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+
+
+def words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> list[str]:
+    """The command line `argv` (default: the process's). Where it is empty: the whole help, and exit status 2."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    return given
 
 
 def moves(bar: tqdm[Any]) -> Callable[[int, int | None], None]:
