@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.boxes import box_area, intersection
+from models.boxes import box_area
 
 
 class PortableNms(nn.Module):
@@ -49,10 +49,14 @@ def suppression(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Ten
     than `iou_threshold`.
     """
     a, b = boxes_xyxy[:, :, None], boxes_xyxy[:, None]  # i suppresses j: [B, K, 1, 4], [B, 1, K, 4]
-    overlap = intersection(a, b)
+    # Each operation is one on K x K numbers, and they are what NMS costs. So one side is clamped and not both: what is
+    # below zero then makes an IoU below zero, which is above no threshold.
+    width = (a[..., 2].minimum(b[..., 2]) - a[..., 0].maximum(b[..., 0])).clamp(min=0)
+    overlap = width * (a[..., 3].minimum(b[..., 3]) - a[..., 1].maximum(b[..., 1]))
     area = box_area(boxes_xyxy)
     # No guard against 0 / 0: NaN > threshold is false, and a box of no area suppresses nothing.
     iou = overlap / (area[:, :, None] + area[:, None] - overlap)
+    labels = labels.int()
     same = labels[:, :, None] == labels[:, None]
     return ((iou > float32_below(iou_threshold)) & same).triu(diagonal=1)
 
