@@ -1,15 +1,17 @@
 """Which tensor of one graph is which tensor of another: by the names of weights, that every form of a network keeps.
 
 Names of tensors change with precision, simplifier and exporter. What stays is the path of each weight
-(`detector.backbone.conv1.weight`; 8-bit: `detector.graph.backbone.conv1.steps`) and the operations between weights.
+(`detector.backbone.conv1.weight`; 8-bit: `detector.graph.backbone.conv1.steps_0`) and the operations between weights.
 A tensor is therefore known by a key: a convolution's by its weight and the size of its output, because levels share
 weights; any other's by its operation and the keys of what it reads. A node that only changes how numbers are written
-(Cast, QuantizeLinear, DequantizeLinear) hands its input's key on: its output is to be the same numbers.
+(Cast, QuantizeLinear, DequantizeLinear) hands its input's key on: its output is to be the same numbers. A constant
+gain and shift behind a convolution, as pyramid levels have, belong to it: 8 bits have them in the scale of the weight.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,7 +54,7 @@ def weight_path(name: str) -> str | None:
         name = name.removesuffix(suffix)
     if "." not in name:
         return None
-    return f"{name.removesuffix('.steps')}.weight" if name.endswith(".steps") else name
+    return re.sub(r"\.steps(_\d+)?$", ".weight", name)
 
 
 def tensors(model: ModelProto) -> list[Tensor]:
@@ -81,6 +83,9 @@ class _Reader:
         self.keys = {v.name: _digest("input", str(i)) for i, v in enumerate(model.graph.input)}
         self.last_module = {v.name: "" for v in model.graph.input}
         self.times: Counter[str] = Counter()
+        self.affine = dict(self._affines())  # the output of a convolution, and of the gain and shift behind it
+        self.complete: dict[str, str] = {}  # the keys of the latter
+        self.gained: set[str] = set()
         self.unordered: set[str] = set()
 
     def read(self) -> Iterator[Tensor]:
@@ -102,6 +107,27 @@ class _Reader:
                     output, self.keys[output], node.name or output, node.op_type, module, tuple(node.input), ordered,
                     path, floats and node.op_type != "QuantizeLinear",
                 )  # fmt: skip
+
+    def _affines(self) -> Iterator[tuple[str, str]]:
+        readers: dict[str, list[NodeProto]] = {}
+        for node in self.model.graph.node:
+            for name in node.input:
+                readers.setdefault(name, []).append(node)
+        for node in self.model.graph.node:
+            if node.op_type not in _WEIGHTED:
+                continue
+            last = behind = node.output[0]
+            wanted = ["Mul", "Add"]
+            while len(found := readers.get(behind, [])) == 1 and (wanted or found[0].op_type in SAME_NUMBERS):
+                behind = found[0].output[0]
+                if found[0].op_type in SAME_NUMBERS:
+                    continue
+                if found[0].op_type not in wanted or not any(name in self.constants for name in found[0].input):
+                    break
+                wanted = wanted[wanted.index(found[0].op_type) + 1 :]
+                last = behind
+            if last != node.output[0]:
+                yield node.output[0], last
 
     def _weight(self, node: NodeProto) -> str | None:
         """The path of the weight that `node` multiplies with, or rewrites."""
@@ -125,8 +151,15 @@ class _Reader:
     def _key(self, node: NodeProto, output: int, path: str | None) -> str:
         if node.op_type in SAME_NUMBERS:
             return f"weight {path}" if path else self._input_key(node.input[0])
+        if node.output[output] in self.complete:
+            return self.complete.pop(node.output[output])
         if path:
-            return self._numbered(_digest(node.op_type, path, self._size(node.output[output])))
+            key = self._numbered(_digest(node.op_type, path, self._size(node.output[output])))
+            if node.output[output] not in self.affine:
+                return key
+            self.complete[self.affine[node.output[output]]] = key
+            self.gained.add(path)
+            return f"{key} without its gain"
         read = [self._input_key(name) for name in node.input if name]
         if node.op_type in _COMMUTES:
             read.sort()
@@ -163,11 +196,12 @@ def aligned(candidate: ModelProto, reference: ModelProto) -> list[tuple[Tensor, 
     A weight that `candidate` writes out of integers stands beside the initialiser of `reference`.
     """
     theirs: dict[str, str] = {}
-    for tensor in tensors(reference):
+    reader = _Reader(reference)
+    for tensor in reader.read():
         if tensor.comparable:
             theirs.setdefault(tensor.key, tensor.name)
     for name in initialisers(reference):
-        if path := weight_path(name):
+        if (path := weight_path(name)) and path not in reader.gained:
             theirs.setdefault(f"weight {path}", name)
     for i, value in enumerate(reference.graph.input):
         theirs.setdefault(_digest("input", str(i)), value.name)

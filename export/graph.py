@@ -116,7 +116,7 @@ def to_onnx(
             model, summary = without_functions(model), {**summary, "stand_in": "the plugin's body in plain operators"}
         card = write_model(model, replace(card, verification=summary), temporary)
     if made is not None and made.ranges is not None:
-        say(f"ranges: {write_ranges(ranges_path(out), made.ranges)}")
+        say(f"ranges: {write_ranges(ranges_path(out), made.ranges).name}")
     size = out.stat().st_size / 2**20
     return OnnxExport(out, card, len(model.graph.node), size, difference, weights_megabytes(model), verification)
 

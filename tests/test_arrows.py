@@ -125,14 +125,14 @@ def test_the_checks_see_what_they_look_for():
 
 
 def test_import_runtime_is_light():
-    """In a fresh interpreter `import runtime` loads nothing heavy, and takes well under half a second."""
+    """In a fresh interpreter `import runtime` loads nothing heavy, and takes little of a core's time."""
     code = (
         "import sys, time\n"
         "import numpy, cv2\n"  # what a deployment has anyway; the rest is ours
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "import runtime\n"
         "runtime.Detector\n"
-        "print(time.perf_counter() - start)\n"
+        "print(time.process_time() - start)\n"
         "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -140,4 +140,4 @@ def test_import_runtime_is_light():
     seconds, modules = done.stdout.splitlines()
     assert not NOT_AT_IMPORT & set(modules.split())
     assert not {"models", "trainer", "export"} & set(modules.split())
-    assert float(seconds) < 0.5
+    assert float(seconds) < 0.3

@@ -180,6 +180,15 @@ def test_detect_without_saving_but_with_json(detector: Detector, video: Path, tm
     assert detect(video, detector, out=out, save=False).json_lines is None and not out.exists()
 
 
+@pytest.fixture
+def _ctrl_c_means_something() -> Iterator[None]:
+    """A process that a shell starts in the background ignores SIGINT, and so do those that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_means_something")
 def test_ctrl_c_leaves_finished_outputs(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
     camera = HttpCamera()
     camera.start()
@@ -207,6 +216,7 @@ def test_ctrl_c_leaves_finished_outputs(onnx_file: Callable[..., Path], tmp_path
     assert len(list(open_source(tmp_path / "out" / written[1]))) >= len(rows)
 
 
+@pytest.mark.usefixtures("_ctrl_c_means_something")
 def test_a_second_ctrl_c_ends_at_once(detector: Detector, video: Path, tmp_path: Path) -> None:
     def press(times: int) -> Callable[[int, int | None], None]:
         return lambda done, total: [signal.raise_signal(signal.SIGINT) for _ in range(times) if done == 3] and None
