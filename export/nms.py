@@ -150,7 +150,7 @@ class NoNms(nn.Module):
 
 def by_class(scores: Tensor, labels: Tensor, classes: int) -> Tensor:
     """[B, K, C]: each candidate's score at its class, zero at the others."""
-    return torch.where(labels[..., None] == torch.arange(classes), scores[..., None], 0.0)
+    return scores[..., None] * (labels[..., None] == torch.arange(classes))
 
 
 def float32_after(threshold: float) -> float:
@@ -171,7 +171,7 @@ def add_functions(model: ModelProto, kind: NmsKind, deploy: Deploy, half: bool) 
     if kind in ("auto", "plugin"):
         function = _plugin_body(model, deploy, opset, half)
     elif kind == "loop":
-        function = onnx.parser.parse_function(_SETTLE % {"opset": opset, "number": 10 if half else 1})
+        function = onnx.parser.parse_function(_SETTLE % {"opset": opset})
     elif kind == "onnx":
         values = {"opset": opset, "kept": post.detections, "iou": f"{float32_below(post.nms_iou):.9g}"}
         function = onnx.parser.parse_function(_SELECT % values)
@@ -237,17 +237,14 @@ Settle (start, suppresses) => (stands)
 {
   rounds = Constant <value: tensor = int64 {9223372036854775807}> ()
   yes = Constant <value: tensor = bool {1}> ()
-  stands = Loop (rounds, yes, start) <body: graph = settle_round (int64 number, bool go, now) => (bool more, next) {
-      hits = MatMul (now, suppresses)
-      half_hit = Constant <value_float: float = 0.5> ()
-      bound = CastLike (half_hit, hits)
-      free = Less (hits, bound)
-      next = Cast <to: int = %(number)d> (free)
-      same = Equal (next, now)
-      moved = Not (same)
-      counted = Cast <to: int = 1> (moved)
-      most = ReduceMax <keepdims: int = 0> (counted)
-      more = Cast <to: int = 9> (most)
+  stands = Loop (rounds, yes, start) <body: graph = settle_rounds (int64 number, bool go, now) => (bool more, last) {
+      first_hits = MatMul (now, suppresses)
+      first = HardSigmoid <alpha: float = -1.0, beta: float = 1.0> (first_hits)
+      last_hits = MatMul (first, suppresses)
+      last = HardSigmoid <alpha: float = -1.0, beta: float = 1.0> (last_hits)
+      moved = Sub (last, first)
+      moves = ReduceMax <keepdims: int = 0> (moved)
+      more = Cast <to: int = 9> (moves)
     }>
 }
 """

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from models.boxes import box_area, intersection
+from models.boxes import box_area
+
+_STRIP = 150
+"""Rows of a strip, at least: more strips are more operations, each of which costs something by itself."""
 
 
 class PortableNms(nn.Module):
@@ -48,13 +52,31 @@ def suppression(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Ten
     """[B, K, K] bool: candidate i, if it stands, fells j. It is better, of the same class, and overlaps it by more
     than `iou_threshold`.
     """
-    a, b = boxes_xyxy[:, :, None], boxes_xyxy[:, None]  # i suppresses j: [B, K, 1, 4], [B, 1, K, 4]
-    overlap = intersection(a, b)
-    area = box_area(boxes_xyxy)
-    # No guard against 0 / 0: NaN > threshold is false, and a box of no area suppresses nothing.
-    iou = overlap / (area[:, :, None] + area[:, None] - overlap)
-    same = labels[:, :, None] == labels[:, None]
-    return ((iou > float32_below(iou_threshold)) & same).triu(diagonal=1)
+    count, area, labels = boxes_xyxy.shape[1], box_area(boxes_xyxy), labels.int()
+    # Operations on K x K numbers are what NMS costs, and i only fells what comes after it: strips of rows leave out
+    # what lies left of them, and their intermediate results are small enough for a cache.
+    height = max(_STRIP, -(-count // 4))
+    strips = []
+    for top in range(0, count, height):
+        rows, columns = slice(top, top + height), slice(top, None)
+        overlap = _overlap(boxes_xyxy[:, rows], boxes_xyxy[:, columns])
+        # No guard against 0 / 0: NaN > threshold is false, and a box of no area suppresses nothing.
+        iou = overlap / (area[:, rows, None] + area[:, None, columns] - overlap)
+        same = labels[:, rows, None] == labels[:, None, columns]
+        strip = (iou > float32_below(iou_threshold)) & same
+        strips.append(pad(strip, (top, 0)) if top else strip)
+    return torch.cat(strips, dim=1).triu(diagonal=1)
+
+
+def _overlap(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
+    """Of boxes [B, I, 4] and [B, J, 4]: [B, I, J], not above zero where they do not overlap.
+
+    One side is clamped and not both: what is below zero then makes an IoU below zero, which is above no threshold.
+    """
+    a_x1, a_y1, a_x2, a_y2 = a_xyxy.split(1, dim=2)
+    b_x1, b_y1, b_x2, b_y2 = b_xyxy.transpose(1, 2).split(1, dim=1)
+    width = (a_x2.minimum(b_x2) - a_x1.maximum(b_x1)).relu()
+    return width * (a_y2.minimum(b_y2) - a_y1.maximum(b_y1))
 
 
 def iterate(suppresses: Tensor, rounds: int = 16) -> tuple[Tensor, Tensor]:
@@ -70,8 +92,17 @@ def iterate(suppresses: Tensor, rounds: int = 16) -> tuple[Tensor, Tensor]:
         raise ValueError(f"rounds: expected an even number, at least 2, got {rounds}")
     stands = before = torch.ones_like(suppresses[:, :1])  # [B, 1, K]
     for _ in range(rounds):
-        before, stands = stands, (torch.matmul(stands, suppresses) < 0.5).to(suppresses.dtype)
+        before, stands = stands, none_of(torch.matmul(stands, suppresses))
     return stands[:, 0] > 0.5, (stands == before).all(dim=-1)
+
+
+def none_of(counts: Tensor) -> Tensor:
+    """1 where a count is zero, 0 where it is one or more; of the type of `counts`."""
+    if torch.compiler.is_exporting():  # one node instead of a comparison and a cast, 16 times
+        return torch.onnx.ops.symbolic(
+            "HardSigmoid", (counts,), {"alpha": -1.0, "beta": 1.0}, dtype=counts.dtype, shape=counts.shape
+        )
+    return (1 - counts).clamp(min=0)
 
 
 def best(stands: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, detections: int) -> tuple[Tensor, ...]:
@@ -81,12 +112,12 @@ def best(stands: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, detectio
     ranks = torch.arange(count, 0, -1, dtype=torch.float32, device=scores.device)
     ranks, index = torch.where(stands & (scores > 0), ranks, 0.0).topk(min(detections, count), dim=1)  # [B, D]
     kept = ranks > 0
-    boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)) * kept[..., None]
+    ones, counted = kept.to(boxes.dtype), kept.int()
     return (
-        kept.sum(dim=1, keepdim=True).int(),
-        boxes,
-        scores.gather(1, index) * kept,
-        (labels.gather(1, index) * kept).int(),
+        counted.sum(dim=1, keepdim=True, dtype=torch.int32),
+        boxes.gather(1, index[..., None].expand(-1, -1, 4)) * ones[..., None],
+        scores.gather(1, index) * ones,
+        labels.int().gather(1, index) * counted,
     )
 
 

@@ -22,9 +22,9 @@ from models.typed import ConfigError
 
 OPERATORS = {
     "Add", "And", "Cast", "Clip", "Concat", "Conv", "Div", "Equal", "Exp", "Expand", "Gather", "GatherElements",
-    "GatherND", "Greater", "GreaterOrEqual", "Less", "MatMul", "Max", "MaxPool", "Min", "Mod", "Mul", "ReduceMax",
-    "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Sqrt", "Squeeze",
-    "Sub", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
+    "GatherND", "Greater", "GreaterOrEqual", "HardSigmoid", "Less", "MatMul", "Max", "MaxPool", "Min", "Mod", "Mul",
+    "Pad", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid",
+    "Slice", "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
 }  # fmt: skip
 """Of ONNX itself, dense, with output shapes that follow from input shapes. No branch, no loop, no NonZero."""
 GROUP_NORM = {"InstanceNormalization"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.nms import portable_nms
@@ -27,6 +27,13 @@ def greedy(boxes: np.ndarray, labels: np.ndarray, threshold: float) -> list[bool
     return [i in standing for i in range(len(boxes))]
 
 
+def torchvision_nms(boxes: np.ndarray, those: np.ndarray, threshold: float) -> np.ndarray:
+    """Indices of the boxes that stand of `those`, sorted by falling score."""
+    index = np.flatnonzero(those)
+    ranks = torch.arange(len(index), 0, -1, dtype=torch.float32)
+    return index[torchvision.ops.nms(torch.from_numpy(boxes[index]), ranks, threshold).numpy()]
+
+
 @given(
     st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from([1, 3]), st.sampled_from([0.3, 0.5, 0.6, 0.65, 1.0])
 )
@@ -38,6 +45,18 @@ def test_it_is_greedy_suppression(seed, count, classes, threshold):
     labels = rng.integers(0, classes, (2, count))
     kept = portable_nms(torch.from_numpy(boxes), torch.from_numpy(labels), threshold)
     assert kept.tolist() == [greedy(b.astype(float), c, threshold) for b, c in zip(boxes, labels, strict=True)]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([150, 151, 299, 601, 1000]))
+@settings(max_examples=12, deadline=None)
+def test_it_is_greedy_suppression_where_rows_come_in_strips(seed, count):
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 300, (1, count, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0, 60, (1, count, 2))], axis=-1).astype(np.float32)
+    labels = rng.integers(0, 2, (1, count))
+    kept = portable_nms(torch.from_numpy(boxes), torch.from_numpy(labels), 0.5)[0].nonzero().flatten()
+    expected = [torchvision_nms(boxes[0], labels[0] == label, 0.5) for label in range(2)]
+    assert kept.tolist() == sorted(np.concatenate(expected).tolist())
 
 
 @pytest.mark.parametrize("length", [2, 9, 16, 17])
