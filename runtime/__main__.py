@@ -155,9 +155,7 @@ how to read it:
         help="size of the synthetic frames (default: 720,1280)",
     )
     p.add_argument("--picture", type=Path, help="a picture to use instead of synthetic frames")
-    p.add_argument(
-        "--streams", type=_sizes, default=(), metavar="N,N,...", help="cameras at once, through a batcher"
-    )
+    p.add_argument("--streams", type=_sizes, default=(), metavar="N,N,...", help="cameras at once, through a batcher")
     p.add_argument(
         "--max-wait", type=positive, default=4.0, metavar="MS",
         help="longest wait of the batcher for company (default: 4)",

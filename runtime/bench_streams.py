@@ -1,4 +1,4 @@
-"""Several streams through a batcher: how many frames it gets through, and how long one takes under a load it can bear."""
+"""Several streams through a batcher: how many frames it gets through, and how long one takes under a bearable load."""
 
 from __future__ import annotations
 
