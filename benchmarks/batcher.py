@@ -19,13 +19,15 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import RawOutputs
-from runtime.batcher_metrics import BatcherMetrics
+from runtime.batcher import Batcher
+from runtime.bench_streams import LOAD, paced, saturated
 from runtime.card import Card
 from runtime.detections import Detections
 from runtime.detector import Detector
@@ -69,7 +71,23 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def soak(submits: int, threads: int) -> None:
+@dataclass(frozen=True)
+class SoakResult:
+    """How often the frames of a soak were answered."""
+
+    submits: int
+    once: int
+    more_than_once: int
+    never: int
+    wrong: int
+    """Answered with another frame's number."""
+    seconds: float
+    mean_batch: float
+    resident_mb: list[float]
+    """At the beginning of each tenth, and at the end."""
+
+
+def soak(submits: int, threads: int) -> SoakResult:
     """Submit `submits` numbered frames from `threads` threads and count how often each is answered, and with what."""
     answers = np.zeros(submits, np.uint8)
     wrong = [0] * threads
@@ -96,11 +114,10 @@ def soak(submits: int, threads: int) -> None:
         run_all([threading.Thread(target=camera, args=(s,)) for s in range(threads)])
     seconds = time.perf_counter() - begun
     once, more = int((answers == 1).sum()), int((answers > 1).sum())
-    print(f"soak: {submits} frames of {threads} threads in {seconds:.0f} s ({submits / seconds:.0f}/s): "
-          f"answered once {once}, more than once {more}, never {submits - once - more}, another frame's {sum(wrong)}; "
-          f"mean batch {batcher.metrics().mean_batch:.1f}")  # fmt: skip
-    tenths = ", ".join(f"{m:.0f}" for m in [*memory, resident_mb()])
-    print(f"soak: resident MB after each tenth: {tenths}")
+    memory.append(resident_mb())
+    return SoakResult(
+        submits, once, more, submits - once - more, sum(wrong), seconds, batcher.metrics().mean_batch, memory
+    )
 
 
 def bare_rate(engine: Pretend, seconds: float) -> float:
@@ -111,35 +128,6 @@ def bare_rate(engine: Pretend, seconds: float) -> float:
         engine(images)
         done += BATCH
     return done / (time.perf_counter() - begun)
-
-
-def saturated(engine: Pretend, streams: int, seconds: float, image: Image) -> BatcherMetrics:
-    """S threads that submit whenever the queue has a place."""
-    end = time.perf_counter() + seconds
-
-    def camera(stream: int) -> None:
-        while time.perf_counter() < end:
-            batcher.submit(image, stream)
-
-    with Detector(engine, threshold=0.0).batcher(BATCH, WAIT_MS) as batcher:
-        run_all([threading.Thread(target=camera, args=(s,)) for s in range(streams)])
-    return batcher.metrics()
-
-
-def paced(engine: Pretend, streams: int, seconds: float, image: Image, rate: float) -> BatcherMetrics:
-    """S threads that together submit `rate` frames a second, evenly."""
-    begun = time.perf_counter()
-
-    def camera(stream: int) -> None:
-        for k in range(int(rate * seconds / streams)):
-            pause = begun + (k + stream / streams) * streams / rate - time.perf_counter()
-            if pause > 0:
-                time.sleep(pause)
-            batcher.submit(image, stream)
-
-    with Detector(engine, threshold=0.0).batcher(BATCH, WAIT_MS) as batcher:
-        run_all([threading.Thread(target=camera, args=(s,)) for s in range(streams)])
-    return batcher.metrics()
 
 
 def run_all(threads: Sequence[threading.Thread]) -> None:
@@ -159,9 +147,17 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=320, help="the network's input; frames are of this size, too")
     arguments = parser.parse_args()
     if arguments.submits:
-        soak(arguments.submits, arguments.soak_threads)
+        done = soak(arguments.submits, arguments.soak_threads)
+        print(f"soak: {done.submits} frames of {arguments.soak_threads} threads in {done.seconds:.0f} s "
+              f"({done.submits / done.seconds:.0f}/s): answered once {done.once}, more than once {done.more_than_once}, "
+              f"never {done.never}, another frame's {done.wrong}; mean batch {done.mean_batch:.1f}")  # fmt: skip
+        print(f"soak: resident MB after each tenth: {', '.join(f'{m:.0f}' for m in done.resident_mb)}")
     engine = Pretend(arguments.batch_ms / 1000, arguments.size)
     image = np.zeros((arguments.size, arguments.size, 3), np.uint8)
+
+    def batcher() -> Batcher:
+        return Detector(engine, threshold=0.0).batcher(BATCH, WAIT_MS)
+
     bound = WAIT_MS + 2 * arguments.batch_ms
     print(f"\nbatches of {BATCH}, max_wait {WAIT_MS:g} ms, engine {arguments.batch_ms:g} ms a batch, "
           f"{arguments.size} px; p99 is to be at most {bound:g} ms")  # fmt: skip
@@ -170,12 +166,10 @@ def main() -> int:
           f"{'at 80 %: p50':>14}{'p95':>7}{'p99 ms':>8}{'batch':>7}")  # fmt: skip
     for streams in arguments.streams:
         bare = bare_rate(engine, arguments.seconds / 2)
-        begun, busy = time.perf_counter(), time.process_time()
-        full = saturated(engine, streams, arguments.seconds, image)
-        rate = full.answered / (time.perf_counter() - begun)
+        busy = time.process_time()
+        full, rate = saturated(batcher, [image], streams, arguments.seconds)
         cost = (time.process_time() - busy) / full.answered * 1e6
-        calm = paced(engine, streams, arguments.seconds, image, 0.8 * bare)
-        assert full.submitted == full.answered and calm.submitted == calm.answered
+        calm = paced(batcher, [image], streams, arguments.seconds, LOAD * bare)
         p50, p95, p99 = calm.p50_ms or 0.0, calm.p95_ms or 0.0, calm.p99_ms or 0.0
         print(f"{streams:>7}{bare:>9.0f}{rate:>11.0f}{rate / bare:>7.2f}{full.mean_batch:>12.1f}{cost:>14.0f}"
               f"{p50:>14.1f}{p95:>7.1f}{p99:>8.1f}{calm.mean_batch:>7.1f}")  # fmt: skip

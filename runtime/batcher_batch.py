@@ -74,7 +74,7 @@ class Canvas:
         images = self._memory[:size].reshape(shape)
         for request, out in zip(requests, images, strict=False):
             if request.image is not None:
-                out[:] = request.image
+                memoryview(out).cast("B")[:] = memoryview(request.image).cast("B")
             request.image = None
         images[len(requests) :] = FILL
         return images

@@ -174,18 +174,23 @@ class Detector:
         if raw.num_dets is None:
             raw = suppress(raw, float(self.card.nms["iou"]), int(self.card.nms["detections"]))
             assert raw.num_dets is not None
+        names = self.class_names
+        lowest = np.float32(threshold.min() if isinstance(threshold, np.ndarray) else threshold)
         results = []
         for i, placement in enumerate(placements):
             count = int(raw.num_dets[i, 0])
             scores = raw.scores[i, :count]
-            kept = int(np.count_nonzero(scores >= np.float32(np.min(threshold))))  # they fall: the kept ones come first
+            kept = int(np.count_nonzero(scores >= lowest))  # they fall: the kept ones come first
+            if not kept:
+                results.append(Detections.empty(names))
+                continue
             boxes = placement.to_source(raw.boxes[i, :kept])
             # A box that lies wholly in the grey border has no extent in the frame.
             inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             labels = raw.labels[i, :kept]
             if isinstance(threshold, np.ndarray):
                 inside &= scores[:kept] >= threshold[labels]
-            results.append(Detections(boxes[inside], scores[:kept][inside], labels[inside], self.class_names))
+            results.append(Detections(boxes[inside], scores[:kept][inside], labels[inside], names))
         return results
 
     def limits(self, threshold: Threshold) -> float | NDArray[np.float32]:

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runtime.bench import STAGES, bench
-from runtime.card import CardError
+from runtime.backends import BackendError, RawOutputs
+from runtime.bench import bench
+from runtime.bench_stages import BARE, STAGES, WHOLE, _share_of
+from runtime.bench_streams import time_streams
+from runtime.card import Card, CardError
+from runtime.detector import Detector
 from runtime.image import ImageError, write_image
 
 
@@ -17,27 +23,95 @@ def test_every_stage_at_every_batch_size(onnx_file: Callable[..., Path]) -> None
     path = onnx_file()
     result = bench(path, batch_sizes=(1, 3), frame_hw=(60, 80), iterations=7, warmup=1, device="cpu", threads=1,
                    progress=lambda done, total: steps.append((done, total)))  # fmt: skip
-    assert [(r.batch_size, r.stage) for r in result.rows] == [(b, s) for b in (1, 3) for s in STAGES]
-    assert all(r.iterations == 7 and 0 < r.p50_ms <= r.p95_ms and r.images_per_s > 0 for r in result.rows)
-    whole = result.rows[3]
-    assert whole.p95_ms >= max(r.p50_ms for r in result.rows[:3])
-    assert (result.frame_hw, result.input_size_hw, result.device, result.precision) == (
-        (60, 80),
-        (32, 48),
-        "cpu",
-        "fp32",
-    )
-    assert steps == [(1, 2), (2, 2)] and result.processor
-    content = json.loads(json.dumps(result.to_json()))
-    assert len(content["rows"]) == 8 and content["frame_hw"] == [60, 80]
+    # This graph has no node that says it is NMS, and the CPU has no copies: no number is made up for them.
+    seen = ("decode", "letterbox", "engine", "un-letterbox", WHOLE, BARE)
+    assert [(r.batch_size, r.stage) for r in result.rows] == [(b, s) for b in (1, 3) for s in seen]
+    assert all(r.iterations == 7 and 0 < r.p50_ms <= r.p95_ms <= r.p99_ms and r.images_per_s > 0 for r in result.rows)
+    assert (result.frame_hw, result.input_size_hw, result.device) == ((60, 80), (32, 48), "cpu")
+    assert result.precision == "fp32" and result.processor and steps == [(1, 2), (2, 2)]
     text = result.table()
-    assert all(stage in text for stage in STAGES) and str(path) in text and "1 threads" in text
+    assert all(stage in text for stage in (*STAGES, WHOLE, BARE)) and str(path) in text and "1 threads" in text
+    assert "within engine: no node" in result.notes["NMS"] and "none: the engine" in result.notes["host to device"]
+
+
+class Slow:
+    """A backend that takes known times for what it tells apart, and leaves NMS to the runtime."""
+
+    name, device, fixed_batch, max_batch = "slow", "cuda:0", None, 4
+    seconds = {"host to device": 0.002, "engine": 0.01, "device to host": 0.004}
+
+    def __init__(self, card: Card) -> None:
+        self.card = replace(card, nms={**card.nms, "kind": "none"})
+
+    def timed(self, images: np.ndarray) -> tuple[RawOutputs, dict[str, float]]:
+        time.sleep(sum(self.seconds.values()))
+        empty = np.zeros((len(images), 5), np.float32)
+        return RawOutputs(None, np.zeros((len(images), 5, 4), np.float32), empty, empty.astype(np.int32)), self.seconds
+
+    def __call__(self, images: np.ndarray) -> RawOutputs:
+        return self.timed(images)[0]
+
+
+def test_stages_add_up_to_the_whole_and_a_backends_own_clock_is_taken(card: Card) -> None:
+    result = bench(Slow(card), batch_sizes=(2,), frame_hw=(16, 16), iterations=9, warmup=1)
+    p50 = {r.stage: r.p50_ms for r in result.rows}
+    assert tuple(p50) == (*STAGES, WHOLE, BARE)
+    assert (p50["host to device"], p50["engine"], p50["device to host"]) == pytest.approx((2, 10, 4))
+    parts = sum(p50[stage] for stage in STAGES if stage != "decode")
+    assert parts <= p50[WHOLE] + 1 and p50[WHOLE] < parts + 8  # sleeping takes longer than asked for
+    (ratio,) = result.ratios
+    assert 0.3 < ratio.of_bare <= 1.1 and ratio.overhead_ms == pytest.approx(p50[WHOLE] - p50[BARE], abs=3)
+    assert "after the engine" in result.notes["NMS"] and "own clock" in result.notes["host to device"]
+
+
+def test_streams_go_through_the_batcher_and_into_the_json(card: Card) -> None:
+    steps: list[tuple[int, int]] = []
+    result = bench(Slow(card), batch_sizes=(2, 4), frame_hw=(8, 8), iterations=2, warmup=0, seconds=0.2, streams=(1, 3),
+                   max_wait_ms=1, progress=lambda *at: steps.append(at))  # fmt: skip
+    assert [(s.batch_size, s.streams) for s in result.streams] == [(2, 1), (2, 3), (4, 1), (4, 3)]
+    assert steps == [(n, 6) for n in range(1, 7)]
+    for one in result.streams:
+        assert 0 < one.mean_batch <= one.batch_size and 0 < one.p50_ms <= one.p95_ms <= one.p99_ms
+        assert one.offered_per_s == pytest.approx(0.8 * one.images_per_s) and one.p50_ms >= 10
+    content = json.loads(json.dumps(result.to_json()))
+    assert set(content) == {
+        "model", "engine", "device", "processor", "threads", "precision", "frame_hw", "input_size_hw", "rows", "ratios",
+        "streams", "notes",
+    }  # fmt: skip
+    assert set(content["rows"][0]) == {
+        "batch_size", "stage", "p50_ms", "p95_ms", "p99_ms", "mean_ms", "images_per_s", "iterations",
+    }  # fmt: skip
+    assert set(content["ratios"][0]) == {"batch_size", "of_bare", "overhead_ms"}
+    assert set(content["streams"][0]) == {
+        "streams", "batch_size", "images_per_s", "of_bare", "mean_batch", "offered_per_s", "p50_ms", "p95_ms", "p99_ms",
+    }  # fmt: skip
+    assert content["frame_hw"] == [8, 8] and content["notes"]["decode"] in result.table()
+
+
+def test_an_engine_that_fails_under_streams_is_no_measurement(card: Card) -> None:
+    class Failing(Slow):
+        def __call__(self, images: np.ndarray) -> RawOutputs:
+            raise RuntimeError("gone")
+
+    with pytest.raises(BackendError, match="frames were not answered"):
+        time_streams(Detector(Failing(card)), [np.zeros((8, 8, 3), np.uint8)], 2, 2, 1.0, 0.05, 100.0)
+
+
+def test_the_share_of_nms_is_that_of_the_nodes_named_for_it() -> None:
+    def event(name: str, microseconds: int, kind: str = "Node") -> dict[str, object]:
+        return {"cat": kind, "name": name, "dur": microseconds}
+
+    events = [
+        event("conv_kernel_time", 60), event("_inlfunc_EfficientNMS_TRT_node_gt_kernel_time", 15),
+        event("_inlfunc_EfficientNMS_TRT_node_gt_fence_before", 99), event("model_run", 999, "Session"),
+    ]  # fmt: skip
+    assert _share_of(events) == 0.2 and _share_of(events[3:]) == 0.0
 
 
 def test_time_is_the_limit_unless_iterations_are_given(onnx_file: Callable[..., Path]) -> None:
     rows = bench(onnx_file(), seconds=0.05, frame_hw=(8, 8), warmup=0, device="cpu").rows
     assert rows[0].iterations >= 5
-    spent = sum(r.iterations * r.batch_size / r.images_per_s for r in rows if r.stage == "end-to-end")
+    spent = sum(r.iterations * r.mean_ms for r in rows if r.stage in (*STAGES, WHOLE, BARE)) / 1000
     assert 0.03 < spent < 5
 
 
@@ -60,5 +134,7 @@ def test_impossible_settings(onnx_file: Callable[..., Path], tmp_path: Path) -> 
         bench(path, frame_hw=(0, 5))
     with pytest.raises(ValueError, match="expected seconds > 0"):
         bench(path, seconds=0)
+    with pytest.raises(ValueError, match="streams: expected at least 1, got 0"):
+        bench(path, streams=(4, 0))
     with pytest.raises(CardError):
         bench(tmp_path / "gone.onnx")

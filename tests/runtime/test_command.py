@@ -134,7 +134,7 @@ def test_bench_and_eval(
         str(tmp_path / "b.json"),
     ]
     assert main([*argv, "--device", "cpu", "--threads", "1", "--quiet"]) == 0
-    assert "end-to-end" in capsys.readouterr().out and len(json.loads((tmp_path / "b.json").read_text())["rows"]) == 8
+    assert "end to end" in capsys.readouterr().out and len(json.loads((tmp_path / "b.json").read_text())["rows"]) == 12
 
     annotations, images = coco_files({
         "images": [{"id": 1, "file_name": "1.png", "height": 32, "width": 48}],
