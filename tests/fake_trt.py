@@ -20,6 +20,10 @@ GOLDEN = Path(__file__).parent / "golden" / "trt-api"
 VERSIONS = ("tensorrt-10.13", "tensorrt-11.4", "tensorrt-rtx-1.7")
 
 
+CAPTURE = types.SimpleNamespace(work=None, broken=False)
+"""A stream's recording: the work that was queued since it began; None where there is none."""
+
+
 def members(version: str) -> dict[str, list[str]]:
     """Class or function -> its members, of one of `VERSIONS`."""
     content: dict[str, list[str]] = json.loads((GOLDEN / f"{version}.json").read_text())
@@ -131,36 +135,77 @@ def _act_out_running(module: Any, act: Callable[..., None], run: Callable[..., A
         "num_dets": ("INT32", (1,)), "boxes": ("FLOAT", (2, 4)), "scores": ("FLOAT", (2,)), "labels": ("INT32", (2,)),
     }  # fmt: skip
     tensors = {"images": ("UINT8", tuple(found["shape"][1:])), **outputs}
+    seen = module.seen
+    seen["contexts"] = 0
 
     def execute(self: Any, stream: int) -> bool:
         assert stream == 7, "the stream of the fake CUDA"
-        rows = self._rows
-        images = _at(self._address["images"], (rows, *tensors["images"][1]), np.uint8)
-        assert run is not None
-        for name, values in run(images).items():
-            kind = module.nptype(module.DataType[tensors[name][0]])
-            _at(self._address[name], (rows, *tensors[name][1]), kind)[:] = values
+        assert self.__dict__.get("_memory", True), "no device memory was given"
+        rows, changes = self._rows, self._changes
+        if found.get("no_room") and rows > found["no_room"]:
+            seen["logger"].log(module.ILogger.ERROR, "Error Code 2: OutOfMemory (Requested size was 4096 bytes.)")
+            return False
+
+        def work() -> None:
+            assert changes == self._changes, "the context is not what it was when it was recorded: undefined"
+            images = _at(self._address["images"], (rows, *tensors["images"][1]), np.uint8)
+            assert run is not None
+            for name, values in run(images).items():
+                kind = module.nptype(module.DataType[tensors[name][0]])
+                _at(self._address[name], (rows, *tensors[name][1]), kind)[:] = values
+
+        if CAPTURE.work is None:
+            work()
+            self._ran = changes
+        elif self.__dict__.get("_ran") != changes or found.get("not_capturable"):
+            CAPTURE.broken = True  # what is done once for a new size, such as an allocation
+        else:
+            CAPTURE.work.append(work)
         return True
+
+    def changed(self: Any) -> None:
+        self._changes = self.__dict__.get("_changes", 0) + 1
 
     def set_input_shape(self: Any, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = found.get("profile", (1, 2, 4))
+        if self.__dict__.get("_rows") != shape[0]:
+            changed(self)
         self._rows = shape[0]
         return name == "images" and shape[1:] == tensors["images"][1] and least <= shape[0] <= most
 
     def set_tensor_address(self: Any, name: str, address: int) -> bool:
         self._address = {**self.__dict__.get("_address", {}), name: address}
+        changed(self)
         return True
 
+    def set_device_memory(self: Any, address: int, size: int) -> None:
+        assert size >= 512 and not self._memory
+        self._memory = address
+        changed(self)
+
+    def create_context(self: Any, how: Any = None) -> Any:
+        if seen["contexts"] == found.get("most_contexts"):
+            seen["logger"].log(module.ILogger.ERROR, "OutOfMemory")
+            return None
+        seen["contexts"] += 1
+        context = module.IExecutionContext()
+        if how is module.ExecutionContextAllocationStrategy.USER_MANAGED:
+            context._memory = 0
+        seen["strategy"] = getattr(how, "cuda_graph_strategy", None) if "rtx" in module.__name__ else None
+        return context
+
     act("IExecutionContext", execute_async_v3=execute, set_input_shape=set_input_shape,
-        set_tensor_address=set_tensor_address)  # fmt: skip
+        set_tensor_address=set_tensor_address, set_device_memory=set_device_memory)  # fmt: skip
     act("EngineInspector", get_engine_information=lambda self, form: found["account"])
     act("ICudaEngine", num_io_tensors=len(tensors), get_tensor_name=lambda self, i: list(tensors)[i],
         get_tensor_dtype=lambda self, name: module.DataType[tensors[name][0]],
         get_tensor_shape=lambda self, name: (-1, *tensors[name][1]),
-        create_execution_context=lambda self: module.IExecutionContext(),
+        create_execution_context=create_context, device_memory_size_v2=512,
+        create_runtime_config=lambda self: module.IRuntimeConfig(),
         create_engine_inspector=lambda self: module.EngineInspector())  # fmt: skip
 
     def deserialize(self: Any, content: bytes) -> Any:
+        seen["logger"] = self._logger
         if found.get("refuses"):
             self._logger.log(module.ILogger.ERROR, found["refuses"])
             return None
@@ -207,17 +252,55 @@ def fake_cuda(name: str = "NVIDIA A10", sm: int = 86) -> dict[str, Any]:
         ctypes.memmove(to, source, size)
         return (0,)
 
+    def copy_rows(to: int, to_pitch: int, source: int, pitch: int, width: int, rows: int, *_: Any) -> tuple[int]:
+        for row in range(rows):
+            ctypes.memmove(to + row * to_pitch, source + row * pitch, width)
+        return (0,)
+
+    def begin(stream: Any, mode: int) -> tuple[int]:
+        assert CAPTURE.work is None
+        CAPTURE.work, CAPTURE.broken = [], False
+        return (0,)
+
+    def end(stream: Any) -> tuple[int, Any]:
+        work, CAPTURE.work = CAPTURE.work, None
+        return (901, None) if CAPTURE.broken else (0, work)
+
+    def replay(work: Any, stream: Any) -> tuple[int]:
+        replays.append(len(work))
+        for one in work:
+            one()
+        return (0,)
+
+    def wait(stream: int) -> tuple[int]:
+        assert CAPTURE.work is None, "a stream that is recorded cannot be waited for"
+        waits.append(stream)
+        return (0,)
+
+    replays: list[int] = []
+    waits: list[int] = []
+    device = types.SimpleNamespace(cudaMemoryTypeHost=1, cudaMemoryTypeDevice=2, cudaMemoryTypeManaged=3)
+    memory = types.SimpleNamespace(type=2, device=0)
+
     runtime = types.ModuleType("cuda.bindings.runtime")
     properties = types.SimpleNamespace(name=name.encode(), major=sm // 10, minor=sm % 10)
     runtime.__dict__.update(
-        cudaError_t=types.SimpleNamespace(cudaSuccess=0), cudaGetErrorString=lambda status: (0, b"broken"),
+        cudaError_t=types.SimpleNamespace(cudaSuccess=0, cudaErrorMemoryAllocation=2),
+        cudaGetErrorString=lambda status: (0, b"broken"),
         cudaGetDeviceProperties=lambda index: (0, properties) if index == 0 else (101, None),
         cudaStreamNonBlocking=1, cudaHostAllocDefault=0, cudaStreamCreateWithFlags=lambda flags: (0, 7),
         cudaStreamDestroy=lambda stream: (0,), cudaSetDevice=lambda index: (0,),
-        cudaStreamSynchronize=lambda stream: (0,), cudaHostAlloc=allocate, cudaMalloc=allocate,
+        cudaStreamSynchronize=wait, cudaHostAlloc=allocate, cudaMalloc=allocate,
         cudaFree=lambda address: (0 if alive.pop(address, None) else 1,),
         cudaFreeHost=lambda address: (0 if alive.pop(address, None) else 1,), cudaMemcpyAsync=copy,
-        cudaMemcpyKind=types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2),
+        cudaMemcpyKind=types.SimpleNamespace(
+            cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+        ),
+        cudaMemcpy2DAsync=copy_rows, cudaMemoryType=device, cudaPointerGetAttributes=lambda pointer: (0, memory),
+        cudaStreamCaptureMode=types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
+        cudaStreamBeginCapture=begin, cudaStreamEndCapture=end, cudaGraphInstantiate=lambda graph, flags: (0, graph),
+        cudaGraphDestroy=lambda graph: (0,), cudaGraphExecDestroy=lambda graph: (0,), cudaGraphLaunch=replay,
+        replays=replays, waits=waits, memory=memory,
     )  # fmt: skip
     utilities = types.ModuleType("cuda.bindings.utils")
     utilities.__dict__["get_cuda_native_handle"] = int

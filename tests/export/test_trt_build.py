@@ -202,14 +202,14 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         for name, cuda in fake_cuda().items():
             monkeypatch.setitem(sys.modules, name, cuda)
-        monkeypatch.delitem(sys.modules, "runtime.backends.trt_memory", raising=False)
+        monkeypatch.delitem(sys.modules, "runtime.backends.cuda_memory", raising=False)
         for place in (export.trt, export.trt_proof, runtime.backends.trt):
             monkeypatch.setattr(place, "cuda_device_count", lambda: 1)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         return module
 
     yield install
-    sys.modules.pop("runtime.backends.trt_memory", None)
+    sys.modules.pop("runtime.backends.cuda_memory", None)
 
 
 def test_an_engine_of_tensorrt_is_asked_itself(tmp_path: Path, gpu_machine: Callable[..., Any]) -> None:

@@ -61,13 +61,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
         monkeypatch.setitem(sys.modules, module.__name__, module)
         for name, cuda in fake_cuda(sm=sm).items():
             monkeypatch.setitem(sys.modules, name, cuda)
-        monkeypatch.delitem(sys.modules, "runtime.backends.trt_memory", raising=False)
+        monkeypatch.delitem(sys.modules, "runtime.backends.cuda_memory", raising=False)
         monkeypatch.setattr(runtime.backends.trt, "cuda_device_count", lambda: gpus)
         monkeypatch.setattr(runtime.backends.trt, "system", lambda: "linux-x86_64")
         return module
 
     yield install
-    sys.modules.pop("runtime.backends.trt_memory", None)  # the next one who asks gets the real CUDA
+    sys.modules.pop("runtime.backends.cuda_memory", None)  # the next one who asks gets the real CUDA
 
 
 def frames(*counts: int) -> list[np.ndarray]:
