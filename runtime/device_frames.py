@@ -47,8 +47,9 @@ class DeviceFrame:
         }  # fmt: skip
 
 
-def device_frames(array: Any, where: str) -> list[DeviceFrame]:
-    """The frames of an array with `__cuda_array_interface__` (CuPy, PyTorch, Numba): one, or B of [B, H, W, 3].
+def device_frames(array: Any, where: str, batch: bool = True) -> list[DeviceFrame]:
+    """The frames of an array with `__cuda_array_interface__` (CuPy, PyTorch, Numba): one, or B of [B, H, W, 3] where
+    that is allowed (`batch`).
 
     Rows may be apart, as a decoder's surfaces and crops have them; pixels of a row may not. As that interface (version
     3) says, its stream is waited for; of an array that names none, CUDA's default stream.
@@ -59,16 +60,18 @@ def device_frames(array: Any, where: str) -> list[DeviceFrame]:
     try:
         described = array.__cuda_array_interface__
     except (AttributeError, RuntimeError, TypeError) as error:  # such as PyTorch's for a tensor that wants a gradient
-        raise FrameError(f"{where}: this {type(array).__name__} does not give its memory: {error}") from None
+        raise FrameError(
+            f"{where}: this {type(array).__name__} does not give its memory ({error}); copy it: {COPY}"
+        ) from None
     shape, kind = tuple(described["shape"]), str(described["typestr"])
-    if len(shape) not in (3, 4) or shape[-1] != 3 or kind != "|u1":
-        got = f"{np.dtype(kind)} {list(shape)}"
-        raise FrameError(f"{where}: expected uint8 [H, W, 3] or [B, H, W, 3] (BGR) on the device, got {got}")
+    if len(shape) not in ((3, 4) if batch else (3,)) or shape[-1] != 3 or kind != "|u1":
+        expected, got = "uint8 [H, W, 3]" + " or [B, H, W, 3]" * batch, f"{np.dtype(kind)} {list(shape)}"
+        raise FrameError(f"{where}: expected {expected} (BGR) on the device, got {got}")
     height, width = shape[-3:-1]
     if min(height, width) < 1:
         raise FrameError(f"{where}: expected a frame of at least 1x1 pixel, got {list(shape)}")
-    strides = tuple(described.get("strides") or np.empty(shape[1:], np.bool_).strides)
-    strides = strides if len(strides) == len(shape) else (height * width * 3, *strides)
+    packed = (height * width * 3, width * 3, 3, 1)[-len(shape) :]
+    strides = tuple(described.get("strides") or packed)
     if strides[-2:] != (3, 1) or strides[-3] < width * 3:
         raise FrameError(f"{where}: expected rows of whole pixels, one after the other; got strides {strides}; copy it")
     pointer, stream = int(described["data"][0]), described.get("stream", _LEGACY_STREAM)
@@ -94,8 +97,8 @@ def detect_on_device(
     run = getattr(backend, "on_device", None)
     if run is None:
         raise FrameError(
-            f"expected frames in host memory, got a {type(frames[0]).__name__} on a device: {backend.name} on "
-            f"{backend.device} takes none; copy it: {COPY}"
+            f"expected frames in host memory, got an array on a device: {backend.name} on {backend.device} takes none; "
+            f"copy it: {COPY}"
         )
     if color != "bgr":
         raise FrameError("color: frames on a device are taken as BGR; turn them there: frame.flip(-1) with PyTorch, "
@@ -118,10 +121,7 @@ def _taken(detector: Detector, frame: Any, index: int, region: Region | None) ->
     """The frame, or its region, and the size of the whole."""
     if not on_device(frame):
         raise FrameError(f"frame {index}: in host memory, and others are on a device; expected one kind in one call")
-    several = device_frames(frame, f"frame {index}")
-    if len(several) != 1:
-        raise FrameError(f"frame {index}: expected uint8 [H, W, 3], got a batch; give it alone and not in a list")
-    whole = several[0]
+    (whole,) = device_frames(frame, f"frame {index}", batch=False)
     if whole.device not in (None, detector.backend.device):
         raise FrameError(f"frame {index}: on {whole.device}, and the model is on {detector.backend.device}")
     seen = whole

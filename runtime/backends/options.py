@@ -36,8 +36,8 @@ class BackendOptions:
     """ONNX Runtime on a GPU: its CUDA kernels, or engines that its TensorRT provider builds of the file at first, in
     minutes, and keeps in `engine_cache`. No other is taken in its place. `exporter trt` builds what is verified."""
     engine_cache: str | PathLike[str] | None = None
-    """Folder of the TensorRT provider's engines; None is `~/.cache/isodet/tensorrt-provider`. Engines are machine code:
-    nobody else should be able to write there."""
+    """Folder of the TensorRT provider's engines; None is isodet/tensorrt-provider/ in $XDG_CACHE_HOME or ~/.cache.
+    Engines are machine code: nobody else should be able to write there."""
     compile: bool = False
     """Checkpoints: `torch.compile`. The first batch of a new size compiles, in seconds to minutes."""
     channels_last: bool = False

@@ -37,7 +37,7 @@ class BoundSession:
 
     def __call__(self, images: Images) -> RawOutputs:
         count = len(images)
-        rows = self._fixed or (bucket_of(count) if self._cuda_graphs else count)
+        rows = self._fixed or (bucket_of(count) if self._cuda_graphs else max(1, count))
         with self._lock:
             binding, staging, options = self._bindings.get(rows) or self._bind(rows)
             staging.put(images, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ import onnxruntime
 
 from runtime.backends.options import BackendOptions
 from runtime.card import Card
-
-CACHE = Path("~/.cache/isodet/tensorrt-provider")
 
 
 def cuda_provider(index: int, batch: int | str, cuda_graphs: bool) -> tuple[str, dict[str, Any]]:
@@ -42,6 +41,7 @@ def engine_folder(path: str | Path, options: BackendOptions) -> Path:
     It takes what it finds without a look at the model or the version that built it, so each has a folder of its own.
     """
     model = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    folder = Path(options.engine_cache or CACHE).expanduser() / f"{model}-{onnxruntime.__version__}"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isodet" / "tensorrt-provider"
+    folder = Path(options.engine_cache or home) / f"{model}-{onnxruntime.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
