@@ -41,6 +41,9 @@ def fake_cuda(name: str = "NVIDIA A10", sm: int = 86) -> dict[str, Any]:
         return 0, ctypes.addressof(memory)
 
     def copy(to: int, source: int, size: int, kind: int, stream: Any) -> tuple[int]:
+        if kind == 1:
+            assert attributes(source)[1].type == 1, "from ordinary memory the driver copies twice, and waits"
+            uploads.append(source)
         ctypes.memmove(to, source, size)
         return (0,)
 
@@ -70,7 +73,19 @@ def fake_cuda(name: str = "NVIDIA A10", sm: int = 86) -> dict[str, Any]:
         return (0,)
 
     replays: list[int] = []
+    uploads: list[int] = []
     waits: list[int] = []
+
+    def attributes(pointer: int) -> tuple[int, Any]:
+        locked = any(start <= pointer < start + len(alive.get(start, b"")) for start in page_locked)
+        return 0, types.SimpleNamespace(type=1, device=0) if locked else memory
+
+    def allocate_locked(size: int, flags: int) -> tuple[int, int]:
+        status, address = allocate(size)
+        page_locked.append(address)
+        return status, address
+
+    page_locked: list[int] = []
     device = types.SimpleNamespace(cudaMemoryTypeHost=1, cudaMemoryTypeDevice=2, cudaMemoryTypeManaged=3)
     memory = types.SimpleNamespace(type=2, device=0)
 
@@ -80,19 +95,19 @@ def fake_cuda(name: str = "NVIDIA A10", sm: int = 86) -> dict[str, Any]:
         cudaError_t=types.SimpleNamespace(cudaSuccess=0, cudaErrorMemoryAllocation=2),
         cudaGetErrorString=lambda status: (0, b"broken"),
         cudaGetDeviceProperties=lambda index: (0, properties) if index == 0 else (101, None),
-        cudaStreamNonBlocking=1, cudaHostAllocDefault=0, cudaStreamCreateWithFlags=lambda flags: (0, 7),
+        cudaStreamNonBlocking=1, cudaHostAllocPortable=1, cudaStreamCreateWithFlags=lambda flags: (0, 7),
         cudaStreamDestroy=lambda stream: (0,), cudaSetDevice=lambda index: (0,),
-        cudaStreamSynchronize=wait, cudaHostAlloc=allocate, cudaMalloc=allocate,
+        cudaStreamSynchronize=wait, cudaHostAlloc=allocate_locked, cudaMalloc=allocate,
         cudaFree=lambda address: (0 if alive.pop(address, None) else 1,),
         cudaFreeHost=lambda address: (0 if alive.pop(address, None) else 1,), cudaMemcpyAsync=copy,
         cudaMemcpyKind=types.SimpleNamespace(
             cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
         ),
-        cudaMemcpy2DAsync=copy_rows, cudaMemoryType=device, cudaPointerGetAttributes=lambda pointer: (0, memory),
+        cudaMemcpy2DAsync=copy_rows, cudaMemoryType=device, cudaPointerGetAttributes=attributes,
         cudaStreamCaptureMode=types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
         cudaStreamBeginCapture=begin, cudaStreamEndCapture=end, cudaGraphInstantiate=lambda graph, flags: (0, graph),
         cudaGraphDestroy=lambda graph: (0,), cudaGraphExecDestroy=lambda graph: (0,), cudaGraphLaunch=replay,
-        replays=replays, waits=waits, memory=memory,
+        replays=replays, waits=waits, alive=alive, page_locked=page_locked, uploads=uploads, memory=memory,
     )  # fmt: skip
     utilities = types.ModuleType("cuda.bindings.utils")
     utilities.__dict__["get_cuda_native_handle"] = int

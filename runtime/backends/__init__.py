@@ -79,8 +79,9 @@ def joined(parts: Sequence[RawOutputs]) -> RawOutputs:
 class Backend(Protocol):
     """Runs one model on batches of letterboxed pictures.
 
-    Two more things are looked for, and may be missing: `context()` (see `another_context`), and `on_device`, what runs
-    a sequence of `runtime.device_frames.DeviceFrame` of its own GPU, or None.
+    More is looked for, and may be missing or None: `context()` (see `another_context`), `host_memory(size)` (see
+    `host_memory`), `on_device`, what runs a sequence of `runtime.device_frames.DeviceFrame` of its own GPU, and `why`
+    it is on its device.
     """
 
     card: Card
@@ -113,6 +114,16 @@ def another_context(backend: Backend) -> Backend:
         raise BackendError(f"{backend.name} runs one call at a time: expected workers=1")
     context: Backend = make()
     return context
+
+
+def host_memory(backend: Backend, size: int) -> NDArray[np.uint8]:
+    """Memory of `size` bytes for pictures that go to `backend`: page-locked where it copies them to a GPU.
+
+    For what is used again and again: such memory is dear to get. Raises `OutOfMemory` where there is none.
+    """
+    make = getattr(backend, "host_memory", None)
+    memory: NDArray[np.uint8] = np.empty(size, np.uint8) if make is None else make(size)
+    return memory
 
 
 def load_backend(

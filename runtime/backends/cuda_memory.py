@@ -87,11 +87,11 @@ class Stream:
     def wait(self) -> None:
         call(cudart.cudaStreamSynchronize(self._stream))
 
-    def upload(self, buffer: Buffer, rows: int) -> None:
-        """Start copying the first `rows` of a buffer to the GPU."""
+    def upload(self, buffer: Buffer, rows: int, source: int | None = None) -> None:
+        """Start copying the first `rows` of a buffer to the GPU, or what is at `source` in their place."""
         kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         size = buffer.row_bytes * rows
-        call(cudart.cudaMemcpyAsync(buffer.device, buffer.address, size, kind, self._stream))
+        call(cudart.cudaMemcpyAsync(buffer.device, source or buffer.address, size, kind, self._stream))
 
     def download(self, buffer: Buffer, rows: int) -> None:
         """Start copying the first `rows` of a buffer from the GPU."""
@@ -145,6 +145,20 @@ class Block:
         weakref.finalize(self, cudart.cudaFree, self.address)
 
 
+def pinned(size: int) -> NDArray[np.uint8]:
+    """`size` bytes of page-locked memory of the host, which the GPU reads without a copy in between."""
+    address = int(call(cudart.cudaHostAlloc(max(size, 1), cudart.cudaHostAllocPortable)))
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(memory, cudart.cudaFreeHost, address)  # every view of the array holds on to `memory`
+    return np.ctypeslib.as_array(memory)
+
+
+def is_pinned(array: NDArray[Any]) -> bool:
+    """Whether an array begins in page-locked memory, of whichever library."""
+    memory = call(cudart.cudaPointerGetAttributes(array.ctypes.data))
+    return bool(memory.type == cudart.cudaMemoryType.cudaMemoryTypeHost)
+
+
 class Buffer:
     """One tensor in page-locked host memory and on the GPU, for as many rows as will ever be needed."""
 
@@ -155,9 +169,7 @@ class Buffer:
         kind = np.dtype(dtype)
         size = int(np.prod(shape)) * kind.itemsize
         self.row_bytes = size // shape[0]
-        self.address = int(call(cudart.cudaHostAlloc(size, cudart.cudaHostAllocDefault)))
-        weakref.finalize(self, cudart.cudaFreeHost, self.address)
-        self.device = int(call(cudart.cudaMalloc(size)))
-        weakref.finalize(self, cudart.cudaFree, self.device)
-        memory = (ctypes.c_uint8 * size).from_address(self.address)
-        self.host = np.ctypeslib.as_array(memory).view(kind).reshape(shape)
+        self.host = pinned(size).view(kind).reshape(shape)
+        self.address = self.host.ctypes.data
+        self._block = Block(size)
+        self.device = self._block.address

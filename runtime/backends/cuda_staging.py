@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from runtime.backends import BackendError, RawOutputs, graph_input, output_names, raw_outputs
-from runtime.backends.cuda_memory import Buffer, Stream
+from runtime.backends.cuda_memory import Buffer, Stream, is_pinned
 from runtime.card import Card
 from runtime.device_frames import DeviceFrame
-from runtime.image import FILL
 
 Images = NDArray[np.uint8] | Sequence[DeviceFrame]
 """A batch uint8 [B, H, W, 3] in host memory, or B frames [H, W, 3] on the GPU."""
@@ -30,18 +29,20 @@ class Staging:
         self._card, self._input = card, input_name
 
     def put(self, images: Images, rows: int) -> None:
-        """Start copying `images` into the graph's input, and grey after them up to `rows`."""
+        """Start copying `images` into the graph's input; what comes after them up to `rows` is anything."""
         count, pixels = len(images), self.buffers[self._input]
         self.stream.use()
         if isinstance(images, np.ndarray):
+            if images.flags.c_contiguous and self._card.input == "uint8-nhwc" and is_pinned(images):
+                self.stream.upload(pixels, count, images.ctypes.data)  # rows after them keep what they had
+                return
             pixels.host[:count] = graph_input(self._card, images)
-            pixels.host[count:rows] = FILL if self._card.input == "uint8-nhwc" else FILL / 255
-            self.stream.upload(pixels, rows)
+            self.stream.upload(pixels, count)
             return
         if self._card.input != "uint8-nhwc":
             raise BackendError("frames on a device go in as they are, and this graph takes float32; export it anew "
                                "without --input float-nchw")  # fmt: skip
-        for row, frame in enumerate(images):  # rows after them keep what they had: no image knows of another
+        for row, frame in enumerate(images):
             self.stream.place(frame, pixels, row)
 
     def take(self, count: int, rows: int) -> RawOutputs:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.backends import (
     BackendError,
@@ -158,6 +159,11 @@ class OrtBackend:
     def on_device(self) -> Callable[[Images], RawOutputs] | None:
         """Runs frames that are on its GPU; None where it has no buffers there."""
         return None if self._bound is None else self
+
+    @property
+    def host_memory(self) -> Callable[[int], NDArray[np.uint8]] | None:
+        """Gives page-locked memory; None where it has no use for any."""
+        return None if self._bound is None else self._bound.host_memory
 
     def context(self) -> OrtBackend:
         """The same session, which may be called from several threads; on a GPU with buffers of its own."""

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from runtime.backends import BackendError, RawOutputs
 from runtime.backends.batch_buckets import bucket_of
-from runtime.backends.cuda_memory import Stream
+from runtime.backends.cuda_memory import Stream, pinned
 from runtime.backends.cuda_staging import Images, Staging, Tensors
 from runtime.card import Card
 
@@ -44,6 +45,11 @@ class BoundSession:
             staging.stream.wait()  # the provider's stream does not know ours
             self._session.run_with_iobinding(binding, options)  # returns when the provider's stream is through
             return staging.take(count, rows)
+
+    def host_memory(self, size: int) -> NDArray[np.uint8]:
+        """Page-locked memory of `size` bytes, from which batches go to the GPU without a copy in between."""
+        self._stream.use()
+        return pinned(size)
 
     def another(self) -> BoundSession:
         """The same session on other buffers. Raises `BackendError` with CUDA graphs."""

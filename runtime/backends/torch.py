@@ -89,6 +89,13 @@ class TorchBackend:
         """Runs frames that are on its GPU, too; None on the CPU."""
         return self if self._device.type == "cuda" else None
 
+    @property
+    def host_memory(self) -> Callable[[int], NDArray[np.uint8]] | None:
+        """Gives page-locked memory; None on the CPU, which has no use for any."""
+        if self._device.type == "cpu":
+            return None
+        return lambda size: np.asarray(torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy(), np.uint8)
+
     def context(self) -> TorchBackend:
         """Itself on the CPU: a module in eval mode may be called from several threads. On a GPU the same module with a
         stream of its own. Raises `BackendError` for a compiled one, whose compiler is one for all threads.

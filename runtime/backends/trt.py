@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime.backends import BackendError, RawOutputs, check_device
 from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.backends.ort import cuda_device_count
@@ -67,6 +70,10 @@ class TrtBackend:
     def on_device(self) -> TrtBackend:
         """Runs frames that are on its GPU, too."""
         return self
+
+    def host_memory(self, size: int) -> NDArray[np.uint8]:
+        """Page-locked memory of `size` bytes."""
+        return self._context.host_memory(size)
 
     def context(self) -> TrtBackend:
         """The same engine with a stream, scratch memory and buffers of its own."""

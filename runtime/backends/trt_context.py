@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.backends import BackendError, OutOfMemory, RawOutputs, output_names
 from runtime.backends.batch_buckets import bucket_of
-from runtime.backends.cuda_memory import Block, Recording, Stream
+from runtime.backends.cuda_memory import Block, Recording, Stream, pinned
 from runtime.backends.cuda_staging import Images, Staging, Tensors
 from runtime.backends.trt_library import Library, Messages
 from runtime.card import Card, CardError
@@ -62,6 +63,11 @@ class EngineContext:
                 message = f"{self._library.name} failed on a batch of {rows}: {self._messages.why()}"
                 raise (OutOfMemory if short else BackendError)(message)
             return self._staging.take(count, rows)
+
+    def host_memory(self, size: int) -> NDArray[np.uint8]:
+        """Page-locked memory of `size` bytes, from which batches go to the GPU without a copy in between."""
+        self._stream.use()
+        return pinned(size)
 
     def layers(self) -> str:
         """What the engine consists of, as the JSON of the library's inspector, for the batch it was tuned for."""

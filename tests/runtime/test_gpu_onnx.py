@@ -243,3 +243,21 @@ def test_an_output_of_unknown_size(onnx_file: OnnxFile, gpu: Any, monkeypatch: p
     with pytest.raises(BackendError, match=r"cuda_graphs: boxes is \['batch', 'found', 4\]: expected sizes that are k"):
         ort.OrtBackend(onnx_file(), "cuda", options=GRAPHS)
     assert ort.OrtBackend(onnx_file(), "cuda").on_device is None
+
+
+def test_a_batcher_stacks_where_the_gpu_reads(onnx_file: OnnxFile, gpu: Any) -> None:
+    """Its batches are uploaded from the memory that they were stacked in; frames are answered with their own boxes."""
+    detector = Detector(onnx_file(), device="cuda", threshold=0.0)
+    expected = Detector(onnx_file(), device="cpu", threshold=0.0)(list(pictures(60)))
+    with detector.batcher(8, 1, workers=2) as batcher:
+        futures = [batcher.submit(picture) for picture in pictures(60)]
+        for future, wanted in zip(futures, expected, strict=True):
+            np.testing.assert_array_equal(future.result(60).boxes_xyxy, wanted.boxes_xyxy)
+    bound = {binding[1].buffers["images"].address for binding in detector.backend._bound._bindings.values()}  # type: ignore[attr-defined]
+    assert gpu.uploads and not bound & set(gpu.uploads)
+    memory = detector.backend.host_memory(7)  # type: ignore[attr-defined]
+    address, view = memory.ctypes.data, memory[2:]
+    del memory
+    assert address in gpu.alive and view.size == 5
+    del view
+    assert address not in gpu.alive  # given back with the last view of it
