@@ -24,7 +24,7 @@ demo: $(STAMP)
 	@$(BIN)/python benchmarks/demo.py
 
 test: lint
-	@$(BIN)/python -m pytest -q --durations=10
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses=8 --dist worksteal
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

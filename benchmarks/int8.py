@@ -1,13 +1,15 @@
-"""What 8 bits cost and give: mAP, size and time on a CPU, for each checkpoint and way of getting there.
+"""What 8 (and 16) bits cost and give: mAP, size and time on a CPU, for each checkpoint and way of getting there.
 
-    python benchmarks/int8.py CHECKPOINT... [--methods float minmax percentile mse entropy best cpu] [--count 512]
+    python benchmarks/int8.py CHECKPOINT... [--methods float fp16 minmax percentile mse entropy best cpu]
+                              [--count 512]
                               [--images N] [--out FOLDER]
 
 The ranges of a checkpoint are observed once; every method after that takes them from the file. A checkpoint that was
-trained as 8 bits has the rows `qat` and `cpu`. mAP and its difference from the float detector in PyTorch are of the
-ONNX file in ONNX Runtime, on the validation data of the checkpoint or its first N pictures. Time is one thread's CPU
-time in a bare session, one frame at a time; methods take turns, and the median is shown, so that other work on the
-machine moves the rows alike.
+trained as 8 bits has the rows `qat` and `cpu`, and is compared with the float checkpoint before it. mAP and its
+difference from the float detector in PyTorch are of the ONNX file in ONNX Runtime, on the validation data of the
+checkpoint or its first N pictures. Time is one thread's CPU time in a bare session, one frame at a time; methods take
+turns, and the median is shown, so that other work on the machine moves the rows alike. The audit is the share of the
+convolutions' FLOPs in the precision that was asked for.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ import onnxruntime
 from tqdm import tqdm
 
 import export
+from export.audit import audit_file
 from export.int8_options import Int8
 from models.quant import METHODS
 from runtime import Card, CocoDataset, Detector, read_card
 from runtime.evaluate import evaluate
 from runtime.runs import validation_data
 
-WAYS = ("float", *METHODS, "best", "cpu")
+WAYS = ("float", "fp16", *METHODS, "best", "cpu")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Row:
     map: float
     layers: int
     """Convolutions that were put back to float."""
+    audit: float
+    """Share of the convolutions' FLOPs in the precision that was asked for."""
 
     @property
     def megabytes(self) -> float:
@@ -57,13 +62,15 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=40, help="timed frames (default: 40)")
     parser.add_argument("--out", type=Path, default=Path("runs/int8"), help="folder of the files (default: runs/int8)")
     arguments = parser.parse_args()
-    print("| detector | backbone | method | mAP | delta | MB | CPU ms | times float |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| detector | backbone | method | mAP | delta | MB | CPU ms | times float | audit |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    whole = None
     for number, checkpoint in enumerate(arguments.checkpoints):
         card = read_card(checkpoint)
         data = validation_data(card, checkpoint)
         data = replace(data, records=data.records[: arguments.images])
-        whole = evaluate(Detector(checkpoint, threshold=0.0), data).map
+        if whole is None or not card.quantization:
+            whole = evaluate(Detector(checkpoint, threshold=0.0), data).map
         folder = arguments.out / f"{number}-{checkpoint.parent.name}"
         rows = measured(checkpoint, card, data, arguments.methods, arguments.count, folder)
         times = timed([row.path for row in rows], card.input_size_hw, arguments.turns)
@@ -73,7 +80,8 @@ def main() -> int:
             faster = "-" if base is None else f"{base / times[row.path]:.2f}"
             print(
                 f"| {card.model['detector']} | {card.model['backbone']['name']} | {shown} | {row.map:.2f} "
-                f"| {row.map - whole:+.2f} | {row.megabytes:.1f} | {times[row.path]:.1f} | {faster} |", flush=True,
+                f"| {row.map - whole:+.2f} | {row.megabytes:.1f} | {times[row.path]:.1f} | {faster} "
+                f"| {100 * row.audit:.1f} % |", flush=True,
             )  # fmt: skip
     return 0
 
@@ -91,6 +99,8 @@ def measured(
         options = export.OnnxOptions()
         if way == "qat":
             options = export.OnnxOptions(precision="int8")
+        elif way == "fp16":
+            options = export.OnnxOptions(precision="fp16")
         elif way != "float":
             given = Int8(pictures=count) if ranges is None else Int8(ranges=ranges)
             int8 = replace(given, cpu=True) if way == "cpu" else replace(given, calibrate=way)
@@ -101,7 +111,9 @@ def measured(
         if options.int8 is not None:
             ranges = out.with_suffix(".ranges.json")
         found = evaluate(Detector(out, device="cpu", threshold=0.0, threads=1), data).map
-        rows.append(Row(way, out, found, len(made.card.quantization.get("float_layers", ()))))
+        audit = audit_file(out)
+        layers = len(made.card.quantization.get("float_layers", ()))
+        rows.append(Row(way, out, found, layers, audit.share(audit.asked)))
     return rows
 
 

@@ -11,7 +11,7 @@ from export.engine_commands import AUDIT, TRT, audit, audit_arguments, trt, trt_
 from export.int8_commands import SENSITIVITY, sensitivity, sensitivity_arguments
 from export.onnx_commands import ONNX, onnx, onnx_arguments
 from export.verify_commands import VERIFY, verify, verify_arguments
-from runtime.commands import exit_status, teaching
+from runtime.commands import exit_status, teaching, words
 
 _EXAMPLES = """examples:
   exporter onnx --simplify                         the newest run's best.pt, to best.onnx beside it
@@ -34,7 +34,8 @@ exit status: 0 done, 1 the work failed or an artifact lost too much mAP, 2 wrong
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
-    return exit_status(_parser().parse_args(argv), "exporter", "export", "interrupted; nothing was written")
+    parser = _parser()
+    return exit_status(parser.parse_args(words(parser, argv)), "exporter", "export", "interrupted; nothing was written")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -120,8 +120,7 @@ def audit(arguments: argparse.Namespace) -> int:
 
 
 def _progress(bar: Bar, what: str, done: int, total: int) -> None:
-    bar.bar.unit = "step" if what.startswith("build: ") else "image"
-    bar.progress(what, done, total)
+    bar.progress(what, done, total, "step" if what.startswith("build: ") else "image")
 
 
 def _options(arguments: argparse.Namespace) -> EngineOptions:

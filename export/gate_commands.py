@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -61,21 +61,30 @@ def print_refusal(error: GateError) -> None:
 
 
 class Bar:
-    """A progress bar for what is scored now, and lines that stay above it."""
+    """A progress bar for each thing that is done, one after the other, and lines that stay above it."""
 
     def __init__(self, quiet: bool):
-        self.bar = tqdm(unit="image", disable=quiet, leave=False)
+        self.quiet = quiet
+        self.what = ""
+        self.bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        self.close()
 
-    def progress(self, what: str, done: int, total: int) -> None:
-        self.bar.set_description_str(what, refresh=False)
-        self.bar.total, self.bar.n = total, done
+    def progress(self, what: str, done: int, total: int, unit: str = "image") -> None:
+        if self.bar is None or what != self.what or done < self.bar.n:  # whose rate and time left are its own
+            self.close()
+            self.what, self.bar = what, tqdm(desc=what, total=total, unit=unit, disable=self.quiet, leave=False)
+        self.bar.n = done
         self.bar.refresh()
 
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
     def say(self, line: str) -> None:
-        self.bar.write(line)
+        tqdm.write(line)

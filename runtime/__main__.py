@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from runtime.commands import count, exit_status, moves, positive, teaching
+from runtime.commands import count, exit_status, moves, positive, teaching, words
 from runtime.detect import MODELS, detect
 from runtime.detect_commands import conclude_detect, detect_arguments
 from runtime.eval_commands import EXPLANATION, conclude, measurement_arguments, warn_of_problems
@@ -32,7 +32,8 @@ exit status: 0 done, 1 the work failed, 2 wrong usage"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
-    return exit_status(_parser().parse_args(argv), "runtime", "train")
+    parser = _parser()
+    return exit_status(parser.parse_args(words(parser, argv)), "runtime", "train")
 
 
 def _detect(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,15 @@ def _choices_told() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
+
+
+def words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> list[str]:
+    """The command line `argv` (default: the process's). Where it is empty: the whole help, and exit status 2."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    return given
 
 
 def moves(bar: tqdm[Any]) -> Callable[[int, int | None], None]:

@@ -70,7 +70,8 @@ with --track each detection also has "track": a number, or null""",
     p.add_argument("--show", action="store_true", help="show the frames in a window; q closes it")
     p.add_argument("--every", type=count, default=1, metavar="N", help="take each n-th frame only (default: 1)")
     p.add_argument("--batch", type=count, metavar="N", help="most frames at once (default: the number of sources)")
-    p.add_argument("--decoder", choices=DECODERS, default="opencv", help="pyav: the extra video (default: opencv)")
+    p.add_argument("--decoder", choices=DECODERS, default="opencv",
+                   help="pyav: the extra video; nvidia: files on a GPU, by an extra (default: opencv)")  # fmt: skip
     p.add_argument(
         "--stall",
         type=positive,

@@ -125,6 +125,8 @@ def _jpeg_ends(data: bytes) -> bool:
         marker = match[1][0]
         if marker == 0xD9:
             return True
+        if marker == 0xDA and data.endswith(b"\xff\xd9"):  # pixels have no such pair: no need to search them
+            return True
         position = match.end()
         if marker not in (0x01, 0xD8):  # these two have no length
             position += max(2, int.from_bytes(data[position : position + 2], "big"))

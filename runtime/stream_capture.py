@@ -1,4 +1,4 @@
-"""Decoders of videos and cameras: OpenCV, and PyAV as an extra. Both give uint8 BGR frames, one after another."""
+"""Decoders of videos and cameras: OpenCV, and PyAV and NVIDIA's as extras. All give uint8 BGR frames, one by one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from runtime.image import Image
 
-DecoderName = Literal["opencv", "pyav"]
+DecoderName = Literal["opencv", "pyav", "nvidia"]
 BAD_PACKETS = 50
 """As many in a row that cannot be decoded end a stream."""
 
-DECODERS: tuple[DecoderName, ...] = ("opencv", "pyav")
+DECODERS: tuple[DecoderName, ...] = ("opencv", "pyav", "nvidia")
 
 
 class StreamError(ValueError):
@@ -59,6 +59,10 @@ def open_capture(target: str | int, shown: str, advice: str, decoder: DecoderNam
     """
     if decoder == "pyav":
         return PyAvCapture(target, shown, advice, timeout_s)
+    if decoder == "nvidia":
+        from runtime.stream_nvidia import NvidiaCapture
+
+        return NvidiaCapture(target, shown, advice)
     return OpenCvCapture(target, shown, advice, timeout_s)
 
 

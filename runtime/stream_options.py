@@ -49,7 +49,8 @@ class StreamOptions:
         if self.keep not in ("auto", "newest", "all"):
             raise ValueError(f"StreamOptions.keep: expected auto, newest or all, got {self.keep!r}")
         if self.decoder not in DECODERS:
-            raise ValueError(f"StreamOptions.decoder: expected {' or '.join(DECODERS)}, got {self.decoder!r}")
+            names = f"{', '.join(DECODERS[:-1])} or {DECODERS[-1]}"
+            raise ValueError(f"StreamOptions.decoder: expected {names}, got {self.decoder!r}")
 
 
 @dataclass(frozen=True)

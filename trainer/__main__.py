@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from runtime.commands import exit_status, moves, teaching
+from runtime.commands import exit_status, moves, teaching, words
 from trainer.data_commands import (
     CONVERT,
     IMPORT,
@@ -141,7 +141,7 @@ def _lr_find(arguments: argparse.Namespace) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """argparse takes no positionals after an option; key=value may stand anywhere on our command lines."""
     parser = _parser()
-    given = list(sys.argv[1:] if argv is None else argv)
+    given = words(parser, argv)
     for i in reversed([i for i, text in enumerate(given) if text == "--augment"]):
         if given[i + 1 : i + 2] not in ([], ["on"], ["all"]):  # CONFIG or a key=value, which is not its word
             given.insert(i + 1, "on")

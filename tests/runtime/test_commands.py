@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from runtime.commands import exit_status
+from runtime.commands import exit_status, words
 from runtime.runs import RunsError
 
 
@@ -51,3 +51,11 @@ def test_what_a_bug_report_needs_keeps_its_traceback(error: Exception) -> None:
 def test_done_is_zero(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(None) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_no_command_shows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser(epilog="an example")
+    assert words(parser, ["fit"]) == ["fit"]
+    with pytest.raises(SystemExit, match="2"):
+        words(parser, [])
+    assert "an example" in capsys.readouterr().err

@@ -16,7 +16,6 @@ import pytest
 from runtime import StreamError, StreamOptions, Streams, streams
 from runtime.image import ImageError, write_image
 from runtime.stream import Origin, Source, SourceFrame, expand, of_capture, open_source
-from runtime.stream_capture import DECODERS
 from tests.runtime.cameras import FakeCapture, HttpCamera, picture, until
 
 QUICK = {"backoff_s": 0.01, "backoff_max_s": 0.02}
@@ -344,7 +343,7 @@ def test_pyav_reads_what_opencv_reads(tmp_path: Path) -> None:
     for a, b, c, d in ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)):  # phones turn videos by a matrix
         matrix = struct.pack(">9i", *(65536 * v for v in (a, b, 0, c, d, 0)), 0, 0, 1 << 30)
         path.write_bytes(data[:place] + matrix + data[place + 36 :])
-        by_opencv, by_pyav = (open_source(path, decoder=decoder) for decoder in DECODERS)
+        by_opencv, by_pyav = (open_source(path, decoder=decoder) for decoder in ("opencv", "pyav"))
         assert (by_opencv.count, by_opencv.fps, by_opencv.live) == (by_pyav.count, by_pyav.fps, by_pyav.live)
         pairs = list(zip(by_opencv, by_pyav, strict=True))
         assert len(pairs) == 3
@@ -402,7 +401,7 @@ def test_options_are_checked() -> None:
         ({"queue": 0}, "queue: expected a whole number of at least 1, got 0"), ({"every": 1.5}, "every"),
         ({"stall_s": 0}, "stall_s: expected a positive number of seconds"), ({"give_up_s": -1}, "give_up_s"),
         ({"backoff_s": float("inf")}, "backoff_s"), ({"keep": "oldest"}, "keep: expected auto, newest or all"),
-        ({"decoder": "gstreamer"}, "decoder: expected opencv or pyav, got 'gstreamer'"),
+        ({"decoder": "gstreamer"}, "decoder: expected opencv, pyav or nvidia, got 'gstreamer'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             StreamOptions(**wrong)  # type: ignore[arg-type]

@@ -46,6 +46,7 @@ name: digits
 data:
   train: {annotations: train.json, images: train}
   val: {annotations: val.json, images: val}   # digits by writers that training never sees
+  cache: ram                                  # decoded pictures stay in memory, up to 4 GiB of them
 
 model:
   detector: atss
