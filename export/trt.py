@@ -165,7 +165,7 @@ def _built(
     needs_plugin = any((node.domain, node.op_type) not in bodies for node in nodes)
     cache = None
     if library.flavour == "tensorrt":
-        from runtime.backends.trt_memory import gpu  # cuda-python comes with the extra that brings TensorRT
+        from runtime.backends.cuda_memory import gpu  # cuda-python comes with the extra that brings TensorRT
 
         here = gpu(0)
         cache = Path(options.timing_cache) if options.timing_cache else cache_path(library, here.name, here.sm)
@@ -182,7 +182,7 @@ def _card(
     """The card of the engine, before it was tried."""
     name, targets = "", list(options.sm)
     if library.flavour == "tensorrt":
-        from runtime.backends.trt_memory import gpu
+        from runtime.backends.cuda_memory import gpu
 
         here = gpu(0)
         name, targets = here.name, [here.sm]

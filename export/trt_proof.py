@@ -68,7 +68,7 @@ def _cannot_run(engine: Path, card: Card, library: Library) -> str | None:
     if cuda_device_count() == 0:
         return "this machine has no CUDA device"
     try:
-        from runtime.backends.trt_memory import gpu
+        from runtime.backends.cuda_memory import gpu
 
         here = gpu(0)
         check_platform(engine, card, library, here.sm, here.name)

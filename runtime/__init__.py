@@ -25,6 +25,7 @@ except ImportError as error:
     raise ImportError(f"cannot import cv2 ({error}). {advice}") from error
 
 if TYPE_CHECKING:
+    from runtime.backends.options import BackendOptions
     from runtime.batcher import Batcher
     from runtime.batcher_admission import BatcherClosed, BatcherError, DeadlineExpired, FrameDropped, QueueFull
     from runtime.batcher_metrics import BatcherMetrics
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from runtime.streams import Streams
 
 _HOME = {
+    "BackendOptions": "backends.options",
     "Batcher": "batcher", "BatcherMetrics": "batcher_metrics",
     "BatcherClosed": "batcher_admission", "BatcherError": "batcher_admission", "QueueFull": "batcher_admission",
     "DeadlineExpired": "batcher_admission", "FrameDropped": "batcher_admission",
@@ -60,6 +62,7 @@ _HOME = {
 # `evaluate` is not among them: the module of that name would take its place; use runtime.evaluate.evaluate.
 
 __all__ = [
+    "BackendOptions",
     "Batcher",
     "BatcherClosed",
     "BatcherError",

@@ -186,7 +186,7 @@ class Batcher:
     # workers: from the queue through the engine
 
     def _run(self, context: Backend) -> None:
-        canvas = Canvas()
+        canvas = Canvas(context)
         while (taken := self._take()) is not None:
             number, requests = taken
             outcomes = infer(self.detector, requests, context, canvas)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from runtime.backends import Backend, RawOutputs, rows_of
+from runtime.backends import Backend, RawOutputs, host_memory, rows_of
 from runtime.batcher_queue import Request
 from runtime.detections import Detections
 from runtime.frames import Color, Frame, take
@@ -60,17 +60,18 @@ class Outcome(NamedTuple):
 
 
 class Canvas:
-    """A worker's batch, whose memory serves the next one too."""
+    """A worker's batch, whose memory serves the next one too; page-locked where the worker's `context` is on a GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: Backend) -> None:
         self._memory = np.empty(0, np.uint8)
+        self._context = context
 
     def stack(self, requests: Sequence[Request], fixed_batch: int | None) -> Image:
         """The inputs of `requests`, all of one size, as uint8 [B, H, W, 3], padded to a fixed batch."""
         shape = (fixed_batch or len(requests), *requests[0].placement.size_hw, 3)
         size = math.prod(shape)
         if self._memory.size < size:
-            self._memory = np.empty(size, np.uint8)
+            self._memory = host_memory(self._context, size)
         images = self._memory[:size].reshape(shape)
         for request, out in zip(requests, images, strict=False):
             if request.image is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Backend, OutOfMemory, RawOutputs, joined
+from runtime.device_frames import DeviceFrame
 
 _log = logging.getLogger(__name__)
 
@@ -20,13 +23,15 @@ class Capacity:
         self._backend = backend
         self._fits = sys.maxsize
 
-    def run(self, images: NDArray[np.uint8], context: Backend | None = None) -> RawOutputs:
-        """Outputs for `images` (uint8 [B, H, W, 3]) of the backend, or of another `context` of it.
+    def run(
+        self, images: NDArray[np.uint8] | Sequence[DeviceFrame], context: Callable[[Any], RawOutputs] | None = None
+    ) -> RawOutputs:
+        """Outputs for `images` (uint8 [B, H, W, 3]) of the backend, or of another `context` of it, or `on_device`.
 
         Out of memory, a batch is halved until it runs, and later batches start at that size; a warning says so. Raises
         `OutOfMemory` where one image does not fit, or the graph's batch is fixed.
         """
-        run = context or self._backend
+        run: Callable[[Any], RawOutputs] = context or self._backend
         size = min(max(1, len(images)), self._fits)
         while True:
             starts = range(0, max(1, len(images)), size)

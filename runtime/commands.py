@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -28,7 +29,8 @@ def exit_status(arguments: argparse.Namespace, program: str, extra: str, interru
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        return int(arguments.run(arguments))
+        with _choices_told():
+            return int(arguments.run(arguments))
     except KeyboardInterrupt as stop:
         print(str(stop) or interrupted, file=sys.stderr)
         return 1
@@ -43,6 +45,18 @@ def exit_status(arguments: argparse.Namespace, program: str, extra: str, interru
             raise
         print(f"{program} {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _choices_told() -> Iterator[None]:
+    """What device "auto" chose, and why, is logged as INFO, which libraries keep to themselves and commands say."""
+    log = logging.getLogger("runtime.backends")
+    before = log.level
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> list[str]:

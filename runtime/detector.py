@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, BackendError, RawOutputs, load_backend
+from runtime.backends import Backend, BackendError, RawOutputs, load_backend, where
 from runtime.capacity import Capacity
 from runtime.card import Card
 from runtime.detections import Detections
-from runtime.frames import Color, Frame, listed, take
+from runtime.device_frames import DeviceFrame, detect_on_device
+from runtime.frames import Color, Frame, listed, on_device, take
 from runtime.frames import FrameError as FrameError
 from runtime.image import FILL, Image, Letterbox
 from runtime.region import Region, Roi
@@ -25,6 +26,7 @@ from runtime.streams import Streams
 from runtime.suppression import suppress
 
 if TYPE_CHECKING:
+    from runtime.backends.options import BackendOptions
     from runtime.batcher import Batcher, Policy
 
 Threshold = float | Literal["card"] | Mapping[str, float]
@@ -38,7 +40,8 @@ class Detector:
     `source`: an .onnx, .engine or .pt file, told apart by content, or a `Backend`. `device`: auto, cpu, cuda or
     cuda:N. `threshold`: lowest score reported, None for the model's recommendation over all classes, "card" for its
     recommendation for each class, or scores by class name. `threads`: CPU threads of the engine.
-    `device` and `threads` concern files only: a `Backend` is already somewhere.
+    `options`: other ways to run it than the default, such as CUDA graphs.
+    `device`, `threads` and `options` concern files only: a `Backend` is already somewhere.
     Raises `CardError` for a file that is not a model of ours, `BackendError` when it cannot run here.
     """
 
@@ -48,10 +51,11 @@ class Detector:
         device: str = "auto",
         threshold: Threshold | None = None,
         threads: int | None = None,
+        options: BackendOptions | None = None,
     ) -> None:
         self.backend: Backend
         if isinstance(source, (str, PathLike)):
-            self.backend = load_backend(Path(source), device, threads)
+            self.backend = load_backend(Path(source), device, threads, options)
         else:
             self.backend = source
         self._capacity = Capacity(self.backend)
@@ -62,6 +66,11 @@ class Detector:
     def card(self) -> Card:
         """What the model says of itself."""
         return self.backend.card
+
+    @property
+    def runs_on(self) -> str:
+        """Engine and device, and why this one: 'ONNX Runtime 1.31.1 on cpu (CUDA finds no device here)'."""
+        return where(self.backend)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -84,13 +93,16 @@ class Detector:
         """Detect in each frame; one `Detections` for each, in order, boxes in that frame's pixels.
 
         `frames`: one uint8 [H, W, 3] array, a path, a list of these (sizes may differ), or a uint8
-        [B, H, W, 3] array. `color`: order of the arrays' channels. `threshold` replaces the detector's own for this
-        call. `roi` looks at a part of every frame (`runtime.region.Region`).
+        [B, H, W, 3] array; or such arrays on the GPU that the model is on, of the size that its graph takes
+        (`runtime.device_frames`). `color`: order of the arrays' channels. `threshold` replaces the detector's own for
+        this call. `roi` looks at a part of every frame (`runtime.region.Region`).
         Raises `FrameError` for anything else, `ImageError` for a picture file that cannot be read.
         """
         limits = self.threshold if threshold is None else self.limits(threshold)
         region = None if roi is None else Region.of(roi)
         given = listed(frames)
+        if any(map(on_device, given)):
+            return detect_on_device(self, given, limits, color, region)
         results: list[Detections] = []
         step = self.backend.max_batch
         for start in range(0, len(given), step):  # read and letterboxed a chunk at a time, to bound memory
@@ -160,7 +172,9 @@ class Detector:
         images[len(frames) :] = FILL
         return images, placements
 
-    def infer(self, images: NDArray[np.uint8], context: Backend | None = None) -> RawOutputs:
+    def infer(
+        self, images: NDArray[np.uint8] | Sequence[DeviceFrame], context: Callable[[Any], RawOutputs] | None = None
+    ) -> RawOutputs:
         """The graph's outputs for `images` (uint8 [B, H, W, 3]), in smaller batches where the device's memory is short.
 
         `context`: another of this backend's contexts (`runtime.backends.another_context`), for a second thread.

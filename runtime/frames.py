@@ -27,6 +27,9 @@ the network's input shows nothing of its objects."""
 _IN_HOST_MEMORY = (1, 3, 11)
 """DLPack's device types kDLCPU, kDLCUDAHost and kDLROCMHost: the last two are pinned memory."""
 
+_ON_CUDA = (2, 13)
+"""kDLCUDA and kDLCUDAManaged."""
+
 
 class FrameError(ValueError):
     """A frame that is not a picture for the detector; the message states what was expected and what came."""
@@ -71,6 +74,10 @@ def listed(frames: Any) -> Sequence[Frame]:
         return [frames]
     if isinstance(frames, (list, tuple)):
         return frames
+    if on_device(frames):
+        from runtime.device_frames import device_frames
+
+        return device_frames(frames, "frames")  # type: ignore[return-value]  # for `detect_on_device` only
     array = _host_array(frames, "frames")
     if array is None:
         raise FrameError(
@@ -103,21 +110,29 @@ def _checked(frame: Any, index: int) -> Image:
     return array
 
 
+def on_device(frame: Any) -> bool:
+    """Whether it is an array in the memory of a CUDA device."""
+    if isinstance(frame, np.ndarray):
+        return False
+    if hasattr(frame, "__dlpack_device__"):
+        return int(frame.__dlpack_device__()[0]) in _ON_CUDA
+    return hasattr(frame, "__cuda_array_interface__")
+
+
 def _host_array(frame: Any, name: str) -> np.ndarray[Any, Any] | None:
     """`frame` as a NumPy array without a copy; None for what is no array. Raises `FrameError` for one on a device.
 
     A copy from the device is the caller's to make: done here it would be silent, and it is the most expensive thing
-    that could happen to a frame. No backend takes device memory yet.
+    that could happen to a frame.
     """
     if isinstance(frame, np.ndarray):
         return frame
-    on_device = hasattr(frame, "__cuda_array_interface__")
-    if not on_device and hasattr(frame, "__dlpack_device__"):
-        on_device = int(frame.__dlpack_device__()[0]) not in _IN_HOST_MEMORY
-    if on_device:
+    elsewhere = hasattr(frame, "__dlpack_device__") and int(frame.__dlpack_device__()[0]) not in _IN_HOST_MEMORY
+    if elsewhere or on_device(frame):
         raise FrameError(
-            f"{name}: expected an array in host memory, got a {type(frame).__name__} on a device, which no backend "
-            "takes; copy it: frame.cpu().numpy() with PyTorch, frame.get() with CuPy"
+            f"{name}: expected an array in host memory, got a {type(frame).__name__} on a device; copy it: "
+            "frame.cpu().numpy() with PyTorch, frame.get() with CuPy (a Detector on that GPU takes frames of its "
+            "graph's size there, of arrays with __cuda_array_interface__; a batcher takes none)"
         )
     if not hasattr(frame, "__dlpack__"):
         return None

@@ -1,4 +1,4 @@
-"""TensorRT as its bindings describe it: classes with exactly the members of golden/trt-api, and CUDA in host memory.
+"""TensorRT as its bindings describe it: classes with exactly the members of golden/trt-api.
 
 Our code runs against these where no GPU and no TensorRT is. A member that a version does not have is an AttributeError,
 as it is there; one that it has and that this stand-in does not act out is an AssertionError, never a silent success.
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.fake_cuda import CAPTURE
 
 GOLDEN = Path(__file__).parent / "golden" / "trt-api"
 VERSIONS = ("tensorrt-10.13", "tensorrt-11.4", "tensorrt-rtx-1.7")
@@ -121,6 +123,8 @@ def fake_trt(version: str, network: dict[str, Any] | None = None, run: Callable[
     module.__dict__["nptype"] = lambda kind: {
         "UINT8": np.uint8, "FLOAT": np.float32, "INT32": np.int32, "HALF": np.float16,
     }[kind.name]  # fmt: skip
+    if "cuda_graph_strategy" in api["IRuntimeConfig"]:
+        act("IRuntimeConfig", cuda_graph_strategy=None)
     _act_out_running(module, act, run, found)
     return module
 
@@ -131,36 +135,77 @@ def _act_out_running(module: Any, act: Callable[..., None], run: Callable[..., A
         "num_dets": ("INT32", (1,)), "boxes": ("FLOAT", (2, 4)), "scores": ("FLOAT", (2,)), "labels": ("INT32", (2,)),
     }  # fmt: skip
     tensors = {"images": ("UINT8", tuple(found["shape"][1:])), **outputs}
+    seen = module.seen
+    seen["contexts"] = 0
 
     def execute(self: Any, stream: int) -> bool:
         assert stream == 7, "the stream of the fake CUDA"
-        rows = self._rows
-        images = _at(self._address["images"], (rows, *tensors["images"][1]), np.uint8)
-        assert run is not None
-        for name, values in run(images).items():
-            kind = module.nptype(module.DataType[tensors[name][0]])
-            _at(self._address[name], (rows, *tensors[name][1]), kind)[:] = values
+        assert self.__dict__.get("_memory", True), "no device memory was given"
+        rows, changes = self._rows, self._changes
+        if found.get("no_room") and rows > found["no_room"]:
+            seen["logger"].log(module.ILogger.ERROR, "Error Code 2: OutOfMemory (Requested size was 4096 bytes.)")
+            return False
+
+        def work() -> None:
+            assert changes == self._changes, "the context is not what it was when it was recorded: undefined"
+            images = _at(self._address["images"], (rows, *tensors["images"][1]), np.uint8)
+            assert run is not None
+            for name, values in run(images).items():
+                kind = module.nptype(module.DataType[tensors[name][0]])
+                _at(self._address[name], (rows, *tensors[name][1]), kind)[:] = values
+
+        if CAPTURE.work is None:
+            work()
+            self._ran = changes
+        elif self.__dict__.get("_ran") != changes or found.get("not_capturable"):
+            CAPTURE.broken = True  # what is done once for a new size, such as an allocation
+        else:
+            CAPTURE.work.append(work)
         return True
+
+    def changed(self: Any) -> None:
+        self._changes = self.__dict__.get("_changes", 0) + 1
 
     def set_input_shape(self: Any, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = found.get("profile", (1, 2, 4))
+        if self.__dict__.get("_rows") != shape[0]:
+            changed(self)
         self._rows = shape[0]
         return name == "images" and shape[1:] == tensors["images"][1] and least <= shape[0] <= most
 
     def set_tensor_address(self: Any, name: str, address: int) -> bool:
         self._address = {**self.__dict__.get("_address", {}), name: address}
+        changed(self)
         return True
 
+    def set_device_memory(self: Any, address: int, size: int) -> None:
+        assert size >= 512 and not self._memory
+        self._memory = address
+        changed(self)
+
+    def create_context(self: Any, how: Any = None) -> Any:
+        if seen["contexts"] == found.get("most_contexts"):
+            seen["logger"].log(module.ILogger.ERROR, "OutOfMemory")
+            return None
+        seen["contexts"] += 1
+        context = module.IExecutionContext()
+        if how is module.ExecutionContextAllocationStrategy.USER_MANAGED:
+            context._memory = 0
+        seen["strategy"] = getattr(how, "cuda_graph_strategy", None) if "rtx" in module.__name__ else None
+        return context
+
     act("IExecutionContext", execute_async_v3=execute, set_input_shape=set_input_shape,
-        set_tensor_address=set_tensor_address)  # fmt: skip
+        set_tensor_address=set_tensor_address, set_device_memory=set_device_memory)  # fmt: skip
     act("EngineInspector", get_engine_information=lambda self, form: found["account"])
     act("ICudaEngine", num_io_tensors=len(tensors), get_tensor_name=lambda self, i: list(tensors)[i],
         get_tensor_dtype=lambda self, name: module.DataType[tensors[name][0]],
         get_tensor_shape=lambda self, name: (-1, *tensors[name][1]),
-        create_execution_context=lambda self: module.IExecutionContext(),
+        create_execution_context=create_context, device_memory_size_v2=512,
+        create_runtime_config=lambda self: module.IRuntimeConfig(),
         create_engine_inspector=lambda self: module.EngineInspector())  # fmt: skip
 
     def deserialize(self: Any, content: bytes) -> Any:
+        seen["logger"] = self._logger
         if found.get("refuses"):
             self._logger.log(module.ILogger.ERROR, found["refuses"])
             return None
@@ -192,37 +237,3 @@ def _keeps(attribute: str) -> Callable[..., None]:
 def _at(address: int, shape: tuple[int, ...], kind: Any) -> np.ndarray:
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)).view(kind).reshape(shape)
-
-
-def fake_cuda(name: str = "NVIDIA A10", sm: int = 86) -> dict[str, Any]:
-    """Modules of cuda-python by name, whose one device is host memory."""
-    alive: dict[int, Any] = {}
-
-    def allocate(size: int, *_: int) -> tuple[int, int]:
-        memory = (ctypes.c_uint8 * size)()
-        alive[ctypes.addressof(memory)] = memory
-        return 0, ctypes.addressof(memory)
-
-    def copy(to: int, source: int, size: int, kind: int, stream: Any) -> tuple[int]:
-        ctypes.memmove(to, source, size)
-        return (0,)
-
-    runtime = types.ModuleType("cuda.bindings.runtime")
-    properties = types.SimpleNamespace(name=name.encode(), major=sm // 10, minor=sm % 10)
-    runtime.__dict__.update(
-        cudaError_t=types.SimpleNamespace(cudaSuccess=0), cudaGetErrorString=lambda status: (0, b"broken"),
-        cudaGetDeviceProperties=lambda index: (0, properties) if index == 0 else (101, None),
-        cudaStreamNonBlocking=1, cudaHostAllocDefault=0, cudaStreamCreateWithFlags=lambda flags: (0, 7),
-        cudaStreamDestroy=lambda stream: (0,), cudaSetDevice=lambda index: (0,),
-        cudaStreamSynchronize=lambda stream: (0,), cudaHostAlloc=allocate, cudaMalloc=allocate,
-        cudaFree=lambda address: (0 if alive.pop(address, None) else 1,),
-        cudaFreeHost=lambda address: (0 if alive.pop(address, None) else 1,), cudaMemcpyAsync=copy,
-        cudaMemcpyKind=types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2),
-    )  # fmt: skip
-    utilities = types.ModuleType("cuda.bindings.utils")
-    utilities.__dict__["get_cuda_native_handle"] = int
-    package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
-    bindings.__dict__.update(runtime=runtime, utils=utilities)
-    package.__dict__["bindings"] = bindings
-    return {"cuda": package, "cuda.bindings": bindings, "cuda.bindings.runtime": runtime,
-            "cuda.bindings.utils": utilities}  # fmt: skip

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.card import Card, file_kind
+
+if TYPE_CHECKING:
+    from runtime.backends.options import BackendOptions
+
+_log = logging.getLogger(__name__)
 
 OUTPUTS = ("num_dets", "boxes", "scores", "labels")
 
@@ -71,7 +77,12 @@ def joined(parts: Sequence[RawOutputs]) -> RawOutputs:
 
 
 class Backend(Protocol):
-    """Runs one model on batches of letterboxed pictures."""
+    """Runs one model on batches of letterboxed pictures.
+
+    More is looked for, and may be missing or None: `context()` (see `another_context`), `host_memory(size)` (see
+    `host_memory`), `on_device`, what runs a sequence of `runtime.device_frames.DeviceFrame` of its own GPU, and `why`
+    it is on its device.
+    """
 
     card: Card
     name: str
@@ -105,27 +116,56 @@ def another_context(backend: Backend) -> Backend:
     return context
 
 
-def load_backend(path: str | Path, device: str = "auto", threads: int | None = None) -> Backend:
+def host_memory(backend: Backend, size: int) -> NDArray[np.uint8]:
+    """Memory of `size` bytes for pictures that go to `backend`: page-locked where it copies them to a GPU.
+
+    For what is used again and again: such memory is dear to get. Raises `OutOfMemory` where there is none.
+    """
+    make = getattr(backend, "host_memory", None)
+    memory: NDArray[np.uint8] = np.empty(size, np.uint8) if make is None else make(size)
+    return memory
+
+
+def load_backend(
+    path: str | Path, device: str = "auto", threads: int | None = None, options: BackendOptions | None = None
+) -> Backend:
     """The backend for the model file at `path`, chosen by its content and not by its name.
 
-    `device`: auto, cpu, cuda or cuda:N. `threads`: CPU threads of the engine, None for its own choice.
+    `device`: auto, cpu, cuda or cuda:N; what auto chose, and why, is logged (INFO). `threads`: CPU threads of the
+    engine, None for its own choice. `options`: see `runtime.backends.options.BackendOptions`.
     Raises `CardError` for a file that is not a model of ours, `BackendError` when it cannot run here.
     """
+    backend = _load(path, device, threads, options)
+    if device == "auto":
+        _log.info("%s: %s", path, where(backend))
+    return backend
+
+
+def _load(path: str | Path, device: str, threads: int | None, options: BackendOptions | None) -> Backend:
+    from runtime.backends.options import DEFAULT
+
     check_device(device)
     if threads is not None and threads < 1:
         raise BackendError(f"threads: expected at least 1, got {threads}")
+    options = options or DEFAULT
     kind = file_kind(path)
     if kind == "onnx":
         from runtime.backends.ort import OrtBackend
 
-        return OrtBackend(path, device, threads)
+        return OrtBackend(path, device, threads, options)
     if kind == "engine":
         from runtime.backends.trt import TrtBackend
 
-        return TrtBackend(path, device)
+        return TrtBackend(path, device, options)
     from runtime.backends.torch import TorchBackend
 
-    return TorchBackend.load(path, device, threads)
+    return TorchBackend.load(path, device, threads, options)
+
+
+def where(backend: Backend) -> str:
+    """What runs, on which device, and why there, such as 'ONNX Runtime 1.31.1 on cpu (CUDA finds no device here)'."""
+    why = getattr(backend, "why", "")
+    return f"{backend.name} on {backend.device}{f' ({why})' if why else ''}"
 
 
 def check_device(device: str) -> None:

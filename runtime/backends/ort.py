@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +22,17 @@ from runtime.backends import (
     output_names,
     raw_outputs,
 )
+from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.card import CardError, read_card
 
 try:
     import onnxruntime
 except ImportError as error:
     raise BackendError(f"an ONNX file needs onnxruntime: pip install onnxruntime ({error})") from error
+
+if TYPE_CHECKING:
+    from runtime.backends.cuda_staging import Images
+    from runtime.backends.ort_cuda import BoundSession
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +45,11 @@ _TYPES = {
 class OrtBackend:
     """An ONNX file on the CPU, or on a CUDA device when there is one. See `runtime.backends.Backend`."""
 
-    def __init__(self, path: str | Path, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, device: str = "auto", threads: int | None = None, options: BackendOptions = DEFAULT
+    ) -> None:
         check_device(device)
+        options.check("onnx", path)
         self.card = read_card(path)
         if self.card.nms["kind"] == "plugin":
             raise BackendError(
@@ -47,39 +57,67 @@ class OrtBackend:
                 "of it, or export with --nms auto, whose one file runs in both"
             )
         self.name = f"ONNX Runtime {onnxruntime.__version__}"
-        self.device = _resolve(device)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; they are raised, too
+        self.device, self.why = _resolve(device)
+        asked_for = options.cuda_graphs or options.provider != "cuda"  # what there is on a GPU only
+        if asked_for and self.device == "cpu":
+            raise BackendError(f"{path}: {options} needs a GPU; device {device} is the CPU here ({self.why})")
+        session_options = onnxruntime.SessionOptions()
+        session_options.log_severity_level = 3  # errors; they are raised, too
         if threads is not None:
-            options.intra_op_num_threads = threads
+            session_options.intra_op_num_threads = threads
         try:
-            self._session = self._open(path, options)
+            self._session = self._open(path, session_options, options)
         except Exception as error:  # onnxruntime's errors have no common base but Exception
             if self.device == "cpu":
                 raise _cannot_load(path, self.device, error) from None
-            if device != "auto":
+            if device != "auto" or asked_for:
                 raise BackendError(f"{path}: cannot run on {self.device}: {_line(error)}") from None
             _log.warning("%s: cannot run on %s, so it runs on the CPU: %s", path, self.device, _line(error))
-            self.device = "cpu"
+            self.device, self.why = "cpu", f"it cannot run on {self.device}: {_line(error)}"
             try:
-                self._session = self._open(path, options)
+                self._session = self._open(path, session_options, options)
             except Exception as second:
                 raise _cannot_load(path, self.device, second) from None
         self.fixed_batch = self._check_graph(path)
-        self.max_batch = self.fixed_batch or (16 if self.device == "cpu" else 32)
+        self.max_batch = self.fixed_batch or self._most()
+        self._bound = self._bind(options) if self.device != "cpu" else None
 
-    def _open(self, path: str | Path, options: Any) -> Any:
+    def _most(self) -> int:
+        return 16 if self.device == "cpu" else 32
+
+    def _open(self, path: str | Path, session_options: Any, options: BackendOptions) -> Any:
         if self.device == "cpu":
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
+        from runtime.backends.ort_providers import cuda_provider, engine_folder, tensorrt_provider
+
         index = int(self.device.partition(":")[2])
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA libraries that pip installed
-        providers = [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        providers: list[Any] = [cuda_provider(index, self.card.batch, options.cuda_graphs), "CPUExecutionProvider"]
+        if options.provider == "tensorrt":
+            folder = engine_folder(path, options)
+            providers.insert(0, tensorrt_provider(index, self.card, "images", self._most(), folder))
+        # ONNX Runtime would print a line and go on with the CPU where a provider fails, at the start or in any run.
+        session = onnxruntime.InferenceSession(str(path), session_options, providers=providers, enable_fallback=0)
+        session.disable_fallback()
         # A provider that fails to load is left out with no more than a log line.
-        if "CUDAExecutionProvider" not in session.get_providers():
-            raise BackendError("onnxruntime's CUDA provider did not load (CUDA or cuDNN libraries missing?)")
+        wanted = providers[0][0]
+        if wanted not in session.get_providers():
+            raise BackendError(f"onnxruntime's {wanted} did not load (its CUDA, cuDNN or TensorRT libraries missing?)")
         return session
+
+    def _bind(self, options: BackendOptions) -> BoundSession | None:
+        """Buffers on the GPU; None where they cannot be had, and every run copies as it goes."""
+        try:
+            from runtime.backends.ort_cuda import BoundSession
+
+            index = int(self.device.partition(":")[2])
+            return BoundSession(self._session, self.card, index, self.fixed_batch, options.cuda_graphs)
+        except BackendError as error:
+            if options.cuda_graphs:
+                raise BackendError(f"cuda_graphs: {error}") from None
+            _log.info("frames are copied through ordinary memory: %s", error)
+            return None
 
     def _check_graph(self, path: str | Path) -> int | None:
         """The fixed batch size or None. Raises `CardError` where the graph is not what its card says."""
@@ -104,30 +142,49 @@ class OrtBackend:
             raise CardError(f"{path}: card: batch is {self.card.batch!r}, but the graph takes {fixed or 'any batch'}")
         return fixed
 
-    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+    def __call__(self, images: Images) -> RawOutputs:
         try:
+            if self._bound is not None:
+                return self._bound(images)
+            assert isinstance(images, np.ndarray), "frames on a device come through on_device"
             feed = {self._input: graph_input(self.card, images)}
             return raw_outputs(self.card, self._session.run(list(output_names(self.card)), feed))
+        except BackendError:
+            raise
         except Exception as error:
             message = f"{self.name} failed on a batch of {len(images)}: {_line(error)}"
             raise (OutOfMemory if _out_of_memory(error) else BackendError)(message) from error
 
+    @property
+    def on_device(self) -> Callable[[Images], RawOutputs] | None:
+        """Runs frames that are on its GPU; None where it has no buffers there."""
+        return None if self._bound is None else self
+
+    @property
+    def host_memory(self) -> Callable[[int], NDArray[np.uint8]] | None:
+        """Gives page-locked memory; None where it has no use for any."""
+        return None if self._bound is None else self._bound.host_memory
+
     def context(self) -> OrtBackend:
-        """Itself: an ONNX Runtime session may be called from several threads."""
-        return self
+        """The same session, which may be called from several threads; on a GPU with buffers of its own."""
+        if self._bound is None:
+            return self
+        other = copy.copy(self)
+        other._bound = self._bound.another()
+        return other
 
 
-def _resolve(device: str) -> str:
-    """'cpu' or 'cuda:N'. Raises `BackendError` when CUDA is asked for and not there."""
+def _resolve(device: str) -> tuple[str, str]:
+    """'cpu' or 'cuda:N', and why. Raises `BackendError` when CUDA is asked for and not there."""
     if device == "cpu":
-        return "cpu"
+        return "cpu", "as asked"
     provided = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     index = int(device.partition(":")[2] or 0)
     count = cuda_device_count() if provided else 0  # the provider is listed on machines without a GPU, too
     if index < count:
-        return f"cuda:{index}"
+        return f"cuda:{index}", f"the first of {count} CUDA devices" if device == "auto" else "as asked"
     if device == "auto":
-        return "cpu"
+        return "cpu", "CUDA finds no device here" if provided else "this onnxruntime is built for the CPU"
     if not provided:
         raise BackendError(f"device {device}: this onnxruntime is built for the CPU; install onnxruntime-gpu instead")
     raise BackendError(f"device {device}: CUDA finds {count} devices here; use cpu, or check nvidia-smi")

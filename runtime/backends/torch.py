@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import BackendError, OutOfMemory, RawOutputs, check_device
+from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.card import Card
+from runtime.device_frames import DeviceFrame
 
 try:
     import torch
@@ -29,46 +34,96 @@ class TorchBackend:
     that shares its layers calls `.train()` before it goes on. See `runtime.backends.Backend`.
     """
 
-    def __init__(self, model: nn.Module, card: Card, device: str | torch.device = "auto") -> None:
+    def __init__(
+        self, model: nn.Module, card: Card, device: str | torch.device = "auto", options: BackendOptions = DEFAULT
+    ) -> None:
+        options.check("checkpoint", "options")
         self.card = card
         self.name = f"PyTorch {torch.__version__.partition('+')[0]}"
-        self._device = _resolve(str(device))
+        self._device, self.why = _resolve(str(device))
         self.device = str(self._device)
         self.model = model.to(self._device)
+        if options.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self._compiled: Callable[..., Any] | None = torch.compile(self.model) if options.compile else None
+        self._dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
+        self._stream: torch.cuda.Stream | None = None  # None: the thread's current one
         self.fixed_batch: int | None = None
         self.max_batch = 16 if self._device.type == "cpu" else 32
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto", threads: int | None = None) -> TorchBackend:
+    def load(
+        cls, path: str | Path, device: str = "auto", threads: int | None = None, options: BackendOptions = DEFAULT
+    ) -> TorchBackend:
         """The checkpoint at `path`. `threads` sets PyTorch's CPU threads, which are those of the process.
 
         Raises `CardError` or `models.checkpoint.CheckpointError` for a file that cannot be used.
         """
+        options.check("checkpoint", path)
         from models.checkpoint import load_detector  # here and below only: the networks are not the runtime's
 
         model, card = load_detector(path)
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(model, Card.from_json(card, path), device)
+        return cls(model, Card.from_json(card, path), device, options)
 
     @torch.no_grad()  # not inference_mode: tensors that a model caches on the way may go on into training
-    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+    def __call__(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> RawOutputs:
         self.model.eval()
+        run = self.model if self._compiled is None else self._compiled
         try:
-            num_dets, boxes, scores, labels = self.model(torch.from_numpy(images).to(self._device))
+            with self._queue(), self._precision():
+                num_dets, boxes, scores, labels = run(self._tensor(images))
+                return RawOutputs(
+                    num_dets.cpu().numpy().astype(np.int32, copy=False),
+                    boxes.float().cpu().numpy(),
+                    scores.float().cpu().numpy(),
+                    labels.cpu().numpy().astype(np.int32, copy=False),
+                )
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()  # the blocks kept for the larger batch are in the way of a smaller one
             raise OutOfMemory(f"{self.name} failed on a batch of {len(images)}: {error}") from error
-        return RawOutputs(
-            num_dets.cpu().numpy().astype(np.int32, copy=False),
-            boxes.float().cpu().numpy(),
-            scores.float().cpu().numpy(),
-            labels.cpu().numpy().astype(np.int32, copy=False),
-        )
+
+    @property
+    def on_device(self) -> TorchBackend | None:
+        """Runs frames that are on its GPU, too; None on the CPU."""
+        return self if self._device.type == "cuda" else None
+
+    @property
+    def host_memory(self) -> Callable[[int], NDArray[np.uint8]] | None:
+        """Gives page-locked memory; None on the CPU, which has no use for any."""
+        if self._device.type == "cpu":
+            return None
+        return lambda size: np.asarray(torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy(), np.uint8)
 
     def context(self) -> TorchBackend:
-        """Itself: a module in eval mode may be called from several threads."""
-        return self
+        """Itself on the CPU: a module in eval mode may be called from several threads. On a GPU the same module with a
+        stream of its own. Raises `BackendError` for a compiled one, whose compiler is one for all threads.
+        """
+        if self._compiled is not None:
+            raise BackendError(f"{self.name} with compile runs one call at a time: expected workers=1")
+        if self._device.type == "cpu":
+            return self
+        other = copy.copy(self)
+        other._stream = torch.cuda.Stream(self._device)
+        return other
+
+    def _tensor(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> torch.Tensor:
+        if isinstance(images, np.ndarray):
+            return torch.from_numpy(images).to(self._device)
+        for stream in {frame.stream for frame in images} - {None}:
+            torch.cuda.ExternalStream(stream, self._device).synchronize()
+        return torch.stack([torch.as_tensor(frame, device=self._device) for frame in images])
+
+    def _queue(self) -> AbstractContextManager[Any]:
+        """Where the GPU's work goes: behind what the thread's current stream has, as weights that were just trained."""
+        if self._stream is None:
+            return nullcontext()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        return torch.cuda.stream(self._stream)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)
 
 
 def read_checkpoint_card(path: str | Path) -> Card:
@@ -78,14 +133,17 @@ def read_checkpoint_card(path: str | Path) -> Card:
     return Card.from_json(read_checkpoint(path)["card"], path)
 
 
-def _resolve(device: str) -> torch.device:
+def _resolve(device: str) -> tuple[torch.device, str]:
+    """The device, and why. Raises `BackendError` when CUDA is asked for and not there."""
     check_device(device)
     if device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device()), "PyTorch's current CUDA device"
+        return torch.device("cpu"), "PyTorch finds no CUDA device here"
     if device == "cpu":
-        return torch.device("cpu")
+        return torch.device("cpu"), "as asked"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = int(device.partition(":")[2] or 0)
     if index >= count:
         raise BackendError(f"device {device}: PyTorch finds {count} CUDA devices here; use cpu, or check nvidia-smi")
-    return torch.device("cuda", index)
+    return torch.device("cuda", index), "as asked"

@@ -2,93 +2,88 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import BackendError, RawOutputs, check_device, graph_input, output_names, raw_outputs
+from runtime.backends import BackendError, RawOutputs, check_device
+from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.backends.ort import cuda_device_count
 from runtime.backends.trt_library import Library, Messages, collecting_logger, load_library, load_plugins
-from runtime.card import Card, CardError
-from runtime.image import FILL
+from runtime.card import Card
 from runtime.sidecar import built_for, read_sidecar
 
 if TYPE_CHECKING:
     import tensorrt
 
-INPUT = "images"
-TYPES = {
-    "num_dets": np.int32, "boxes": np.float32, "scores": np.float32, "labels": np.int32, "nms_exact": np.bool_,
-}  # fmt: skip
+    from runtime.backends.cuda_staging import Images
 
 
 class TrtBackend:
     """An engine on a CUDA device. See `runtime.backends.Backend`.
 
-    One stream and one set of buffers: calls from several threads take turns. An engine is machine code; load those
-    that you or somebody you trust built.
+    Calls from several threads take turns; `context()` is for a thread that shall not wait. An engine is machine code;
+    load those that you or somebody you trust built.
     """
 
-    def __init__(self, path: str | Path, device: str = "auto") -> None:
+    def __init__(self, path: str | Path, device: str = "auto", options: BackendOptions = DEFAULT) -> None:
         check_device(device)
+        options.check("engine", path)
         path = Path(path)
         self.card: Card = read_sidecar(path)
         index = _device_index(path, device, self.card)
+        self.why = "engines run on NVIDIA GPUs only" if device == "auto" else "as asked"
         library = load_library(self.card.engine["flavour"])
-        from runtime.backends.trt_memory import Stream, gpu  # cuda-python is asked for only where it can do something
+        from runtime.backends.cuda_memory import gpu, use  # cuda-python is asked for only where it can do something
 
         found = gpu(index)
         check_platform(path, self.card, library, found.sm, found.name)
         self.name, self.device = library.name, f"cuda:{index}"
-        self._lock, self._stream = threading.Lock(), Stream(index)
+        self.max_batch: int = self.card.engine["profile"][2]
+        self.fixed_batch: int | None = self.max_batch if self.card.engine["profile"][0] == self.max_batch else None
         self._messages = Messages()
         self._logger = collecting_logger(library, self._messages)
-        self._trt = library.trt
-        self._engine: tensorrt.ICudaEngine = self._load(path, library)
-        self._context: tensorrt.IExecutionContext = self._engine.create_execution_context()
-        if self._context is None:
-            raise BackendError(f"{path}: {self.name} has no room for it on {found.name}: {self._messages.why()}")
-        self._least, _, self.max_batch = self.card.engine["profile"]
-        self.fixed_batch: int | None = self.max_batch if self._least == self.max_batch else None
-        self._buffers = self._bind(path)
+        use(index)  # an engine is loaded to the GPU that is current
+        engine = self._load(path, library)
+        from runtime.backends.trt_context import EngineContext, tensors_of
 
-    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
-        count = len(images)
-        if count > self.max_batch:
-            raise BackendError(f"{self.name}: expected at most {self.max_batch} images, got {count}")
-        rows = max(count, self._least)
-        context: tensorrt.IExecutionContext = self._context
-        with self._lock:
-            self._stream.use()
-            pixels = self._buffers[INPUT]
-            pixels.host[:count] = graph_input(self.card, images)
-            pixels.host[count:rows] = FILL if self.card.input == "uint8-nhwc" else FILL / 255
-            self._stream.upload(pixels, rows)
-            if not context.set_input_shape(INPUT, (rows, *pixels.host.shape[1:])):
-                raise BackendError(f"{self.name} takes no batch of {rows}: {self._messages.why()}")
-            if not context.execute_async_v3(self._stream.handle):
-                raise BackendError(f"{self.name} failed on a batch of {rows}: {self._messages.why()}")
-            names = output_names(self.card)
-            for name in names:
-                self._stream.download(self._buffers[name], rows)
-            self._stream.wait()
-            return raw_outputs(self.card, [self._buffers[name].host[:count].copy() for name in names])
+        tensors_of(library, engine, self.card, path)
+        self._makes_context = lambda: EngineContext(
+            library, engine, self.card, index, self._messages, options.cuda_graphs
+        )
+        try:
+            self._context = self._makes_context()
+        except BackendError as error:
+            raise type(error)(f"{path}: on {found.name}: {error}") from None
+
+    def __call__(self, images: Images) -> RawOutputs:
+        if len(images) > self.max_batch:
+            raise BackendError(f"{self.name}: expected at most {self.max_batch} images, got {len(images)}")
+        return self._context(images)
+
+    @property
+    def on_device(self) -> TrtBackend:
+        """Runs frames that are on its GPU, too."""
+        return self
+
+    def host_memory(self, size: int) -> NDArray[np.uint8]:
+        """Page-locked memory of `size` bytes."""
+        return self._context.host_memory(size)
+
+    def context(self) -> TrtBackend:
+        """The same engine with a stream, scratch memory and buffers of its own."""
+        other = copy.copy(self)
+        other._context = self._makes_context()
+        return other
 
     def layers(self) -> str:
         """What the engine consists of, as the JSON of the library's inspector, for the batch it was tuned for."""
-        trt, context = self._trt, self._context
-        with self._lock:
-            self._stream.use()
-            shape = (self.card.engine["profile"][1], *self._buffers[INPUT].host.shape[1:])
-            context.set_input_shape(INPUT, shape)
-            inspector: tensorrt.EngineInspector = self._engine.create_engine_inspector()
-            inspector.execution_context = context
-            return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        return self._context.layers()
 
     def _load(self, path: Path, library: Library) -> Any:
         """The engine, which its library may still refuse."""
@@ -101,31 +96,6 @@ class TrtBackend:
         if engine is None:
             raise _not_here(path, self.card, f"{library.name} refuses it: {self._messages.why()}")
         return engine
-
-    def _bind(self, path: Path) -> dict[str, Any]:
-        """Buffers for every tensor, known to the context. Raises `CardError` for a graph that is not its card's."""
-        from runtime.backends.trt_memory import Buffer
-
-        trt, engine, context = self._trt, self._engine, self._context
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        expected = (INPUT, *output_names(self.card))
-        if set(names) != set(expected):
-            raise CardError(f"{path}: expected the tensors {', '.join(expected)}; got {', '.join(names)}")
-        height, width = self.card.frame_hw
-        pixels, layout = (np.uint8, (height, width, 3)) if self.card.input == "uint8-nhwc" else (
-            np.float32, (3, height, width))  # fmt: skip
-        buffers = {}
-        self._stream.use()
-        for name in names:
-            dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
-            wanted = np.dtype(TYPES.get(name, pixels))
-            shape = tuple(engine.get_tensor_shape(name))[1:]
-            right = name != INPUT or shape == layout
-            if dtype != wanted or not right:
-                raise CardError(f"{path}: {name}: expected {wanted} as its card says, got {dtype} {list(shape)}")
-            buffers[name] = Buffer((self.max_batch, *shape), dtype)
-            context.set_tensor_address(name, buffers[name].device)
-        return buffers
 
 
 def check_platform(path: Path, card: Card, library: Library, sm: int, gpu: str) -> None:

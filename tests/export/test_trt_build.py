@@ -31,7 +31,8 @@ from runtime import Card
 from runtime.backends.trt_library import Library
 from runtime.card import read_card
 from runtime.sidecar import sidecar_path
-from tests.fake_trt import VERSIONS, fake_cuda, fake_trt
+from tests.fake_cuda import forget_cuda, put_in_fake_cuda
+from tests.fake_trt import VERSIONS, fake_trt
 
 
 def library(version: str, **network: Any) -> Library:
@@ -200,16 +201,14 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
         found = {"profile": (1, 4, 16), "account": json.dumps(account), **network}
         module = fake_trt("tensorrt-11.4", found, lambda images: {})
         monkeypatch.setitem(sys.modules, "tensorrt", module)
-        for name, cuda in fake_cuda().items():
-            monkeypatch.setitem(sys.modules, name, cuda)
-        monkeypatch.delitem(sys.modules, "runtime.backends.trt_memory", raising=False)
+        put_in_fake_cuda(monkeypatch)
         for place in (export.trt, export.trt_proof, runtime.backends.trt):
             monkeypatch.setattr(place, "cuda_device_count", lambda: 1)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         return module
 
     yield install
-    sys.modules.pop("runtime.backends.trt_memory", None)
+    forget_cuda()
 
 
 def test_an_engine_of_tensorrt_is_asked_itself(tmp_path: Path, gpu_machine: Callable[..., Any]) -> None:

@@ -17,6 +17,8 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.records import EVERY_CLASS, CocoDataset, ImageRecord, Problems
 from tests.runtime.echo import Echo, Gate
+from tests.runtime.engines import engine_file as engine_file
+from tests.runtime.engines import machine as machine
 
 CLASSES = ("ant", "bee", "cat")
 

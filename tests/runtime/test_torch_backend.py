@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.backends import BackendError
+from runtime.backends.options import BackendOptions
 from runtime.backends.torch import TorchBackend
 from runtime.card import Card, CardError
 from runtime.detector import Detector
@@ -75,3 +76,77 @@ def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path: Path, card: Card) -> N
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"a\.onnx: cannot read this checkpoint"):
         read_card(path)
+
+
+class Convolution(nn.Module):
+    """Scores by a convolution, and which types and layouts it was run in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, bias=False)
+        nn.init.constant_(self.conv.weight, 1 / 27)
+        self.seen: list[tuple[torch.dtype, bool]] = []
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out = self.conv(images.permute(0, 3, 1, 2).float() / 255)
+        self.seen.append((out.dtype, self.conv.weight.is_contiguous(memory_format=torch.channels_last)))
+        scores = out.amax((2, 3)).sort(1, descending=True).values[:, :2]
+        n = len(images)
+        count = torch.full((n, 1), 2, dtype=torch.int32)
+        return count, torch.ones(n, 2, 4), scores, torch.zeros(n, 2, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "exact"),
+    [
+        (BackendOptions(), torch.float32, True),
+        (BackendOptions(channels_last=True), torch.float32, False),
+        (BackendOptions(autocast="bf16"), torch.bfloat16, False),
+    ],
+)
+def test_ways_to_run_a_module(card: Card, options: BackendOptions, dtype: torch.dtype, exact: bool) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), np.uint8)
+    model = Convolution()
+    plain = model(torch.from_numpy(images))[2].detach().numpy()
+    backend = TorchBackend(model, card, "cpu", options)
+    given = backend(images).scores
+    assert model.seen[-1] == (dtype, options.channels_last) and given.dtype == np.float32
+    np.testing.assert_allclose(given, plain, rtol=0 if exact else 2e-2 if dtype is torch.bfloat16 else 1e-5)
+    assert backend.context() is backend
+
+
+def test_compile_is_asked_for_once_and_runs_in_one_thread(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = torch.compile
+
+    def watched(model: nn.Module) -> object:
+        calls.append(model)
+        return real(model, backend="eager")  # traced for real; the code generator would need minutes
+
+    monkeypatch.setattr(torch, "compile", watched)
+    model = PixelDetector()
+    backend = TorchBackend(model, card, "cpu", BackendOptions(compile=True))
+    plain = TorchBackend(PixelDetector(), card, "cpu")
+    for count in (1, 3, 2):
+        images = np.full((count, 32, 48, 3), (1, 255, 20), np.uint8)
+        for given, expected in zip(backend(images)[:4], plain(images)[:4], strict=True):
+            np.testing.assert_array_equal(given, expected)
+    assert calls == [model]
+    with pytest.raises(BackendError, match="with compile runs one call at a time: expected workers=1"):
+        Detector(backend).batcher(workers=2)
+
+
+def test_what_auto_chose_and_why(card: Card) -> None:
+    told = Detector(TorchBackend(PixelDetector(), card)).runs_on
+    there = "PyTorch's current CUDA device" if torch.cuda.is_available() else "PyTorch finds no CUDA device here"
+    assert told.startswith(f"PyTorch {torch.__version__.split('+')[0]} on c") and told.endswith(f"({there})")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_contexts_on_a_gpu_have_streams_of_their_own(card: Card) -> None:
+    backend = TorchBackend(PixelDetector(), card, "cuda")
+    other = backend.context()
+    images = np.full((2, 32, 48, 3), (1, 255, 20), np.uint8)
+    for given, expected in zip(other(images)[:4], backend(images)[:4], strict=True):
+        np.testing.assert_array_equal(given, expected)
+    assert other._stream is not None and other.model is backend.model

@@ -1,0 +1,68 @@
+"""What a backend may do differently from its default, each asked for by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from os import PathLike
+from typing import Literal
+
+from runtime.backends import BackendError
+
+Kind = Literal["onnx", "engine", "checkpoint"]
+
+_OF: dict[str, tuple[Kind, ...]] = {
+    "provider": ("onnx",),
+    "engine_cache": ("onnx",),
+    "cuda_graphs": ("onnx", "engine"),
+    "compile": ("checkpoint",),
+    "channels_last": ("checkpoint",),
+    "autocast": ("checkpoint",),
+}
+_FILES = {"onnx": ".onnx files", "engine": "engines", "checkpoint": ".pt checkpoints"}
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How a model is run. The defaults are what gives the verified results; every other choice is the user's.
+
+    Raises `BackendError` for values that do not go together.
+    """
+
+    cuda_graphs: bool = False
+    """ONNX Runtime's CUDA provider and TensorRT: record the GPU's work once for each of a few batch sizes
+    (`runtime.backends.batch_buckets`) and replay it. A batch between two sizes is padded to the larger. Needs
+    cuda-python, and one worker of a batcher where ONNX Runtime runs it."""
+    provider: Literal["cuda", "tensorrt"] = "cuda"
+    """ONNX Runtime on a GPU: its CUDA kernels, or engines that its TensorRT provider builds of the file at first, in
+    minutes, and keeps in `engine_cache`. No other is taken in its place. `exporter trt` builds what is verified."""
+    engine_cache: str | PathLike[str] | None = None
+    """Folder of the TensorRT provider's engines; None is isodet/tensorrt-provider/ in $XDG_CACHE_HOME or ~/.cache.
+    Engines are machine code: nobody else should be able to write there."""
+    compile: bool = False
+    """Checkpoints: `torch.compile`. The first batch of a new size compiles, in seconds to minutes."""
+    channels_last: bool = False
+    """Checkpoints: weights with channels last in memory. They are the module's own, and stay so."""
+    autocast: Literal["none", "bf16", "fp16"] = "none"
+    """Checkpoints: the type that PyTorch chooses for what it deems safe in half precision. Not verified by anything."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("provider", ("cuda", "tensorrt")), ("autocast", ("none", "bf16", "fp16"))):
+            if getattr(self, name) not in values:
+                raise BackendError(f"{name}: expected {', '.join(values)}; got {getattr(self, name)!r}")
+        if self.engine_cache is not None and self.provider != "tensorrt":
+            raise BackendError('engine_cache: expected with provider="tensorrt", which alone builds engines')
+        if self.cuda_graphs and self.provider == "tensorrt":
+            raise BackendError(
+                'cuda_graphs: not with provider="tensorrt", which takes other sizes as they come; build an engine '
+                "(exporter trt) for both"
+            )
+
+    def check(self, kind: Kind, path: object) -> None:
+        """Raise `BackendError` where something was asked for that a file of this kind does not have."""
+        for field in fields(self):
+            if getattr(self, field.name) != field.default and kind not in _OF[field.name]:
+                whose = " and ".join(_FILES[k] for k in _OF[field.name])
+                raise BackendError(f"{path}: {field.name} is a choice for {whose}")
+
+
+DEFAULT = BackendOptions()
