@@ -11,7 +11,8 @@ start        import, and the first result of a fresh process
 
 Contestants take turns, one call each, and a ratio is the median of the turns' ratios, so that a slow moment of the
 machine hits both. Networks have random weights (benchmarks/runtime_networks.py) and are exported on the first run. Run
-it as a module: as a script it would stand in the way of the `runtime` that it measures. Exit status 1: an aim was missed.
+it as a module: as a script it would stand in the way of the `runtime` that it measures. Exit status 1: an aim was
+missed.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def main() -> int:
                       arguments.batch_ms, tuple(arguments.streams))  # fmt: skip
     missed = 0
     print(f"{arguments.threads} threads, {len(os.sched_getaffinity(0))} of {os.cpu_count()} processors, "
-          f"load average {os.getloadavg()[0]:.1f}\n\n| | measured | aim | | |\n|---|---|---|---|---|", flush=True)  # fmt: skip
+          f"load average {os.getloadavg()[0]:.1f}\n\n| | measured | aim | | |\n"
+          "|---|---|---|---|---|", flush=True)  # fmt: skip
     for part in tqdm(arguments.only, unit="part"):
         for result in PARTS[part](setting):
             tqdm.write(f"{result.line()}", file=sys.stdout)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,14 +103,12 @@ def torchvision(setting: Setting) -> list[Result]:
     results = []
     for batch in (1, 8):
         tv, *mine = in_turns(
-            [lambda batch=batch: eager(batch),
-             *(lambda d=d, batch=batch: d([image] * batch) for d in ours.values())],  # type: ignore[misc]
-            4 * setting.seconds,
-        )  # fmt: skip
+            [partial(eager, batch), *(partial(d, [image] * batch) for d in ours.values())], 4 * setting.seconds
+        )
         for (kind, aim), times in zip((("fp32", 1.7), ("int8", 3.0)), mine, strict=True):
             ratio = statistics.median(t / m for t, m in zip(tv, times, strict=True))
-            detail = (f"{1000 * statistics.median(times):.1f} ms against {1000 * statistics.median(tv):.1f} ms a batch, "
-                      f"{len(tv)} turns")  # fmt: skip
+            ours_ms, theirs_ms = 1000 * statistics.median(times), 1000 * statistics.median(tv)
+            detail = f"{ours_ms:.1f} ms against {theirs_ms:.1f} ms a batch, {len(tv)} turns"
             results.append(
                 Result(f"{kind} ONNX, batch {batch}, images/s of torchvision's", ratio, "x", aim, True, detail)
             )
@@ -133,7 +132,8 @@ def batcher(setting: Setting) -> list[Result]:
         results.append(Result(f"{streams} streams, of the engine's full batches", 100 * rate / bare, " %", 90, True,
                               f"{rate:.0f} of {bare:.0f} frames/s, mean batch {full.mean_batch:.1f}"))  # fmt: skip
         results.append(Result(f"{streams} streams, p99 at {LOAD:.0%} load", calm.p99_ms or 0.0, " ms", bound, False,
-                              f"p50 {calm.p50_ms:.1f}, p95 {calm.p95_ms:.1f} ms, mean batch {calm.mean_batch:.1f}"))  # fmt: skip
+                              f"p50 {calm.p50_ms:.1f}, p95 {calm.p95_ms:.1f} ms, "
+                              f"mean batch {calm.mean_batch:.1f}"))  # fmt: skip
     return results
 
 
@@ -197,7 +197,8 @@ def start(setting: Setting) -> list[Result]:
     from_load = statistics.median(whole for _, whole in firsts)
     after = statistics.median(first for first, _ in firsts)
     return [
-        Result("import of runtime.Detector", statistics.median(imports), " s", 0.3, False, f"worst {max(imports):.3f} s"),
+        Result("import of runtime.Detector", statistics.median(imports), " s", 0.3, False,
+               f"worst {max(imports):.3f} s"),
         Result("first result, loading included", from_load, " s", 2.0, False,
                f"after loading {after:.3f} s; worst {max(whole for _, whole in firsts):.3f} s"),
     ]  # fmt: skip

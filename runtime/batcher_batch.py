@@ -75,7 +75,7 @@ class Canvas:
         images = self._memory[:size].reshape(shape)
         for request, out in zip(requests, images, strict=False):
             if request.image is not None:
-                memoryview(out).cast("B")[:] = memoryview(request.image).cast("B")
+                memoryview(out).cast("B")[:] = memoryview(request.image).cast("B")  # type: ignore[arg-type]
             request.image = None
         images[len(requests) :] = FILL
         return images

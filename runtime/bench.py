@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -158,10 +159,8 @@ def bench(
             progress(done, total)
 
     for size, share in zip(sizes, shares, strict=True):
-        turns = _turns(
-            lambda size=size, share=share: time_turn(detector, frames[size], [encoded] * size, share),
-            seconds, iterations, warmup,
-        )  # fmt: skip
+        turn = partial(time_turn, detector, frames[size], [encoded] * size, share)
+        turns = _turns(turn, seconds, iterations, warmup)
         for stage in (*STAGES, WHOLE, BARE):
             if stage in turns[0]:
                 rows.append(_timing(size, stage, [turn[stage] for turn in turns]))
