@@ -117,6 +117,16 @@ def test_detect(
     assert len(json.loads(Path("x/a.jsonl").read_text())["detections"]) == 1
 
 
+def test_what_auto_chose_is_told(onnx_file: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    """By the command, which says it on stderr; an application hears it from its own logging, or not at all."""
+    path = onnx_file()
+    argv = ["bench", str(path), "--iterations", "1", "--warmup", "0", "--frame", "8,8", "--quiet"]
+    assert main(argv) == 0 and main([*argv, "--device", "cpu"]) == 0
+    assert caplog.messages == [f"{path}: {runtime.Detector(path).runs_on}"]
+    done = subprocess.run([sys.executable, "-m", "runtime", *argv], capture_output=True, text=True, check=True)
+    assert done.stderr.startswith(f"INFO: {path}: ONNX Runtime ") and "(" in done.stderr
+
+
 def test_bench_and_eval(
     onnx_file: Callable[..., Path], coco_files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
