@@ -1,11 +1,13 @@
 """Which graphs TensorRT-RTX builds: every detector in every precision with every form of NMS, on the CPU.
 
     python benchmarks/engines.py [--backbone resnet18] [--size 320] [--detectors atss fcos] [--precisions fp16]
-                                 [--nms auto portable] [--sm 75] [--width 0.5]
+                                 [--nms auto portable] [--sm 75] [--width 0.5] [--rows runs/engines.jsonl]
 
 Prints a table of seconds and megabytes, or the library's own reason for a refusal. "built" says that an engine was
-serialised, not that it was run: that needs a GPU. Networks have random weights, on which neither time nor size depend;
-int8 is the network after `models.quant.quantise`, its ranges observed on noise.
+serialised, not that it was run: that needs a GPU. Networks have random weights, on which neither time nor size depend,
+and the statistics of a batch of noise; int8 is the network after `models.quant.quantise`, its ranges observed on the
+same noise. Every graph passed the checks of `exporter onnx` but for the mAP. Rows are kept: who stops it and starts it
+again with the same file gets the rest.
 
     python benchmarks/engines.py --backbone resnet50 --width 1 --size 640 --detectors atss --nms auto
 """
@@ -14,10 +16,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -43,6 +46,10 @@ DETECTORS = ("atss", "retinanet", "fcos")
 class Row:
     """One cell of the matrix."""
 
+    network: str
+    """Backbone, width and size."""
+    sm: tuple[int, ...]
+    library: str
     detector: str
     precision: Precision
     nms: NmsKind
@@ -61,11 +68,23 @@ def save_network(path: Path, detector: str, precision: Precision, arguments: arg
         "backbone": {"name": arguments.backbone, "width": arguments.width, "weights": None},
         "neck": {"channels": max(32, int(256 * arguments.width))},
     })  # fmt: skip
-    network = Detector(config).eval()
+    network, noise = Detector(config), torch.randint(0, 256, (2, arguments.size, arguments.size, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if name.endswith(("bn2.weight", "bn3.weight")) and name.startswith("backbone."):
+                weight.fill_(0.2)  # calm residuals: many random layers would make chaos of a rounding
+        for weight in network.head.parameters():
+            if weight.ndim == 4:
+                weight.normal_(std=1 / weight[0].numel() ** 0.5)  # as drawn for training, all scores are the same
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        network(noise)
+    network.eval()
     quantization: dict[str, object] = {}
     if precision == "int8":
         network, quantization = quantise(network), {"kind": "qat"}
-        network.calibrate([torch.randint(0, 256, (1, arguments.size, arguments.size, 3), dtype=torch.uint8)])
+        network.calibrate([noise])
     post = config.postprocess
     nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
     card = Card(
@@ -78,26 +97,29 @@ def save_network(path: Path, detector: str, precision: Precision, arguments: arg
 
 
 def cell(
-    checkpoint: Path, detector: str, precision: Precision, nms: NmsKind, library: Library, sm: tuple[int, ...]
-) -> Row:
+    checkpoint: Path, detector: str, precision: Precision, nms: NmsKind, library: Library, sm: tuple[int, ...],
+    network: str,
+) -> Row:  # fmt: skip
     """Export, audit and build one."""
     graph = checkpoint.with_suffix(f".{precision}.{nms}.onnx")
     options = export.OnnxOptions(nms=nms, precision=precision)
+    row = Row(network, sm, library.name, detector, precision, nms, 0, 0, 0, 0, "")
     started = time.perf_counter()
     try:
         export.to_onnx(checkpoint, graph, options, export.Gate(verify=False))
     except export.ExportError as error:
-        return Row(detector, precision, nms, time.perf_counter() - started, 0, 0, 0, f"no graph: {error}")
-    exported, size = time.perf_counter() - started, graph.stat().st_size / 2**20
+        return replace(row, export_seconds=time.perf_counter() - started, outcome=f"no graph: {error}")
+    row = replace(row, export_seconds=time.perf_counter() - started, graph_mb=graph.stat().st_size / 2**20)
     audit = audit_network(load_graph(graph), read_card(graph))
     started = time.perf_counter()
     try:
         plan = build(library, graph, export.EngineOptions(sm=sm), needs_plugin=nms == "plugin")
     except export.ExportError as error:
         reason = str(error).partition(f"{library.name} ")[2] or str(error)
-        return Row(detector, precision, nms, exported, time.perf_counter() - started, size, 0, f"refused: {reason}")
-    return Row(detector, precision, nms, exported, plan.seconds, size, len(plan.content) / 2**20,
-               f"built, not run; {audit.shares()}")  # fmt: skip
+        return replace(row, build_seconds=time.perf_counter() - started, outcome=f"refused: {reason}")
+    return replace(
+        row, build_seconds=plan.seconds, engine_mb=len(plan.content) / 2**20, outcome=f"built; {audit.shares()}"
+    )
 
 
 def main() -> int:
@@ -109,21 +131,38 @@ def main() -> int:
     parser.add_argument("--precisions", nargs="+", choices=get_args(Precision), default=get_args(Precision))
     parser.add_argument("--nms", nargs="+", choices=get_args(NmsKind), default=get_args(NmsKind))
     parser.add_argument("--sm", type=int, nargs="+", default=(), help="compute capabilities (default: all since SM80)")
+    parser.add_argument("--rows", type=Path, default=Path("runs/engines.jsonl"), help="what was built already")
     arguments = parser.parse_args()
-    library, rows = load_library("rtx"), []
+    library, sm = load_library("rtx"), tuple(arguments.sm)
+    network = f"{arguments.backbone} at width {arguments.width:g}, {arguments.size} px"
+    done: dict[tuple[str, ...], Row] = {}
+    if arguments.rows.exists():
+        rows = [Row(**json.loads(line)) for line in arguments.rows.read_text().splitlines()]
+        done = {
+            (row.detector, row.precision, row.nms): row
+            for row in rows if (row.network, tuple(row.sm), row.library) == (network, sm, library.name)
+        }  # fmt: skip
+    arguments.rows.parent.mkdir(parents=True, exist_ok=True)
+    cells = list(itertools.product(arguments.detectors, arguments.precisions, arguments.nms))
     with tempfile.TemporaryDirectory() as folder:
-        cells = list(itertools.product(arguments.detectors, arguments.precisions, arguments.nms))
         for detector, precision, nms in tqdm(cells, unit="engine"):
+            if (detector, precision, nms) in done:
+                continue
             checkpoint = Path(folder) / f"{detector}-{'int8' if precision == 'int8' else 'float'}.pt"
             if not checkpoint.exists():
                 save_network(checkpoint, detector, precision, arguments)
-            rows.append(cell(checkpoint, detector, precision, nms, library, tuple(arguments.sm)))
-    print(f"\n{library.name}, {arguments.backbone} at width {arguments.width:g}, {arguments.size} px, on the CPU\n")
-    print(f"{'detector':<10} {'prec':<5} {'nms':<9} {'export s':>8} {'build s':>8} {'ONNX MB':>8} {'MB':>7}  outcome")
-    for row in rows:
+            row = cell(checkpoint, detector, precision, nms, library, sm, network)
+            done[detector, precision, nms] = row
+            with arguments.rows.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+    print(f"\n{library.name}, {network}, on the CPU\n")
+    print("| detector | precision | NMS | export s | build s | ONNX MB | engine MB | outcome |")
+    print("|---|---|---|---|---|---|---|---|")
+    for key in cells:
+        row = done[key]
         print(
-            f"{row.detector:<10} {row.precision:<5} {row.nms:<9} {row.export_seconds:>8.1f} {row.build_seconds:>8.1f} "
-            f"{row.graph_mb:>8.1f} {row.engine_mb:>7.1f}  {row.outcome}"
+            f"| {row.detector} | {row.precision} | {row.nms} | {row.export_seconds:.1f} | {row.build_seconds:.1f} "
+            f"| {row.graph_mb:.1f} | {row.engine_mb:.1f} | {row.outcome} |"
         )
     return 0
 

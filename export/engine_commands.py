@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from export.gate_commands import Bar, gate_arguments, gate_of, print_refusal
 from export.int8_commands import int8_arguments, int8_of
+from export.options import NmsKind
 
 if TYPE_CHECKING:
     from export.trt_options import EngineOptions
@@ -36,6 +37,12 @@ def trt_arguments(parser: argparse.ArgumentParser) -> None:
     precision.add_argument("--fp16", action="store_true", help="half precision, with boxes and scores in float32")
     precision.add_argument("--int8", action="store_true", help="8 bits; calibrates a checkpoint that is float")
     int8_arguments(parser, engine=True)
+    parser.add_argument(
+        "--nms", choices=get_args(NmsKind), default="auto",
+        help="of a checkpoint's graph: auto: TensorRT's plugin where there is one, else standard operators (default); "
+        "portable: those everywhere; loop: the same in a loop, exact always; plugin: nothing else, TensorRT only; "
+        "none: candidates, the runtime suppresses; onnx: NonMaxSuppression, which TensorRT-RTX cannot build",
+    )  # fmt: skip
     parser.add_argument(
         "--engine", choices=("auto", "tensorrt", "rtx"), default="auto",
         help="auto: TensorRT where it is installed and there is a GPU, else TensorRT-RTX",
@@ -86,7 +93,8 @@ def trt(arguments: argparse.Namespace) -> int:
         try:
             result = to_engine(
                 source, arguments.out, options, gate_of(arguments),
-                OnnxOptions(precision=options.precision, int8=int8), arguments.allow, bar.say, partial(_progress, bar),
+                OnnxOptions(precision=options.precision, int8=int8, nms=arguments.nms), arguments.allow, bar.say,
+                partial(_progress, bar),
             )  # fmt: skip
         except GateError as error:
             print_refusal(error)

@@ -18,7 +18,6 @@ import onnx
 import onnxruntime
 import torch
 
-from export.drift import drift
 from export.gate import GateError as GateError
 from export.gate import pass_gate
 from export.int8_options import Int8
@@ -27,6 +26,7 @@ from export.options import ExportError, Gate, InputForm, NmsKind, OnnxOptions, P
 from export.plan import frame_of, nms_kind, precision_of
 from export.quantize import quantized
 from export.ranges import ranges_path, write_ranges
+from export.run_check import run_check as _run_check
 from export.scores import Verification
 from export.tracing import check_weights, trace, weights_megabytes, write_model
 from export.tracing import simplified as _simplified
@@ -36,9 +36,8 @@ from models.deploy import Deploy
 from models.detector import Detector as Network
 from models.fuse import assert_fused
 from models.intake import Frame, Intake
-from runtime import Card, CocoDataset, CocoError, Detector
+from runtime import Card, CocoDataset, CocoError
 from runtime.backends import OUTPUTS
-from runtime.backends.torch import TorchBackend
 from runtime.card import sha256_file
 from runtime.files import replacing, require_writable
 from runtime.image import letterbox, read_image
@@ -99,7 +98,7 @@ def to_onnx(
         stand_in = replace(card, nms={**card.nms, "kind": "auto"}) if kind == "plugin" else card
         stand_in = write_model(model, stand_in, temporary)
         say(f"{len(model.graph.node)} nodes, {temporary.stat().st_size / 2**20:.1f} MB; checked by onnx.checker")
-        _run_check(temporary, reference, stand_in, _real_pixels(stand_in.frame_hw, data))
+        _run_check(temporary, reference, stand_in, _real_pixels(stand_in.frame_hw, data), say)
         say("ONNX Runtime gives the same detections as PyTorch on the same pixels")
         verification = None
         if gate.verify and data is not None:
@@ -214,27 +213,3 @@ def _onnx_card(card: Card, checkpoint: Path, options: OnnxOptions, kind: NmsKind
                   "onnxruntime": onnxruntime.__version__},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )  # fmt: skip
-
-
-def _run_check(path: Path, reference: Deploy, card: Card, pixels: np.ndarray) -> None:
-    """Run the file in ONNX Runtime and in PyTorch on the same pixels; raise where their boxes differ."""
-    eager = replace(card, input="uint8-nhwc", color="bgr", nms={**card.nms, "kind": "portable"})
-    frames = list(pixels) + [pixels[0][:, ::-1].copy()]  # three frames: not the batch that was traced
-    expected, found = (
-        Detector(backend, threshold=0.0)(frames) for backend in (TorchBackend(reference, eager, "cpu"), path)
-    )
-    apart = drift(dict(enumerate(expected)), dict(enumerate(found)))
-    if card.precision != "fp32":
-        # A sum in another order may become the next number that 8 or 16 bits have, what follows is made of such steps,
-        # and NMS may then keep the neighbour of a box: means say whether the graph is right, maxima do not, and the
-        # gate scores both.
-        wrong = apart.unmatched > max(1, apart.boxes // 10) or apart.box_mean_px > 2.0 or apart.score_mean > 0.02
-    else:
-        # A candidate on the very edge of a threshold may fall either way; a wrong graph moves far more than that.
-        wrong = apart.unmatched > max(1, apart.boxes // 50) or apart.box_max_px > 1.0 or apart.score_max > 0.01
-    if wrong:
-        raise ExportError(
-            f"ONNX Runtime does not give PyTorch's detections: {apart.unmatched} of {apart.boxes} boxes missing, boxes "
-            f"up to {apart.box_max_px:.2f} px and scores up to {apart.score_max:.4f} apart (on average "
-            f"{apart.box_mean_px:.2f} px and {apart.score_mean:.4f})"
-        )

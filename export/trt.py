@@ -21,7 +21,7 @@ import onnx
 from export.audit import Audit, audit_network, load_graph
 from export.graph import to_onnx
 from export.int8_options import Int8
-from export.options import ExportError, Gate, OnnxOptions
+from export.options import ExportError, Gate, NmsKind, OnnxOptions
 from export.ranges import ranges_path
 from export.trt_build import PLUGIN, Plan, build
 from export.trt_cache import cache_path
@@ -80,9 +80,19 @@ def to_engine(
         raise ExportError(f"{source}: is an engine already; give the checkpoint or the ONNX file that it came from")
     if kind != "checkpoint" and onnx_options.int8 not in (None, Int8(half=True)):
         raise ExportError(f"{source}: its ranges are in it; give the checkpoint it came from to calibrate it otherwise")
+    if kind != "checkpoint" and onnx_options.nms != "auto":
+        raise ExportError(
+            f"nms: {source} has its NMS in it; give the checkpoint it came from, or `exporter onnx CHECKPOINT --nms "
+            f"{onnx_options.nms}` first"
+        )
     gpus = cuda_device_count()
     library = choose_library(options.engine, gpus)  # before minutes are spent on a graph for nobody
     options.check_flavour(library.flavour)
+    if library.flavour == "rtx" and onnx_options.nms in ("plugin", "onnx"):
+        raise ExportError(
+            f"nms: TensorRT-RTX has no operator for {onnx_options.nms}; take auto, portable, loop or none, or build "
+            "with --engine tensorrt"
+        )
     with tempfile.TemporaryDirectory(prefix="isodet-") as scratch:
         graph, checkpoint = source, None
         if kind == "checkpoint":
@@ -101,7 +111,7 @@ def to_engine(
             staged = Path(staging) / out.name
             plan = _built(library, graph, model, options, say, progress)
             staged.write_bytes(plan.content)
-            card = _card(card, graph, plan, library, options, typed, source)
+            card = _card(card, graph, plan, library, options, typed, source, onnx_options.nms)
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
             card, audit, verification = proven(
                 staged, card, library, typed, allow, Scoring(checkpoint, graph, gate, out), say, progress
@@ -177,9 +187,10 @@ def _built(
 
 
 def _card(
-    card: Card, graph: Path, plan: Plan, library: Library, options: EngineOptions, typed: Audit, source: Path
-) -> Card:
-    """The card of the engine, before it was tried."""
+    card: Card, graph: Path, plan: Plan, library: Library, options: EngineOptions, typed: Audit, source: Path,
+    nms: NmsKind,
+) -> Card:  # fmt: skip
+    """The card of the engine, before it was tried. nms: what was asked for."""
     name, targets = "", list(options.sm)
     if library.flavour == "tensorrt":
         from runtime.backends.cuda_memory import gpu
@@ -191,7 +202,7 @@ def _card(
         "flavour": library.flavour, "version": library.version, "sm": targets, "gpu": name, "system": system(),
         "hardware_compatible": options.hardware_compatible, "version_compatible": options.version_compatible,
         "tf32": plan.tf32, "profile": list(plan.profile), "bytes": len(plan.content), "plugin": plan.plugin,
-        "build_seconds": round(plan.seconds, 2), "rebuild": _rebuild(source, options, library),
+        "build_seconds": round(plan.seconds, 2), "rebuild": _rebuild(source, options, library, nms),
         "audit": typed.to_json(),
     }  # fmt: skip
     return replace(
@@ -202,10 +213,11 @@ def _card(
     )  # fmt: skip
 
 
-def _rebuild(source: Path, options: EngineOptions, library: Library) -> str:
+def _rebuild(source: Path, options: EngineOptions, library: Library, nms: NmsKind) -> str:
     """The command that builds it again, from a source of that name in the working folder."""
     words = ["exporter", "trt", source.name]
     words += [f"--{options.precision}"] if options.precision in ("fp16", "int8") else []
+    words += ["--nms", nms] if nms != "auto" else []
     words += ["--engine", library.flavour]
     words += ["--batch", ",".join(map(str, options.batch))] if options.batch else []
     words += ["--hardware-compatible"] if options.hardware_compatible else []

@@ -21,6 +21,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import export
+from export.__main__ import main
 from export.options import ExportError, Gate, OnnxOptions
 from export.trt_build import build
 from models.checkpoint import read_checkpoint, save_checkpoint
@@ -142,15 +143,25 @@ def test_the_transaction(tmp_path: Path, graph: Callable[..., Path]) -> None:
 def test_a_checkpoint_is_exported_on_the_way(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
     source = tmp_path / "best.pt"
     source.write_bytes(checkpoint("fcos", quantised=True).read_bytes())
-    result = export.to_engine(
-        source,
-        options=export.EngineOptions("int8", "rtx", (2, 2, 2)),
-        gate=UNSCORED,
-        onnx_options=OnnxOptions(nms="none"),
-    )
+    options = ["--int8", "--nms", "none", "--engine", "rtx", "--batch", "2", "--no-verify", "--quiet"]
+    assert main(["trt", str(source), *options]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.int8.engine", "best.int8.engine.json", "best.pt"]
-    assert result.card.engine["profile"] == [2, 2, 2] and result.audit.missed() == ()
-    assert export.audit_file(result.path, "cpu").table().startswith("convolution FLOPs: INT8 ")
+    card = read_card(tmp_path / "best.int8.engine")
+    assert card.engine["profile"] == [2, 2, 2] and card.nms["kind"] == "none"
+    assert card.engine["rebuild"] == "exporter trt best.pt --int8 --nms none --engine rtx --batch 2,2,2"
+    audit = export.audit_file(tmp_path / "best.int8.engine", "cpu")
+    assert audit.missed() == () and audit.table().startswith("convolution FLOPs: INT8 ")
+
+
+def test_nms_that_an_engine_cannot_have_is_refused_before_the_work(
+    tmp_path: Path, graph: Callable[..., Path], checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.trt.to_onnx", lambda *_: pytest.fail("the work was begun"))
+    for kind in ("plugin", "onnx"):
+        with pytest.raises(ExportError, match=f"nms: TensorRT-RTX has no operator for {kind}; take auto"):
+            export.to_engine(checkpoint("atss"), tmp_path / "a.engine", RTX, UNSCORED, OnnxOptions(nms=kind))
+    with pytest.raises(ExportError, match=r"nms: .*\.onnx has its NMS in it; give the checkpoint"):
+        export.to_engine(graph(*FIRST[0]), tmp_path / "a.engine", RTX, UNSCORED, OnnxOptions(nms="loop"))
 
 
 def test_an_engine_where_it_cannot_run(tmp_path: Path, graph: Callable[..., Path]) -> None:
