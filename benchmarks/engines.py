@@ -3,8 +3,8 @@
     python benchmarks/engines.py [--backbone resnet18] [--size 320] [--detectors atss fcos] [--precisions fp16]
                                  [--nms auto portable] [--sm 75] [--width 0.5] [--rows runs/engines.jsonl]
 
-Prints a table of seconds and megabytes, or the library's own reason for a refusal. "built" says that an engine was
-serialised, not that it was run: that needs a GPU. Networks have random weights, on which neither time nor size depend,
+Prints a table of seconds (of export and build) and megabytes, or the library's own reason for a refusal. An engine was
+serialised, not run: that needs a GPU. Networks have random weights, on which neither time nor size depend,
 and the statistics of a batch of noise; int8 is the network after `models.quant.quantise`, its ranges observed on the
 same noise. Every graph passed the checks of `exporter onnx` but for the mAP. Rows are kept: who stops it and starts it
 again with the same file gets the rest.
@@ -20,6 +20,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -117,9 +118,28 @@ def cell(
     except export.ExportError as error:
         reason = str(error).partition(f"{library.name} ")[2] or str(error)
         return replace(row, build_seconds=time.perf_counter() - started, outcome=f"refused: {reason}")
-    return replace(
-        row, build_seconds=plan.seconds, engine_mb=len(plan.content) / 2**20, outcome=f"built; {audit.shares()}"
-    )
+    return replace(row, build_seconds=plan.seconds, engine_mb=len(plan.content) / 2**20, outcome=audit.shares())
+
+
+def table(
+    rows: Mapping[tuple[str, ...], Row], detectors: Sequence[str], precisions: Sequence[str], kinds: Sequence[str]
+) -> str:
+    """A line for each detector and precision, a column for each form of NMS, and below it every reason once."""
+    lines = [f"| detector | precision | convolution FLOPs | {' | '.join(kinds)} |", f"|{'---|' * (3 + len(kinds))}"]
+    reasons: list[str] = []
+    for detector, precision in itertools.product(detectors, precisions):
+        cells, shares = [], "-"
+        for kind in kinds:
+            row = rows[detector, precision, kind]
+            if row.engine_mb:
+                cells.append(f"{row.export_seconds:.0f} + {row.build_seconds:.1f} s, {row.engine_mb:.1f} MB")
+                shares = row.outcome
+                continue
+            if row.outcome not in reasons:
+                reasons.append(row.outcome)
+            cells.append(f"no [{reasons.index(row.outcome) + 1}]")
+        lines.append(f"| {detector} | {precision} | {shares} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"[{i}] {reason}\n" for i, reason in enumerate(reasons, 1))])
 
 
 def main() -> int:
@@ -156,14 +176,7 @@ def main() -> int:
             with arguments.rows.open("a") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
     print(f"\n{library.name}, {network}, on the CPU\n")
-    print("| detector | precision | NMS | export s | build s | ONNX MB | engine MB | outcome |")
-    print("|---|---|---|---|---|---|---|---|")
-    for key in cells:
-        row = done[key]
-        print(
-            f"| {row.detector} | {row.precision} | {row.nms} | {row.export_seconds:.1f} | {row.build_seconds:.1f} "
-            f"| {row.graph_mb:.1f} | {row.engine_mb:.1f} | {row.outcome} |"
-        )
+    print(table(done, arguments.detectors, arguments.precisions, arguments.nms))
     return 0
 
 
