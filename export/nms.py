@@ -11,6 +11,7 @@ none      candidates; the runtime suppresses
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import onnx
@@ -196,15 +197,26 @@ def without_functions(model: ModelProto) -> ModelProto:
 
 
 def _plugin_body(model: ModelProto, deploy: Deploy, opset: int, half: bool) -> FunctionProto:
-    post, classes, count = deploy.config.postprocess, len(deploy.config.classes), deploy.candidate_count
+    post, classes = deploy.config.postprocess, len(deploy.config.classes)
     node = next(n for n in model.graph.node if n.op_type == PLUGIN)
-    nms = PortableNms(post.nms_iou, post.detections, dtype=torch.float16 if half else torch.float32)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     fixed = batch.dim_value if batch.HasField("dim_value") else None
+    attributes = tuple(a.name for a in node.attribute)
+    return _body(post.nms_iou, post.detections, half, (deploy.candidate_count, classes), fixed, opset, attributes)
+
+
+@functools.lru_cache(maxsize=16)
+def _body(
+    iou: float, detections: int, half: bool, size: tuple[int, int], fixed: int | None, opset: int,
+    attributes: tuple[str, ...],
+) -> FunctionProto:  # fmt: skip
+    """Kept, because tracing it takes seconds and it depends on no weight. size: candidates and classes."""
+    count, classes = size
+    nms = PortableNms(iou, detections, dtype=torch.float16 if half else torch.float32)
     example = (torch.zeros(fixed or 2, count, 4), torch.zeros(fixed or 2, count, classes))
     names = ["num_dets", "boxes_kept", "scores_kept", "labels_kept"]
     body = trace(PluginBody(nms).eval(), example, opset, fixed is not None, ["boxes", "scores"], names)
-    return as_function(body, PLUGIN, PLUGIN_DOMAIN, [a.name for a in node.attribute])
+    return as_function(body, PLUGIN, PLUGIN_DOMAIN, list(attributes))
 
 
 def as_function(model: ModelProto, name: str, domain: str, attributes: list[str]) -> FunctionProto:
