@@ -148,10 +148,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.submits:
         done = soak(arguments.submits, arguments.soak_threads)
-        print(f"soak: {done.submits} frames of {arguments.soak_threads} threads in {done.seconds:.0f} s "
-              f"({done.submits / done.seconds:.0f}/s): answered once {done.once}, "
-              f"more than once {done.more_than_once}, "
-              f"never {done.never}, another frame's {done.wrong}; mean batch {done.mean_batch:.1f}")  # fmt: skip
+        print(f"soak: {done.submits} frames of {arguments.soak_threads} threads in {done.seconds:.0f} s: answered once "
+              f"{done.once}, more than once {done.more_than_once}, never {done.never}, another frame's {done.wrong}; "
+              f"mean batch {done.mean_batch:.1f}")  # fmt: skip
         print(f"soak: resident MB after each tenth: {', '.join(f'{m:.0f}' for m in done.resident_mb)}")
     engine = Pretend(arguments.batch_ms / 1000, arguments.size)
     image = np.zeros((arguments.size, arguments.size, 3), np.uint8)

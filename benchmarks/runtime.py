@@ -48,8 +48,8 @@ def main() -> int:
                       arguments.batch_ms, tuple(arguments.streams))  # fmt: skip
     missed = 0
     print(f"{arguments.threads} threads, {len(os.sched_getaffinity(0))} of {os.cpu_count()} processors, "
-          f"load average {os.getloadavg()[0]:.1f}\n\n| | measured | aim | | |\n"
-          "|---|---|---|---|---|", flush=True)  # fmt: skip
+          f"load average {os.getloadavg()[0]:.1f}")  # fmt: skip
+    print("\n| | measured | aim | | |\n|---|---|---|---|---|", flush=True)
     for part in tqdm(arguments.only, unit="part"):
         for result in PARTS[part](setting):
             tqdm.write(f"{result.line()}", file=sys.stdout)

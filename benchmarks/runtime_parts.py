@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,30 +57,31 @@ class Setting:
 
 
 def overhead(setting: Setting) -> list[Result]:
-    """(a) `Detector` against the bare session, frames of 1280x720, in turns."""
+    """(a) `Detector` against the bare session, in turns; every detection of the graph is reported."""
     from benchmarks.runtime_networks import graphs
 
     path = graphs(setting.folder)["fp32"]
-    detector = Detector(path, device="cpu", threads=setting.threads)
+    detector = Detector(path, device="cpu", threshold=0.0, threads=setting.threads)
     session = bare_session(path, setting.threads)
     rng = np.random.default_rng(0)
     results = []
-    for batch in (8, 1):
-        frames = [rng.integers(0, 256, (720, 1280, 3), dtype=np.uint8) for _ in range(batch)]
+    for batch, height, width in ((8, 720, 1280), (1, 720, 1280), (1, 480, 640)):
+        frames = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(batch)]
         images, _ = detector.preprocess(frames)
-        whole, bare = in_turns(
-            [lambda frames=frames: detector(frames), lambda images=images: session.run(None, {"images": images})],  # type: ignore[misc]
-            2 * setting.seconds,
-        )
+        runs = [partial(detector, frames), partial(session.run, None, {"images": images})]
+        whole, bare = in_turns(runs, 3 * setting.seconds)
         found = statistics.fmean(map(len, detector(frames)))
         detail = (f"{1000 * statistics.median(whole):.2f} ms against {1000 * statistics.median(bare):.2f} ms a batch, "
                   f"{len(whole)} turns, {found:.0f} detections a frame")  # fmt: skip
+        size = f"frames {width}x{height}"
         if batch == 8:
             ratio = statistics.median(b / w for w, b in zip(whole, bare, strict=True))
-            results.append(Result("batch 8, images/s of the bare session's", 100 * ratio, " %", 95, True, detail))
+            results.append(
+                Result(f"batch 8, {size}, images/s of the bare session's", 100 * ratio, " %", 95, True, detail)
+            )
         else:
             extra = 1000 * statistics.median(w - b for w, b in zip(whole, bare, strict=True))
-            results.append(Result("batch 1, overhead", extra, " ms", 1.0, False, detail))
+            results.append(Result(f"batch 1, {size}, overhead", extra, " ms", 1.0, False, detail))
     return results
 
 
@@ -102,13 +103,15 @@ def torchvision(setting: Setting) -> list[Result]:
 
     results = []
     for batch in (1, 8):
-        tv, *mine = in_turns(
-            [partial(eager, batch), *(partial(d, [image] * batch) for d in ours.values())], 4 * setting.seconds
-        )
+        runs: list[Callable[[], object]] = [
+            partial(eager, batch),
+            *(partial(d, [image] * batch) for d in ours.values()),
+        ]
+        tv, *mine = in_turns(runs, 4 * setting.seconds)
         for (kind, aim), times in zip((("fp32", 1.7), ("int8", 3.0)), mine, strict=True):
             ratio = statistics.median(t / m for t, m in zip(tv, times, strict=True))
-            ours_ms, theirs_ms = 1000 * statistics.median(times), 1000 * statistics.median(tv)
-            detail = f"{ours_ms:.1f} ms against {theirs_ms:.1f} ms a batch, {len(tv)} turns"
+            mine_ms, tv_ms = (1000 * statistics.median(values) for values in (times, tv))
+            detail = f"{mine_ms:.1f} ms against {tv_ms:.1f} ms a batch, {len(tv)} turns"
             results.append(
                 Result(f"{kind} ONNX, batch {batch}, images/s of torchvision's", ratio, "x", aim, True, detail)
             )
@@ -129,11 +132,16 @@ def batcher(setting: Setting) -> list[Result]:
         bare = bare_rate(engine, setting.seconds / 2)
         full, rate = saturated(make, images, streams, setting.seconds)
         calm = paced(make, images, streams, setting.seconds, LOAD * bare)
-        results.append(Result(f"{streams} streams, of the engine's full batches", 100 * rate / bare, " %", 90, True,
-                              f"{rate:.0f} of {bare:.0f} frames/s, mean batch {full.mean_batch:.1f}"))  # fmt: skip
-        results.append(Result(f"{streams} streams, p99 at {LOAD:.0%} load", calm.p99_ms or 0.0, " ms", bound, False,
-                              f"p50 {calm.p50_ms:.1f}, p95 {calm.p95_ms:.1f} ms, "
-                              f"mean batch {calm.mean_batch:.1f}"))  # fmt: skip
+        results += [
+            Result(
+                f"{streams} streams, of the engine's full batches", 100 * rate / bare, " %", 90, True,
+                f"{rate:.0f} of {bare:.0f} frames/s, mean batch {full.mean_batch:.1f}",
+            ),
+            Result(
+                f"{streams} streams, p99 at {LOAD:.0%} load", calm.p99_ms or 0.0, " ms", bound, False,
+                f"p50 {calm.p50_ms:.1f}, p95 {calm.p95_ms:.1f} ms, mean batch {calm.mean_batch:.1f}",
+            ),
+        ]  # fmt: skip
     return results
 
 
@@ -196,9 +204,9 @@ def start(setting: Setting) -> list[Result]:
     firsts = [_fresh(_FIRST, path, str(setting.threads)) for _ in range(8)][1:]
     from_load = statistics.median(whole for _, whole in firsts)
     after = statistics.median(first for first, _ in firsts)
+    slowest = f"worst {max(imports):.3f} s"
     return [
-        Result("import of runtime.Detector", statistics.median(imports), " s", 0.3, False,
-               f"worst {max(imports):.3f} s"),
+        Result("import of runtime.Detector", statistics.median(imports), " s", 0.3, False, slowest),
         Result("first result, loading included", from_load, " s", 2.0, False,
                f"after loading {after:.3f} s; worst {max(whole for _, whole in firsts):.3f} s"),
     ]  # fmt: skip
@@ -222,7 +230,7 @@ def bare_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def in_turns(runs: list[Callable[[], object]], seconds: float) -> list[list[float]]:
+def in_turns(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
     """Seconds of each of `runs`, one after the other, over and over, after two turns that do not count."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from runtime import Detector, read_card, read_image
 CLASSES = ("a", "b", "c")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
     """A checkpoint of random weights that finds something everywhere, without validation data."""
 
@@ -40,18 +41,31 @@ def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="module")
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, untrained: Callable[..., Path]
+) -> Callable[..., export.OnnxExport]:
+    """The default export of such a checkpoint, w.pt beside it; made once."""
+
+    @functools.cache
+    def make(detector: str = "atss", backbone: str = "resnet18") -> export.OnnxExport:
+        return export.to_onnx(untrained(tmp_path_factory.mktemp(f"{detector}-{backbone}") / "w.pt", detector, backbone))
+
+    return make
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "repvgg_a0"])
 @pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
 def test_eager_equals_onnx_for_any_batch(
-    tmp_path: Path, detector: str, backbone: str, untrained: Callable[..., Path], assert_same: Callable[..., None]
+    detector: str, backbone: str, exported: Callable[..., export.OnnxExport], assert_same: Callable[..., None]
 ) -> None:
-    result = export.to_onnx(untrained(tmp_path / "w.pt", detector, backbone))
-    assert result.path == tmp_path / "w.onnx"
-    assert_same(tmp_path / "w.pt", result.path, (1, 2, 5))
+    path = exported(detector, backbone).path
+    assert path.name == "w.onnx"
+    assert_same(path.with_suffix(".pt"), path, (1, 2, 5))
 
 
-def test_the_contract_of_the_graph(tmp_path: Path, untrained: Callable[..., Path]) -> None:
-    path = export.to_onnx(untrained(tmp_path / "w.pt")).path
+def test_the_contract_of_the_graph(exported: Callable[..., export.OnnxExport]) -> None:
+    path = exported().path
     model = onnx.load(path)
 
     def io(values: object) -> dict[str, tuple[str, list[object]]]:
@@ -96,10 +110,12 @@ def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path, untrained: Call
     assert drift(dict(enumerate(free)), dict(enumerate(fixed))).unmatched == 0
 
 
-def test_simplify_shrinks_the_graph_and_not_the_result(tmp_path: Path, untrained: Callable[..., Path]) -> None:
-    checkpoint = untrained(tmp_path / "w.pt")
-    plain = export.to_onnx(checkpoint, tmp_path / "plain.onnx", export.OnnxOptions(simplify=False))
-    slim = export.to_onnx(checkpoint, tmp_path / "slim.onnx", export.OnnxOptions(simplify=True))
+def test_simplify_shrinks_the_graph_and_not_the_result(
+    tmp_path: Path, exported: Callable[..., export.OnnxExport]
+) -> None:
+    slim = exported()
+    options = export.OnnxOptions(simplify=False)
+    plain = export.to_onnx(slim.path.with_suffix(".pt"), tmp_path / "plain.onnx", options)
     assert slim.nodes <= plain.nodes
     assert slim.megabytes <= plain.megabytes * 1.02
     frame = np.random.default_rng(1).integers(0, 256, (96, 128, 3), dtype=np.uint8)
