@@ -1,4 +1,4 @@
-"""The networks of `benchmarks/runtime.py`: isodet's FCOS and torchvision's, of one backbone and equal widths.
+"""The networks of `benchmarks/runtime_aims.py`: isodet's FCOS and torchvision's, of one backbone and equal widths.
 
 ResNet-18 at full width, FPN of 64 channels on P3..P7, two head convolutions, 10 classes, 320 px, random weights. Both
 have as many scores above the threshold as `trainer new` gives isodet candidates (300), as a trained detector may: else

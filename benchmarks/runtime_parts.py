@@ -1,4 +1,4 @@
-"""The parts of `benchmarks/runtime.py`: each measures one group of aims and says what came out."""
+"""The parts of `benchmarks/runtime_aims.py`: each measures one group of aims and says what came out."""
 
 from __future__ import annotations
 

@@ -71,6 +71,11 @@ def test_imports_point_the_right_way(source):
         assert top not in ("tests", "benchmarks"), f"{source}:{line}: a room must not import {name}"
 
 
+def test_no_benchmark_stands_in_the_way_of_a_room():
+    """A script's folder comes first on its path: benchmarks/runtime.py would be what the others import as runtime."""
+    assert not {path.stem for path in (ROOT / "benchmarks").iterdir()} & set(ROOMS)
+
+
 @pytest.mark.parametrize("source", [s for s in sources() if s.startswith("runtime/")])
 def test_runtime_loads_heavy_packages_only_when_asked(source):
     backend = source.startswith("runtime/backends/") and not source.endswith("__init__.py")

@@ -1,6 +1,6 @@
 """What the runtime has to reach on a CPU, as ratios in one run: a line for each aim, reached or missed.
 
-    python -m benchmarks.runtime [--only overhead torchvision batcher soak memory start] [--threads 1]
+    python -m benchmarks.runtime_aims [--only overhead torchvision batcher soak memory start] [--threads 1]
 
 overhead     Detector end to end against the bare ONNX Runtime session: ResNet-18, 320 px, frames of 1280x720
 torchvision  the float32 and the 8-bit CPU file against torchvision eager of the same backbone and widths
@@ -10,9 +10,8 @@ memory       resident memory over many frames
 start        import, and the first result of a fresh process
 
 Contestants take turns, one call each, and a ratio is the median of the turns' ratios, so that a slow moment of the
-machine hits both. Networks have random weights (benchmarks/runtime_networks.py) and are exported on the first run. Run
-it as a module: as a script it would stand in the way of the `runtime` that it measures. Exit status 1: an aim was
-missed.
+machine hits both. Networks have random weights (benchmarks/runtime_networks.py) and are exported on the first run.
+Exit status 1: an aim was missed.
 """
 
 from __future__ import annotations
@@ -27,12 +26,14 @@ from tqdm import tqdm
 
 def main() -> int:
     if not __package__:
-        print("run it as a module: python -m benchmarks.runtime", file=sys.stderr)
+        print("run it as a module: python -m benchmarks.runtime_aims", file=sys.stderr)
         return 2
     from benchmarks.runtime_parts import PARTS, Setting
 
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.runtime", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.runtime_aims",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=list(PARTS), metavar="PART")
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime and PyTorch (default: 1)")
