@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from runtime.records import (
     clipped_box,
     is_number,
     make_record,
+    read_annotation_json,
 )
 
 CocoError = DatasetError
@@ -67,7 +67,7 @@ def read_coco(
 def _read(
     path: Path, folder: Path, classes: Sequence[str] | None, check_files: bool, allow_absent: bool
 ) -> CocoDataset:
-    content = _read_json(path)
+    content = _content_of(path)
     if not folder.is_dir():
         raise CocoError(f"{folder}: no such images folder (file names in {path} are relative to it)")
     problems: list[Problem] = []
@@ -111,15 +111,8 @@ def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes(), object_hook=_without_outlines)
-    except FileNotFoundError:
-        raise CocoError(f"{path}: no such annotation file") from None
-    except OSError as error:
-        raise CocoError(f"{path}: cannot read this annotation file: {error.strerror}") from None
-    except ValueError as error:  # malformed JSON, or bytes that are not UTF-8
-        raise CocoError(f"{path}: not valid JSON ({error})") from None
+def _content_of(path: Path) -> dict[str, Any]:
+    content = read_annotation_json(path, _without_outlines)
     if not isinstance(content, dict):
         raise CocoError(f"{path}: expected a JSON object with images, annotations, categories; got a {_kind(content)}")
     for key in ("images", "annotations", "categories"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,6 +18,18 @@ from numpy.typing import NDArray
 
 class DatasetError(ValueError):
     """An annotation file that cannot be used; the message names the file, the key or line, and what to do."""
+
+
+def read_annotation_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The content of a JSON file. Raises `DatasetError` for a file that is not there, cannot be read, or is no JSON."""
+    try:
+        return json.loads(path.read_bytes(), object_hook=object_hook)
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such annotation file") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot read this annotation file: {error.strerror}") from None
+    except ValueError as error:  # malformed JSON, or bytes that are not UTF-8
+        raise DatasetError(f"{path}: not valid JSON ({error})") from None
 
 
 EVERY_CLASS = -1

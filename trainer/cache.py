@@ -24,6 +24,7 @@ from models.typed import ConfigError
 from runtime.image import Image, read_image
 from runtime.records import ImageRecord
 from trainer.data_config import DataConfig
+from trainer.free_memory import available_memory
 
 _SLOT = np.dtype([("mtime_ns", "i8"), ("size", "i8"), ("height", "i4"), ("width", "i4"), ("crc", "u4"), ("full", "u4")])
 _VERSION = 1
@@ -178,25 +179,6 @@ def pictures_for(config: DataConfig, records: Sequence[ImageRecord]) -> Pictures
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isodet"
         folder = home if config.cache_dir is None else Path(config.cache_dir)
     return CachedPictures(records, int(config.cache_gib * 2**30), config.reduce_to, folder)
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that can be taken: the system's, or what the control group leaves; None where unknown."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    except OSError:
-        return None
-    group = Path("/sys/fs/cgroup")
-    for most, used in (("memory.max", "memory.current"),
-                       ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):  # fmt: skip
-        try:
-            found.append(int((group / most).read_text()) - int((group / used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max": no limit
-            continue
-    return max(0, min(found)) if found else None
 
 
 def _gib(size: int) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from models.criterion import criterion
 from models.detector import Detector as Network
+from models.typed import ConfigError
 from trainer.config import TrainConfig
+from trainer.free_memory import available_memory
 from trainer.optim import build_optimizer
 
 MOST = 64
@@ -25,13 +25,17 @@ def automatic_batch(
     On a GPU steps of 1, 2, 4, ... images are really made, and may take 85 % of what is free. On a CPU, where a step
     too large is not refused but swaps, the tensors that the backward pass keeps are counted in steps of 1 and 2
     images; twice their bytes (their gradients) may take half of the available memory.
+    Raises `ConfigError` where a system without a GPU does not say how much that is.
     """
     probe = Probe(config, device, amp, objects)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         budget = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
         return largest_batch(probe.gpu_bytes, budget, min(MOST, images), tried=True)
-    return largest_batch(probe.cpu_bytes, int(CPU_SHARE * available_memory()), min(MOST, images), tried=False)
+    free = available_memory()
+    if free is None:
+        raise ConfigError("batch_size: auto: this system does not say how much memory is free; set a number")
+    return largest_batch(probe.cpu_bytes, int(CPU_SHARE * free), min(MOST, images), tried=False)
 
 
 def largest_batch(measure: Callable[[int], int], budget: int, most: int, tried: bool) -> int:
@@ -53,19 +57,6 @@ def largest_batch(measure: Callable[[int], int], budget: int, most: int, tried: 
             break
         best = size
     return best
-
-
-def available_memory() -> int:
-    """Bytes that a process may still take: of the machine, or of its control group where that has a limit."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return max(free, 0)
 
 
 class Probe:

@@ -12,8 +12,9 @@ from typing import TypeVar
 import torch
 
 from runtime.records import ImageRecord
-from trainer.cache import available_memory, reduced_hw
+from trainer.cache import reduced_hw
 from trainer.config import TrainConfig
+from trainer.free_memory import available_memory
 from trainer.precision import worker_count
 
 T = TypeVar("T")

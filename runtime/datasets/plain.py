@@ -10,7 +10,6 @@ ignore, for every class unless `labels_ignore` says whose.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from runtime.records import (
     clipped_box,
     is_number,
     make_record,
+    read_annotation_json,
     read_class_names,
 )
 
@@ -44,7 +44,7 @@ def read_list(
     annotations: Path, images: Path, classes: Sequence[str] | None, check_files: bool, allow_absent: bool
 ) -> CocoDataset:
     """Read a JSON list. Image ids count from 1 in its order. Arguments and errors are those of `read_dataset`."""
-    content = _read_json(annotations)
+    content = _content_of(annotations)
     beside = (annotations.with_suffix(".classes.txt"), annotations.parent / "classes.txt")
     names_file = next((path for path in beside if path.is_file()), None)
     known = _known_classes(annotations, content, names_file, classes)
@@ -80,15 +80,8 @@ class _Broken(ValueError):
     """An entry of the list of which nothing can be used; begins with its key."""
 
 
-def _read_json(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such annotation file") from None
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot read this annotation file: {error.strerror}") from None
-    except ValueError as error:
-        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+def _content_of(path: Path) -> list[Any]:
+    content = read_annotation_json(path)
     if not isinstance(content, list) or not content:
         raise DatasetError(f"{path}: expected a JSON list of {{filename, width, height, ann}}, at least one")
     if isinstance(content[0], dict) and "image_id" in content[0]:

@@ -18,6 +18,7 @@ from trainer import cache
 from trainer.cache import CachedPictures, Pictures, reduced_hw
 from trainer.config import AugmentConfig
 from trainer.data import TrainSet, collate, init_worker
+from trainer.free_memory import available_memory
 from trainer.recipes import make_shapes
 
 
@@ -105,7 +106,7 @@ def test_more_than_there_is_is_refused_before_training(
 
 
 def test_available_memory_is_known_where_the_system_says_it() -> None:
-    free = cache.available_memory()
+    free = available_memory()
     assert (free is not None) == Path("/proc/meminfo").is_file() and (free is None or 0 < free < 2**50)
 
 

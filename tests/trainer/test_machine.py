@@ -51,6 +51,9 @@ def test_the_automatic_batch_fits_the_memory(data: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr("trainer.memory.available_memory", lambda: 2 * (one + 2 * (two - one)))
     run = fit(tiny_config(data, "batch_size=auto", "schedule.epochs=1"), tmp_path, quiet=True).run
     assert read_config(run / "config.yaml").batch_size == 2
+    monkeypatch.setattr("trainer.memory.available_memory", lambda: None)
+    with pytest.raises(ConfigError, match="batch_size: auto: this system does not say how much memory is free"):
+        fit(tiny_config(data, "batch_size=auto"), tmp_path, quiet=True)
 
 
 def test_deterministic_holds_within_the_run_only(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
