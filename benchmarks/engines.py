@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 import tempfile
 import time
@@ -116,7 +117,7 @@ def cell(
     try:
         plan = build(library, graph, export.EngineOptions(sm=sm), needs_plugin=nms == "plugin")
     except export.ExportError as error:
-        reason = str(error).partition(f"{library.name} ")[2] or str(error)
+        reason = str(error).removeprefix(f"{graph}: ")
         return replace(row, build_seconds=time.perf_counter() - started, outcome=f"refused: {reason}")
     return replace(row, build_seconds=plan.seconds, engine_mb=len(plan.content) / 2**20, outcome=audit.shares())
 
@@ -135,9 +136,10 @@ def table(
                 cells.append(f"{row.export_seconds:.0f} + {row.build_seconds:.1f} s, {row.engine_mb:.1f} MB")
                 shares = row.outcome
                 continue
-            if row.outcome not in reasons:
-                reasons.append(row.outcome)
-            cells.append(f"no [{reasons.index(row.outcome) + 1}]")
+            reason = re.sub(r"_\d+\b", "_N", row.outcome)  # nodes' numbers differ with the network
+            if reason not in reasons:
+                reasons.append(reason)
+            cells.append(f"no [{reasons.index(reason) + 1}]")
         lines.append(f"| {detector} | {precision} | {shares} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"[{i}] {reason}\n" for i, reason in enumerate(reasons, 1))])
 
