@@ -47,21 +47,23 @@ class Detections:
                 raise ValueError(f"Detections.{name}: expected a NumPy array {np.dtype(dtype)} {wanted}, got {got}")
         if not count:
             return
-        boxes = self.boxes_xyxy
+        # The checks of every call in few operations of NumPy: after a network's run each is out of the caches.
+        boxes, scores, labels = self.boxes_xyxy, self.scores, self.labels
         if not np.isfinite(boxes).all():
             raise ValueError(f"Detections.boxes_xyxy: expected finite pixels, got {_first(boxes, ~np.isfinite(boxes))}")
-        if (boxes[:, 2:] < boxes[:, :2]).any():
+        if not (boxes[:, 2:] >= boxes[:, :2]).all():
             bad = (boxes[:, 2:] < boxes[:, :2]).any(1)
             raise ValueError(f"Detections.boxes_xyxy: expected x1 <= x2 and y1 <= y2, got {_first(boxes, bad)}")
-        outside = ~((self.scores >= 0) & (self.scores <= 1))
-        if outside.any():
-            raise ValueError(f"Detections.scores: expected 0 to 1, got {_first(self.scores, outside)}")
-        if (np.diff(self.scores) > 0).any():
+        if not (scores[0] <= 1 and scores[-1] >= 0 and (scores[1:] <= scores[:-1]).all()):
+            outside = ~((scores >= 0) & (scores <= 1))
+            if outside.any():
+                raise ValueError(f"Detections.scores: expected 0 to 1, got {_first(scores, outside)}")
             raise ValueError("Detections.scores: expected descending scores; sort boxes, scores and labels first")
-        unknown = (self.labels < 0) | (self.labels >= len(self.class_names))
-        if unknown.any():
+        # As unsigned numbers those below zero are the largest.
+        if not (labels.view(np.uint32) < len(self.class_names)).all():
             top = len(self.class_names) - 1
-            raise ValueError(f"Detections.labels: expected 0 to {top}, got {_first(self.labels, unknown)}")
+            unknown = (labels < 0) | (labels > top)
+            raise ValueError(f"Detections.labels: expected 0 to {top}, got {_first(labels, unknown)}")
 
     @classmethod
     def empty(cls, class_names: Sequence[str]) -> Detections:

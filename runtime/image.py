@@ -209,7 +209,9 @@ class Letterbox:
         """Boxes [..., 4] in input pixels as float32 boxes in frame pixels, clipped to the frame."""
         boxes = np.asarray(boxes_xyxy, np.float64) / (self.scale_xy * 2)
         h, w = self.source_hw
-        return boxes.clip(0.0, (w, h, w, h)).astype(np.float32)
+        np.maximum(boxes, 0.0, out=boxes)
+        np.minimum(boxes, (w, h, w, h), out=boxes)
+        return boxes.astype(np.float32)
 
 
 @dataclass(frozen=True)
