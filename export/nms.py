@@ -220,7 +220,7 @@ def _body(
 
 
 def as_function(model: ModelProto, name: str, domain: str, attributes: list[str]) -> FunctionProto:
-    """A model's graph as a local function. Its values get names of their own, which no graph around it has."""
+    """A model's graph as a local function. Its values and nodes get names that no graph around it has."""
     graph = model.graph
 
     def own(value: str) -> str:
@@ -235,6 +235,7 @@ def as_function(model: ModelProto, name: str, domain: str, attributes: list[str]
             raise ExportError(f"{node.op_type}: a graph within the body of {name} would need its names changed, too")
         node.input[:] = [own(value) for value in node.input]
         node.output[:] = [own(value) for value in node.output]
+        node.name = own(node.name)  # TensorRT warns of nodes whose name it has seen
         del node.metadata_props[:]
         nodes.append(node)
     return helper.make_function(

@@ -67,6 +67,8 @@ def test_eager_equals_onnx_for_any_batch(
 def test_the_contract_of_the_graph(exported: Callable[..., export.OnnxExport]) -> None:
     path = exported().path
     model = onnx.load(path)
+    nodes = [node.name for graph in (model.graph, *model.functions) for node in graph.node if node.name]
+    assert len(nodes) == len(set(nodes)) > 0  # TensorRT warns of each name that comes twice
 
     def io(values: object) -> dict[str, tuple[str, list[object]]]:
         return {
