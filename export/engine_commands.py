@@ -109,6 +109,9 @@ def trt(arguments: argparse.Namespace) -> int:
             print(f"wrote {path}")
     else:
         print(result.card.verification["why"])
+        graph = result.card.verification["graph"]
+        if graph.get("scored"):
+            print(f"its graph was scored: {graph['map']:.2f} mAP, PyTorch {graph['reference_map']:.2f}")
     print(f"run it with NVIDIA's tool: {result.trtexec}")
     print(f"wrote {result.path} ({result.megabytes:.1f} MB, built in {result.seconds:.1f} s)")
     print(f"wrote {result.sidecar}")

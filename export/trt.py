@@ -114,7 +114,7 @@ def to_engine(
             card = _card(card, graph, plan, library, options, typed, source, onnx_options.nms)
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
             card, audit, verification = proven(
-                staged, card, library, typed, allow, Scoring(checkpoint, graph, gate, out), say, progress
+                staged, card, library, typed, allow, Scoring(checkpoint, graph, gate, out), progress
             )
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
             os.replace(staged, out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,6 @@ from runtime.backends.trt_library import Library
 from runtime.card import read_card
 from runtime.runs import RunsError
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Scoring:
@@ -35,14 +33,13 @@ class Scoring:
 
 
 def proven(
-    engine: Path, card: Card, library: Library, typed: Audit, allow: Sequence[str], scoring: Scoring, say: Say,
+    engine: Path, card: Card, library: Library, typed: Audit, allow: Sequence[str], scoring: Scoring,
     progress: Progress | None,
 ) -> tuple[Card, Audit, Verification | None]:  # fmt: skip
     """Audit and score the engine where it runs here; else the card says why not, and never that it passed."""
     of_graph = {"graph": dict(read_card(scoring.graph).verification)}
     why = _cannot_run(engine, card, library)
     if why is not None:
-        say(f"built, not scored: {why}")
         return (
             replace(card, verification={"scored": False, "why": f"built, not scored: {why}", **of_graph}),
             typed,
@@ -53,7 +50,6 @@ def proven(
     card = replace(card, engine={**card.engine, "audit": audit.to_json()})
     verification = _score(engine, scoring, progress)
     if isinstance(verification, str):
-        say(f"not scored: {verification}")
         return (
             replace(card, verification={"scored": False, "why": f"not scored: {verification}", **of_graph}),
             audit,

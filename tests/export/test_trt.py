@@ -34,6 +34,7 @@ from runtime.backends import BackendError
 from runtime.backends.trt_library import Library
 from runtime.card import CardError
 from runtime.sidecar import sidecar_path
+from trainer.recipes.shapes import make_shapes
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'isodet[rtx]'")
 LIBRARY = Library("rtx", trt)
@@ -52,7 +53,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_network: Callable[
             return path
         torch.manual_seed(3)
         network = Network(model_config({
-            "classes": ["a", "b", "c"], "detector": detector, "input_size_hw": [64, 64],
+            "classes": ["circle", "square", "triangle"], "detector": detector, "input_size_hw": [64, 64],
             "backbone": {"name": "resnet18", "width": 0.125}, "neck": {"channels": 32, "levels": [3, 5], "norm": "bn"},
             "head": {"depth": 1, "prior": 0.2}, "postprocess": {"candidates": 30, "detections": 10},
         })).eval()  # fmt: skip
@@ -139,16 +140,24 @@ def test_the_transaction(tmp_path: Path, graph: Callable[..., Path]) -> None:
     assert result.trtexec == f"tensorrt_rtx --loadEngine={out} --shapes=images:2x64x64x3"
 
 
-def test_a_checkpoint_is_exported_on_the_way(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
-    source = tmp_path / "best.pt"
+def test_a_checkpoint_is_exported_on_the_way(
+    tmp_path: Path, checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_shapes(tmp_path / "data", train_images=1, val_images=2, size_hw=(64, 64))
+    source = tmp_path / "run" / "best.pt"
+    source.parent.mkdir()
     source.write_bytes(checkpoint("fcos", quantised=True).read_bytes())
-    options = ["--int8", "--nms", "none", "--engine", "rtx", "--batch", "2", "--no-verify", "--quiet"]
+    data = ["--annotations", str(tmp_path / "data" / "val.json"), "--images", str(tmp_path / "data" / "val")]
+    options = ["--int8", "--nms", "none", "--engine", "rtx", "--batch", "2", *data, "--quiet"]
     assert main(["trt", str(source), *options]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.int8.engine", "best.int8.engine.json", "best.pt"]
-    card = read_card(tmp_path / "best.int8.engine")
+    names = sorted(path.name for path in source.parent.iterdir())
+    assert names == ["best.int8.engine", "best.int8.engine.json", "best.pt"]
+    card = read_card(source.parent / "best.int8.engine")
+    if not card.verification["scored"]:  # no GPU
+        assert f"its graph was scored: {card.verification['graph']['map']:.2f} mAP" in capsys.readouterr().out
     assert card.engine["profile"] == [2, 2, 2] and card.nms["kind"] == "none"
     assert card.engine["rebuild"] == "exporter trt best.pt --int8 --nms none --engine rtx --batch 2,2,2"
-    audit = export.audit_file(tmp_path / "best.int8.engine", "cpu")
+    audit = export.audit_file(source.parent / "best.int8.engine", "cpu")
     assert audit.missed() == () and audit.table().startswith("convolution FLOPs: INT8 ")
 
 
