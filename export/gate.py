@@ -29,6 +29,13 @@ class GateError(ExportError):
         self.verification = verification
         self.bisection = bisection
 
+    def renamed(self, old: Path, new: Path) -> GateError:
+        """The same of an artifact that would have been called `new`."""
+        named = self.bisection
+        if named is not None and named.artifact == old:
+            named = replace(named, artifact=new)
+        return GateError(str(self), self.verification.renamed(old, new), named)
+
 
 def pass_gate(
     path: Path, out: Path, checkpoint: Path, gate: Gate, data: CocoDataset | None, progress: Progress | None = None
@@ -43,8 +50,7 @@ def pass_gate(
         if progress is not None:
             progress(out.name if what == path.name else what, done, total)
 
-    annotations, images = (gate.annotations, gate.images) if data is None else (data.annotations, data.images_dir)
-    found = verify([path], checkpoint, annotations, images, gate.tolerance, progress=report)
+    found = verify([path], checkpoint, gate.annotations, gate.images, gate.tolerance, progress=report, dataset=data)
     verification = found.renamed(path, out)
     if verification.verdict == "failed":
         score = min(verification.artifacts, key=lambda s: s.delta_map)

@@ -81,6 +81,9 @@ def to_onnx(
     kind, precision = nms_kind(options, detector.config.postprocess, say), precision_of(options, card)
     frame = frame_of(options, card)
     require_writable(out)
+    if out.resolve() == checkpoint.resolve():
+        raise ExportError(f"{out}: is the checkpoint itself; expected the name of the ONNX file to write")
+    gate = gate.for_int8(options.int8)
     given = gate.annotations is not None or gate.images is not None
     data = _data(card, checkpoint, gate, say) if gate.verify or given else None
     made = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,7 +45,7 @@ class Int8:
             raise CalibrationError(f"calibration: expected 1 or more pictures, got {self.pictures}")
         if self.cpu and self.half:
             raise CalibrationError("half: a CPU computes in float32 what is not 8 bits; leave out one of cpu and half")
-        if self.keep_map is not None and not self.keep_map >= 0:
+        if self.keep_map is not None and not 0 <= self.keep_map < math.inf:
             raise CalibrationError(f"keep-mAP: expected 0 or more mAP points, got {self.keep_map}")
         if self.ranges is not None and (self.calibration is not None or self.calibration_images is not None):
             raise CalibrationError("ranges: a file of ranges needs no calibration pictures; name one of the two")

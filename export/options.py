@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -65,7 +66,7 @@ class OnnxOptions:
 
 @dataclass(frozen=True)
 class Gate:
-    """The data that an artifact is scored on, and the mAP that it may lose."""
+    """The data that an artifact is scored on, and the mAP that it may lose. Raises `ExportError` for no such number."""
 
     verify: bool = True
     """Score it against PyTorch."""
@@ -74,3 +75,13 @@ class Gate:
     annotations: str | Path | None = None
     """Of any format; None takes the validation data that the checkpoint names."""
     images: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
+            raise ExportError(f"tolerance: expected 0 or more mAP points, got {self.tolerance}")
+
+    def for_int8(self, int8: Int8 | None) -> Gate:
+        """What `Int8.keep_map` promises holds for the artifact, too, unless a tolerance was named."""
+        if int8 is None or int8.keep_map is None or self.tolerance is not None:
+            return self
+        return replace(self, tolerance=int8.keep_map)

@@ -51,9 +51,15 @@ def quantized(
     that are not usable, `QuantError` for a network that cannot be traced, `ExportError` where no choice of float
     layers keeps the mAP.
     """
-    if data is None and (options.calibrate == "best" or options.keep_map is not None):
+    if options.calibrate == "best" or options.keep_map is not None:
         what = "--calibrate best" if options.calibrate == "best" else "--keep-mAP"
-        raise CalibrationError(f"{what} needs validation pictures to score on; give --annotations FILE")
+        if data is None:
+            raise CalibrationError(f"{what} needs validation pictures to score on; give --annotations FILE")
+        if not any((~record.crowd).any() for record in data.records):
+            raise CalibrationError(
+                f"{what}: {data.annotations} has no box in any picture, so there is nothing to score on; give "
+                "--annotations FILE"
+            )
     learned = network if isinstance(network, QuantDetector) else None
     if learned is not None:
         _refuse_for_trained(options, checkpoint)
@@ -89,6 +95,11 @@ def _refuse_for_trained(options: Int8, checkpoint: Path) -> None:
         raise CalibrationError(
             f"{checkpoint}: it was trained as 8 bits and exports as it is: its ranges are its own, and float layers "
             "are chosen before that training, with qat.float_layers"
+        )
+    if not options.cpu and replace(options, half=False) != Int8():
+        raise CalibrationError(
+            f"{checkpoint}: it was trained as 8 bits and brings its own ranges; leave out --calibrate, --calibration "
+            "with what belongs to it, and --ranges: they are for float checkpoints, and for --cpu"
         )
 
 
@@ -179,7 +190,7 @@ def _kept(trial: _Trial, method: Method, options: Int8, say: Callable[[str], Non
     float_layers = options.float_layers
     reached = trial.score(float_layers, method)
     ranking: list[str] | None = None
-    while whole - reached > options.keep_map:
+    while not whole - reached <= options.keep_map:  # written so that a mAP that is not a number is not kept
         if ranking is None:
             pictures = Pictures([record.path for record in trial.data.records[:32]], str(trial.data.annotations))
             errors = output_errors(

@@ -19,9 +19,10 @@ from pathlib import Path
 import onnx
 
 from export.audit import Audit, audit_network, load_graph
+from export.gate import GateError
 from export.graph import to_onnx
 from export.int8_options import Int8
-from export.options import ExportError, Gate, NmsKind, OnnxOptions
+from export.options import ExportError, Gate, NmsKind, OnnxOptions, Precision
 from export.ranges import ranges_path
 from export.trt_build import PLUGIN, Plan, build
 from export.trt_cache import cache_path
@@ -85,6 +86,8 @@ def to_engine(
             f"nms: {source} has its NMS in it; give the checkpoint it came from, or `exporter onnx CHECKPOINT --nms "
             f"{onnx_options.nms}` first"
         )
+    if kind != "checkpoint" and replace(onnx_options, precision=None, int8=None, nms="auto") != OnnxOptions():
+        raise ExportError(f"{source}: is a graph already; give the checkpoint it came from for another form of it")
     gpus = cuda_device_count()
     library = choose_library(options.engine, gpus)  # before minutes are spent on a graph for nobody
     options.check_flavour(library.flavour)
@@ -97,10 +100,14 @@ def to_engine(
         graph, checkpoint = source, None
         if kind == "checkpoint":
             checkpoint, graph = source, Path(scratch) / source.with_suffix(".onnx").name
-            onnx_options = _graph_options(onnx_options, options)
-            to_onnx(checkpoint, graph, onnx_options, gate, say, progress)
+            onnx_options = _graph_options(onnx_options, options, read_card(checkpoint))
+            gate = gate.for_int8(onnx_options.int8)
+            try:
+                to_onnx(checkpoint, graph, onnx_options, gate, say, progress)
+            except GateError as error:  # its report belongs where the engine would be: the scratch folder goes
+                raise error.renamed(graph, (source if out is None else Path(out)).with_suffix(".onnx")) from None
         card = read_card(graph)
-        _check_precision(graph, card, options)
+        _check_precision(graph, card, options.precision or onnx_options.precision)
         model = load_graph(graph)
         typed = audit_network(model, card)
         typed.require(str(source), allow)
@@ -137,23 +144,23 @@ def trtexec(engine: Path, card: Card, model: onnx.ModelProto) -> str:
     return command
 
 
-def _graph_options(onnx_options: OnnxOptions, options: EngineOptions) -> OnnxOptions:
-    """Of the graph on the way: in the precision of the engine. Raises `ExportError` for two different ones."""
+def _graph_options(onnx_options: OnnxOptions, options: EngineOptions, card: Card) -> OnnxOptions:
+    """Of the graph on the way, in the precision of the engine or else of the checkpoint. `ExportError` for two."""
     asked, of_engine = onnx_options.precision, options.precision
     if asked is not None and of_engine is not None and asked != of_engine:
         raise ExportError(f"precision: {of_engine} of the engine and {asked} of its graph; precision is in the graph")
-    precision = of_engine or asked
+    precision = of_engine or asked or ("int8" if card.quantization else None)
     int8 = onnx_options.int8 or (Int8(half=True) if precision == "int8" else None)
     return replace(onnx_options, precision=precision, int8=int8)
 
 
-def _check_precision(graph: Path, card: Card, options: EngineOptions) -> None:
-    if options.precision is None or options.precision == card.precision:
+def _check_precision(graph: Path, card: Card, asked: Precision | None) -> None:
+    if asked is None or asked == card.precision:
         return
     raise ExportError(
-        f"{graph}: is {card.precision}, and {options.precision} was asked for; precision is in the graph, and no "
-        f"builder changes it: give the checkpoint instead (`exporter trt CHECKPOINT --{options.precision}`), or a "
-        f"graph from `exporter onnx CHECKPOINT --precision {options.precision}`"
+        f"{graph}: is {card.precision}, and {asked} was asked for; precision is in the graph, and no builder changes "
+        f"it: give the checkpoint instead (`exporter trt CHECKPOINT --{asked}`), or a graph from `exporter onnx "
+        f"CHECKPOINT --precision {asked}`"
     )
 
 
@@ -162,7 +169,7 @@ def _destination(source: Path, out: str | Path | None, precision: str) -> Path:
         stem = source.stem.removesuffix(f".{precision}")
         return source.with_name(f"{stem}.engine" if precision == "fp32" else f"{stem}.{precision}.engine")
     out = Path(out)
-    if out.is_dir() or out == source:
+    if out.is_dir() or out.resolve() == source.resolve():
         raise ExportError(f"{out}: expected the name of the engine to write, such as {source.stem}.engine")
     return out
 

@@ -94,7 +94,7 @@ def build(
     if plan is None:
         raise ExportError(f"{onnx}: {library.name} cannot build it: {messages.why()}")
     if cache is not None:
-        keep_cache(config, cache)
+        keep_cache(config, cache, say)
     return Plan(bytes(plan), seconds, profile, tf32, plugin, tuple(dict.fromkeys(messages.warnings)))
 
 

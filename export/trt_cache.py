@@ -32,7 +32,13 @@ def cache_path(library: Library, gpu: str, sm: int) -> Path:
 
 def use_cache(config: tensorrt.IBuilderConfig, path: Path, say: Callable[[str], None]) -> None:
     """Give the measurements in `path` to a build; a file that is missing or of another GPU starts an empty one."""
-    content = path.read_bytes() if path.is_file() else b""
+    content = b""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        say(f"timing cache: {path} cannot be read ({error.strerror})")
     cache: tensorrt.ITimingCache = config.create_timing_cache(content)
     if cache is not None and config.set_timing_cache(cache, False):
         say(f"timing cache: {path} ({len(content) / 2**20:.1f} MB)" if content else f"timing cache: new, {path}")
@@ -41,10 +47,13 @@ def use_cache(config: tensorrt.IBuilderConfig, path: Path, say: Callable[[str], 
     config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def keep_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
-    """Write what the build measured to `path`, whole or not at all."""
+def keep_cache(config: tensorrt.IBuilderConfig, path: Path, say: Callable[[str], None]) -> None:
+    """Write what the build measured to `path`, whole or not at all; the engine is worth more than that."""
     cache: tensorrt.ITimingCache = config.get_timing_cache()
     if cache is None:
         return
-    with replacing(path) as partial:
-        partial.write_bytes(bytes(cache.serialize()))
+    try:
+        with replacing(path) as partial:
+            partial.write_bytes(bytes(cache.serialize()))
+    except OSError as error:
+        say(f"timing cache: {path} cannot be kept ({error.strerror}); the next build measures anew")

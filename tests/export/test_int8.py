@@ -356,6 +356,9 @@ def test_what_was_trained_as_8_bits_keeps_its_ranges(checkpoint: Path, tmp_path:
     assert isinstance(theirs, UintFakeQuant)
     longer = max(int(theirs.zero), 255 - int(theirs.zero))  # the side of zero that the trained range was made for
     assert float(theirs.scale) * longer == pytest.approx(127 * scale, rel=0.02)
-    for refused in (Int8(keep_map=0.5), Int8(calibrate="best"), Int8(float_layers=("backbone.conv1",))):
+    for refused in (
+        Int8(keep_map=0.5), Int8(calibrate="best"), Int8(float_layers=("backbone.conv1",)),
+        Int8(ranges=tmp_path / "typo.json"), Int8(calibrate="minmax"), Int8(calibration_images=pictures),
+    ):  # fmt: skip
         with pytest.raises(CalibrationError, match=r"trained as 8 bits|needs validation"):
             quantized(detector, card, tmp_path / "q.pt", refused)

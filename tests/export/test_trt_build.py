@@ -157,6 +157,19 @@ def test_measurements_are_kept_and_those_of_another_gpu_replaced(tmp_path: Path)
     assert [p.name for p in cache.parent.iterdir()] == ["a.timing"]
 
 
+def test_measurements_that_cannot_be_kept_do_not_cost_the_engine(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "file").write_text("no folder")
+    plan = build(
+        library("tensorrt-10.13"),
+        Path("m.onnx"),
+        EngineOptions(),
+        cache=tmp_path / "file" / "a.timing",
+        say=said.append,
+    )
+    assert plan.content and "cannot be read" in said[0] and "cannot be kept" in said[-1]
+
+
 def test_every_gpu_and_version_has_its_own_measurements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     names = {
