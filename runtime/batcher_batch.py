@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from runtime.backends import Backend, RawOutputs, host_memory, rows_of
+from runtime.backends import Backend, OutOfMemory, RawOutputs, host_memory, rows_of
 from runtime.batcher_queue import Request
 from runtime.detections import Detections
 from runtime.frames import Color, Frame, take
@@ -18,6 +19,8 @@ from runtime.region import Region, Roi
 
 if TYPE_CHECKING:
     from runtime.detector import Detector, Threshold
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -71,7 +74,11 @@ class Canvas:
         shape = (fixed_batch or len(requests), *requests[0].placement.size_hw, 3)
         size = math.prod(shape)
         if self._memory.size < size:
-            self._memory = host_memory(self._context, size)
+            try:
+                self._memory = host_memory(self._context, size)
+            except OutOfMemory as error:  # page-locked memory is a gain of speed, not a need
+                _log.warning("batches go to %s through ordinary memory: %s", self._context.device, error)
+                self._memory = np.empty(size, np.uint8)
         images = self._memory[:size].reshape(shape)
         for request, out in zip(requests, images, strict=False):
             if request.image is not None:

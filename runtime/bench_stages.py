@@ -8,12 +8,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import RawOutputs
+from runtime.backends.clock import TimedCall
 from runtime.detector import Detector
 from runtime.image import Image, decode_image
 from runtime.suppression import suppress
@@ -35,15 +36,6 @@ HOW = {
 PROFILED = 5
 """Batches that the share of NMS is of."""
 _NMS = "EfficientNMS_TRT"  # the function in the graph; ONNX Runtime keeps its name in those of its inlined nodes
-
-
-@runtime_checkable
-class TimedBackend(Protocol):
-    """A backend that can tell the copies to and from its device from its work. Optional."""
-
-    def timed(self, images: NDArray[np.uint8]) -> tuple[RawOutputs, Mapping[str, float]]:
-        """As a call, and the seconds of "host to device", "engine" and "device to host", each waited for."""
-        ...
 
 
 def time_turn(
@@ -83,8 +75,9 @@ def time_turn(
 
 
 def _run(detector: Detector, images: NDArray[np.uint8]) -> tuple[RawOutputs, Mapping[str, float]]:
-    if isinstance(detector.backend, TimedBackend):
-        return detector.backend.timed(images)
+    timed: TimedCall | None = getattr(detector.backend, "timed", None)
+    if timed is not None:
+        return timed(images)
     begun = time.perf_counter()
     raw = detector.infer(images)
     return raw, {"engine": time.perf_counter() - begun}
@@ -92,8 +85,7 @@ def _run(detector: Detector, images: NDArray[np.uint8]) -> tuple[RawOutputs, Map
 
 def notes(detector: Detector, nms_how: str) -> dict[str, str]:
     """How each stage was measured, or why it was not."""
-    timed = isinstance(detector.backend, TimedBackend)
-    if timed:
+    if getattr(detector.backend, "timed", None) is not None:
         copies = "the backend's own clock, which waits for each copy"
     elif detector.backend.device == "cpu":
         copies = "none: the engine works in host memory"

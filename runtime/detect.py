@@ -31,7 +31,7 @@ from runtime.detector import Detector, Threshold
 from runtime.draw import draw_detections
 from runtime.image import Image, ImageError
 from runtime.runs import newest
-from runtime.stream import Origin, Source, StreamError, describe, expand, open_source
+from runtime.stream import Origin, Source, describe, expand, open_source
 from runtime.stream_capture import without_password
 from runtime.stream_options import SourceState, StreamOptions
 from runtime.streams import Streams
@@ -128,8 +128,9 @@ def detect(
 
     what = [describe(origin) for origin in origins]
     folder = Path(out)
+    names, shown_names = distinct([one.name for one in what]), [without_password(str(origin)) for origin in origins]
     if save:
-        refuse_to_overwrite(what, folder)
+        refuse_to_overwrite(what, names, folder)
     first: list[Origin | Source] = list(origins)
     if len(origins) == 1:  # what is wrong with an only source is told before a model is loaded
         first = [open_source(origins[0], on_broken, options.decoder, options.every, options.stall_s)]
@@ -138,7 +139,6 @@ def detect(
     if save:
         make_folder(folder)
 
-    names, shown_names = distinct([one.name for one in what]), [without_password(str(origin)) for origin in origins]
     frames = 0
     with ExitStack() as stack, Streams(first, options, on_broken) as streams, _finishing(streams) as interrupted:
         whole = stack.enter_context(Lines(Path(json_lines))) if json_lines is not None else None
@@ -167,8 +167,8 @@ def detect(
                 if show and closed_by_user(title, annotated, wait=opened is not None and not opened.is_video):
                     interrupted.set()
                     break
-        except StreamError:
-            if frames == 0:
+        except Exception as error:
+            if frames == 0 or not streams.failed_with(error):
                 raise
             # Its reason is in the states: what came before the failure is complete, and kept.
         seconds = time.perf_counter() - started

@@ -45,10 +45,28 @@ def make_folder(path: Path) -> None:
         raise DetectError(f"{path}: cannot make this output folder: {error.strerror}") from None
 
 
-def refuse_to_overwrite(sources: list[Description], folder: Path) -> None:
-    """Raise `DetectError` where results in `folder` would lie on top of their sources."""
-    if any(source.root is not None and source.root.resolve() == folder.resolve() for source in sources):
-        raise DetectError(f"{folder}: results would overwrite their sources there; choose another output folder")
+def output_folder(what: Description, name: str, folder: Path, alone: bool) -> Path:
+    """Where the results of a source lie: a folder of pictures among others has one of its own."""
+    return folder / name if what.kind == "folder" and not alone else folder
+
+
+def annotated_path(what: Description, name: str, folder: Path, picture: Path) -> Path:
+    """The annotated form of one of the source's pictures, in its `output_folder`."""
+    if what.kind == "picture":
+        return folder / f"{name}{picture.suffix}"
+    parent = picture.parent.resolve()  # of the picture's own link, if it is one
+    return folder / parent.relative_to(what.root or parent) / picture.name
+
+
+def refuse_to_overwrite(sources: list[Description], names: list[str], folder: Path) -> None:
+    """Raise `DetectError` where results in `folder` would lie on top of their sources, or of another's."""
+    originals = {p.parent.resolve() / p.name for source in sources for p in source.pictures}
+    for source, name in zip(sources, names, strict=True):
+        target = output_folder(source, name, folder, len(sources) == 1)
+        written = (annotated_path(source, name, target.resolve(), picture) for picture in source.pictures)
+        same = source.root is not None and source.root.resolve() == target.resolve()
+        if same or not originals.isdisjoint(written):
+            raise DetectError(f"{target}: results would overwrite their sources there; choose another output folder")
 
 
 class SourceOutput:
@@ -59,7 +77,7 @@ class SourceOutput:
         """The annotated picture, folder or video, once there is one."""
         self.frames = self.detections = 0
         self._what, self._name, self._save, self._lines = what, name, save, lines
-        self._folder = folder / name if what.kind == "folder" and not alone else folder
+        self._folder = output_folder(what, name, folder, alone)
         self._stack = ExitStack()
         self._video: _Video | None = None
 
@@ -82,11 +100,8 @@ class SourceOutput:
         self.frames, self.detections = self.frames + 1, self.detections + found
 
     def _add_picture(self, path: Path, annotated: Image) -> None:
-        if self._what.kind == "picture":
-            written = self.pictures = self._folder / f"{self._name}{path.suffix}"
-        else:
-            root = self._what.root or path.parent
-            written, self.pictures = self._folder / path.resolve().parent.relative_to(root) / path.name, self._folder
+        written = annotated_path(self._what, self._name, self._folder, path)
+        self.pictures = written if self._what.kind == "picture" else self._folder
         write_image(written, annotated)
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
@@ -102,7 +117,9 @@ class Lines:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Lines:
-        if self._partial is not None:
+        if self.path is not None and self._partial is not None:
+            if self.path.is_dir():
+                raise DetectError(f"{self.path}: is a folder; expected the name of the file of JSON lines")
             make_folder(self._partial.parent)
             self._file = open(self._partial, "w", encoding="utf-8")
         return self
@@ -153,8 +170,12 @@ class _Video:
             image = cv2.resize(image, self._size_wh).astype(image.dtype, copy=False)
         if self._live and self._last is not None:
             self._clock += min(time_s - self._last_s, LONGEST_GAP_S)
-            for _ in range(round(self._clock * self._fps) - self._written):
+            due = round(self._clock * self._fps)
+            for _ in range(due - self._written):
                 self._write(self._last)
+            if self._written > due:  # the camera is faster than its video: this frame has no place in it
+                self._last, self._last_s = image, time_s
+                return
         self._write(image)
         self._last, self._last_s = image if self._live else None, time_s
 

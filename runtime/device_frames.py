@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from runtime.detector import Detector
 
 COPY = "frame.cpu().numpy() with PyTorch, frame.get() with CuPy"
-_LEGACY_STREAM = 1
+LEGACY_STREAM = 1
 """CUDA's default stream, as the array interface writes it."""
 
 
@@ -52,7 +53,7 @@ def device_frames(array: Any, where: str, batch: bool = True) -> list[DeviceFram
     that is allowed (`batch`).
 
     Rows may be apart, as a decoder's surfaces and crops have them; pixels of a row may not. As that interface (version
-    3) says, its stream is waited for; of an array that names none, CUDA's default stream.
+    3) says, its stream is waited for; of an array that names none, CUDA's default stream, and PyTorch's current one.
     Raises `FrameError` for what is no picture.
     """
     if isinstance(array, DeviceFrame):
@@ -74,11 +75,19 @@ def device_frames(array: Any, where: str, batch: bool = True) -> list[DeviceFram
     strides = tuple(described.get("strides") or packed)
     if strides[-2:] != (3, 1) or strides[-3] < width * 3:
         raise FrameError(f"{where}: expected rows of whole pixels, one after the other; got strides {strides}; copy it")
-    pointer, stream = int(described["data"][0]), described.get("stream", _LEGACY_STREAM)
+    pointer, stream = int(described["data"][0]), described.get("stream", _unnamed_stream(array))
     step = strides[0] if len(shape) == 4 else 0
     count = shape[0] if len(shape) == 4 else 1
     device = f"cuda:{int(array.__dlpack_device__()[1])}" if hasattr(array, "__dlpack_device__") else None
     return [DeviceFrame(array, pointer + i * step, (height, width), strides[-3], stream, device) for i in range(count)]
+
+
+def _unnamed_stream(array: Any) -> int:
+    """PyTorch does not name the stream that a tensor is made on: it is the thread's current one."""
+    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    if torch is None or not isinstance(array, torch.Tensor):
+        return LEGACY_STREAM
+    return int(torch.cuda.current_stream(array.device).cuda_stream) or LEGACY_STREAM
 
 
 def detect_on_device(

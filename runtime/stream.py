@@ -130,7 +130,7 @@ def describe(origin: Origin) -> Description:
     if isinstance(target, int):
         return Description(f"webcam{target}", "webcam", None, ())
     if target is not None:
-        host = re.split(r"[/?#]", target.split("://", 1)[1])[0].rpartition("@")[2]  # no passwords in file names
+        host = re.split(r"[/?#]", target.split("://", 1)[1].rpartition("@")[2])[0]  # no passwords in file names
         return Description(re.sub(r"[^A-Za-z0-9.-]+", "_", host) or "stream", "url", None, ())
     path, matches = Path(str(origin)), _matches(str(origin))
     if matches is not None:

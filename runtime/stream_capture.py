@@ -67,8 +67,9 @@ def open_capture(target: str | int, shown: str, advice: str, decoder: DecoderNam
 
 
 def without_password(url: str) -> str:
-    """`url` as it may be shown and written down."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:...@", url)
+    """`url` as it may be shown and written down. In doubt too much is left out: passwords may have @ and / in them."""
+    url = re.sub(r"(://[^/@:]*):.*@", r"\1:...@", url)
+    return re.sub(r"(?i)((?:pass|password|passwd|pwd|token|secret)=)[^&#/\s]*", r"\1...", url)
 
 
 class OpenCvCapture:

@@ -50,7 +50,7 @@ class Reader:
         self._threads: list[threading.Thread] = []
 
     # -----------------------------------------------------------------------------------------
-    # the consumer's side; every method but `close` is called with the lock held
+    # the consumer's side; every method but `end` and `join` is called with the lock held
 
     @property
     def done(self) -> bool:
@@ -101,17 +101,23 @@ class Reader:
             self._size_hw,
         )  # fmt: skip
 
-    def close(self) -> bool:
-        """End the thread; False where it hangs, which it does alone from then on. Called without the lock."""
+    def end(self) -> None:
+        """Tell the thread to end. Called without the lock."""
         with self._changed:
             self._generation += 1
             self._stop.set()
             self._room.notify_all()
-            threads, opened = list(self._threads), self.opened
+            opened = self.opened
             self.opened = None
         if opened is not None:
             opened.close()
-        limit = time.monotonic() + JOIN_S
+
+    def join(self, limit: float) -> bool:
+        """Wait for the thread until `limit` (of `time.monotonic`); False where it hangs, which it does alone from then
+        on. Called without the lock.
+        """
+        with self._changed:
+            threads = list(self._threads)
         for thread in threads:
             thread.join(max(0.0, limit - time.monotonic()))
         with self._changed:

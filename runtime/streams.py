@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from runtime.image import Image, ImageError
 from runtime.stream import Origin, Source, SourceFrame, StreamError, camera, expand, open_source
 from runtime.stream_options import SourceState, StreamOptions
-from runtime.stream_reader import Reader
+from runtime.stream_reader import JOIN_S, Reader
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +104,10 @@ class Streams:
         for frames in self.batches(batch):
             yield from zip(frames, detector([frame.image for frame in frames]), strict=True)
 
+    def failed_with(self, error: BaseException) -> bool:
+        """Whether `error` is what one of the sources failed for."""
+        return any(reader.failure is error for reader in self._readers)
+
     def stop(self) -> None:
         """End the iteration after what it has handed out. For signal handlers and other threads: it takes no lock."""
         self._stopping = True
@@ -110,7 +115,10 @@ class Streams:
     def close(self) -> None:
         """Stop, end all threads and let go of all sources. A second call does nothing more."""
         self.stop()
-        hanging = [reader.name for reader in self._readers if not reader.close()]
+        for reader in self._readers:
+            reader.end()
+        limit = time.monotonic() + JOIN_S  # one for all: cameras that hang, hang at the same time
+        hanging = [reader.name for reader in self._readers if not reader.join(limit)]
         if hanging:
             _log.warning("%s: still inside a read that does not return; left alone", ", ".join(hanging))
 

@@ -22,6 +22,7 @@ from runtime.backends import (
     output_names,
     raw_outputs,
 )
+from runtime.backends.clock import TimedCall
 from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.card import CardError, read_card
 
@@ -159,6 +160,11 @@ class OrtBackend:
     def on_device(self) -> Callable[[Images], RawOutputs] | None:
         """Runs frames that are on its GPU; None where it has no buffers there."""
         return None if self._bound is None else self
+
+    @property
+    def timed(self) -> TimedCall | None:
+        """As a call, with the seconds of the copies and of the work; None on the CPU, where nothing is copied."""
+        return None if self._bound is None else self._bound.timed
 
     @property
     def host_memory(self) -> Callable[[int], NDArray[np.uint8]] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import BackendError, OutOfMemory, RawOutputs, check_device
+from runtime.backends.clock import Stages, TimedCall
 from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.card import Card
-from runtime.device_frames import DeviceFrame
+from runtime.device_frames import LEGACY_STREAM, DeviceFrame
 
 try:
     import torch
@@ -70,19 +71,37 @@ class TorchBackend:
     @torch.no_grad()  # not inference_mode: tensors that a model caches on the way may go on into training
     def __call__(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> RawOutputs:
         self.model.eval()
-        run = self.model if self._compiled is None else self._compiled
         try:
             with self._queue(), self._precision():
-                num_dets, boxes, scores, labels = run(self._tensor(images))
-                return RawOutputs(
-                    num_dets.cpu().numpy().astype(np.int32, copy=False),
-                    boxes.float().cpu().numpy(),
-                    scores.float().cpu().numpy(),
-                    labels.cpu().numpy().astype(np.int32, copy=False),
-                )
+                return _on_host(self._run(self._tensor(images)))
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()  # the blocks kept for the larger batch are in the way of a smaller one
             raise OutOfMemory(f"{self.name} failed on a batch of {len(images)}: {error}") from error
+
+    def _run(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        found: Sequence[torch.Tensor] = (self.model if self._compiled is None else self._compiled)(images)
+        return found
+
+    @property
+    def timed(self) -> TimedCall | None:
+        """As a call, with the seconds of the copies and of the work; None on the CPU, where nothing is copied."""
+        return self._timed if self._device.type == "cuda" else None
+
+    @torch.no_grad()
+    def _timed(self, images: NDArray[np.uint8]) -> tuple[RawOutputs, dict[str, float]]:
+        self.model.eval()
+        with self._queue(), self._precision():
+            torch.cuda.synchronize(self._device)
+            clock = Stages()
+            sent = self._tensor(images)
+            torch.cuda.synchronize(self._device)
+            clock.lap("host to device")
+            found = self._run(sent)
+            torch.cuda.synchronize(self._device)
+            clock.lap("engine")
+            raw = _on_host(found)
+            clock.lap("device to host")
+        return raw, clock.seconds
 
     @property
     def on_device(self) -> TorchBackend | None:
@@ -94,7 +113,13 @@ class TorchBackend:
         """Gives page-locked memory; None on the CPU, which has no use for any."""
         if self._device.type == "cpu":
             return None
-        return lambda size: np.asarray(torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy(), np.uint8)
+        return self._pinned
+
+    def _pinned(self, size: int) -> NDArray[np.uint8]:
+        try:
+            return np.asarray(torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy(), np.uint8)
+        except RuntimeError as error:  # PyTorch has no error of its own for it
+            raise OutOfMemory(f"{self.name}: no {size} bytes of page-locked memory: {error}") from error
 
     def context(self) -> TorchBackend:
         """Itself on the CPU: a module in eval mode may be called from several threads. On a GPU the same module with a
@@ -106,24 +131,42 @@ class TorchBackend:
             return self
         other = copy.copy(self)
         other._stream = torch.cuda.Stream(self._device)
+        # Once, behind what was started before, as weights that were just loaded: waiting in every call would put it
+        # behind the other workers' batches.
+        other._stream.wait_stream(torch.cuda.current_stream(self._device))
         return other
 
     def _tensor(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> torch.Tensor:
         if isinstance(images, np.ndarray):
             return torch.from_numpy(images).to(self._device)
-        for stream in {frame.stream for frame in images} - {None}:
-            torch.cuda.ExternalStream(stream, self._device).synchronize()
+        wait_for({frame.stream for frame in images if frame.stream is not None}, self._device)
         return torch.stack([torch.as_tensor(frame, device=self._device) for frame in images])
 
     def _queue(self) -> AbstractContextManager[Any]:
-        """Where the GPU's work goes: behind what the thread's current stream has, as weights that were just trained."""
-        if self._stream is None:
-            return nullcontext()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        return torch.cuda.stream(self._stream)
+        """Where the GPU's work goes: the thread's current stream, or that of this context."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)
+
+
+def wait_for(streams: Iterable[int], device: torch.device) -> None:
+    """Return when these CUDA streams, by handle, are through."""
+    for stream in streams:
+        if stream == LEGACY_STREAM:  # a name, which PyTorch would take for an address
+            torch.cuda.default_stream(device).synchronize()
+        else:
+            torch.cuda.ExternalStream(stream, device).synchronize()
+
+
+def _on_host(outputs: Sequence[torch.Tensor]) -> RawOutputs:
+    num_dets, boxes, scores, labels = outputs
+    return RawOutputs(
+        num_dets.cpu().numpy().astype(np.int32, copy=False),
+        boxes.float().cpu().numpy(),
+        scores.float().cpu().numpy(),
+        labels.cpu().numpy().astype(np.int32, copy=False),
+    )
 
 
 def read_checkpoint_card(path: str | Path) -> Card:

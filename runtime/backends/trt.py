@@ -71,6 +71,10 @@ class TrtBackend:
         """Runs frames that are on its GPU, too."""
         return self
 
+    def timed(self, images: Images) -> tuple[RawOutputs, dict[str, float]]:
+        """As a call, with the seconds of the copies and of the work (`runtime.backends.clock`)."""
+        return self._context.timed(images)
+
     def host_memory(self, size: int) -> NDArray[np.uint8]:
         """Page-locked memory of `size` bytes."""
         return self._context.host_memory(size)

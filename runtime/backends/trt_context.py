@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.backends import BackendError, OutOfMemory, RawOutputs, output_names
 from runtime.backends.batch_buckets import bucket_of
+from runtime.backends.clock import Stages
 from runtime.backends.cuda_memory import Block, Recording, Stream, pinned
 from runtime.backends.cuda_staging import Images, Staging, Tensors
 from runtime.backends.trt_library import Library, Messages
@@ -53,16 +54,27 @@ class EngineContext:
     def __call__(self, images: Images) -> RawOutputs:
         """Raises `OutOfMemory`, or `BackendError` with what the library says."""
         count = len(images)
-        rows = bucket_of(count, self._least, self._most) if self._records else max(count, self._least)
+        rows = self._rows(count)
         with self._lock:
             self._staging.put(images, rows)
-            before = len(self._messages.errors)
-            if not self._run(rows):
-                said = self._messages.errors[before:]
-                short = any("OutOfMemory" in line or "out of memory" in line for line in said)
-                message = f"{self._library.name} failed on a batch of {rows}: {self._messages.why()}"
-                raise (OutOfMemory if short else BackendError)(message)
+            self._start(rows)
             return self._staging.take(count, rows)
+
+    def timed(self, images: Images) -> tuple[RawOutputs, dict[str, float]]:
+        """As a call, with the seconds of each stage (`runtime.backends.clock`)."""
+        count = len(images)
+        rows = self._rows(count)
+        with self._lock:
+            clock = Stages()
+            self._staging.put(images, rows)
+            self._stream.wait()
+            clock.lap("host to device")
+            self._start(rows)
+            self._stream.wait()
+            clock.lap("engine")
+            raw = self._staging.take(count, rows)
+            clock.lap("device to host")
+            return raw, clock.seconds
 
     def host_memory(self, size: int) -> NDArray[np.uint8]:
         """Page-locked memory of `size` bytes, from which batches go to the GPU without a copy in between."""
@@ -80,6 +92,18 @@ class EngineContext:
             inspector: tensorrt.EngineInspector = self._engine.create_engine_inspector()
             inspector.execution_context = context
             return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    def _rows(self, count: int) -> int:
+        return bucket_of(count, self._least, self._most) if self._records else max(count, self._least)
+
+    def _start(self, rows: int) -> None:
+        """Run what lies in the buffers. Raises `OutOfMemory`, or `BackendError` with what the library says."""
+        before = len(self._messages.errors)
+        if not self._run(rows):
+            said = self._messages.errors[before:]
+            short = any("OutOfMemory" in line or "out of memory" in line for line in said)
+            message = f"{self._library.name} failed on a batch of {rows}: {self._messages.why()}"
+            raise (OutOfMemory if short else BackendError)(message)
 
     def _run(self, rows: int) -> bool:
         recording = self._recordings.get(rows)

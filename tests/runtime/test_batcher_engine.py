@@ -134,3 +134,17 @@ def test_real_engines_run_in_several_threads_on_one_set_of_weights(onnx_file: Ca
     for d, alone in zip(found, detector(frames), strict=True):
         np.testing.assert_array_equal(d.boxes_xyxy, alone.boxes_xyxy)
         np.testing.assert_array_equal(d.scores, alone.scores)
+
+
+def test_page_locked_memory_that_is_short_costs_speed_and_no_frame(
+    card: Card, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Short(Echo):
+        device = "cuda:0"
+
+        def host_memory(self, size: int) -> np.ndarray:
+            raise OutOfMemory("cannot lock")
+
+    with Detector(Short(card), threshold=0.0).batcher(4, 1) as batcher:
+        assert [number(batcher.submit(frame(i)).result(30)) for i in range(8)] == list(range(8))
+    assert "through ordinary memory: cannot lock" in caplog.text

@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 
 from runtime import Detector, FrameError
 from runtime.backends import BackendError
-from runtime.backends.torch import TorchBackend
+from runtime.backends.torch import TorchBackend, wait_for
 from runtime.card import Card
-from runtime.device_frames import DeviceFrame, device_frames
+from runtime.device_frames import LEGACY_STREAM, DeviceFrame, device_frames
 from runtime.frames import listed
 from tests.runtime.echo import Echo, frame, number
 from tests.runtime.engines import frames, pixels_as_boxes
@@ -135,6 +136,30 @@ def test_whose_stream_is_waited_for() -> None:
     assert streams(given) == [None]
     again = device_frames(device_frames(given, "x")[0], "x")
     assert again[0].owner is given and listed(given)[0].owner is given  # type: ignore[union-attr]  # it is kept alive
+
+
+def test_a_tensors_stream_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch names none in its interface."""
+
+    class Tensor(torch.Tensor):
+        device = torch.device("cuda:0")  # type: ignore[assignment]
+        __cuda_array_interface__ = OnGpu(frame(1)).__cuda_array_interface__  # type: ignore[assignment]
+
+    for handle, expected in ((77, 77), (0, LEGACY_STREAM)):
+        stream = SimpleNamespace(cuda_stream=handle)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: stream)
+        (given,) = device_frames(torch.empty(0).as_subclass(Tensor), "frames")
+        assert given.stream == expected
+    waited: list[object] = []
+    monkeypatch.setattr(
+        torch.cuda, "default_stream", lambda device: SimpleNamespace(synchronize=lambda: waited.append("default"))
+    )
+    monkeypatch.setattr(
+        torch.cuda, "ExternalStream",
+        lambda handle, device: SimpleNamespace(synchronize=lambda: waited.append(handle)),
+    )  # fmt: skip
+    wait_for([77, LEGACY_STREAM], torch.device("cpu"))
+    assert waited == [77, "default"]
 
 
 @pytest.mark.parametrize("given", [OnGpu(frame(1)), OnGpu(frame(1), device=None)])

@@ -108,7 +108,10 @@ def test_bound_buffers_give_what_the_cpu_gives_at_every_batch_size(
     kept = []
     for count in (1, 5, 2, 7, 5, 1, 40, 6, 3, 0):
         images = pictures(count, count)
-        raw = backend(images)
+        assert backend.timed is not None and cpu.timed is None
+        raw, seconds = backend.timed(images)
+        assert tuple(seconds) == ("host to device", "engine", "device to host") and min(seconds.values()) >= 0
+        assert same(raw, backend(images))
         kept.append((raw, cpu(images)))
         images[:] = 0  # they are the caller's again
     assert all(same(raw, expected) for raw, expected in kept)  # and the outputs are nobody's buffers

@@ -15,7 +15,8 @@ import pytest
 
 from runtime import StreamError, StreamOptions, Streams, streams
 from runtime.image import ImageError, write_image
-from runtime.stream import Origin, Source, SourceFrame, expand, of_capture, open_source
+from runtime.stream import Origin, Source, SourceFrame, describe, expand, of_capture, open_source
+from runtime.stream_capture import without_password
 from tests.runtime.cameras import FakeCapture, HttpCamera, picture, until
 
 QUICK = {"backoff_s": 0.01, "backoff_max_s": 0.02}
@@ -233,6 +234,37 @@ def test_no_more_than_one_hanging_read_is_left_behind(monkeypatch: pytest.Monkey
             let_go.set()
     finally:
         let_go.set()
+
+
+def test_many_cameras_that_hang_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+    opened = cameras(monkeypatch, lambda: FakeCapture(None, at={0: let_go.wait}, frames=0))
+    monkeypatch.setattr(streams, "JOIN_S", 0.4)
+    try:
+        reading = Streams([0] * 8, StreamOptions(stall_s=60))
+        threading.Thread(target=lambda: list(reading), daemon=True).start()
+        until(lambda: len(opened) == 8)
+        begun = time.monotonic()
+        reading.close()
+        assert time.monotonic() - begun < 8 * 0.4 / 2
+    finally:
+        let_go.set()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rtsp://admin:secret@10.0.0.1/1", "rtsp://admin:se@secret@10.0.0.1/1", "rtsp://admin:a/secret@10.0.0.1/1",
+        "rtsp://10.0.0.1/user=admin&password=secret&channel=1.sdp", "http://10.0.0.1/x?user=a&pwd=secret",
+        "http://10.0.0.1/x?Token=secret#a",
+    ],
+)  # fmt: skip
+def test_passwords_are_not_shown(url: str) -> None:
+    shown = without_password(url)
+    assert "secret" not in shown and "10.0.0.1" in shown and "..." in shown
+    assert describe(url).name == "10.0.0.1"
+    for plain in ("rtsp://10.0.0.1:554/1", "http://user@10.0.0.1/x?channel=1", "street.mp4"):
+        assert without_password(plain) == plain
 
 
 def test_a_file_that_hangs_has_failed() -> None:

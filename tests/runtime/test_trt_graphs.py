@@ -36,8 +36,10 @@ def test_each_size_of_batch_is_recorded_once_and_replayed(
     detector = Detector(engine_file(version=BUILT[version], profile=[2, 4, 8]), threshold=0.5, options=GRAPHS)
     for counts in ((1,), (2, 1), (0, 1, 2), (1, 0, 2, 1, 2), (2, 2, 1, 0, 1, 2), (2,), (1, 1, 1), (0, 2, 0, 1, 1)):
         assert numbers(detector, *counts)
+    raw, seconds = detector.backend.timed(np.stack(frames(1, 2)))  # type: ignore[attr-defined]
+    assert raw.num_dets[:, 0].tolist() == [1, 2] and tuple(seconds) == ("host to device", "engine", "device to host")
     # 1 and 2 run as 2, 3 as 3, 5 and 6 as 6: a first run of each, then replays only
-    assert cuda().replays == [1] * 5 and module.seen["contexts"] == 3
+    assert cuda().replays == [1] * 6 and module.seen["contexts"] == 3
 
 
 def test_rtx_records_by_itself(engine_file: EngineFile, machine: Machine) -> None:
