@@ -60,8 +60,10 @@ class Pictures:
 class CachedPictures(Pictures):
     """`Pictures` with a slot file. A copy that is sent to another process maps the same file."""
 
-    def __init__(self, records: Sequence[ImageRecord], budget: int, reduce_to: int, folder: Path | None) -> None:
-        """`budget` in bytes; `folder` for the file on disk, None for memory.
+    def __init__(
+        self, records: Sequence[ImageRecord], budget: int, reduce_to: int, folder: Path | None, share: int = 1
+    ) -> None:
+        """`budget` in bytes; `folder` for the file on disk, None for memory, of which `share` processes take as much.
 
         Raises `ConfigError` where there is not so much memory or disk.
         """
@@ -79,15 +81,15 @@ class CachedPictures(Pictures):
         self.total = len(self.slots) * _SLOT.itemsize + position
         self.on_disk = folder is not None
         self._owned: int | None = None
-        self.file = "" if not self.slots else self._in_memory() if folder is None else self._on_disk(folder)
+        self.file = "" if not self.slots else self._in_memory(share) if folder is None else self._on_disk(folder)
         self._open()
 
-    def _in_memory(self) -> str:
+    def _in_memory(self, share: int) -> str:
         free = available_memory()
-        if free is not None and self.total > free:
+        if free is not None and self.total * share > free:
             raise ConfigError(
-                f"data.cache_gib: the cache would take {_gib(self.total)} GiB, but {_gib(free)} GiB of memory are "
-                "free; lower data.cache_gib, or set data.cache: disk"
+                f"data.cache_gib: the cache would take {_gib(self.total * share)} GiB, but {_gib(free)} GiB of memory "
+                "are free; lower data.cache_gib, or set data.cache: disk"
             )
         if not hasattr(os, "memfd_create"):
             raise ConfigError("data.cache: ram needs Linux; set data.cache: disk")
@@ -170,15 +172,19 @@ class CachedPictures(Pictures):
         return f"picture cache: {room}{f' ({self.file})' if self.on_disk and self.file else ''}"
 
 
-def pictures_for(config: DataConfig, records: Sequence[ImageRecord]) -> Pictures:
-    """The reader of training pictures that `config` asks for. Raises `ConfigError`."""
+def pictures_for(config: DataConfig, records: Sequence[ImageRecord], processes: int = 1) -> Pictures:
+    """The reader of training pictures that `config` asks for, in each of `processes` on this machine. Raises
+    `ConfigError`.
+    """
     if config.cache == "none":
         return Pictures(config.reduce_to)
     folder = None
     if config.cache == "disk":
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isodet"
         folder = home if config.cache_dir is None else Path(config.cache_dir)
-    return CachedPictures(records, int(config.cache_gib * 2**30), config.reduce_to, folder)
+    # Memory is each process's own, where a file on disk is everybody's: together they keep to cache_gib.
+    share = processes if folder is None else 1
+    return CachedPictures(records, int(config.cache_gib * 2**30 / share), config.reduce_to, folder, share)
 
 
 def _gib(size: int) -> str:

@@ -121,7 +121,8 @@ def smallest_level(size_hw: tuple[int, int], last: int) -> int:
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 _PATHS: set[tuple[str, ...]] = {("data", "cache_dir"), ("model", "classes"), ("init",)}
-_PATHS |= {("augment", "hard_negatives", "file"), ("distill", "teacher")}
+WEIGHTS = ("model", "backbone", "weights")
+_PATHS |= {("augment", "hard_negatives", "file"), ("distill", "teacher"), WEIGHTS}
 _PATHS |= {("data", split, key) for split in ("train", "val") for key in ("annotations", "images")}
 
 
@@ -267,6 +268,8 @@ def _absolute(value: Any, folder: Path, keys: tuple[str, ...]) -> Any:
         return {key: _absolute(below, folder, (*keys, str(key))) for key, below in value.items()}
     if keys == ("data", "train") and isinstance(value, list):
         return [_absolute(split, folder, keys) for split in value]
+    if keys == WEIGHTS and value in ("imagenet", "imagenet_v1"):
+        return value
     if keys in _PATHS and isinstance(value, str):
         return str((folder / Path(value).expanduser()).resolve())
     return value

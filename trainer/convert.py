@@ -56,7 +56,8 @@ def convert(
     folder = out.with_suffix("") if to in ("coco", "list") else out
     if to in ("coco", "list") and out.suffix.lower() != ".json":
         raise DatasetError(f"{out}: {to} is one file; expected a name that ends in .json")
-    for path in (out, folder) if pictures != "leave" else (out,):
+    beside = [out.with_suffix(".classes.txt")] if to == "list" else []
+    for path in (out, *beside, *([] if pictures == "leave" else [folder])):
         if path.exists() or path.is_symlink():
             raise DatasetError(f"{path}: already exists; choose another --out, or remove it first")
     dataset = read_dataset(source, images, classes, format, split)

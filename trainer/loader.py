@@ -75,7 +75,7 @@ def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.devic
     workers = worker_count(config.data.workers, device)
     loader = DataLoader(
         dataset, batch_sampler=order, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),
-        worker_init_fn=_init_worker, num_workers=workers, persistent_workers=workers > 0,
+        worker_init_fn=start_worker, num_workers=workers, persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda",
         # Its own, or every look at the loader would advance the random numbers that the network draws from.
         generator=torch.Generator(),
@@ -83,7 +83,11 @@ def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.devic
     return Batches(dataset, loader, order, sampler)
 
 
-def _init_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """Prepare a loader's process to outlive what stops the training."""
     # Ctrl-C reaches every process of the terminal; the main one still needs batches to finish its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So does SIGTERM from what signals whole groups (timeout, schedulers). A second one ends the process, because that
+    # is how DataLoader and multiprocessing end one that hangs.
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
     init_worker(worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from runtime.backends.torch import TorchBackend
 from runtime.evaluate import Evaluation, evaluate
 from runtime.measurement import measure
 from runtime.plots import write_plots
+from runtime.records import DatasetError
 from trainer.averaging import estimate_norms
 from trainer.cache import pictures_for
 from trainer.checkpoints import Checkpoints
@@ -73,6 +75,11 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     check_parallel(config, group, device)
     amp = pick_amp(config.amp, device)
     train, val = train_data(config), val_data(config)
+    if all(record.crowd.all() for record in train.records):
+        raise DatasetError(
+            f"{train.annotations}: none of its {len(train)} training images has an object to train on "
+            f"({train.problems.summary() or 'no annotation was found: do the files lie where they are looked for?'})"
+        )
     if config.batch_size == "auto":
         objects = max(len(record.labels) for record in train.records)
         fitting = automatic_batch(config, device, amp, max(len(train) // group.size, 1), objects)
@@ -80,7 +87,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     seed_everything(config.seed)
     card = make_card(config, train, val, amp)
     changed = resume is not None and resume.changes(card)
-    pictures = pictures_for(config.data, train.records)
+    pictures = pictures_for(config.data, train.records, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     train_set = TrainSet(
         train, resize_rule(config.model), config.augment, config.seed, pictures, config.schedule.epochs
     )
@@ -93,8 +100,11 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
         plain = TrainSet(train, train_set.resize, None, config.seed, pictures)
         ranges = calibrate(model.to(device), config, plain, device)
     state = new_state(config, model.to(device), amp, steps * epochs, group)
+    other_epochs = False
     if resume is not None:
+        rates = [float(rate) for rate in state.schedule.base_lrs]
         state.load_state_dict(resume.state, group.rank)
+        other_epochs = state.keep_pace(resume.state.get("steps_per_epoch", steps), rates)
         state.batch = 0 if changed else state.batch
     folder = None if resume is None else RunFolder(resume.run)
     if group.main:
@@ -119,6 +129,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
             records.say(line)
         if changed:
             records.say(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
+        elif other_epochs:
+            records.say(f"an epoch has other steps than before the checkpoint: epoch {state.epoch + 1} starts again")
 
         def judge(model: Network) -> Evaluation:
             group.share_buffers(model)

@@ -85,6 +85,8 @@ def mine_negatives(
     ):
         if not low <= value <= high:
             raise MiningError(f"{name}: expected {low} to {high}, got {value}")
+    if Path(out).resolve() in {path.resolve() for path in (*dataset.files, dataset.annotations)}:
+        raise MiningError(f"{out}: these are the annotations; expected another name for the negatives")
     rows: list[dict[str, Any]] = []
     skipped, detections = [], 0
     for done, record in enumerate(dataset.records, start=1):

@@ -57,6 +57,10 @@ class Resume:
         return bool(changed)
 
 
+class _Finished(ConfigError):
+    """A run that has nothing left to do."""
+
+
 def find_resumable(target: str | Path | None, runs: str | Path = "runs", changed_data: bool = False) -> Resume:
     """The run to go on with: a run folder, a `last.pt`, or with None the newest run that is not finished.
 
@@ -72,7 +76,7 @@ def find_resumable(target: str | Path | None, runs: str | Path = "runs", changed
             continue
         try:
             return _resume(path, changed_data)
-        except ConfigError:  # finished
+        except _Finished:
             continue
     raise ConfigError(f"nothing to resume: no unfinished run with a last.pt in {Path(runs).resolve()}")
 
@@ -82,10 +86,11 @@ def _resume(last: Path, changed_data: bool) -> Resume:
     state = content["resume"]
     if state is None:
         raise CheckpointError(f"{last}: holds weights but no training state; resume from a run's last.pt")
-    config = read_config(last.parent / "config.yaml", resolved=True)
-    if state.get("finished", state["epoch"] >= config.schedule.epochs):
-        raise ConfigError(f"{last}: this run finished its {state['epoch']} epochs; start a new one instead")
-    return Resume(last.parent, config, state, content["card"].get("hashes", {}), changed_data)
+    if not state.get("finished"):
+        config = read_config(last.parent / "config.yaml", resolved=True)
+        if "finished" in state or state["epoch"] < config.schedule.epochs:
+            return Resume(last.parent, config, state, content["card"].get("hashes", {}), changed_data)
+    raise _Finished(f"{last}: this run finished its {state['epoch']} epochs; start a new one instead")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from trainer.distill import Distillation, build_adapters, build_distillation
 from trainer.distributed import Group
 from trainer.failures import TrainingError
 from trainer.learner import Learner, Look
-from trainer.optim import Plateau, add_parameters, build_optimizer, build_schedule, learning_rate
+from trainer.optim import Plateau, add_parameters, build_optimizer, build_schedule, learning_rate, refresh_rates
 
 _PARTS = ("model", "average", "swa", "optimizer", "schedule", "scaler", "beside")
 _NUMBERS = ("epoch", "batch", "best_map", "skipped")
@@ -49,6 +49,8 @@ class State:
     skipped: int = 0
     """Batches left out because their loss or gradient was not finite (`optim.on_nan: skip`)."""
     distillation: Distillation | None = None
+    steps_per_epoch: int = 0
+    """Optimiser steps."""
     whole: Learner | None = None
     """The model and what learns beside it, if anything does."""
 
@@ -78,7 +80,7 @@ class State:
         parts = {name: getattr(self, name) for name in _PARTS}
         saved: dict[str, Any] = {name: part.state_dict() for name, part in parts.items() if part is not None}
         saved |= {name: getattr(self, name) for name in _NUMBERS}
-        saved["plateau"] = asdict(self.plateau)
+        saved["plateau"], saved["steps_per_epoch"] = asdict(self.plateau), self.steps_per_epoch
         if self.distillation is not None:
             saved["teacher"] = self.distillation.teacher_sha256
         return saved | {"rng": torch.get_rng_state(), "other_rng": _other_rng()}
@@ -105,6 +107,21 @@ class State:
         torch.set_rng_state(each[rank] if rank < len(each) else saved["rng"])
         if "other_rng" in saved:
             _set_other_rng(saved["other_rng"])
+
+    def keep_pace(self, before: int, rates: list[float]) -> bool:
+        """After `load_state_dict`: the schedule of this run's epochs, and of the learning `rates` that it was made
+        with, which depend on the number of processes; in the checkpoint epochs had `before` steps.
+
+        True where that is another number. A batch's number means other pictures then: the epoch starts again.
+        """
+        steps = self.steps_per_epoch
+        if before == steps and rates == list(self.schedule.base_lrs):
+            return False
+        self.schedule.base_lrs = [*rates]
+        if before != steps:
+            self.batch, self.schedule.last_epoch = 0, self.epoch * steps
+        refresh_rates(self.schedule)
+        return before != steps
 
 
 def starting_model(config: TrainConfig, resumed: bool) -> tuple[Network, str]:
@@ -147,6 +164,7 @@ def new_state(config: TrainConfig, model: Network, amp: torch.dtype | None, tota
         torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         plateau=plateau,
         distillation=distillation,
+        steps_per_epoch=total_steps // config.schedule.epochs,
         whole=whole,
     )
 

@@ -138,6 +138,8 @@ def optimizer_step(config: OptimConfig, state: State) -> bool:
         if state.average is not None:
             state.average.update_parameters(state.model)
         state.schedule.step()
+    else:
+        state.scaler.update()  # forgets that the gradients are unscaled
     state.optimizer.zero_grad(set_to_none=True)
     return usable
 

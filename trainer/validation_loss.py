@@ -12,7 +12,8 @@ from models.criterion import Losses, criterion
 from models.detector import Detector
 from runtime.records import CocoDataset
 from trainer.config import TrainConfig
-from trainer.data import TrainSet, collate, init_worker, resize_rule
+from trainer.data import TrainSet, collate, resize_rule
+from trainer.loader import start_worker
 from trainer.precision import worker_count
 
 
@@ -30,7 +31,7 @@ def validation_losses(
     workers = worker_count(config.data.workers, device)
     loader: DataLoader[Any] = DataLoader(
         dataset, config.images_per_batch, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),
-        num_workers=workers, worker_init_fn=init_worker, generator=torch.Generator(),
+        num_workers=workers, worker_init_fn=start_worker, generator=torch.Generator(),
     )  # fmt: skip
     training = model.training
     model.eval()

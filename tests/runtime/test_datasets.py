@@ -94,6 +94,11 @@ def test_voc_folders_and_lists(voc: Path) -> None:
     before = fingerprint(data)
     (voc / "Annotations" / "b.xml").write_text(voc_file("b.png", voc_object("cat", (2, 2, 3, 3))))
     assert fingerprint(read_dataset(voc)) != before
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
+    before = fingerprint(read_dataset(voc / "ImageSets" / "Main" / "train.txt"))
+    (voc / "Annotations" / "b.xml").unlink()  # which the list still names
+    left = read_dataset(voc / "ImageSets" / "Main" / "train.txt")
+    assert len(left) == 1 and fingerprint(left) != before
 
 
 def test_yolo_files_and_folders(yolo: Path) -> None:

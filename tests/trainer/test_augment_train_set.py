@@ -184,6 +184,8 @@ def test_mining_keeps_what_overlaps_no_object(tmp_path: Path) -> None:
     assert mine_negatives(detector, dataset, out, 0.5, limit=2).written == 2
     assert len(read_negatives(out)) == 2
     assert mine_negatives(detector, dataset, out, 0.5, max_overlap=0.001).found == 6  # without that pixel
+    with pytest.raises(MiningError, match="these are the annotations"):
+        mine_negatives(detector, dataset, dataset.annotations, 0.5)
 
 
 def test_nothing_to_mine_is_said(tmp_path: Path, shapes: CocoDataset) -> None:

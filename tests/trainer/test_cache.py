@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from runtime.coco import read_coco
 from runtime.image import FixedSize, ImageError, read_image, write_image
 from runtime.records import CocoDataset
 from trainer import cache
-from trainer.cache import CachedPictures, Pictures, reduced_hw
+from trainer.cache import CachedPictures, Pictures, pictures_for, reduced_hw
 from trainer.config import AugmentConfig
 from trainer.data import TrainSet, collate, init_worker
+from trainer.data_config import DataConfig, SplitConfig
 from trainer.free_memory import available_memory
 from trainer.recipes import make_shapes
 
@@ -95,6 +97,14 @@ def test_more_than_there_is_is_refused_before_training(
     monkeypatch.setattr(cache, "available_memory", lambda: 1000)
     with pytest.raises(ConfigError, match=r"GiB of memory are free; lower data\.cache_gib"):
         cached(shapes, None)
+    split = SplitConfig("a.json", "a")
+    plain = DataConfig(split, split)
+    one = pictures_for(replace(plain, cache="disk", cache_dir=str(tmp_path / "c"), cache_gib=1.0), shapes.records)
+    assert isinstance(one, CachedPictures)
+    monkeypatch.setattr(cache, "available_memory", lambda: 3 * one.total)
+    pictures_for(replace(plain, cache="ram", cache_gib=1.0), shapes.records, processes=3)
+    with pytest.raises(ConfigError, match=r"GiB of memory are free"):  # memory is each process's own
+        pictures_for(replace(plain, cache="ram", cache_gib=1.0), shapes.records, processes=4)
 
     def full(*_: int) -> None:
         raise OSError(28, "No space left on device")

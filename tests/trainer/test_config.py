@@ -110,6 +110,9 @@ def test_paths_are_relative_to_the_file_that_says_them(tmp_path: Path) -> None:
     assert config.data.train.annotations == str(tmp_path / "shared" / "train.json")
     assert config.data.val.annotations == str(tmp_path / "mine" / "v.json")
     assert config.data.val.images == "/data/val"
+    for weights, read in (("r18.pth", str(tmp_path / "mine" / "r18.pth")), ("imagenet", "imagenet"), ("null", None)):
+        path = write(tmp_path, "mine/w.yaml", f"_base_: c.yaml\nmodel: {{backbone: {{weights: {weights}}}}}\n")
+        assert read_config(path).model.backbone.weights == read
 
 
 def test_later_layers_win_key_by_key(tmp_path: Path) -> None:

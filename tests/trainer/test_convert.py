@@ -130,6 +130,9 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path: Path) ->
     ):  # fmt: skip
         with pytest.raises(DatasetError, match=message):
             convert(start, to, tmp_path / out)  # type: ignore[arg-type]
+    (tmp_path / "new.classes.txt").write_text("precious")
+    with pytest.raises(DatasetError, match=r"new\.classes\.txt: already exists"):
+        convert(start, "list", tmp_path / "new.json")
     start = start.rename(tmp_path / "source.json")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DatasetError, match="set: already exists"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 import trainer.cache
 import trainer.steps
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from runtime.records import DatasetError
 from tests.trainer.tiny import tiny_config
 from trainer.config import TrainConfig
 from trainer.loop import TrainingError, fit
@@ -128,3 +131,14 @@ def test_a_loader_process_killed_by_the_system_is_named_with_advice(
     with pytest.raises(TrainingError, match=r"a data loading process died: .*killed.*lower data\.workers or batch_size"
                        r".*no checkpoint was written"):  # fmt: skip
         fit(config(data, "data.workers=1"), tmp_path, quiet=True)
+
+
+def test_data_without_an_object_is_refused_before_the_training(data: Path, tmp_path: Path) -> None:
+    """As where label files do not lie where they are looked for, which every picture survives."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    file = copy / "train.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    with pytest.raises(DatasetError, match=r"train\.json: none of its \d+ training images has an object to train on"):
+        fit(tiny_config(copy), tmp_path / "runs", quiet=True)
+    assert not (tmp_path / "runs").exists()

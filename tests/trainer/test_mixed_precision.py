@@ -16,7 +16,7 @@ from trainer.distributed import Group
 from trainer.loop import TrainingError, fit
 from trainer.recipes.shapes import make_shapes
 from trainer.state import State, new_state, seed_everything
-from trainer.steps import losses, optimizer_step
+from trainer.steps import LEAST_SCALE, losses, optimizer_step
 
 CPU = torch.device("cpu")
 TINY = ["schedule.epochs=1", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.width=0.125",
@@ -91,6 +91,15 @@ def test_an_overflow_costs_the_step_and_halves_the_scale(config: TrainConfig) ->
     assert optimizer_step(config.optim, state)  # everyday's: nobody is told
     assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
     assert scaler.get_scale() == 512
+
+
+def test_a_step_that_is_left_out_does_not_stop_the_next(config: TrainConfig) -> None:
+    """With `on_nan: skip`, where the scale cannot be the reason any more."""
+    state, batch = started(config)
+    scaler = state.scaler = torch.amp.GradScaler("cpu", init_scale=LEAST_SCALE / 2)
+    for factor, usable in ((float("inf"), False), (1.0, True)):
+        scaler.scale(losses(config, state, batch, CPU, None, Group()).total * factor).backward()
+        assert optimizer_step(config.optim, state) is usable
 
 
 def test_gradients_that_never_recover_end_the_run_with_the_images_named(

@@ -132,10 +132,15 @@ def test_killed_while_writing_the_old_file_stays(
     assert not list(run.glob(".*.partial"))
 
 
+@pytest.mark.parametrize("group", [False, True], ids=["the process", "its group"])
 def test_a_signal_finishes_the_step_saves_and_names_the_command(
-    data: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str], group: bool
 ) -> None:
+    """group: as `timeout` and schedulers signal, loader processes too."""
+
     def work() -> object:
+        if group:
+            os.setsid()
         real = trainer.loop.train_epoch
 
         def signalled(*arguments: object) -> None:
@@ -144,14 +149,15 @@ def test_a_signal_finishes_the_step_saves_and_names_the_command(
 
             def asked() -> None:
                 if state.epoch == 1 and state.batch == 2:  # type: ignore[attr-defined]
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.killpg(0, signal.SIGTERM) if group else os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.5 * group)  # a loader process that dies is noticed
                 after_step()  # type: ignore[operator]
 
             real(*others, asked, saved)  # type: ignore[arg-type]
 
         trainer.loop.train_epoch = signalled
-        runs = str(tmp_path / "runs")
-        return main(["fit", str(data / "shapes.yaml"), *TINY, *KEYS, "checkpoint_steps=0", "--runs", runs, "--quiet"])
+        keys = ["checkpoint_steps=0", f"data.workers={int(group)}", "--runs", str(tmp_path / "runs"), "--quiet"]
+        return main(["fit", str(data / "shapes.yaml"), *TINY, *KEYS, *keys])
 
     assert ended(child(work, tmp_path / "err")) == 1
     run = tmp_path / "runs" / "shapes"
@@ -243,6 +249,8 @@ def test_annotations_that_changed_are_refused_with_both_hashes_or_accepted_when_
         fit(resume.config, runs, resume, quiet=True)
     assert main(["fit", "--resume", "--runs", str(runs), "--changed-data"]) == 0
     assert "the annotations changed since the checkpoint: epoch 2 starts again" in capsys.readouterr().err
+    content = read_checkpoint(runs / "shapes" / "last.pt")["resume"]  # its epochs are shorter, and so is its schedule
+    assert content["schedule"]["last_epoch"] == content["steps_per_epoch"] * resume.config.schedule.epochs
     assert read_checkpoint(runs / "shapes" / "last.pt")["card"]["hashes"]["train_annotations"] == sha256_file(file)
 
 

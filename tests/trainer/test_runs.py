@@ -84,6 +84,20 @@ def test_an_interrupted_run_is_where_resuming_goes_on(runs: Path) -> None:
     assert find_resumable(None, runs).run == runs / "a"
 
 
+def test_a_newest_run_that_cannot_be_read_is_not_passed_over(runs: Path) -> None:
+    """Or an older one would be trained on in its place."""
+    shutil.copytree(runs / "a", runs / "b")
+    interrupt(runs / "a")
+    interrupt(runs / "b")
+    text = (runs / "b" / "config.yaml").read_text()
+    (runs / "b" / "config.yaml").write_text(text + "\nunheard_of: 1\n")
+    with pytest.raises(ConfigError, match=r"b/config\.yaml.*unheard_of"):
+        find_resumable(None, runs)
+    content = read_checkpoint(runs / "b" / "last.pt")
+    save_checkpoint(runs / "b" / "last.pt", content["model"], content["card"], content["resume"] | {"finished": True})
+    assert find_resumable(None, runs).run == runs / "a"  # a finished one needs no config
+
+
 def test_a_run_that_ended_early_is_finished(runs: Path) -> None:
     content = read_checkpoint(runs / "a" / "last.pt")
     save_checkpoint(runs / "a" / "last.pt", content["model"], content["card"], content["resume"] | {"epoch": 1})
