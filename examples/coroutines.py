@@ -29,4 +29,6 @@ async def main(model: str, sources: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     asyncio.run(main(sys.argv[1], sys.argv[2:]))

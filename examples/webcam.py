@@ -7,6 +7,8 @@ import cv2
 from runtime import Detector
 from runtime.draw import draw_detections
 
+if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+    sys.exit(__doc__)
 detector = Detector(sys.argv[1])
 for frame, detections in detector.stream(sys.argv[2] if len(sys.argv) > 2 else 0):
     cv2.imshow("webcam", draw_detections(frame, detections))

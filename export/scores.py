@@ -115,7 +115,8 @@ class Verification:
         """The same, of the file that has a new name."""
         scores = tuple(replace(s, path=new) if s.path == old else s for s in self.artifacts)
         rows = tuple(replace(s, path=new) if s.path == old else s for s in self.not_scored)
-        return replace(self, artifacts=scores, not_scored=rows)
+        notes = tuple(note.replace(old.name, new.name) for note in self.notes)
+        return replace(self, artifacts=scores, not_scored=rows, notes=notes)
 
     def summary(self, path: Path) -> dict[str, Any]:
         """What the card of the artifact at `path` says of its proof. The numbers are those of the worst backend."""

@@ -203,7 +203,10 @@ def with_frames(detector: Detector, card: Card) -> Detector:
 
 def find_checkpoint(artifact: Path) -> Path:
     """The checkpoint beside `artifact` whose sha256 its card names. Raises `VerifyError` where there is none."""
-    wanted = read_card(artifact).hashes.get("checkpoint")
+    card = read_card(artifact)
+    if card.kind == "checkpoint":
+        raise VerifyError(f"{artifact}: is a checkpoint; name what was exported from it")
+    wanted = card.hashes.get("checkpoint")
     for path in sorted(artifact.resolve().parent.glob("*.pt")):
         if wanted is not None and sha256_file(path) == wanted:
             return path

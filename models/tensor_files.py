@@ -35,7 +35,9 @@ def load_tensors(path: str | Path, mapped: bool = False) -> Any:
             words = text.split("GLOBAL ", 1)[1].split()
             pickled = next((word.strip("`,.") for word in words if "." in word), "objects")
         reason = text.split("\n")[0][:200] or type(error).__name__
-        raise TensorFileError(f"not a file of tensors, or truncated: {reason}", pickled) from error
+        # PyTorch's own advice is to allow pickled code, which nothing here does.
+        told = "" if "weights_only" in text else f": {reason}"
+        raise TensorFileError(f"not a file of tensors, or truncated{told}", pickled) from error
 
 
 def first_mismatches(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], count: int = 4) -> str:

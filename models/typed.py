@@ -11,7 +11,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NewType, TypeVar, Union
 
 T = TypeVar("T")
@@ -22,6 +22,21 @@ Own = NewType("Own", str)
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says where, what was expected and what to do."""
+
+
+class UnknownKeyError(ConfigError):
+    """A key that nobody reads. The message has one of the same name that stands elsewhere, else the nearest beside it.
+
+    beside: the keys that are valid where it stands. everywhere: all keys of the config, dotted, where they are known.
+    """
+
+    def __init__(self, key: str, beside: Iterable[str], everywhere: Sequence[str] = ()) -> None:
+        self.key, self.beside, self.known_elsewhere = key, tuple(beside), bool(everywhere)
+        last = key.rpartition(".")[2]
+        same = [f"'{other}'" for other in everywhere if other.rpartition(".")[2] == last][:3]
+        super().__init__(
+            f"unknown key '{key}'" + (f"; did you mean {' or '.join(same)}?" if same else nearest(last, self.beside))
+        )
 
 
 def build(kind: type[T], mapping: Any, path: str = "") -> T:
@@ -37,11 +52,25 @@ def build(kind: type[T], mapping: Any, path: str = "") -> T:
         for name, f in fields.items()
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
-    values = converted({name: hints[name] for name in fields}, needed, mapping, path)
+    try:
+        values = converted({name: hints[name] for name in fields}, needed, mapping, path)
+    except UnknownKeyError as error:
+        if path or error.known_elsewhere:
+            raise
+        raise UnknownKeyError(error.key, error.beside, tuple(dotted_keys(kind))) from None
     try:
         return kind(**values)
     except ConfigError as error:  # raised by __post_init__, which does not know where it stands
         raise ConfigError(f"{path}.{error}" if path else str(error)) from None
+
+
+def dotted_keys(kind: Any, path: str = "") -> Iterator[str]:
+    """Every key of the dataclass `kind` and of those below it, as `a.b.c`."""
+    for name, hint in typing.get_type_hints(kind).items():
+        yield _join(path, name)
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from dotted_keys(part, _join(path, name))
 
 
 def converted(hints: Mapping[str, Any], needed: set[str], mapping: Any, path: str) -> dict[str, Any]:
@@ -53,7 +82,7 @@ def converted(hints: Mapping[str, Any], needed: set[str], mapping: Any, path: st
         raise ConfigError(f"{path or 'config'}: expected a mapping of keys, got {_shown(mapping)}")
     for key in mapping:
         if key not in hints:
-            raise ConfigError(f"unknown key '{_join(path, key)}'{nearest(str(key), hints)}")
+            raise UnknownKeyError(_join(path, key), hints)
     for name in hints:
         if name in needed and name not in mapping:
             raise ConfigError(f"missing key '{_join(path, name)}' (expected {_described(hints[name])})")

@@ -146,7 +146,7 @@ how to read it:
   With --streams, images/s is what the batcher gets through when every stream submits as fast as it may;
   latencies, from submit to the answer, are those at 80 % of that, as a queue that is always full has only one.""",
     )  # fmt: skip
-    p.add_argument("artifact", type=Path, nargs="?", help="an .onnx or .pt file (default: the newest run's)")
+    p.add_argument("artifact", type=Path, nargs="?", help="an .onnx, .engine or .pt file (default: the newest run's)")
     p.add_argument("--batch", type=_sizes, metavar="N,N,...", help="batch sizes (default: 1, or the graph's fixed one)")
     p.add_argument(
         "--frame",
@@ -182,7 +182,7 @@ how to read it:
 
 {EXPLANATION}""",
     )  # fmt: skip
-    p.add_argument("artifact", type=Path, nargs="?", help="an .onnx or .pt file (default: the newest run's)")
+    p.add_argument("artifact", type=Path, nargs="?", help="an .onnx, .engine or .pt file (default: the newest run's)")
     p.add_argument(
         "--annotations",
         type=Path,

@@ -40,7 +40,7 @@ with --track each detection also has "track": a number, or null""",
         help="picture, folder or quoted glob of pictures, video file, webcam number, or URL (rtsp://, http://)",
     )
     p.add_argument(
-        "--model", type=Path, help="an .onnx or .pt file (default: the newest runs/*/best.onnx, else best.pt)"
+        "--model", type=Path, help="an .onnx, .engine or .pt file (default: the newest runs/*/best.onnx, else best.pt)"
     )
     p.add_argument("--out", type=Path, default=Path("detections"), help="output folder (default: detections)")
     p.add_argument(

@@ -145,7 +145,9 @@ def describe(origin: Origin) -> Description:
     if path.is_dir():
         found = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()), key=_natural)
         if not found:
-            raise StreamError(f"{path}: no pictures in this folder (expected {', '.join(IMAGE_SUFFIXES)})")
+            deeper = next((p for p in path.glob("*/**/*") if p.suffix.lower() in IMAGE_SUFFIXES), None)
+            advice = "" if deeper is None else f"; there are some below: '{path}/**/*{deeper.suffix}'"
+            raise StreamError(f"{path}: no pictures in this folder (expected {', '.join(IMAGE_SUFFIXES)}){advice}")
         return Description(root.name or "pictures", "folder", root, tuple(found))
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return Description(path.stem, "picture", root.parent, (path,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,9 +55,9 @@ exit status: 0 done, 1 the work failed, 2 wrong usage"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
     arguments = _parse(argv)
-    resumable = arguments.command == "fit"
-    interrupted = "interrupted" + ("; `trainer fit --resume` goes on from the last checkpoint" if resumable else "")
-    return exit_status(arguments, "trainer", "train", interrupted)
+    # The training itself says more; this is before it, or a second Ctrl-C.
+    advice = "; what a run saved, `trainer fit --resume RUN` goes on from" if arguments.command == "fit" else ""
+    return exit_status(arguments, "trainer", "train", f"interrupted{advice}")
 
 
 def _fit(arguments: argparse.Namespace) -> int:
@@ -130,7 +131,8 @@ def _lr_find(arguments: argparse.Namespace) -> int:
         result = find_lr(config, arguments.low, arguments.high, arguments.steps, progress=moves(bar))
     ended = f"diverged at {result.diverged:.2g}" if result.diverged else f"did not diverge up to {arguments.high:g}"
     print(f"loss falls fastest at {result.steepest:.2g}, {ended}\nwrote {plot_range_test(result, arguments.out)}\n"
-          f"next: trainer fit {arguments.config} optim.lr={result.suggestion:.2g}")  # fmt: skip
+          f"next: trainer fit {shlex.join([str(arguments.config), *arguments.overrides])} "
+          f"optim.lr={result.suggestion:.2g}")  # fmt: skip
     return 0
 
 

@@ -22,7 +22,7 @@ from trainer.auxiliary_config import AuxiliaryConfig
 from trainer.data_config import DataConfig
 from trainer.distill_config import DistillConfig
 from trainer.log_config import Tracker, require_trackers
-from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping
+from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping, under_preset
 from trainer.own_config import joined_folders, own_names
 from trainer.qat_config import QatConfig
 
@@ -172,10 +172,13 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool 
 
 
 def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`mapping` with each `key.sub=value` laid on top. Raises `ConfigError`."""
+    """`mapping` with each `key.sub=value` laid on top; `schedule.preset` replaces what it says of the same keys.
+
+    Raises `ConfigError`.
+    """
     merged = dict(mapping)
-    for text in overrides:
-        merged = merge(merged, _override(text))
+    for over in map(_override, overrides):
+        merged = merge(under_preset(merged, over), over)
     return merged
 
 
@@ -238,6 +241,9 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except OSError as error:
         asked = f" (named as _base_ by {seen[-1]})" if seen else ""
         raise ConfigError(f"{path}: cannot read this config{asked}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        kind = "; a checkpoint goes on with --resume or --qat, or is named as init=" if path.suffix == ".pt" else ""
+        raise ConfigError(f"{path}: expected a YAML config, and this is not a text file{kind}") from None
     try:
         mapping = _load(text)
     except yaml.YAMLError as error:

@@ -147,8 +147,8 @@ def convert_data(arguments: argparse.Namespace) -> int:
     for note in done.notes:
         print(f"note: {note}")
     print("wrote " + ", ".join(str(path) for path in done.written))
-    images = f" --images {done.images}" if arguments.pictures == "leave" else ""  # else where the format has them
-    print(f"to use it: --annotations {done.annotations}{images}")
+    images = f" --train-images {done.images}" if arguments.pictures == "leave" else ""  # else where the format has them
+    print(f"to train on it: trainer new my.yaml --train {done.annotations}{images} --val ...")
     return 0
 
 

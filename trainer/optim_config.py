@@ -114,3 +114,14 @@ def schedule_mapping(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     """`mapping` with the keys of its `preset`, where it names one, laid under its own."""
     preset = PRESETS.get(str(mapping.get("preset")))
     return mapping if preset is None else merge(preset, mapping)
+
+
+def under_preset(mapping: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`mapping` without the keys of a preset that `over` asks for: what a file says of them would make it nothing."""
+    schedule, asked = mapping.get("schedule"), over.get("schedule")
+    if not isinstance(schedule, dict) or not isinstance(asked, dict) or asked.get("preset") not in PRESETS:
+        return mapping
+    return {
+        **mapping,
+        "schedule": {key: value for key, value in schedule.items() if key not in PRESETS[asked["preset"]]},
+    }

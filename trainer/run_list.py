@@ -47,15 +47,22 @@ class RunSummary:
     """Of the checkpoint's card, the git commit among them."""
 
 
+_OF_A_RUN = ("config.yaml", "last.pt", "best.pt", "metrics.csv")
+
+
 def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
-    """Every run in `folder`, the newest first. A run that cannot be read is listed with the reason.
+    """Every run in `folder`, the newest first. A run that cannot be read is listed with the reason; a folder that has
+    nothing of a run, as of data, is none.
 
     Raises `RunListError` where `folder` is no folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise RunListError(f"{folder}: no such folder of runs; name one, or train with `trainer fit`")
-    paths = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    paths = [
+        path for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and any((path / name).exists() for name in _OF_A_RUN)
+    ]  # fmt: skip
     return sorted(map(read_run, sorted(paths)), key=lambda run: run.started or "", reverse=True)
 
 

@@ -142,3 +142,13 @@ def test_the_report_of_a_refused_graph_lies_where_the_engine_would_be(
     if refused.value.bisection is not None:
         assert refused.value.bisection.artifact == tmp_path / "best.onnx"
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_files_in_each_others_places_are_told_apart(shapes_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"best\.onnx: is an onnx file; expected a checkpoint"):
+        export.to_onnx(shapes_run / "best.onnx", tmp_path / "a.onnx")
+    with pytest.raises(ExportError, match=r"a\.txt: expected a name that ends in \.onnx"):
+        export.to_onnx(shapes_run / "best.pt", tmp_path / "a.txt")
+    with pytest.raises(export.VerifyError, match=r"best\.pt: is a checkpoint; name what was exported from it"):
+        export.verify([shapes_run / "best.pt"])
+    assert not list(tmp_path.iterdir())

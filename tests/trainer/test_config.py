@@ -139,6 +139,29 @@ def test_words_and_numbers_are_read_as_yaml_1_2_does(tmp_path: Path) -> None:
     assert (config.amp, config.optim.lr, config.optim.weight_decay) == ("off", 0.001, 0.05)
 
 
+def test_a_preset_on_the_command_line_replaces_what_the_file_says(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", BASE + "schedule: {epochs: 5, kind: cosine, early_stop: 3}\n")
+    schedule = read_config(path, ["schedule.preset=2x"]).schedule
+    assert (schedule.epochs, schedule.kind, schedule.early_stop) == (24, "step", 3)
+    assert read_config(path, ["schedule.preset=2x", "schedule.epochs=7"]).schedule.epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("lr=1", "'optim.lr'"), ("epochs=1", "'schedule.epochs'"), ("optim.backbone=x", "'model.backbone'"),
+     ("optim.lrr=1", "'lr'")],
+)  # fmt: skip
+def test_a_key_in_the_wrong_place_is_told_the_right_one(tmp_path: Path, given: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown key .*; did you mean {meant}"):
+        read_config(write(tmp_path, "c.yaml", BASE), [given])
+
+
+def test_a_checkpoint_is_no_config(tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(b"PK\x03\x04\x80\xff")
+    with pytest.raises(ConfigError, match=r"best\.pt: expected a YAML config, and this is not a text file.*--qat"):
+        read_config(tmp_path / "best.pt")
+
+
 def test_a_preset_is_laid_under_the_keys_that_are_given() -> None:
     config = model_config({"classes": ["a"], "detector": "retinanet", "anchors": {"ratios": [1.0]}})
     assert config.assign.kind == "iou" and config.quality == "none"

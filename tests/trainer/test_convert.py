@@ -155,7 +155,7 @@ def test_the_command_and_class_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*argv, "--quiet"]) == 0
     told = capsys.readouterr().out
     assert "2 images, 2 boxes, 1 classes" in told and "note: 1 ignored boxes" in told
-    assert f"to use it: --annotations {out}\n" in told
+    assert f"to train on it: trainer new my.yaml --train {out} --val ...\n" in told
     assert (out / "labels" / "a.txt").read_text() == "0 0.0859375 0.1354166667 0.015625 0.02083333333\n"
     assert "train: images" in (out / "data.yaml").read_text()
     assert main([*argv, "--quiet"]) == 1 and "already exists" in capsys.readouterr().err
