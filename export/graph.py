@@ -38,7 +38,7 @@ from models.fuse import assert_fused
 from models.intake import Frame, Intake
 from runtime import Card, CocoDataset, CocoError
 from runtime.backends import OUTPUTS
-from runtime.card import file_kind, sha256_file
+from runtime.card import CardError, file_kind, sha256_file
 from runtime.files import replacing, require_writable
 from runtime.image import letterbox, read_image
 from runtime.runs import RunsError, validation_data
@@ -75,18 +75,21 @@ def to_onnx(
     name that was not there before.
     """
     checkpoint = Path(checkpoint)
-    if checkpoint.is_file() and (found := file_kind(checkpoint)) != "checkpoint":
+    found = "checkpoint"
+    with contextlib.suppress(CardError):  # of what is none of ours, reading it says more
+        found = file_kind(checkpoint)
+    if found != "checkpoint":
         raise ExportError(f"{checkpoint}: is an {found} file; expected a checkpoint (.pt)")
     detector, card_json = build_detector(checkpoint)
     card = Card.from_json(card_json, checkpoint)
     out = checkpoint.with_suffix(suffix_of(options, card)) if out is None else Path(out)
     kind, precision = nms_kind(options, detector.config.postprocess, say), precision_of(options, card)
     frame = frame_of(options, card)
-    if out.suffix != ".onnx":
-        raise ExportError(f"{out}: expected a name that ends in .onnx, which other tools tell the file by")
     require_writable(out)
     if out.resolve() == checkpoint.resolve():
         raise ExportError(f"{out}: is the checkpoint itself; expected the name of the ONNX file to write")
+    if out.suffix != ".onnx":
+        raise ExportError(f"{out}: expected a name that ends in .onnx, which other tools tell the file by")
     gate = gate.for_int8(options.int8)
     given = gate.annotations is not None or gate.images is not None
     data = _data(card, checkpoint, gate, say) if gate.verify or given else None
