@@ -37,13 +37,12 @@ def config(data: Path, *overrides: str) -> TrainConfig:
 )
 def test_presets_drop_where_they_are_published_to(data: Path, preset: str, epochs: int, drops: tuple[int, int]) -> None:
     base = [text for text in TINY if "schedule" not in text]
-    schedule = read_config(data / "shapes.yaml", [*base, f"schedule={{preset: {preset}}}"]).schedule
-    # What the recipe gives itself stays on top: here its own 16 epochs of cosine.
-    assert (schedule.epochs, schedule.kind) == (16, "cosine")
+    asked = read_config(data / "shapes.yaml", [*base, f"schedule={{preset: {preset}}}"]).schedule
     other = data / f"{preset}.yaml"
     text = (data / "shapes.yaml").read_text()
     other.write_text("\n".join(f"schedule: {{preset: {preset}}}" if "schedule" in t else t for t in text.splitlines()))
     schedule = read_config(other).schedule
+    assert asked == schedule  # whatever the recipe says of these keys
     steps = 100
     assert schedule.epochs == epochs and schedule.warmup_steps == 500
     factors = [lr_factor(step, epochs * steps, schedule) for step in range(epochs * steps)]
