@@ -31,7 +31,7 @@ class UnknownKeyError(ConfigError):
     """
 
     def __init__(self, key: str, beside: Iterable[str], everywhere: Sequence[str] = ()) -> None:
-        self.key, self.beside, self.known_elsewhere = key, tuple(beside), bool(everywhere)
+        self.key, self.beside = key, tuple(beside)
         last = key.rpartition(".")[2]
         same = [f"'{other}'" for other in everywhere if other.rpartition(".")[2] == last][:3]
         super().__init__(
@@ -55,7 +55,7 @@ def build(kind: type[T], mapping: Any, path: str = "") -> T:
     try:
         values = converted({name: hints[name] for name in fields}, needed, mapping, path)
     except UnknownKeyError as error:
-        if path or error.known_elsewhere:
+        if path:
             raise
         raise UnknownKeyError(error.key, error.beside, tuple(dotted_keys(kind))) from None
     try:

@@ -84,6 +84,11 @@ def local_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def local_processes() -> int:
+    """How many processes torchrun started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def check_parallel(config: TrainConfig, group: Group, device: torch.device) -> None:
     """Raise `ConfigError` for what several processes cannot do."""
     if group.size > 1 and ":" in config.device:

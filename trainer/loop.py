@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from trainer.config import TrainConfig
 from trainer.data import TrainSet, resize_rule
 from trainer.datasets import train_data, val_data
 from trainer.distill import describe
-from trainer.distributed import Group, check_parallel, local_device, process_group
+from trainer.distributed import Group, check_parallel, local_device, local_processes, process_group
 from trainer.failures import Interrupted, TrainingError, dead_processes
 from trainer.interrupt import StopRequest
 from trainer.loader import training_batches
@@ -87,7 +86,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     seed_everything(config.seed)
     card = make_card(config, train, val, amp)
     changed = resume is not None and resume.changes(card)
-    pictures = pictures_for(config.data, train.records, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    pictures = pictures_for(config.data, train.records, local_processes())
     train_set = TrainSet(
         train, resize_rule(config.model), config.augment, config.seed, pictures, config.schedule.epochs
     )

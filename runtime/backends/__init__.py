@@ -80,8 +80,8 @@ class Backend(Protocol):
     """Runs one model on batches of letterboxed pictures.
 
     More is looked for, and may be missing or None: `context()` (see `another_context`), `host_memory(size)` (see
-    `host_memory`), `on_device`, what runs a sequence of `runtime.device_frames.DeviceFrame` of its own GPU, and `why`
-    it is on its device.
+    `host_memory`), `on_device`, what runs a sequence of `runtime.device_frames.DeviceFrame` of its own GPU, `timed`,
+    a call with the seconds of its stages (`runtime.backends.clock`), and `why` it is on its device.
     """
 
     card: Card

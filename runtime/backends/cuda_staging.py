@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from runtime.backends import BackendError, RawOutputs, graph_input, output_names, raw_outputs
+from runtime.backends.clock import Stages
 from runtime.backends.cuda_memory import Buffer, Stream, is_pinned
 from runtime.card import Card
 from runtime.device_frames import DeviceFrame
@@ -44,6 +45,21 @@ class Staging:
                                "without --input float-nchw")  # fmt: skip
         for row, frame in enumerate(images):
             self.stream.place(frame, pixels, row)
+
+    def timed(
+        self, images: Images, rows: int, work: Callable[[], object]
+    ) -> tuple[RawOutputs, dict[str, float]]:  # fmt: skip
+        """`put`, `work` on what lies in the buffers, `take`: each waited for, with its seconds."""
+        clock = Stages()
+        self.put(images, rows)
+        self.stream.wait()
+        clock.lap("host to device")
+        work()
+        self.stream.wait()
+        clock.lap("engine")
+        raw = self.take(len(images), rows)
+        clock.lap("device to host")
+        return raw, clock.seconds
 
     def take(self, count: int, rows: int) -> RawOutputs:
         """The outputs of `rows` images, once the stream is through; those of the first `count`, copied."""

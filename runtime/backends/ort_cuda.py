@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from runtime.backends import BackendError, RawOutputs
 from runtime.backends.batch_buckets import bucket_of
-from runtime.backends.clock import Stages
 from runtime.backends.cuda_memory import Stream, pinned
 from runtime.backends.cuda_staging import Images, Staging, Tensors
 from runtime.card import Card
@@ -41,20 +40,13 @@ class BoundSession:
         return self.timed(images)[0]
 
     def timed(self, images: Images) -> tuple[RawOutputs, dict[str, float]]:
-        """The outputs, and the seconds of each stage (`runtime.backends.clock`): every one is waited for anyway."""
+        """The outputs, and the seconds of each stage (`runtime.backends.clock`)."""
         count = len(images)
         rows = self._fixed or (bucket_of(count) if self._cuda_graphs else max(1, count))
         with self._lock:
             binding, staging, options = self._bindings.get(rows) or self._bind(rows)
-            clock = Stages()
-            staging.put(images, rows)
-            staging.stream.wait()  # the provider's stream does not know ours
-            clock.lap("host to device")
-            self._session.run_with_iobinding(binding, options)  # returns when the provider's stream is through
-            clock.lap("engine")
-            raw = staging.take(count, rows)
-            clock.lap("device to host")
-            return raw, clock.seconds
+            # Waited for in any case: the provider's stream does not know ours, and a run returns when it is through.
+            return staging.timed(images, rows, lambda: self._session.run_with_iobinding(binding, options))
 
     def host_memory(self, size: int) -> NDArray[np.uint8]:
         """Page-locked memory of `size` bytes, from which batches go to the GPU without a copy in between."""

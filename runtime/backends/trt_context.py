@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from runtime.backends import BackendError, OutOfMemory, RawOutputs, output_names
 from runtime.backends.batch_buckets import bucket_of
-from runtime.backends.clock import Stages
 from runtime.backends.cuda_memory import Block, Recording, Stream, pinned
 from runtime.backends.cuda_staging import Images, Staging, Tensors
 from runtime.backends.trt_library import Library, Messages
@@ -62,19 +61,9 @@ class EngineContext:
 
     def timed(self, images: Images) -> tuple[RawOutputs, dict[str, float]]:
         """As a call, with the seconds of each stage (`runtime.backends.clock`)."""
-        count = len(images)
-        rows = self._rows(count)
+        rows = self._rows(len(images))
         with self._lock:
-            clock = Stages()
-            self._staging.put(images, rows)
-            self._stream.wait()
-            clock.lap("host to device")
-            self._start(rows)
-            self._stream.wait()
-            clock.lap("engine")
-            raw = self._staging.take(count, rows)
-            clock.lap("device to host")
-            return raw, clock.seconds
+            return self._staging.timed(images, rows, lambda: self._start(rows))
 
     def host_memory(self, size: int) -> NDArray[np.uint8]:
         """Page-locked memory of `size` bytes, from which batches go to the GPU without a copy in between."""

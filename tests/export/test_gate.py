@@ -7,8 +7,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 
 import export
@@ -21,6 +19,7 @@ from export.trt_options import EngineOptions
 from models.checkpoint import build_detector
 from runtime import Card, read_card, read_dataset
 from runtime.image import read_image
+from tests.export.damaged import boxes_moved
 
 
 @pytest.fixture
@@ -125,15 +124,7 @@ def test_the_report_of_a_refused_graph_lies_where_the_engine_would_be(
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'isodet[rtx]'")
     real = export.graph._simplified
 
-    def blind(model: onnx.ModelProto) -> onnx.ModelProto:
-        model = real(model)
-        (node,) = [n for n in model.graph.node if "boxes" in n.output]
-        node.output[list(node.output).index("boxes")] = "boxes_before"
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(40.0), "shift"))
-        model.graph.node.append(onnx.helper.make_node("Add", ["boxes_before", "shift"], ["boxes"]))
-        return model
-
-    monkeypatch.setattr("export.graph._simplified", blind)
+    monkeypatch.setattr("export.graph._simplified", lambda model: boxes_moved(real(model), 40.0))
     monkeypatch.setattr("export.graph._run_check", lambda *_: None)
     shutil.copy(shapes_run / "best.pt", tmp_path)
     with pytest.raises(GateError) as refused:

@@ -22,6 +22,7 @@ from models.config import model_config
 from models.fuse import FuseError
 from models.layers import ConvNorm
 from runtime import Detector, read_card, read_image
+from tests.export.damaged import boxes_moved
 
 CLASSES = ("a", "b", "c")
 
@@ -196,21 +197,13 @@ def test_a_graph_that_scores_less_is_not_written(
     shutil.copy(shapes_run / "best.pt", tmp_path)
     real = export.graph._simplified
 
-    def shifted(model: onnx.ModelProto) -> onnx.ModelProto:
-        model = real(model)
-        (node,) = [n for n in model.graph.node if "boxes" in n.output]
-        node.output[list(node.output).index("boxes")] = "boxes_before"
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(4.0), "shift"))
-        model.graph.node.append(onnx.helper.make_node("Add", ["boxes_before", "shift"], ["boxes"]))
-        return model
-
-    monkeypatch.setattr("export.graph._simplified", shifted)
+    monkeypatch.setattr("export.graph._simplified", lambda model: boxes_moved(real(model), 4.0))
     monkeypatch.setattr("export.graph._run_check", lambda *_: None)
     with pytest.raises(ExportError, match=r"loses .* mAP points .* more than 0\.1; nothing was written"):
         export.to_onnx(tmp_path / "best.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
     monkeypatch.undo()
-    monkeypatch.setattr("export.graph._simplified", shifted)
+    monkeypatch.setattr("export.graph._simplified", lambda model: boxes_moved(real(model), 4.0))
     with pytest.raises(ExportError, match="ONNX Runtime does not give PyTorch's detections"):
         export.to_onnx(tmp_path / "best.pt")
 

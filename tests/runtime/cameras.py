@@ -6,11 +6,17 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
+from runtime import streams
 from runtime.image import Image
+from runtime.stream import Origin, Source, of_capture
+
+QUICK = {"backoff_s": 0.01, "backoff_max_s": 0.02}
 
 
 def picture(i: int, hw: tuple[int, int] = (64, 96)) -> Image:
@@ -121,3 +127,29 @@ class FakeCapture:
 
     def close(self) -> None:
         self.closed += 1
+
+
+def file_of(capture: FakeCapture, name: str = "clip") -> Source:
+    return of_capture(capture, name, "video", name)
+
+
+def clip(path: Path, count: int = 12, code: str = "MJPG") -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 10.0, (96, 64))
+    assert writer.isOpened()
+    for i in range(count):
+        writer.write(picture(i))
+    writer.release()
+    return path
+
+
+def cameras(monkeypatch: pytest.MonkeyPatch, *captures: Callable[[], FakeCapture]) -> list[FakeCapture]:
+    """Webcams 0, 1, ... that are fakes; gives the list of those opened, which grows. A capture may refuse."""
+    opened: list[FakeCapture] = []
+
+    def open_fake(origin: Origin, on_broken: object, decoder: str, every: int, timeout_s: float) -> Source:
+        capture = captures[int(str(origin))]()
+        opened.append(capture)
+        return of_capture(capture, f"webcam{origin}", "webcam", f"webcam {origin}", every=every, origin=origin)
+
+    monkeypatch.setattr(streams, "open_source", open_fake)
+    return opened

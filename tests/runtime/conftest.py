@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from runtime.card import Card
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.records import EVERY_CLASS, CocoDataset, ImageRecord, Problems
+from tests.runtime.cameras import until
 from tests.runtime.echo import Echo, Gate
 from tests.runtime.engines import engine_file as engine_file
 from tests.runtime.engines import machine as machine
@@ -176,3 +178,9 @@ def pixel_detector(card: Card) -> onnx.ModelProto:
     helper.set_model_props(model, {"isodet": json.dumps(card.to_json()), "other": "thing"})
     onnx.checker.check_model(model)
     return model
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("isodet-source")])

@@ -6,23 +6,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from runtime import detect as detect_module
 from runtime.card import Card
 from runtime.detect import DetectError, detect
 from runtime.detector import Detector
 from runtime.draw import draw_detections
 from runtime.image import ImageError, read_image, write_image
 from runtime.runs import RunsError, newest, validation_data
-from runtime.stream import Source, SourceFrame, StreamError, open_source
-from runtime.stream_options import StreamOptions
-from runtime.streams import Streams
+from runtime.stream import StreamError, open_source
 from tests.runtime.cameras import HttpCamera, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,34 +225,6 @@ def test_a_second_ctrl_c_ends_at_once(detector: Detector, video: Path, tmp_path:
         detect(video, detector, out=tmp_path / "twice", progress=press(2))
     assert list((tmp_path / "twice").iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_live_video_runs_as_the_clock_did(
-    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 0.1, 0.4, 60.0])  # and it was away for a minute, of which a second is shown
-
-    def open_fake(*_: object) -> Source:
-        def frames() -> Iterator[SourceFrame]:
-            for i in range(4):
-                yield SourceFrame(frame(15 * i), i, 0.0, None)
-
-        return Source("webcam0", "webcam", None, 10.0, frames, live=True)
-
-    take = Streams._take
-    monkeypatch.setattr(detect_module, "open_source", open_fake)
-    monkeypatch.setattr(Streams, "_take", lambda self, size: [replace(f, time_s=next(clock)) for f in take(self, size)])
-    options = StreamOptions(reconnect=False, keep="all")
-    summary = detect(0, detector, out=tmp_path / "out", threshold=1.0, options=options)
-    assert summary.frames == 4 and [row["time_s"] for row in lines(tmp_path / "out" / "webcam0.jsonl")] == [
-        0,
-        0.1,
-        0.4,
-        60,
-    ]
-    greens = [int(f.image[30, 40, 1]) for f in open_source(tmp_path / "out" / "webcam0.mp4")]
-    shown = [round((green - 200) / 15) for green in greens]
-    assert shown == [0, 1, 1, 1, *[2] * 10, 3]
 
 
 def test_a_failure_leaves_nothing_half_written(

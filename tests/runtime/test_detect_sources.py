@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,71 +117,6 @@ def test_a_glob_keeps_its_folders(detector: Detector, tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(DetectError, match="would overwrite"):
         detect(f"{tmp_path}/in/*/*.png", detector, out=tmp_path / "in")
-
-
-def test_originals_are_never_written_over(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders among others get folders of their names: those of the originals, where the output is their parent."""
-    originals = [tmp_path / place for place in ("cam1/0.png", "cam2/0.png", "deep/cam2/1.png")]
-    for path in originals:
-        write_image(path, frame(1))
-    before = [path.read_bytes() for path in originals]
-    monkeypatch.chdir(tmp_path)
-    for given, out in ((["cam1", "cam2"], "."), (["cam1", "deep/cam2", "cam2"], "deep"), (["cam1/0.png"], "cam1")):
-        with pytest.raises(DetectError, match="would overwrite"):
-            detect(given, detector, out=out)
-    assert [path.read_bytes() for path in originals] == before
-    with pytest.raises(DetectError, match="is a folder; expected the name of the file of JSON lines"):
-        detect("cam1", detector, out="out", json_lines="cam2")
-
-
-def test_links_to_pictures_are_named_as_they_are_here(detector: Detector, tmp_path: Path) -> None:
-    """As data sets under version control have them."""
-    for i in range(2):
-        write_image(tmp_path / "store" / f"{i}{i}.png", frame(i))
-        (tmp_path / "links").mkdir(exist_ok=True)
-        (tmp_path / "links" / f"{i}.png").symlink_to(tmp_path / "store" / f"{i}{i}.png")
-    detect(tmp_path / "links", detector, out=tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "links.jsonl"]
-
-
-@pytest.mark.parametrize("first", ["broken.jpg", "clip.avi"])
-def test_all_sources_fail_and_what_came_before_is_kept(
-    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
-) -> None:
-    """Whatever the failure is, and whichever of the sources had it."""
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    clip(tmp_path / "clip.avi", [0] * 5)
-
-    def opened(origin: Any, *rest: Any) -> Any:
-        source = open_source(origin, *rest)
-        if source.kind != "video":
-            return source
-        whole = source.frames
-
-        def part() -> Any:
-            for i, one in enumerate(whole()):
-                if i == 3:
-                    raise cv2.error("decoder crashed")
-                yield one
-
-        return replace(source, frames=part)
-
-    monkeypatch.setattr("runtime.streams.open_source", opened)
-    given = sorted([tmp_path / "broken.jpg", tmp_path / "clip.avi"], key=lambda path: path.name != first)
-    summary = detect(given, detector, out=tmp_path / "out")
-    assert summary.frames == 3 and {source.state.state for source in summary.sources} == {"failed"}
-    assert (
-        len(lines(tmp_path / "out" / "clip.jsonl")) == 3 and len(list(open_source(tmp_path / "out" / "clip.mp4"))) == 3
-    )
-
-
-@pytest.mark.parametrize("camera_fps", [8.0, 25.0, 60.0])
-def test_the_video_of_a_camera_runs_as_the_clock_did(tmp_path: Path, camera_fps: float) -> None:
-    """Slower and faster than the rate that it announces."""
-    with detect_outputs._Video(tmp_path / "camera.mp4", 25.0, live=True) as video:
-        for i in range(int(4 * camera_fps) + 1):
-            video.write(frame(1), i / camera_fps)
-    assert len(list(open_source(tmp_path / "camera.mp4"))) == pytest.approx(101, abs=1)
 
 
 def test_classes_are_chosen_by_name_or_label(onnx_file: Model, tmp_path: Path) -> None:

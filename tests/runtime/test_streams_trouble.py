@@ -1,0 +1,259 @@
+"""Sources that fail: cameras that die, hang and come back, files that are cut, decoders that raise."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from runtime import StreamError, StreamOptions, Streams
+from runtime.stream import describe, open_source
+from runtime.stream_capture import without_password
+from runtime.stream_reader import Reader
+from tests.runtime.cameras import QUICK, FakeCapture, HttpCamera, cameras, clip, file_of, picture, until
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
+
+@pytest.fixture
+def camera() -> Iterator[HttpCamera]:
+    camera = HttpCamera()
+    camera.start()
+    yield camera
+    camera.die()
+
+
+# ---------------------------------------------------------------------------------------------
+# faults
+
+
+def test_a_dead_camera_never_stops_the_others(camera: HttpCamera, tmp_path: Path) -> None:
+    with Streams([camera.url, "http://127.0.0.1:9/dead"], StreamOptions(**QUICK)) as reading:
+        for frame in reading:
+            assert frame.source == 0
+            if frame.index > 20 and reading.states[1].reconnects > 2:
+                break
+        alive, dead = reading.states
+    assert (alive.state, alive.error, alive.reconnects, alive.size_hw) == ("running", None, 0, (64, 96))
+    assert dead.state in ("retrying", "connecting") and dead.frames == 0
+    assert "dead: cannot be opened; is the address right" in str(dead.error)
+    assert "secret" not in alive.name and camera.connections == 1
+
+
+@pytest.mark.parametrize("decoder", ["opencv", "pyav"])
+def test_a_camera_that_dies_and_comes_back(camera: HttpCamera, decoder: str, caplog: pytest.LogCaptureFixture) -> None:
+    if decoder == "pyav":
+        pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
+    with Streams([camera.url], StreamOptions(decoder=decoder, **QUICK)) as reading:  # type: ignore[arg-type]
+        frames = iter(reading)
+        first = [next(frames) for _ in range(3)][-1]
+        camera.die()
+        waiter = threading.Thread(target=lambda: (until(lambda: reading.states[0].reconnects >= 2), camera.start()))
+        waiter.start()
+        last = first
+        for frame in frames:
+            assert frame.index > last.index and frame.time_s > last.time_s  # counted on over the gap
+            last = frame
+            if camera.connections == 2 and frame.index > first.index + 20:
+                break
+        waiter.join()
+        state = reading.states[0]
+    assert state.reconnects >= 2 and state.frames - 1 >= last.index and "cannot be opened" in str(state.error)
+    assert "127.0.0.1" in caplog.text and "trying again" in caplog.text and "secret" not in caplog.text
+
+
+def test_a_camera_that_hangs_is_left_and_connected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+    lives = iter([{3: let_go.wait}, {}])
+    opened = cameras(monkeypatch, lambda: FakeCapture(None, at=next(lives), frames=None))
+    try:
+        with Streams([0], StreamOptions(stall_s=0.5, keep="all", **QUICK)) as reading:
+            frames = iter(reading)
+            assert [next(frames).index for _ in range(3)] == [0, 1, 2]
+            until(lambda: reading.states[0].state == "stalled")
+            for frame in frames:
+                if frame.index > 10:
+                    break
+            assert len(opened) == 2 and "gives no frame for 0.5 s" in str(reading.states[0].error)
+            let_go.set()
+            until(lambda: opened[0].closed > 0)  # the thread left behind wakes up, and takes its leave
+    finally:
+        let_go.set()
+    assert opened[1].closed > 0 and opened[0].reads == 4
+
+
+def test_no_more_than_one_hanging_read_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+    opened = cameras(monkeypatch, lambda: FakeCapture(None, at={0: let_go.wait}, frames=0))
+    try:
+        with Streams([0, 0], StreamOptions(stall_s=0.02, give_up_s=1, **QUICK)) as reading:
+            with pytest.raises(StreamError, match=r"0: gives no frame for 0\.02 s"):
+                next(iter(reading))
+            assert 2 < len(opened) <= 4 and all(s.state == "failed" for s in reading.states)
+            let_go.set()
+    finally:
+        let_go.set()
+
+
+def test_all_cameras_are_told_to_end_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that hang, hang at the same time, and have one limit together."""
+    seen: list[tuple[str, float]] = []
+    end, join = Reader.end, Reader.join
+    monkeypatch.setattr(Reader, "end", lambda self: seen.append(("end", 0.0)) or end(self))
+    monkeypatch.setattr(Reader, "join", lambda self, limit: seen.append(("join", limit)) or join(self, limit))
+    opened = cameras(monkeypatch, lambda: FakeCapture(None, frames=None))
+    with Streams([0] * 3, StreamOptions(**QUICK)) as reading:
+        next(iter(reading))
+        until(lambda: len(opened) == 3)
+    assert [what for what, _ in seen] == ["end"] * 3 + ["join"] * 3
+    assert len({limit for what, limit in seen if what == "join"}) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rtsp://admin:secret@10.0.0.1/1", "rtsp://admin:se@secret@10.0.0.1/1", "rtsp://admin:a/secret@10.0.0.1/1",
+        "rtsp://10.0.0.1/user=admin&password=secret&channel=1.sdp", "http://10.0.0.1/x?user=a&pwd=secret",
+        "http://10.0.0.1/x?Token=secret#a",
+    ],
+)  # fmt: skip
+def test_passwords_are_not_shown(url: str) -> None:
+    shown = without_password(url)
+    assert "secret" not in shown and "10.0.0.1" in shown and "..." in shown
+    assert describe(url).name == "10.0.0.1"
+    for plain in ("rtsp://10.0.0.1:554/1", "http://user@10.0.0.1/x?channel=1", "street.mp4"):
+        assert without_password(plain) == plain
+
+
+def test_a_file_that_hangs_has_failed() -> None:
+    let_go = threading.Event()
+    hanging, seen = FakeCapture(9, at={4: let_go.wait}), []
+    with Streams([file_of(hanging)], StreamOptions(stall_s=0.5)) as reading:
+        with pytest.raises(StreamError, match=r"clip: gives no frame for 0\.5 s"):
+            for frame in reading:
+                seen.append(frame.index)
+        let_go.set()
+    assert seen == [0, 1, 2, 3]
+
+
+def test_a_decoder_that_raises_fails_its_source_only() -> None:
+    def crash() -> None:
+        raise cv2.error("decoder crashed")
+
+    with Streams([file_of(FakeCapture(9, at={2: crash})), file_of(FakeCapture(9))]) as reading:
+        frames = list(reading)
+        states = reading.states
+    assert [f.index for f in frames if f.source == 0] == [0, 1] and sum(f.source == 1 for f in frames) == 9
+    assert [s.state for s in states] == ["failed", "ended"] and "decoder crashed" in str(states[0].error)
+    with Streams([file_of(FakeCapture(9, at={0: crash}))]) as reading, pytest.raises(cv2.error, match="crashed"):
+        next(iter(reading))
+
+
+def test_a_camera_that_ends_without_reconnecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    cameras(monkeypatch, lambda: FakeCapture(None, frames=3), lambda: FakeCapture(None, frames=0))
+    with Streams([0, 1], StreamOptions(reconnect=False, keep="all")) as reading:
+        assert len(list(reading)) == 3
+        assert [s.state for s in reading.states] == ["ended", "failed"]
+    with Streams([1], StreamOptions(give_up_s=0.05, **QUICK)) as reading:
+        with pytest.raises(StreamError, match="webcam 1: opened, but gives no frame"):
+            next(iter(reading))
+        assert reading.states[0].state == "failed"
+
+
+def test_back_off_doubles_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    cameras(monkeypatch, lambda: FakeCapture(None, frames=0))
+    pauses: list[float] = []
+    with Streams([0], StreamOptions(backoff_s=1, backoff_max_s=5)) as reading:
+        stop = reading._readers[0]._stop
+
+        def wait(timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0)
+            return len(pauses) == 6
+
+        monkeypatch.setattr(stop, "wait", wait)
+        thread = threading.Thread(target=lambda: list(reading))
+        thread.start()
+        until(lambda: len(pauses) == 6)
+        reading.stop()
+        thread.join()
+    assert pauses == [1, 2, 4, 5, 5, 5]
+
+
+def test_a_change_of_resolution(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    with Streams([file_of(FakeCapture(6, sizes={3: (8, 10)}))]) as reading:
+        assert [f.image.shape[:2] for f in reading] == [(4, 6)] * 3 + [(8, 10)] * 3
+        assert reading.states[0].size_hw == (8, 10)
+    assert "its frames change from (4, 6) to (8, 10) pixels" in caplog.text and len(caplog.records) == 1
+    jpegs = [cv2.imencode(".jpg", picture(i, (64, 96) if i < 6 else (96, 128)))[1].tobytes() for i in range(12)]
+    (tmp_path / "a.mjpeg").write_bytes(b"".join(jpegs))
+    for decoder in ("opencv", "pyav"):
+        if decoder == "pyav":
+            pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
+        with Streams([tmp_path / "a.mjpeg"], StreamOptions(decoder=decoder)) as reading:  # type: ignore[arg-type]
+            frames = list(reading)
+        assert [f.index for f in frames] == list(range(12)), decoder
+        after = {f.image.shape[:2] for f in frames[6:]}
+        assert after == {(96, 128)} or (
+            decoder == "opencv" and after == {(64, 96)}
+        )  # newer OpenCVs keep the first size
+
+
+@pytest.mark.parametrize("decoder", ["opencv", "pyav"])
+def test_a_file_cut_in_the_middle(tmp_path: Path, decoder: str, caplog: pytest.LogCaptureFixture) -> None:
+    if decoder == "pyav":
+        pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
+    whole, cut, hopeless = clip(tmp_path / "a.avi", 40), tmp_path / "cut.avi", tmp_path / "cut.mp4"
+    data = whole.read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    mp4 = clip(tmp_path / "a.mp4", 40, "mp4v").read_bytes()
+    hopeless.write_bytes(mp4[: len(mp4) // 2])  # an MP4's index comes last
+    options = StreamOptions(decoder=decoder)  # type: ignore[arg-type]
+    with Streams([cut, hopeless, whole], options) as reading:
+        frames = list(reading)
+        states = reading.states
+    ended_early = [f.index for f in frames if f.source == 0]
+    assert ended_early == list(range(len(ended_early))) and 10 <= len(ended_early) <= 30
+    assert sum(f.source == 2 for f in frames) == 40
+    assert states[1].state == "failed" and "cut.mp4: cannot be opened" in str(states[1].error)
+    assert "is it truncated?" in caplog.text or "cut.avi" in str(states[0].error)
+
+
+def test_pyav_reads_what_opencv_reads(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
+    corner = np.zeros((64, 96, 3), np.uint8)
+    corner[:20, :20] = 255
+    path = tmp_path / "turned.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (96, 64))
+    for _ in range(3):
+        writer.write(corner)
+    writer.release()
+    data, upright = path.read_bytes(), struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    header = data.index(b"tkhd")
+    place = data.index(upright, header)
+    for a, b, c, d in ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)):  # phones turn videos by a matrix
+        matrix = struct.pack(">9i", *(65536 * v for v in (a, b, 0, c, d, 0)), 0, 0, 1 << 30)
+        path.write_bytes(data[:place] + matrix + data[place + 36 :])
+        by_opencv, by_pyav = (open_source(path, decoder=decoder) for decoder in ("opencv", "pyav"))
+        assert (by_opencv.count, by_opencv.fps, by_opencv.live) == (by_pyav.count, by_pyav.fps, by_pyav.live)
+        pairs = list(zip(by_opencv, by_pyav, strict=True))
+        assert len(pairs) == 3
+        for one, other in pairs:
+            assert one.time_s == pytest.approx(other.time_s) and one.image.shape == other.image.shape
+            assert np.abs(one.image.astype(int) - other.image).max() <= 8
+    with pytest.raises(StreamError, match="webcams are read by the decoder opencv"):
+        open_source(0, decoder="pyav")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(StreamError, match=r"text\.mp4: cannot be opened \(Invalid data"):
+        open_source(tmp_path / "text.mp4", decoder="pyav")
+
+
+def test_without_the_extra_pyav_is_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(StreamError, match=r"needs the package 'av': pip install 'isodet\[video\]'"):
+        open_source(clip(tmp_path / "a.avi"), decoder="pyav")
