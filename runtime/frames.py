@@ -91,7 +91,7 @@ def listed(frames: Any) -> Sequence[Frame]:
 
 
 def _checked(frame: Any, index: int) -> Image:
-    array = frame if isinstance(frame, np.ndarray) else _host_array(frame, f"frame {index}")
+    array = _host_array(frame, f"frame {index}")
     if array is not None and array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 and array.size:
         return array
     where = f"frame {index}: expected uint8 [H, W, 3]"
