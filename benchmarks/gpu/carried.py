@@ -1,0 +1,73 @@
+"""Wheels that came along to a machine without a network: joined from their parts, and installed beside everything."""
+
+from __future__ import annotations
+
+import lzma
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PART = re.compile(r"^(?P<wheel>.+\.whl)\.xz\.(?P<number>\d+)of(?P<count>\d+)$")
+"""A part of a wheel that was packed anew with xz and cut, as carry.sh names it."""
+
+
+def install(carried: Path, site: Path) -> tuple[Path | None, list[str]]:
+    """Install every whole wheel below `carried` into the folder `site`; that folder, or None, and a line on each.
+
+    Dependencies are not looked at: what is carried is what a machine lacks. A wheel of which parts are missing, or that
+    pip refuses, is left out, and its line says why. What was installed by an earlier call stays.
+    """
+    notes: list[str] = []
+    joined = site.parent / "wheels"
+    wheels = {path.name: path for path in sorted(carried.glob("**/*.whl"))}
+    for name, parts in parts_of(carried).items():
+        count = next(iter(parts.values()))[1]
+        missing = sorted(set(range(1, count + 1)) - set(parts))
+        if missing:
+            notes.append(f"carried {name}: {len(missing)} of its {count} parts are not here yet")
+            continue
+        try:
+            wheels[name] = join([parts[number][0] for number in range(1, count + 1)], joined / name)
+        except (OSError, lzma.LZMAError) as error:
+            notes.append(f"carried {name}: its parts do not make a whole: {error}")
+    for name, wheel in wheels.items():
+        done = site / f".{name}.installed"
+        if not done.exists():
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile",
+                       "--no-cache-dir", "--disable-pip-version-check", "--upgrade", "--target", str(site), str(wheel)]  # fmt: skip
+            result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            if result.returncode:
+                notes.append(f"carried {name}: pip refuses it: {' '.join(result.stderr.split())[-300:]}")
+                continue
+            done.touch()
+        notes.append(f"carried {name}: installed")
+    return (site.resolve() if site.exists() else None), notes
+
+
+def parts_of(carried: Path) -> dict[str, dict[int, tuple[Path, int]]]:
+    """Parts by wheel and number, each with the count of parts that there should be."""
+    found: dict[str, dict[int, tuple[Path, int]]] = {}
+    for path in sorted(carried.glob("**/*.whl.xz.*")):
+        match = PART.match(path.name)
+        if match is not None:
+            parts = found.setdefault(match["wheel"], {})
+            parts[int(match["number"])] = path, int(match["count"])
+    return found
+
+
+def join(parts: list[Path], wheel: Path) -> Path:
+    """The wheel of `parts`, made once. Raises OSError or LZMAError."""
+    if wheel.exists():
+        return wheel
+    wheel.parent.mkdir(parents=True, exist_ok=True)
+    whole, partial = wheel.with_suffix(".xz"), wheel.with_suffix(".partial")
+    with whole.open("wb") as out:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, out)
+    with lzma.open(whole) as packed, partial.open("wb") as out:
+        shutil.copyfileobj(packed, out)
+    whole.unlink()
+    return partial.rename(wheel)
