@@ -39,8 +39,9 @@ def main() -> int:
     parser.add_argument("--stages", nargs="+", choices=names, default=names, metavar="STAGE", help="default: all")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything (default: 8)")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-results"), help="default: runs/gpu-results")
-    parser.add_argument("--work", type=Path, default=Path("runs/gpu-work"), help="networks and checkpoints, kept between "
-                        "runs (default: runs/gpu-work)")  # fmt: skip
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/gpu-work"), help="what runs use again (default: runs/gpu-work)"
+    )
     parser.add_argument(
         "--carried", type=Path, default=Path(".gpu-carry"), help="folder of wheels (default: .gpu-carry)"
     )
@@ -51,9 +52,10 @@ def main() -> int:
         parser.error(f"--minutes: expected more than 0, got {arguments.minutes:g}")
     begun = time.monotonic()
     small = arguments.small or arguments.device == "cpu"
-    said = [f"--stages {' '.join(arguments.stages)}" if arguments.stages != names else "",
-            f"--minutes {arguments.minutes:g}", f"--device {arguments.device}", "--small" if arguments.small else ""]  # fmt: skip
-    report = Report(arguments.out, " ".join(["python -m benchmarks.gpu", *filter(None, said)]), small)
+    command = f"python -m benchmarks.gpu --minutes {arguments.minutes:g} --device {arguments.device}"
+    command += " --small" if arguments.small else ""
+    command += f" --stages {' '.join(arguments.stages)}" if arguments.stages != names else ""
+    report = Report(arguments.out, command, small)
     report.write()
     try:
         arguments.work.mkdir(parents=True, exist_ok=True)

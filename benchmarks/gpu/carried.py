@@ -12,6 +12,9 @@ from pathlib import Path
 PART = re.compile(r"^(?P<wheel>.+\.whl)\.xz\.(?P<number>\d+)of(?P<count>\d+)$")
 """A part of a wheel that was packed anew with xz and cut, as carry.sh names it."""
 
+PIP = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir",
+       "--disable-pip-version-check", "--upgrade")  # fmt: skip
+
 
 def install(carried: Path, site: Path) -> tuple[Path | None, list[str]]:
     """Install every whole wheel below `carried` into the folder `site`; that folder, or None, and a line on each.
@@ -35,8 +38,7 @@ def install(carried: Path, site: Path) -> tuple[Path | None, list[str]]:
     for name, wheel in wheels.items():
         done = site / f".{name}.installed"
         if not done.exists():
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile",
-                       "--no-cache-dir", "--disable-pip-version-check", "--upgrade", "--target", str(site), str(wheel)]  # fmt: skip
+            command = [sys.executable, *PIP, "--target", str(site), str(wheel)]
             result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
             if result.returncode:
                 notes.append(f"carried {name}: pip refuses it: {' '.join(result.stderr.split())[-300:]}")

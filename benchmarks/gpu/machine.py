@@ -16,9 +16,10 @@ from benchmarks.gpu.stage import Row, Setting
 from benchmarks.gpu.timing import median
 
 PACKAGES = (
-    "torch", "torchvision", "numpy", "opencv-python", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu",
-    "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13", "cuda-bindings",
-    "cupy-cuda13x", "pycocotools", "faster-coco-eval", "onnxslim", "PyNvVideoCodec",
+    "torch", "torchvision", "numpy", "opencv-python", "opencv-python-headless", "onnx", "onnxruntime",
+    "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu13-bindings",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13", "cuda-bindings", "cupy-cuda13x", "pycocotools", "faster-coco-eval",
+    "onnxslim", "PyNvVideoCodec",
 )  # fmt: skip
 BUSY_GB, BUSY_PERCENT = 1.0, 10.0
 """More than this of the card in others' hands, and times are not the card's own."""
@@ -35,11 +36,8 @@ def rows(setting: Setting) -> Iterator[Row]:
         yield Row("processor", processor(), note=f"{torch.get_num_threads()} threads of torch")
     ceilings: dict[str, float] = {}
     size = setting.amount(2**31, 2**26)  # bytes: several times what the card's caches hold
-    source, target = (torch.ones(size, dtype=torch.uint8, device=setting.device) for _ in range(2))
-    seconds = median(lambda: target.copy_(source), 0.5, setting.device, least=10)
-    ceilings["copy_gb_s"] = 2 * size / seconds / 1e9
+    ceilings["copy_gb_s"] = copying(setting.device, size)
     yield Row("copy on the device", ceilings["copy_gb_s"], "GB/s", note="bytes read and bytes written")
-    del source, target
     if setting.device == "cuda":
         yield from transfers(setting)
     for name, dtype, tf32 in (
@@ -55,6 +53,12 @@ def rows(setting: Setting) -> Iterator[Row]:
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         yield convolution(setting, name, dtype)
     (setting.work / "ceilings.json").write_text(json.dumps(ceilings))
+
+
+def copying(device: str, size: int) -> float:
+    """GB/s of a copy of `size` bytes from the device to itself."""
+    source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * size / median(lambda: target.copy_(source), 0.5, device, least=10) / 1e9
 
 
 def card() -> Iterator[Row]:
@@ -114,7 +118,7 @@ def convolution(setting: Setting, name: str, dtype: torch.dtype) -> Row:
 
 
 def ceiling(work: Path, name: str) -> float | None:
-    """What the stage `machine` found: TFLOP/s of fp32, tf32, bf16 or fp16, or `copy_gb_s`; None where it did not run."""
+    """TFLOP/s of fp32, tf32, bf16 or fp16, or `copy_gb_s`, as the stage `machine` found; None where it did not run."""
     path = work / "ceilings.json"
     if not path.exists():
         return None

@@ -40,6 +40,7 @@ class Report:
         self.stages: list[StageReport] = []
         self.trouble = ""
         """Why files could not be written."""
+        self._written("log.txt", lambda path: path.write_text(""))
 
     def begin(self, stage: Stage) -> StageReport:
         self.stages.append(StageReport(stage.name))

@@ -18,14 +18,14 @@ def synchronize(device: str) -> None:
 
 
 def turns(
-    calls: Mapping[str, Callable[[], Any]], seconds: float, device: str, least: int = 5
+    calls: Mapping[str, Callable[[], Any]], seconds: float, device: str, least: int = 5, warmup: int = WARMUP
 ) -> dict[str, list[float]]:
-    """Seconds of each of `calls`, which take turns for `seconds` and at least `least` times after `WARMUP` untimed ones.
+    """Seconds of each of `calls`, which take turns for `seconds` and at least `least` times, after `warmup` untimed.
 
     Turns, so that a slow moment of the machine meets all of them.
     """
     for call in calls.values():
-        for _ in range(WARMUP):
+        for _ in range(warmup):
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     begun = time.perf_counter()

@@ -1,0 +1,93 @@
+"""The trainer's own steps on scenes that are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.networks import Scene
+from models.detector import Detector
+from trainer.config import TrainConfig, train_config
+from trainer.data import Batch
+from trainer.distributed import Group
+from trainer.precision import pick_amp
+from trainer.records import Records
+from trainer.state import new_state
+from trainer.steps import train_epoch
+
+
+def batch_of(scene: Scene, pinned: bool = False) -> Batch:
+    """As the trainer's loader hands it over: for a GPU in page-locked memory."""
+    count, height, width, _ = scene.images.shape
+    tensors = [scene.images, scene.boxes_xyxy, scene.labels, torch.tensor([[height, width]] * count)]
+    images, boxes, labels, sizes = (t.pin_memory() for t in tensors) if pinned else tensors
+    return Batch(images, boxes, labels, tuple(range(count)), sizes)
+
+
+class Curve(Records):
+    """Records that keep each step's losses and write nothing."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config, Path("nowhere"), 1, quiet=True, writes=False)
+        self.totals: list[float] = []
+
+    def batch(self, losses: list[float], images: int) -> None:
+        super().batch(losses, images)
+        self.totals.append(sum(losses))
+
+
+@dataclass
+class Precision:
+    """What the multiplications of a training are done in."""
+
+    name: str
+    amp: str
+    tf32: bool
+
+    def apply(self) -> None:
+        """Let float32 be TensorFloat-32, or not; for the whole process."""
+        torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        torch.backends.cudnn.allow_tf32 = self.tf32
+
+
+PRECISIONS = (
+    Precision("fp32", "off", False), Precision("tf32", "off", True), Precision("bf16", "bf16", True),
+    Precision("fp16", "fp16", True),
+)  # fmt: skip
+
+
+class Training:
+    """The trainer's own steps on batches that are in memory: `trainer.steps.train_epoch`, scaler, clipping and all."""
+
+    def __init__(
+        self, model: Detector, device: str, amp: str = "off", compiles: bool = False, channels_last: bool = True,
+        optim: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        split = {"annotations": "none", "images": "none"}
+        self.config = train_config({
+            "data": {"train": split, "val": split}, "model": {"classes": ["replaced"]}, "amp": amp, "batch_size": 16,
+            "compile": compiles, "channels_last": channels_last, "device": device,
+            "optim": {"kind": "sgd", "lr": 1e-4, **(optim or {})}, "schedule": {"kind": "constant", "warmup_steps": 0},
+        })  # fmt: skip
+        self.config = replace(self.config, model=model.config)
+        self.device = torch.device(device)
+        self.amp = pick_amp(self.config.amp, self.device)
+        self.state = new_state(self.config, model.to(self.device), self.amp, 1000, Group())
+        self.curve = Curve(self.config)
+
+    def steps(self, batch: Batch, count: int) -> None:
+        """Train on `batch` so many times."""
+        self.run(repeat(batch, count), count)
+
+    def run(self, batches: Iterator[Batch], count: int) -> None:
+        self.state.batch = 0
+        train_epoch(self.config, self.state, batches, count, self.device, self.amp, Group(), self.curve, nothing, str)
+
+
+def nothing() -> None:
+    """What follows a step here."""
