@@ -76,8 +76,8 @@ def test_the_licence_and_what_an_install_pulls_in(wheel):
     base = {line.split(">")[0] for line in required if "extra ==" not in line}
     assert base == {"numpy", "opencv-python", "onnxruntime", "tqdm"}
     extras = set(metadata.get_all("Provides-Extra"))
-    optional = {"trt", "rtx", "video", "nvidia", "track", "serve", "timm", "fast-eval", "albumentations", "wandb"}
-    assert extras == {"train", "export", "test", "all", "mlflow"} | optional
+    optional = {"trt", "rtx", "rtx-ep", "video", "nvidia", "track", "serve", "timm", "fast-eval", "albumentations"}
+    assert extras == {"train", "export", "test", "all", "mlflow", "wandb"} | optional
 
 
 def test_an_installed_wheel_works_from_anywhere(wheel, tmp_path):

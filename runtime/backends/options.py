@@ -29,15 +29,16 @@ class BackendOptions:
     """
 
     cuda_graphs: bool = False
-    """ONNX Runtime's CUDA provider and TensorRT: record the GPU's work once for each of a few batch sizes
+    """ONNX Runtime's CUDA and RTX providers and TensorRT: record the GPU's work once for each of a few batch sizes
     (`runtime.backends.batch_buckets`) and replay it. A batch between two sizes is padded to the larger. Needs
     cuda-python, and one worker of a batcher where ONNX Runtime runs it."""
-    provider: Literal["cuda", "tensorrt"] = "cuda"
+    provider: Literal["cuda", "tensorrt", "rtx"] = "cuda"
     """ONNX Runtime on a GPU: its CUDA kernels, or engines that its TensorRT provider builds of the file at first, in
-    minutes, and keeps in `engine_cache`. No other is taken in its place. `exporter trt` builds what is verified."""
+    minutes, and keeps in `engine_cache`, or those of the plugin for RTX cards (pip install 'isodet[rtx-ep]'). No other
+    is taken in its place. `exporter trt` builds what is verified."""
     engine_cache: str | PathLike[str] | None = None
-    """Folder of the TensorRT provider's engines; None is isodet/tensorrt-provider/ in $XDG_CACHE_HOME or ~/.cache.
-    Engines are machine code: nobody else should be able to write there."""
+    """Folder of what "tensorrt" and "rtx" build; None is isodet/ in $XDG_CACHE_HOME or ~/.cache, and there
+    tensorrt-provider/ or rtx-provider/. It is machine code: nobody else should be able to write there."""
     compile: bool = False
     """Checkpoints: `torch.compile`. The first batch of a new size compiles, in seconds to minutes."""
     channels_last: bool = False
@@ -46,11 +47,11 @@ class BackendOptions:
     """Checkpoints: the type that PyTorch chooses for what it deems safe in half precision. Not verified by anything."""
 
     def __post_init__(self) -> None:
-        for name, values in (("provider", ("cuda", "tensorrt")), ("autocast", ("none", "bf16", "fp16"))):
+        for name, values in (("provider", ("cuda", "tensorrt", "rtx")), ("autocast", ("none", "bf16", "fp16"))):
             if getattr(self, name) not in values:
                 raise BackendError(f"{name}: expected {', '.join(values)}; got {getattr(self, name)!r}")
-        if self.engine_cache is not None and self.provider != "tensorrt":
-            raise BackendError('engine_cache: expected with provider="tensorrt", which alone builds engines')
+        if self.engine_cache is not None and self.provider == "cuda":
+            raise BackendError('engine_cache: expected with provider="tensorrt" or "rtx", which build engines')
         if self.cuda_graphs and self.provider == "tensorrt":
             raise BackendError(
                 'cuda_graphs: not with provider="tensorrt", which takes other sizes as they come; build an engine '

@@ -58,7 +58,7 @@ class OrtBackend:
                 "of it, or export with --nms auto, whose one file runs in both"
             )
         self.name = f"ONNX Runtime {onnxruntime.__version__}"
-        self.device, self.why = _resolve(device)
+        self.device, self.why = _resolve(device, options)
         asked_for = options.cuda_graphs or options.provider != "cuda"  # what there is on a GPU only
         if asked_for and self.device == "cpu":
             raise BackendError(f"{path}: {options} needs a GPU; device {device} is the CPU here ({self.why})")
@@ -89,14 +89,20 @@ class OrtBackend:
     def _open(self, path: str | Path, session_options: Any, options: BackendOptions) -> Any:
         if self.device == "cpu":
             return onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
-        from runtime.backends.ort_providers import cuda_provider, engine_folder, tensorrt_provider
+        from runtime.backends.ort_providers import cuda_provider, engine_folder, rtx_settings, tensorrt_provider
 
         index = int(self.device.partition(":")[2])
+        if options.provider == "rtx":
+            from runtime.backends.ort_rtx import open_session, plugin
+
+            folder = engine_folder(path, options, f"{onnxruntime.__version__}-rtx-{plugin().__version__}")
+            settings = rtx_settings(self.card, "images", self._most(), folder, options.cuda_graphs)
+            return open_session(path, session_options, index, settings)
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA libraries that pip installed
         providers: list[Any] = [cuda_provider(index, self.card.batch, options.cuda_graphs), "CPUExecutionProvider"]
         if options.provider == "tensorrt":
-            folder = engine_folder(path, options)
+            folder = engine_folder(path, options, onnxruntime.__version__)
             providers.insert(0, tensorrt_provider(index, self.card, "images", self._most(), folder))
         # ONNX Runtime would print a line and go on with the CPU where a provider fails, at the start or in any run.
         session = onnxruntime.InferenceSession(str(path), session_options, providers=providers, enable_fallback=0)
@@ -113,7 +119,8 @@ class OrtBackend:
             from runtime.backends.ort_cuda import BoundSession
 
             index = int(self.device.partition(":")[2])
-            return BoundSession(self._session, self.card, index, self.fixed_batch, options.cuda_graphs)
+            graph_id = "cuda_graph_annotation_id" if options.provider == "rtx" else "gpu_graph_id"
+            return BoundSession(self._session, self.card, index, self.fixed_batch, options.cuda_graphs, graph_id)
         except BackendError as error:
             if options.cuda_graphs:
                 raise BackendError(f"cuda_graphs: {error}") from None
@@ -180,10 +187,14 @@ class OrtBackend:
         return other
 
 
-def _resolve(device: str) -> tuple[str, str]:
+def _resolve(device: str, options: BackendOptions) -> tuple[str, str]:
     """'cpu' or 'cuda:N', and why. Raises `BackendError` when CUDA is asked for and not there."""
     if device == "cpu":
         return "cpu", "as asked"
+    if options.provider == "rtx":  # which an onnxruntime for the CPU loads, too
+        from runtime.backends.ort_rtx import find_device
+
+        return find_device(device)
     provided = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     index = int(device.partition(":")[2] or 0)
     count = cuda_device_count() if provided else 0  # the provider is listed on machines without a GPU, too

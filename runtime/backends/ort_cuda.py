@@ -26,9 +26,10 @@ class BoundSession:
     each size of batch, at fixed addresses: sizes between are padded, and buffers that a recording knows are kept.
     """
 
-    def __init__(self, session: Any, card: Card, index: int, fixed_batch: int | None, cuda_graphs: bool):
+    def __init__(self, session: Any, card: Card, index: int, fixed_batch: int | None, cuda_graphs: bool, graph_id: str):
         self._session, self._card, self._index = session, card, index
         self._fixed, self._cuda_graphs = fixed_batch, cuda_graphs
+        self._graph_id = graph_id  # what the provider calls the number of a recording
         self._input = session.get_inputs()[0].name
         self._tensors = bound_tensors(session)
         self._stream = Stream(index)
@@ -57,7 +58,7 @@ class BoundSession:
         """The same session on other buffers. Raises `BackendError` with CUDA graphs."""
         if self._cuda_graphs:  # recordings share the session's scratch memory
             raise BackendError("ONNX Runtime replays CUDA graphs in one thread at a time: expected workers=1")
-        return BoundSession(self._session, self._card, self._index, self._fixed, False)
+        return BoundSession(self._session, self._card, self._index, self._fixed, False, self._graph_id)
 
     def _bind(self, rows: int) -> tuple[Any, Staging, Any]:
         if self._staging is None or self._staging.rows < rows:
@@ -71,7 +72,7 @@ class BoundSession:
             bind(name, "cuda", self._index, buffer.host.dtype.type, shape, buffer.device)
         options = onnxruntime.RunOptions()
         if self._cuda_graphs:
-            options.add_run_config_entry("gpu_graph_id", str(rows))
+            options.add_run_config_entry(self._graph_id, str(rows))
         self._bindings[rows] = binding, self._staging, options
         return self._bindings[rows]
 

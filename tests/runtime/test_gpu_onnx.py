@@ -28,6 +28,7 @@ class Session(REAL):  # type: ignore[misc,valid-type]
     opened: list[list[Any]] = []
     missing: tuple[str, ...] = ()
     limit = 1 << 30
+    graph_id = "gpu_graph_id"
 
     def __init__(self, path: str, options: Any, providers: list[Any], enable_fallback: int = 1) -> None:
         assert enable_fallback == 0 or providers == ["CPUExecutionProvider"], "a GPU that fails would become the CPU"
@@ -66,7 +67,7 @@ class Session(REAL):  # type: ignore[misc,valid-type]
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
         assert not self.stays
         try:
-            number = options.get_run_config_entry("gpu_graph_id")
+            number = options.get_run_config_entry(self.graph_id)
         except RuntimeError:
             number = ""
         if number:

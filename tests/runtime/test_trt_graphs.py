@@ -121,7 +121,7 @@ def test_buckets() -> None:
         ("checkpoint", {"cuda_graphs": True}, r"cuda_graphs is a choice for \.onnx files and engines"),
         ("", {"provider": "tensorrt", "cuda_graphs": True}, 'cuda_graphs: not with provider="tensorrt"'),
         ("", {"engine_cache": "x"}, 'engine_cache: expected with provider="tensorrt"'),
-        ("", {"provider": "cpu"}, "provider: expected cuda, tensorrt; got 'cpu'"),
+        ("", {"provider": "cpu"}, "provider: expected cuda, tensorrt, rtx; got 'cpu'"),
         ("", {"autocast": "fp8"}, "autocast: expected none, bf16, fp16; got 'fp8'"),
     ],
 )
