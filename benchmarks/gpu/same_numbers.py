@@ -102,7 +102,7 @@ def assignment(setting: Setting, kind: str) -> Row:
 
     def matched(device: str) -> torch.Tensor:
         there = labels.to(device)
-        return assign(config.assign, grid.to(device), batch.boxes_xyxy.to(device), there >= 0, there < -1, None).cpu()
+        return assign(config.assign, grid.to(torch.device(device)), batch.boxes_xyxy.to(device), there >= 0, there < -1, None).cpu()
 
     ours, expected = matched(setting.device), matched("cpu")
     assert (expected >= 0).any(), "a scene in which nothing is assigned shows nothing"
