@@ -23,17 +23,14 @@ from runtime.backends import (
 from runtime.backends.clock import TimedCall
 from runtime.backends.cuda_driver import cuda_device_count
 from runtime.backends.options import DEFAULT, BackendOptions
+from runtime.backends.ort_library import load_onnxruntime, no_cuda_provider
 from runtime.card import CardError, read_card
-
-try:
-    import onnxruntime
-except ImportError as error:
-    raise BackendError(f"an ONNX file needs onnxruntime: pip install onnxruntime ({error})") from error
 
 if TYPE_CHECKING:
     from runtime.backends.cuda_staging import Images
     from runtime.backends.ort_cuda import BoundSession
 
+onnxruntime = load_onnxruntime()
 _log = logging.getLogger(__name__)
 
 _TYPES = {
@@ -191,7 +188,7 @@ def _resolve(device: str) -> tuple[str, str]:
     if device == "auto":
         return "cpu", "CUDA finds no device here" if provided else "this onnxruntime is built for the CPU"
     if not provided:
-        raise BackendError(f"device {device}: this onnxruntime is built for the CPU; install onnxruntime-gpu instead")
+        raise BackendError(f"device {device}: {no_cuda_provider()}")
     raise BackendError(f"device {device}: CUDA finds {count} devices here; use cpu, or check nvidia-smi")
 
 
