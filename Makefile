@@ -54,7 +54,7 @@ $(STAMP): pyproject.toml
 	        { echo "python's venv module is incomplete (on Debian and Ubuntu: apt-get install python3-venv)"; exit 1; }; \
 	fi
 	@echo "isodet: installing into $(VENV): torch, onnx, opencv and the rest (about 6 GB; some minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,export,test]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,export,cpu,test]"
 	@error=$$($(BIN)/python -c 'import cv2' 2>&1) || { \
 	    echo "$$error" | tail -n 1; \
 	    echo "opencv-python did not load. Where a system has no libGL, either install it (Debian and Ubuntu:"; \

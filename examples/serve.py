@@ -1,4 +1,4 @@
-"""A picture by HTTP, detections back. Needs the extra serve: pip install "isodet[serve]"
+"""A picture by HTTP, detections back. Needs the extras serve and cpu or gpu: pip install "isodet[serve,cpu]"
 
     ISODET_MODEL=best.onnx uvicorn examples.serve:app
     curl --data-binary @street.jpg 'http://127.0.0.1:8000/detect?threshold=0.5'

@@ -1,6 +1,6 @@
 """Count objects, not detections, and draw their paths: python examples/tracking.py best.onnx clip.mp4 counted.mp4
 
-Needs the extra track: pip install "isodet[track]". Boxes, labels and traces are drawn by supervision.
+Needs the extras track and cpu or gpu: pip install "isodet[track,cpu]". supervision draws boxes, labels and traces.
 """
 
 import sys

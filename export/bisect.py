@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
-import onnxruntime
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from export.alignment import Tensor, aligned, different_weights, initialisers, relative_error, tensors
@@ -27,6 +26,7 @@ from models.checkpoint import build_detector
 from models.quant import FakeQuant, QuantConv2d
 from runtime import Card, ImageError, letterbox, read_card, read_image
 from runtime.backends import graph_input
+from runtime.backends.ort_library import load_onnxruntime
 from runtime.image import Image
 from runtime.runs import validation_data
 
@@ -115,7 +115,7 @@ def bisect(artifact: str | Path, against: str | Path | None = None, image: str |
 
     against: the checkpoint; None looks beside the artifact. image: the picture that both see; None takes the first of
     the checkpoint's validation data that can be read. Raises `BisectError`, `CardError`, `CheckpointError`,
-    `VerifyError`, `RunsError` or `ImageError`.
+    `VerifyError`, `RunsError`, `ImageError` or, without ONNX Runtime, `BackendError`.
     """
     artifact = Path(artifact)
     card = read_card(artifact)
@@ -124,6 +124,7 @@ def bisect(artifact: str | Path, against: str | Path | None = None, image: str |
             f"{artifact}: is {'an engine, whose tensors nobody sees' if card.kind == 'engine' else 'a checkpoint'}; "
             "bisect the ONNX file that an engine was built from"
         )
+    load_onnxruntime()  # before the long work
     checkpoint = Path(against) if against is not None else find_checkpoint(artifact)
     picture = _validation_picture(read_card(checkpoint), checkpoint) if image is None else read_image(image)
     frame, _ = letterbox(picture, card.frame_hw)  # of a graph that letterboxes itself, its raw frame
@@ -245,6 +246,7 @@ class _Session:
         opened.CopyFrom(model)
         present = {value.name for value in opened.graph.output}
         opened.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in present)
+        onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

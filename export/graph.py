@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from export.gate import GateError as GateError
@@ -26,6 +25,7 @@ from export.options import ExportError, Gate, InputForm, NmsKind, OnnxOptions, P
 from export.plan import frame_of, nms_kind, precision_of
 from export.quantize import quantized
 from export.ranges import ranges_path, write_ranges
+from export.run_check import onnxruntime_version
 from export.run_check import run_check as _run_check
 from export.scores import Verification
 from export.tracing import check_weights, trace, weights_megabytes, write_model
@@ -80,6 +80,7 @@ def to_onnx(
         found = file_kind(checkpoint)
     if found != "checkpoint":
         raise ExportError(f"{checkpoint}: is an {found} file; expected a checkpoint (.pt)")
+    checked_by = onnxruntime_version()  # before the long work
     detector, card_json = build_detector(checkpoint)
     card = Card.from_json(card_json, checkpoint)
     out = checkpoint.with_suffix(suffix_of(options, card)) if out is None else Path(out)
@@ -103,7 +104,7 @@ def to_onnx(
 
     with replacing(out) as temporary:
         model = _model(detector, frame, kind, precision, options, say)
-        card = _onnx_card(card, checkpoint, options, kind, precision)
+        card = _onnx_card(card, checkpoint, options, kind, precision, checked_by)
         # TensorRT's plugin runs nowhere else: the same graph with the plugin's body stands in for it here.
         stand_in = replace(card, nms={**card.nms, "kind": "auto"}) if kind == "plugin" else card
         stand_in = write_model(model, stand_in, temporary)
@@ -211,7 +212,9 @@ def _trace(deploy: Deploy, options: OnnxOptions, kind: NmsKind) -> onnx.ModelPro
     return trace(deploy, (example,), options.opset, options.batch is not None, ["images"], outputs)
 
 
-def _onnx_card(card: Card, checkpoint: Path, options: OnnxOptions, kind: NmsKind, precision: Precision) -> Card:
+def _onnx_card(
+    card: Card, checkpoint: Path, options: OnnxOptions, kind: NmsKind, precision: Precision, checked_by: str
+) -> Card:  # fmt: skip
     nms = {**card.nms, "kind": kind, **({"certificate": True} if options.certificate else {})}
     return replace(
         card, kind="onnx", batch=options.batch or "dynamic", precision=precision, nms=nms, metrics={}, verification={},
@@ -220,6 +223,6 @@ def _onnx_card(card: Card, checkpoint: Path, options: OnnxOptions, kind: NmsKind
         resize={},  # a graph has one input size
         hashes={**card.hashes, "checkpoint": sha256_file(checkpoint)},
         versions={**card.versions, **{name: version(name) for name in ("isodet", "torch", "onnx")},
-                  "onnxruntime": onnxruntime.__version__},
+                  "onnxruntime": checked_by},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )  # fmt: skip

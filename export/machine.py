@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from runtime.backends import BackendError, check_device
-from runtime.backends.ort import cuda_device_count
+from runtime.backends.cuda_driver import cuda_device_count
 from runtime.backends.trt_library import Flavour, load_library
 from runtime.card import Card
 

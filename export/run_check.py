@@ -13,7 +13,17 @@ from export.drift import Drift, drift
 from export.options import ExportError
 from models.deploy import Deploy
 from runtime import Card, Detector
+from runtime.backends import BackendError
+from runtime.backends.ort_library import load_onnxruntime
 from runtime.backends.torch import TorchBackend
+
+
+def onnxruntime_version() -> str:
+    """Of the ONNX Runtime that will run the file. Raises `ExportError` where there is none."""
+    try:
+        return str(load_onnxruntime().__version__)
+    except BackendError as error:
+        raise ExportError(f"nothing is exported that did not run: {error}") from error
 
 
 def run_check(

@@ -30,7 +30,7 @@ from export.trt_options import EngineOptions
 from export.trt_proof import Scoring, proven
 from export.verification import Progress, Verification
 from runtime import Card
-from runtime.backends.ort import cuda_device_count
+from runtime.backends.cuda_driver import cuda_device_count
 from runtime.backends.trt import system
 from runtime.backends.trt_library import Library, choose_library
 from runtime.card import file_kind, read_card, sha256_file

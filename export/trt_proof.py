@@ -13,7 +13,7 @@ from export.scores import Verification
 from export.verification import Progress, VerifyError, find_checkpoint
 from runtime import Card, CocoError
 from runtime.backends import BackendError
-from runtime.backends.ort import cuda_device_count
+from runtime.backends.cuda_driver import cuda_device_count
 from runtime.backends.trt import TrtBackend, check_platform
 from runtime.backends.trt_library import Library
 from runtime.card import read_card

@@ -26,6 +26,7 @@ from models.deploy import Deploy
 from models.intake import Intake
 from runtime import Card, Detector, read_card
 from runtime.backends import Backend, BackendError, RawOutputs
+from runtime.backends.ort_library import load_onnxruntime
 from runtime.backends.torch import TorchBackend
 from runtime.card import sha256_file
 from runtime.evaluate import evaluate
@@ -77,6 +78,8 @@ def verify(
             f"{checkpoint}: the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
         )
     cards = {path: _card(path, checkpoint, detector.card) for path in paths}  # before the long work, not after it
+    if any(card.kind == "onnx" and card.nms["kind"] != "plugin" for card in cards.values()):
+        load_onnxruntime()  # raises before the long work, too
     if dataset is None:
         dataset = validation_data(detector.card, checkpoint, annotations, images)
     if not any((~record.crowd).any() for record in dataset.records):

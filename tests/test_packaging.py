@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("models", "trainer", "export", "runtime")
@@ -74,10 +75,31 @@ def test_the_licence_and_what_an_install_pulls_in(wheel):
     assert metadata["Name"] == "isodet" and metadata["License-Expression"] == "Apache-2.0"
     required = metadata.get_all("Requires-Dist")
     base = {line.split(">")[0] for line in required if "extra ==" not in line}
-    assert base == {"numpy", "opencv-python", "onnxruntime", "tqdm"}
+    assert base == {"numpy", "opencv-python", "tqdm"}
     extras = set(metadata.get_all("Provides-Extra"))
     optional = {"trt", "rtx", "rtx-ep", "video", "nvidia", "track", "serve", "timm", "fast-eval", "albumentations"}
-    assert extras == {"train", "export", "test", "all", "mlflow", "wandb"} | optional
+    assert extras == {"cpu", "gpu", "train", "export", "test", "all", "mlflow", "wandb"} | optional
+
+
+BUILDS = ("onnxruntime", "onnxruntime-gpu")
+
+
+def brought_by(required: list[Requirement], extra: str) -> set[str]:
+    """Names of the packages that an extra brings, by the extras of isodet that it refers to as well."""
+    chosen = [r for r in required if r.marker is not None and r.marker.evaluate({"extra": extra})]
+    through = (brought_by(required, other) for r in chosen if r.name == "isodet" for other in r.extras)
+    return {r.name for r in chosen if r.name != "isodet"}.union(*through)
+
+
+def test_one_build_of_onnxruntime_is_chosen_and_no_other_extra_brings_one(wheel):
+    """Both own one Python module: an extra that brought a build would put it beside the one that was chosen."""
+    metadata = email.message_from_string(read(wheel, "METADATA"))
+    required = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
+    brought = {extra: brought_by(required, extra) for extra in metadata.get_all("Provides-Extra")}
+    assert {"torch", "onnx", "tensorrt", "mlflow"} <= brought["all"]  # extras that it refers to were followed
+    builds = {(extra, name) for extra, names in brought.items() for name in names if name in BUILDS}
+    assert builds == {("cpu", "onnxruntime"), ("gpu", "onnxruntime-gpu")}
+    assert brought["gpu"] == {"onnxruntime-gpu", "cuda-python"}
 
 
 def test_an_installed_wheel_works_from_anywhere(wheel, tmp_path):

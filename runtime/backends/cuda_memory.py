@@ -22,7 +22,7 @@ try:
     from cuda.bindings.utils import get_cuda_native_handle
 except ImportError as error:
     raise BackendError(
-        f"this needs cuda-python: pip install cuda-python; isodet[trt] and isodet[rtx] bring it ({error})"
+        f"this needs cuda-python: pip install cuda-python; isodet[gpu], isodet[trt] and isodet[rtx] bring it ({error})"
     ) from error
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,18 +21,16 @@ from runtime.backends import (
     raw_outputs,
 )
 from runtime.backends.clock import TimedCall
+from runtime.backends.cuda_driver import cuda_device_count
 from runtime.backends.options import DEFAULT, BackendOptions
+from runtime.backends.ort_library import load_onnxruntime, no_cuda_provider
 from runtime.card import CardError, read_card
-
-try:
-    import onnxruntime
-except ImportError as error:
-    raise BackendError(f"an ONNX file needs onnxruntime: pip install onnxruntime ({error})") from error
 
 if TYPE_CHECKING:
     from runtime.backends.cuda_staging import Images
     from runtime.backends.ort_cuda import BoundSession
 
+onnxruntime = load_onnxruntime()
 _log = logging.getLogger(__name__)
 
 _TYPES = {
@@ -203,20 +199,8 @@ def _resolve(device: str, options: BackendOptions) -> tuple[str, str]:
     if device == "auto":
         return "cpu", "CUDA finds no device here" if provided else "this onnxruntime is built for the CPU"
     if not provided:
-        raise BackendError(f"device {device}: this onnxruntime is built for the CPU; install onnxruntime-gpu instead")
+        raise BackendError(f"device {device}: {no_cuda_provider()}")
     raise BackendError(f"device {device}: CUDA finds {count} devices here; use cpu, or check nvidia-smi")
-
-
-def cuda_device_count() -> int:
-    """How many CUDA devices the driver offers; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
 
 
 def _cannot_load(path: str | Path, device: str, error: Exception) -> BackendError:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import BackendError, RawOutputs, check_device
+from runtime.backends.cuda_driver import cuda_device_count
 from runtime.backends.options import DEFAULT, BackendOptions
-from runtime.backends.ort import cuda_device_count
 from runtime.backends.trt_library import Library, Messages, collecting_logger, load_library, load_plugins
 from runtime.card import Card
 from runtime.sidecar import built_for, read_sidecar

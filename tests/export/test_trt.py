@@ -173,7 +173,7 @@ def test_nms_that_an_engine_cannot_have_is_refused_before_the_work(
 
 
 def test_an_engine_where_it_cannot_run(tmp_path: Path, graph: Callable[..., Path]) -> None:
-    from runtime.backends.ort import cuda_device_count
+    from runtime.backends.cuda_driver import cuda_device_count
 
     path = export.to_engine(graph(*FIRST[1]), tmp_path / "a.engine", RTX, UNSCORED).path
     if cuda_device_count() == 0:

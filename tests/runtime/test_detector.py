@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from runtime.backends import BackendError, RawOutputs, load_backend
-from runtime.backends.ort import OrtBackend, cuda_device_count
+from runtime.backends.cuda_driver import cuda_device_count
+from runtime.backends.ort import OrtBackend
 from runtime.card import Card, CardError
 from runtime.detector import Detector, FrameError
 from runtime.image import ImageError, write_image

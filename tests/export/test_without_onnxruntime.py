@@ -1,0 +1,62 @@
+"""Exporting where no ONNX Runtime is installed: refused before the long work, in one line that says what to install."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import export
+from export.__main__ import main
+from export.bisect import bisect
+from runtime.backends import BackendError, ort_library
+
+ROOT = Path(__file__).resolve().parents[2]
+ADVICE = (
+    r"an ONNX file needs ONNX Runtime; it is not installed: pip install 'isodet\[cpu\]' or, for an NVIDIA GPU, pip "
+)
+
+
+@pytest.fixture(autouse=True)
+def _neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `isodet[export]` alone is: it brings no build."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "runtime.backends.ort", raising=False)
+    monkeypatch.setattr(ort_library, "installed_builds", lambda: ())
+
+
+def test_nothing_is_exported_that_cannot_be_run(shapes_run: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    for gate in (export.Gate(), export.Gate(verify=False)):
+        with pytest.raises(export.ExportError, match=f"^nothing is exported that did not run: {ADVICE}"):
+            export.to_onnx(shapes_run / "best.pt", tmp_path / "a.onnx", gate=gate, say=lines.append)
+    assert not lines and not list(tmp_path.iterdir())
+
+
+def test_nothing_is_verified_or_bisected(shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.verification._score", lambda *_: pytest.fail("the checkpoint was scored before"))
+    monkeypatch.setattr("export.bisect.float_graphs", lambda *_: pytest.fail("the checkpoint was exported before"))
+    with pytest.raises(BackendError, match=f"^{ADVICE}"):
+        export.verify([shapes_run / "best.onnx"], against=shapes_run / "best.pt")
+    with pytest.raises(BackendError, match=f"^{ADVICE}"):
+        bisect(shapes_run / "best.onnx", shapes_run / "best.pt")
+
+
+@pytest.mark.parametrize("command", ["onnx", "verify", "bisect"])
+def test_the_command_says_so(command: str, shapes_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = {"onnx": "best.pt"}.get(command, "best.onnx")
+    assert main([command, str(shapes_run / file)]) == 1
+    said = capsys.readouterr().err
+    assert f"exporter {command}: error: " in said and said.splitlines()[-1].count("pip install 'isodet[cpu]'") == 1
+
+
+def test_an_engine_can_be_built_of_a_graph_that_was_verified_elsewhere() -> None:
+    """Nothing on the way from an ONNX file to an engine loads ONNX Runtime; `isodet[export,trt]` is enough."""
+    code = (
+        "import sys\nsys.modules['onnxruntime'] = None\n"
+        "import export.trt, export.trt_proof, export.audit, export.machine, export.verification, export.bisect"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
