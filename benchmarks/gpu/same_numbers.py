@@ -50,13 +50,13 @@ def rows(setting: Setting) -> Iterator[Row]:
 def against_cpu(setting: Setting, config: ModelConfig, name: str) -> Iterator[Row]:
     """The largest share of its limit that outputs, losses or gradients are off by, in each precision."""
     model = calm_network(config).train()
-    batch = random_scene(setting.amount(4, 2), config.input_size_hw, len(config.classes))
-    reference = numbers(model, batch, "cpu", None)
-    rounded = distances(numbers(model, batch, "cpu", torch.bfloat16), reference)
+    scene = random_scene(setting.amount(4, 2), config.input_size_hw, len(config.classes))
+    reference = numbers(model, scene, "cpu", None)
+    rounded = distances(numbers(model, scene, "cpu", torch.bfloat16), reference)
     for precision, dtype in TYPES.items():
         if setting.device == "cpu" and precision == "fp16":
             continue  # no training in float16 on a CPU
-        off = distances(numbers(model, batch, setting.device, dtype), reference)
+        off = distances(numbers(model, scene, setting.device, dtype), reference)
         limits = LIMITS
         if dtype is not None:
             limits = {what: SHARES[precision] * rounded[what] for what in off}
@@ -95,14 +95,14 @@ def assignment(setting: Setting, kind: str) -> Row:
     changes = {"assign": {"kind": kind}}
     config = network_config(TINY, "atss", input_size_hw=[512, 640], **changes)
     grid = calm_network(config).priors()
-    batch = random_scene(setting.amount(16, 2), config.input_size_hw, len(config.classes), boxes=40)
-    labels = batch.labels.clone()
+    scene = random_scene(setting.amount(16, 2), config.input_size_hw, len(config.classes), boxes=40)
+    labels = scene.labels.clone()
     labels[0] = -1  # a picture without objects
     labels[1, 20:] = -1
 
     def matched(device: str) -> torch.Tensor:
-        there = labels.to(device)
-        return assign(config.assign, grid.to(torch.device(device)), batch.boxes_xyxy.to(device), there >= 0, there < -1, None).cpu()
+        there, priors = labels.to(device), grid.to(torch.device(device))
+        return assign(config.assign, priors, scene.boxes_xyxy.to(device), there >= 0, there < -1, None).cpu()
 
     ours, expected = matched(setting.device), matched("cpu")
     assert (expected >= 0).any(), "a scene in which nothing is assigned shows nothing"
