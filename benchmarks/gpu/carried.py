@@ -26,14 +26,18 @@ def install(carried: Path, site: Path) -> tuple[Path | None, list[str]]:
     joined = site.parent / "wheels"
     wheels = {path.name: path for path in sorted(carried.glob("**/*.whl"))}
     for name, parts in parts_of(carried).items():
-        count = next(iter(parts.values()))[1]
+        counts = sorted({count for _, count in parts.values()})
+        if len(counts) > 1:
+            notes.append(f"carried {name}: parts of {counts[0]} and of {counts[1]}: of two packings; carry them anew")
+            continue
+        count = counts[0]
         missing = sorted(set(range(1, count + 1)) - set(parts))
         if missing:
             notes.append(f"carried {name}: {len(missing)} of its {count} parts are not here yet")
             continue
         try:
             wheels[name] = join([parts[number][0] for number in range(1, count + 1)], joined / name)
-        except (OSError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError) as error:  # EOFError: the last part is short
             notes.append(f"carried {name}: its parts do not make a whole: {error}")
     for name, wheel in wheels.items():
         done = site / f".{name}.installed"
@@ -60,16 +64,19 @@ def parts_of(carried: Path) -> dict[str, dict[int, tuple[Path, int]]]:
 
 
 def join(parts: list[Path], wheel: Path) -> Path:
-    """The wheel of `parts`, made once. Raises OSError or LZMAError."""
+    """The wheel of `parts`, made once. Raises OSError, EOFError or LZMAError; then nothing is left."""
     if wheel.exists():
         return wheel
     wheel.parent.mkdir(parents=True, exist_ok=True)
     whole, partial = wheel.with_suffix(".xz"), wheel.with_suffix(".partial")
-    with whole.open("wb") as out:
-        for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, out)
-    with lzma.open(whole) as packed, partial.open("wb") as out:
-        shutil.copyfileobj(packed, out)
-    whole.unlink()
-    return partial.rename(wheel)
+    try:
+        with whole.open("wb") as out:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, out)
+        with lzma.open(whole) as packed, partial.open("wb") as out:
+            shutil.copyfileobj(packed, out)
+        return partial.rename(wheel)
+    finally:
+        whole.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
