@@ -6,7 +6,7 @@ of random weights are compared with PyTorch's detections on the same pictures.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
@@ -142,7 +142,12 @@ def exported(setting: Setting, subject: Subject, precision: Precision) -> tuple[
 
 
 def has_onnxslim() -> bool:
-    return importlib.util.find_spec("onnxslim") is not None
+    """Whether it is here, with all that it needs."""
+    try:
+        importlib.import_module("onnxslim")
+    except ImportError:
+        return False
+    return True
 
 
 def frames(subject: Subject, count: int) -> NDArray[np.uint8]:
