@@ -64,6 +64,8 @@ def criterion(
     gt_labels: Tensor,
     sizes_hw: Tensor | None = None,
     total: Callable[[Tensor], Tensor] = _alone,
+    *,
+    regions: bool = True,
 ) -> Losses:
     """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G], -1 = padding, `REGION`.
 
@@ -77,9 +79,12 @@ def criterion(
 
     Where a batch is spread over processes, `total` sums a tensor over them: divisors are then those of the whole
     batch, and the losses this process's part of its loss, which is their sum.
+
+    regions: False where the caller knows that no label is `REGION`; looking makes the host wait for a GPU.
     """
     with torch.no_grad():
-        matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0, gt_labels == REGION, sizes_hw)  # [B, N]
+        ignored = gt_labels == REGION if regions else None
+        matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0, ignored, sizes_hw)  # [B, N]
         image, prior = (matched >= 0).nonzero(as_tuple=True)  # [P] each, P = positives of the batch
         target = matched[image, prior]
         target_boxes = gt_boxes_xyxy[image, target]  # [P, 4]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from models.criterion import Losses, criterion
+from models.criterion import REGION, Losses, criterion
 from trainer.auxiliary_config import auxiliary_model
 from trainer.config import OptimConfig, TrainConfig
 from trainer.data import Batch
@@ -106,7 +106,10 @@ def losses(
     def total(mine: Tensor) -> Tensor:
         return group.total(mine if usable else torch.zeros_like(mine))
 
-    terms: Losses | HelpedLosses = criterion(config.model, look.raw, grid, boxes, labels, sizes_hw, total)
+    regions = bool((batch.labels.numpy() == REGION).any())  # in host memory, where nobody waits for the answer
+    terms: Losses | HelpedLosses = criterion(
+        config.model, look.raw, grid, boxes, labels, sizes_hw, total, regions=regions
+    )
     if state.whole is not None:
         distill = aux = terms.cls.new_zeros(())
         if state.distillation is not None:
@@ -114,7 +117,7 @@ def losses(
         if config.auxiliary is not None and look.auxiliary is not None:
             coarse = auxiliary_model(config.auxiliary, config.model)
             aux = config.auxiliary.weight * criterion(
-                coarse, look.auxiliary, grid, boxes, labels, sizes_hw, total
+                coarse, look.auxiliary, grid, boxes, labels, sizes_hw, total, regions=regions
             ).total  # fmt: skip
         terms = HelpedLosses(terms.cls, terms.box, terms.quality, distill, aux)
     return terms if usable else type(terms)(*(0 * term for term in terms))

@@ -151,7 +151,9 @@ def test_int8_is_near_and_an_absurd_scale_is_named(
         found = judge(changed(int8, node.input[1], lambda s, f=factor: s * f), "int8")
         assert found.first is not None and found.first.node == node.name and found.first.op == "DequantizeLinear"
         assert found.first.module == weight_path(node.input[1]).removesuffix(".scale")
-        assert found.jumps[0].node == node.name
+        # Near to 1 is what all or nearly all of a signal being gone adds. What later layers make of what is left may be
+        # more: how much is an affair of the weights, which differ with the processor that they were trained on.
+        assert any(jump.node == node.name and 0.5 < jump.added < 1.5 for jump in found.jumps), found.jumps
 
 
 def test_an_absurd_scale_of_a_weight_is_named(

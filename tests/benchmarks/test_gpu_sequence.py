@@ -1,0 +1,222 @@
+"""The GPU's sequence without a GPU: rehearsed whole, and with stages that crash, hang, lack packages or fill a disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.sequence import Conditions, run_stages
+from benchmarks.gpu.stage import Row, Setting, Stage
+from benchmarks.gpu.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
+HEAD = "import os, sys, time, subprocess\nfrom benchmarks.gpu.stage import NotHere, Row\n\ndef rows(setting):\n"
+GOOD = '    yield Row("answer", 42.0, "points", least=40)\n'
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Report]:
+    """Runs stages whose function bodies are given, each with its limit in seconds; the report."""
+
+    def run(*stages: tuple[str, float], minutes: float = 2.0, out: Path | None = None) -> Report:
+        made = []
+        for i, (body, seconds) in enumerate(stages):
+            (tmp_path / f"stage_{i}.py").write_text(HEAD + body)
+            made.append(Stage(f"s{i}", f"stage_{i}", seconds, "made for a test"))
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+        how = Conditions("cpu", True, tmp_path, time.monotonic() + 60 * minutes, environment)
+        report = Report(out or tmp_path / "out", "command", True)
+        run_stages(made, how, report)
+        return report
+
+    return run
+
+
+def states(report: Report) -> list[tuple[str | None, int]]:
+    return [(stage.state, len(stage.rows)) for stage in report.stages]
+
+
+def test_rows_come_over_and_are_written(run: Callable[..., Report], tmp_path: Path) -> None:
+    report = run((GOOD + '    yield Row("a|b", float("nan"), most=1)\n    yield Row("none", None, note="why")\n', 60))
+    (stage,) = report.stages
+    assert stage.state == "done" and stage.rows[0] == Row("answer", 42.0, "points", least=40)
+    assert [row.reached for row in stage.rows] == [True, False, None]
+    written = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)
+    assert [row["value"] for row in written["stages"][0]["rows"]] == [42.0, "nan", None]
+    lines = (tmp_path / "out" / "results.md").read_text().splitlines()
+    assert "| | answer | 42 points | >= 40 | reached |  |" in lines
+    assert all(line.count("|") == 7 for line in lines if line.startswith("|"))
+
+
+def test_a_crash_costs_itself_and_is_named(run: Callable[..., Report]) -> None:
+    report = run((GOOD + "    print('before')\n    import ctypes\n    ctypes.string_at(0)\n", 60), (GOOD, 60))
+    assert states(report) == [("failed", 1), ("done", 1)]
+    assert "SIGSEGV" in report.stages[0].why
+
+
+def test_an_exit_and_an_error_are_told_in_one_line(run: Callable[..., Report], tmp_path: Path) -> None:
+    report = run((GOOD + "    print('last words', flush=True)\n    os._exit(3)\n", 60),
+                 (GOOD + "    raise ValueError('two\\nlines')\n", 60))  # fmt: skip
+    assert states(report) == [("failed", 1), ("failed", 1)]
+    assert report.stages[0].why == "its process ended with status 3; the last it said: last words"
+    assert report.stages[1].why == "ValueError: two lines"
+    assert "[s1] ValueError: two" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_what_hangs_is_ended_with_all_that_it_started(run: Callable[..., Report], tmp_path: Path) -> None:
+    body = GOOD + (
+        f"    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n    time.sleep(600)\n"
+    )
+    started = time.monotonic()
+    report = run((body, 6), (GOOD, 60))
+    assert states(report) == [("over time", 1), ("done", 1)] and "killed after 6 s" in report.stages[0].why
+    assert time.monotonic() - started < 60
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
+    assert not status.exists() or "\nState:\tZ" in status.read_text()  # nobody in this process waits for it
+
+
+def test_a_missing_package_is_no_failure(run: Callable[..., Report]) -> None:
+    report = run((GOOD + "    import no_such_package\n", 60), ("    raise NotHere('a reason')\n    yield\n", 60))
+    assert states(report) == [("not here", 1), ("not here", 0)]
+    assert report.stages[0].why == "No module named 'no_such_package'; it is not installed here"
+    assert report.stages[1].why == "a reason"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_costs_the_files_and_no_result(
+    run: Callable[..., Report], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "full"
+    out.mkdir()
+    for name in ("log.txt", ".results.partial.json", ".results.partial.md"):
+        (out / name).symlink_to("/dev/full")
+    full = "    open('/dev/full', 'w').write('x' * 100_000)\n"
+    report = run((GOOD + "    print('something', flush=True)\n", 60), (GOOD + full, 60), out=out)
+    assert states(report) == [("done", 1), ("failed", 1)]
+    assert report.stages[1].why == "OSError: [Errno 28] No space left on device"
+    assert "No space left on device" in report.trouble and "answer: 42 points" in capsys.readouterr().out
+
+
+def test_without_time_nothing_is_begun(run: Callable[..., Report]) -> None:
+    report = run((GOOD, 60), (GOOD, 60), minutes=0.02)
+    assert states(report) == [("not run", 0), ("not run", 0)] and "s were left" in report.stages[1].why
+
+
+def test_a_stage_knows_its_end(run: Callable[..., Report]) -> None:
+    report = run(('    yield Row("left", setting.left())\n', 20))
+    left = report.stages[0].rows[0].value
+    assert isinstance(left, float) and 10 < left < 18  # 3 s before it is killed
+
+
+def command(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--out", str(out), "--work", str(out / "work")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment)
+
+
+def results(out: Path) -> dict[str, Any]:
+    return {stage["stage"]: stage for stage in json.loads((out / "results.json").read_text())["stages"]}
+
+
+@pytest.mark.timeout(290)
+def test_the_rehearsal_runs_whole(tmp_path: Path) -> None:
+    done = command("--device", "cpu", "--minutes", "4.5", "--carried", str(tmp_path / "none"), out=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(tmp_path)
+    assert list(found) == [stage.name for stage in STAGES]
+    for name in ("machine", "same-numbers", "training", "digits", "eager"):
+        assert found[name]["state"] == "done" and found[name]["rows"], found[name]
+    for name in ("cuda-memory", "engines", "onnxruntime", "video"):
+        assert found[name]["state"] == "not here" and "no CUDA here" in found[name]["why"], found[name]
+    missed = [row["what"] for stage in found.values() for row in stage["rows"] if row["reached"] is False]
+    assert all("waits for the device" in what for what in missed)  # known, and in docs/benchmarks/gpu.md
+    assert any("over torchvision FCOS as shipped" in row["what"] for row in found["training"]["rows"])
+
+
+def test_where_there_is_no_gpu_every_stage_says_so_in_one_line(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    names = [stage.name for stage in STAGES if stage.name != "digits"]
+    done = command("--device", "cuda", "--stages", *names, out=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in results(tmp_path).values():
+        assert stage["state"] == "not here" and "\n" not in stage["why"], stage
+        assert stage["why"].startswith(("no CUDA here: ", "this onnxruntime is built", "PyNvVideoCodec")), stage
+
+
+def test_wrong_usage() -> None:
+    for arguments in (["--stages", "nothing"], ["--minutes", "0"], ["--device", "tpu"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and "error: " in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------
+# cards that are not as they should be, as far as torch's own words go
+
+
+def test_a_driver_that_is_too_old_is_named_in_torchs_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from benchmarks.gpu.stage import NotHere
+
+    def refuse() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\n  Please update")
+
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(NotHere) as told:
+        Setting("cuda", True, Path(), 0.0).require_cuda()
+    assert str(told.value).startswith(
+        "no CUDA here: The NVIDIA driver on your system is too old (found version 11040)."
+    )
+    assert "\n" not in str(told.value)
+
+
+def test_a_busy_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from benchmarks.gpu import machine
+
+    card = type("Card", (), {"name": "NVIDIA Test", "multi_processor_count": 132})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(machine, "nvidia_smi", lambda: ("580.1", 0.0))
+    notes = [row.note for row in machine.card()]
+    assert any(note.endswith("busy: what follows is not the card's own") for note in notes)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79.9 * 10**9, 80 * 10**9))
+    assert not any("busy" in row.note for row in machine.card())
+
+
+def test_a_card_with_too_little_memory_ends_a_row_and_not_the_stage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    from benchmarks.gpu import training
+    from benchmarks.gpu.networks import TINY, network_config
+    from benchmarks.gpu.training_steps import Training
+
+    def full(self: Training, batch: Any, count: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(Training, "steps", full)
+    setting = Setting("cpu", True, tmp_path, time.monotonic() + 60)
+    config = network_config(TINY)
+    rows = [*training.batches(setting, config, (1, 2)), *training.precisions(setting, config, 2)]
+    assert [row.note for row in rows] == ["does not fit into the memory"] * 3
