@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.gpu.carried import install
+from benchmarks.gpu.carried import install, name_source
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.sequence import Conditions, run_stages
 from benchmarks.gpu.stages import STAGES
@@ -61,6 +61,7 @@ def main() -> int:
         arguments.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--work {arguments.work}: {error.strerror}; name a folder that can be written")
+    name_source(ROOT, arguments.work / "site")
     site, notes = install(arguments.carried, arguments.work / "site")
     for note in notes:
         print(note, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import lzma
 import re
 import shutil
@@ -50,6 +51,21 @@ def install(carried: Path, site: Path) -> tuple[Path | None, list[str]]:
             done.touch()
         notes.append(f"carried {name}: installed")
     return (site.resolve() if site.exists() else None), notes
+
+
+def name_source(root: Path, site: Path) -> None:
+    """Let Python know of isodet, by pip's records in `site`, where only its source is here and was never installed.
+
+    Checkpoints, cards and graphs name its version, and ask for it by that way. Raises OSError.
+    """
+    try:
+        importlib.metadata.version("isodet")
+    except importlib.metadata.PackageNotFoundError:
+        found = re.search(r'^version = "(.+)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+        assert found is not None, "pyproject.toml names a version"
+        info = site / f"isodet-{found[1]}.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: isodet\nVersion: {found[1]}\n")
 
 
 def parts_of(carried: Path) -> dict[str, dict[int, tuple[Path, int]]]:

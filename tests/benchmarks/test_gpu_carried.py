@@ -153,6 +153,22 @@ def test_a_wheel_that_pip_refuses_costs_only_itself(tmp_path: Path, packed: Path
     assert [note for note in notes if note.startswith("carried bad-1.0-cp27-none-any.whl: pip refuses it: ERROR: ")]
 
 
+def test_source_that_was_never_installed_has_a_version(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    code = f"""
+import sys
+sys.path.append({str(root)!r})
+from pathlib import Path
+from benchmarks.gpu.carried import name_source
+from importlib.metadata import version
+name_source(Path({str(root)!r}), Path({str(tmp_path / "site")!r}))
+print(version("isodet"))
+"""
+    run = [sys.executable, "-S", "-c", code]  # -S: without the packages that are installed here
+    done = subprocess.run(run, env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True)
+    assert f'version = "{done.stdout.strip()}"' in (root / "pyproject.toml").read_text(), done.stderr
+
+
 def test_the_plan_names_every_folder_once(tmp_path: Path) -> None:
     pack("rtx", [wheel(tmp_path / "wheels")], tmp_path, LIMIT)
     count = len(folders("rtx", tmp_path))
