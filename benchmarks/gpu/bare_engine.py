@@ -17,8 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from benchmarks.gpu.timing import WARMUP
 from runtime.backends import BackendError
 from runtime.backends.trt_library import Library, Messages, collecting_logger, load_library
 
@@ -27,10 +29,11 @@ MARK = "engine: "
 
 
 class BareEngine:
-    """An execution context whose tensors are PyTorch's, for batches of one size. Raises `BackendError`."""
+    """An execution context whose tensors are PyTorch's, for batches of one size at a time. Raises `BackendError`."""
 
     def __init__(self, library: Library, plan: bytes, batch: int, cache: Path | None = None, graphs: bool = False):
-        trt, self.messages = library.trt, Messages()
+        self._trt = trt = library.trt
+        self.messages = Messages()
         self._logger = collecting_logger(library, self.messages)
         self.seconds: dict[str, float] = {}
         started = time.perf_counter()
@@ -50,19 +53,26 @@ class BareEngine:
         self._context = self._made(self._engine.create_execution_context(self._config), "execution context")
         self._stream = torch.cuda.Stream()
         self.tensors: dict[str, torch.Tensor] = {}
-        for i in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(i)
-            shape = (batch, *tuple(self._engine.get_tensor_shape(name))[1:])
-            kind = getattr(torch, str(trt.nptype(self._engine.get_tensor_dtype(name))(0).dtype))
-            self.tensors[name] = torch.zeros(shape, dtype=kind, device="cuda")
-            self._context.set_tensor_address(name, self.tensors[name].data_ptr())
-        self._said(self._context.set_input_shape("images", tuple(self.tensors["images"].shape)), "input shape")
-        torch.cuda.synchronize()  # the zeros are written on another stream
+        self.set_batch(batch)
         self._lap("context", started)
         started = time.perf_counter()
         self.run()
         self._stream.synchronize()
         self._lap("first run", started)
+
+    def set_batch(self, batch: int) -> None:
+        """Other tensors, for batches of that size."""
+        self._stream.synchronize()
+        self._said(self._context.set_input_shape("images", (batch, *self._shape("images"))), "input shape")
+        for i in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(i)
+            kind = getattr(torch, np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))).name)
+            self.tensors[name] = torch.zeros((batch, *self._shape(name)), dtype=kind, device="cuda")
+            self._context.set_tensor_address(name, self.tensors[name].data_ptr())
+        torch.cuda.synchronize()  # the zeros are written on another stream
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._engine.get_tensor_shape(name))[1:]
 
     def run(self) -> None:
         """Start one run. Raises `BackendError` with the library's words."""
@@ -71,6 +81,8 @@ class BareEngine:
     def milliseconds(self, seconds: float, least: int = 10) -> float:
         """Median of one run by the device's own clock, for `seconds` and at least `least` runs."""
         taken: list[float] = []
+        for _ in range(WARMUP):
+            self.run()
         begun = time.perf_counter()
         while len(taken) < least or time.perf_counter() - begun < seconds:
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))

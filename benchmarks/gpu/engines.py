@@ -108,8 +108,8 @@ def tried(setting: Setting, library: Library, graph: Path) -> Iterator[Row]:
         if not capabilities:
             return
     answer = own_answer(setting, graph)
-    yield Row("our runtime on the default engine", answer)
-    raise NotHere(f"{library.name} runs its default engines not on this card"
+    yield Row("our runtime on the engine for SM80", answer)
+    raise NotHere(f"{library.name} does not run its default engines on this card"
                   + (f", but those for {', '.join(accepted)}" if accepted else "; what it says is above"))  # fmt: skip
 
 
@@ -162,14 +162,16 @@ def timed(
         engine = engine_file(setting, subject, "fp16", profile)
         ways = contestants(engine, subject)
         yield from speeds(setting, what, subject, batches, ways)
+        plain, recorded = (BareEngine(library, engine.read_bytes(), 1, graphs=graphs) for graphs in (False, True))
         for batch in batches:
             if setting.left() < 15:
                 yield Row(f"{what}, batch {batch}: bare, on the device", None, note="no time left")
                 return
-            milliseconds = BareEngine(library, engine.read_bytes(), batch).milliseconds(0.3)
-            recorded = BareEngine(library, engine.read_bytes(), batch, graphs=True).milliseconds(0.3)
+            for one in (plain, recorded):
+                one.set_batch(batch)
+            milliseconds, graph_ms = plain.milliseconds(0.3), recorded.milliseconds(0.3)
             yield Row(f"{what}, batch {batch}: bare, on the device", 1000 * batch / milliseconds, "images/s",
-                      note=f"{milliseconds:.3f} ms, and {recorded:.3f} ms as a CUDA graph")  # fmt: skip
+                      note=f"{milliseconds:.3f} ms, and {graph_ms:.3f} ms as a CUDA graph")  # fmt: skip
     except (BackendError, export.ExportError, export.AuditError) as error:
         yield Row(what, None, note=one_line(error))
 
@@ -225,9 +227,10 @@ def large(setting: Setting, library: Library) -> Iterator[Row]:
     flops = forward_flops(calm_network(config))
     try:
         plan = engine_file(setting, subject, "fp16", LARGE_BATCH).read_bytes()
-        shares = {}
+        engine, shares = BareEngine(library, plan, 1), {}
         for batch in (1, 4, 8, 16):
-            seconds = BareEngine(library, plan, batch).milliseconds(0.3) / 1000
+            engine.set_batch(batch)
+            seconds = engine.milliseconds(0.3) / 1000
             shares[batch] = 100 * flops * batch / seconds / 1e12 / top
     except (BackendError, export.ExportError, export.AuditError) as error:
         yield Row(what, None, note=one_line(error))

@@ -65,11 +65,11 @@ def pictures(count: int) -> Iterator[NDArray[np.uint8]]:
     height, width = SIZE_HW
     y, x = np.mgrid[:height, :width]
     for i in range(count):
-        image = np.stack([(x // 8 + i) % 256, (y // 6 + 2 * i) % 256, (x + y) // 16 % 256], axis=2).astype(np.uint8)
-        image = cv2.GaussianBlur(image, (0, 0), 6)
+        sharp = np.stack([(x // 8 + i) % 256, (y // 6 + 2 * i) % 256, (x + y) // 16 % 256], axis=2).astype(np.uint8)
+        image = np.asarray(cv2.GaussianBlur(sharp, (0, 0), 6), np.uint8)
         left = 8 * i % (width - 160)
         image[280:440, left : left + 160] = (40, 60, 200)
-        yield np.asarray(image, np.uint8)
+        yield image
 
 
 def encoded_by_opencv(path: Path, letters: str, count: int) -> Path:
