@@ -22,7 +22,7 @@ from runtime.stream import open_source
 from runtime.stream_capture import DecoderName, StreamError
 
 SIZE_HW = (720, 1280)
-OPENCV = {"VP9": ("VP90", "webm"), "MPEG-4": ("mp4v", "mp4"), "VP8": ("VP80", "webm"), "Motion JPEG": ("MJPG", "avi")}
+OPENCV = {"MPEG-4": ("mp4v", "mp4"), "VP9": ("VP90", "webm"), "VP8": ("VP80", "webm"), "Motion JPEG": ("MJPG", "avi")}
 """Codecs by OpenCV's four letters and a suffix."""
 FAR = 3.0
 """Grey levels that pixels may differ by on average: each decoder computes colors from the stream's in its own way."""
@@ -35,7 +35,7 @@ def rows(setting: Setting) -> Iterator[Row]:
         raise NotHere("PyNvVideoCodec is not here; benchmarks/gpu/carry.sh video brings it")
     place = setting.work / "video"
     place.mkdir(parents=True, exist_ok=True)
-    count = setting.amount(300, 30)
+    count = setting.amount(150, 30)
     makers: dict[str, Callable[[], Path]] = {"H.264": lambda: encoded_by_gpu(place / "h264.h264", count)}
     for codec, (letters, suffix) in OPENCV.items():
         makers[codec] = lambda letters=letters, suffix=suffix: encoded_by_opencv(  # type: ignore[misc]
