@@ -95,7 +95,9 @@ def provided(setting: Setting, subject: Subject, files: Mapping[Precision, Path]
         if provider == "cuda" and precision == "fp32" and forms:
             yield from tensor_float(setting, subject, path)
         if "" in forms:
-            batches = [batch for batch in BATCHES if not setting.small or batch <= 2]
+            # The plugin's kernels are for batches up to what its backend takes at most.
+            most = 2 if setting.small else BATCHES[-1] if provider == "cuda" else 32
+            batches = [batch for batch in BATCHES if batch <= most]
             try:
                 ways = contestants(setting, subject, path, forms)
             except BackendError as error:
@@ -107,6 +109,7 @@ def provided(setting: Setting, subject: Subject, files: Mapping[Precision, Path]
 def contestants(setting: Setting, subject: Subject, path: Path, forms: Mapping[str, BackendOptions]) -> dict[str, Run]:
     """Ways to run the file. Raises `BackendError`."""
     detector = Detector(path, setting.device, threshold=0.5, options=forms[""])
+    detector.backend.max_batch = max(detector.backend.max_batch, *BATCHES)  # all of a batch at once
 
     def detect(images: NDArray[np.uint8]) -> list[Detections]:
         return detector(list(images))
@@ -126,6 +129,7 @@ def bare_session(path: Path, device: str, tf32: bool = True) -> Any:
     onnxruntime = load_onnxruntime()
     providers: list[Any] = ["CPUExecutionProvider"]
     if device != "cpu":
+        onnxruntime.preload_dlls()  # the CUDA libraries that PyTorch brought
         search = {"cudnn_conv_algo_search": "HEURISTIC"}  # the default searches for seconds at each size of batch
         providers.insert(0, (CUDA, {**search, "use_tf32": int(tf32)}))
     try:
