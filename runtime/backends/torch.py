@@ -35,7 +35,8 @@ class TorchBackend:
     """A module `model(images uint8 [B, H, W, 3]) -> (num_dets, boxes, scores, labels)`, as `models.deploy.Deploy`.
 
     The module is moved to `device` and put into eval mode at every call, and stays so: a training loop
-    that shares its layers calls `.train()` before it goes on. See `runtime.backends.Backend`.
+    that shares its layers calls `.train()` before it goes on. With `cuda_graphs` it is called for the first batch of a
+    size only, and its weights must stay where they are. See `runtime.backends.Backend`.
     """
 
     def __init__(
