@@ -38,7 +38,7 @@ def deployed(config: ModelConfig) -> Deploy:
                 module.momentum = 1.0
         images = torch.from_numpy(np.stack(pictures(4, config.input_size_hw, seed=99)))
         network.train()(images)
-        network.head.cls.weight.mul_(1.5 / network.eval()(images).logits.std())
+        network.head.cls.weight.mul_(1 / network.eval()(images).logits.std())
         bias = dict(network.named_parameters())["head.cls.bias"]
         bias.sub_(1 + network(images).logits.mean())
     return Deploy(network.eval()).eval()
