@@ -118,7 +118,7 @@ def main() -> int:
     arguments = parser.parse_args()
     for path in arguments.model:
         backend = load_backend(path, arguments.device)
-        records = path.suffix == ".onnx" and backend.device != "cpu" and not arguments.no_graphs
+        records = backend.device != "cpu" and not arguments.no_graphs
         graphs = load_backend(path, arguments.device, options=BackendOptions(cuda_graphs=True)) if records else None
         print(f"\n{path.name}: {backend.name} on {backend.device}, input {backend.card.frame_hw}")
         print(f"{'batch':>5}{'bare/s':>10}{'Detector/s':>12}{'ratio':>8}{'graphs':>9}{'H2D':>7}")

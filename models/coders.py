@@ -31,10 +31,13 @@ def encode_delta(anchors_xyxy: Tensor, boxes_xyxy: Tensor, stds: Sequence[float]
 
 
 def decode_delta(
-    anchors_xyxy: Tensor, codes: Tensor, stds: Sequence[float], clamp: Literal["both", "upper"] = "both"
+    anchors_xyxy: Tensor, codes: Tensor, stds: Sequence[float] | Tensor, clamp: Literal["both", "upper"] = "both"
 ) -> Tensor:
-    """Boxes [..., 4] xyxy of codes [..., 4]; log sizes are clamped to +-ln(1000 / 16), or only above."""
-    codes = codes * codes.new_tensor(stds)
+    """Boxes [..., 4] xyxy of codes [..., 4]; log sizes are clamped to +-ln(1000 / 16), or only above.
+
+    stds: four numbers, or a tensor [4] where `codes` are, which spares a copy from the host.
+    """
+    codes = codes * (stds if isinstance(stds, Tensor) else codes.new_tensor(stds))
     anchor_wh = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
     centre = (anchors_xyxy[..., :2] + anchors_xyxy[..., 2:]) / 2 + codes[..., :2] * anchor_wh
     lowest = -_MAX_LOG_RATIO if clamp == "both" else None
@@ -58,13 +61,14 @@ def _around(points_xy: Tensor, dist_px: Tensor) -> Tensor:
     return torch.cat([points_xy - dist_px[..., :2], points_xy + dist_px[..., 2:]], dim=-1)
 
 
-def decode(config: BoxConfig, priors: Priors, codes: Tensor) -> Tensor:
+def decode(config: BoxConfig, priors: Priors, codes: Tensor, stds: Tensor | None = None) -> Tensor:
     """Boxes [..., N, 4] xyxy pixels of the network's codes [..., N, 4], as `config.code` reads them.
 
     ltrb codes are logs of distances by default: an exponential is positive without a dead half, unlike a ReLU.
+    stds: `config.stds` as a tensor [4] where `codes` are; None copies them there.
     """
     if config.code == "delta":
-        return decode_delta(priors.boxes_xyxy, codes, config.stds, config.clamp)
+        return decode_delta(priors.boxes_xyxy, codes, config.stds if stds is None else stds, config.clamp)
     if config.activation == "relu":
         dist = codes.relu()
     else:

@@ -27,6 +27,8 @@ class Deploy(nn.Module):
 
     prior_boxes: Tensor
     prior_strides: Tensor
+    box_stds: Tensor
+    box_limit: Tensor
 
     def __init__(self, detector: Detector, intake: Intake | None = None, nms: nn.Module | None = None):
         """Takes a detector in eval mode and keeps a fused copy of it.
@@ -45,6 +47,11 @@ class Deploy(nn.Module):
         self.level_sizes = grid.level_sizes
         self.register_buffer("prior_boxes", grid.boxes_xyxy.clone(), persistent=False)
         self.register_buffer("prior_strides", grid.strides.clone(), persistent=False)
+        # On the device beforehand: a CUDA graph cannot take down a copy from ordinary memory of the host.
+        height, width = self.config.input_size_hw
+        stds, limit = torch.tensor(self.config.box.stds), torch.tensor([width, height, width, height])
+        self.register_buffer("box_stds", stds.float().to(grid.strides.device), persistent=False)
+        self.register_buffer("box_limit", limit.float().to(grid.strides.device), persistent=False)
 
     def halve(self) -> Deploy:
         """Float16 from the normalised picture to the raw outputs; pixels, decoding and NMS stay float32.
@@ -101,9 +108,11 @@ class Deploy(nn.Module):
             scores, order = scores.topk(min(post.candidates, scores.shape[1]), dim=1)  # [B, K]
             point, label = point.gather(1, order), label.gather(1, order)
         grid = Priors(grid.boxes_xyxy[point], grid.strides[point], grid.level_sizes)
-        boxes = decode(self.config.box, grid, raw.boxes.gather(1, point[..., None].expand(-1, -1, 4)))
+        codes = raw.boxes.gather(1, point[..., None].expand(-1, -1, 4))
+        boxes = decode(self.config.box, grid, codes, self.box_stds)
         height, width = size_hw
-        limit = boxes.new_tensor([width, height, width, height])
+        own = size_hw == self.config.input_size_hw  # others are for the eager short-side rule
+        limit = self.box_limit if own else boxes.new_tensor([width, height, width, height])
         return boxes.clamp(min=0).minimum(limit), scores, label
 
     @property

@@ -62,12 +62,21 @@ def use(index: int) -> None:
     call(cudart.cudaSetDevice(index))
 
 
+def release_with(owner: Any, release: Callable[[Any], Any], handle: Any) -> None:
+    """Call `release(handle)` when `owner` is gone, but not where that is the end of the process.
+
+    Then the driver takes everything back by itself, and a thread that is still inside an engine, as those of a batcher
+    that nobody closed, must not lose the memory that it writes to.
+    """
+    weakref.finalize(owner, release, handle).atexit = False
+
+
 class Recording:
     """Work that a stream once took down, to be replayed whole (a CUDA graph)."""
 
     def __init__(self, graph: Any):
         self.handle = call(cudart.cudaGraphInstantiate(graph, 0))
-        weakref.finalize(self, cudart.cudaGraphExecDestroy, self.handle)
+        release_with(self, cudart.cudaGraphExecDestroy, self.handle)
 
 
 class Stream:
@@ -78,7 +87,7 @@ class Stream:
         self.use()
         self._stream = call(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
         self.handle = int(get_cuda_native_handle(self._stream))
-        weakref.finalize(self, cudart.cudaStreamDestroy, self._stream)
+        release_with(self, cudart.cudaStreamDestroy, self._stream)
 
     def use(self) -> None:
         """Make its GPU the current one of this thread."""
@@ -116,21 +125,24 @@ class Stream:
         ))  # fmt: skip
 
     def record(self, work: Callable[[], bool]) -> Recording | None:
-        """What `work` queues here, taken down and not run; None where it says False or does what cannot be recorded."""
+        """What `work` queues here, taken down and not run; None where it says False or does what cannot be recorded.
+
+        What `work` raises goes through; the stream can be used as before in any case.
+        """
         # Only for this thread: otherwise an allocation in any thread of the application would spoil the recording.
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call(cudart.cudaStreamBeginCapture(self._stream, mode))
-        done = False
+        done, taken, graph = False, False, None
         try:
-            done = work()
+            try:
+                done = work()
+            finally:  # in any case, or the stream stays in recording
+                status, graph = cudart.cudaStreamEndCapture(self._stream)
+                taken = status == cudart.cudaError_t.cudaSuccess
+            return Recording(graph) if taken and done else None
         finally:
-            status, graph = cudart.cudaStreamEndCapture(self._stream)  # in any case, or the stream stays in recording
-        if status != cudart.cudaError_t.cudaSuccess:
-            return None
-        try:
-            return Recording(graph) if done else None
-        finally:
-            call(cudart.cudaGraphDestroy(graph))
+            if taken:
+                call(cudart.cudaGraphDestroy(graph))
 
     def replay(self, recording: Recording) -> None:
         call(cudart.cudaGraphLaunch(recording.handle, self._stream))
@@ -142,14 +154,14 @@ class Block:
     def __init__(self, size: int):
         self.size = size
         self.address = int(call(cudart.cudaMalloc(max(size, 1))))
-        weakref.finalize(self, cudart.cudaFree, self.address)
+        release_with(self, cudart.cudaFree, self.address)
 
 
 def pinned(size: int) -> NDArray[np.uint8]:
     """`size` bytes of page-locked memory of the host, which the GPU reads without a copy in between."""
     address = int(call(cudart.cudaHostAlloc(max(size, 1), cudart.cudaHostAllocPortable)))
     memory = (ctypes.c_uint8 * size).from_address(address)
-    weakref.finalize(memory, cudart.cudaFreeHost, address)  # every view of the array holds on to `memory`
+    release_with(memory, cudart.cudaFreeHost, address)  # every view of the array holds on to `memory`
     return np.ctypeslib.as_array(memory)
 
 

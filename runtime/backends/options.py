@@ -13,7 +13,7 @@ Kind = Literal["onnx", "engine", "checkpoint"]
 _OF: dict[str, tuple[Kind, ...]] = {
     "provider": ("onnx",),
     "engine_cache": ("onnx",),
-    "cuda_graphs": ("onnx", "engine"),
+    "cuda_graphs": ("onnx", "engine", "checkpoint"),
     "compile": ("checkpoint",),
     "channels_last": ("checkpoint",),
     "autocast": ("checkpoint",),
@@ -29,9 +29,10 @@ class BackendOptions:
     """
 
     cuda_graphs: bool = False
-    """ONNX Runtime's CUDA and RTX providers and TensorRT: record the GPU's work once for each of a few batch sizes
-    (`runtime.backends.batch_buckets`) and replay it. A batch between two sizes is padded to the larger. Needs
-    cuda-python, and one worker of a batcher where ONNX Runtime runs it."""
+    """ONNX Runtime's CUDA and RTX providers, TensorRT and checkpoints: record the GPU's work once for each of a few
+    batch sizes (`runtime.backends.batch_buckets`) and replay it. A batch between two sizes is padded to the larger.
+    ONNX Runtime and TensorRT need cuda-python; ONNX Runtime one worker of a batcher; a checkpoint an input of one
+    size."""
     provider: Literal["cuda", "tensorrt", "rtx"] = "cuda"
     """ONNX Runtime on a GPU: its CUDA kernels, or engines that its TensorRT provider builds of the file at first, in
     minutes, and keeps in `engine_cache`, or those of the plugin for RTX cards (pip install 'isodet[rtx-ep]'). No other
@@ -56,6 +57,11 @@ class BackendOptions:
             raise BackendError(
                 'cuda_graphs: not with provider="tensorrt", which takes other sizes as they come; build an engine '
                 "(exporter trt) for both"
+            )
+
+        if self.cuda_graphs and self.compile:
+            raise BackendError(
+                "cuda_graphs: not with compile, which may compile again in any call, and that cannot be recorded"
             )
 
     def check(self, kind: Kind, path: object) -> None:

@@ -16,9 +16,12 @@ from runtime.backends.clock import Stages, TimedCall
 from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.card import Card
 from runtime.device_frames import LEGACY_STREAM, DeviceFrame
+from runtime.image import FixedSize
 
 try:
     import torch
+
+    from runtime.backends.torch_graphs import RECORDING, RecordedModule
 except ImportError as error:
     raise BackendError(
         f"a .pt checkpoint needs PyTorch: pip install 'isodet[train]', or use the exported .onnx ({error})"
@@ -32,7 +35,8 @@ class TorchBackend:
     """A module `model(images uint8 [B, H, W, 3]) -> (num_dets, boxes, scores, labels)`, as `models.deploy.Deploy`.
 
     The module is moved to `device` and put into eval mode at every call, and stays so: a training loop
-    that shares its layers calls `.train()` before it goes on. See `runtime.backends.Backend`.
+    that shares its layers calls `.train()` before it goes on. With `cuda_graphs` it is called for the first batch of a
+    size only, and its weights must stay where they are. See `runtime.backends.Backend`.
     """
 
     def __init__(
@@ -49,6 +53,11 @@ class TorchBackend:
         self._compiled: Callable[..., Any] | None = torch.compile(self.model) if options.compile else None
         self._dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
         self._stream: torch.cuda.Stream | None = None  # None: the thread's current one
+        self._graphs: RecordedModule | None = None
+        self._records = options.cuda_graphs
+        if options.cuda_graphs:
+            self._check_graphs()
+            self._own_queue()
         self.fixed_batch: int | None = None
         self.max_batch = 16 if self._device.type == "cpu" else 32
 
@@ -68,40 +77,52 @@ class TorchBackend:
             torch.set_num_threads(threads)
         return cls(model, Card.from_json(card, path), device, options)
 
-    @torch.no_grad()  # not inference_mode: tensors that a model caches on the way may go on into training
     def __call__(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> RawOutputs:
-        self.model.eval()
-        try:
-            with self._queue(), self._precision():
-                return _on_host(self._run(self._tensor(images)))
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()  # the blocks kept for the larger batch are in the way of a smaller one
-            raise OutOfMemory(f"{self.name} failed on a batch of {len(images)}: {error}") from error
-
-    def _run(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
-        found: Sequence[torch.Tensor] = (self.model if self._compiled is None else self._compiled)(images)
-        return found
+        return self._batch(images, lambda stage: None)
 
     @property
     def timed(self) -> TimedCall | None:
         """As a call, with the seconds of the copies and of the work; None on the CPU, where nothing is copied."""
         return self._timed if self._device.type == "cuda" else None
 
-    @torch.no_grad()
-    def _timed(self, images: NDArray[np.uint8]) -> tuple[RawOutputs, dict[str, float]]:
+    def _timed(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> tuple[RawOutputs, dict[str, float]]:
+        def lap(stage: str) -> None:
+            # The stream, not the device: that cannot be waited for while another thread records.
+            torch.cuda.current_stream(self._device).synchronize()
+            clock.lap(stage)
+
+        clock = Stages()
+        return self._batch(images, lap), clock.seconds
+
+    @torch.no_grad()  # not inference_mode: tensors that a model caches on the way may go on into training
+    def _batch(self, images: NDArray[np.uint8] | Sequence[DeviceFrame], lap: Callable[[str], None]) -> RawOutputs:
+        """A call. `lap` is told when each stage has been started, on the stream that it runs on."""
+        graphs = self._graphs
+        try:
+            with nullcontext() if graphs is None else graphs.turn, self._queue():
+                if graphs is None:
+                    sent = self._tensor(images)
+                    lap("host to device")
+                    found = self._run(sent)
+                else:
+                    recorded = graphs.of(len(images), self._run)
+                    self._fill(recorded.images, images)
+                    lap("host to device")
+                    found = recorded.replay(len(images))
+                lap("engine")
+                raw = _on_host(found)
+                lap("device to host")
+                return raw
+        except torch.OutOfMemoryError as error:
+            with RECORDING:
+                torch.cuda.empty_cache()  # the blocks kept for the larger batch are in the way of a smaller one
+            raise OutOfMemory(f"{self.name} failed on a batch of {len(images)}: {error}") from error
+
+    def _run(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
         self.model.eval()
-        with self._queue(), self._precision():
-            torch.cuda.synchronize(self._device)
-            clock = Stages()
-            sent = self._tensor(images)
-            torch.cuda.synchronize(self._device)
-            clock.lap("host to device")
-            found = self._run(sent)
-            torch.cuda.synchronize(self._device)
-            clock.lap("engine")
-            raw = _on_host(found)
-            clock.lap("device to host")
-        return raw, clock.seconds
+        with self._precision():
+            found: Sequence[torch.Tensor] = (self.model if self._compiled is None else self._compiled)(images)
+        return found
 
     @property
     def on_device(self) -> TorchBackend | None:
@@ -130,24 +151,60 @@ class TorchBackend:
         if self._device.type == "cpu":
             return self
         other = copy.copy(self)
-        other._stream = torch.cuda.Stream(self._device)
+        other._own_queue()
+        return other
+
+    def _own_queue(self) -> None:
+        """Go on with a stream of its own, and with recordings of its own where there are any."""
+        self._stream = torch.cuda.Stream(self._device)
         # Once, behind what was started before, as weights that were just loaded: waiting in every call would put it
         # behind the other workers' batches.
-        other._stream.wait_stream(torch.cuda.current_stream(self._device))
-        return other
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        if self._records:
+            self._graphs = RecordedModule(self.name, self.card.frame_hw, self._device, self._stream)
+
+    def _check_graphs(self) -> None:
+        """Raise `BackendError` where there can be no recordings."""
+        if self._device.type == "cpu":
+            raise BackendError(f"cuda_graphs needs a GPU; the device is the CPU here ({self.why})")
+        if not isinstance(self.card.resize_rule(), FixedSize):
+            raise BackendError(
+                "cuda_graphs: this model takes each picture in a size of its own (short-side rule), and a recording "
+                "is of one; export it, which gives it one size"
+            )
 
     def _tensor(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> torch.Tensor:
         if isinstance(images, np.ndarray):
             return torch.from_numpy(images).to(self._device)
-        wait_for({frame.stream for frame in images if frame.stream is not None}, self._device)
-        return torch.stack([torch.as_tensor(frame, device=self._device) for frame in images])
+        return torch.stack(self._there(images))
+
+    def _there(self, frames: Sequence[DeviceFrame]) -> list[torch.Tensor]:
+        """Frames of this GPU as tensors uint8 [H, W, 3] on their memory, once that is ready."""
+        wait_for({frame.stream for frame in frames if frame.stream is not None}, self._device)
+        return [torch.as_tensor(frame, device=self._device) for frame in frames]
+
+    def _fill(self, rows: torch.Tensor, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> None:
+        """Start copying `images` into the first of `rows` (uint8 [R, H, W, 3]); those after them keep what they had."""
+        size = (*self.card.frame_hw, 3)
+        shapes = {images.shape[1:]} if isinstance(images, np.ndarray) else {frame.shape for frame in images}
+        if shapes - {size}:  # or a row of pixels would be spread over the picture in silence
+            raise BackendError(f"{self.name}: expected images {list(size)}, got {list(max(shapes - {size}))}")
+        if isinstance(images, np.ndarray):
+            rows[: len(images)].copy_(torch.from_numpy(images))
+            return
+        for row, frame in zip(rows, self._there(images), strict=False):
+            row.copy_(frame)
 
     def _queue(self) -> AbstractContextManager[Any]:
         """Where the GPU's work goes: the thread's current stream, or that of this context."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)
+        if self._dtype is None:
+            return nullcontext()
+        # Weights that were cast are kept for all threads: on a GPU another stream could read them before they are
+        # written, and a recording would hand out some that only its replay writes.
+        return torch.autocast(self._device.type, self._dtype, cache_enabled=self._device.type == "cpu")
 
 
 def wait_for(streams: Iterable[int], device: torch.device) -> None:

@@ -118,7 +118,7 @@ def test_buckets() -> None:
         ("engine", {"compile": True}, r"compile is a choice for \.pt checkpoints"),
         ("engine", {"provider": "tensorrt"}, r"provider is a choice for \.onnx files"),
         ("onnx", {"autocast": "bf16"}, "autocast is a choice for .pt checkpoints"),
-        ("checkpoint", {"cuda_graphs": True}, r"cuda_graphs is a choice for \.onnx files and engines"),
+        ("checkpoint", {"cuda_graphs": True, "compile": True}, "cuda_graphs: not with compile, which"),
         ("", {"provider": "tensorrt", "cuda_graphs": True}, 'cuda_graphs: not with provider="tensorrt"'),
         ("", {"engine_cache": "x"}, 'engine_cache: expected with provider="tensorrt"'),
         ("", {"provider": "cpu"}, "provider: expected cuda, tensorrt, rtx; got 'cpu'"),
