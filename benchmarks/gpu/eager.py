@@ -113,7 +113,7 @@ def ceiling_share(setting: Setting, config: ModelConfig) -> Iterator[Row]:
     flops = forward_flops(network)
     whole = backend(network, device, BackendOptions(channels_last=True))
     module = whole.model.halve()  # type: ignore[operator]  # Deploy: float16 up to the raw outputs, as exported
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = True  # one size of picture: its search pays at once
     shares: dict[int, float] = {}
     for batch in BATCHES:
         if setting.left() < 20:

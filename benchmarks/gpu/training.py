@@ -37,7 +37,6 @@ BACKWARD = 3.0
 def rows(setting: Setting) -> Iterator[Row]:
     if setting.device == "cuda":
         setting.require_cuda()
-        torch.backends.cudnn.benchmark = True
     large = network_config(SMALL_R50 if setting.small else R50)
     light = network_config(TINY if setting.small else R18)
     yield from against_torchvision(setting, large)
@@ -140,16 +139,20 @@ def precisions(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row
 
 
 def forms(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row]:
-    """Channels last in memory or not, torch.compile or not."""
+    """Channels first in memory, cuDNN's search for the fastest algorithms, torch.compile."""
     batch = made_batch(setting, config, size)
-    for what, compiles, channels_last in (("channels first", False, False), ("compile: true", True, True)):
-        if setting.left() < (60 if compiles and not setting.small else 10):
+    for what in ("channels first", "cudnn.benchmark", "compile: true"):
+        compiles = what == "compile: true"
+        if setting.small and compiles:
+            continue  # a CPU compiles for minutes
+        if setting.left() < (60 if compiles else 10):
             yield Row(f"{label(config)}, bf16, {what}", None, note="no time left")
             continue
-        if compiles and setting.small:
-            continue  # a CPU compiles for minutes
-        images_per_s, peak = speed(setting, built(setting, config, BF16, compiles, channels_last), batch)
+        torch.backends.cudnn.benchmark = what == "cudnn.benchmark"
+        training = built(setting, config, BF16, compiles, channels_last=what != "channels first")
+        images_per_s, peak = speed(setting, training, batch)
         yield Row(f"{label(config)}, bf16, batch {size}, {what}", images_per_s, "images/s", note=f"{peak:.1f} GB")
+        del training
         free(setting)
 
 
