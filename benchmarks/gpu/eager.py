@@ -40,6 +40,7 @@ from runtime.backends import BackendError
 from runtime.backends.torch import TorchBackend
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+FORM_BATCHES = (1, 8, 64)
 DETECTOR_OVER_BARE = 0.95
 SHARE_OF_FP16 = 30.0
 """Per cent of the card's float16 ceiling that R50 is to use at its best batch."""
@@ -136,11 +137,8 @@ def ceiling_share(setting: Setting, config: ModelConfig) -> Iterator[Row]:
 
 def forms(setting: Setting, config: ModelConfig) -> Iterator[Row]:
     """Precisions, channels last, CUDA graphs, torch.compile: speed beside the default, and whether boxes move."""
-    batch = setting.amount(8, 2)
-    images = pictures(config, batch)
     network = calm_network(config)
     plain = Detector(backend(network, setting.device), threshold=0.05)
-    expected = plain(list(images))
     choices = {
         "autocast bf16": BackendOptions(autocast="bf16"), "autocast fp16": BackendOptions(autocast="fp16"),
         "channels_last": BackendOptions(channels_last=True), "cuda_graphs": BackendOptions(cuda_graphs=True),
@@ -150,25 +148,33 @@ def forms(setting: Setting, config: ModelConfig) -> Iterator[Row]:
         "compile": BackendOptions(compile=True),
     }  # fmt: skip
     for name, options in choices.items():
-        what = f"{label(config)}, batch {batch}: {name}"
-        if setting.left() < (60 if options.compile else 15):
-            yield Row(what, None, note="no time left")
-            continue
         if setting.small and options.compile:
             continue  # a CPU compiles for minutes
         try:
             other = Detector(backend(calm_network(config), setting.device, options), threshold=0.05)
-            found = other(list(images))
         except BackendError as error:
-            yield Row(what, None, note=str(error)[:200])
+            yield Row(f"{label(config)}: {name}", None, note=str(error)[:200])
             continue
-        calls: dict[str, Callable[[], Any]] = {
-            "plain": partial(plain, list(images)),
-            "other": partial(other, list(images)),
-        }
-        taken = turns(calls, 1.0 if not setting.small else 0.1, setting.device)
-        note = f"{batch / statistics.median(taken['other']):.0f} images/s; {apart(found, expected)}"
-        yield Row(what, ratio(taken["plain"], taken["other"]), "times as fast", note=note)
+        other.backend.max_batch = plain.backend.max_batch = max(FORM_BATCHES)
+        for batch in FORM_BATCHES if not setting.small else (2,):
+            what = f"{label(config)}, batch {batch}: {name}"
+            if setting.left() < (60 if options.compile else 15):
+                yield Row(what, None, note="no time left")
+                continue
+            yield beside(setting, what, plain, other, list(pictures(config, batch)))
+
+
+def beside(setting: Setting, what: str, plain: Detector, other: Detector, images: list[NDArray[np.uint8]]) -> Row:
+    """How many times as fast as the default another form is, and how its detections differ."""
+    try:
+        found, expected = other(images), plain(images)
+    except BackendError as error:
+        return Row(what, None, note=str(error)[:200])
+    calls: dict[str, Callable[[], Any]] = {"plain": partial(plain, images), "other": partial(other, images)}
+    taken = turns(calls, 0.5 if not setting.small else 0.1, setting.device)
+    rate = len(images) / statistics.median(taken["other"])
+    note = f"{rate:.0f} images/s; {apart(found, expected)}"
+    return Row(what, ratio(taken["plain"], taken["other"]), "times as fast", note=note)
 
 
 def apart(found: Sequence[Detections], expected: Sequence[Detections]) -> str:
