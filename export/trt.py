@@ -35,6 +35,7 @@ from runtime.backends.trt import system
 from runtime.backends.trt_library import Library, choose_library
 from runtime.card import file_kind, read_card, sha256_file
 from runtime.files import write_text
+from runtime.onnx_file import require_unedited
 from runtime.sidecar import sidecar_path, sidecar_text
 
 Say = Callable[[str], None]
@@ -107,6 +108,8 @@ def to_engine(
             except GateError as error:  # its report belongs where the engine would be: the scratch folder goes
                 raise error.renamed(graph, (source if out is None else Path(out)).with_suffix(".onnx")) from None
         card = read_card(graph)
+        if checkpoint is None:
+            require_unedited(graph, card, "build from the checkpoint it came from")
         _check_precision(graph, card, options.precision or onnx_options.precision)
         model = load_graph(graph)
         typed = audit_network(model, card)
