@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from export.card_paths import private_folders, without_paths
 from export.int8_options import CalibrationError
 from models.quant import METHODS, Ranges
 from runtime.files import write_text
@@ -44,7 +45,7 @@ def write_ranges(path: Path, ranges: RangesFile) -> Path:
     created = ranges.created or datetime.now(timezone.utc).isoformat(timespec="seconds")
     head: dict[str, Any] = {
         "kind": _KIND, "format": FORMAT, "checkpoint_sha256": ranges.checkpoint, "images": ranges.images,
-        "source": ranges.source, "created": created,
+        "source": without_paths(ranges.source, private_folders()), "created": created,
     }  # fmt: skip
     tensors = {name: {"low": r.low, "high": r.high, **r.magnitudes} for name, r in ranges.tensors.items()}
     head[_SEAL] = sealed({**head, "tensors": tensors}, _SEAL)[_SEAL]
@@ -67,11 +68,6 @@ def read_ranges(path: Path, checkpoint: Path, sha256: str) -> RangesFile:
         raise CalibrationError(f"{path}: cannot read this file of ranges: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # malformed JSON, or bytes that are not UTF-8
         raise CalibrationError(f"{path}: not a whole file of ranges: {error}{advice}") from None
-    if damaged:
-        raise CalibrationError(
-            f"{path}: edited or damaged after it was written: it does not fit its own hash; copy it again, or take the "
-            f"line {_SEAL!r} out of a file that was edited on purpose{advice}"
-        )
     if not isinstance(content, dict) or content.get("kind") != _KIND:
         raise CalibrationError(f"{path}: not a file of ranges; expected one that `exporter onnx --int8` wrote")
     if content.get("format") != FORMAT:
@@ -88,6 +84,11 @@ def read_ranges(path: Path, checkpoint: Path, sha256: str) -> RangesFile:
     if not isinstance(images, int) or images < 1:
         raise CalibrationError(f"{path}: images: expected how many were observed, got {images!r}{advice}")
     found = {name: _ranges(path, name, values) for name, values in tensors.items()}
+    if damaged:  # after what is wrong with a key, which says more
+        raise CalibrationError(
+            f"{path}: edited or damaged after it was written: it does not fit its own hash; copy it again, or take the "
+            f"line {_SEAL!r} out of a file that was edited on purpose{advice}"
+        )
     return RangesFile(sha256, images, str(content.get("source", "")), found, str(content.get("created", "")))
 
 

@@ -28,10 +28,11 @@ def load_tensors(path: str | Path, mapped: bool = False, check_hashes: bool = Tr
     check_hashes: compare what is read with its checksums, which PyTorch writes and never looks at.
     """
     try:
-        if not Path(path).is_file():
-            raise TensorFileError("no such file")
+        there = Path(path).is_file()
     except (OSError, ValueError) as error:  # a name that no file can have: too long, or with a NUL in it
-        raise TensorFileError(f"cannot be read: {error}") from None
+        raise TensorFileError(f"no such file ({error})") from None
+    if not there:
+        raise TensorFileError("no such file")
     damage = _damage(path, but_tensors=mapped) if check_hashes else ""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)

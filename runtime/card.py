@@ -88,7 +88,7 @@ class Card:
             if isinstance(value, list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(value))
         for name in ("score_threshold", "threshold"):
-            if _is_int(getattr(self, name)):
+            if _is_int(getattr(self, name)) and 0 <= getattr(self, name) <= 1:
                 object.__setattr__(self, name, float(getattr(self, name)))
         self._check("kind", self.kind in ("checkpoint", "onnx", "engine"), "checkpoint, onnx or engine")
         names_ok = isinstance(self.classes, tuple) and all(isinstance(c, str) and c for c in self.classes)
@@ -102,7 +102,7 @@ class Card:
         self._check(
             "batch", self.batch == "dynamic" or (_is_int(self.batch) and self.batch >= 1), "dynamic or 1 and more"
         )
-        self._check("input", self.input in COLORS, " or ".join(COLORS))
+        self._check("input", isinstance(self.input, str) and self.input in COLORS, " or ".join(COLORS))
         self._check("color", self.color == COLORS[self.input], f"{COLORS[self.input]}, the order of {self.input}")
         self._check("precision", self.precision in ("fp32", "fp16", "int8"), "fp32, fp16 or int8")
         for name in ("score_threshold", "threshold"):
@@ -110,11 +110,20 @@ class Card:
             self._check(name, isinstance(value, float) and 0 <= value <= 1, "a score from 0 to 1")
         for name in ("letterbox", "nms", "versions", "hashes", "model", "training", "metrics", "verification"):
             self._check(name, isinstance(getattr(self, name), Mapping), "an object with keys")
-        self._check("resize", isinstance(self.resize, Mapping), "an object with keys")
+        for name in ("resize", "quantization"):
+            self._check(name, isinstance(getattr(self, name), Mapping), "an object with keys")
+        layers = self.quantization.get("float_layers", ())
+        layers_ok = isinstance(layers, (list, tuple)) and all(isinstance(layer, str) for layer in layers)
+        self._check("quantization", layers_ok, "names of layers as its float_layers")
         known = {"short", "long", "multiple", "floor", "fill_bgr"}
         self._check(
             "resize", not self.resize or set(self.resize) == known, f"{{}} or the keys {', '.join(sorted(known))}"
         )
+        numbers = [self.resize.get(key, 1) for key in ("short", "long", "multiple")]
+        fill = self.resize.get("fill_bgr", (0, 0, 0))
+        good = all(_is_int(n) and 1 <= n <= 1 << 20 for n in numbers) and isinstance(fill, (list, tuple))
+        good = good and len(fill) == 3 and all(_is_int(n) and 0 <= n <= 255 for n in fill)
+        self._check("resize", good, "short, long and multiple in pixels, and fill_bgr as three numbers from 0 to 255")
         self._check("resize", not self.resize or self.kind == "checkpoint", "{}: a graph has one input size")
         self._check("letterbox", dict(self.letterbox) == LETTERBOX, f"{LETTERBOX}, the one that this version does")
         for key in ("kind", "iou", "candidates", "detections"):
@@ -123,7 +132,8 @@ class Card:
         unknown = sorted(set(self.nms) - {"kind", "iou", "candidates", "detections", "certificate"})
         self._check("nms", not unknown, f"keys that this isodet knows, not {unknown}; a newer isodet may read it")
         self._check("nms.certificate", self.nms.get("certificate", False) in (True, False), "true or false")
-        self._check("nms.iou", isinstance(self.nms["iou"], (int, float)), "a number")
+        iou = self.nms["iou"]  # not a number compares with nothing: NMS would keep everything
+        self._check("nms.iou", isinstance(iou, (int, float)) and 0 <= iou <= 1, "a number from 0 to 1")
         for key in ("candidates", "detections"):
             self._check(f"nms.{key}", _is_int(self.nms[key]) and self.nms[key] >= 1, "a whole number of at least 1")
         for name in ("versions", "hashes"):
@@ -179,11 +189,6 @@ class Card:
             damaged = check_hashes and isinstance(content, Mapping) and is_broken(content, _SEAL, "hashes")
         except (ValueError, RecursionError) as error:  # numbers of thousands of digits and deep nesting, too
             raise CardError(f"{source}: its card is not valid JSON ({error})") from None
-        if damaged:
-            raise CardError(
-                f"{source}: its card was edited or damaged after it was written: it does not fit its own hash; copy "
-                f"the file again or make it anew, or {LOAD_ANYWAY}"
-            )
         if not isinstance(content, Mapping) or "format" not in content:
             raise CardError(f"{source}: not an isodet card (expected a JSON object with the key 'format')")
         version = content["format"]
@@ -204,9 +209,16 @@ class Card:
         if isinstance(values.get("hashes"), Mapping):  # a seal is of a file; who writes the card anew makes another
             values["hashes"] = {key: value for key, value in values["hashes"].items() if key != _SEAL}
         try:
-            return cls(**values)
+            card = cls(**values)
         except CardError as error:
             raise CardError(f"{source}: card: {error}") from None
+        if damaged:  # after what is wrong with a key, which says more
+            raise CardError(
+                f"{source}: its card was edited or damaged after it was written: it does not fit its own hash, "
+                f"hashes.{_SEAL}; copy the file again or make it anew; where it was edited on purpose, take that key "
+                f"out, or {LOAD_ANYWAY}"
+            )
+        return card
 
 
 def card_text(card: Card, indent: int | None = None) -> str:
