@@ -56,6 +56,7 @@ def trt_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workspace", type=float, metavar="GB", help="most GPU memory that one kernel may ask for")
     parser.add_argument("--sm", type=_numbers, metavar="86[,89]", default=(), help="TensorRT-RTX: only for these GPUs")
     parser.add_argument("--no-verify", action="store_true", help="do not score it; the card will say so")
+    parser.add_argument("--skip-hashes", action="store_true", help="take an ONNX file that was edited after its export")
     _allow_argument(parser)
     gate_arguments(parser)
 
@@ -142,6 +143,7 @@ def _options(arguments: argparse.Namespace) -> EngineOptions:
         engine=arguments.engine, batch=arguments.batch, hardware_compatible=arguments.hardware_compatible,
         version_compatible=arguments.version_compatible, timing_cache=arguments.timing_cache,
         workspace_gb=arguments.workspace, sm=arguments.sm,
+        check_hashes=not arguments.skip_hashes,
     )  # fmt: skip
 
 

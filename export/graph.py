@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import torch
 
+from export.card_paths import handed_on
 from export.gate import GateError as GateError
 from export.gate import pass_gate
 from export.int8_options import Int8
@@ -104,7 +105,7 @@ def to_onnx(
 
     with replacing(out) as temporary:
         model = _model(detector, frame, kind, precision, options, say)
-        card = _onnx_card(card, checkpoint, options, kind, precision, checked_by)
+        card = handed_on(_onnx_card(card, checkpoint, options, kind, precision, checked_by), checkpoint.parent)
         # TensorRT's plugin runs nowhere else: the same graph with the plugin's body stands in for it here.
         stand_in = replace(card, nms={**card.nms, "kind": "auto"}) if kind == "plugin" else card
         stand_in = write_model(model, stand_in, temporary)
@@ -124,7 +125,8 @@ def to_onnx(
             card = replace(card, metrics=verification.metrics(out))
         if kind == "plugin":
             model, summary = without_functions(model), {**summary, "stand_in": "the plugin's body in plain operators"}
-        card = write_model(model, replace(card, verification=summary), temporary)
+        card = handed_on(replace(card, verification=summary), checkpoint.parent)
+        card = write_model(model, card, temporary)
     if made is not None and made.ranges is not None:
         say(f"ranges: {write_ranges(ranges_path(out), made.ranges).name}")
     size = out.stat().st_size / 2**20

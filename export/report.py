@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.bisect import Bisection
+from export.card_paths import private_folders, without_paths
 from export.moved import moved_most, moved_sheet
 from export.scores import Score, Verification
 from export.verification import VerifyError
@@ -43,17 +44,20 @@ def write_reports(
 ) -> tuple[Path, Path]:
     """Write `<name>.json`, `<name>.html` and a picture `<name>.<artifact>.<backend>.jpg` for each score that has
     detections that moved. Returns the paths of the first two.
+
+    They are handed on with the artifact: of files they say the name and, of the annotations, the hash, not the folder.
     """
     verdict = verification.verdict
     reference = verification.reference
-    head, rows = verification.rows()
+    known = private_folders(folder, verification.annotations.parent, *(s.path.parent for s in verification.artifacts))
+    head, rows = without_paths(verification.rows(), known)
     parts = [
         _STYLE,
         f'<h1>Verification: <span class="{verdict.replace(" ", "-")}">{verdict}</span></h1>',
-        f"<p>{reference.evaluation.images} images of <code>{html.escape(str(verification.annotations))}</code>; every "
+        f"<p>{reference.evaluation.images} images of <code>{html.escape(verification.annotations.name)}</code>; every "
         "line was scored by the same evaluation on the same pixels.</p>",
         f'<div class="wide">{table(head, rows)}</div>',
-        *(f"<p>{html.escape(line)}</p>" for line in verification.remarks()),
+        *(f"<p>{html.escape(line)}</p>" for line in without_paths(verification.remarks(), known)),
         "<p>mAP to APl: COCO's box metrics in points. delta: mAP against the PyTorch model. Of boxes "
         f"with a score of at least {reference.evaluation.threshold:.2f}, the reference's best threshold: drift px is "
         "the largest distance between one of the reference and the same of the artifact, in pixels of the picture; "
@@ -61,10 +65,11 @@ def write_reports(
         "a time, letterbox to boxes.</p>",
     ]
     for bisection in bisections:
-        parts += ["<h2>Where it departs</h2>", f"<pre>{html.escape(bisection.text())}</pre>"]
+        parts += ["<h2>Where it departs</h2>", f"<pre>{html.escape(without_paths(bisection.text(), known))}</pre>"]
     for score in verification.artifacts:
         parts += _side_by_side(verification, score, folder, name)
-    data = {**verification.to_json(), "bisections": [bisection.to_json() for bisection in bisections]}
+    found = {**verification.to_json(), "bisections": [bisection.to_json() for bisection in bisections]}
+    data = without_paths(found, known)
     written = write_text(folder / f"{name}.json", json.dumps(data, indent=1, allow_nan=False))
     return written, write_page(folder / f"{name}.html", f"isodet: verification {verdict}", parts)
 

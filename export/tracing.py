@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import warnings
 from dataclasses import replace
 from importlib.metadata import version
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from export.options import ExportError
-from runtime.card import METADATA_KEY, Card
+from runtime.card import METADATA_KEY, Card, card_text
 from runtime.onnx_file import graph_sha256
 
 
@@ -86,7 +85,7 @@ def write_model(model: onnx.ModelProto, card: Card, path: Path) -> Card:
     model.producer_name, model.producer_version = "isodet", version("isodet")
     onnx.save(model, path)
     card = replace(card, hashes={**card.hashes, "graph": graph_sha256(path)})
-    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(card.to_json()))
+    model.metadata_props.add(key=METADATA_KEY, value=card_text(card))
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker raises several kinds, none of them documented

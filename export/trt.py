@@ -19,6 +19,7 @@ from pathlib import Path
 import onnx
 
 from export.audit import Audit, audit_network, load_graph
+from export.card_paths import handed_on
 from export.gate import GateError
 from export.graph import to_onnx
 from export.int8_options import Int8
@@ -35,6 +36,7 @@ from runtime.backends.trt import system
 from runtime.backends.trt_library import Library, choose_library
 from runtime.card import file_kind, read_card, sha256_file
 from runtime.files import write_text
+from runtime.onnx_file import require_unedited
 from runtime.sidecar import sidecar_path, sidecar_text
 
 Say = Callable[[str], None]
@@ -106,7 +108,9 @@ def to_engine(
                 to_onnx(checkpoint, graph, onnx_options, gate, say, progress)
             except GateError as error:  # its report belongs where the engine would be: the scratch folder goes
                 raise error.renamed(graph, (source if out is None else Path(out)).with_suffix(".onnx")) from None
-        card = read_card(graph)
+        card = read_card(graph, options.check_hashes)
+        if checkpoint is None and options.check_hashes:
+            require_unedited(graph, card, "build it as it is with --skip-hashes")
         _check_precision(graph, card, options.precision or onnx_options.precision)
         model = load_graph(graph)
         typed = audit_network(model, card)
@@ -119,10 +123,12 @@ def to_engine(
             plan = _built(library, graph, model, options, say, progress)
             staged.write_bytes(plan.content)
             card = _card(card, graph, plan, library, options, typed, source, onnx_options.nms)
+            card = handed_on(card, source.parent)  # once more: the graph may be one from before paths were left out
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
             card, audit, verification = proven(
                 staged, card, library, typed, allow, Scoring(checkpoint, graph, gate, out), progress
             )
+            card = handed_on(card, source.parent)
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
             os.replace(staged, out)
             os.replace(sidecar_path(staged), sidecar_path(out))

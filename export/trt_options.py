@@ -31,6 +31,8 @@ class EngineOptions:
     """Most GPU memory that a kernel may ask for; None leaves it to the library."""
     sm: tuple[int, ...] = ()
     """TensorRT-RTX: compute capabilities to build for, as 86 for 8.6; () for all since Ampere."""
+    check_hashes: bool = True
+    """Refuse an ONNX file whose graph is not the one that was exported; False is for one that was edited on purpose."""
 
     def __post_init__(self) -> None:
         for name, value, legal in (

@@ -63,14 +63,14 @@ def _not_written(path: Path, partial: Path, model: dict[str, torch.Tensor], erro
     )
 
 
-def read_checkpoint(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mapped: bool = False, check_hashes: bool = True) -> dict[str, Any]:
     """The content of a checkpoint: `format`, `card`, `model`, `resume`. Raises `CheckpointError`.
 
-    mapped: as in `load_tensors`, for whoever wants the card and not the weights.
+    mapped, check_hashes: as in `load_tensors`; the first for whoever wants the card and not the weights.
     """
     path = Path(path)
     try:
-        content = load_tensors(path, mapped)
+        content = load_tensors(path, mapped, check_hashes)
     except TensorFileError as error:
         raise CheckpointError(f"{path}: cannot read this checkpoint: {error}") from error
     if not isinstance(content, dict) or not {"format", "card", "model"} <= content.keys():
@@ -83,12 +83,12 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     return content
 
 
-def build_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
+def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detector, dict[str, Any]]:
     """The detector of a checkpoint in its training form, in eval mode, and its card.
 
     One whose card names a quantization is a `QuantDetector`. Raises `CheckpointError`.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, check_hashes=check_hashes)
     try:
         config = model_config(content["card"].get("model"), "card.model")
         require_environment(name for _, name in own_parts_of(config, network_only=True))
@@ -143,7 +143,7 @@ def start_from(detector: Detector, path: str | Path) -> str:
     return f"weights from {path}: {kept} of {len(wanted)} tensors; {anew or 'the classes are the same'}"
 
 
-def load_detector(path: str | Path) -> tuple[Deploy, dict[str, Any]]:
+def load_detector(path: str | Path, check_hashes: bool = True) -> tuple[Deploy, dict[str, Any]]:
     """The deployable form of a checkpoint (fused, eval mode, on the CPU) and its card. Raises `CheckpointError`."""
-    detector, card = build_detector(path)
+    detector, card = build_detector(path, check_hashes)
     return Deploy(detector).eval(), card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,21 @@ class TensorFileError(ValueError):
         """The first kind of object in it that loading would have run code for, where that is the reason."""
 
 
-def load_tensors(path: str | Path, mapped: bool = False) -> Any:
+def load_tensors(path: str | Path, mapped: bool = False, check_hashes: bool = True) -> Any:
     """What `torch.save` wrote: tensors, numbers, text, lists and mappings, on the CPU. Raises `TensorFileError`.
 
     mapped: tensors stay in the file until somebody looks at them, which makes reading the rest quick.
+    check_hashes: compare what is read with its checksums, which PyTorch writes and never looks at.
     """
-    if not Path(path).is_file():
-        raise TensorFileError("no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+        there = Path(path).is_file()
+    except (OSError, ValueError) as error:  # a name that no file can have: too long, or with a NUL in it
+        raise TensorFileError(f"no such file ({error})") from None
+    if not there:
+        raise TensorFileError("no such file")
+    damage = _damage(path, but_tensors=mapped) if check_hashes else ""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except Exception as error:  # torch raises a dozen kinds for files it cannot read
         pickled, text = "", str(error)
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in text:
@@ -36,8 +43,33 @@ def load_tensors(path: str | Path, mapped: bool = False) -> Any:
             pickled = next((word.strip("`,.") for word in words if "." in word), "objects")
         reason = text.split("\n")[0][:200] or type(error).__name__
         # PyTorch's own advice is to allow pickled code, which nothing here does.
-        told = "" if "weights_only" in text else f": {reason}"
+        told = f": {damage}" if damage else "" if "weights_only" in text else f": {reason}"
         raise TensorFileError(f"not a file of tensors, or truncated{told}", pickled) from error
+    if damage:
+        raise TensorFileError(damage)
+    return content
+
+
+def _damage(path: str | Path, but_tensors: bool) -> str:
+    """What is damaged in the zip archive at `path`, or "". Files in PyTorch's older format have no checksums."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(4) != b"PK\x03\x04":
+                return ""
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if but_tensors and "/data/" in member.filename:
+                    continue
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                    return f"damaged: the entry of {member.filename!r} is not as PyTorch writes it; copy the file again"
+                with archive.open(member) as content:
+                    while content.read(1 << 20):
+                        pass
+    except zipfile.BadZipFile as error:
+        return f"damaged: {str(error).replace('Bad CRC-32', 'wrong checksum')}; copy the file again"
+    except Exception as error:  # zipfile has no common error for what a broken entry may ask of it
+        return f"damaged: {error or type(error).__name__}; copy the file again"
+    return ""
 
 
 def first_mismatches(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], count: int = 4) -> str:

@@ -57,6 +57,7 @@ def _detect(arguments: argparse.Namespace) -> int:
             track=arguments.track,
             options=options,
             batch=arguments.batch,
+            check_hashes=not arguments.skip_hashes,
         )
     return conclude_detect(summary)
 
@@ -78,6 +79,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             progress=moves(bar),
             streams=arguments.streams,
             max_wait_ms=arguments.max_wait,
+            check_hashes=not arguments.skip_hashes,
         )
     print(result.table())
     _write_json(arguments.json, result.to_json())
@@ -85,12 +87,14 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    from runtime.backends.options import BackendOptions
     from runtime.detector import Detector
     from runtime.evaluate import evaluate
     from runtime.runs import validation_data
 
     model = _model(arguments.artifact)
-    detector = Detector(model, device=arguments.device, threads=arguments.threads)
+    options = BackendOptions(check_hashes=not arguments.skip_hashes)
+    detector = Detector(model, device=arguments.device, threads=arguments.threads, options=options)
     dataset = validation_data(detector.card, model, arguments.annotations, arguments.images)
     warn_of_problems(dataset)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
@@ -200,6 +204,7 @@ how to read it:
 def _device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=count, help="CPU threads of the engine (default: its own choice)")
+    parser.add_argument("--skip-hashes", action="store_true", help="load a model that was edited after it was written")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from runtime.backends import Backend
+from runtime.backends.options import BackendOptions
 from runtime.bench_stages import BARE, STAGES, WHOLE, nms_shares, notes, time_turn
 from runtime.bench_streams import LOAD, StreamTiming, time_streams
 from runtime.detector import Detector
@@ -122,6 +123,7 @@ def bench(
     progress: Callable[[int, int], None] | None = None,
     streams: Sequence[int] = (),
     max_wait_ms: float = 4.0,
+    check_hashes: bool = True,
 ) -> BenchTable:
     """Time `artifact` (a model file or a backend) at each of `batch_sizes` (default: 1, or the graph's fixed batch).
 
@@ -129,11 +131,12 @@ def bench(
     `warmup` turns untimed, then `iterations` turns, or for `seconds` and at least 5. A turn is one batch end to end,
     one through the stages, and one through the engine alone. For each of `streams` that many threads then submit to a
     batcher of that batch size and `max_wait_ms`, twice for `seconds`. `progress(done, total)` is called after each
-    batch size, and after each number of streams.
+    batch size, and after each number of streams. `check_hashes`: see `runtime.backends.options.BackendOptions`.
 
     Raises ValueError for impossible sizes, and what `Detector` and `read_image` raise.
     """
-    detector = Detector(artifact, device=device, threads=threads)
+    options = BackendOptions(check_hashes=check_hashes)
+    detector = Detector(artifact, device=device, threads=threads, options=options)
     sizes = _batch_sizes(detector, batch_sizes)
     if seconds <= 0 or warmup < 0 or (iterations is not None and iterations < 1):
         raise ValueError(f"expected seconds > 0, warmup >= 0, iterations >= 1; got {seconds}, {warmup}, {iterations}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runtime.image import FILL, FixedSize, Resize, ShortSide
+from runtime.seal import is_broken, sealed
 
 FORMAT = 1
 METADATA_KEY = "isodet"
@@ -22,6 +23,10 @@ NMS_KINDS = ("auto", "portable", "loop", "onnx", "plugin", "none")
 COLORS = {"uint8-nhwc": "bgr", "float-nchw": "rgb"}
 """Forms of a graph's input and their channel order: uint8 [B, H, W, 3], 0 to 255, or float32 [B, 3, H, W], 0 to 1."""
 LETTERBOX = {"align": "top-left", "fill": FILL, "interpolation": "linear"}
+
+
+LOAD_ANYWAY = "take it as it is with BackendOptions(check_hashes=False), on the command line --skip-hashes"
+_SEAL = "card"  # its name among the hashes
 
 
 class CardError(ValueError):
@@ -65,7 +70,7 @@ class Card:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of packages, by name; git_commit and git_dirty (yes or no) of the folder that the training was started in."""
     hashes: Mapping[str, str] = field(default_factory=dict)
-    """sha256, by what was hashed."""
+    """sha256, by what was hashed. In a file `card` is that of the card itself (`card_text`)."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """The ModelConfig as a mapping."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -83,7 +88,7 @@ class Card:
             if isinstance(value, list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(value))
         for name in ("score_threshold", "threshold"):
-            if _is_int(getattr(self, name)):
+            if _is_int(getattr(self, name)) and 0 <= getattr(self, name) <= 1:
                 object.__setattr__(self, name, float(getattr(self, name)))
         self._check("kind", self.kind in ("checkpoint", "onnx", "engine"), "checkpoint, onnx or engine")
         names_ok = isinstance(self.classes, tuple) and all(isinstance(c, str) and c for c in self.classes)
@@ -97,7 +102,7 @@ class Card:
         self._check(
             "batch", self.batch == "dynamic" or (_is_int(self.batch) and self.batch >= 1), "dynamic or 1 and more"
         )
-        self._check("input", self.input in COLORS, " or ".join(COLORS))
+        self._check("input", isinstance(self.input, str) and self.input in COLORS, " or ".join(COLORS))
         self._check("color", self.color == COLORS[self.input], f"{COLORS[self.input]}, the order of {self.input}")
         self._check("precision", self.precision in ("fp32", "fp16", "int8"), "fp32, fp16 or int8")
         for name in ("score_threshold", "threshold"):
@@ -105,11 +110,20 @@ class Card:
             self._check(name, isinstance(value, float) and 0 <= value <= 1, "a score from 0 to 1")
         for name in ("letterbox", "nms", "versions", "hashes", "model", "training", "metrics", "verification"):
             self._check(name, isinstance(getattr(self, name), Mapping), "an object with keys")
-        self._check("resize", isinstance(self.resize, Mapping), "an object with keys")
+        for name in ("resize", "quantization"):
+            self._check(name, isinstance(getattr(self, name), Mapping), "an object with keys")
+        layers = self.quantization.get("float_layers", ())
+        layers_ok = isinstance(layers, (list, tuple)) and all(isinstance(layer, str) for layer in layers)
+        self._check("quantization", layers_ok, "names of layers as its float_layers")
         known = {"short", "long", "multiple", "floor", "fill_bgr"}
         self._check(
             "resize", not self.resize or set(self.resize) == known, f"{{}} or the keys {', '.join(sorted(known))}"
         )
+        numbers = [self.resize.get(key, 1) for key in ("short", "long", "multiple")]
+        fill = self.resize.get("fill_bgr", (0, 0, 0))
+        good = all(_is_int(n) and 1 <= n <= 1 << 20 for n in numbers) and isinstance(fill, (list, tuple))
+        good = good and len(fill) == 3 and all(_is_int(n) and 0 <= n <= 255 for n in fill)
+        self._check("resize", good, "short, long and multiple in pixels, and fill_bgr as three numbers from 0 to 255")
         self._check("resize", not self.resize or self.kind == "checkpoint", "{}: a graph has one input size")
         self._check("letterbox", dict(self.letterbox) == LETTERBOX, f"{LETTERBOX}, the one that this version does")
         for key in ("kind", "iou", "candidates", "detections"):
@@ -118,7 +132,8 @@ class Card:
         unknown = sorted(set(self.nms) - {"kind", "iou", "candidates", "detections", "certificate"})
         self._check("nms", not unknown, f"keys that this isodet knows, not {unknown}; a newer isodet may read it")
         self._check("nms.certificate", self.nms.get("certificate", False) in (True, False), "true or false")
-        self._check("nms.iou", isinstance(self.nms["iou"], (int, float)), "a number")
+        iou = self.nms["iou"]  # not a number compares with nothing: NMS would keep everything
+        self._check("nms.iou", isinstance(iou, (int, float)) and 0 <= iou <= 1, "a number from 0 to 1")
         for key in ("candidates", "detections"):
             self._check(f"nms.{key}", _is_int(self.nms[key]) and self.nms[key] >= 1, "a whole number of at least 1")
         for name in ("versions", "hashes"):
@@ -164,13 +179,16 @@ class Card:
         return {"format": FORMAT, **json.loads(json.dumps(plain, default=_plain))}
 
     @classmethod
-    def from_json(cls, content: str | Mapping[str, Any], source: str | Path) -> Card:
-        """A card from its JSON, as text or parsed. Raises `CardError` naming `source` and the key."""
-        if isinstance(content, str):
-            try:
-                content = json.loads(content)
-            except json.JSONDecodeError as error:
-                raise CardError(f"{source}: its card is not valid JSON ({error})") from None
+    def from_json(cls, content: str | Mapping[str, Any], source: str | Path, check_hashes: bool = True) -> Card:
+        """A card from its JSON, as text or parsed. Raises `CardError` naming `source` and the key.
+
+        check_hashes: refuse a card that is another than the one that was written, where it has a hash of itself.
+        """
+        try:
+            content = json.loads(content) if isinstance(content, str) else content
+            damaged = check_hashes and isinstance(content, Mapping) and is_broken(content, _SEAL, "hashes")
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits and deep nesting, too
+            raise CardError(f"{source}: its card is not valid JSON ({error})") from None
         if not isinstance(content, Mapping) or "format" not in content:
             raise CardError(f"{source}: not an isodet card (expected a JSON object with the key 'format')")
         version = content["format"]
@@ -187,27 +205,44 @@ class Card:
         for name, f in fields.items():
             if name not in content and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
                 raise CardError(f"{source}: card: missing key {name!r}")
+        values = {key: value for key, value in content.items() if key != "format"}
+        if isinstance(values.get("hashes"), Mapping):  # a seal is of a file; who writes the card anew makes another
+            values["hashes"] = {key: value for key, value in values["hashes"].items() if key != _SEAL}
         try:
-            return cls(**{key: value for key, value in content.items() if key != "format"})
+            card = cls(**values)
         except CardError as error:
             raise CardError(f"{source}: card: {error}") from None
+        if damaged:  # after what is wrong with a key, which says more
+            raise CardError(
+                f"{source}: its card was edited or damaged after it was written: it does not fit its own hash, "
+                f"hashes.{_SEAL}; copy the file again or make it anew; where it was edited on purpose, take that key "
+                f"out, or {LOAD_ANYWAY}"
+            )
+        return card
 
 
-def read_card(path: str | Path) -> Card:
+def card_text(card: Card, indent: int | None = None) -> str:
+    """The card as the JSON text of an artifact, with the hash of itself in it."""
+    return json.dumps(sealed(card.to_json(), _SEAL, "hashes"), indent=indent)
+
+
+def read_card(path: str | Path, check_hashes: bool = True) -> Card:
     """The card of an ONNX file, an engine or a checkpoint (which loads torch), told apart by content.
 
-    Raises `CardError` for a file that is missing, is none of these, or carries no card of ours.
+    check_hashes: refuse a damaged card, engine or checkpoint; of an ONNX file the card alone, its graph is for
+    `runtime.onnx_file.require_unedited`. Raises `CardError` for a file that is missing, is none of these, or carries
+    no card of ours.
     """
     path = Path(path)
     kind = file_kind(path)
     if kind == "engine":
         from runtime.sidecar import read_sidecar  # it reads cards itself
 
-        return read_sidecar(path)
+        return read_sidecar(path, check_hashes)
     if kind == "checkpoint":
         from runtime.backends.torch import read_checkpoint_card  # torch is only needed for a checkpoint
 
-        return read_checkpoint_card(path)
+        return read_checkpoint_card(path, check_hashes)
     from runtime.onnx_file import read_onnx_metadata  # it raises this file's errors
 
     metadata = read_onnx_metadata(path)
@@ -216,7 +251,7 @@ def read_card(path: str | Path) -> Card:
             f"{path}: an ONNX file without an isodet card (metadata key '{METADATA_KEY}'); "
             "export it with `exporter onnx CHECKPOINT`"
         )
-    return Card.from_json(metadata[METADATA_KEY], path)
+    return Card.from_json(metadata[METADATA_KEY], path, check_hashes)
 
 
 def file_kind(path: str | Path) -> Literal["checkpoint", "onnx", "engine"]:

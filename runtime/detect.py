@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends.options import BackendOptions
 from runtime.detect_outputs import (
     DetectError,
     Lines,
@@ -96,6 +97,7 @@ def detect(
     track: bool = False,
     options: StreamOptions | None = None,
     batch: int | None = None,
+    check_hashes: bool = True,
 ) -> DetectSummary:
     """Detect in a picture, folder, glob, video file, webcam or URL, or in several at once, and write what was found.
 
@@ -134,7 +136,10 @@ def detect(
     first: list[Origin | Source] = list(origins)
     if len(origins) == 1:  # what is wrong with an only source is told before a model is loaded
         first = [open_source(origins[0], on_broken, options.decoder, options.every, options.stall_s)]
-    detector = model if isinstance(model, Detector) else Detector(model or newest(*MODELS), device, threads=threads)
+    detector = model
+    if not isinstance(detector, Detector):
+        how = BackendOptions(check_hashes=check_hashes)
+        detector = Detector(detector or newest(*MODELS), device, threads=threads, options=how)
     finder = _Finder(detector, threshold, classes, track)
     if save:
         make_folder(folder)

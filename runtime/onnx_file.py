@@ -7,7 +7,9 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.card import METADATA_KEY, CardError
+from runtime.card import LOAD_ANYWAY, METADATA_KEY, Card, CardError, sha256_file
+
+_LOCATION = b"\x0a\x08location\x12"  # a StringStringEntryProto up to the length of its value
 
 
 def read_onnx_metadata(path: str | Path) -> dict[str, str]:
@@ -36,21 +38,59 @@ def read_onnx_metadata(path: str | Path) -> dict[str, str]:
 def graph_sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of an ONNX file without its card: what a graph is, whatever is said of it.
 
-    Raises `CardError` for a file that is not whole.
+    Files beside it that hold its weights (ONNX's external data) are part of it. Raises `CardError` for a file that is
+    not whole.
     """
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            memoryview(content) as view,
+        ):
             for number, start, end in _protobuf_fields(content, 0, len(content)):
                 if number == 14 and dict(_entry(content, start, end)).get(1) == METADATA_KEY:
                     continue
                 digest.update(number.to_bytes(4, "little") + (end - start).to_bytes(8, "little"))
-                digest.update(content[start:end])
+                with view[start:end] as field:
+                    digest.update(field)
+            for name in _external_files(content):
+                beside = Path(path).parent / name
+                digest.update(f"{name} {sha256_file(beside) if beside.is_file() else 'missing'}".encode())
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise CardError(f"{path}: not a whole ONNX file ({error}); it may be truncated") from None
     return digest.hexdigest()
+
+
+def was_edited(path: str | Path, card: Card) -> bool:
+    """Whether the graph is another than the one that its card was made of. Reads the whole file.
+
+    Files from before that was noted are taken as they are. Raises `CardError` for a file that is not whole.
+    """
+    return "graph" in card.hashes and graph_sha256(path) != card.hashes["graph"]
+
+
+def require_unedited(path: str | Path, card: Card, instead: str = LOAD_ANYWAY) -> None:
+    """Raise `CardError` where `was_edited`. instead: what else may be done, for the error."""
+    if was_edited(path, card):
+        raise CardError(
+            f"{path}: its graph was edited or damaged after the export: it is not the one that its card was made of; "
+            f"copy it again or export it anew, or {instead}"
+        )
+
+
+def _external_files(content: mmap.mmap) -> Iterator[str]:
+    """The files that TensorProto.external_data names, each once: entries with the key `location`, written in order."""
+    position, seen = content.find(_LOCATION), set()
+    while position >= 0:
+        length, start = _varint(content, position + len(_LOCATION), len(content))
+        name = content[start : start + length].decode("utf-8", errors="replace")
+        if name not in seen:
+            seen.add(name)
+            yield name
+        position = content.find(_LOCATION, position + 1)
 
 
 def _entry(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, str]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from runtime.card import Card
+from runtime.card import Card, read_card, sha256_file
 from runtime.datasets import FORMATS, read_dataset
 from runtime.records import CocoDataset
 
@@ -42,10 +44,38 @@ def validation_data(
         return read_dataset(annotations, images, card.classes)
     if images is not None:
         raise RunsError("a folder of images alone is not enough: give its annotations, too")
-    split = card.training.get("data", {}).get("val", {})
+    split = _val_split(card, Path(source))
     if "annotations" not in split:
         raise RunsError(f"{source}: its card names no validation data; give --annotations FILE (--images FOLDER)")
     kind = split.get("format", "auto")
     if kind not in ("auto", *FORMATS):
         raise RunsError(f"{source}: its card names validation data of the unknown format {kind!r}; give --annotations")
     return read_dataset(split["annotations"], split.get("images"), card.classes, kind, split.get("split") or "val")
+
+
+def _val_split(card: Card, source: Path) -> dict[str, Any]:
+    """What a card says of its validation data, with paths that lead there; {} where it says nothing.
+
+    A checkpoint has absolute paths. An artifact has them as seen from its checkpoint, or names alone, and then the
+    checkpoint beside it knows. Raises `RunsError` where that is not there.
+    """
+    split = _named_val(card)
+    if "annotations" not in split or Path(split["annotations"]).is_absolute():
+        return split
+    folder = source.resolve().parent
+    placed = {key: str(folder / split[key]) for key in ("annotations", "images") if split.get(key)}
+    if all(Path(path).exists() for path in placed.values()):
+        return {**split, **placed}
+    for checkpoint in sorted(folder.glob("*.pt")):
+        if sha256_file(checkpoint) == card.hashes.get("checkpoint"):
+            return _named_val(read_card(checkpoint))
+    raise RunsError(
+        f"{source}: the validation data that its card names, {split['annotations']}, is not beside it, nor the "
+        "checkpoint that knows where it is; give --annotations FILE (--images FOLDER)"
+    )
+
+
+def _named_val(card: Card) -> dict[str, Any]:
+    data = card.training.get("data")
+    split = data.get("val") if isinstance(data, Mapping) else None
+    return dict(split) if isinstance(split, Mapping) else {}

@@ -6,11 +6,10 @@ belong together by the engine's SHA-256, so that a copy of only one of them is n
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from runtime.card import Card, CardError, sha256_file
+from runtime.card import Card, CardError, card_text, sha256_file
 
 ENGINE_KEYS = {
     "flavour": str,  # tensorrt or rtx
@@ -34,8 +33,11 @@ def sidecar_path(engine: str | Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
-def read_sidecar(engine: str | Path) -> Card:
-    """The card beside the engine at `engine`. Raises `CardError` where there is none, or one of another engine."""
+def read_sidecar(engine: str | Path, check_hashes: bool = True) -> Card:
+    """The card beside the engine at `engine`. Raises `CardError` where there is none, or one of another engine.
+
+    check_hashes: compare the engine and the card with their hashes, which reads the whole engine.
+    """
     engine = Path(engine)
     path = sidecar_path(engine)
     try:
@@ -47,7 +49,7 @@ def read_sidecar(engine: str | Path) -> Card:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CardError(f"{path}: cannot be read: {error}") from None
-    card = Card.from_json(text, path)
+    card = Card.from_json(text, path, check_hashes=False)
     if card.kind != "engine":
         raise CardError(f"{path}: card: kind: expected engine, got {card.kind!r}; this is not the sidecar of an engine")
     for key, kind in ENGINE_KEYS.items():
@@ -59,17 +61,17 @@ def read_sidecar(engine: str | Path) -> Card:
     size, expected = engine.stat().st_size, card.engine["bytes"]
     if size < expected:
         raise CardError(f"{engine}: truncated: {size} of {expected} bytes; copy it again")
-    if sha256_file(engine) != card.hashes.get("engine"):
+    if check_hashes and sha256_file(engine) != card.hashes.get("engine"):
         raise CardError(
             f"{engine} and {path.name} do not belong together: the sidecar describes an engine with another SHA-256; "
             "copy both from the same place, or build the engine again"
         )
-    return card
+    return Card.from_json(text, path, check_hashes)  # last: what is wrong with a key says more
 
 
 def sidecar_text(card: Card) -> str:
     """The content of a sidecar."""
-    return json.dumps(card.to_json(), indent=1) + "\n"
+    return card_text(card, indent=1) + "\n"
 
 
 def built_for(card: Card) -> str:

@@ -25,6 +25,7 @@ from runtime.backends.cuda_driver import cuda_device_count
 from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.backends.ort_library import load_onnxruntime, no_cuda_provider
 from runtime.card import CardError, read_card
+from runtime.onnx_file import require_unedited
 
 if TYPE_CHECKING:
     from runtime.backends.cuda_staging import Images
@@ -47,12 +48,14 @@ class OrtBackend:
     ) -> None:
         check_device(device)
         options.check("onnx", path)
-        self.card = read_card(path)
+        self.card = read_card(path, options.check_hashes)
         if self.card.nms["kind"] == "plugin":
             raise BackendError(
                 f"{path}: its NMS is TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime has not; build an engine "
                 "of it, or export with --nms auto, whose one file runs in both"
             )
+        if options.check_hashes:
+            require_unedited(path, self.card)
         self.name = f"ONNX Runtime {onnxruntime.__version__}"
         self.device, self.why = _resolve(device, options)
         asked_for = options.cuda_graphs or options.provider != "cuda"  # what there is on a GPU only

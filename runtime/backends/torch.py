@@ -72,10 +72,10 @@ class TorchBackend:
         options.check("checkpoint", path)
         from models.checkpoint import load_detector  # here and below only: the networks are not the runtime's
 
-        model, card = load_detector(path)
+        model, card = load_detector(path, options.check_hashes)
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(model, Card.from_json(card, path), device, options)
+        return cls(model, Card.from_json(card, path, options.check_hashes), device, options)
 
     def __call__(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> RawOutputs:
         return self._batch(images, lambda stage: None)
@@ -226,11 +226,11 @@ def _on_host(outputs: Sequence[torch.Tensor]) -> RawOutputs:
     )
 
 
-def read_checkpoint_card(path: str | Path) -> Card:
+def read_checkpoint_card(path: str | Path, check_hashes: bool = True) -> Card:
     """The card in the checkpoint at `path`. Raises `CardError`, or `CheckpointError` for a broken file."""
     from models.checkpoint import read_checkpoint
 
-    return Card.from_json(read_checkpoint(path)["card"], path)
+    return Card.from_json(read_checkpoint(path, check_hashes=check_hashes)["card"], path, check_hashes)
 
 
 def _resolve(device: str) -> tuple[torch.device, str]:

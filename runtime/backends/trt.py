@@ -35,7 +35,7 @@ class TrtBackend:
         check_device(device)
         options.check("engine", path)
         path = Path(path)
-        self.card: Card = read_sidecar(path)
+        self.card: Card = read_sidecar(path, options.check_hashes)
         index = _device_index(path, device, self.card)
         self.why = "engines run on NVIDIA GPUs only" if device == "auto" else "as asked"
         library = load_library(self.card.engine["flavour"])
