@@ -290,4 +290,6 @@ class Reader:
         if error is not None:
             self._error = str(error)
             self.failure = error if state == "failed" else None
+        if state == "failed" and self.live:
+            _log.warning("%s: failed for good, and is not tried again; %s", self.name, error)
         self._changed.notify()
