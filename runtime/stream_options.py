@@ -28,8 +28,8 @@ class StreamOptions:
     reconnect: bool = True
     """Whether live sources that end, fail or stall are connected again."""
     backoff_s: float = 0.5
-    """Pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. After one that gave
-    frames for 5 s, or for twice its pause, it begins again."""
+    """Pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. It begins again
+    after one that gave frames for 5 s, or for twice the pause before it."""
     backoff_max_s: float = 30.0
     give_up_s: float | None = None
     """A live source without a frame for so long has failed for good; None: never. One that refuses the user or the

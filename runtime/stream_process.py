@@ -25,7 +25,7 @@ import numpy as np
 from runtime.image import Image
 from runtime.stream_capture import DecoderName
 from runtime.stream_url import RefusedError, StreamError
-from runtime.stream_worker import receive, send
+from runtime.stream_worker import LEAVE_S, receive, send
 
 _POLL_MS = 50
 """How soon a wait notices that nobody wants its frame any more."""
@@ -52,6 +52,7 @@ class ProcessCapture:
         self._memory: mmap.mmap | None = None
         self._spare: Image | None = None
         self._position: float | None = None
+        self._hangs = False
         self._socket = _server.connect(decoder)
         try:
             options = {name: value for name, value in os.environ.items() if name.startswith("OPENCV_")}
@@ -90,9 +91,13 @@ class ProcessCapture:
         self._spare = image
 
     def close(self) -> None:
-        """The worker ends at once, wherever it is. A second call does nothing more."""
+        """The worker takes leave of the camera, or is ended soon where it hangs. A second call does nothing more."""
         with suppress(OSError):  # where the worker has gone already, or this is the second call
-            self._socket.shutdown(socket.SHUT_RDWR)  # reaches the worker even where a fork holds a copy
+            self._socket.shutdown(socket.SHUT_WR)  # reaches the worker even where a fork holds a copy
+            if not self._hangs:  # so that a camera of few sessions is free for the next
+                self._socket.settimeout(LEAVE_S)
+                while self._socket.recv(1 << 16):
+                    pass
         self._socket.close()
 
     def _ask(self, request: dict[str, Any], late: str) -> dict[str, Any]:
@@ -118,11 +123,13 @@ class ProcessCapture:
         limit = time.monotonic() + self._timeout_s
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
+        self._hangs = True
         while not poll.poll(_POLL_MS):
             if self._cancelled.is_set():
                 raise StreamError(f"{self._shown}: is not read any more")
             if time.monotonic() >= limit:
                 raise StreamError(f"{self._shown}: {late.format(self._timeout_s)}")
+        self._hangs = False
 
 
 class _ForkServer:

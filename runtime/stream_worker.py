@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
@@ -21,6 +22,8 @@ import numpy as np
 from runtime.stream_capture import Capture, open_here
 from runtime.stream_url import RefusedError, StreamError, cannot_open, ffmpeg_reason
 
+LEAVE_S = 1.0
+"""What a worker has to take leave of its camera."""
 PATIENCE = 2.0
 """The decoder's own time limits are so many times those of the program, which is to be the one that decides."""
 
@@ -75,17 +78,21 @@ def _die() -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    requests: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    requests: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
 
     def listen() -> None:
         try:
             while (request := receive(connection)[0]) is not None:
                 requests.put(request)
-        finally:
-            _die()  # the program let the camera go, or went itself; a read that hangs is not waited for
+        finally:  # the program let the camera go, or went itself
+            requests.put(None)
+            time.sleep(LEAVE_S)
+            _die()  # a read that hangs is not waited for any longer
 
     threading.Thread(target=listen, daemon=True).start()
     first = requests.get()
+    if first is None:
+        return
     os.environ.update(first["environment"])
     try:
         capture = _open(first)
@@ -97,18 +104,18 @@ def _serve(connection: socket.socket) -> None:
         return
     send(connection, {"fps": capture.fps, "count": capture.count})
     frames = _Frames(connection, capture)
-    while True:
-        request = requests.get()
+    while (request := requests.get()) is not None:
         try:
             if request["do"] == "skip":
                 send(connection, {"end": not capture.skip()})
             else:
                 frames.send()
         except OSError:
-            return  # nobody is there any more
+            break  # nobody is there any more
         except Exception as error:  # as above
             shown = str(error) if isinstance(error, StreamError) else f"{first['shown']}: {error}"
             send(connection, {"error": shown, "refused": False})
+    capture.close()  # tells the camera, too: some have few sessions, and keep one for a minute
 
 
 def _open(request: dict[str, Any]) -> Capture:
