@@ -6,9 +6,10 @@ import glob
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Literal
@@ -77,6 +78,10 @@ class Source:
     """Give back the array of a frame that nobody looks at any more."""
     close: Callable[[], None] = _nothing
     """Let go a source whose frames were never asked for; iterating to the end does it, too."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set from another thread, it ends the wait for a frame of a URL, with a `StreamError`."""
+    opened_s: float = field(default_factory=time.monotonic)
+    """When it was opened, of `time.monotonic`."""
 
     @property
     def is_video(self) -> bool:
@@ -160,13 +165,14 @@ def open_source(
     decoder: DecoderName = "opencv",
     every: int = 1,
     timeout_s: float = 10.0,
+    cancelled: threading.Event | None = None,
 ) -> Source:
     """Open `source`: a picture, a folder or glob of pictures, a video file, a webcam number (0, "0") or a URL
     (rtsp://, http://).
 
     A broken picture in a folder is handed to `on_broken` and left out; without `on_broken` it is logged as
     a warning. `every`: take each n-th frame only; the others are not made into pictures. `timeout_s` bounds
-    connecting to a URL and waiting for its next frame.
+    connecting to a URL and waiting for its next frame; `cancelled`, once set, ends both.
     Raises `StreamError` for a source that cannot be opened, `ImageError` for a broken picture.
     """
     found = describe(source)
@@ -182,8 +188,10 @@ def open_source(
         "webcam": "is it plugged in, free, and readable by this user?",
         "url": "is the address right and the camera reachable?",
     }[found.kind]
-    capture = open_capture(str(source) if target is None else target, shown, advice, decoder, timeout_s)
-    return of_capture(capture, found.name, found.kind, shown, advice, every, source)
+    cancelled = cancelled or threading.Event()
+    address = str(source) if target is None else target
+    capture = open_capture(address, shown, advice, decoder, timeout_s, cancelled)
+    return of_capture(capture, found.name, found.kind, shown, advice, every, source, cancelled)
 
 
 def _missing(source: str) -> StreamError:
@@ -220,7 +228,7 @@ def _pictures(found: Description, origin: Origin, on_broken: Callable[[ImageErro
 
 def of_capture(
     capture: Capture, name: str, kind: Kind, shown: str, advice: str = "",
-    every: int = 1, origin: Origin | None = None,
+    every: int = 1, origin: Origin | None = None, cancelled: threading.Event | None = None,
 ) -> Source:  # fmt: skip
     """The source that `capture` is. `shown` names it in messages, `advice` says what to look at."""
     live = kind == "webcam" or (kind == "url" and capture.count is None)
@@ -258,8 +266,9 @@ def of_capture(
 
     count = -(-capture.count // every) if capture.count is not None and not live else None
     return Source(
-        name, kind, count, capture.fps / every, frames, live, origin, recycle=capture.recycle, close=capture.close
-    )
+        name, kind, count, capture.fps / every, frames, live, origin, recycle=capture.recycle, close=capture.close,
+        cancelled=cancelled or threading.Event(),
+    )  # fmt: skip
 
 
 def numbered(frame: SourceFrame, source: int, index: int, time_s: float) -> SourceFrame:

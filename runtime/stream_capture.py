@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
+import threading
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
@@ -11,16 +11,23 @@ import cv2
 import numpy as np
 
 from runtime.image import Image
+from runtime.stream_url import (
+    RefusedError,
+    StreamError,
+    cannot_open,
+    is_url,
+    opencv_url,
+    url_options,
+    without_password,
+)
+
+__all__ = ["Capture", "RefusedError", "StreamError", "open_capture", "open_here", "without_password"]
 
 DecoderName = Literal["opencv", "pyav", "nvidia"]
 BAD_PACKETS = 50
 """As many in a row that cannot be decoded end a stream."""
 
 DECODERS: tuple[DecoderName, ...] = ("opencv", "pyav", "nvidia")
-
-
-class StreamError(ValueError):
-    """A source that cannot be opened, that gives no frame, or that went away; the message names it."""
 
 
 class Capture(Protocol):
@@ -52,11 +59,25 @@ class Capture(Protocol):
         ...
 
 
-def open_capture(target: str | int, shown: str, advice: str, decoder: DecoderName, timeout_s: float) -> Capture:
-    """Open a file, URL or webcam number. `timeout_s` bounds connecting, and waiting for a frame, of a URL.
+def open_capture(
+    target: str | int, shown: str, advice: str, decoder: DecoderName, timeout_s: float,
+    cancelled: threading.Event | None = None,
+) -> Capture:  # fmt: skip
+    """Open a file, URL or webcam number; a URL in a process of its own (`runtime.stream_process`).
 
+    `timeout_s` bounds connecting, and waiting for a frame, of a URL; `cancelled`, once set, ends both.
     `shown` and `advice` are for the message of the `StreamError` that is raised when it cannot be opened.
     """
+    if is_url(target) and decoder != "nvidia":
+        from runtime.stream_process import ProcessCapture, possible  # here, because it needs this module
+
+        if possible():
+            return ProcessCapture(target, shown, advice, decoder, timeout_s, cancelled or threading.Event())
+    return open_here(target, shown, advice, decoder, timeout_s)
+
+
+def open_here(target: str | int, shown: str, advice: str, decoder: DecoderName, timeout_s: float) -> Capture:
+    """`open_capture` in this process, whatever the target is."""
     if decoder == "pyav":
         return PyAvCapture(target, shown, advice, timeout_s)
     if decoder == "nvidia":
@@ -66,17 +87,14 @@ def open_capture(target: str | int, shown: str, advice: str, decoder: DecoderNam
     return OpenCvCapture(target, shown, advice, timeout_s)
 
 
-def without_password(url: str) -> str:
-    """`url` as it may be shown and written down. In doubt too much is left out: passwords may have @ and / in them."""
-    url = re.sub(r"(://[^/@:]*):.*@", r"\1:...@", url)
-    return re.sub(r"(?i)((?:pass|password|passwd|pwd|token|secret)=)[^&#/\s]*", r"\1...", url)
-
-
 class OpenCvCapture:
     """`cv2.VideoCapture`. It turns frames as the file's rotation says."""
 
     def __init__(self, target: str | int, shown: str, advice: str, timeout_s: float) -> None:
-        self._capture = _opencv(target, timeout_s)
+        if isinstance(target, str) and is_url(target) and cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends():
+            self._capture = opencv_url(target, timeout_s)
+        else:
+            self._capture = cv2.VideoCapture(target)
         if not self._capture.isOpened():
             raise StreamError(f"{shown}: cannot be opened; {advice}")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
@@ -104,14 +122,6 @@ class OpenCvCapture:
         self._capture.release()
 
 
-def _opencv(target: str | int, timeout_s: float) -> cv2.VideoCapture:
-    if isinstance(target, str) and "://" in target and cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends():
-        limit = max(1, round(timeout_s * 1000))  # OpenCV's own limits are 30 s
-        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
-        return cv2.VideoCapture(target, cv2.CAP_FFMPEG, limits)
-    return cv2.VideoCapture(target)
-
-
 class PyAvCapture:
     """FFmpeg through PyAV (the extra `video`): the stream's own timestamps, and its sizes where they change."""
 
@@ -127,22 +137,27 @@ class PyAvCapture:
             raise StreamError(f"{shown}: webcams are read by the decoder opencv; pyav reads files and URLs")
         self._errors: tuple[type[Exception], ...] = (av.error.FFmpegError,)
         self._damage: type[Exception] = av.error.InvalidDataError
-        options = {"rtsp_transport": "tcp"} if target.startswith("rtsp") else {}
-        timeout = (timeout_s, timeout_s) if "://" in target else None
-        try:
-            self._container = av.open(target, options=options, timeout=timeout)
-        except (*self._errors, OSError, ValueError) as error:
-            raise StreamError(f"{shown}: cannot be opened ({_reason(error)}); {advice}") from None
+        timeout = (timeout_s, timeout_s) if is_url(target) else None
+        for quick in (True, False):
+            try:
+                self._container = av.open(target, options=url_options(target, quick), timeout=timeout)
+            except (*self._errors, OSError, ValueError) as error:
+                raise cannot_open(shown, _reason(error), advice) from None
+            if all(video.width for video in self._container.streams.video) or not url_options(target, quick):
+                break
+            self._container.close()  # the first packet did not tell the size: look at more
         if not self._container.streams.video:
             self._container.close()
             raise StreamError(f"{shown}: holds no video; {advice}")
         stream = self._container.streams.video[0]
-        stream.thread_type = "AUTO"
         rate = stream.average_rate
         self.fps = float(rate) if rate and 0 < rate <= 1000 else 25.0
         length = self._container.duration
         known = stream.frames or (round(length / av.time_base * self.fps) if length and length > 0 else 0)
         self.count = known if known > 0 else None
+        stream.thread_type = "AUTO"
+        if is_url(target) and self.count is None:
+            stream.codec_context.thread_count = 1  # with several, each holds a frame back
         self._shown = shown
         self._start = float(stream.start_time * stream.time_base) if stream.start_time and stream.time_base else 0.0
         self._frames = self._decode(stream)

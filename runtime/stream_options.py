@@ -28,10 +28,12 @@ class StreamOptions:
     reconnect: bool = True
     """Whether live sources that end, fail or stall are connected again."""
     backoff_s: float = 0.5
-    """Pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`."""
+    """Pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. It begins again
+    after one that gave frames for 5 s, or for twice the pause before it."""
     backoff_max_s: float = 30.0
     give_up_s: float | None = None
-    """A live source without a frame for so long has failed for good; None: never."""
+    """A live source without a frame for so long has failed for good; None: never. One that refuses the user or the
+    password has failed after three attempts in a row."""
     decoder: DecoderName = "opencv"
     """pyav is the extra `video`."""
     files_at_once: int = 8

@@ -10,25 +10,33 @@ from collections.abc import Callable, Generator
 from typing import Literal
 
 from runtime.stream import Origin, Source, SourceFrame, StreamError, numbered
-from runtime.stream_capture import without_password
 from runtime.stream_options import SourceState, State, StreamOptions
+from runtime.stream_url import RefusedError, without_password
 
 _log = logging.getLogger(__name__)
 
 JOIN_S = 5.0
 """How long closing waits for a thread. One that hangs inside a driver cannot be ended from outside."""
+STALE_S = 1.0
+"""A live source that was opened longer ago is opened again: what it gave since lies unread, and is old."""
+REFUSALS = 3
+"""As many in a row end a source whose user or password is refused. Cameras lock accounts after some more."""
+WELL_S = 5.0
+"""A connection that gave frames for so long, or twice the pause before it, did not fail: the next pause is short."""
 
 
 class Reader:
     """Reads one source in a thread of its own.
 
     `lock` is the one lock of all readers of a `Streams`, `changed` (on that lock) tells the consumer that something is
-    there. `live` is a guess until the source is open: a URL may turn out to be a file.
+    there. `live` is a guess until the source is open: a URL may turn out to be a file. `opener` opens a source;
+    the event that it is given ends that.
     """
 
     def __init__(
-        self, number: int, origin: Origin | None, opener: Callable[[Origin], Source], live: bool,
-        options: StreamOptions, lock: threading.RLock, changed: threading.Condition, opened: Source | None = None,
+        self, number: int, origin: Origin | None, opener: Callable[[Origin, threading.Event], Source],
+        live: bool, options: StreamOptions, lock: threading.RLock, changed: threading.Condition,
+        opened: Source | None = None,
     ) -> None:  # fmt: skip
         self.number, self.live, self.opened = number, live, opened
         self.name = without_password(str(origin if origin is not None else opened.name if opened else number))
@@ -48,6 +56,8 @@ class Reader:
         self._waiting_since: float | None = None
         self._generation = 0
         self._threads: list[threading.Thread] = []
+        self._cancelled = threading.Event()
+        """Of the connection that is there or being made: ends its waits."""
 
     # -----------------------------------------------------------------------------------------
     # the consumer's side; every method but `end` and `join` is called with the lock held
@@ -80,15 +90,21 @@ class Reader:
         Decoders have time limits of their own (`stall_s`, for URLs); this one is for what hangs in spite of them.
         """
         now = time.monotonic()
-        if self._waiting_since is None or now - self._waiting_since < 1.5 * self._options.stall_s:
+        waits = self._waiting_since is not None or self._state == "retrying"
+        if self.live and waits and not self.done and self._silent(now):
+            self._leave()
+            self._end("failed", self._given_up())
+            return
+        limit = self._options.stall_s + min(2.0, 0.5 * self._options.stall_s)
+        if self._waiting_since is None or now - self._waiting_since < limit:
             return
         trouble = StreamError(f"{self.name}: gives no frame for {self._options.stall_s:g} s")
-        if not self.live or not self._options.reconnect or self._origin is None or self._silent(now):
-            self._generation += 1
-            self._waiting_since = None
+        if not self.live or not self._options.reconnect or self._origin is None:
+            self._leave()
             self._end("failed", trouble)
         elif sum(thread.is_alive() for thread in self._threads) < 2:  # never more than one left behind
             self._trouble(trouble)
+            self._leave()
             self._spawn(pause=True)
 
     def report(self) -> SourceState:
@@ -104,7 +120,7 @@ class Reader:
     def end(self) -> None:
         """Tell the thread to end. Called without the lock."""
         with self._changed:
-            self._generation += 1
+            self._leave()
             self._stop.set()
             self._room.notify_all()
             opened = self.opened
@@ -118,6 +134,7 @@ class Reader:
         """
         with self._changed:
             threads = list(self._threads)
+        threads = [thread for thread in threads if thread is not threading.current_thread()]
         for thread in threads:
             thread.join(max(0.0, limit - time.monotonic()))
         with self._changed:
@@ -128,6 +145,12 @@ class Reader:
     # -----------------------------------------------------------------------------------------
     # the thread's side
 
+    def _leave(self) -> None:
+        """The thread that reads now is not wanted any more. Its wait ends where its decoder can end it."""
+        self._generation += 1
+        self._waiting_since = None
+        self._cancelled.set()
+
     def _spawn(self, pause: bool) -> None:
         self._generation += 1
         self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -137,17 +160,25 @@ class Reader:
         thread.start()
 
     def _run(self, generation: int, pause: bool) -> None:
-        wait = self._options.backoff_s
+        wait, paused, refused = self._options.backoff_s, 0.0, 0
         while True:
             if pause:
                 with self._changed:
                     if generation != self._generation:
                         return
                     self._state, self._waiting_since = "retrying", None
-                if self._stop.wait(wait):
+                    silent_in = self._silent_in(time.monotonic())
+                paused = wait
+                if self._stop.wait(wait if silent_in is None else min(wait, silent_in)):
                     return
                 wait = min(2 * wait, self._options.backoff_max_s)
-            connected = time.monotonic()
+                with self._changed:
+                    if generation != self._generation:
+                        return
+                    if self._silent(time.monotonic()):
+                        self._end("failed", self._given_up())
+                        return
+            connected, frames = time.monotonic(), self._frames
             try:
                 mine = self._read(generation)
                 trouble: Exception = StreamError(f"{self.name}: the stream ended")
@@ -155,6 +186,7 @@ class Reader:
                 mine, trouble, finished = True, error, False
             else:
                 finished = not self.live
+            refused = refused + 1 if isinstance(trouble, RefusedError) else 0
             with self._changed:
                 if not mine or generation != self._generation:
                     return
@@ -163,12 +195,13 @@ class Reader:
                     self._end("ended", None)
                     return
                 silent = self._silent(time.monotonic())
-                if not self.live or not self._options.reconnect or self._origin is None or silent:
-                    ended = isinstance(trouble, StreamError) and self._frames > 0 and self.live and not silent
+                lost = not self.live or not self._options.reconnect or self._origin is None
+                if lost or silent or refused == REFUSALS:
+                    ended = isinstance(trouble, StreamError) and self._frames > 0 and self.live and lost and not silent
                     self._end("ended" if ended else "failed", trouble)
                     return
                 self._trouble(trouble)
-            if self._last_frame - connected > self._options.backoff_max_s:  # it was well: be quick again
+            if self._frames > frames and self._last_frame - connected >= min(WELL_S, 2 * paused):
                 wait = self._options.backoff_s
             pause = True
 
@@ -180,10 +213,19 @@ class Reader:
             source, self.opened = self.opened, None
             self._state, self._waiting_since = "connecting", time.monotonic()
             self._connections += 1
+            cancelled = self._cancelled = source.cancelled if source is not None else threading.Event()
+        stale = source is not None and source.live and time.monotonic() - source.opened_s > STALE_S
+        if source is not None and stale and self._origin is not None:
+            source.close()
+            source = None
         if source is None:
             assert self._origin is not None  # a source without an origin comes opened, and is not opened again
-            source = self._opener(self._origin)
-        self.source, self.live, first = source, source.live, self._numbers
+            source = self._opener(self._origin, cancelled)
+        with self._changed:
+            if generation != self._generation:
+                source.close()
+                return False
+            self.source, self.live, first = source, source.live, self._numbers
         frames = iter(source)
         try:
             while True:
@@ -226,8 +268,17 @@ class Reader:
             self._changed.notify()
             return True
 
+    def _silent_in(self, now: float) -> float | None:
+        """Seconds until `give_up_s` have passed since the last frame; None for never."""
+        limit = self._options.give_up_s
+        return None if limit is None else max(0.0, self._last_frame + limit - now)
+
     def _silent(self, now: float) -> bool:
-        return self._options.give_up_s is not None and now - self._last_frame >= self._options.give_up_s
+        return self._silent_in(now) == 0.0
+
+    def _given_up(self) -> StreamError:
+        latest = "" if self._error is None else f"; the latest trouble: {self._error}"
+        return StreamError(f"{self.name}: no frame for {self._options.give_up_s:g} s, given up{latest}")
 
     def _trouble(self, error: Exception) -> None:
         if self._error != str(error):  # a dead camera says the same at every attempt
@@ -239,4 +290,6 @@ class Reader:
         if error is not None:
             self._error = str(error)
             self.failure = error if state == "failed" else None
+        if state == "failed" and self.live:
+            _log.warning("%s: failed for good, and is not tried again; %s", self.name, error)
         self._changed.notify()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -51,8 +52,8 @@ class Streams:
         self._stopping = False
         self._next = 0
 
-        def opener(origin: Origin) -> Source:
-            return open_source(origin, on_broken, options.decoder, options.every, options.stall_s)
+        def opener(origin: Origin, cancelled: threading.Event) -> Source:
+            return open_source(origin, on_broken, options.decoder, options.every, options.stall_s, cancelled)
 
         self._readers: list[Reader] = []
         for given in sources:
@@ -63,6 +64,8 @@ class Streams:
                 live = opened.live if opened is not None else origin is not None and camera(origin) is not None
                 number = len(self._readers)
                 self._readers.append(Reader(number, origin, opener, live, options, lock, self._changed, opened))
+        # When the program ends with this still in use, before the interpreter takes the threads away inside a decoder.
+        self._close = weakref.finalize(self, _end, self._readers)
 
     def __len__(self) -> int:
         """How many sources there are, globs of videos expanded."""
@@ -115,12 +118,7 @@ class Streams:
     def close(self) -> None:
         """Stop, end all threads and let go of all sources. A second call does nothing more."""
         self.stop()
-        for reader in self._readers:
-            reader.end()
-        limit = time.monotonic() + JOIN_S  # one for all: cameras that hang, hang at the same time
-        hanging = [reader.name for reader in self._readers if not reader.join(limit)]
-        if hanging:
-            _log.warning("%s: still inside a read that does not return; left alone", ", ".join(hanging))
+        self._close()
 
     def __enter__(self) -> Streams:
         return self
@@ -172,3 +170,13 @@ class Streams:
             raise failures[0]
         for failure in failures:
             _log.warning("%s", failure)
+
+
+def _end(readers: list[Reader]) -> None:
+    """End the threads, and let go of what they read."""
+    for reader in readers:
+        reader.end()
+    limit = time.monotonic() + JOIN_S  # one for all: cameras that hang, hang at the same time
+    hanging = [reader.name for reader in readers if not reader.join(limit)]
+    if hanging:
+        _log.warning("%s: still inside a read that does not return; left alone", ", ".join(hanging))

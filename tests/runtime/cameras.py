@@ -146,7 +146,9 @@ def cameras(monkeypatch: pytest.MonkeyPatch, *captures: Callable[[], FakeCapture
     """Webcams 0, 1, ... that are fakes; gives the list of those opened, which grows. A capture may refuse."""
     opened: list[FakeCapture] = []
 
-    def open_fake(origin: Origin, on_broken: object, decoder: str, every: int, timeout_s: float) -> Source:
+    def open_fake(
+        origin: Origin, on_broken: object, decoder: str, every: int, timeout_s: float, cancelled: threading.Event
+    ) -> Source:
         capture = captures[int(str(origin))]()
         opened.append(capture)
         return of_capture(capture, f"webcam{origin}", "webcam", f"webcam {origin}", every=every, origin=origin)

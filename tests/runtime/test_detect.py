@@ -116,7 +116,7 @@ def test_sources_that_cannot_be_opened(tmp_path: Path, capfd: pytest.CaptureFixt
         (tmp_path / "text.mp4", r"text\.mp4: cannot be opened; is it a video"),
         (93, "webcam 93: cannot be opened; is it plugged in"),
         ("93", "webcam 93: cannot be opened"),
-        ("http://user:secret@127.0.0.1:9/x", "cannot be opened; is the address right"),
+        ("http://user:secret@127.0.0.1:9/x", r"cannot be opened \(Connection refused\); nothing listens there"),
     ):
         with pytest.raises(StreamError, match=message):
             open_source(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import StreamError, StreamOptions, Streams
+from runtime import StreamError, StreamOptions, Streams, stream_reader
 from runtime.stream import describe, open_source
 from runtime.stream_capture import without_password
 from runtime.stream_reader import Reader
@@ -42,7 +43,7 @@ def test_a_dead_camera_never_stops_the_others(camera: HttpCamera, tmp_path: Path
         alive, dead = reading.states
     assert (alive.state, alive.error, alive.reconnects, alive.size_hw) == ("running", None, 0, (64, 96))
     assert dead.state in ("retrying", "connecting") and dead.frames == 0
-    assert "dead: cannot be opened; is the address right" in str(dead.error)
+    assert "dead: cannot be opened (Connection refused); nothing listens there; is the address right" in str(dead.error)
     assert "secret" not in alive.name and camera.connections == 1
 
 
@@ -166,23 +167,62 @@ def test_a_camera_that_ends_without_reconnecting(monkeypatch: pytest.MonkeyPatch
         assert reading.states[0].state == "failed"
 
 
-def test_back_off_doubles_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    cameras(monkeypatch, lambda: FakeCapture(None, frames=0))
+@pytest.mark.parametrize(
+    ("frames", "well_s", "give_up_s", "expected"),
+    [
+        (0, 5.0, None, [1, 2, 4, 5, 5, 5]),  # doubles up to its limit
+        (3, 0.0, None, [1, 1, 1, 1, 1, 1]),  # begins again after a connection that was well
+        (3, 5.0, None, [1, 2, 4, 5, 5, 5]),  # but not for a few frames
+        (0, 5.0, 3.0, [1, 2, 3, 3, 3, 3]),  # is never longer than what is left of give_up_s
+    ],
+)
+def test_back_off(
+    monkeypatch: pytest.MonkeyPatch, frames: int, well_s: float, give_up_s: float | None, expected: list[int]
+) -> None:
+    monkeypatch.setattr(stream_reader, "WELL_S", well_s)
+    cameras(monkeypatch, lambda: FakeCapture(None, frames=frames))
     pauses: list[float] = []
-    with Streams([0], StreamOptions(backoff_s=1, backoff_max_s=5)) as reading:
-        stop = reading._readers[0]._stop
+    options = StreamOptions(backoff_s=1, backoff_max_s=5, give_up_s=give_up_s)
+    with Streams([0], options) as reading:
+        reader = reading._readers[0]
+        monkeypatch.setattr(reader, "_silent", lambda now: False)  # no time passes here
+        if give_up_s is not None:
+            monkeypatch.setattr(reader, "_silent_in", lambda now: give_up_s)
 
         def wait(timeout: float | None = None) -> bool:
             pauses.append(timeout or 0)
             return len(pauses) == 6
 
-        monkeypatch.setattr(stop, "wait", wait)
+        monkeypatch.setattr(reader._stop, "wait", wait)
         thread = threading.Thread(target=lambda: list(reading))
         thread.start()
         until(lambda: len(pauses) == 6)
         reading.stop()
         thread.join()
-    assert pauses == [1, 2, 4, 5, 5, 5]
+    assert pauses == expected
+
+
+def test_a_camera_is_given_up_while_it_pauses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next attempt, after an hour, is not waited for."""
+    cameras(monkeypatch, lambda: FakeCapture(None, frames=0), lambda: FakeCapture(None))
+    options = StreamOptions(backoff_s=3600, backoff_max_s=3600, give_up_s=0.5)
+    with Streams([0, 1], options) as reading:
+        for _ in reading:
+            if reading.states[0].state == "failed":
+                break
+        state = reading.states[0]
+    assert "no frame for 0.5 s, given up; the latest trouble: webcam 0: opened, but gives no frame" in str(state.error)
+    assert "0: failed for good, and is not tried again" in caplog.text
+
+
+def test_a_program_may_end_with_a_file_open(tmp_path: Path) -> None:
+    """Its thread is inside a decoder or waits: it is ended before the interpreter is."""
+    program = "import sys; from runtime import Streams; f = iter(Streams([sys.argv[1]])); next(f); print('frame')"
+    command = [sys.executable, "-c", program, str(clip(tmp_path / "a.avi", 200))]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "frame\n"), done.stderr
 
 
 def test_a_change_of_resolution(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
