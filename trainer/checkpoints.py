@@ -16,6 +16,9 @@ from trainer.records import Records
 from trainer.runs import RunFolder
 from trainer.state import State
 
+FELLOWS_S = 20.0
+"""How long a process of several waits for pictures after a signal; torchrun kills after 30 s."""
+
 
 class Checkpoints:
     """Saves at the end of epochs, within them when one is due, and when a signal asks to stop."""
@@ -57,6 +60,25 @@ class Checkpoints:
         self.records.validating(done, total)
         if self.stop.signal and self.group.size == 1:  # several are not at the same picture, and wait for its end
             self.stop_here()
+
+    def waiting(self, seconds: float, batch: int) -> None:
+        """When asked to stop while batch number `batch` does not come: do not wait for it.
+
+        What the gradients of an unfinished step know is lost, as last.pt has none. Fellows may be in the middle of a
+        step that this process has a part in, and are waited for a little longer.
+        """
+        if not self.stop.signal or (self.group.size > 1 and seconds < FELLOWS_S):
+            return
+        if self.group.size == 1 and batch == self.state.batch:
+            self.stop_here()
+        raise Interrupted(
+            f"stopped by {self.stop.signal} while pictures did not come for {seconds:.0f} s; {self.said()}"
+            + (f" Go on with: trainer fit --resume {self.folder.path}" if self._there else "")
+        )
+
+    def waiting_to_judge(self, seconds: float, batch: int) -> None:
+        """The same where nothing is trained: all that there is can be saved."""
+        self.waiting(seconds, self.state.batch)
 
     def _agreed(self, stopped: bool, old: bool) -> tuple[bool, bool]:
         """What any process was asked, and what the main one's clock says."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from trainer.augment.sources import make_sources
 from trainer.cache import Pictures, reduced_hw
 from trainer.config import AugmentConfig
 from trainer.negatives import Negative
+from trainer.shared_memory import SharedMemory
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,8 @@ class TrainSet(Dataset["Sample | None"]):
         self.seed = seed
         self.epochs = epochs
         self.crowds = sum(int(record.crowd.sum()) for record in dataset.records)
-        # In shared memory: persistent loader processes hold a copy of this object, but see the same numbers.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._unusable = torch.zeros(len(dataset.records), dtype=torch.bool).share_memory_()
+        # Shared: persistent loader processes hold a copy of this object, but see the same numbers.
+        self._shared = SharedMemory(8 + len(dataset.records))
         self._sources = None
         if augment is not None:
             self._sources = make_sources(augment, dataset.records, self._picture, _read_negative)
@@ -103,9 +103,18 @@ class TrainSet(Dataset["Sample | None"]):
         self._epoch[0] = epoch
 
     @property
+    def _epoch(self) -> NDArray[np.int64]:
+        return self._shared.array(1, np.int64)
+
+    @property
+    def _unusable(self) -> NDArray[np.bool_]:
+        """[images] that turned out to be of no use."""
+        return self._shared.array(len(self.records), np.bool_, offset=8)
+
+    @property
     def unusable(self) -> list[Path]:
         """Pictures that could not be used so far."""
-        return [self.records[i].path for i in self._unusable.nonzero()[:, 0].tolist()]
+        return [self.records[i].path for i in np.flatnonzero(self._unusable).tolist()]
 
     def __getitem__(self, index: int) -> Sample | None:
         image_id, picture = self.records[index].id, self._picture(index)
@@ -159,11 +168,19 @@ def _read(record: ImageRecord, pictures: Pictures) -> tuple[Image, ImageRecord]:
     return image, replace(whole, height=h, width=w, boxes_xyxy=boxes)
 
 
-def collate(samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL)) -> Batch:
+def _new(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.empty(shape, np.uint8)
+
+
+def collate(
+    samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL),
+    place: Callable[[tuple[int, ...]], NDArray[np.uint8]] = _new,
+) -> Batch:  # fmt: skip
     """Stack samples, leaving None out and padding boxes with zeros and labels with -1.
 
     Pictures of different sizes are padded, right and below, with `fill_bgr` to the largest. Where every sample is
-    None the batch is empty: images [0,0,0,3], boxes [0,0,4], sizes [0,2].
+    None the batch is empty: images [0,0,0,3], boxes [0,0,4], sizes [0,2]. `place` gives the array of a shape that
+    the pixels are written into.
     """
     usable = [sample for sample in samples if sample is not None]
     most = max((len(sample.labels) for sample in usable), default=0)
@@ -173,11 +190,12 @@ def collate(samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (
         boxes[i, : len(sample.labels)] = torch.from_numpy(sample.boxes_xyxy)
         labels[i, : len(sample.labels)] = torch.from_numpy(sample.labels)
     shapes = {sample.image.shape for sample in usable}
+    height, width = (max((shape[axis] for shape in shapes), default=0) for axis in (0, 1))
+    images = place((len(usable), height, width, 3))
     if len(shapes) == 1:
-        images = np.stack([sample.image for sample in usable])  # which is copied many times as fast as it is filled
+        np.stack([sample.image for sample in usable], out=images)  # copied many times as fast as it is filled
     else:
-        height, width = (max((shape[axis] for shape in shapes), default=0) for axis in (0, 1))
-        images = np.full((len(usable), height, width, 3), fill_bgr, np.uint8)
+        images[:] = fill_bgr
         for image, sample in zip(images, usable, strict=True):
             image[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
     sizes = torch.tensor([sample.image.shape[:2] for sample in usable], dtype=torch.int64).reshape(-1, 2)

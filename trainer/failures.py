@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+LOST_BATCH: dict[int, tuple[int | None, str]] = {
+    81: (errno.ENOSPC, "shared memory is full: give /dev/shm more room (docker run --shm-size=1g), lower batch_size"),
+    82: (errno.EMFILE, "too many files are open: raise the limit (ulimit -n)"),
+    83: (errno.ENOMEM, "memory is short: lower data.workers or batch_size"),
+    84: (None, "its own message says why"),
+}
+"""Exit code of a loader process that could not send a batch, to the system's number for why, and what to do."""
 
 
 class TrainingError(RuntimeError):
@@ -29,12 +39,18 @@ def dead_processes(saved: Callable[[], str]) -> Iterator[None]:
                 f"another process of this training died; its own message says why. {saved()} Start all of them again "
                 "with --resume"
             ) from error
-        if "DataLoader worker" not in str(error):
-            raise
+        if "DataLoader worker" not in str(error) or str(error).startswith("Caught "):
+            raise  # Caught: an error in the work of a loader process, which lives
         reason = str(error).split("\n")[0]
+        code = re.search(r"exit code (\d+)", reason)
+        if code and int(code[1]) in LOST_BATCH:
+            raise TrainingError(
+                f"a data loading process could not send a batch: {LOST_BATCH[int(code[1])][1]}; or set data.workers=0. "
+                f"{saved()}"
+            ) from error
         raise TrainingError(
             f"a data loading process died: {reason} When the system killed it, memory was short: lower data.workers "
-            f"or batch_size, or give shared memory (/dev/shm) more room. {saved()}"
+            f"or batch_size. {saved()}"
         ) from error
 
 

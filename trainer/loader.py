@@ -5,15 +5,17 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
+from types import FrameType
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
+from trainer.batch_memory import PREFETCH, collate_for
+from trainer.batch_wait import TICK_S, Waiting, end_on_lost_batches, received
 from trainer.config import TrainConfig
-from trainer.data import Batch, TrainSet, collate, init_worker
+from trainer.data import Batch, TrainSet, init_worker
 from trainer.distributed import Group
 from trainer.precision import worker_count
 from trainer.sampling import EpochSampler, repeat_factors
@@ -43,10 +45,11 @@ class BatchOrder(Sampler[list[int]]):
 
 @dataclass(frozen=True)
 class Batches:
-    """What `fit` iterates over: choose a place with `begin`, then iterate over `loader`."""
+    """What `fit` iterates over, from the place that `begin` is told."""
 
     dataset: TrainSet
     loader: DataLoader[Any]
+    """Iterated over in `begin` only: what its processes send is not a batch yet."""
     order: BatchOrder
     sampler: EpochSampler
 
@@ -54,12 +57,15 @@ class Batches:
         """Batches of an epoch."""
         return len(self.order)
 
-    def begin(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start` on: the same whoever asks, and whenever."""
+    def begin(self, epoch: int, start: int = 0, waiting: Waiting | None = None) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start` on: the same whoever asks, and whenever.
+
+        `waiting` is asked while one does not come. Raises what `trainer.batch_wait.received` raises.
+        """
         self.dataset.set_epoch(epoch)
         self.sampler.set_epoch(epoch)
         self.order.start = start
-        return iter(self.loader)
+        return received(self.loader, start, waiting)
 
 
 def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.device, group: Group) -> Batches:
@@ -74,9 +80,10 @@ def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.devic
     order = BatchOrder(sampler, config.images_per_batch, group)
     workers = worker_count(config.data.workers, device)
     loader = DataLoader(
-        dataset, batch_sampler=order, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),
+        dataset, batch_sampler=order, collate_fn=collate_for(dataset.resize, config.images_per_batch, workers),
         worker_init_fn=start_worker, num_workers=workers, persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda",
+        prefetch_factor=PREFETCH if workers else None, pin_memory=device.type == "cuda",
+        timeout=TICK_S if workers else 0,
         # Its own, or every look at the loader would advance the random numbers that the network draws from.
         generator=torch.Generator(),
     )  # fmt: skip
@@ -89,5 +96,11 @@ def start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # So does SIGTERM from what signals whole groups (timeout, schedulers). A second one ends the process, because that
     # is how DataLoader and multiprocessing end one that hangs.
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, _last_batches)
+    end_on_lost_batches()
     init_worker(worker)
+
+
+def _last_batches(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.alarm(60)  # nobody waits for ever for a process that hangs and is asked once

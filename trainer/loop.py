@@ -144,8 +144,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
                 records.load_state_dict(resume.state["records"])
             with dead_processes(checkpoints.said):
                 train_epoch(
-                    config, state, timed(batches.begin(epoch, state.batch), records.waited), len(batches), device,
-                    amp, group, records, checkpoints.after_step, checkpoints.said,
+                    config, state, timed(batches.begin(epoch, state.batch, checkpoints.waiting), records.waited),
+                    len(batches), device, amp, group, records, checkpoints.after_step, checkpoints.said,
                 )  # fmt: skip
             typical = epoch > first or epochs - first == 1  # the first starts processes and fills caches
             if typical and not advised and (advised := advice(records.wait_share, config, device, train.records)):
@@ -165,7 +165,11 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
                 records.say(f"epoch {epoch + 1}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
                 if group.main:
                     if config.val_loss:
-                        records.validated(validation_losses(config, state.deployed, val, device, amp))
+                        with dead_processes(checkpoints.said):
+                            measured = validation_losses(
+                                config, state.deployed, val, device, amp, checkpoints.waiting_to_judge
+                            )
+                        records.validated(measured)
                     validation_sheet(val, evaluation, folder.path / "plots" / "validation.jpg")
             state.epoch, state.batch = epoch + 1, 0
             if state.swa is not None and state.epoch > epochs - config.schedule.swa_epochs:
@@ -183,7 +187,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
         if state.swa is not None:
             averaged = state.swa.module
             with dead_processes(checkpoints.said):
-                estimate_norms(averaged, batches.begin(epochs), device, amp, checkpoints.averaging)
+                arriving = batches.begin(epochs, waiting=checkpoints.waiting_to_judge)
+                estimate_norms(averaged, arriving, device, amp, checkpoints.averaging)
             evaluation = judge(averaged)  # type: ignore[arg-type]
             improved = evaluation.map > state.best_map
             state.best_map = max(state.best_map, evaluation.map)

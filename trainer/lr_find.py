@@ -15,7 +15,7 @@ from trainer.config import TrainConfig
 from trainer.data import Batch, TrainSet, resize_rule
 from trainer.datasets import train_data
 from trainer.distributed import Group
-from trainer.failures import TrainingError
+from trainer.failures import TrainingError, dead_processes
 from trainer.loader import Batches, training_batches
 from trainer.optim import learning_rate
 from trainer.precision import deterministic, pick_amp, pick_device
@@ -114,7 +114,7 @@ def find_lr(
             progress(next(done), steps)
         return total
 
-    with deterministic(config.deterministic):
+    with deterministic(config.deterministic), dead_processes(lambda: ""):
         return range_test(step, np.geomspace(low, high, steps).tolist())
 
 

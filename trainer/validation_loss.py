@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +10,19 @@ from torch.utils.data import DataLoader
 from models.criterion import Losses, criterion
 from models.detector import Detector
 from runtime.records import CocoDataset
+from trainer.batch_memory import PREFETCH, collate_for
+from trainer.batch_wait import TICK_S, Waiting, received
 from trainer.config import TrainConfig
-from trainer.data import TrainSet, collate, resize_rule
+from trainer.data import TrainSet, resize_rule
 from trainer.loader import start_worker
 from trainer.precision import worker_count
 
 
 @torch.no_grad()
 def validation_losses(
-    config: TrainConfig, model: Detector, val: CocoDataset, device: torch.device, amp: torch.dtype | None
-) -> Losses:
+    config: TrainConfig, model: Detector, val: CocoDataset, device: torch.device, amp: torch.dtype | None,
+    waiting: Waiting | None = None,
+) -> Losses:  # fmt: skip
     """Mean losses over the readable pictures of `val`, as mmdetection's workflow of train and val has them.
 
     Batches are as large as in training and weigh by their pictures. The network is in eval mode, as it is judged and
@@ -30,13 +32,14 @@ def validation_losses(
     dataset = TrainSet(val, resize_rule(config.model), None)
     workers = worker_count(config.data.workers, device)
     loader: DataLoader[Any] = DataLoader(
-        dataset, config.images_per_batch, collate_fn=partial(collate, fill_bgr=dataset.resize.fill_bgr),
+        dataset, config.images_per_batch, collate_fn=collate_for(dataset.resize, config.images_per_batch, workers),
         num_workers=workers, worker_init_fn=start_worker, generator=torch.Generator(),
+        prefetch_factor=PREFETCH if workers else None, timeout=TICK_S if workers else 0,
     )  # fmt: skip
     training = model.training
     model.eval()
     total, images = torch.zeros(3, device=device), 0
-    for batch in loader:
+    for batch in received(loader, waiting=waiting):
         if len(batch.images):
             pictures = batch.images.to(device)
             with torch.autocast(device.type, amp, enabled=amp is not None):
