@@ -15,6 +15,7 @@ from export.verification import Progress
 from runtime import Card
 from runtime.datasets import FORMATS, read_dataset
 from runtime.image import IMAGE_SUFFIXES, Image, ImageError, letterbox, read_image
+from runtime.picture_files import pictures_in
 
 
 @dataclass
@@ -77,7 +78,7 @@ def calibration_pictures(
     if annotations is None and images is not None:
         if not images.is_dir():
             raise CalibrationError(f"{images}: no such folder of calibration pictures")
-        paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        paths = pictures_in(images)
         if not paths:
             raise CalibrationError(f"{images}: no picture in this calibration folder ({', '.join(IMAGE_SUFFIXES)})")
         return Pictures(_spread(paths, count), str(images))
