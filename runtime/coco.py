@@ -61,9 +61,9 @@ def read_coco(
     """Read the COCO JSON file `annotations`, whose `file_name`s are relative to `images_dir`.
 
     Labels follow the sorted category ids (their order in the file where an id is text), or the order of `classes`
-    where it is given. Where an image's id is text, ids count from 1. An image without width and height is asked. Boxes that cannot be
-    used are skipped and listed in `problems`; images without objects are kept. `check_files` skips (and
-    lists) images whose file is missing. `allow_absent` lists classes that the file does not have in `problems`
+    where it is given. Where an image's id is text, ids count from 1. An image without width and height is asked.
+    Boxes that cannot be used are skipped and listed in `problems`; images without objects are kept. `check_files` skips
+    (and lists) images whose file is missing. `allow_absent` lists classes that the file does not have in `problems`
     instead of raising.
 
     Raises `CocoError` for a file that cannot be read or is not COCO object annotations: not JSON, without

@@ -31,6 +31,8 @@ def foreign_json(content: Any) -> str:
     """What a JSON file is that is neither COCO nor a list of {filename, ann}, and the way; '' where it is not known."""
     if isinstance(content, list):
         first = content[0] if content and isinstance(content[0], Mapping) else {}
+        if "ann" in first:
+            return ""
         if "data" in first and ("annotations" in first or "completions" in first or "predictions" in first):
             return LABEL_STUDIO
         if "image" in first and ("annotations" in first or "label" in first):

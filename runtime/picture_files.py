@@ -1,9 +1,9 @@
-"""Which files of a folder are its pictures: told by content, hidden ones left out, linked folders walked like others."""
+"""Which files of a folder are its pictures: told by content; hidden ones are none, linked folders are folders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +98,7 @@ def pictures_in(folder: Path) -> list[Path]:
     return list_pictures(files_in(folder)).pictures
 
 
-def left_out_text(paths: list[Path]) -> str:
+def left_out_text(paths: Sequence[Path]) -> str:
     """'3 files are no pictures that are read (.gif, .heic)'."""
     suffixes = sorted({path.suffix or path.name for path in paths})
     shown = ", ".join(suffixes[:6]) + (", ..." if len(suffixes) > 6 else "")

@@ -82,11 +82,11 @@ class Problems:
         return dict(Counter(item.reason for item in self.items).most_common())
 
     def summary(self) -> str:
-        """One line for a log, such as '2 boxes with NaN or infinite numbers (skipped)'; '' without problems and notes."""
+        """One line for a log, such as '2 boxes with NaN or infinite numbers (skipped)', or ''."""
         return ", ".join([*(f"{count} {reason}" for reason, count in self.counts.items()), *self.notes])
 
     def why(self, limit: int = 3) -> str:
-        """The most frequent reasons, each with the first place where it occurs, for the end of an error; '' for none."""
+        """The most frequent reasons, each with the first place where it occurs; '' for none."""
         parts = []
         for reason, count in list(self.counts.items())[:limit]:
             first = next((item.detail for item in self.items if item.reason == reason), "")
@@ -110,6 +110,8 @@ class CocoDataset:
     problems: Problems
     files: tuple[Path, ...] = ()
     """Every annotation file that was read, where it is not `annotations` alone."""
+    voc_origin: int | None = None
+    """What the coordinates of Pascal VOC files were counted from, 0 or 1; None for other formats."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -199,14 +201,16 @@ def rotation_of(value: Any) -> float:
     return degrees if math.isfinite(degrees) and degrees % 180 else 0.0
 
 
+_YES, _NO = {"1", "1.0", "true", "yes"}, {"", "0", "0.0", "false", "no", "nan", "none", "null"}
+
+
 def flag_of(value: Any) -> bool | None:
-    """What a file means by 0, 1, true, false, their texts, nothing, or NaN (a table's empty cell); None for the rest."""
+    """What a file means by 0, 1, true, false, their texts, nothing, or NaN (an empty cell); None for the rest."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
     if isinstance(value, str):
         value = value.strip().lower()
-        return {"": False, "0": False, "false": False, "0.0": False, "nan": False, "none": False, "null": False, "no": False,
-                "1": True, "true": True, "1.0": True, "yes": True}.get(value)  # fmt: skip
+        return True if value in _YES else False if value in _NO else None
     return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
 
 
@@ -271,5 +275,5 @@ def require_distinct(names: Sequence[str], where: str) -> None:
     for number, name in enumerate(names):
         if first.setdefault(name, number) != number:
             raise DatasetError(
-                f"{where}: the class name {name!r} is there twice (labels {first[name]} and {number}); names must differ"
+                f"{where}: the class name {name!r} is there twice (labels {first[name]} and {number}); they must differ"
             )

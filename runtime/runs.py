@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from runtime.card import Card
-from runtime.datasets import FORMATS, read_dataset
+from runtime.datasets import FORMATS, read_dataset, read_split
 from runtime.records import CocoDataset
 
 
@@ -48,4 +48,4 @@ def validation_data(
     kind = split.get("format", "auto")
     if kind not in ("auto", *FORMATS):
         raise RunsError(f"{source}: its card names validation data of the unknown format {kind!r}; give --annotations")
-    return read_dataset(split["annotations"], split.get("images"), card.classes, kind, split.get("split") or "val")
+    return read_split(split, card.classes, "val")

@@ -11,10 +11,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from runtime.card import sha256_file
 from runtime.coco import read_coco
@@ -25,7 +25,7 @@ from runtime.datasets.voc import Origin, read_voc
 from runtime.datasets.yolo import read_yolo
 from runtime.records import CocoDataset, DatasetError
 
-__all__ = ["FORMATS", "Format", "Origin", "fingerprint", "read_dataset", "tell_format"]
+__all__ = ["FORMATS", "Format", "Origin", "fingerprint", "read_dataset", "read_split", "tell_format"]
 
 
 def read_dataset(
@@ -68,6 +68,20 @@ def read_dataset(
         read = read_list if kind == "list" or tell_format(path) == "list" else read_coco
         dataset = read(path, folder, classes, check_files, allow_absent)
     return part_of(dataset, split, val_share) if val_share else dataset
+
+
+def read_split(
+    split: Mapping[str, Any], classes: Sequence[str], name: Literal["train", "val"], allow_absent: bool = False
+) -> CocoDataset:
+    """Read a split as a training configuration, or a card, writes it: `annotations`, `images`, `format`, `split`,
+    `voc_origin`, `val_share`. `name` is the key that it stands under. Arguments and errors are those of `read_dataset`.
+    """
+    kind, origin, share = split.get("format"), split.get("voc_origin"), split.get("val_share")
+    return read_dataset(
+        split["annotations"], split.get("images"), classes,
+        kind if kind in FORMATS else "auto", split.get("split") or name, allow_absent=allow_absent,
+        voc_origin=origin if origin in (0, 1) else "auto", val_share=float(share or 0),
+    )  # fmt: skip
 
 
 def fingerprint(dataset: CocoDataset) -> str:

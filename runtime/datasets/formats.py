@@ -71,8 +71,8 @@ def _list_format(path: Path) -> Format:
     if any((path.parent / line).is_file() for line in lines[:20]):
         return "yolo"
     raise DatasetError(
-        f"{path}: lists names, not pictures (the first: {lines[0]!r}), and no .xml of these names lies beside it; a list "
-        "of Pascal VOC lies in ImageSets/Main/ beside Annotations/, or in the folder above the .xml files"
+        f"{path}: lists names, not pictures (the first: {lines[0]!r}), and no .xml of these names lies beside it; a "
+        "list of Pascal VOC lies in ImageSets/Main/ beside Annotations/, or in the folder above the .xml files"
     )
 
 

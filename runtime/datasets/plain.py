@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.foreign import foreign_json
 from runtime.header import image_size
 from runtime.image import ImageError
 from runtime.records import (
@@ -84,6 +85,8 @@ def _content_of(path: Path) -> list[Any]:
     content = read_annotation_json(path)
     if not isinstance(content, list) or not content:
         raise DatasetError(f"{path}: expected a JSON list of {{filename, width, height, ann}}, at least one")
+    if foreign := foreign_json(content):
+        raise DatasetError(f"{path}: {foreign}")
     if isinstance(content[0], dict) and "image_id" in content[0]:
         raise DatasetError(
             f"{path}: a list of detections (COCO results) or of bare annotations, not a data set: expected "

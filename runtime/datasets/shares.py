@@ -33,7 +33,7 @@ def part_of(dataset: CocoDataset, split: str, share: float) -> CocoDataset:
     kept = tuple(r for r, is_val in zip(dataset.records, chosen, strict=True) if is_val == (split == "val"))
     if not kept or len(kept) == len(dataset):
         raise DatasetError(
-            f"{dataset.annotations}: val_share: its {len(dataset)} pictures cannot be parted; they are one, or all alike"
+            f"{dataset.annotations}: val_share: its {len(dataset)} pictures cannot be parted: one, or all alike"
         )
     note = f"{len(kept)} of {len(dataset)} pictures, by a hash of their names (val_share {share:g})"
     notes = (*dataset.problems.notes, note)

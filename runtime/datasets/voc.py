@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from runtime.datasets.voc_origin import Bounds, counts_from, note_of
+from runtime.datasets.voc_origin import Bounds, Written, counts_from, note_of
 from runtime.datasets.voc_places import VocPlaces, voc_places
 from runtime.datasets.xml_file import XmlError, read_xml
 from runtime.header import image_size
@@ -52,8 +52,8 @@ class _Object(NamedTuple):
     name: str
     bounds: Bounds | None
     """xmin, ymin, xmax, ymax as written."""
-    degrees: float
-    """By which the box is turned about its middle."""
+    rotation: str | None
+    """In degrees, by which the box is turned about its middle, as CVAT writes it for each box; None without."""
     difficult: bool | None
     """None where the file says neither 0 nor 1."""
     where: str
@@ -120,7 +120,12 @@ def read_voc(
         raise DatasetError(f"{annotations}: it has none of the classes; {nearest_class(names[0], known)}")
     problems += [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
     label_of = {name: label for label, name in enumerate(names)}
-    written = [(e.from_devkit, item.where, item.bounds) for e in entries for item in e.objects if item.bounds]
+    written = [
+        Written(item.where, item.bounds, e.from_devkit, item.rotation is not None)
+        for e in entries
+        for item in e.objects
+        if item.bounds
+    ]
     first, proof = counts_from(written, () if places.whole else places.others(), origin)
     records = tuple(
         make_record(e.image_id, e.path, *e.size_hw, _rows(e, first, label_of, classes is not None, problems))
@@ -132,7 +137,9 @@ def read_voc(
         problems += [Problem(NO_ANNOTATION, None, detail=str(path)) for path in unread]
         problems += [Problem(LEFT_OUT, None, detail=str(path)) for path in places.left_out]
     told = Problems(tuple(problems), note_of(first, proof, origin))
-    return CocoDataset(annotations, pictures, names, tuple(range(1, len(names) + 1)), records, told, tuple(files))
+    return CocoDataset(
+        annotations, pictures, names, tuple(range(1, len(names) + 1)), records, told, tuple(files), first
+    )
 
 
 def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
@@ -155,8 +162,8 @@ def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
         if xmin is not None and ymin is not None and xmax is not None and ymax is not None:
             bounds = (xmin, ymin, xmax, ymax)
         attributes = {a.findtext("name"): a.findtext("value") for a in element.findall("attributes/attribute")}
-        degrees = rotation_of(attributes.get("rotation"))
-        objects.append(_Object(number, name, bounds, degrees, flag_of(element.findtext("difficult")), where))
+        rotation = attributes.get("rotation")
+        objects.append(_Object(number, name, bounds, rotation, flag_of(element.findtext("difficult")), where))
     database = root.findtext("source/database") or ""
     return _Entry(image_id, path, size_hw, tuple(objects), bool(re.match(r"The VOC\d{4} Database", database)))
 
@@ -181,15 +188,16 @@ def _rows(entry: _Entry, first: int, label_of: dict[str, int], chosen: bool, pro
             continue
         xmin, ymin, xmax, ymax = item.bounds
         corners = (xmin - first, ymin - first, xmax, ymax)
-        turned = bool(item.degrees) and math.isfinite(sum(corners)) and xmax > xmin and ymax > ymin
-        box, reason = clipped_box(*(turned_bounds(corners, item.degrees) if turned else corners), *entry.size_hw)
+        degrees = rotation_of(item.rotation)
+        turned = bool(degrees) and math.isfinite(sum(corners)) and xmax > xmin and ymax > ymin
+        box, reason = clipped_box(*(turned_bounds(corners, degrees) if turned else corners), *entry.size_hw)
         if reason:
             problems.append(Problem(reason, entry.image_id, item.number, item.where))
         if box is not None:
             area = (box[2] - box[0]) * (box[3] - box[1])
             rows.append(Row(box, label_of[item.name], bool(item.difficult), area))
             if turned:
-                detail = f"{item.where}, rotation {item.degrees:g}"
+                detail = f"{item.where}, rotation {degrees:g}"
                 problems.append(Problem(TURNED, entry.image_id, item.number, detail))
             if item.difficult is None:
                 problems.append(Problem(BAD_FLAG, entry.image_id, item.number, f"{item.where}, difficult"))

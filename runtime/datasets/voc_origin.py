@@ -1,7 +1,8 @@
 """Whether the coordinates of a set of VOC files count from 1, as the development kit's, or from 0, as most tools write.
 
 It is decided for the whole set: a file that counts from 1 has no coordinate below 1 and no fraction. The development
-kit's own files have a few fractions and do count from 1, so those that name its database prove nothing.
+kit's own files have a few fractions and do count from 1, so those that name its database prove nothing. A rotation,
+which CVAT writes for each box, proves as much: CVAT counts from 0.
 """
 
 from __future__ import annotations
@@ -9,24 +10,34 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Bounds = tuple[float, float, float, float]
 """xmin, ymin, xmax, ymax as written."""
 
+
+class Written(NamedTuple):
+    """A box as it stands in its file."""
+
+    where: str
+    bounds: Bounds
+    of_devkit: bool
+    """Whether its file says that it is of the VOC challenge itself."""
+    of_cvat: bool
+
+
 _BOUND = re.compile(rb"<[xy]m(?:in|ax)>\s*([-+0-9.eE]+)\s*<")
+_CVAT = re.compile(rb"<name>\s*rotation\s*</name>")
 _DEVKIT = re.compile(rb"<database>\s*The VOC\d{4} Database")
 
 
-def counts_from(
-    written: Sequence[tuple[bool, str, Bounds]], others: Iterable[Path], origin: Literal["auto", 0, 1]
-) -> tuple[int, str]:
+def counts_from(written: Sequence[Written], others: Iterable[Path], origin: Literal["auto", 0, 1]) -> tuple[int, str]:
     """0 or 1, and where that is proved: '' without proof.
 
-    `written` holds, for each box, whether its file is the development kit's, where it stands, and its numbers. `others`
-    are further files of the same set, asked where those prove nothing, so that all lists of a set are read alike.
+    `others` are further files of the same set, asked where `written` prove nothing, so that all lists of a set are read
+    alike.
     """
-    proof = next((where for devkit, where, bounds in written if not devkit and _proves(bounds)), "")
+    proof = next((box.where for box in written if not box.of_devkit and (box.of_cvat or _proves(box.bounds))), "")
     if origin != "auto":
         return origin, proof
     if not proof:
@@ -38,7 +49,7 @@ def note_of(first: int, proof: str, origin: Literal["auto", 0, 1]) -> tuple[str,
     """The line that tells what was decided, or what contradicts the choice; () where there is nothing to tell."""
     if not proof or origin == 0:
         return ()
-    why = f"a coordinate below 1 or a fraction: {proof}"
+    why = f"a coordinate below 1, a fraction, or CVAT's rotation: {proof}"
     if origin == 1:
         return (f"voc_origin is 1, but the set seems to count from 0 ({why})",)
     return (f"coordinates count from 0 ({why}); set voc_origin: 1 if they do not",)
@@ -60,4 +71,4 @@ def _file_proves(file: Path) -> bool:
             numbers.append(float(text))
         except ValueError:
             continue
-    return _proves(numbers) and not _DEVKIT.search(data)
+    return (_proves(numbers) or bool(_CVAT.search(data))) and not _DEVKIT.search(data)

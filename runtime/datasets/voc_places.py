@@ -85,8 +85,8 @@ def voc_places(annotations: Path, images: Path | None) -> VocPlaces:
     at = annotations_of_list(annotations, names)
     if at is None:
         raise DatasetError(
-            f"{annotations}: lists names (the first: {names[0]!r}), and no .xml of these names lies beside it; expected "
-            "ImageSets/Main/NAME.txt beside Annotations/, or a list in the folder above the .xml files"
+            f"{annotations}: lists names (the first: {names[0]!r}), and no .xml of these names lies beside it; "
+            "expected ImageSets/Main/NAME.txt beside Annotations/, or a list in the folder above the .xml files"
         )
     files = [_named(at, name, annotations, number) for number, name in enumerate(names, start=1)]
     return VocPlaces(tuple(files), at, images or _pictures_of(at, files[0]), False)
@@ -110,8 +110,8 @@ def list_names(path: Path) -> list[str]:
 
 
 def annotations_of_list(path: Path, names: list[str]) -> Path | None:
-    """The folder of the .xml files that a list names: Annotations/ beside ImageSets/, the list's own folder, or a folder
-    in that or beside it; None where there is none of the first names."""
+    """The folder of the .xml files that a list names: Annotations/ beside ImageSets/, the list's own folder, or one in
+    that or beside it; None where there is none of the first names."""
     place = absolute_path(path).parent
     devkit = place.parent.parent / "Annotations"
     if place.name == "Main" and devkit.is_dir():
@@ -157,7 +157,7 @@ def _named(folder: Path, name: str, path: Path, number: int) -> Path:
 
 
 def _pictures_of(folder: Path, first: Path) -> Path:
-    """JPEGImages/ beside the folder of the .xml files, or a folder of another usual name where that is none of theirs."""
+    """JPEGImages/ beside the folder of the .xml files, that folder itself, or one of another usual name."""
     if (folder.parent / _PICTURES[0]).is_dir():
         return folder.parent / _PICTURES[0]
     if list_pictures(path for path in sorted(first.parent.glob("*")) if path.stem == first.stem).pictures:

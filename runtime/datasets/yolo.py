@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runtime.datasets.yolo_places import yolo_places
+from runtime.datasets.yolo_places import YoloPlaces, lost_labels, yolo_places
 from runtime.header import image_size
 from runtime.image import ImageError
 from runtime.records import (
@@ -75,8 +75,7 @@ def read_yolo(
                 row, reason = _row(line, height, width, len(places.known), label_of, places.key_points)
                 if reason:
                     where = f"{label_file}, line {number}: {line:.80}"
-                    by = places.named_by[0] if places.named_by else "the class list"
-                    where += f" ({by} names {len(places.known)} classes)" if reason == NO_CLASS else ""
+                    where += _list_length(places) if reason == NO_CLASS else ""
                     problems.append(Problem(reason, image_id, number, where))
                 if row is not None:
                     rows.append(row)
@@ -84,13 +83,25 @@ def read_yolo(
     if not records:
         raise DatasetError(
             f"{annotations}: none of its {len(places.pairs)} images can be used; the first: {problems[0].detail}"
+            + _another_machine(problems)
         )
-    problems += [Problem(NO_PICTURE, None, detail=str(path)) for path in places.alone]
+    problems += [Problem(NO_PICTURE, None, detail=lost_labels(path)) for path in places.alone]
     problems += [Problem(LEFT_OUT, None, detail=str(path)) for path in places.left_out]
     told = Problems((*absences, *problems), places.notes)
     ids = tuple(range(1, len(names) + 1))
     files = (*places.named_by, *read) or (annotations,)
     return CocoDataset(annotations, places.folder, names, ids, tuple(records), told, files)
+
+
+def _list_length(places: YoloPlaces) -> str:
+    by, count = places.named_by[0] if places.named_by else "the class list", len(places.known)
+    return f" ({by} names {count} class{'' if count == 1 else 'es'})"
+
+
+def _another_machine(problems: Sequence[Problem]) -> str:
+    if any(problem.reason != NO_FILE for problem in problems):
+        return ""
+    return " (are the paths another machine's? Put the list above the folder of the pictures: they are found by name)"
 
 
 def _row(

@@ -169,6 +169,12 @@ def labels_alone(labels: Path, pairs: Sequence[tuple[Path, Path]]) -> list[Path]
     return [p for p in files_in(labels) if p.suffix.lower() == ".txt" and p not in paired and is_label_file(p)]
 
 
+def lost_labels(path: Path) -> str:
+    """A label file without a picture, and how many objects are lost with it."""
+    count = sum(1 for line in path.read_bytes().splitlines() if line.strip())
+    return f"{path} ({count} object{'' if count == 1 else 's'})"
+
+
 def is_label_file(path: Path) -> bool:
     """Whether the first line of a text file is a class and at least four numbers."""
     try:
