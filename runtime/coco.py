@@ -236,8 +236,10 @@ def _box(
         return None, NOT_FINITE
     if (w <= 0 or h <= 0) and math.isfinite(x) and math.isfinite(y):
         return None, NO_AREA
-    corners = turned_bounds((x, y, x + w, y + h), degrees) if degrees and math.isfinite(x + y) else (x, y, x + w, y + h)
-    return clipped_box(*corners, height, width)
+    x1, y1, x2, y2 = x, y, x + w, y + h
+    if degrees and math.isfinite(x + y):
+        x1, y1, x2, y2 = turned_bounds((x1, y1, x2, y2), degrees)
+    return clipped_box(x1, y1, x2, y2, height, width)
 
 
 def _kind(value: Any) -> str:

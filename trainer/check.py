@@ -18,7 +18,7 @@ from runtime.header import exif_orientation
 from runtime.image import FixedSize, ImageError, Resize, decode_image
 from runtime.records import CocoDataset, ImageRecord
 from trainer.check_augment import augment_sheets
-from trainer.check_boxes import doubtful_boxes, origins_differ, problem_text
+from trainer.check_boxes import doubtful_boxes, origins_differ, problem_text, unnamed_pictures
 from trainer.check_pictures import class_plot, sample_sheet, size_plot
 from trainer.config import TrainConfig
 from trainer.data import resize_rule
@@ -78,6 +78,7 @@ class DataReport:
         if self.shared:
             pairs = [f"{a.name} = {b.name}" for a, b in self.shared]
             found.append(f"{len(self.shared)} pictures are in train and val; val mAP will flatter ({_some(pairs)})")
+        found += unnamed_pictures([self.train.dataset, self.val.dataset])
         found += origins_differ(self.train.dataset, self.val.dataset)
         for split in (self.train, self.val):
             found += _split_warnings(split)

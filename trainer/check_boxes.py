@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Sequence
 
-from runtime.records import CocoDataset, Problem
+from runtime.picture_files import is_hidden, list_pictures
+from runtime.records import NO_FILE, CocoDataset, Problem
 
 _EXAMPLES = 3
 
@@ -44,6 +47,21 @@ def origins_differ(train: CocoDataset, val: CocoDataset) -> list[str]:
         f"coordinates count from {origins[0]} in train and from {origins[1]} in val; if one tool wrote both, set "
         "voc_origin: 0 in both"
     ]
+
+
+def unnamed_pictures(datasets: Sequence[CocoDataset]) -> list[str]:
+    """A line for each folder with pictures that lie among those of a JSON file, and that no split names."""
+    named = {os.path.abspath(record.path) for dataset in datasets for record in dataset.records}
+    named |= {os.path.abspath(p.detail) for dataset in datasets for p in dataset.problems.items if p.reason == NO_FILE}
+    of_json = [dataset for dataset in datasets if dataset.annotations.suffix.lower() == ".json"]
+    folders = sorted({record.path.parent for dataset in of_json for record in dataset.records})
+    lines = []
+    for folder in folders:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name))
+        others = [path.name for path in list_pictures(files).pictures if os.path.abspath(path) not in named]
+        if others:
+            lines.append(f"{len(others)} pictures in {folder} are neither in train nor in val: {_some(others)}")
+    return lines
 
 
 def _some(names: list[str]) -> str:

@@ -94,13 +94,16 @@ def new_config(
                           + (f": {why}" if (why := whole.problems.why()) else ""))  # fmt: skip
     classes = [name for label, name in enumerate(whole.class_names) if label in used]
     judged = read("val", classes)
+    if all(record.crowd.all() for record in judged.records):
+        raise ConfigError(f"{val}: none of its {len(judged)} images has an object that can be validated on"
+                          + (f": {why}" if (why := judged.problems.why()) else ""))  # fmt: skip
     # One origin for both: a small set may hold no proof of what the tool that wrote both counts from.
     origins: dict[str, Origin] = dict.fromkeys(splits, "auto")
     if 0 in (whole.voc_origin, judged.voc_origin):
         origins |= {name: 0 for name, d in (("train", whole), ("val", judged)) if d.voc_origin is not None}
         judged = read("val", classes, origins["val"])
     kept = read("train", classes, origins["train"])
-    more = {name: [] if format == "auto" else [("format", format)] for name in splits}
+    more: dict[str, list[tuple[str, str]]] = {name: [] if format == "auto" else [("format", format)] for name in splits}
     for name in splits:
         if origins[name] == 0:
             more[name].append(("voc_origin", "0  # as a coordinate below 1 or a fraction proves"))

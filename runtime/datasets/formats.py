@@ -28,11 +28,14 @@ def tell_format(path: Path) -> Format:
         return _folder_format(path)
     try:
         with path.open("rb") as file:
-            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+            head = file.read(4096)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such annotation file") from None
     except OSError as error:
         raise DatasetError(f"{path}: cannot read this annotation file: {error.strerror}") from None
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        head = head.decode("utf-16", errors="ignore").encode()
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     suffix = path.suffix.lower()
     if head.startswith(b"{") or suffix == ".json":
         return "list" if head.startswith(b"[") else "coco"

@@ -127,6 +127,15 @@ def read_obj_data(path: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def moved_place(text: str, folder: Path) -> Path | None:
+    """A path of another machine below `folder`, by at least its last two parts (train/images), as one alone may be the
+    same for all splits. None where there is none.
+    """
+    parts = [part for part in Path(text.replace("\\", "/")).parts if part not in ("/", ".", "..")]
+    ends = [folder / Path(*parts[start:]) for start in range(len(parts) - 1)]
+    return next((end for end in ends if end.exists()), None)
+
+
 def place_of(text: str, folder: Path) -> Path:
     """A path that a description names, in its folder, or by its last parts where they are there (data/obj.names)."""
     parts = [part for part in Path(text.replace("\\", "/")).parts if part != "/"]

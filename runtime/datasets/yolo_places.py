@@ -12,6 +12,7 @@ from runtime.datasets.yolo_files import (
     class_names,
     key_point_numbers,
     key_points_beside,
+    moved_place,
     names_of,
     place_of,
     read_data_yaml,
@@ -80,6 +81,9 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
         place = root / str(entry)
         if not place.exists() and str(entry).startswith("../"):
             place = root / str(entry)[3:]  # as Roboflow writes it
+        if not place.exists() and (moved := moved_place(str(entry), root)) is not None:
+            notes.append(f"{split}: {entry} is another machine's path, taken for {moved}")
+            place = moved
         if place.is_dir():
             listing = list_pictures(files_in(place))
             labels = _swapped(place, "images", "labels") or place
