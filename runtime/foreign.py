@@ -20,8 +20,8 @@ FIFTYONE = (
 LABELBOX = "Labelbox's JSON; labelbox.data.serialization or Roboflow turn it into COCO"
 CVAT_XML = "CVAT's own XML; export the task as COCO 1.0, PASCAL VOC 1.1 or Ultralytics YOLO"
 TABLE = (
-    "a table; write one COCO JSON or JSON list from it (docs/formats.md has a script), or export the same data set as "
-    "COCO or Pascal VOC"
+    "not a table that is read: expected the columns filename, class, xmin, ymin, xmax, ymax (and width, height) in its "
+    "first line; or export the same data set as COCO or Pascal VOC"
 )
 TFRECORD = "TFRecords; export the same data set as COCO or Pascal VOC, or give the files that they were made from"
 DARKNET_CFG = "Darknet's network, not its data; name obj.data, train.txt or the folder of pictures and labels"

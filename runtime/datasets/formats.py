@@ -10,6 +10,7 @@ from typing import Literal
 
 from runtime import foreign
 from runtime.datasets.picture_list import list_lines, names_pictures
+from runtime.datasets.table import is_table
 from runtime.datasets.voc_places import annotations_of_list
 from runtime.datasets.yolo_places import is_label_file
 from runtime.picture_files import files_in, is_hidden, list_pictures
@@ -52,6 +53,8 @@ def tell_format(path: Path) -> Format:
     if suffix == ".txt":
         return _list_format(path)
     if suffix in (".csv", ".tsv"):
+        if suffix == ".csv" and is_table(path):
+            return "list"
         raise DatasetError(f"{path}: {foreign.TABLE}")
     if suffix in (".tfrecord", ".record", ".tfrecords"):
         raise DatasetError(f"{path}: {foreign.TFRECORD}")
@@ -109,6 +112,8 @@ def _folder_format(path: Path) -> Format:
         raise DatasetError(f"{other}: {kind}")
     table = next((p for p in files if p.suffix.lower() in (".csv", ".tsv")), None)
     if table is not None:
+        if _tables(path):
+            return "list"
         raise DatasetError(f"{table}: {foreign.TABLE}")
     record = next((p for p in files if p.suffix.lower() in (".tfrecord", ".record", ".tfrecords")), None)
     if record is not None:
@@ -134,8 +139,8 @@ def _foreign_of(path: Path) -> str:
 
 
 def json_of_folder(path: Path, split: str) -> Path:
-    """The COCO file or JSON list of a folder: the only one in it, in its annotations/, or in its folder of `split`;
-    among several the one that is called by the split. Raises `DatasetError` where it is none, or several.
+    """The COCO file, JSON list or table of a folder: the only one in it, in its annotations/, or in its folder of
+    `split`; among several the one that is called by the split. Raises `DatasetError` where it is none, or several.
     """
     for place in _json_places(path, split):
         files = _json_files(place)
@@ -148,6 +153,8 @@ def json_of_folder(path: Path, split: str) -> Path:
             files = called
         if files:
             return files[0]
+    if len(tables := _tables(path)) == 1:
+        return tables[0]
     raise DatasetError(f"{path}: expected one COCO .json in this folder, or in its folder for {split}; there is none")
 
 
@@ -161,6 +168,10 @@ def _json_files(place: Path) -> list[Path]:
         return []
     files = sorted(p for p in place.iterdir() if p.suffix.lower() == ".json" and not is_hidden(p.name) and p.is_file())
     return [path for path in files if _is_annotations(path.read_bytes())]
+
+
+def _tables(place: Path) -> list[Path]:
+    return [path for path in sorted(place.glob("*.csv")) if not is_hidden(path.name) and is_table(path)]
 
 
 def _is_annotations(data: bytes) -> bool:

@@ -535,6 +535,24 @@ def test_files_of_other_tools_are_named_with_the_export_that_is_read(
         assert name in str(error.value)
 
 
+def test_a_table_of_objects(tmp_path: Path) -> None:
+    head = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+    rows = "a.png,60,40,cat,10,10,30,20\nb.png,0,,dog,1,1,9,9\na.png,60,40,dog,x,1,9,9\nc.png,60,40,,,,,\n"
+    for name in "abc":
+        picture(tmp_path / "train" / f"{name}.png")
+    table = text(tmp_path / "train" / "_annotations.csv", "\ufeff" + (head + rows).replace("\n", "\r\n"))
+    for source in (table, table.parent):
+        assert tell_format(source) == "list"
+        data = read_dataset(source)
+        assert data.class_names == ("cat", "dog") and boxes(data) == [[10, 10, 30, 20], [1, 1, 9, 9]]
+        assert [r.path.name for r in data.records] == ["a.png", "b.png", "c.png"]
+        assert data.problems.counts == {records.NO_BBOX: 1}
+    text(table, "image,x1,y1,x2,y2,label\na.png,1,1,9,9,cat\n")
+    for source in (table, table.parent):
+        with pytest.raises(DatasetError, match=r"_annotations\.csv: not a table that is read: expected the columns"):
+            read_dataset(source)
+
+
 # ---------------------------------------------------------------------------------------------
 # a share for validation
 
