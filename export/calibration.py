@@ -13,8 +13,9 @@ import torch
 from export.int8_options import CalibrationError
 from export.verification import Progress
 from runtime import Card
-from runtime.datasets import FORMATS, read_dataset
+from runtime.datasets import read_split
 from runtime.image import IMAGE_SUFFIXES, Image, ImageError, letterbox, read_image
+from runtime.picture_files import pictures_in
 
 
 @dataclass
@@ -77,7 +78,7 @@ def calibration_pictures(
     if annotations is None and images is not None:
         if not images.is_dir():
             raise CalibrationError(f"{images}: no such folder of calibration pictures")
-        paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        paths = pictures_in(images)
         if not paths:
             raise CalibrationError(f"{images}: no picture in this calibration folder ({', '.join(IMAGE_SUFFIXES)})")
         return Pictures(_spread(paths, count), str(images))
@@ -93,11 +94,7 @@ def calibration_pictures(
                                    "--calibration FILE (--calibration-images FOLDER), or the folder alone")  # fmt: skip
     paths, labels = [], set()
     for split in splits:
-        kind = split.get("format", "auto")
-        dataset = read_dataset(
-            split["annotations"], split.get("images"), card.classes, kind if kind in FORMATS else "auto",
-            split.get("split") or "train", allow_absent=True,
-        )  # fmt: skip
+        dataset = read_split(split, card.classes, "train", allow_absent=True)
         paths += [record.path for record in dataset.records]
         labels |= {int(label) for record in dataset.records for label in np.unique(record.labels)}
     source = str(splits[0]["annotations"]) + (f" and {len(splits) - 1} others" if len(splits) > 1 else "")

@@ -10,8 +10,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from runtime.coco_fields import Id, id_of, numbered, required_id, roots_of_a_name
+from runtime.coco_images import CocoImage, read_images
+from runtime.foreign import foreign_json
 from runtime.records import (
     ABSENT_CLASS,
+    BAD_FLAG,
     CLIPPED,
     NO_AREA,
     NO_BBOX,
@@ -19,6 +23,7 @@ from runtime.records import (
     NOT_FINITE,
     OTHER_CLASS,
     OUTSIDE,
+    TURNED,
     UNKNOWN_CATEGORY,
     UNKNOWN_IMAGE,
     CocoDataset,
@@ -29,9 +34,12 @@ from runtime.records import (
     Row,
     choose_classes,
     clipped_box,
+    flag_of,
     is_number,
     make_record,
     read_annotation_json,
+    rotation_of,
+    turned_bounds,
 )
 
 CocoError = DatasetError
@@ -52,9 +60,10 @@ def read_coco(
 ) -> CocoDataset:
     """Read the COCO JSON file `annotations`, whose `file_name`s are relative to `images_dir`.
 
-    Labels follow the sorted category ids, or the order of `classes` where it is given. Boxes that cannot be
-    used are skipped and listed in `problems`; images without objects are kept. `check_files` skips (and
-    lists) images whose file is missing. `allow_absent` lists classes that the file does not have in `problems`
+    Labels follow the sorted category ids (their order in the file where an id is text), or the order of `classes`
+    where it is given. Where an image's id is text, ids count from 1. An image without width and height is asked.
+    Boxes that cannot be used are skipped and listed in `problems`; images without objects are kept. `check_files` skips
+    (and lists) images whose file is missing. `allow_absent` lists classes that the file does not have in `problems`
     instead of raising.
 
     Raises `CocoError` for a file that cannot be read or is not COCO object annotations: not JSON, without
@@ -72,21 +81,19 @@ def _read(
         raise CocoError(f"{folder}: no such images folder (file names in {path} are relative to it)")
     problems: list[Problem] = []
     names, ids, known = _categories(content, path, classes, allow_absent, problems)
-    label_of = {category: label for label, category in enumerate(ids)}
-    images = _images(content, path)
-    objects = _objects(content, path, images, label_of, known, problems)
-
-    records, missing = [], 0
-    for image_id, (file_name, height, width) in images.items():
-        file = folder / file_name
-        if check_files and not file.is_file():
-            missing += 1
-            problems.append(Problem(NO_FILE, image_id, detail=str(file)))
-            continue
-        records.append(make_record(image_id, file, height, width, objects.get(image_id, ())))
-    if missing and not records:
+    label_of = {known[category]: label for label, category in enumerate(ids) if category in known}
+    images, first_missing = read_images(content["images"], path, folder, check_files, problems)
+    objects = _objects(content, path, images, label_of, set(known.values()), problems)
+    records = [
+        make_record(image.number, folder / image.file_name, image.height, image.width, objects.get(key, ()))
+        for key, image in images.items()
+        if image.height
+    ]
+    if not records:
+        if first_missing is None:
+            raise CocoError(f"{path}: none of its {len(images)} images can be used: {Problems(tuple(problems)).why()}")
         raise CocoError(
-            f"{path}: none of its {missing} image files is in {folder} (the first: {file_name!r}); "
+            f"{path}: none of its {len(images)} image files is in {folder} (the first: {first_missing!r}); "
             "check that the images folder is the one that file_name is relative to"
         )
     return CocoDataset(path, folder, names, ids, tuple(records), Problems(tuple(problems)))
@@ -113,6 +120,8 @@ def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _content_of(path: Path) -> dict[str, Any]:
     content = read_annotation_json(path, _without_outlines)
+    if foreign := "" if isinstance(content, dict) and "images" in content else foreign_json(content):
+        raise CocoError(f"{path}: {foreign}")
     if not isinstance(content, dict):
         raise CocoError(f"{path}: expected a JSON object with images, annotations, categories; got a {_kind(content)}")
     for key in ("images", "annotations", "categories"):
@@ -131,93 +140,95 @@ def _content_of(path: Path) -> dict[str, Any]:
 
 def _categories(
     content: dict[str, Any], path: Path, classes: Sequence[str] | None, allow_absent: bool, problems: list[Problem]
-) -> tuple[tuple[str, ...], tuple[int, ...], set[int]]:
-    """Class names and category ids in label order, and all category ids of the file."""
-    by_id: dict[int, str] = {}
+) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, Id]]:
+    """Class names and category numbers in label order, and the file's ids of all category numbers."""
+    used = {id_of(annotation.get("category_id")) for annotation in content["annotations"]} - {None}
+    roots = roots_of_a_name(content["categories"], {category for category in used if category is not None})
+    by_id: dict[Id, str] = {}
+    taken: dict[str, Id] = {}
     for i, category in enumerate(content["categories"]):
-        category_id = _int(category, "id", f"{path}: categories[{i}]")
+        category_id = required_id(category, f"{path}: categories[{i}]")
         name = category.get("name")
         if not isinstance(name, str) or not name:
             raise CocoError(f"{path}: categories[{i}].name: expected text, got {name!r}")
         if category_id in by_id:
             raise CocoError(f"{path}: categories: id {category_id} is there twice ({by_id[category_id]!r}, {name!r})")
-        if name in by_id.values():
+        if i in roots:
+            continue
+        if name in taken:
             raise CocoError(f"{path}: categories: the name {name!r} is there twice; class names must differ")
         by_id[category_id] = name
+        taken[name] = category_id
+    number_of = numbered(list(by_id))
+    known = {number: category for category, number in number_of.items()}
     if classes is None:
-        ids = tuple(sorted(by_id))
-        return tuple(by_id[i] for i in ids), ids, set(by_id)
+        ids = tuple(sorted(known))
+        return tuple(by_id[known[i]] for i in ids), ids, known
     names, absent = choose_classes(list(by_id.values()), classes, f"{path}: categories", allow_absent)
     problems += [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
-    id_of = {name: i for i, name in by_id.items()}
-    free = max(by_id) + 1
-    id_of |= {name: free + i for i, name in enumerate(absent)}
-    return names, tuple(id_of[name] for name in names), set(by_id)
-
-
-def _images(content: dict[str, Any], path: Path) -> dict[int, tuple[str, int, int]]:
-    """Image id to (file name, height, width), in the order of the file."""
-    images: dict[int, tuple[str, int, int]] = {}
-    for i, image in enumerate(content["images"]):
-        image_id = _int(image, "id", f"{path}: images[{i}]")
-        where = f"{path}: images[{i}] (id {image_id})"
-        if image_id in images:
-            raise CocoError(
-                f"{where}: this image id is there twice ({images[image_id][0]!r}, {image.get('file_name')!r})"
-            )
-        file_name = image.get("file_name")
-        if not isinstance(file_name, str) or not file_name:
-            raise CocoError(f"{where}: file_name: expected text, got {file_name!r}")
-        height, width = _int(image, "height", where), _int(image, "width", where)
-        if min(height, width) < 1:
-            raise CocoError(f"{where}: expected height and width of at least 1 pixel, got {height}x{width}")
-        images[image_id] = (file_name, height, width)
-    return images
+    ids_of = {name: number_of[category] for category, name in by_id.items()}
+    free = max(known) + 1
+    ids_of |= {name: free + i for i, name in enumerate(absent)}
+    return names, tuple(ids_of[name] for name in names), known
 
 
 def _objects(
     content: dict[str, Any],
     path: Path,
-    images: dict[int, tuple[str, int, int]],
-    label_of: dict[int, int],
-    known: set[int],
+    images: dict[Id, CocoImage],
+    label_of: dict[Id, int],
+    known: set[Id],
     problems: list[Problem],
-) -> dict[int, list[Row]]:
+) -> dict[Id, list[Row]]:
     """Image id to its usable (box_xyxy, label, crowd, area) rows; everything else goes to `problems`."""
-    objects: dict[int, list[Row]] = {}
-    seen: set[int] = set()
+    objects: dict[Id, list[Row]] = {}
+    seen: set[Id] = set()
     for i, annotation in enumerate(content["annotations"]):
-        annotation_id, image_id, category = (annotation.get(key) for key in ("id", "image_id", "category_id"))
-        if annotation_id is not None:
-            if not isinstance(annotation_id, int):
-                raise CocoError(f"{path}: annotations[{i}].id: expected a whole number, got {annotation_id!r}")
+        annotation_id, image_id, category = (id_of(annotation.get(key)) for key in ("id", "image_id", "category_id"))
+        if annotation.get("id") is not None:
+            if annotation_id is None:
+                raise CocoError(f"{path}: annotations[{i}].id: expected a whole number, got {annotation['id']!r}")
             if annotation_id in seen:
                 raise CocoError(f"{path}: annotations[{i}].id: the annotation id {annotation_id} is there twice")
             seen.add(annotation_id)
-        if not isinstance(image_id, int) or image_id not in images:
+        number = annotation_id if isinstance(annotation_id, int) else None
+        image = None if image_id is None else images.get(image_id)
+        if image is None or image_id is None:
             shown = image_id if isinstance(image_id, int) else None
-            problems.append(Problem(UNKNOWN_IMAGE, shown, annotation_id, f"image_id {image_id!r}"))
+            problems.append(Problem(UNKNOWN_IMAGE, shown, number, f"image_id {annotation.get('image_id')!r}"))
             continue
-        if not isinstance(category, int) or category not in label_of:
-            reason = OTHER_CLASS if isinstance(category, int) and category in known else UNKNOWN_CATEGORY
-            problems.append(Problem(reason, image_id, annotation_id, f"category_id {category!r}"))
+        if category is None or category not in label_of:
+            reason = OTHER_CLASS if category in known else UNKNOWN_CATEGORY
+            detail = f"category_id {annotation.get('category_id')!r}"
+            problems.append(Problem(reason, image.number, number, detail))
             continue
-        bbox = annotation.get("bbox")
-        box, reason = _box(bbox, *images[image_id][1:])
+        if not image.height:
+            continue  # its picture is told
+        bbox, attributes = annotation.get("bbox"), annotation.get("attributes")
+        degrees = rotation_of(attributes.get("rotation")) if isinstance(attributes, dict) else 0.0
+        box, reason = _box(bbox, image.height, image.width, degrees)
         if reason:
-            problems.append(Problem(reason, image_id, annotation_id, f"bbox {bbox!r}"))
+            problems.append(Problem(reason, image.number, number, f"bbox {bbox!r}"))
         if box is None:
             continue
+        if degrees:
+            problems.append(Problem(TURNED, image.number, number, f"bbox {bbox!r}, rotation {degrees:g}"))
         area = annotation.get("area")
         if not is_number(area) or not math.isfinite(area) or area <= 0:
             area = (box[2] - box[0]) * (box[3] - box[1])
-        crowd = bool(annotation.get("iscrowd", 0))
-        objects.setdefault(image_id, []).append(Row(box, label_of[category], crowd, float(area)))
+        crowd = flag_of(annotation.get("iscrowd", 0))
+        if crowd is None:
+            detail = f"iscrowd {annotation['iscrowd']!r:.60}"
+            problems.append(Problem(BAD_FLAG, image.number, number, detail))
+        objects.setdefault(image_id, []).append(Row(box, label_of[category], bool(crowd), float(area)))
     return objects
 
 
-def _box(bbox: Any, height: int, width: int) -> tuple[tuple[float, float, float, float] | None, str]:
-    """COCO's [x, y, w, h] as a clipped xyxy box, or None; and the reason where it is skipped or clipped."""
+def _box(
+    bbox: Any, height: int, width: int, degrees: float = 0.0
+) -> tuple[tuple[float, float, float, float] | None, str]:
+    """COCO's [x, y, w, h], turned about its middle, as a clipped xyxy box, or None; and the reason where it is skipped
+    or clipped."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
         return None, NO_BBOX
     x, y, w, h = bbox
@@ -225,14 +236,10 @@ def _box(bbox: Any, height: int, width: int) -> tuple[tuple[float, float, float,
         return None, NOT_FINITE
     if (w <= 0 or h <= 0) and math.isfinite(x) and math.isfinite(y):
         return None, NO_AREA
-    return clipped_box(x, y, x + w, y + h, height, width)
-
-
-def _int(entry: dict[str, Any], key: str, where: str) -> int:
-    value = entry.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise CocoError(f"{where}: {key}: expected a whole number, got {value!r}")
-    return value
+    x1, y1, x2, y2 = x, y, x + w, y + h
+    if degrees and math.isfinite(x + y):
+        x1, y1, x2, y2 = turned_bounds((x1, y1, x2, y2), degrees)
+    return clipped_box(x1, y1, x2, y2, height, width)
 
 
 def _kind(value: Any) -> str:

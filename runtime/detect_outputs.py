@@ -53,9 +53,14 @@ def output_folder(what: Description, name: str, folder: Path, alone: bool) -> Pa
 def annotated_path(what: Description, name: str, folder: Path, picture: Path) -> Path:
     """The annotated form of one of the source's pictures, in its `output_folder`."""
     if what.kind == "picture":
-        return folder / f"{name}{picture.suffix}"
+        return folder / _writable(f"{name}{picture.suffix}")
     parent = picture.parent.resolve()  # of the picture's own link, if it is one
-    return folder / parent.relative_to(what.root or parent) / picture.name
+    return folder / parent.relative_to(what.root or parent) / _writable(picture.name)
+
+
+def _writable(name: str) -> str:
+    """`name`, with .jpg behind a suffix in which no picture can be written, as .jfif and .mpo."""
+    return name if cv2.haveImageWriter(name) else f"{name}.jpg"
 
 
 def refuse_to_overwrite(sources: list[Description], names: list[str], folder: Path) -> None:

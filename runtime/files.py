@@ -51,3 +51,12 @@ def write_text(path: str | PathLike[str], text: str) -> Path:
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def absolute_path(path: Path) -> Path:
+    """`path` from the root of the file system, without going through the links in it: what lies beside a file is looked
+    for beside its link, as all who open a file by its name do. Only what precedes a `..` is followed."""
+    if ".." not in path.parts:
+        return Path(os.path.abspath(path))
+    last = len(path.parts) - path.parts[::-1].index("..")
+    return Path(*path.parts[:last]).resolve() / Path(*path.parts[last:])

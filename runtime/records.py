@@ -70,6 +70,8 @@ class Problems:
     """Everything in an annotation file that was left out or changed, one entry each."""
 
     items: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What is to be known of the whole file and is no fault of one image, one line each: how it was read."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -80,8 +82,16 @@ class Problems:
         return dict(Counter(item.reason for item in self.items).most_common())
 
     def summary(self) -> str:
-        """One line for a log, such as '2 boxes with NaN or infinite numbers (skipped)'; '' without problems."""
-        return ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+        """One line for a log, such as '2 boxes with NaN or infinite numbers (skipped)', or ''."""
+        return ", ".join([*(f"{count} {reason}" for reason, count in self.counts.items()), *self.notes])
+
+    def why(self, limit: int = 3) -> str:
+        """The most frequent reasons, each with the first place where it occurs; '' for none."""
+        parts = []
+        for reason, count in list(self.counts.items())[:limit]:
+            first = next((item.detail for item in self.items if item.reason == reason), "")
+            parts.append(f"{count} {reason}" + (f", the first: {first}" if first else ""))
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,8 @@ class CocoDataset:
     problems: Problems
     files: tuple[Path, ...] = ()
     """Every annotation file that was read, where it is not `annotations` alone."""
+    voc_origin: int | None = None
+    """What the coordinates of Pascal VOC files were counted from, 0 or 1; None for other formats."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -118,6 +130,12 @@ BROKEN_ENTRY = "images whose annotations cannot be read (skipped)"
 NO_SIZE = "images whose size cannot be read (skipped)"
 NO_CLASS = "objects without a known class (skipped)"
 ABSENT_CLASS = "classes without an object in this data set"
+BAD_FLAG = "annotations whose iscrowd or difficult is neither 0 nor 1 (taken as objects)"
+TURNED = "boxes with a rotation (their upright bounds are taken)"
+KEY_POINTS = "polygons far outside their picture, as key points would be (skipped)"
+NO_ANNOTATION = "pictures without an annotation file (not read)"
+NO_PICTURE = "label files without a picture (not read)"
+LEFT_OUT = "files among the pictures that are no pictures that are read (left out)"
 
 
 class Row(NamedTuple):
@@ -164,6 +182,46 @@ def clipped_box(
     return box, CLIPPED if moved else ""
 
 
+def turned_bounds(box: tuple[float, float, float, float], degrees: float) -> tuple[float, float, float, float]:
+    """The upright xyxy box around `box` (xyxy) turned about its middle, as CVAT writes boxes with a rotation."""
+    x1, y1, x2, y2 = box
+    angle = math.radians(degrees % 180)
+    c, s = abs(math.cos(angle)), abs(math.sin(angle))
+    w, h = (x2 - x1) * c + (y2 - y1) * s, (x2 - x1) * s + (y2 - y1) * c
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+
+def rotation_of(value: Any) -> float:
+    """A rotation in degrees as a number or text; 0 where it is none, or a whole number of half turns."""
+    try:
+        degrees = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return degrees if math.isfinite(degrees) and degrees % 180 else 0.0
+
+
+_YES, _NO = {"1", "1.0", "true", "yes"}, {"", "0", "0.0", "false", "no", "nan", "none", "null"}
+
+
+def flag_of(value: Any) -> bool | None:
+    """What a file means by 0, 1, true, false, their texts, nothing, or NaN (an empty cell); None for the rest."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    if isinstance(value, str):
+        value = value.strip().lower()
+        return True if value in _YES else False if value in _NO else None
+    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
+
+
+def decoded_text(data: bytes) -> str:
+    """Text of a file: UTF-8 with or without byte order mark, or UTF-16 with one, as PowerShell writes lists.
+
+    Raises `UnicodeDecodeError`.
+    """
+    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -201,10 +259,21 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
     Raises `DatasetError`.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = decoded_text(Path(path).read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: class names cannot be read: {error}") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise DatasetError(f"{path}: expected class names, one a line; it has none")
+    require_distinct(names, str(path))
     return names
+
+
+def require_distinct(names: Sequence[str], where: str) -> None:
+    """Raises `DatasetError`, which begins with `where`, for two classes of one name: they would be one label."""
+    first: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if first.setdefault(name, number) != number:
+            raise DatasetError(
+                f"{where}: the class name {name!r} is there twice (labels {first[name]} and {number}); they must differ"
+            )

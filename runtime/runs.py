@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.card import Card, read_card, sha256_file
-from runtime.datasets import FORMATS, read_dataset
+from runtime.datasets import FORMATS, read_dataset, read_split
 from runtime.records import CocoDataset
 
 
@@ -50,7 +50,7 @@ def validation_data(
     kind = split.get("format", "auto")
     if kind not in ("auto", *FORMATS):
         raise RunsError(f"{source}: its card names validation data of the unknown format {kind!r}; give --annotations")
-    return read_dataset(split["annotations"], split.get("images"), card.classes, kind, split.get("split") or "val")
+    return read_split(split, card.classes, "val")
 
 
 def _val_split(card: Card, source: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime.image import IMAGE_SUFFIXES, Image, ImageError, read_image
+from runtime.picture_files import is_hidden, is_picture, left_out_text, list_pictures
 from runtime.stream_capture import Capture, DecoderName, StreamError, open_capture, without_password
 
 __all__ = ["Origin", "Source", "SourceFrame", "StreamError", "expand", "open_source"]
@@ -114,7 +115,7 @@ def expand(origin: Origin) -> list[Origin]:
         if not Path(str(origin)).exists():
             raise _missing(str(origin))
         return [origin]
-    videos: list[Origin] = [path for path in matches if path.suffix.lower() in VIDEO_SUFFIXES]
+    videos: list[Origin] = [path for path in matches if not is_picture(path)]
     return [*([origin] if len(videos) < len(matches) else []), *videos]
 
 
@@ -127,6 +128,8 @@ class Description:
     root: Path | None
     """For a video file, the folder that it lies in."""
     pictures: tuple[Path, ...]
+    left_out: tuple[Path, ...] = ()
+    """Files of a folder that look like pictures or videos and are not read."""
 
 
 def describe(origin: Origin) -> Description:
@@ -139,7 +142,7 @@ def describe(origin: Origin) -> Description:
         return Description(re.sub(r"[^A-Za-z0-9.-]+", "_", host) or "stream", "url", None, ())
     path, matches = Path(str(origin)), _matches(str(origin))
     if matches is not None:
-        pictures = [p for p in matches if p.suffix.lower() in IMAGE_SUFFIXES]
+        pictures = [p for p in matches if is_picture(p)]
         if not pictures:
             raise StreamError(f"{origin}: matches no pictures, but {len(matches)} videos; open them one by one")
         root = Path(os.path.commonpath([p.parent.resolve() for p in pictures]))
@@ -148,13 +151,15 @@ def describe(origin: Origin) -> Description:
         raise _missing(str(origin))
     root = path.resolve()
     if path.is_dir():
-        found = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()), key=_natural)
+        found, left_out = list_pictures(
+            sorted((p for p in path.iterdir() if p.is_file() and not is_hidden(p.name)), key=_natural)
+        )
         if not found:
             deeper = next((p for p in path.glob("*/**/*") if p.suffix.lower() in IMAGE_SUFFIXES), None)
             advice = "" if deeper is None else f"; there are some below: '{path}/**/*{deeper.suffix}'"
             raise StreamError(f"{path}: no pictures in this folder (expected {', '.join(IMAGE_SUFFIXES)}){advice}")
-        return Description(root.name or "pictures", "folder", root, tuple(found))
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return Description(root.name or "pictures", "folder", root, tuple(found), tuple(left_out))
+    if is_picture(path):
         return Description(path.stem, "picture", root.parent, (path,))
     return Description(path.stem, "video", root.parent, ())
 
@@ -176,6 +181,8 @@ def open_source(
     Raises `StreamError` for a source that cannot be opened, `ImageError` for a broken picture.
     """
     found = describe(source)
+    if found.left_out:
+        _log.warning("%s: %s", source, left_out_text(found.left_out))
     if found.kind == "folder":
         return _pictures(found, source, on_broken or _warn, every)
     if found.kind == "picture":
@@ -205,8 +212,9 @@ def _matches(text: str) -> list[Path] | None:
     if not glob.has_magic(text) or Path(text).exists():
         return None
     known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    found = [Path(p) for p in glob.glob(text, recursive=True) if Path(p).suffix.lower() in known]
-    found = sorted((p for p in found if p.is_file()), key=lambda p: [key for part in p.parts for key in _keys(part)])
+    matches = (Path(p) for p in glob.glob(text, recursive=True))
+    found = [p for p in matches if p.is_file() and (p.suffix.lower() in known or is_picture(p))]
+    found = sorted(found, key=lambda p: [key for part in p.parts for key in _keys(part)])
     if not found:
         raise StreamError(f"{text}: matches no picture and no video (expected {', '.join(known)})")
     return found

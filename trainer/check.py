@@ -18,6 +18,7 @@ from runtime.header import exif_orientation
 from runtime.image import FixedSize, ImageError, Resize, decode_image
 from runtime.records import CocoDataset, ImageRecord
 from trainer.check_augment import augment_sheets
+from trainer.check_boxes import doubtful_boxes, origins_differ, problem_text, unnamed_pictures
 from trainer.check_pictures import class_plot, sample_sheet, size_plot
 from trainer.config import TrainConfig
 from trainer.data import resize_rule
@@ -77,6 +78,8 @@ class DataReport:
         if self.shared:
             pairs = [f"{a.name} = {b.name}" for a, b in self.shared]
             found.append(f"{len(self.shared)} pictures are in train and val; val mAP will flatter ({_some(pairs)})")
+        found += unnamed_pictures([self.train.dataset, self.val.dataset])
+        found += origins_differ(self.train.dataset, self.val.dataset)
         for split in (self.train, self.val):
             found += _split_warnings(split)
         return found
@@ -242,12 +245,9 @@ def _split_warnings(split: SplitReport) -> list[str]:
             f"{name}: {len(rows)} pictures whose size is not the annotated one (not trained on): {_some(rows)}"
         )
     for reason, count in split.dataset.problems.counts.items():
-        rows = [
-            f"image {item.image_id}, annotation {item.annotation_id}{': ' if item.detail else ''}{item.detail}"
-            for item in split.dataset.problems.items
-            if item.reason == reason
-        ]
+        rows = [problem_text(item) for item in split.dataset.problems.items if item.reason == reason]
         found.append(f"{name}: {count} {reason}: {_some(rows)}")
+    found += [f"{name}: {line}" for line in (*split.dataset.problems.notes, *doubtful_boxes(split.dataset))]
     if split.repeated_files:
         found.append(
             f"{name}: {len(split.repeated_files)} files are named by several images: "

@@ -16,6 +16,7 @@ import yaml
 
 from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
+from runtime.files import absolute_path
 from runtime.records import DatasetError, read_class_names
 from trainer.augment_config import AugmentConfig
 from trainer.auxiliary_config import AuxiliaryConfig
@@ -233,7 +234,7 @@ def dump_config(config: TrainConfig) -> str:
 
 
 def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
+    path = absolute_path(path)
     if path in seen:
         raise ConfigError(f"{path}: _base_ comes back to itself through {' -> '.join(p.name for p in seen)}")
     try:
@@ -257,8 +258,7 @@ def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     bases = mapping.pop("_base_", None)
     if bases is None:
         return mapping
-    if isinstance(bases, str):
-        bases = [bases]
+    bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
         raise ConfigError(f"{path}: _base_: expected a path or a list of paths, got {bases!r}")
     below: dict[str, Any] = {}
@@ -277,7 +277,7 @@ def _absolute(value: Any, folder: Path, keys: tuple[str, ...]) -> Any:
     if keys == WEIGHTS and value in ("imagenet", "imagenet_v1"):
         return value
     if keys in _PATHS and isinstance(value, str):
-        return str((folder / Path(value).expanduser()).resolve())
+        return str(absolute_path(folder / Path(value).expanduser()))
     return value
 
 

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
-from runtime.datasets import Format, read_dataset
+from runtime.datasets import Format, Origin, read_dataset
 from runtime.records import CocoDataset, DatasetError, ImageRecord
 from trainer.dataset_writers import write_coco, write_list, write_voc, write_yolo
 
@@ -41,6 +41,7 @@ def convert(
     format: Format | Literal["auto"] = "auto",
     split: str = "train",
     progress: Progress | None = None,
+    voc_origin: Origin = "auto",
 ) -> Conversion:
     """Write the data set `source` (of any format, as `read_dataset` reads it) to `out` in the format `to`.
 
@@ -60,8 +61,8 @@ def convert(
     for path in (out, *beside, *([] if pictures == "leave" else [folder])):
         if path.exists() or path.is_symlink():
             raise DatasetError(f"{path}: already exists; choose another --out, or remove it first")
-    dataset = read_dataset(source, images, classes, format, split)
-    names = relative_names(dataset)
+    dataset = read_dataset(source, images, classes, format, split, voc_origin=voc_origin)
+    names = relative_names(dataset, by_stem=to in ("voc", "yolo"))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as temporary:
         whole = Path(temporary) / "whole"
@@ -90,17 +91,18 @@ def convert(
     return Conversion(dataset, written, annotations, images_dir, tuple(notes))
 
 
-def relative_names(dataset: CocoDataset) -> list[str]:
+def relative_names(dataset: CocoDataset, by_stem: bool) -> list[str]:
     """File names of the pictures below their folder, with forward slashes.
 
-    Raises `DatasetError` for two pictures that would share an annotation file: their names differ in the suffix only.
+    Raises `DatasetError` for two pictures of one name; with `by_stem` also where names differ in the suffix only, so
+    that they would share an annotation file.
     """
     names: list[str] = []
     taken: dict[str, ImageRecord] = {}
     for record in dataset.records:
         path, folder = Path(os.path.abspath(record.path)), Path(os.path.abspath(dataset.images_dir))
         name = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
-        stem = name.with_suffix("").as_posix()
+        stem = (name.with_suffix("") if by_stem else name).as_posix()
         if stem in taken:
             raise DatasetError(
                 f"{dataset.annotations}: images {taken[stem].id} ({taken[stem].path}) and {record.id} ({record.path}) "

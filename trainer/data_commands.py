@@ -79,9 +79,26 @@ def new_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--train-images", type=Path, metavar="DIR", help="folder of their pictures")
     sub.add_argument("--val", type=Path, metavar="DATA", help="annotations to validate on")
     sub.add_argument("--val-images", type=Path, metavar="DIR", help="folder of their pictures")
+    sub.add_argument(
+        "--val-share", type=_part, default=0.0, metavar="SHARE",
+        help="instead of --val: validate on this share of --train, such as 0.2, where the data set has no split",
+    )  # fmt: skip
+    sub.add_argument(
+        "--format", default="auto", choices=("coco", "voc", "yolo", "list"), help="of both (default: told by content)"
+    )
     sub.add_argument("--detector", choices=("atss", "retinanet", "fcos"), help="default: atss")
     sub.add_argument("--init", type=Path, metavar="BEST.pt", help="start from this checkpoint, trained or imported")
     sub.add_argument("--size", type=int, metavar="PX", help="longest input side (default: chosen from the data)")
+
+
+def _part(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, such as 0.2, got {text!r}")
+    return value
 
 
 def new(arguments: argparse.Namespace) -> int:
@@ -90,15 +107,18 @@ def new(arguments: argparse.Namespace) -> int:
 
     given = [arguments.train, arguments.val]
     if arguments.what in RECIPES:
-        if any([*given, arguments.train_images, arguments.val_images]):
+        if any([*given, arguments.val_share, arguments.format != "auto", arguments.train_images, arguments.val_images]):
             arguments.parser.error(f"the recipe {arguments.what!r} makes its own data: no --train and --val")
         with tqdm(unit="image", disable=arguments.quiet) as bar:
             path = new_recipe(arguments.what, arguments.out or Path(arguments.what), progress=moves(bar))
     else:
-        if not all(given):
+        if arguments.val_share and (arguments.val or arguments.val_images):
+            arguments.parser.error("--val-share takes the validation pictures from --train: no --val and --val-images")
+        if arguments.train is None or not (arguments.val or arguments.val_share):
             arguments.parser.error(
                 f"{arguments.what!r} is not a recipe ({', '.join(RECIPES)}); for your own data name a new FILE.yaml "
-                "and give --train and --val (with --train-images and --val-images where the format does not have them)"
+                "and give --train and --val (with --train-images and --val-images where the format has none), "
+                "or --train and --val-share 0.2 where the data set has no split"
             )
         if arguments.init is not None and arguments.detector is not None:
             arguments.parser.error("--init brings its detector with it: no --detector")
@@ -106,7 +126,8 @@ def new(arguments: argparse.Namespace) -> int:
             arguments.parser.error("--out is for recipes; a config is written to the FILE.yaml that you name")
         path = new_config(
             Path(arguments.what), arguments.train, arguments.train_images, arguments.val, arguments.val_images,
-            arguments.detector or "atss", arguments.size, init=arguments.init,
+            arguments.detector or "atss", arguments.size, init=arguments.init, format=arguments.format,
+            val_share=arguments.val_share,
         )  # fmt: skip
     print(f"wrote {path}\nnext: trainer check-data {path}\n      trainer fit {path}")
     return 0
@@ -122,6 +143,9 @@ def convert_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--classes", type=Path, metavar="FILE", help="only these classes, one a line, in this order")
     sub.add_argument("--from", dest="source_format", default="auto", choices=kinds, help="default: told by content")
     sub.add_argument("--split", default="train", choices=("train", "val", "test"), help="of a data.yaml; and its name")
+    sub.add_argument(
+        "--voc-origin", type=int, choices=(0, 1), help="what VOC coordinates count from (default: told by them)"
+    )
     how = sub.add_mutually_exclusive_group()
     how.add_argument(
         "--copy", dest="pictures", action="store_const", const="copy", default="leave",
@@ -141,6 +165,7 @@ def convert_data(arguments: argparse.Namespace) -> int:
             arguments.source, arguments.to, arguments.out, arguments.images, classes, arguments.pictures,
             arguments.source_format,
             arguments.split, progress=moves(bar),
+            voc_origin="auto" if arguments.voc_origin is None else arguments.voc_origin,
         )  # fmt: skip
     boxes = sum(len(record.labels) for record in done.dataset.records)
     print(f"{len(done.dataset)} images, {boxes} boxes, {len(done.dataset.class_names)} classes")

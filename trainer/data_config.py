@@ -15,13 +15,20 @@ class SplitConfig:
     images: str | None = None
     """Folder that file names are relative to; null: where the format has it."""
     format: Literal["auto", "coco", "voc", "yolo", "list"] = "auto"
-    """auto: told by content; only a folder that holds both .xml and .txt needs to be told."""
+    """auto: told by content; only a folder that holds both .xml and labels in .txt needs to be told."""
     split: Literal["train", "val", "test"] | None = None
     """Which split of a YOLO data.yaml; null: the one of the same name as this key (train or val)."""
+    voc_origin: Literal["auto", 0, 1] = "auto"
+    """What coordinates of Pascal VOC files count from: 1 as the development kit's, 0 as most tools write. auto: 0 where
+    a coordinate below 1 or a fraction in the set proves it."""
+    val_share: float = 0.0
+    """For one data set under both keys that has no split: the share of its pictures that validates. val has these,
+    train the others; they are chosen by a hash of their names. 0: all pictures."""
     repeat: int = 1
     """How many times an epoch sees these images; for training only."""
 
     def __post_init__(self) -> None:
+        require(0 <= self.val_share < 1, "val_share", "0, or a share below 1", self.val_share)
         require(self.repeat >= 1, "repeat", "1 or more", self.repeat)
 
 

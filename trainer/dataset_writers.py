@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from runtime.datasets.yolo import pictures_in
 from runtime.header import image_size, upright
 from runtime.image import ImageError
+from runtime.picture_files import pictures_in
 from runtime.records import EVERY_CLASS, CocoDataset
 
 

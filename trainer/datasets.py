@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from runtime.datasets import read_dataset
+from models.typed import to_mapping
+from runtime.datasets import read_split
 from runtime.records import ABSENT_CLASS, CocoDataset, DatasetError, ImageRecord, Problem, Problems, nearest_class
 from trainer.config import TrainConfig
 
@@ -16,10 +17,7 @@ def train_data(config: TrainConfig, repeat: bool = True) -> CocoDataset:
     A class that only some of the splits know is no fault. Raises `DatasetError`.
     """
     splits, classes = config.data.train_splits, config.model.classes
-    datasets = [
-        read_dataset(s.annotations, s.images, classes, s.format, s.split or "train", allow_absent=len(splits) > 1)
-        for s in splits
-    ]
+    datasets = [read_split(to_mapping(split), classes, "train", allow_absent=len(splits) > 1) for split in splits]
     dataset = datasets[0] if len(datasets) == 1 else concatenate(datasets)
     if config.data.empty_images == "drop":
         datasets = [without_empty_images(part) for part in datasets]
@@ -35,8 +33,7 @@ def train_data(config: TrainConfig, repeat: bool = True) -> CocoDataset:
 
 def val_data(config: TrainConfig) -> CocoDataset:
     """`data.val`; every image of it, because a background without detections is right, too."""
-    val = config.data.val
-    return read_dataset(val.annotations, val.images, config.model.classes, val.format, val.split or "val")
+    return read_split(to_mapping(config.data.val), config.model.classes, "val")
 
 
 def without_empty_images(dataset: CocoDataset) -> CocoDataset:
@@ -66,7 +63,7 @@ def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
         class_names=names,
         category_ids=tuple(range(1, len(names) + 1)),
         records=tuple(record for part in _numbered(datasets) for record in part),
-        problems=Problems(tuple(problems)),
+        problems=Problems(tuple(problems), tuple(note for dataset in datasets for note in dataset.problems.notes)),
         files=tuple(path for dataset in datasets for path in dataset.files or (dataset.annotations,)),
     )
 

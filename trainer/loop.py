@@ -231,6 +231,8 @@ def _introduction(
     for name, dataset in (("train", train), ("val", val)):
         if summary := dataset.problems.summary():
             lines.append(f"{name}: {summary}")
+    if all(record.crowd.all() for record in val.records):
+        lines.append(f"val: none of its {len(val)} images has an object to judge by: mAP will be nan")
     return lines
 
 

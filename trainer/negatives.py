@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from models.typed import ConfigError
 from runtime.card import Card
-from runtime.datasets import FORMATS, read_dataset
+from runtime.datasets import FORMATS, read_dataset, read_split
 from runtime.detector import Detector
 from runtime.files import write_text
 from runtime.header import upright
@@ -141,7 +141,7 @@ def training_data(
     kind: Any = split.get("format", "auto") if isinstance(split, dict) else ""
     if kind not in ("auto", *FORMATS) or not split.get("annotations"):
         raise MiningError(f"{source}: its card names no single set of training data; give --annotations (--images)")
-    return read_dataset(split["annotations"], split.get("images"), card.classes, kind, split.get("split") or "train")
+    return read_split(split, card.classes, "train")
 
 
 def _false(

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from models.typed import ConfigError
-from runtime.datasets import read_dataset
+from runtime.datasets import Format, Origin, read_dataset
 from runtime.files import replacing
 from runtime.image import FixedSize
 from runtime.records import CocoDataset
@@ -51,18 +51,22 @@ def new_config(
     out: Path,
     train: Path,
     train_images: Path | None,
-    val: Path,
+    val: Path | None,
     val_images: Path | None,
     detector: Literal["atss", "retinanet", "fcos"] = "atss",
     size: int | None = None,
     force: bool = False,
     init: Path | None = None,
+    format: Format | Literal["auto"] = "auto",
+    val_share: float = 0.0,
 ) -> Path:
     """Write a commented config for these annotations to `out`, ready for `trainer fit`; returns `out`.
 
     `train` and `val` are of any format that `runtime.datasets` reads; folders of images may be None where it has them.
     `size` is the longest side of the input in pixels (rounded up to a multiple of 32); None chooses it from
-    the images and boxes. `init` is a checkpoint to start from, whose model is taken. Raises `DatasetError` for
+    the images and boxes. `init` is a checkpoint to start from, whose model is taken. `format` settles what content
+    cannot. `val_share` stands in for `val`: that share of `train` validates, chosen by a hash of the pictures' names,
+    and the others are trained on. Raises `DatasetError` for
     annotations that cannot be used, `CheckpointError` for `init`, `ConfigError` when there is nothing to train on, a
     number is out of range, or `out` exists (unless `force`).
     """
@@ -72,16 +76,43 @@ def new_config(
         raise ConfigError(f"{out}: already exists; choose another name, or delete it first")
     if size is not None and not 64 <= size <= 4096:
         raise ConfigError(f"size: expected the longest input side in pixels, 64 to 4096, got {size}")
-    whole = read_dataset(train, train_images, split="train")
+    if (val is None) != bool(val_share):
+        raise ConfigError("val_share: give validation data, or a share of the training data, and not both")
+    if not 0 <= val_share < 1:
+        raise ConfigError(f"val_share: expected a share between 0 and 1, such as 0.2, got {val_share:g}")
+    val, val_images = (train, train_images) if val is None else (val, val_images)
+    splits: dict[str, tuple[Path, Path | None]] = {"train": (train, train_images), "val": (val, val_images)}
+
+    def read(split: str, classes: Sequence[str] | None, origin: Origin = "auto") -> CocoDataset:
+        annotations, images = splits[split]
+        return read_dataset(annotations, images, classes, format, split, voc_origin=origin, val_share=val_share)
+
+    whole = read("train", None)
     used = {int(label) for record in whole.records for label in record.labels[~record.crowd]}
     if not used:
-        raise ConfigError(f"{train}: none of its {len(whole)} images has an object that can be trained on")
+        raise ConfigError(f"{train}: none of its {len(whole)} images has an object that can be trained on"
+                          + (f": {why}" if (why := whole.problems.why()) else ""))  # fmt: skip
     classes = [name for label, name in enumerate(whole.class_names) if label in used]
-    kept = read_dataset(train, train_images, classes, split="train")
-    judged = read_dataset(val, val_images, classes, split="val")
+    judged = read("val", classes)
+    if all(record.crowd.all() for record in judged.records):
+        raise ConfigError(f"{val}: none of its {len(judged)} images has an object that can be validated on"
+                          + (f": {why}" if (why := judged.problems.why()) else ""))  # fmt: skip
+    # One origin for both: a small set may hold no proof of what the tool that wrote both counts from.
+    origins: dict[str, Origin] = dict.fromkeys(splits, "auto")
+    if 0 in (whole.voc_origin, judged.voc_origin):
+        origins |= {name: 0 for name, d in (("train", whole), ("val", judged)) if d.voc_origin is not None}
+        judged = read("val", classes, origins["val"])
+    kept = read("train", classes, origins["train"])
+    more: dict[str, list[tuple[str, str]]] = {name: [] if format == "auto" else [("format", format)] for name in splits}
+    for name in splits:
+        if origins[name] == 0:
+            more[name].append(("voc_origin", "0  # as a coordinate below 1 or a fraction proves"))
+        if val_share:
+            part = {"train": "all but this share of the pictures", "val": "this share, by a hash of the names"}[name]
+            more[name].append(("val_share", f"{val_share:g}  # {part}: no picture is in both"))
     text = _text(
         out,
-        [(train, train_images), (val, val_images)],
+        [line for name in splits for line in split_lines(name, *splits[name], out, more[name])],
         kept,
         judged,
         sorted(set(whole.class_names) - set(classes)),
@@ -101,7 +132,7 @@ def new_config(
 
 
 def _text(
-    out: Path, given: Sequence[tuple[Path, Path | None]], train: CocoDataset, val: CocoDataset,
+    out: Path, data: Sequence[str], train: CocoDataset, val: CocoDataset,
     left_out: Sequence[str], detector: str, longest: int | None, hardware: Hardware, init: Path | None,
 ) -> str:  # fmt: skip
     gpu = hardware.kind == "gpu"
@@ -143,8 +174,7 @@ def _text(
         *([] if init is None else [f"init: {quoted(relative(init, out))}  # its weights, but for other classes"]),
         "",
         "data:  # paths are relative to this file",
-        *split_lines("train", *given[0], out),
-        *split_lines("val", *given[1], out),
+        *data,
         f"  workers: auto  # {'up to 8 loader processes' if gpu else 'none on a CPU: they would take its cores'}",
         "",
         "model:",

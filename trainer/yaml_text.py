@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+
+from runtime.files import absolute_path
 
 
 def quoted(text: str) -> str:
@@ -14,15 +17,19 @@ def quoted(text: str) -> str:
     return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10**9).strip()
 
 
-def split_lines(name: str, annotations: Path, images: Path | None, out: Path) -> list[str]:
-    """The lines of one split below `data:`, with paths relative to the file `out`."""
+def split_lines(
+    name: str, annotations: Path, images: Path | None, out: Path, more: Sequence[tuple[str, str]] = ()
+) -> list[str]:
+    """The lines of one split below `data:`, with paths relative to the file `out`, and `more` keys as they stand."""
     lines = [f"  {name}:", f"    annotations: {quoted(relative(annotations, out))}"]
-    return lines if images is None else [*lines, f"    images: {quoted(relative(images, out))}"]
+    if images is not None:
+        lines.append(f"    images: {quoted(relative(images, out))}")
+    return [*lines, *(f"    {key}: {value}" for key, value in more)]
 
 
 def relative(path: Path, out: Path) -> str:
     """`path` as seen from the folder of `out`, with forward slashes."""
-    here, there = out.parent.resolve(), path.resolve()
+    here, there = out.parent.resolve(), absolute_path(path)  # a link has its own name and place
     try:
         relative = Path(os.path.relpath(there, here)).as_posix()
     except ValueError:  # another drive

@@ -2,7 +2,7 @@
 
 | format | what is named | pictures, where no folder is given |
 |---|---|---|
-| coco | a JSON object with images, annotations, categories | the folder named as the file, else the file's own |
+| coco | a JSON object with images, annotations, categories, or its folder | a folder named as the file, else its own |
 | list | a JSON list of {filename, width, height, ann} | the same |
 | voc | a folder of .xml, a VOC folder, its ImageSets/Main/train.txt | JPEGImages by Annotations, else with the .xml |
 | yolo | data.yaml, or a folder of labels with classes.txt | images/ for labels/, else with the .txt |
@@ -11,20 +11,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from runtime.card import sha256_file
 from runtime.coco import read_coco
+from runtime.datasets.formats import FORMATS, Format, json_of_folder, pictures_of_json, tell_format
 from runtime.datasets.plain import read_list
-from runtime.datasets.voc import read_voc
+from runtime.datasets.shares import part_of
+from runtime.datasets.voc import Origin, read_voc
 from runtime.datasets.yolo import read_yolo
 from runtime.records import CocoDataset, DatasetError
 
-Format = Literal["coco", "voc", "yolo", "list"]
-FORMATS: tuple[Format, ...] = ("coco", "voc", "yolo", "list")
+__all__ = ["FORMATS", "Format", "Origin", "fingerprint", "read_dataset", "read_split", "tell_format"]
 
 
 def read_dataset(
@@ -35,12 +36,16 @@ def read_dataset(
     split: str = "val",
     check_files: bool = True,
     allow_absent: bool = False,
+    voc_origin: Origin = "auto",
+    val_share: float = 0.0,
 ) -> CocoDataset:
     """Read the annotations of any format, told by content unless `format` names it.
 
     `images` is the folder that file names are relative to; the table above says which is taken without it.
-    `classes` selects and orders the labels. `split` chooses what a YOLO data.yaml names by train, val and test; other
-    formats have one split in a file. `check_files` leaves out, and lists, images whose file is missing. A class that a
+    `classes` selects and orders the labels. `split` chooses what a YOLO data.yaml names by train, val and test, and
+    among the COCO files of a folder; other sources have one split. `voc_origin` is what VOC coordinates count from.
+    `val_share` keeps that share of the pictures for the split val, and the others for train
+    (`runtime.datasets.shares`). `check_files` leaves out, and lists, images whose file is missing. A class that a
     COCO, YOLO or list file does not know is an error unless `allow_absent`; VOC files know only the classes of their
     objects, so there it is listed in `problems`, and an error only where none of `classes` has an object.
 
@@ -52,61 +57,31 @@ def read_dataset(
         raise DatasetError(f"{folder}: no such images folder (file names in {path} are relative to it)")
     kind = tell_format(path) if format == "auto" else format
     if kind == "voc":
-        return read_voc(path, folder, classes, check_files, allow_absent)
-    if kind == "yolo":
-        return read_yolo(path, folder, classes, split, allow_absent)
-    if folder is None:
-        folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
-    if kind == "list":
-        return read_list(path, folder, classes, check_files, allow_absent)
-    return read_coco(path, folder, classes, check_files, allow_absent)
+        dataset = read_voc(path, folder, classes, check_files, allow_absent, voc_origin)
+    elif kind == "yolo":
+        # A share is cut from the one split that there is.
+        dataset = read_yolo(path, folder, classes, "train" if val_share else split, allow_absent)
+    else:
+        if path.is_dir():
+            path = json_of_folder(path, "train" if val_share else split)
+        folder = pictures_of_json(path) if folder is None else folder
+        read = read_list if kind == "list" or tell_format(path) == "list" else read_coco
+        dataset = read(path, folder, classes, check_files, allow_absent)
+    return part_of(dataset, split, val_share) if val_share else dataset
 
 
-def tell_format(path: Path) -> Format:
-    """The format of an annotation file or folder, by its content. Raises `DatasetError` where it is none, or two."""
-    if path.is_dir():
-        return _folder_format(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such annotation file") from None
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot read this annotation file: {error.strerror}") from None
-    if head.startswith(b"{") or path.suffix.lower() == ".json":
-        return "list" if head.startswith(b"[") else "coco"
-    if head.startswith(b"["):
-        return "list"
-    if head.startswith(b"<"):
-        raise DatasetError(f"{path}: one file of Pascal VOC annotations; name the folder that holds all of them")
-    if path.suffix.lower() in (".yaml", ".yml"):
-        return "yolo"
-    if path.suffix.lower() == ".txt":
-        voc = path.parent.name == "Main" or (path.parent.parent.parent / "Annotations").is_dir()
-        return "voc" if voc else "yolo"
-    raise DatasetError(
-        f"{path}: not an annotation file that is known: expected COCO JSON, a JSON list, a folder of Pascal VOC .xml, "
-        "or a YOLO data.yaml"
-    )
-
-
-def _folder_format(path: Path) -> Format:
-    if (path / "Annotations").is_dir():
-        return "voc"
-    if (path / "data.yaml").is_file() or (path / "labels").is_dir():
-        return "yolo"
-    xml = next(path.rglob("*.xml"), None)
-    txt = next((p for p in path.rglob("*.txt") if p.name != "classes.txt"), None)
-    if xml is not None and txt is not None:
-        raise DatasetError(
-            f"{path}: it holds {xml.name} and {txt.name}, Pascal VOC and YOLO; say which is meant with format: voc "
-            "or format: yolo"
-        )
-    if xml is not None:
-        return "voc"
-    if txt is not None or (path / "classes.txt").is_file():
-        return "yolo"
-    raise DatasetError(f"{path}: a folder without annotations: expected Pascal VOC .xml or YOLO .txt files in it")
+def read_split(
+    split: Mapping[str, Any], classes: Sequence[str], name: Literal["train", "val"], allow_absent: bool = False
+) -> CocoDataset:
+    """Read a split as a training configuration, or a card, writes it: `annotations`, `images`, `format`, `split`,
+    `voc_origin`, `val_share`. `name` is the key that it stands under. Arguments and errors are those of `read_dataset`.
+    """
+    kind, origin, share = split.get("format"), split.get("voc_origin"), split.get("val_share")
+    return read_dataset(
+        split["annotations"], split.get("images"), classes,
+        kind if kind in FORMATS else "auto", split.get("split") or name, allow_absent=allow_absent,
+        voc_origin=origin if origin in (0, 1) else "auto", val_share=float(share or 0),
+    )  # fmt: skip
 
 
 def fingerprint(dataset: CocoDataset) -> str:

@@ -5,7 +5,8 @@
 
 Labels are numbers from 0, or class names. Names for numbers come from `<file>.classes.txt` or `classes.txt` beside the
 list (one a line), else from the classes that are asked for. `bboxes_ignore` are regions that training and evaluation
-ignore, for every class unless `labels_ignore` says whose.
+ignore, for every class unless `labels_ignore` says whose. A table with a row for each object (`runtime.datasets.table`)
+is read as such a list.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.datasets.table import table_entries
+from runtime.foreign import foreign_json
 from runtime.header import image_size
 from runtime.image import ImageError
 from runtime.records import (
@@ -81,9 +84,11 @@ class _Broken(ValueError):
 
 
 def _content_of(path: Path) -> list[Any]:
-    content = read_annotation_json(path)
+    content = table_entries(path) if path.suffix.lower() == ".csv" else read_annotation_json(path)
     if not isinstance(content, list) or not content:
         raise DatasetError(f"{path}: expected a JSON list of {{filename, width, height, ann}}, at least one")
+    if foreign := foreign_json(content):
+        raise DatasetError(f"{path}: {foreign}")
     if isinstance(content[0], dict) and "image_id" in content[0]:
         raise DatasetError(
             f"{path}: a list of detections (COCO results) or of bare annotations, not a data set: expected "

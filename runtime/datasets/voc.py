@@ -1,28 +1,36 @@
 """Pascal VOC: one XML file for each picture.
 
-Coordinates are pixel indices that begin at 1 and include both ends, as the VOC development kit counts: a box
-xmin=1 xmax=W covers the whole width. As edges that is x1 = xmin - 1, x2 = xmax (and the same along y).
+The VOC development kit counts pixels from 1 and includes both ends: a box xmin=1 xmax=W covers the whole width. As
+edges that is x1 = xmin - 1, x2 = xmax (and the same along y). Most tools write edges from 0, which are taken as they
+are. A coordinate below 1 or a fraction proves that for a whole set (`runtime.datasets.voc_origin`).
 `difficult` objects are neither to be learned nor counted as missed: they become ignored (crowd) boxes.
 """
 
 from __future__ import annotations
 
 import math
-import xml.etree.ElementTree as ET
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from runtime.datasets.voc_origin import Bounds, Written, counts_from, note_of
+from runtime.datasets.voc_places import VocPlaces, voc_places
+from runtime.datasets.xml_file import XmlError, read_xml
 from runtime.header import image_size
-from runtime.image import IMAGE_SUFFIXES, ImageError
+from runtime.image import ImageError
 from runtime.records import (
     ABSENT_CLASS,
+    BAD_FLAG,
     BROKEN_ENTRY,
+    LEFT_OUT,
+    NO_ANNOTATION,
     NO_BBOX,
     NO_CLASS,
     NO_FILE,
     NO_SIZE,
     OTHER_CLASS,
+    TURNED,
     CocoDataset,
     DatasetError,
     Problem,
@@ -30,8 +38,11 @@ from runtime.records import (
     Row,
     choose_classes,
     clipped_box,
+    flag_of,
     make_record,
     nearest_class,
+    rotation_of,
+    turned_bounds,
 )
 
 
@@ -39,8 +50,12 @@ class _Object(NamedTuple):
     number: int
     """Position in its file, from 1."""
     name: str
-    xyxy: tuple[float, float, float, float] | None
-    difficult: bool
+    bounds: Bounds | None
+    """xmin, ymin, xmax, ymax as written."""
+    rotation: str | None
+    """In degrees, by which the box is turned about its middle, as CVAT writes it for each box; None without."""
+    difficult: bool | None
+    """None where the file says neither 0 nor 1."""
     where: str
 
 
@@ -49,27 +64,38 @@ class _Entry(NamedTuple):
     path: Path
     size_hw: tuple[int, int]
     objects: tuple[_Object, ...]
+    from_devkit: bool
+    """Whether it says that it is of the VOC challenge itself."""
 
 
 class _Broken(ValueError):
     """An XML file of which nothing can be used."""
 
 
+Origin = Literal["auto", 0, 1]
+
+
 def read_voc(
-    annotations: Path, images: Path | None, classes: Sequence[str] | None, check_files: bool, allow_absent: bool
+    annotations: Path,
+    images: Path | None,
+    classes: Sequence[str] | None,
+    check_files: bool,
+    allow_absent: bool,
+    origin: Origin = "auto",
 ) -> CocoDataset:
     """Read a folder of .xml, a VOC folder (Annotations/, JPEGImages/), or a list of names as in ImageSets/Main.
 
     Image ids count from 1 in the order of names (of the list, where it is one). Labels follow the sorted class names,
-    or `classes`. Arguments and errors are those of `read_dataset`.
+    or `classes`. `origin` is what coordinates count from. Arguments and errors are those of `read_dataset`.
     """
-    files, folder, pictures = _files(annotations, images)
+    places = voc_places(annotations, images)
+    files, pictures = places.files, places.pictures
     problems: list[Problem] = []
     entries = []
     for image_id, file in enumerate(files, start=1):
         try:
-            entry = _read_entry(file, image_id, folder, pictures)
-        except _Broken as error:
+            entry = _read_entry(file, image_id, places)
+        except (_Broken, XmlError) as error:
             problems.append(Problem(BROKEN_ENTRY, image_id, detail=f"{file}: {error}"))
         except ImageError as error:
             # A missing picture is told as such, whether or not the XML has its size.
@@ -94,62 +120,33 @@ def read_voc(
         raise DatasetError(f"{annotations}: it has none of the classes; {nearest_class(names[0], known)}")
     problems += [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
     label_of = {name: label for label, name in enumerate(names)}
+    written = [
+        Written(item.where, item.bounds, e.from_devkit, item.rotation is not None)
+        for e in entries
+        for item in e.objects
+        if item.bounds
+    ]
+    first, proof = counts_from(written, () if places.whole else places.others(), origin)
     records = tuple(
-        make_record(e.image_id, e.path, *e.size_hw, _rows(e, label_of, classes is not None, problems)) for e in entries
+        make_record(e.image_id, e.path, *e.size_hw, _rows(e, first, label_of, classes is not None, problems))
+        for e in entries
     )
+    if places.whole:
+        annotated = {entry.path for entry in entries}
+        unread = [path for path in places.alone() if path not in annotated]
+        problems += [Problem(NO_ANNOTATION, None, detail=str(path)) for path in unread]
+        problems += [Problem(LEFT_OUT, None, detail=str(path)) for path in places.left_out]
+    told = Problems(tuple(problems), note_of(first, proof, origin))
     return CocoDataset(
-        annotations, pictures, names, tuple(range(1, len(names) + 1)), records, Problems(tuple(problems)), tuple(files)
+        annotations, pictures, names, tuple(range(1, len(names) + 1)), records, told, tuple(files), first
     )
 
 
-def _files(annotations: Path, images: Path | None) -> tuple[list[Path], Path, Path]:
-    """The XML files, the folder that they are in, and the folder of the pictures."""
-    if annotations.is_dir():
-        folder = annotations / "Annotations" if (annotations / "Annotations").is_dir() else annotations
-        files = sorted(folder.rglob("*.xml"))
-        if not files:
-            raise DatasetError(f"{folder}: expected .xml files of Pascal VOC in it; there is none")
-    else:
-        # VOC2012/ImageSets/Main/train.txt
-        folder = annotations.resolve().parent.parent.parent / "Annotations"
-        if not folder.is_dir():
-            raise DatasetError(f"{annotations}: expected ImageSets/Main/NAME.txt beside Annotations/; no {folder}")
-        files = [folder / f"{name}.xml" for name in _names(annotations)]
-    beside = folder.parent / "JPEGImages"
-    pictures = images if images is not None else beside if beside.is_dir() else folder
-    return files, folder, pictures
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot read this list of names: {error}") from None
-    names = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if len(line.split()) > 1:
-            raise DatasetError(
-                f"{path}, line {number}: expected one name of an image, got {line.strip()!r}; the lists of single "
-                "classes (aeroplane_train.txt) are not for detection, take train.txt"
-            )
-        names.append(line.strip())
-    if not names:
-        raise DatasetError(f"{path}: expected names of images, one a line; it has none")
-    return names
-
-
-def _read_entry(file: Path, image_id: int, folder: Path, pictures: Path) -> _Entry:
-    try:
-        root = ET.parse(file).getroot()
-    except ET.ParseError as error:
-        raise _Broken(f"not well-formed XML: {error}") from None
-    except OSError as error:
-        raise _Broken(f"cannot be read: {error.strerror}") from None
+def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
+    root = read_xml(file)
     if root.tag != "annotation":
         raise _Broken(f"expected <annotation> as its first element, got <{root.tag}>")
-    path = _picture(file, (root.findtext("filename") or "").strip(), folder, pictures)
+    path = places.picture(file, (root.findtext("filename") or "").strip())
     sides = [_number(root.findtext(f"size/{key}")) for key in ("height", "width")]
     whole = [int(side) for side in sides if side is not None and math.isfinite(side) and side >= 1]
     # Labelling tools write a size of 0, or none at all; then the picture itself is asked.
@@ -161,22 +158,14 @@ def _read_entry(file: Path, image_id: int, folder: Path, pictures: Path) -> _Ent
         where = f"{file}: object {number} ({name or 'no name'}): " + ", ".join(f"{k} {v!r}" for k, v in ends.items())
         values = [_number(text) for text in ends.values()]
         xmin, ymin, xmax, ymax = values
-        xyxy = None
+        bounds = None
         if xmin is not None and ymin is not None and xmax is not None and ymax is not None:
-            xyxy = (xmin - 1, ymin - 1, xmax, ymax)
-        objects.append(_Object(number, name, xyxy, _number(element.findtext("difficult")) == 1, where))
-    return _Entry(image_id, path, size_hw, tuple(objects))
-
-
-def _picture(file: Path, file_name: str, folder: Path, pictures: Path) -> Path:
-    """The picture of an XML file: by its <filename>, else by the XML's own name, which copies often keep apart."""
-    nested = file.parent.relative_to(folder)
-    stem = pictures / nested / file.stem
-    named = [pictures / file_name, pictures / nested / file_name] if file_name else []
-    for path in (*named, *(stem.with_name(stem.name + suffix) for suffix in (*IMAGE_SUFFIXES, ".JPG", ".PNG"))):
-        if path.is_file():
-            return path
-    return named[0] if named else stem.with_name(stem.name + ".jpg")
+            bounds = (xmin, ymin, xmax, ymax)
+        attributes = {a.findtext("name"): a.findtext("value") for a in element.findall("attributes/attribute")}
+        rotation = attributes.get("rotation")
+        objects.append(_Object(number, name, bounds, rotation, flag_of(element.findtext("difficult")), where))
+    database = root.findtext("source/database") or ""
+    return _Entry(image_id, path, size_hw, tuple(objects), bool(re.match(r"The VOC\d{4} Database", database)))
 
 
 def _number(text: str | None) -> float | None:
@@ -186,17 +175,30 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _rows(entry: _Entry, label_of: dict[str, int], chosen: bool, problems: list[Problem]) -> list[Row]:
+def _rows(entry: _Entry, first: int, label_of: dict[str, int], chosen: bool, problems: list[Problem]) -> list[Row]:
+    """The usable objects; `first` is what xmin and ymin count from."""
     rows = []
     for item in entry.objects:
         if item.name not in label_of:
             reason = OTHER_CLASS if chosen and item.name else NO_CLASS
             problems.append(Problem(reason, entry.image_id, item.number, item.where))
             continue
-        box, reason = (None, NO_BBOX) if item.xyxy is None else clipped_box(*item.xyxy, *entry.size_hw)
+        if item.bounds is None:
+            problems.append(Problem(NO_BBOX, entry.image_id, item.number, item.where))
+            continue
+        xmin, ymin, xmax, ymax = item.bounds
+        corners = (xmin - first, ymin - first, xmax, ymax)
+        degrees = rotation_of(item.rotation)
+        turned = bool(degrees) and math.isfinite(sum(corners)) and xmax > xmin and ymax > ymin
+        box, reason = clipped_box(*(turned_bounds(corners, degrees) if turned else corners), *entry.size_hw)
         if reason:
             problems.append(Problem(reason, entry.image_id, item.number, item.where))
         if box is not None:
             area = (box[2] - box[0]) * (box[3] - box[1])
-            rows.append(Row(box, label_of[item.name], item.difficult, area))
+            rows.append(Row(box, label_of[item.name], bool(item.difficult), area))
+            if turned:
+                detail = f"{item.where}, rotation {degrees:g}"
+                problems.append(Problem(TURNED, entry.image_id, item.number, detail))
+            if item.difficult is None:
+                problems.append(Problem(BAD_FLAG, entry.image_id, item.number, f"{item.where}, difficult"))
     return rows

@@ -129,3 +129,17 @@ def test_sizes_are_those_of_the_input(folder: Path, tmp_path: Path) -> None:
     half = check_data(read_config(folder / "half.yaml"), tmp_path / "b").train
     np.testing.assert_allclose(half.input_wh, full.input_wh / 2, atol=1e-3)
     np.testing.assert_array_equal(half.source_areas, full.source_areas)
+
+
+def test_what_is_seldom_meant_is_told(folder: Path, tmp_path: Path) -> None:
+    coco, save = _edit(folder / "train.json")
+    coco["images"].pop()
+    image = coco["images"][0]["id"]
+    kept = [a for a in coco["annotations"] if a["image_id"] in {i["id"] for i in coco["images"]}]
+    pixel = {"id": 9001, "image_id": image, "category_id": 1, "bbox": [5, 5, 1, 1], "area": 1}
+    coco["annotations"] = [*kept, kept[0] | {"id": 9002}, kept[0] | {"id": 9003}, pixel]
+    save()
+    found = "\n".join(check_data(_config(folder), tmp_path / "out").warnings())
+    assert f"1 pictures in {folder / 'train'} are neither in train nor in val: " in found
+    assert f"train: 1 boxes of one pixel (trained on; a slip of the mouse?): {coco['images'][0]['file_name']}" in found
+    assert "train: 2 boxes are there twice, with the same class (trained on twice): " in found

@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 import yaml
 
-from models.typed import ConfigError
+from models.typed import ConfigError, to_mapping
+from runtime.card import Card
 from runtime.coco import CocoError, read_coco
+from runtime.image import write_image
+from runtime.records import DatasetError
+from runtime.runs import validation_data
 from trainer import new
 from trainer.choices import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels
 from trainer.config import read_config
+from trainer.datasets import train_data, val_data
 from trainer.new import new_config, new_recipe
 from trainer.recipes import RecipeError
 
@@ -260,3 +265,85 @@ def test_the_written_config_trains_as_it_is(tmp_path: Path) -> None:
     path = new_config(tmp_path / "my.yaml", d / "train.json", d / "train", d / "val.json", d / "val", size=64)
     result = fit(read_config(path, ["schedule.epochs=1"]), tmp_path / "runs", quiet=True)
     assert result.best.is_file() and result.run.name == "my"
+
+
+def _voc(folder: Path, boxes: dict[str, tuple[float, ...]]) -> Path:
+    for i, (name, bounds) in enumerate(boxes.items()):
+        image = folder / "JPEGImages" / f"{name}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        write_image(image, np.full((64, 96, 3), i, np.uint8))
+        ends = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), bounds, strict=True))
+        xml = f"<annotation><filename>{name}.png</filename><object><name>a</name><bndbox>{ends}</bndbox></object>"
+        (folder / "Annotations").mkdir(exist_ok=True)
+        (folder / "Annotations" / f"{name}.xml").write_text(xml + "</annotation>")
+    return folder
+
+
+def test_a_share_for_validation_where_a_data_set_has_no_split(tmp_path: Path) -> None:
+    data = _voc(tmp_path / "set", {f"p{i}": (11, 11, 40, 40) for i in range(10)})
+    path = new_config(tmp_path / "c.yaml", data, None, None, None, val_share=0.2)
+    config = read_config(path)
+    assert config.data.train.val_share == config.data.val.val_share == 0.2
+    train, val = train_data(config), val_data(config)
+    sides = [{record.path for record in part.records} for part in (train, val)]
+    assert [len(side) for side in sides] == [8, 2] and not sides[0] & sides[1]
+    assert "8 training and 2 validation images" in path.read_text() and "no picture is in both" in path.read_text()
+    nms = {"kind": "portable", "iou": 0.5, "candidates": 10, "detections": 10}
+    card = Card("checkpoint", ("a",), (64, 64), 0.05, nms, training={"data": to_mapping(config.data)})
+    assert {record.path for record in validation_data(card, "best.pt").records} == sides[1]
+    for arguments in ({"val_share": 0.0}, {"val_share": 1.5}):
+        with pytest.raises(ConfigError, match="val_share"):
+            new_config(tmp_path / "d.yaml", data, None, None, None, **arguments)
+    with pytest.raises(ConfigError, match="not both"):
+        new_config(tmp_path / "d.yaml", data, None, data, None, val_share=0.2)
+
+
+def test_one_origin_for_both_splits(tmp_path: Path) -> None:
+    train = _voc(tmp_path / "train", {"a": (0, 11, 40, 40), "b": (11, 11, 40, 40)})
+    val = _voc(tmp_path / "val", {"c": (11, 11, 40, 40)})  # nothing in it proves what it counts from
+    config = read_config(new_config(tmp_path / "c.yaml", train, None, val, None))
+    assert config.data.train.voc_origin == config.data.val.voc_origin == 0
+    assert val_data(config).records[0].boxes_xyxy.tolist() == [[11, 11, 40, 40]]
+    assert not val_data(config).problems.summary()
+
+
+def test_the_format_that_content_does_not_settle(tmp_path: Path) -> None:
+    folder = _voc(tmp_path / "set", {"a": (11, 11, 40, 40), "b": (11, 11, 40, 40)})
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in [*folder.glob("*/*.png"), *folder.glob("*/*.xml")]:
+        path.rename(flat / path.name)
+    (flat / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DatasetError, match="trainer new: --format"):
+        new_config(tmp_path / "c.yaml", flat, None, flat, None)
+    config = read_config(new_config(tmp_path / "c.yaml", flat, None, flat, None, format="voc"))
+    assert config.data.train.format == config.data.val.format == "voc" and len(train_data(config)) == 2
+
+
+def test_nothing_to_train_or_validate_on_says_why(tmp_path: Path) -> None:
+    data = _voc(tmp_path / "set", {"a": (11, 11, 40, 40)})
+    for split, lines in (("good", "0 0.5 0.5 0.2 0.2\n"), ("bad", "2 0.5 0.5 0.2 0.2\n")):
+        (tmp_path / split / "labels").mkdir(parents=True)
+        (tmp_path / split / "images").mkdir()
+        (tmp_path / split / "images" / "a.png").write_bytes((data / "JPEGImages" / "a.png").read_bytes())
+        (tmp_path / split / "labels" / "a.txt").write_text(lines)
+        (tmp_path / split / "labels" / "classes.txt").write_text("durian\n")
+    why = r"1 objects without a known class \(skipped\), the first: .*a\.txt, line 1: 2 0\.5.*names 1 class"
+    for train, val, word in (("bad", "good", "trained on"), ("good", "bad", "validated on")):
+        with pytest.raises(ConfigError, match=f"an object that can be {word}: {why}"):
+            new_config(tmp_path / "c.yaml", tmp_path / train, None, tmp_path / val, None)
+
+
+def test_links_are_written_as_links(tmp_path: Path) -> None:
+    data = _write(tmp_path / "data", {1: "a"})
+    links: list[Path] = []
+    for path in data:
+        links.append(tmp_path / "hub" / path.name)
+        links[-1].parent.mkdir(exist_ok=True)
+        links[-1].symlink_to(path)
+    config = read_config(new_config(tmp_path / "c.yaml", *links))
+    assert config.data.train.annotations == str(links[0]) and config.data.val.images == str(links[3])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path / "elsewhere")
+    config = read_config(new_config(tmp_path / "here" / "c.yaml", *links))  # the config in a linked folder
+    assert config.data.train.annotations == str(links[0])

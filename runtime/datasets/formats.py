@@ -1,0 +1,199 @@
+"""Telling the formats of annotations apart, by content, and naming those that are not read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from runtime import foreign
+from runtime.datasets.picture_list import list_lines, names_pictures
+from runtime.datasets.table import is_table
+from runtime.datasets.voc_places import annotations_of_list
+from runtime.datasets.yolo_places import is_label_file
+from runtime.picture_files import files_in, is_hidden, list_pictures
+from runtime.records import DatasetError
+
+Format = Literal["coco", "voc", "yolo", "list"]
+FORMATS: tuple[Format, ...] = ("coco", "voc", "yolo", "list")
+
+_SPLITS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
+_FILE_NAME = re.compile(rb'"(?:file_name|filename)"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+def tell_format(path: Path) -> Format:
+    """The format of an annotation file or folder, by its content. Raises `DatasetError` where it is none, or two."""
+    if path.is_dir():
+        return _folder_format(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such annotation file") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot read this annotation file: {error.strerror}") from None
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        head = head.decode("utf-16", errors="ignore").encode()
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    suffix = path.suffix.lower()
+    if head.startswith(b"{") or suffix == ".json":
+        return "list" if head.startswith(b"[") else "coco"
+    if head.startswith(b"["):
+        if suffix == ".cfg":
+            raise DatasetError(f"{path}: {foreign.DARKNET_CFG}")
+        return "list"
+    if head.startswith(b"<"):
+        if _is_cvat(head):
+            raise DatasetError(f"{path}: {foreign.CVAT_XML}")
+        raise DatasetError(f"{path}: one file of Pascal VOC annotations; name the folder that holds all of them")
+    if suffix in (".yaml", ".yml", ".data"):
+        return "yolo"
+    if suffix == ".txt":
+        return _list_format(path)
+    if suffix in (".csv", ".tsv"):
+        if suffix == ".csv" and is_table(path):
+            return "list"
+        raise DatasetError(f"{path}: {foreign.TABLE}")
+    if suffix in (".tfrecord", ".record", ".tfrecords"):
+        raise DatasetError(f"{path}: {foreign.TFRECORD}")
+    raise DatasetError(
+        f"{path}: not an annotation file that is known: expected COCO JSON, a JSON list, a folder of Pascal VOC .xml, "
+        "or a YOLO data.yaml"
+    )
+
+
+def _list_format(path: Path) -> Format:
+    if path.parent.name == "Main" or (path.parent.parent.parent / "Annotations").is_dir():
+        return "voc"
+    lines = list_lines(path)
+    if names_pictures(lines) or not lines:
+        return "yolo"
+    if annotations_of_list(path, lines) is not None:
+        return "voc"
+    if is_label_file(path):
+        raise DatasetError(f"{path}: the labels of one picture; name the folder that holds all of them, or a data.yaml")
+    if any((path.parent / line).is_file() for line in lines[:20]):
+        return "yolo"
+    raise DatasetError(
+        f"{path}: lists names, not pictures (the first: {lines[0]!r}), and no .xml of these names lies beside it; a "
+        "list of Pascal VOC lies in ImageSets/Main/ beside Annotations/, or in the folder above the .xml files"
+    )
+
+
+def _folder_format(path: Path) -> Format:
+    if (path / "Annotations").is_dir() and (any((path / "Annotations").rglob("*.xml")) or not _json_files(path)):
+        return "voc"
+    if (path / "data.yaml").is_file() or (path / "labels").is_dir():
+        return "yolo"
+    files = files_in(path)
+    xml = next((p for p in files if p.suffix.lower() == ".xml"), None)
+    stems = {p.with_suffix("") for p in (p for p in files if p.suffix.lower() == ".xml")}
+    stems |= {p.with_suffix("") for p in list_pictures(p for p in files if p.suffix.lower() != ".txt").pictures}
+    texts = [p for p in files if p.suffix.lower() == ".txt" and p.name != "classes.txt"]
+    txt = next((p for p in texts if p.with_suffix("") in stems or is_label_file(p)), None)
+    if xml is not None and txt is not None:
+        raise DatasetError(
+            f"{path}: it holds {xml.name} and {txt.name}, Pascal VOC and YOLO; say which is meant with format: voc "
+            "or format: yolo (trainer new: --format)"
+        )
+    if xml is not None:
+        with xml.open("rb") as file:
+            if _is_cvat(file.read(4096)):
+                raise DatasetError(f"{xml}: {foreign.CVAT_XML}")
+        return "voc"
+    if txt is not None or (path / "classes.txt").is_file():
+        return "yolo"
+    if any(_json_files(place) for place in _json_places(path, "train") + _json_places(path, "val")):
+        return "coco"
+    other = next((p for p in files if p.suffix.lower() == ".json"), None)
+    if other is not None and (kind := _foreign_of(other)):
+        raise DatasetError(f"{other}: {kind}")
+    table = next((p for p in files if p.suffix.lower() in (".csv", ".tsv")), None)
+    if table is not None:
+        if _tables(path):
+            return "list"
+        raise DatasetError(f"{table}: {foreign.TABLE}")
+    record = next((p for p in files if p.suffix.lower() in (".tfrecord", ".record", ".tfrecords")), None)
+    if record is not None:
+        raise DatasetError(f"{record}: {foreign.TFRECORD}")
+    raise DatasetError(
+        f"{path}: a folder without annotations: expected Pascal VOC .xml or YOLO .txt files in it, or a COCO .json"
+    )
+
+
+def _is_cvat(head: bytes) -> bool:
+    return re.search(rb"<annotations[\s>]", head) is not None
+
+
+def _foreign_of(path: Path) -> str:
+    try:
+        return foreign.foreign_json(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return ""  # not JSON: then it is no annotation of a tool
+
+
+# ---------------------------------------------------------------------------------------------
+# JSON files of a folder
+
+
+def json_of_folder(path: Path, split: str) -> Path:
+    """The COCO file, JSON list or table of a folder: the only one in it, in its annotations/, or in its folder of
+    `split`; among several the one that is called by the split. Raises `DatasetError` where it is none, or several.
+    """
+    for place in _json_places(path, split):
+        files = _json_files(place)
+        if len(files) > 1:
+            words = _SPLITS.get(split, (split,))
+            called = [file for file in files if set(re.split(r"[^a-z]+", file.stem.lower())) & set(words)]
+            if len(called) != 1:
+                names = ", ".join(file.name for file in files[:5])
+                raise DatasetError(f"{place}: it holds {len(files)} COCO files ({names}); name the one that is meant")
+            files = called
+        if files:
+            return files[0]
+    if len(tables := _tables(path)) == 1:
+        return tables[0]
+    raise DatasetError(f"{path}: expected one COCO .json in this folder, or in its folder for {split}; there is none")
+
+
+def _json_places(path: Path, split: str) -> list[Path]:
+    return [path, path / "annotations", path / "Annotations", *(path / name for name in _SPLITS.get(split, ()))]
+
+
+def _json_files(place: Path) -> list[Path]:
+    """The files of a folder that are COCO object annotations or JSON lists of {filename, ann}."""
+    if not place.is_dir():
+        return []
+    files = sorted(p for p in place.iterdir() if p.suffix.lower() == ".json" and not is_hidden(p.name) and p.is_file())
+    return [path for path in files if _is_annotations(path.read_bytes())]
+
+
+def _tables(place: Path) -> list[Path]:
+    return [path for path in sorted(place.glob("*.csv")) if not is_hidden(path.name) and is_table(path)]
+
+
+def _is_annotations(data: bytes) -> bool:
+    coco = all(key in data for key in (b'"images"', b'"annotations"', b'"categories"'))
+    return coco or (data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" and b'"ann"' in data)
+
+
+def pictures_of_json(path: Path) -> Path:
+    """The folder that file names in a JSON file are relative to: the folder named as the file, else its own; or another
+    usual place (images/ in it or beside it, the folder above), where the first picture is in that only."""
+    usual = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
+    try:
+        with path.open("rb") as file:
+            match = _FILE_NAME.search(file.read(1 << 22))
+        name = json.loads(match[1]) if match else None
+    except (OSError, ValueError):
+        return usual  # the reader tells what is wrong with the file
+    if not name or "\0" in name:
+        return usual
+    above: Sequence[Path] = (path.parent / "images", path.parent.parent / "images", path.parent.parent)
+    places = [usual, path.parent, *above, path.parent.parent / "images" / path.stem.removeprefix("instances_")]
+    try:
+        return next((place for place in places if (place / name).is_file()), usual)
+    except (OSError, ValueError):
+        return usual

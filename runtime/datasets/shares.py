@@ -1,0 +1,100 @@
+"""A share of a data set for validation, where it has no split: the same pictures each time, and no copies across.
+
+Pictures are ordered by a hash of their name, and the first ones are for validation. So the choice depends on the names
+alone, not on the order of files, a machine or a seed. What shows the same stays on one side: pictures with the same
+bytes, and copies that Roboflow made of one picture (NAME.rf.HASH.jpg).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from runtime.records import CocoDataset, DatasetError, Problems
+
+_COPY = re.compile(r"\.rf\.[0-9A-Za-z]{16,}$")
+
+
+def part_of(dataset: CocoDataset, split: str, share: float) -> CocoDataset:
+    """The records of `dataset` that are for the split `val`, about `share` of them, or the others for `train`.
+
+    Raises `DatasetError` for another split, a share that is not between 0 and 1, or a data set of fewer than two
+    pictures.
+    """
+    if not 0 < share < 1:
+        raise DatasetError(f"{dataset.annotations}: val_share: expected a share between 0 and 1, got {share}")
+    if split not in ("train", "val"):
+        raise DatasetError(f"{dataset.annotations}: val_share: a share is for train and val, not for {split}")
+    chosen = for_validation([record.path for record in dataset.records], share)
+    kept = tuple(r for r, is_val in zip(dataset.records, chosen, strict=True) if is_val == (split == "val"))
+    if not kept or len(kept) == len(dataset):
+        raise DatasetError(
+            f"{dataset.annotations}: val_share: its {len(dataset)} pictures cannot be parted: one, or all alike"
+        )
+    note = f"{len(kept)} of {len(dataset)} pictures, by a hash of their names (val_share {share:g})"
+    notes = (*dataset.problems.notes, note)
+    return replace(dataset, records=kept, problems=Problems(dataset.problems.items, notes))
+
+
+def for_validation(paths: Sequence[Path], share: float) -> list[bool]:
+    """Whether each picture is for validation. Of the groups of pictures that belong together, those of the lowest
+    hashes, until they hold `share` of all; at least one group, and never all of them."""
+    groups = _groups(paths)
+    ordered = sorted(groups, key=lambda name: (hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest(), name))
+    chosen = [False] * len(paths)
+    wanted, count = max(1, round(share * len(paths))), 0
+    for name in ordered[:-1]:
+        if count and abs(count + len(groups[name]) - wanted) > abs(count - wanted):
+            break
+        for place in groups[name]:
+            chosen[place] = True
+        count += len(groups[name])
+        if count >= wanted:
+            break
+    return chosen
+
+
+def _groups(paths: Sequence[Path]) -> dict[str, list[int]]:
+    """Places of pictures that belong together, by the first of their names."""
+    same_bytes = _copies(paths)
+    group_of: dict[str, str] = {}
+
+    def first(key: str) -> str:
+        while group_of.get(key, key) != key:
+            key = group_of[key]
+        return key
+
+    for place, path in enumerate(paths):
+        keys = sorted({first(_COPY.sub("", path.stem)), first(same_bytes.get(place, _COPY.sub("", path.stem)))})
+        for key in keys:
+            group_of[key] = keys[0]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, path in enumerate(paths):
+        groups[first(_COPY.sub("", path.stem))].append(place)
+    return dict(groups)
+
+
+def _copies(paths: Sequence[Path]) -> dict[int, str]:
+    """Of pictures that others have the same bytes as, the first name of these."""
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for place, path in enumerate(paths):
+        if path.is_file():
+            by_size[path.stat().st_size].append(place)
+    names: dict[int, str] = {}
+    for places in by_size.values():
+        if len(places) < 2:
+            continue
+        by_hash: dict[bytes, list[int]] = defaultdict(list)
+        for place in places:
+            try:
+                by_hash[hashlib.sha256(paths[place].read_bytes()).digest()].append(place)
+            except OSError:
+                continue  # its reader tells; it is alike to none
+        for alike in by_hash.values():
+            name = min(_COPY.sub("", paths[place].stem) for place in alike)
+            names |= dict.fromkeys(alike, name)
+    return names

@@ -1,0 +1,68 @@
+"""A table with one object in each row, as TensorFlow's scripts and Roboflow write it, as entries of a JSON list.
+
+    filename,width,height,class,xmin,ymin,xmax,ymax
+    a.jpg,640,480,cat,10,20,40,60
+
+A row without numbers stands for a picture without objects. Numbers are edges in pixels, taken as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime import foreign
+from runtime.records import DatasetError, decoded_text
+
+_ENDS = ("xmin", "ymin", "xmax", "ymax")
+_NEEDED = {"filename", "class", *_ENDS}
+
+
+def is_table(path: Path) -> bool:
+    """Whether a .csv has the columns of this format."""
+    try:
+        with path.open("rb") as file:
+            first = decoded_text(file.read(4096)).splitlines()[:1]
+    except (OSError, UnicodeDecodeError):
+        return False
+    return bool(first) and set(next(csv.reader(first))) >= _NEEDED
+
+
+def table_entries(path: Path) -> list[dict[str, Any]]:
+    """The pictures of the table `path`, as a JSON list has them, in the order of their first rows.
+
+    Raises `DatasetError` for a file that cannot be read or has not the columns.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(decoded_text(path.read_bytes()), newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path}: cannot read this table: {error}") from None
+    if not rows or not set(rows[0]) >= _NEEDED:
+        raise DatasetError(f"{path}: {foreign.TABLE}")
+    entries: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = row["filename"] or ""
+        entry = entries.setdefault(name, {"filename": name, **_size(row), "ann": {"bboxes": [], "labels": []}})
+        ends = [_number(row[key]) for key in _ENDS]
+        if any(row[key] for key in _ENDS):
+            entry["ann"]["bboxes"].append(ends)
+            entry["ann"]["labels"].append(row["class"])
+    return list(entries.values())
+
+
+def _size(row: Mapping[str, str | None]) -> dict[str, int]:
+    """Width and height where both are whole numbers of pixels; else the picture is asked."""
+    texts = [(row.get(key) or "").strip() for key in ("width", "height")]
+    if not all(text.isdecimal() and len(text) < 9 and int(text) > 0 for text in texts):
+        return {}
+    return {"width": int(texts[0]), "height": int(texts[1])}
+
+
+def _number(text: str | None) -> float | str | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return text  # the list's reader tells

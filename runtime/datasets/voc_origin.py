@@ -1,0 +1,74 @@
+"""Whether the coordinates of a set of VOC files count from 1, as the development kit's, or from 0, as most tools write.
+
+It is decided for the whole set: a file that counts from 1 has no coordinate below 1 and no fraction. The development
+kit's own files have a few fractions and do count from 1, so those that name its database prove nothing. A rotation,
+which CVAT writes for each box, proves as much: CVAT counts from 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+Bounds = tuple[float, float, float, float]
+"""xmin, ymin, xmax, ymax as written."""
+
+
+class Written(NamedTuple):
+    """A box as it stands in its file."""
+
+    where: str
+    bounds: Bounds
+    of_devkit: bool
+    """Whether its file says that it is of the VOC challenge itself."""
+    of_cvat: bool
+
+
+_BOUND = re.compile(rb"<[xy]m(?:in|ax)>\s*([-+0-9.eE]+)\s*<")
+_CVAT = re.compile(rb"<name>\s*rotation\s*</name>")
+_DEVKIT = re.compile(rb"<database>\s*The VOC\d{4} Database")
+
+
+def counts_from(written: Sequence[Written], others: Iterable[Path], origin: Literal["auto", 0, 1]) -> tuple[int, str]:
+    """0 or 1, and where that is proved: '' without proof.
+
+    `others` are further files of the same set, asked where `written` prove nothing, so that all lists of a set are read
+    alike.
+    """
+    proof = next((box.where for box in written if not box.of_devkit and (box.of_cvat or _proves(box.bounds))), "")
+    if origin != "auto":
+        return origin, proof
+    if not proof:
+        proof = next((f"{file}" for file in others if _file_proves(file)), "")
+    return (0 if proof else 1), proof
+
+
+def note_of(first: int, proof: str, origin: Literal["auto", 0, 1]) -> tuple[str, ...]:
+    """The line that tells what was decided, or what contradicts the choice; () where there is nothing to tell."""
+    if not proof or origin == 0:
+        return ()
+    why = f"a coordinate below 1, a fraction, or CVAT's rotation: {proof}"
+    if origin == 1:
+        return (f"voc_origin is 1, but the set seems to count from 0 ({why})",)
+    return (f"coordinates count from 0 ({why}); set voc_origin: 1 if they do not",)
+
+
+def _proves(bounds: Iterable[float]) -> bool:
+    # NaN and infinity are faults of one box. A number as 5.0 is whole.
+    return any(-1e9 < value < 1 or (abs(value) < 1e9 and value != int(value)) for value in bounds)
+
+
+def _file_proves(file: Path) -> bool:
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return False
+    numbers = []
+    for text in _BOUND.findall(data):
+        try:
+            numbers.append(float(text))
+        except ValueError:
+            continue
+    return (_proves(numbers) or bool(_CVAT.search(data))) and not _DEVKIT.search(data)

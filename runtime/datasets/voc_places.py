@@ -1,0 +1,166 @@
+"""Where the files of a Pascal VOC data set are: its .xml, its pictures, and the lists that name some of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from runtime.files import absolute_path
+from runtime.image import IMAGE_SUFFIXES
+from runtime.picture_files import Listing, files_in, is_hidden, list_pictures
+from runtime.records import DatasetError, decoded_text
+
+_ANNOTATIONS = ("Annotations", "annotations", "xmls", "Annotation")
+_PICTURES = ("JPEGImages", "images", "Images", "imgs")
+
+
+@dataclass(frozen=True)
+class VocPlaces:
+    """The .xml files of a data set and the folder of its pictures."""
+
+    files: tuple[Path, ...]
+    folder: Path
+    """That all .xml files of the set are in."""
+    pictures: Path
+    whole: bool
+    """Whether `files` are all there are; False for a list of names."""
+
+    @cached_property
+    def _listing(self) -> Listing:
+        return list_pictures(files_in(self.pictures))
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[Path]]:
+        stems: dict[str, list[Path]] = {}
+        for path in self._listing.pictures:
+            stems.setdefault(path.stem, []).append(path)
+        return stems
+
+    def picture(self, file: Path, file_name: str) -> Path:
+        """The picture of an .xml: by its <filename>, else by the .xml's own name, which copies often keep apart; last
+        by a name that only one picture below the folder has."""
+        nested = file.parent.relative_to(self.folder)
+        stem = self.pictures / nested / file.stem
+        named = [self.pictures / file_name, self.pictures / nested / file_name] if file_name else []
+        for path in (*named, *(stem.with_name(stem.name + suffix) for suffix in (*IMAGE_SUFFIXES, ".JPG", ".PNG"))):
+            if path.is_file():
+                return path
+        beside = [path for path in self._by_stem.get(file.stem, ()) if path.parent == stem.parent]
+        anywhere = self._by_stem.get(Path(file_name.replace("\\", "/")).stem or file.stem, [])
+        for choice in (beside, anywhere):
+            if len(choice) == 1:
+                return choice[0]
+        return named[0] if named else stem.with_name(stem.name + ".jpg")
+
+    def alone(self) -> list[Path]:
+        """Pictures below their folder without an .xml of their name."""
+        stems = {file.stem for file in self.files}
+        return [path for path in self._listing.pictures if path.stem not in stems]
+
+    @property
+    def left_out(self) -> list[Path]:
+        """Files among the pictures that are none that are read."""
+        return self._listing.left_out
+
+    def others(self) -> Iterable[Path]:
+        """The .xml files of the set that `files` does not name."""
+        named = set(self.files)
+        return (path for path in xml_in(self.folder) if path not in named)
+
+
+def voc_places(annotations: Path, images: Path | None) -> VocPlaces:
+    """Where the files of the folder or list `annotations` are. Raises `DatasetError`."""
+    if annotations.is_dir():
+        folder = next((annotations / name for name in _ANNOTATIONS if (annotations / name).is_dir()), annotations)
+        files = xml_in(folder)
+        if not files and folder != annotations:
+            folder, files = annotations, xml_in(annotations)
+        if not files:
+            raise DatasetError(f"{folder}: expected .xml files of Pascal VOC in it; there is none")
+        return VocPlaces(tuple(files), folder, images or _pictures_of(folder, files[0]), True)
+    names = list_names(annotations)
+    at = annotations_of_list(annotations, names)
+    if at is None:
+        raise DatasetError(
+            f"{annotations}: lists names (the first: {names[0]!r}), and no .xml of these names lies beside it; "
+            "expected ImageSets/Main/NAME.txt beside Annotations/, or a list in the folder above the .xml files"
+        )
+    files = [_named(at, name, annotations, number) for number, name in enumerate(names, start=1)]
+    return VocPlaces(tuple(files), at, images or _pictures_of(at, files[0]), False)
+
+
+def xml_in(folder: Path) -> list[Path]:
+    """All .xml files below a folder, in the order of their paths."""
+    return [path for path in files_in(folder) if path.suffix.lower() == ".xml"]
+
+
+def list_names(path: Path) -> list[str]:
+    """The lines of a list, which are names of images, spaces and all. Raises `DatasetError`."""
+    try:
+        lines = decoded_text(path.read_bytes()).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot read this list of names: {error}") from None
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DatasetError(f"{path}: expected names of images, one a line; it has none")
+    return names
+
+
+def annotations_of_list(path: Path, names: list[str]) -> Path | None:
+    """The folder of the .xml files that a list names: Annotations/ beside ImageSets/, the list's own folder, or one in
+    that or beside it; None where there is none of the first names."""
+    place = absolute_path(path).parent
+    devkit = place.parent.parent / "Annotations"
+    if place.name == "Main" and devkit.is_dir():
+        return devkit
+    candidates = [devkit, place, *_below(place), *(inner for below in _below(place) for inner in _below(below))]
+    candidates += _below(place.parent)
+    for folder in candidates:
+        for name in names[:20]:
+            if any((folder / f"{text}.xml").is_file() for text in _readings(name)):
+                return folder
+    return None
+
+
+def _below(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+    except OSError:
+        return []  # a folder beside the data that one may not look into holds none of it
+
+
+def _readings(name: str) -> list[str]:
+    """A line as a name: as it stands, and without a picture's or .xml's suffix or the flag of a list of one class."""
+    texts = [name]
+    if Path(name).suffix.lower() in (*IMAGE_SUFFIXES, ".xml"):
+        texts.append(name[: -len(Path(name).suffix)])
+    words = name.rsplit(maxsplit=1)
+    return [*texts, words[0]] if len(words) == 2 and words[1] in ("-1", "0", "1") else texts
+
+
+def _named(folder: Path, name: str, path: Path, number: int) -> Path:
+    if (folder / f"{name}.xml").is_file():
+        return folder / f"{name}.xml"
+    words = name.rsplit(maxsplit=1)
+    if len(words) == 2 and words[1] in ("-1", "0", "1"):
+        raise DatasetError(
+            f"{path}, line {number}: expected one name of an image, got {name!r}; the lists of single "
+            "classes (aeroplane_train.txt) are not for detection, take train.txt"
+        )
+    return next(
+        (folder / f"{t}.xml" for t in _readings(name)[1:] if (folder / f"{t}.xml").is_file()), folder / f"{name}.xml"
+    )
+
+
+def _pictures_of(folder: Path, first: Path) -> Path:
+    """JPEGImages/ beside the folder of the .xml files, that folder itself, or one of another usual name."""
+    if (folder.parent / _PICTURES[0]).is_dir():
+        return folder.parent / _PICTURES[0]
+    if list_pictures(path for path in sorted(first.parent.glob("*")) if path.stem == first.stem).pictures:
+        return folder
+    beside = [place / name for place in (folder, folder.parent, folder.parent.parent) for name in _PICTURES]
+    return next((path for path in beside if path.is_dir()), folder)

@@ -1,0 +1,143 @@
+"""The files that describe a YOLO data set: data.yaml, Darknet's obj.data, and lists of class names."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.files import absolute_path
+from runtime.records import DatasetError, decoded_text, read_class_names, require_distinct
+
+_NAMES = ("classes.txt", "obj.names", "_darknet.labels", "labels.names")
+_NOTHING = ("", "~", "null", "Null", "NULL", "None")
+
+
+def read_data_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of a data.yaml in which every scalar is text as it is written: no, on, null and 0x10 are names.
+
+    Keys that say nothing are left out. Raises `DatasetError`.
+    """
+    import yaml
+
+    class Loader(yaml.BaseLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.value in seen if isinstance(key.value, str) else False:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} is there twice", node.start_mark
+                    )
+                seen |= {key.value} if isinstance(key.value, str) else set()
+            return super().construct_mapping(node, deep)
+
+    try:
+        content = yaml.load(decoded_text(path.read_bytes()), Loader=Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot read this file: {error}") from None
+    except yaml.YAMLError as error:
+        raise DatasetError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise DatasetError(f"{path}: not a YOLO data.yaml: it is nested too deep") from None
+    if not isinstance(content, dict) or "names" not in content:
+        raise DatasetError(f"{path}: expected a YOLO data.yaml with names and a key for each split")
+    return {key: value for key, value in content.items() if value not in _NOTHING}
+
+
+def names_of(names: Any, path: Path) -> list[str]:
+    """The class names of a data.yaml, by label. Raises `DatasetError`."""
+    if isinstance(names, dict):
+        keys = {int(key) if isinstance(key, str) and key.isdecimal() else key: key for key in names}
+        if set(keys) != set(range(len(names))):
+            raise DatasetError(
+                f"{path}: names: expected numbers from 0 to {len(names) - 1} without gaps, got {_short(names)}"
+            )
+        names = [names[keys[i]] for i in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise DatasetError(f"{path}: names: expected a list of class names, or numbers and names, got {_short(names)}")
+    require_distinct(names, f"{path}: names")
+    return names
+
+
+def _short(names: Any) -> str:
+    kind = f"{type(names).__name__} of {len(names)}" if isinstance(names, (dict, list)) else repr(names)[:80]
+    if isinstance(names, dict):
+        return f"{kind}: {', '.join(f'{str(key)[:20]!r}' for key in list(names)[:6])}"
+    return kind
+
+
+def key_point_numbers(content: dict[str, Any], path: Path) -> int:
+    """How many numbers of key points follow the box in a line of labels, by `kpt_shape`; 0 without.
+
+    Raises `DatasetError`.
+    """
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    sides = (
+        [int(side) if isinstance(side, str) and side.isdecimal() else 0 for side in shape]
+        if isinstance(shape, list)
+        else []
+    )
+    if len(sides) != 2 or sides[0] < 1 or sides[1] not in (2, 3):
+        raise DatasetError(f"{path}: kpt_shape: expected [points, 2 or 3], got {str(shape)[:40]}")
+    return sides[0] * sides[1]
+
+
+def key_points_beside(folder: Path) -> int:
+    """As `key_point_numbers`, of the data.yaml in the folder of labels or in one of the two above it."""
+    for candidate in _around(folder):
+        if (candidate / "data.yaml").is_file():
+            path = candidate / "data.yaml"
+            return key_point_numbers(read_data_yaml(path), path)
+    return 0
+
+
+def class_names(place: Path, classes: Sequence[str] | None) -> tuple[Sequence[str], tuple[Path, ...]]:
+    """Class names, and the file that they come from: in the folder of `place`, or in one of the two above it."""
+    folder = place if place.is_dir() else place.parent
+    for candidate in _around(folder):
+        others = sorted(candidate.glob("*.names")) if candidate.is_dir() else []
+        for path in (*(candidate / name for name in _NAMES), *(others if len(others) == 1 else [])):
+            if path.is_file():
+                return read_class_names(path), (path,)
+        if (candidate / "data.yaml").is_file():
+            return names_of(read_data_yaml(candidate / "data.yaml")["names"], candidate / "data.yaml"), (
+                candidate / "data.yaml",
+            )
+    if classes is not None:
+        return classes, ()
+    raise DatasetError(
+        f"{place}: its labels are numbers; write their class names, one a line, into classes.txt there, or give the "
+        "classes"
+    )
+
+
+def _around(folder: Path) -> list[Path]:
+    return [folder, folder / "labels", *list(absolute_path(folder).parents)[:2]]
+
+
+def read_obj_data(path: Path) -> dict[str, str]:
+    """Darknet's obj.data: `train`, `valid`, `names` as they are written. Raises `DatasetError`."""
+    try:
+        lines = decoded_text(path.read_bytes()).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot read this file: {error}") from None
+    pairs = [line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#")]
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def moved_place(text: str, folder: Path) -> Path | None:
+    """A path of another machine below `folder`, by at least its last two parts (train/images), as one alone may be the
+    same for all splits. None where there is none.
+    """
+    parts = [part for part in Path(text.replace("\\", "/")).parts if part not in ("/", ".", "..")]
+    ends = [folder / Path(*parts[start:]) for start in range(len(parts) - 1)]
+    return next((end for end in ends if end.exists()), None)
+
+
+def place_of(text: str, folder: Path) -> Path:
+    """A path that a description names, in its folder, or by its last parts where they are there (data/obj.names)."""
+    parts = [part for part in Path(text.replace("\\", "/")).parts if part != "/"]
+    ends = [folder / Path(*parts[start:]) for start in range(len(parts))]
+    return next((end for end in (folder / text, *ends) if end.exists()), folder / text)

@@ -1,0 +1,204 @@
+"""Where the pictures of a YOLO data set and their label files are, and what their classes are called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runtime.datasets.picture_list import listed_pictures
+from runtime.datasets.yolo_files import (
+    class_names,
+    key_point_numbers,
+    key_points_beside,
+    moved_place,
+    names_of,
+    place_of,
+    read_data_yaml,
+    read_obj_data,
+)
+from runtime.picture_files import files_in, list_pictures
+from runtime.records import DatasetError, read_class_names
+
+
+@dataclass(frozen=True)
+class YoloPlaces:
+    """The files of a data set."""
+
+    pairs: tuple[tuple[Path, Path], ...]
+    """(picture, label file that it may have)."""
+    folder: Path
+    known: Sequence[str]
+    named_by: tuple[Path, ...]
+    key_points: int = 0
+    """Numbers that follow the box in a line."""
+    left_out: tuple[Path, ...] = ()
+    """Files among the pictures that are no pictures that are read."""
+    alone: tuple[Path, ...] = ()
+    """Label files without a picture."""
+    notes: tuple[str, ...] = ()
+
+
+def yolo_places(annotations: Path, images: Path | None, classes: Sequence[str] | None, split: str) -> YoloPlaces:
+    """Where the files of a data.yaml, an obj.data, a folder of labels or a list of pictures are.
+
+    Raises `DatasetError`, also where no picture has a label file.
+    """
+    if (annotations / "data.yaml").is_file():
+        annotations = annotations / "data.yaml"
+    if annotations.suffix.lower() in (".yaml", ".yml"):
+        places = data_yaml_places(annotations, images, split)
+    elif annotations.is_dir():
+        places = label_folder_places(annotations, images, classes)
+    elif annotations.suffix.lower() == ".data":
+        places = obj_data_places(annotations, images, classes, split)
+    else:
+        places = picture_list_places(annotations, annotations, images, classes)
+    if not places.pairs:
+        raise DatasetError(f"{annotations}: expected pictures in {places.folder}; there is none")
+    require_labels(annotations, places)
+    return places
+
+
+def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
+    if images is not None:
+        raise DatasetError(f"{path}: it names its own images; leave the images folder out")
+    content = read_data_yaml(path)
+    known = names_of(content["names"], path)
+    entries = content.get(split)
+    if not entries:
+        there = [key for key in ("train", "val", "test") if content.get(key)]
+        raise DatasetError(f"{path}: missing key '{split}' (it has: {', '.join(there) or 'no split'})")
+    root = path.parent / str(content.get("path") or ".")
+    if not root.is_dir():
+        root = path.parent  # `path` is often that of the machine that wrote it
+    pairs: list[tuple[Path, Path]] = []
+    left_out: list[Path] = []
+    alone: list[Path] = []
+    notes: list[str] = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        place = root / str(entry)
+        if not place.exists() and str(entry).startswith("../"):
+            place = root / str(entry)[3:]  # as Roboflow writes it
+        if not place.exists() and (moved := moved_place(str(entry), root)) is not None:
+            notes.append(f"{split}: {entry} is another machine's path, taken for {moved}")
+            place = moved
+        if place.is_dir():
+            listing = list_pictures(files_in(place))
+            labels = _swapped(place, "images", "labels") or place
+            found = [(p, (labels / p.relative_to(place)).with_suffix(".txt")) for p in listing.pictures]
+            alone += labels_alone(labels, found)
+            left_out += listing.left_out
+        elif place.is_file():
+            listed = listed_pictures(place, root)
+            found = [(picture, _label_file(picture)) for picture in listed.pictures]
+            notes += listed.notes
+        else:
+            raise DatasetError(f"{path}: {split}: no such folder or list of pictures: {place}")
+        if pairs and found and not any(label.is_file() for _, label in found):
+            notes.append(f"none of the {len(found)} pictures of {place} has a label file (all are without objects)")
+        pairs += found
+    key_points = key_point_numbers(content, path)
+    return YoloPlaces(tuple(pairs), root, known, (path,), key_points, tuple(left_out), tuple(alone), tuple(notes))
+
+
+def label_folder_places(folder: Path, images: Path | None, classes: Sequence[str] | None) -> YoloPlaces:
+    labels = folder / "labels" if (folder / "labels").is_dir() else folder
+    if images is None:
+        beside = _swapped(labels, "labels", "images")
+        images = beside if beside is not None and beside.is_dir() else labels
+    listing = list_pictures(files_in(images))
+    pairs = tuple((p, (labels / p.relative_to(images)).with_suffix(".txt")) for p in listing.pictures)
+    names = class_names(folder, classes)
+    alone, left_out = tuple(labels_alone(labels, pairs)), tuple(listing.left_out)
+    return YoloPlaces(pairs, images, *names, key_points_beside(folder), left_out, alone)
+
+
+def picture_list_places(path: Path, names: Path, images: Path | None, classes: Sequence[str] | None) -> YoloPlaces:
+    """The list `path`, with class names that are in or near `names`."""
+    listed = listed_pictures(path, images or path.parent)
+    pairs = tuple((picture, _label_file(picture)) for picture in listed.pictures)
+    known, named_by = class_names(names, classes)
+    return YoloPlaces(pairs, images or path.parent, known, named_by, key_points_beside(path.parent), notes=listed.notes)
+
+
+def obj_data_places(path: Path, images: Path | None, classes: Sequence[str] | None, split: str) -> YoloPlaces:
+    content = read_obj_data(path)
+    key = {"val": "valid"}.get(split, split)
+    lists = {name: content[name] for name in ("train", "valid", "test") if content.get(name)}
+    if not lists:
+        raise DatasetError(
+            f"{path}: expected Darknet's obj.data with train = LIST.txt and names = FILE; it has no list"
+        )
+    notes: tuple[str, ...] = ()
+    if key not in lists and len(lists) == 1:  # as CVAT writes it: one list is the data set
+        key = next(iter(lists))
+        notes = (f"{path.name} has one list, {key}, which was read",)
+    if key not in lists:
+        raise DatasetError(f"{path}: missing key '{key}' (it has: {', '.join(lists)})")
+    place = place_of(lists[key], path.parent)
+    if not place.is_file():
+        raise DatasetError(f"{path}: {key}: no such list of pictures: {place}")
+    places = picture_list_places(place, path, images, classes)
+    if content.get("names") and place_of(content["names"], path.parent).is_file():
+        file = place_of(content["names"], path.parent)
+        places = replace(places, known=read_class_names(file), named_by=(file,))
+    return replace(places, notes=(*notes, *places.notes))
+
+
+def require_labels(annotations: Path, places: YoloPlaces) -> None:
+    """Raises `DatasetError` where no picture has a label file, and no folder of labels has one: it is not there."""
+    present = [(picture, label) for picture, label in places.pairs if picture.is_file()]
+    if not present or any(label.is_file() for _, label in present):
+        return  # the reader tells which pictures are missing
+    if annotations.is_file() and any(_has_labels(folder) for folder in {label.parent for _, label in present}):
+        return  # a split of pictures without objects
+    raise DatasetError(
+        f"{annotations}: none of the {len(places.pairs)} pictures in {places.folder} has a label file there (the first "
+        f"would be {present[0][1]}); check the images folder, or what the folder of labels is called. Where all "
+        "pictures are without objects, give one of them an empty label file"
+    )
+
+
+def _has_labels(folder: Path) -> bool:
+    return folder.is_dir() and any(path.suffix.lower() == ".txt" for path in folder.iterdir() if is_label_file(path))
+
+
+def labels_alone(labels: Path, pairs: Sequence[tuple[Path, Path]]) -> list[Path]:
+    """Label files below `labels` of which there is no picture: files whose first line is numbers."""
+    if not labels.is_dir():
+        return []
+    paired = {label for _, label in pairs}
+    return [p for p in files_in(labels) if p.suffix.lower() == ".txt" and p not in paired and is_label_file(p)]
+
+
+def lost_labels(path: Path) -> str:
+    """A label file without a picture, and how many objects are lost with it."""
+    count = sum(1 for line in path.read_bytes().splitlines() if line.strip())
+    return f"{path} ({count} object{'' if count == 1 else 's'})"
+
+
+def is_label_file(path: Path) -> bool:
+    """Whether the first line of a text file is a class and at least four numbers."""
+    try:
+        with path.open("rb") as file:
+            words = file.read(4096).decode("utf-8-sig", errors="replace").split("\n", 1)[0].split()
+        return len(words) >= 5 and all(math.isfinite(float(word)) for word in words[:5])
+    except (OSError, ValueError):
+        return False
+
+
+def _label_file(picture: Path) -> Path:
+    """The label file of a picture: under labels/ for images/, else beside it."""
+    swapped = _swapped(picture, "images", "labels")
+    return (swapped if swapped is not None else picture).with_suffix(".txt")
+
+
+def _swapped(path: Path, old: str, new: str) -> Path | None:
+    """`path` with the last part that is called `old` called `new`; None where there is none."""
+    parts = list(path.parts)
+    if old not in parts:
+        return None
+    last = len(parts) - 1 - parts[::-1].index(old)
+    return Path(*parts[:last], new, *parts[last + 1 :])
