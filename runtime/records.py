@@ -206,6 +206,8 @@ _YES, _NO = {"1", "1.0", "true", "yes"}, {"", "0", "0.0", "false", "no", "nan", 
 
 def flag_of(value: Any) -> bool | None:
     """What a file means by 0, 1, true, false, their texts, nothing, or NaN (an empty cell); None for the rest."""
+    if type(value) is int:
+        return bool(value) if value in (0, 1) else None
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
     if isinstance(value, str):
