@@ -9,12 +9,11 @@ are. A coordinate below 1 or a fraction proves that for a whole set (`runtime.da
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from runtime.datasets.voc_origin import Bounds, Written, counts_from, note_of
+from runtime.datasets.voc_origin import Bounds, Written, bounds_of, counts_from, note_of, of_devkit
 from runtime.datasets.voc_places import VocPlaces, voc_places
 from runtime.datasets.xml_file import XmlError, read_xml
 from runtime.header import image_size
@@ -156,16 +155,12 @@ def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
         name = (element.findtext("name") or "").strip()
         ends = {key: element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")}
         where = f"{file}: object {number} ({name or 'no name'}): " + ", ".join(f"{k} {v!r}" for k, v in ends.items())
-        values = [_number(text) for text in ends.values()]
-        xmin, ymin, xmax, ymax = values
-        bounds = None
-        if xmin is not None and ymin is not None and xmax is not None and ymax is not None:
-            bounds = (xmin, ymin, xmax, ymax)
         attributes = {a.findtext("name"): a.findtext("value") for a in element.findall("attributes/attribute")}
         rotation = attributes.get("rotation")
-        objects.append(_Object(number, name, bounds, rotation, flag_of(element.findtext("difficult")), where))
-    database = root.findtext("source/database") or ""
-    return _Entry(image_id, path, size_hw, tuple(objects), bool(re.match(r"The VOC\d{4} Database", database)))
+        objects.append(
+            _Object(number, name, bounds_of(element), rotation, flag_of(element.findtext("difficult")), where)
+        )
+    return _Entry(image_id, path, size_hw, tuple(objects), of_devkit(root))
 
 
 def _number(text: str | None) -> float | None:

@@ -8,9 +8,12 @@ which CVAT writes for each box, proves as much: CVAT counts from 0.
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from runtime.datasets.xml_file import XmlError, read_xml
 
 Bounds = tuple[float, float, float, float]
 """xmin, ymin, xmax, ymax as written."""
@@ -24,11 +27,6 @@ class Written(NamedTuple):
     of_devkit: bool
     """Whether its file says that it is of the VOC challenge itself."""
     of_cvat: bool
-
-
-_BOUND = re.compile(rb"<[xy]m(?:in|ax)>\s*([-+0-9.eE]+)\s*<")
-_CVAT = re.compile(rb"<name>\s*rotation\s*</name>")
-_DEVKIT = re.compile(rb"<database>\s*The VOC\d{4} Database")
 
 
 def counts_from(written: Sequence[Written], others: Iterable[Path], origin: Literal["auto", 0, 1]) -> tuple[int, str]:
@@ -55,20 +53,34 @@ def note_of(first: int, proof: str, origin: Literal["auto", 0, 1]) -> tuple[str,
     return (f"coordinates count from 0 ({why}); set voc_origin: 1 if they do not",)
 
 
-def _proves(bounds: Iterable[float]) -> bool:
-    # NaN and infinity are faults of one box. A number as 5.0 is whole.
+def _proves(bounds: Bounds) -> bool:
+    xmin, ymin, xmax, ymax = bounds
+    if not (xmax > xmin and ymax > ymin):  # a broken box, or zeros that stand for none
+        return False
     return any(-1e9 < value < 1 or (abs(value) < 1e9 and value != int(value)) for value in bounds)
 
 
 def _file_proves(file: Path) -> bool:
     try:
-        data = file.read_bytes()
-    except OSError:
+        root = read_xml(file)
+    except XmlError:
+        return False  # its own reader tells
+    if of_devkit(root):
         return False
-    numbers = []
-    for text in _BOUND.findall(data):
-        try:
-            numbers.append(float(text))
-        except ValueError:
-            continue
-    return (_proves(numbers) or bool(_CVAT.search(data))) and not _DEVKIT.search(data)
+    if any(name.text and name.text.strip() == "rotation" for name in root.iterfind("object/attributes/attribute/name")):
+        return True
+    return any((bounds := bounds_of(element)) is not None and _proves(bounds) for element in root.iterfind("object"))
+
+
+def of_devkit(root: ET.Element) -> bool:
+    """Whether a file says that it is of the VOC challenge itself."""
+    return re.match(r"The VOC\d{4} Database", (root.findtext("source/database") or "").strip()) is not None
+
+
+def bounds_of(element: ET.Element) -> Bounds | None:
+    """The numbers of an object's <bndbox>; None where one of them is missing or none."""
+    try:
+        values = [float(element.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")]
+    except ValueError:
+        return None
+    return values[0], values[1], values[2], values[3]

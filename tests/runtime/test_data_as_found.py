@@ -402,7 +402,10 @@ def test_a_set_that_counts_from_0_is_read_so_as_a_whole(voc: Path, proof: tuple[
 
 
 def test_what_does_not_prove_an_origin(voc: Path) -> None:
-    text(voc / "Annotations" / "b.xml", voc_xml("b.png", ("5.0", "nan", 9, 9), ("x", 1, 2, 3), (1, 1, 60, 40)))
+    text(
+        voc / "Annotations" / "b.xml",
+        voc_xml("b.png", ("5.0", "nan", 9, 9), ("x", 1, 2, 3), (0, 0, 0, 0), (1, 1, 60, 40)),
+    )
     assert read_dataset(voc).voc_origin == 1
     devkit = voc_xml("b.png", (5.7, 5, 9, 9), database="The VOC2012 Database")
     text(voc / "Annotations" / "b.xml", devkit)  # VOC2012 has such ones, and counts from 1
