@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from runtime.datasets.voc_origin import Bounds, Written, bounds_of, counts_from, note_of, of_devkit
+from runtime.datasets.voc_origin import Bounds, Written, bounds_of, counts_from, of_devkit
 from runtime.datasets.voc_places import VocPlaces, voc_places
 from runtime.datasets.xml_file import XmlError, read_xml
 from runtime.header import image_size
@@ -22,6 +22,7 @@ from runtime.records import (
     ABSENT_CLASS,
     BAD_FLAG,
     BROKEN_ENTRY,
+    FROM_0,
     LEFT_OUT,
     NO_ANNOTATION,
     NO_BBOX,
@@ -125,9 +126,9 @@ def read_voc(
         for item in e.objects
         if item.bounds
     ]
-    first, proof = counts_from(written, () if places.whole else places.others(), origin)
+    counting = counts_from(written, () if places.whole else places.others(), origin)
     records = tuple(
-        make_record(e.image_id, e.path, *e.size_hw, _rows(e, first, label_of, classes is not None, problems))
+        make_record(e.image_id, e.path, *e.size_hw, _rows(e, counting.first, label_of, classes is not None, problems))
         for e in entries
     )
     if places.whole:
@@ -135,9 +136,10 @@ def read_voc(
         unread = [path for path in places.alone() if path not in annotated]
         problems += [Problem(NO_ANNOTATION, None, detail=str(path)) for path in unread]
         problems += [Problem(LEFT_OUT, None, detail=str(path)) for path in places.left_out]
-    told = Problems(tuple(problems), note_of(first, proof, origin))
+    problems += [Problem(FROM_0, None, detail=where) for where in counting.against]
+    told = Problems(tuple(problems), (counting.note,) if counting.note else ())
     return CocoDataset(
-        annotations, pictures, names, tuple(range(1, len(names) + 1)), records, told, tuple(files), first
+        annotations, pictures, names, tuple(range(1, len(names) + 1)), records, told, tuple(files), counting.first
     )
 
 

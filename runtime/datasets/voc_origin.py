@@ -29,28 +29,30 @@ class Written(NamedTuple):
     of_cvat: bool
 
 
-def counts_from(written: Sequence[Written], others: Iterable[Path], origin: Literal["auto", 0, 1]) -> tuple[int, str]:
-    """0 or 1, and where that is proved: '' without proof.
+class Counting(NamedTuple):
+    """What a set counts from."""
+
+    first: int
+    """0 or 1."""
+    note: str
+    """The line that tells that 0 was found, and where; '' where nothing was decided."""
+    against: tuple[str, ...]
+    """The boxes that speak against a 1 that was asked for."""
+
+
+def counts_from(written: Sequence[Written], others: Iterable[Path], origin: Literal["auto", 0, 1]) -> Counting:
+    """What the set counts from, by `origin` or by its boxes.
 
     `others` are further files of the same set, asked where `written` prove nothing, so that all lists of a set are read
     alike.
     """
-    proof = next((box.where for box in written if not box.of_devkit and (box.of_cvat or _proves(box.bounds))), "")
+    proofs = (box.where for box in written if not box.of_devkit and (box.of_cvat or _proves(box.bounds)))
     if origin != "auto":
-        return origin, proof
-    if not proof:
-        proof = next((f"{file}" for file in others if _file_proves(file)), "")
-    return (0 if proof else 1), proof
-
-
-def note_of(first: int, proof: str, origin: Literal["auto", 0, 1]) -> tuple[str, ...]:
-    """The line that tells what was decided, or what contradicts the choice; () where there is nothing to tell."""
-    if not proof or origin == 0:
-        return ()
+        return Counting(origin, "", tuple(proofs) if origin == 1 else ())
+    proof = next(proofs, "") or next((str(file) for file in others if _file_proves(file)), "")
     why = f"a coordinate below 1, a fraction, or CVAT's rotation: {proof}"
-    if origin == 1:
-        return (f"voc_origin is 1, but the set seems to count from 0 ({why})",)
-    return (f"coordinates count from 0 ({why}); set voc_origin: 1 if they do not",)
+    note = f"coordinates count from 0 ({why}); set voc_origin: 1 if they do not" if proof else ""
+    return Counting(0 if proof else 1, note, ())
 
 
 def _proves(bounds: Bounds) -> bool:
