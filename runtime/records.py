@@ -132,6 +132,7 @@ NO_CLASS = "objects without a known class (skipped)"
 ABSENT_CLASS = "classes without an object in this data set"
 BAD_FLAG = "annotations whose iscrowd or difficult is neither 0 nor 1 (taken as objects)"
 TURNED = "boxes with a rotation (their upright bounds are taken)"
+FROM_0 = "boxes with a coordinate below 1, a fraction, or CVAT's rotation: do they count from 0 (voc_origin: 0)?"
 KEY_POINTS = "polygons far outside their picture, as key points would be (skipped)"
 NO_ANNOTATION = "pictures without an annotation file (not read)"
 NO_PICTURE = "label files without a picture (not read)"
@@ -206,6 +207,8 @@ _YES, _NO = {"1", "1.0", "true", "yes"}, {"", "0", "0.0", "false", "no", "nan", 
 
 def flag_of(value: Any) -> bool | None:
     """What a file means by 0, 1, true, false, their texts, nothing, or NaN (an empty cell); None for the rest."""
+    if type(value) is int:
+        return bool(value) if value in (0, 1) else None
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
     if isinstance(value, str):

@@ -201,6 +201,7 @@ def _split_lines(split: SplitReport, resize: Resize) -> list[str]:
         f"{split.name}: {len(split.dataset)} images, {split.empty_images} of them without objects; "
         f"{objects} objects{crowds}",
         f"  {split.dataset.annotations}",
+        *(f"  {note}" for note in split.dataset.problems.notes),
     ]
     if split.turned:
         lines.append(f"  {split.turned} pictures are turned by their EXIF orientation, and their boxes with them")
@@ -247,7 +248,7 @@ def _split_warnings(split: SplitReport) -> list[str]:
     for reason, count in split.dataset.problems.counts.items():
         rows = [problem_text(item) for item in split.dataset.problems.items if item.reason == reason]
         found.append(f"{name}: {count} {reason}: {_some(rows)}")
-    found += [f"{name}: {line}" for line in (*split.dataset.problems.notes, *doubtful_boxes(split.dataset))]
+    found += [f"{name}: {line}" for line in doubtful_boxes(split.dataset)]
     if split.repeated_files:
         found.append(
             f"{name}: {len(split.repeated_files)} files are named by several images: "

@@ -58,6 +58,12 @@ class DataConfig:
         require(self.workers == "auto" or self.workers >= 0, "workers", "auto, or 0 and more", self.workers)
         require(bool(self.train_splits), "train", "at least one split", self.train)
         require(self.val.repeat == 1, "val.repeat", "1: repeating validation images changes no score", self.val.repeat)
+        for split in self.train_splits:
+            same = split.annotations == self.val.annotations and split.split == self.val.split
+            parted = not same or split.val_share == self.val.val_share
+            require(
+                parted, "val_share", f"{self.val.val_share} in train as in val, or both see it all", split.val_share
+            )
         require(0 < self.repeat_threshold <= 1, "repeat_threshold", "above 0, at most 1", self.repeat_threshold)
         require(self.reduce_to == 0 or self.reduce_to >= 32, "reduce_to", "0, or 32 pixels and more", self.reduce_to)
         require(self.cache_gib > 0, "cache_gib", "a positive number", self.cache_gib)

@@ -11,7 +11,7 @@ from typing import Literal
 from runtime import foreign
 from runtime.datasets.picture_list import list_lines, names_pictures
 from runtime.datasets.table import is_table
-from runtime.datasets.voc_places import annotations_of_list
+from runtime.datasets.voc_places import annotations_of_list, xml_in
 from runtime.datasets.yolo_places import is_label_file
 from runtime.picture_files import files_in, is_hidden, list_pictures
 from runtime.records import DatasetError
@@ -83,7 +83,7 @@ def _list_format(path: Path) -> Format:
 
 
 def _folder_format(path: Path) -> Format:
-    if (path / "Annotations").is_dir() and (any((path / "Annotations").rglob("*.xml")) or not _json_files(path)):
+    if (path / "Annotations").is_dir() and (xml_in(path / "Annotations") or not _json_files(path)):
         return "voc"
     if (path / "data.yaml").is_file() or (path / "labels").is_dir():
         return "yolo"

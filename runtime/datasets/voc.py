@@ -9,12 +9,11 @@ are. A coordinate below 1 or a fraction proves that for a whole set (`runtime.da
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from runtime.datasets.voc_origin import Bounds, Written, counts_from, note_of
+from runtime.datasets.voc_origin import Bounds, Written, bounds_of, counts_from, of_devkit
 from runtime.datasets.voc_places import VocPlaces, voc_places
 from runtime.datasets.xml_file import XmlError, read_xml
 from runtime.header import image_size
@@ -23,6 +22,7 @@ from runtime.records import (
     ABSENT_CLASS,
     BAD_FLAG,
     BROKEN_ENTRY,
+    FROM_0,
     LEFT_OUT,
     NO_ANNOTATION,
     NO_BBOX,
@@ -126,9 +126,9 @@ def read_voc(
         for item in e.objects
         if item.bounds
     ]
-    first, proof = counts_from(written, () if places.whole else places.others(), origin)
+    counting = counts_from(written, () if places.whole else places.others(), origin)
     records = tuple(
-        make_record(e.image_id, e.path, *e.size_hw, _rows(e, first, label_of, classes is not None, problems))
+        make_record(e.image_id, e.path, *e.size_hw, _rows(e, counting.first, label_of, classes is not None, problems))
         for e in entries
     )
     if places.whole:
@@ -136,9 +136,10 @@ def read_voc(
         unread = [path for path in places.alone() if path not in annotated]
         problems += [Problem(NO_ANNOTATION, None, detail=str(path)) for path in unread]
         problems += [Problem(LEFT_OUT, None, detail=str(path)) for path in places.left_out]
-    told = Problems(tuple(problems), note_of(first, proof, origin))
+    problems += [Problem(FROM_0, None, detail=where) for where in counting.against]
+    told = Problems(tuple(problems), (counting.note,) if counting.note else ())
     return CocoDataset(
-        annotations, pictures, names, tuple(range(1, len(names) + 1)), records, told, tuple(files), first
+        annotations, pictures, names, tuple(range(1, len(names) + 1)), records, told, tuple(files), counting.first
     )
 
 
@@ -156,16 +157,12 @@ def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
         name = (element.findtext("name") or "").strip()
         ends = {key: element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")}
         where = f"{file}: object {number} ({name or 'no name'}): " + ", ".join(f"{k} {v!r}" for k, v in ends.items())
-        values = [_number(text) for text in ends.values()]
-        xmin, ymin, xmax, ymax = values
-        bounds = None
-        if xmin is not None and ymin is not None and xmax is not None and ymax is not None:
-            bounds = (xmin, ymin, xmax, ymax)
         attributes = {a.findtext("name"): a.findtext("value") for a in element.findall("attributes/attribute")}
         rotation = attributes.get("rotation")
-        objects.append(_Object(number, name, bounds, rotation, flag_of(element.findtext("difficult")), where))
-    database = root.findtext("source/database") or ""
-    return _Entry(image_id, path, size_hw, tuple(objects), bool(re.match(r"The VOC\d{4} Database", database)))
+        objects.append(
+            _Object(number, name, bounds_of(element), rotation, flag_of(element.findtext("difficult")), where)
+        )
+    return _Entry(image_id, path, size_hw, tuple(objects), of_devkit(root))
 
 
 def _number(text: str | None) -> float | None:

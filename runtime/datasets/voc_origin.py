@@ -8,9 +8,12 @@ which CVAT writes for each box, proves as much: CVAT counts from 0.
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from runtime.datasets.xml_file import XmlError, read_xml
 
 Bounds = tuple[float, float, float, float]
 """xmin, ymin, xmax, ymax as written."""
@@ -26,49 +29,60 @@ class Written(NamedTuple):
     of_cvat: bool
 
 
-_BOUND = re.compile(rb"<[xy]m(?:in|ax)>\s*([-+0-9.eE]+)\s*<")
-_CVAT = re.compile(rb"<name>\s*rotation\s*</name>")
-_DEVKIT = re.compile(rb"<database>\s*The VOC\d{4} Database")
+class Counting(NamedTuple):
+    """What a set counts from."""
+
+    first: int
+    """0 or 1."""
+    note: str
+    """The line that tells that 0 was found, and where; '' where nothing was decided."""
+    against: tuple[str, ...]
+    """The boxes that speak against a 1 that was asked for."""
 
 
-def counts_from(written: Sequence[Written], others: Iterable[Path], origin: Literal["auto", 0, 1]) -> tuple[int, str]:
-    """0 or 1, and where that is proved: '' without proof.
+def counts_from(written: Sequence[Written], others: Iterable[Path], origin: Literal["auto", 0, 1]) -> Counting:
+    """What the set counts from, by `origin` or by its boxes.
 
     `others` are further files of the same set, asked where `written` prove nothing, so that all lists of a set are read
     alike.
     """
-    proof = next((box.where for box in written if not box.of_devkit and (box.of_cvat or _proves(box.bounds))), "")
+    proofs = (box.where for box in written if not box.of_devkit and (box.of_cvat or _proves(box.bounds)))
     if origin != "auto":
-        return origin, proof
-    if not proof:
-        proof = next((f"{file}" for file in others if _file_proves(file)), "")
-    return (0 if proof else 1), proof
-
-
-def note_of(first: int, proof: str, origin: Literal["auto", 0, 1]) -> tuple[str, ...]:
-    """The line that tells what was decided, or what contradicts the choice; () where there is nothing to tell."""
-    if not proof or origin == 0:
-        return ()
+        return Counting(origin, "", tuple(proofs) if origin == 1 else ())
+    proof = next(proofs, "") or next((str(file) for file in others if _file_proves(file)), "")
     why = f"a coordinate below 1, a fraction, or CVAT's rotation: {proof}"
-    if origin == 1:
-        return (f"voc_origin is 1, but the set seems to count from 0 ({why})",)
-    return (f"coordinates count from 0 ({why}); set voc_origin: 1 if they do not",)
+    note = f"coordinates count from 0 ({why}); set voc_origin: 1 if they do not" if proof else ""
+    return Counting(0 if proof else 1, note, ())
 
 
-def _proves(bounds: Iterable[float]) -> bool:
-    # NaN and infinity are faults of one box. A number as 5.0 is whole.
+def _proves(bounds: Bounds) -> bool:
+    xmin, ymin, xmax, ymax = bounds
+    if not (xmax > xmin and ymax > ymin):  # a broken box, or zeros that stand for none
+        return False
     return any(-1e9 < value < 1 or (abs(value) < 1e9 and value != int(value)) for value in bounds)
 
 
 def _file_proves(file: Path) -> bool:
     try:
-        data = file.read_bytes()
-    except OSError:
+        root = read_xml(file)
+    except XmlError:
+        return False  # its own reader tells
+    if of_devkit(root):
         return False
-    numbers = []
-    for text in _BOUND.findall(data):
-        try:
-            numbers.append(float(text))
-        except ValueError:
-            continue
-    return (_proves(numbers) or bool(_CVAT.search(data))) and not _DEVKIT.search(data)
+    if any(name.text and name.text.strip() == "rotation" for name in root.iterfind("object/attributes/attribute/name")):
+        return True
+    return any((bounds := bounds_of(element)) is not None and _proves(bounds) for element in root.iterfind("object"))
+
+
+def of_devkit(root: ET.Element) -> bool:
+    """Whether a file says that it is of the VOC challenge itself."""
+    return re.match(r"The VOC\d{4} Database", (root.findtext("source/database") or "").strip()) is not None
+
+
+def bounds_of(element: ET.Element) -> Bounds | None:
+    """The numbers of an object's <bndbox>; None where one of them is missing or none."""
+    try:
+        values = [float(element.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")]
+    except ValueError:
+        return None
+    return values[0], values[1], values[2], values[3]

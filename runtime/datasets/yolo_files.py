@@ -35,7 +35,7 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(decoded_text(path.read_bytes()), Loader=Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: cannot read this file: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, OverflowError) as error:  # the latter: a version or character beyond all
         raise DatasetError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise DatasetError(f"{path}: not a YOLO data.yaml: it is nested too deep") from None
@@ -59,7 +59,18 @@ def names_of(names: Any, path: Path) -> list[str]:
     return names
 
 
+def entries_of(content: dict[str, Any], key: str, path: Path) -> list[str]:
+    """The folders or lists of pictures under a key of a data.yaml; [] without. Raises `DatasetError`."""
+    entries = content.get(key) or []
+    listed = entries if isinstance(entries, list) else [entries]
+    if not all(isinstance(entry, str) for entry in listed):
+        raise DatasetError(f"{path}: {key}: expected a path or a list of paths, got {_short(entries)}")
+    return listed
+
+
 def _short(names: Any) -> str:
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return repr(names)[:80]
     kind = f"{type(names).__name__} of {len(names)}" if isinstance(names, (dict, list)) else repr(names)[:80]
     if isinstance(names, dict):
         return f"{kind}: {', '.join(f'{str(key)[:20]!r}' for key in list(names)[:6])}"
@@ -80,17 +91,29 @@ def key_point_numbers(content: dict[str, Any], path: Path) -> int:
         else []
     )
     if len(sides) != 2 or sides[0] < 1 or sides[1] not in (2, 3):
-        raise DatasetError(f"{path}: kpt_shape: expected [points, 2 or 3], got {str(shape)[:40]}")
+        raise DatasetError(f"{path}: kpt_shape: expected [points, 2 or 3], got {_short(shape)}")
     return sides[0] * sides[1]
 
 
 def key_points_beside(folder: Path) -> int:
     """As `key_point_numbers`, of the data.yaml in the folder of labels or in one of the two above it."""
     for candidate in _around(folder):
-        if (candidate / "data.yaml").is_file():
-            path = candidate / "data.yaml"
-            return key_point_numbers(read_data_yaml(path), path)
+        if (content := _described(candidate, folder)) is not None:
+            return key_point_numbers(content, candidate / "data.yaml")
     return 0
+
+
+def _described(candidate: Path, folder: Path) -> dict[str, Any] | None:
+    """The data.yaml in `candidate`; None where there is none, or, above `folder`, one that is of something else."""
+    path = candidate / "data.yaml"
+    if not path.is_file():
+        return None
+    try:
+        return read_data_yaml(path)
+    except DatasetError:
+        if candidate in (folder, folder / "labels"):
+            raise
+        return None  # a file of this name may be anything, and none is needed
 
 
 def class_names(place: Path, classes: Sequence[str] | None) -> tuple[Sequence[str], tuple[Path, ...]]:
@@ -101,10 +124,9 @@ def class_names(place: Path, classes: Sequence[str] | None) -> tuple[Sequence[st
         for path in (*(candidate / name for name in _NAMES), *(others if len(others) == 1 else [])):
             if path.is_file():
                 return read_class_names(path), (path,)
-        if (candidate / "data.yaml").is_file():
-            return names_of(read_data_yaml(candidate / "data.yaml")["names"], candidate / "data.yaml"), (
-                candidate / "data.yaml",
-            )
+        if (content := _described(candidate, folder)) is not None:
+            path = candidate / "data.yaml"
+            return names_of(content["names"], path), (path,)
     if classes is not None:
         return classes, ()
     raise DatasetError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from runtime.datasets.picture_list import listed_pictures
 from runtime.datasets.yolo_files import (
     class_names,
+    entries_of,
     key_point_numbers,
     key_points_beside,
     moved_place,
@@ -66,22 +67,22 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
         raise DatasetError(f"{path}: it names its own images; leave the images folder out")
     content = read_data_yaml(path)
     known = names_of(content["names"], path)
-    entries = content.get(split)
+    entries = entries_of(content, split, path)
     if not entries:
         there = [key for key in ("train", "val", "test") if content.get(key)]
         raise DatasetError(f"{path}: missing key '{split}' (it has: {', '.join(there) or 'no split'})")
-    root = path.parent / str(content.get("path") or ".")
+    root = path.parent / "".join(entries_of(content, "path", path)[:1])
     if not root.is_dir():
         root = path.parent  # `path` is often that of the machine that wrote it
     pairs: list[tuple[Path, Path]] = []
     left_out: list[Path] = []
     alone: list[Path] = []
     notes: list[str] = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        place = root / str(entry)
-        if not place.exists() and str(entry).startswith("../"):
-            place = root / str(entry)[3:]  # as Roboflow writes it
-        if not place.exists() and (moved := moved_place(str(entry), root)) is not None:
+    for entry in entries:
+        place = root / entry
+        if not place.exists() and entry.startswith("../"):
+            place = root / entry[3:]  # as Roboflow writes it
+        if not place.exists() and (moved := moved_place(entry, root)) is not None:
             notes.append(f"{split}: {entry} is another machine's path, taken for {moved}")
             place = moved
         if place.is_dir():

@@ -236,3 +236,20 @@ def test_a_tracked_object_is_drawn_in_its_own_colour(make_card_with: Callable[..
     for tracks, colors in (([7, 12], (7, 12)), ([-1, 12], (0, 12)), (None, (0, 1))):
         drawn = draw_detections(picture, found, tracks=tracks)
         assert tuple(drawn[40, 25]) == class_color(colors[0]) and tuple(drawn[90, 175]) == class_color(colors[1])
+
+
+def test_content_says_what_a_picture_is(detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photos = tmp_path / "photos"
+    write_image(photos / "a.jpg", frame(1))
+    for name in ("b.jfif", "c.mpo", ".hidden.jpg"):
+        (photos / name).write_bytes((photos / "a.jpg").read_bytes())
+    (photos / "d.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    assert open_source(photos / "b.jfif").kind == "picture" and open_source(photos).count == 3
+    assert "1 files are no pictures that are read (.heic)" in caplog.text
+    assert open_source(str(photos / "*")).count == 3
+    for source, names in ((photos / "b.jfif", ["b.jfif.jpg"]), (photos, ["a.jpg", "b.jfif.jpg", "c.mpo.jpg"])):
+        out = tmp_path / f"out-{source.name}"
+        detect(source, detector, out)
+        written = sorted(path for path in out.rglob("*") if path.suffix == ".jpg")
+        assert [path.name for path in written] == names
+        assert all(read_image(path).shape == (64, 96, 3) for path in written)

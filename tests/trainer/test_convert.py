@@ -143,8 +143,30 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path: Path) ->
     start.write_text(json.dumps(content))
     with pytest.raises(DatasetError, match=r"images 4 \(.*a\.png\) and 9 \(.*a\.bmp\) would have the same name"):
         convert(start, "yolo", tmp_path / "new", tmp_path / "set")
+    for to in ("coco", "list"):  # which name pictures with their suffix
+        done = convert(start, to, tmp_path / f"both.{to}.json", tmp_path / "set")  # type: ignore[arg-type]
+        assert [r.path.name for r in read_dataset(done.annotations, done.images).records] == ["a.png", "a.bmp"]
+        for path in tmp_path.glob("both.*"):
+            path.unlink()
     (tmp_path / "set" / "a.bmp").unlink()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_voc_coordinates_count_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_image(tmp_path / "voc" / "JPEGImages" / "a.png", np.full((*HW, 3), 80, np.uint8))
+    (tmp_path / "voc" / "Annotations").mkdir()
+    ends = "<xmin>0.0</xmin><ymin>5</ymin><xmax>20</xmax><ymax>10</ymax>"
+    xml = f"<annotation><filename>a.png</filename><object><name>a</name><bndbox>{ends}</bndbox></object></annotation>"
+    (tmp_path / "voc" / "Annotations" / "a.xml").write_text(xml)
+    done = convert(tmp_path / "voc", "coco", tmp_path / "a.json")
+    assert "coordinates count from 0" in done.notes[0] and len(done.notes) == 1
+    assert read_coco(done.annotations, done.images).records[0].boxes_xyxy.tolist() == [[0, 5, 20, 10]]
+    convert(tmp_path / "voc", "voc", tmp_path / "new", pictures="copy")
+    assert read_dataset(tmp_path / "new").records[0].boxes_xyxy.tolist() == [[0, 5, 20, 10]]
+    out = str(tmp_path / "b.json")
+    assert main(["convert", str(tmp_path / "voc"), "--to", "coco", "--out", out, "--voc-origin", "1", "--quiet"]) == 0
+    assert "do they count from 0 (voc_origin: 0)?" in capsys.readouterr().out
+    assert read_coco(out, done.images).records[0].boxes_xyxy.tolist() == [[0, 4, 20, 10]]
 
 
 def test_the_command_and_class_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

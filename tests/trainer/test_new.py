@@ -291,6 +291,8 @@ def test_a_share_for_validation_where_a_data_set_has_no_split(tmp_path: Path) ->
     nms = {"kind": "portable", "iou": 0.5, "candidates": 10, "detections": 10}
     card = Card("checkpoint", ("a",), (64, 64), 0.05, nms, training={"data": to_mapping(config.data)})
     assert {record.path for record in validation_data(card, "best.pt").records} == sides[1]
+    with pytest.raises(ConfigError, match=r"val_share: expected 0\.2 in train as in val"):
+        read_config(path, ["data.train.val_share=0.5"])
     for arguments in ({"val_share": 0.0}, {"val_share": 1.5}):
         with pytest.raises(ConfigError, match="val_share"):
             new_config(tmp_path / "d.yaml", data, None, None, None, **arguments)
