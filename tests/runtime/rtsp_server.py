@@ -14,11 +14,12 @@ import time
 import gi
 
 gi.require_version("Gst", "1.0")
+gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402  # versions come first
 
 WIDTH, HEIGHT, BLOCK, BITS = 320, 192, 8, 64
-NEEDED = ("x264enc", "x265enc", "jpegenc", "rtph264pay", "rtph265pay", "rtpjpegpay", "appsrc")
+NEEDED = ("x264enc", "x265enc", "jpegenc", "rtph264pay", "rtph265pay", "rtpjpegpay", "appsrc", "rtspsrc")
 ENCODERS = {
     "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=5 threads=1 ! "
     "video/x-h264,profile=baseline ! rtph264pay name=pay0 pt=96 config-interval=1",
@@ -63,6 +64,7 @@ class Factory(GstRtspServer.RTSPMediaFactory):
         return Gst.parse_launch(f"( {source} ! queue max-size-buffers=2 leaky=downstream ! {ENCODERS[self.codec]} )")
 
     def do_configure(self, media: GstRtspServer.RTSPMedia) -> None:
+        GstRtspServer.RTSPMediaFactory.do_configure(self, media)  # which makes it a shared one
         ended = threading.Event()
         media.connect("unprepared", lambda _: ended.set())
         source = media.get_element().get_child_by_name("src")
@@ -75,6 +77,14 @@ def protect(server: GstRtspServer.RTSPServer, user: str, password: str) -> None:
     auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
     auth.add_digest(user, password, token)
     server.set_auth(auth)
+
+
+def watch(url: str) -> Gst.Element:
+    """A viewer that stays: a server whose last viewer goes while the next one comes may not answer that one at all."""
+    login = f"user-id={sys.argv[2]} user-pw={sys.argv[3]}" if len(sys.argv) > 3 else ""
+    viewer = Gst.parse_launch(f"rtspsrc location={url} protocols=tcp {login} ! fakesink sync=false")
+    viewer.set_state(Gst.State.PLAYING)
+    return viewer
 
 
 def main() -> None:
@@ -100,6 +110,9 @@ def main() -> None:
         sys.exit("cannot listen")
     loop = GLib.MainLoop()
     threading.Thread(target=loop.run, daemon=True).start()
+    viewers = [watch(f"rtsp://127.0.0.1:{server.get_bound_port()}/{codec}") for codec in ENCODERS]
+    for viewer in viewers:
+        viewer.get_state(60 * Gst.SECOND)
     print(server.get_bound_port(), flush=True)
     for line in sys.stdin:
         (running.clear if line.strip() == "stall" else running.set)()
