@@ -5,13 +5,18 @@
     for detections in detector(frames):
         print(detections.boxes_xyxy, detections.scores, detections.names)
 
-Importing it loads numpy and OpenCV only; an engine, PyTorch or pycocotools is loaded when it is used.
+Importing it loads numpy and OpenCV only; an engine, PyTorch or pycocotools is loaded when it is used. It also keeps the
+libraries from sending usage data to their makers, ONNX Runtime first (`runtime.telemetry`).
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from runtime.telemetry import silence
+
+silence()  # before any of them can be imported
 
 try:
     import cv2  # noqa: F401  (checked here, once, because every module of this package needs it)
