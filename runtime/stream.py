@@ -15,6 +15,7 @@ from typing import Literal
 
 from runtime.image import IMAGE_SUFFIXES, Image, ImageError, read_image
 from runtime.stream_capture import Capture, DecoderName, StreamError, open_capture, without_password
+from runtime.video_file import truncation, undecoded
 
 __all__ = ["Origin", "Source", "SourceFrame", "StreamError", "expand", "open_source"]
 
@@ -182,8 +183,18 @@ def open_source(
         "webcam": "is it plugged in, free, and readable by this user?",
         "url": "is the address right and the camera reachable?",
     }[found.kind]
-    capture = open_capture(str(source) if target is None else target, shown, advice, decoder, timeout_s)
-    return of_capture(capture, found.name, found.kind, shown, advice, every, source)
+    if target is not None:
+        capture = open_capture(target, shown, advice, decoder, timeout_s)
+        return of_capture(capture, found.name, found.kind, shown, advice, every, source)
+    path = Path(str(source)).absolute()  # what stands before a colon, FFmpeg takes for a protocol
+    try:
+        capture = open_capture(str(path), shown, advice, decoder, timeout_s)
+    except StreamError:
+        codec = undecoded(path, decoder)
+        if not codec:
+            raise
+        raise StreamError(f"{shown}: cannot be opened; {codec}") from None
+    return of_capture(capture, found.name, found.kind, shown, advice, every, source, path, decoder)
 
 
 def _missing(source: str) -> StreamError:
@@ -220,9 +231,11 @@ def _pictures(found: Description, origin: Origin, on_broken: Callable[[ImageErro
 
 def of_capture(
     capture: Capture, name: str, kind: Kind, shown: str, advice: str = "",
-    every: int = 1, origin: Origin | None = None,
+    every: int = 1, origin: Origin | None = None, file: Path | None = None, decoder: DecoderName = "opencv",
 ) -> Source:  # fmt: skip
-    """The source that `capture` is. `shown` names it in messages, `advice` says what to look at."""
+    """The source that `capture` is. `shown` names it in messages, `advice` says what to look at; `file` is the video's,
+    where it is one.
+    """
     live = kind == "webcam" or (kind == "url" and capture.count is None)
 
     def frames() -> Iterator[SourceFrame]:
@@ -250,11 +263,11 @@ def of_capture(
         finally:
             capture.close()
         if index == 0:
-            raise StreamError(f"{shown}: opened, but gives no frame; {advice}")
-        if not live and capture.count is not None and index < 0.95 * capture.count:
-            _log.warning(
-                "%s: ended after %d of the %d frames it announces; is it truncated?", shown, index, capture.count
-            )
+            codec = undecoded(file, decoder) if file is not None else ""
+            raise StreamError(f"{shown}: opened, but gives no frame; {codec or advice}")
+        cut = "" if live else truncation(index, capture.count, file)
+        if cut:
+            _log.warning("%s: %s", shown, cut)
 
     count = -(-capture.count // every) if capture.count is not None and not live else None
     return Source(
