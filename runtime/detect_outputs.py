@@ -208,8 +208,9 @@ class Outputs:
     def close(self, keep: bool) -> list[OSError]:
         """End all of them; what could not be written. Videos first: one that failed leaves the lines its room."""
         failures = []
-        lines = [self.common, *(source.lines for source in self.sources)]
-        for output in (*self.sources, *(one for one in lines if one is not None)):
+        lines = [source.lines for source in self.sources] + ([self.common] if self.common is not None else [])
+        endings: list[SourceOutput | Lines] = [*self.sources, *lines]
+        for output in endings:
             try:
                 output.close(keep)
             except OSError as error:
