@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -51,6 +52,7 @@ class TorchBackend:
         self._stream: torch.cuda.Stream | None = None  # None: the thread's current one
         self.fixed_batch: int | None = None
         self.max_batch = 16 if self._device.type == "cpu" else 32
+        self._process = os.getpid()
 
     @classmethod
     def load(
@@ -71,6 +73,9 @@ class TorchBackend:
     @torch.no_grad()  # not inference_mode: tensors that a model caches on the way may go on into training
     def __call__(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> RawOutputs:
         self.model.eval()
+        if os.getpid() != self._process:  # forked: PyTorch's threads stayed behind, and it would wait for them for ever
+            torch.set_num_threads(1)
+            self._process = os.getpid()
         try:
             with self._queue(), self._precision():
                 return _on_host(self._run(self._tensor(images)))
