@@ -191,7 +191,10 @@ def _built(
         from runtime.backends.cuda_memory import gpu  # cuda-python comes with the extra that brings TensorRT
 
         here = gpu(0)
-        cache = Path(options.timing_cache) if options.timing_cache else cache_path(library, here.name, here.sm)
+        try:
+            cache = Path(options.timing_cache) if options.timing_cache else cache_path(library, here.name, here.sm)
+        except OSError as error:  # the engine is worth more than that
+            say(f"timing cache: none: {error}")
     say(f"building with {library.name}")
     plan = build(library, graph, options, needs_plugin, cache, say, progress)
     for line in plan.warnings[:5]:

@@ -6,28 +6,24 @@ another file, because the measurements of one mean nothing to the other.
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.backends.trt_library import Library
-from runtime.files import replacing
+from runtime.files import cache_folder, replacing
 
 if TYPE_CHECKING:
     import tensorrt
 
 
 def cache_path(library: Library, gpu: str, sm: int) -> Path:
-    """Where the measurements of that library on that GPU are kept, in the user's folder for caches."""
-    if sys.platform == "win32":
-        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where the measurements of that library on that GPU are kept, in the user's folder for caches. Raises OSError
+    where there is no such folder.
+    """
     device = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-    return folder / "isodet" / f"{library.flavour}-{library.version}-sm{sm}-{device}.timing"
+    return cache_folder("EngineOptions.timing_cache") / f"{library.flavour}-{library.version}-sm{sm}-{device}.timing"
 
 
 def use_cache(config: tensorrt.IBuilderConfig, path: Path, say: Callable[[str], None]) -> None:

@@ -35,7 +35,7 @@ def save_checkpoint(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "card": card, "model": model, "resume": resume}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")  # no longer than a name may be
     try:
         with temporary.open("wb") as file:
             torch.save(content, file)

@@ -5,13 +5,18 @@
     for detections in detector(frames):
         print(detections.boxes_xyxy, detections.scores, detections.names)
 
-Importing it loads numpy and OpenCV only; an engine, PyTorch or pycocotools is loaded when it is used.
+Importing it loads numpy and OpenCV only; an engine, PyTorch or pycocotools is loaded when it is used. It also keeps the
+libraries from sending usage data to their makers, ONNX Runtime first (`runtime.telemetry`).
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from runtime.telemetry import silence
+
+silence()  # before any of them can be imported
 
 try:
     import cv2  # noqa: F401  (checked here, once, because every module of this package needs it)
@@ -39,8 +44,9 @@ if TYPE_CHECKING:
     from runtime.frames import FrameError
     from runtime.image import ImageError, Letterbox, letterbox, read_image
     from runtime.records import CocoDataset, DatasetError, ImageRecord
-    from runtime.stream import SourceFrame, StreamError
     from runtime.stream_options import SourceState, StreamOptions
+    from runtime.stream_source import SourceFrame
+    from runtime.stream_url import StreamError
     from runtime.streams import Streams
 
 _HOME = {
@@ -54,7 +60,7 @@ _HOME = {
     "Detection": "detections", "Detections": "detections",
     "Detector": "detector", "FrameError": "frames",
     "Evaluation": "evaluate",
-    "SourceFrame": "stream", "StreamError": "stream", "SourceState": "stream_options",
+    "SourceFrame": "stream_source", "StreamError": "stream_url", "SourceState": "stream_options",
     "StreamOptions": "stream_options", "Streams": "streams",
     "ImageError": "image", "Letterbox": "image", "letterbox": "image", "read_image": "image",
 }  # fmt: skip

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import math
 import threading
 import time
-import weakref
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from types import TracebackType
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.backends import Backend, another_context
 from runtime.batcher_admission import Admission, BatcherClosed, Policy
 from runtime.batcher_batch import Canvas, Outcome, answer, infer, prepare
+from runtime.batcher_ends import FORKED, open_batchers
 from runtime.batcher_metrics import BatcherMetrics, Tally
 from runtime.batcher_queue import Request
 from runtime.detections import Detections
@@ -76,11 +75,13 @@ class Batcher:
         self._running: dict[int, list[Request]] = {}
         self._finished: dict[int, list[Outcome]] = {}
         self._closing = False
+        self.closed = ""
+        """Why it takes no more frames; '' while it does."""
         self._most_undelivered = workers + 2
         self._workers = workers
         self._deliverer = threading.Thread(target=self._deliver, name="batcher-delivery", daemon=True)
         self._threads = [threading.Thread(target=self._run, args=(c,), name="batcher", daemon=True) for c in contexts]
-        _open.add(self)
+        open_batchers.add(self)
         for thread in (self._deliverer, *self._threads):
             thread.start()
 
@@ -145,8 +146,10 @@ class Batcher:
         later, such as the batch of an engine that hangs. Closing again does nothing, or cuts short an earlier draining.
         Called by a callback of a future it does not wait, since the threads wait for that callback.
         """
+        if self.closed == FORKED:
+            return
         with self._work:
-            self._closing = True
+            self._closing, self.closed = True, "the batcher is closed"
             if not drain:
                 self._admission.turn_away_all(BatcherClosed("the batcher was closed before this frame ran"))
             self._work.notify_all()
@@ -158,7 +161,7 @@ class Batcher:
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
         if end is not None and any(thread.is_alive() for thread in (*self._threads, self._deliverer)):
             self._abandon(BatcherClosed(f"no answer within {timeout:g} s of closing the batcher"))
-        _open.discard(self)
+        open_batchers.discard(self)
 
     def __enter__(self) -> Batcher:
         return self
@@ -168,14 +171,14 @@ class Batcher:
 
     def _prepare(self, frame: Frame, *arguments: Any) -> Request:
         now = self._clock()
-        if self._closing:
-            raise BatcherClosed("the batcher is closed")
+        if self.closed:
+            raise BatcherClosed(self.closed)
         return prepare(self.detector, self.max_wait_ms, now, frame, *arguments)
 
     def _offer(self, request: Request, may_wait: bool) -> Future[None] | None:
         with self._work:
-            if self._closing:
-                raise BatcherClosed("the batcher is closed")
+            if self.closed:
+                raise BatcherClosed(self.closed)
             admitted = self._admission.offer(request, may_wait)
             if len(self._admission.waiting) >= self._full or request.due < self._wake_at:
                 self._work.notify()
@@ -288,13 +291,3 @@ class Batcher:
             left += [request for request, _ in self._admission.turned_away.copy()]
         for request in left:
             self._settle(request, error)
-
-
-_open: weakref.WeakSet[Batcher] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """A batcher that nobody closed: its threads must not be inside an engine while the interpreter is taken down."""
-    for batcher in list(_open):
-        batcher.close(drain=False, timeout=5.0)

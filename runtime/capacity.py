@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, OutOfMemory, RawOutputs, joined
+from runtime.backends import Backend, BackendError, OutOfMemory, RawOutputs, joined
 from runtime.device_frames import DeviceFrame
 
 _log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ class Capacity:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._fits = sys.maxsize
+        self._process = os.getpid()
 
     def run(
         self, images: NDArray[np.uint8] | Sequence[DeviceFrame], context: Callable[[Any], RawOutputs] | None = None
@@ -29,8 +31,14 @@ class Capacity:
         """Outputs for `images` (uint8 [B, H, W, 3]) of the backend, or of another `context` of it, or `on_device`.
 
         Out of memory, a batch is halved until it runs, and later batches start at that size; a warning says so. Raises
-        `OutOfMemory` where one image does not fit, or the graph's batch is fixed.
+        `OutOfMemory` where one image does not fit, or the graph's batch is fixed; `BackendError` in a fork of the
+        process that loaded the model onto a GPU.
         """
+        if os.getpid() != self._process and self._backend.device != "cpu":
+            raise BackendError(
+                f"the model was loaded onto {self._backend.device} in another process, of which this one is a fork, "
+                "and CUDA does not work in forks: make the Detector after the fork, or start processes by spawn"
+            )
         run: Callable[[Any], RawOutputs] = context or self._backend
         size = min(max(1, len(images)), self._fits)
         while True:

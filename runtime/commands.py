@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from runtime.signals import Terminated, terminating
+
 ROOMS = ("models", "runtime", "trainer", "export")
 
 
@@ -20,7 +22,8 @@ def teaching(prog: str) -> argparse.RawDescriptionHelpFormatter:
 
 
 def exit_status(arguments: argparse.Namespace, program: str, extra: str, interrupted: str = "interrupted") -> int:
-    """Run `arguments.run(arguments)`: 0 done, 1 failed, with one line on stderr that says why.
+    """Run `arguments.run(arguments)`: 0 done, 1 failed, with one line on stderr that says why, 143 or 129 ended by
+    SIGTERM or SIGHUP (what is half written goes, as at Ctrl-C).
 
     `extra` is the extra of the distribution that brings what the command needs. Where a package is missing, the
     error names it.
@@ -29,8 +32,11 @@ def exit_status(arguments: argparse.Namespace, program: str, extra: str, interru
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        with _choices_told():
+        with _choices_told(), terminating():
             return int(arguments.run(arguments))
+    except Terminated as stop:
+        print(stop, file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt as stop:
         print(str(stop) or interrupted, file=sys.stderr)
         return 1

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,8 +15,7 @@ from numpy.typing import NDArray
 from runtime.backends.options import BackendOptions
 from runtime.detect_outputs import (
     DetectError,
-    Lines,
-    SourceOutput,
+    Outputs,
     closed_by_user,
     distinct,
     make_folder,
@@ -32,11 +27,14 @@ from runtime.detector import Detector, Threshold
 from runtime.draw import draw_detections
 from runtime.image import Image, ImageError
 from runtime.runs import newest
-from runtime.stream import Origin, Source, describe, expand, open_source
+from runtime.signals import finishing
+from runtime.stream import describe, expand, open_source
 from runtime.stream_capture import without_password
 from runtime.stream_options import SourceState, StreamOptions
+from runtime.stream_source import Origin, Source
 from runtime.streams import Streams
 from runtime.track import Tracker
+from runtime.video_writer import VideoError
 
 __all__ = ["MODELS", "DetectError", "DetectSummary", "SourceSummary", "detect"]
 
@@ -76,7 +74,7 @@ class DetectSummary:
     json_lines: Path | None
     """One line for each frame; None when not asked for, or when several sources have one each."""
     interrupted: bool
-    """Stopped by Ctrl-C, or by q in the window; the outputs are complete up to there."""
+    """Stopped by Ctrl-C, SIGTERM, SIGHUP, or by q in the window; the outputs are complete up to there."""
     sources: tuple[SourceSummary, ...]
     seconds: float
     """From the first request for a frame to the last result."""
@@ -109,8 +107,9 @@ def detect(
     `classes` (names, or labels: "3" is a label where no class is named so) leaves the others out. `track` numbers
     objects (ByteTrack, the extra `track`): detections then have a `track` in the lines, null where an object is not
     known yet. `options`: how sources are read.
-    `show` opens a window each; q closes them and ends the run. Ctrl-C ends the run with the outputs finished; a second
-    one ends it at once, without them.
+    `show` opens a window each; q closes them and ends the run. Ctrl-C, SIGTERM or SIGHUP end the run with the outputs
+    finished; a second one ends it at once, without them. A disk that is full ends the run, too, by a `DetectError` that
+    names the file: a picture or video is then gone, lines end with the last whole one, the others are complete.
     `model` None takes the newest run's (`runtime.runs.newest`). `progress(frames, total or None)` follows every frame.
 
     Raises `DetectError`, `StreamError`, `ImageError`, `RunsError`, `CardError`, `BackendError`, `TrackError`, and
@@ -145,13 +144,13 @@ def detect(
         make_folder(folder)
 
     frames = 0
-    with ExitStack() as stack, Streams(first, options, on_broken) as streams, _finishing(streams) as interrupted:
-        whole = stack.enter_context(Lines(Path(json_lines))) if json_lines is not None else None
-        outputs = []
-        for one, name in zip(what, names, strict=True):
-            own = folder / f"{name}.jsonl" if save and one.kind != "picture" else None
-            lines = whole or stack.enter_context(Lines(own))
-            outputs.append((stack.enter_context(SourceOutput(one, name, folder, save, lines, len(what) == 1)), lines))
+    failure: OSError | VideoError | None = None
+    whole = Path(json_lines) if json_lines is not None else None
+    with (
+        Outputs(what, names, folder, save, whole, options.every) as outputs,
+        Streams(first, options, on_broken) as streams,
+        finishing(streams.stop) as interrupted,
+    ):
         started = time.perf_counter()
         try:
             for frame, raw in streams.detect(finder.find, batch):
@@ -164,7 +163,11 @@ def detect(
                     "source": str(frame.path) if frame.path is not None else shown_names[frame.source],
                     "frame": frame.index, "time_s": round(frame.time_s, 3), "detections": _listed(found, tracks),
                 }  # fmt: skip
-                outputs[frame.source][0].add(frame, opened, annotated, line, len(found))
+                try:
+                    outputs.sources[frame.source].add(frame, opened, annotated, line, len(found))
+                except (OSError, VideoError) as error:
+                    failure = error
+                    break
                 frames += 1
                 if progress is not None:
                     progress(frames + len(skipped), _total(streams))
@@ -177,23 +180,39 @@ def detect(
                 raise
             # Its reason is in the states: what came before the failure is complete, and kept.
         seconds = time.perf_counter() - started
-        if frames == 0 and not interrupted.is_set():
+        skipped += [one for output in outputs.sources for one in output.unwritten]
+        if failure is None and frames == 0 and not interrupted.is_set():
             raise DetectError(
                 f"{', '.join(shown_names)}: none of its {len(skipped)} pictures can be read; the first: {skipped[0][1]}"
                 if skipped else f"{', '.join(shown_names)}: gives no frame"
             )  # fmt: skip
+        failures: list[OSError | VideoError] = [] if failure is None else [failure]
+        failures += outputs.close(keep=failure is None or frames > 0)
+        if failures:
+            raise _not_written(failures, frames, outputs) from failures[0]
+        if progress is not None and not interrupted.is_set():  # a video's own count may have been off
+            progress(frames + len(skipped), frames + len(skipped))
         states = streams.states
     sources = tuple(
-        SourceSummary(shown_name, output.frames, output.detections, output.pictures, lines.path, state)
-        for shown_name, (output, lines), state in zip(shown_names, outputs, states, strict=True)
+        SourceSummary(shown_name, output.frames, output.detections, output.pictures, output.lines.path, state)
+        for shown_name, output, state in zip(shown_names, outputs.sources, states, strict=True)
     )
     alone = sources[0] if len(sources) == 1 else None
     return DetectSummary(
         frames, sum(s.detections for s in sources), tuple(skipped),
         alone.pictures if alone else folder if save else None,
-        alone.json_lines if alone else whole.path if whole else None,
+        alone.json_lines if alone else whole,
         interrupted.is_set(), sources, seconds,
     )  # fmt: skip
+
+
+def _not_written(errors: list[OSError | VideoError], frames: int, outputs: Outputs) -> DetectError:
+    """What could not be written, and what is there all the same."""
+    reasons = [f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename else str(e) for e in errors]
+    paths = [path for output in outputs.sources if output.frames for path in (output.pictures, output.lines.path)]
+    there = [str(path) for path in dict.fromkeys(paths) if path is not None and path.exists()]
+    kept = f"; complete up to there: {', '.join(there)}" if there else ""
+    return DetectError(f"{'; '.join(dict.fromkeys(reasons))} (after {frames} frames{kept})")
 
 
 class _Finder:
@@ -244,28 +263,3 @@ def _total(streams: Streams) -> int | None:
     counts = [opened.count if opened is not None else None for opened in map(streams.opened, range(len(streams)))]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
-
-
-@contextmanager
-def _finishing(streams: Streams) -> Iterator[threading.Event]:
-    """Ctrl-C stops `streams` and sets the event, so that what is in hand is finished; a second one interrupts.
-
-    Only where Ctrl-C has its usual meaning: in the main thread, and where the application has no handler of its own.
-    """
-    stopped = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-        streams.stop()
-
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if threading.current_thread() is not threading.main_thread() or not usual:
-        yield stopped
-        return
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)

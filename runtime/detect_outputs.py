@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import cv2
 
-from runtime.image import Image, write_image
-from runtime.stream import Description, Source, SourceFrame
+from runtime.files import fitting, partial_path
+from runtime.image import Image, ImageError, write_image
+from runtime.stream import Description
+from runtime.stream_source import Source, SourceFrame
+from runtime.video_file import frame_rate
+from runtime.video_writer import VideoWriter
 
-LONGEST_GAP_S = 1.0
-"""A pause of a live source is no longer than this in its video."""
+_OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+"""What a file system says to a name that it does not take, where it takes others."""
 
 
 class DetectError(RuntimeError):
@@ -77,126 +84,159 @@ def refuse_to_overwrite(sources: list[Description], names: list[str], folder: Pa
 class SourceOutput:
     """The results of one source under `folder`, named `name`. `alone`: it is the only source."""
 
-    def __init__(self, what: Description, name: str, folder: Path, save: bool, lines: Lines, alone: bool) -> None:
+    def __init__(
+        self, what: Description, name: str, folder: Path, save: bool, lines: Lines, alone: bool, every: int = 1
+    ) -> None:
         self.pictures: Path | None = None
         """The annotated picture, folder or video, once there is one."""
         self.frames = self.detections = 0
-        self._what, self._name, self._save, self._lines = what, name, save, lines
+        self.unwritten: list[tuple[Path, str]] = []
+        """Annotated pictures that cannot be written where the others are, and why: a name or a size too long."""
+        self.lines = lines
+        self._what, self._name, self._save = what, name, save
         self._folder = output_folder(what, name, folder, alone)
-        self._stack = ExitStack()
-        self._video: _Video | None = None
-
-    def __enter__(self) -> SourceOutput:
-        return self
+        self._alone, self._every = alone, every
+        self._video: VideoWriter | None = None
 
     def add(
         self, frame: SourceFrame, source: Source | None, annotated: Image, line: dict[str, Any], found: int
     ) -> None:
-        """Keep one frame's results. `source` is the opened source, which knows the rate of a video."""
+        """Keep one frame's results. `source` is the opened source, which knows the rate of a video. Raises OSError and
+        `VideoError` where they cannot be written.
+        """
         if self._save and frame.path is not None:
             self._add_picture(frame.path, annotated)
         elif self._save and source is not None:
             if self._video is None:
-                path = self._folder / f"{self._name}.mp4"
-                self._video = self._stack.enter_context(_Video(path, source.fps, source.live))
-                self.pictures = path
+                path = self._folder / f"{fitting(self._name, '.mp4')}.mp4"
+                self._video, self.pictures = VideoWriter(path, self._rate(source), source.live), path
             self._video.write(annotated, frame.time_s)
-        self._lines.write(line)
+        self.lines.write(line)
         self.frames, self.detections = self.frames + 1, self.detections + found
+
+    def _rate(self, source: Source) -> float:
+        if source.kind != "video" or not isinstance(source.origin, (str, os.PathLike)):
+            return source.fps
+        return frame_rate(Path(source.origin), source.fps * self._every) / self._every
 
     def _add_picture(self, path: Path, annotated: Image) -> None:
         written = annotated_path(self._what, self._name, self._folder, path)
-        self.pictures = written if self._what.kind == "picture" else self._folder
-        write_image(written, annotated)
+        try:
+            write_image(written, annotated)
+        except (ImageError, OSError) as error:
+            of_this_one = isinstance(error, ImageError) or error.errno in _OF_ONE_NAME
+            if not of_this_one or (self._alone and self._what.kind == "picture"):
+                raise
+            reason = error.reason if isinstance(error, ImageError) else error.strerror
+            self.unwritten.append((written, f"is not written: {reason}"))
+        else:
+            self.pictures = written if self._what.kind == "picture" else self._folder
 
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
-        self._stack.__exit__(kind, error, trace)
+    def close(self, keep: bool) -> None:
+        """End the video, under its name if it is to be kept. Raises OSError where it could not be written whole."""
+        if self._video is not None:
+            video, self._video = self._video, None
+            try:
+                video.close(keep)
+            except OSError:
+                self.pictures = None
+                raise
 
 
 class Lines:
-    """JSON lines that appear under their name when they are complete; none for the path None."""
+    """JSON lines that appear under their name when they are complete; none for the path None.
+
+    Each line is on its way to the disk before the next begins. Where one cannot be written, those before it are kept.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._partial = path.with_name(f".{path.name}.partial") if path is not None else None
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> Lines:
-        if self.path is not None and self._partial is not None:
-            if self.path.is_dir():
-                raise DetectError(f"{self.path}: is a folder; expected the name of the file of JSON lines")
-            make_folder(self._partial.parent)
-            self._file = open(self._partial, "w", encoding="utf-8")
-        return self
+        self._file: FileIO | None = None
+        self._end = 0
+        if path is None:
+            return
+        if path.is_dir():
+            raise DetectError(f"{path}: is a folder; expected the name of the file of JSON lines")
+        make_folder(path.parent)
+        self._partial = partial_path(path)
+        with _naming(path):
+            self._file = open(self._partial, "wb", buffering=0)  # noqa: SIM115  (closed by `close`)
 
     def write(self, line: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
-        if self._file is None or self.path is None or self._partial is None:
+        """Add one line. Raises OSError, with the lines before this one kept, where it cannot be written."""
+        if self._file is None or self.path is None:
             return
-        self._file.close()
-        if kind is None:
-            os.replace(self._partial, self.path)
-        else:
+        left = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        end = self._end + len(left)
+        try:
+            with _naming(self.path):
+                while left:
+                    left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end = end
+
+    def close(self, keep: bool) -> None:
+        """End the lines, under their name if they are to be kept; a second call does nothing. Raises OSError."""
+        if self._file is None or self.path is None:
+            return
+        file, self._file = self._file, None
+        try:
+            with _naming(self.path):
+                file.close()
+                if keep:
+                    os.replace(self._partial, self.path)
+        finally:
             self._partial.unlink(missing_ok=True)
 
 
-class _Video:
-    """An MP4 that appears under its name when it is complete; the first frame decides its size.
+class Outputs:
+    """The results of all sources under `folder`: what they are, how each is named, lines in one file or in each's own.
 
-    A live source's frames come when they come: each stands until the next, so that the video runs as the clock did.
+    Leaving the `with` by an error of somebody else's leaves nothing of what is not yet complete.
     """
 
-    def __init__(self, path: Path, fps: float, live: bool) -> None:
-        self.path = path
-        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-        self._fps, self._live = fps, live
-        self._size_wh = (0, 0)
-        self._writer: cv2.VideoWriter | None = None
-        self._last: Image | None = None
-        self._last_s = self._clock = 0.0
-        self._written = 0
+    def __init__(
+        self, what: list[Description], names: list[str], folder: Path, save: bool, json_lines: Path | None, every: int
+    ) -> None:
+        self.common = Lines(json_lines) if json_lines is not None else None
+        self.sources: list[SourceOutput] = []
+        try:
+            for one, name in zip(what, names, strict=True):
+                own = save and one.kind != "picture" and self.common is None
+                lines = self.common or Lines(folder / f"{fitting(name, '.jsonl')}.jsonl" if own else None)
+                self.sources.append(SourceOutput(one, name, folder, save, lines, len(what) == 1, every))
+        except BaseException:
+            self.close(keep=False)
+            raise
 
-    def __enter__(self) -> _Video:
+    def close(self, keep: bool) -> list[OSError]:
+        """End all of them; what could not be written. Videos first: one that failed leaves the lines its room."""
+        failures = []
+        lines = [source.lines for source in self.sources] + ([self.common] if self.common is not None else [])
+        endings: list[SourceOutput | Lines] = [*self.sources, *lines]
+        for output in endings:
+            try:
+                output.close(keep)
+            except OSError as error:
+                failures.append(error)
+        return failures
+
+    def __enter__(self) -> Outputs:
         return self
 
-    def write(self, image: Image, time_s: float) -> None:
-        height, width = image.shape[:2]
-        if self._writer is None:
-            self._size_wh, self._last_s = (width, height), time_s
-            self._writer = cv2.VideoWriter(
-                str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, self._size_wh
-            )
-            if not self._writer.isOpened():
-                raise DetectError(f"{self.path}: this OpenCV cannot write mp4v video; use --no-save with --json")
-        if (width, height) != self._size_wh:  # a camera may change its mind; a file cannot
-            image = cv2.resize(image, self._size_wh).astype(image.dtype, copy=False)
-        if self._live and self._last is not None:
-            self._clock += min(time_s - self._last_s, LONGEST_GAP_S)
-            due = round(self._clock * self._fps)
-            for _ in range(due - self._written):
-                self._write(self._last)
-            if self._written > due:  # the camera is faster than its video: this frame has no place in it
-                self._last, self._last_s = image, time_s
-                return
-        self._write(image)
-        self._last, self._last_s = image if self._live else None, time_s
-
-    def _write(self, image: Image) -> None:
-        assert self._writer is not None
-        self._writer.write(image)
-        self._written += 1
-
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
-        if self._writer is None:
-            return
-        self._writer.release()
-        if kind is None:
-            os.replace(self._partial, self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        self.close(keep=False)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An OSError of the file that stands in for `path` until it is complete names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def require_windows() -> None:

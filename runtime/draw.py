@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+import functools
+import logging
+import unicodedata
 from collections.abc import Sequence
 
 import cv2
@@ -11,10 +14,55 @@ import numpy as np
 from runtime.detections import Detections
 from runtime.image import FILL, Image, letterbox
 
+_log = logging.getLogger(__name__)
+
 Color = tuple[int, int, int]
 """Blue, green, red, 0..255."""
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_DRAWS_UNICODE = int(cv2.__version__.split(".")[0]) >= 5
+_PLAIN = str.maketrans({
+    "ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE",
+    "ı": "i", "þ": "th", "Þ": "Th", "ð": "d", "–": "-", "—": "-", "’": "'",
+})  # fmt: skip
+"""Letters that Unicode does not take apart into a plain one and a mark."""
+
+
+def drawable(text: str) -> str:
+    """`text` as OpenCV can draw it.
+
+    OpenCV 5 draws Latin, Cyrillic, Greek, Arabic and CJK. What it has no glyph for, and all but ASCII before it, loses
+    its accents or becomes its code point (`\\u0e44`), so that two names never look the same; this is logged once.
+    """
+    text = "".join(c if c.isprintable() else " " for c in text)
+    if all(c.isascii() or (_DRAWS_UNICODE and _has_glyph(c)) for c in text):
+        return text
+    _tell_of_letters(cv2.__version__)
+    return "".join(c if c.isascii() or (_DRAWS_UNICODE and _has_glyph(c)) else _plain(c) for c in text)
+
+
+def _plain(letter: str) -> str:
+    apart = unicodedata.normalize("NFKD", letter.translate(_PLAIN))
+    left = "".join(c for c in apart if not (unicodedata.combining(c) and apart[0].isascii()))
+    return left.encode("ascii", "backslashreplace").decode("ascii")
+
+
+@functools.lru_cache(4096)
+def _has_glyph(letter: str) -> bool:
+    """Whether it is drawn as something else than a letter that no font has."""
+    return not np.array_equal(_glyph(letter), _glyph("\ue000"))
+
+
+def _glyph(letter: str) -> Image:
+    canvas = np.zeros((48, 96, 3), np.uint8)
+    cv2.putText(canvas, letter, (8, 36), _FONT, 1.0, (255, 255, 255), 1, cv2.LINE_AA)
+    return canvas
+
+
+@functools.cache
+def _tell_of_letters(version: str) -> None:
+    more = "" if _DRAWS_UNICODE else "; OpenCV 5 draws most scripts"
+    _log.warning("OpenCV %s has not all letters of these names: some are drawn as their code points%s", version, more)
 
 
 def class_color(label: int) -> Color:
@@ -65,7 +113,7 @@ def draw_boxes(
 def _chip(image: Image, text: str, anchor_xy: tuple[int, int], color: Color, line: int) -> None:
     """`text` on a filled rectangle, above the anchor where there is room, else below it; never outside."""
     height, width = image.shape[:2]
-    text = "".join(c if " " <= c <= "~" else "?" for c in text)  # the built-in font is ASCII
+    text = drawable(text)
     scale = max(0.35, min(height, width) / 1100)
     thickness = max(1, line // 2)
     (text_w, text_h), below = cv2.getTextSize(text, _FONT, scale, thickness)
@@ -114,7 +162,7 @@ def sheet(
 
 
 def _caption(strip: Image, text: str) -> None:
-    text = "".join(c if " " <= c <= "~" else "?" for c in text)
+    text = drawable(text)
     scale = strip.shape[0] / 34
     while len(text) > 1 and cv2.getTextSize(text, _FONT, scale, 1)[0][0] > strip.shape[1] - 4:
         text = text[:-2] + "~"

@@ -1,12 +1,57 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the user's folder for caches."""
 
 from __future__ import annotations
 
 import os
+import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, on most file systems."""
+
+
+def partial_path(path: Path) -> Path:
+    """The hidden file beside `path` that is written first. It has the same suffix, as writers look at it, and a
+    short name, since `path`'s own may have no room for more. It is the same for the same `path`.
+    """
+    return path.with_name(f".{_short(path, 24)}.partial{_suffix(path)}")
+
+
+def fitting(stem: str, suffix: str) -> str:
+    """`stem`, cut where `stem` and `suffix` are longer together than a file's name may be; cut ones stay distinct."""
+    room = LONGEST_NAME - len(os.fsencode(suffix))
+    if len(os.fsencode(stem)) <= room:
+        return stem
+    mark = f"~{zlib.crc32(os.fsencode(stem)):08x}"
+    cut = stem
+    while len(os.fsencode(cut)) > room - len(mark):
+        cut = cut[:-1]
+    return cut + mark
+
+
+def _short(path: Path, most: int) -> str:
+    stem = path.stem if _suffix(path) else path.name
+    return stem if len(stem) <= most else f"{stem[:most]}~{zlib.crc32(os.fsencode(path.name)):08x}"
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix if len(path.suffix) <= 16 else ""  # what follows the last dot of a sentence is none
+
+
+def cache_folder(instead: str) -> Path:
+    """The user's folder for isodet's caches, not made. Raises OSError where there is no home folder, as in a container
+    whose user has no entry; the message asks for `instead`, what else can be set.
+    """
+    given = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    try:
+        folder = Path(given or Path.home() / ("AppData/Local" if sys.platform == "win32" else ".cache"))
+    except RuntimeError:
+        raise OSError(f"this user has no home folder to keep a cache in; set {instead}, or XDG_CACHE_HOME") from None
+    return folder / "isodet"
 
 
 @contextmanager
@@ -17,12 +62,13 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")  # writers look at the suffix
+    partial = partial_path(path)
     try:
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # a full disk, found while writing, names no file
+        unnamed = error.filename is None or str(error.filename) == str(partial)
+        if unnamed and error.errno is not None:  # a full disk, found while writing, names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -39,7 +85,7 @@ def require_writable(path: str | PathLike[str]) -> None:
         raise IsADirectoryError(f"{path}: is a folder; name the file that is to be written")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.stem}.probe{path.suffix}")
+        probe = path.with_name(f".{_short(path, 24)}.probe{_suffix(path)}")
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -9,21 +9,19 @@ boxes are turned with the picture. Any other difference in size is an error.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.encoded import JPEG_FRAMES, exif_orientation, jpeg_segments
 from runtime.image import ImageError, read_image
 from runtime.records import ImageRecord
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD = 1 << 18
 """Bytes read at first; a JPEG's EXIF and size lie within its first few segments of at most 64 KiB."""
-_NO_LENGTH = {0x01, 0xD8, *range(0xD0, 0xD8)}
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -53,75 +51,11 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _jpeg_size(head: bytes) -> tuple[int, int] | None:
-    for marker, segment in _jpeg_segments(head):
-        if marker in _FRAMES and len(segment) >= 5:
+    for marker, segment in jpeg_segments(head):
+        if marker in JPEG_FRAMES and len(segment) >= 5:
             height, width = struct.unpack(">HH", segment[1:5])
             return (width, height) if exif_orientation(head) >= 5 else (height, width)
     return None
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, content) of the segments before the pixels."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill bytes
-            position += 1
-            continue
-        if marker in _NO_LENGTH:
-            position += 2
-            continue
-        if marker in (0xD9, 0xDA):
-            return
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        yield marker, data[position + 4 : position + 2 + length]
-        position += 2 + max(2, length)
-
-
-def exif_orientation(data: bytes) -> int:
-    """The EXIF orientation 1..8 of an encoded JPEG, PNG, WebP or TIFF, of which `data` is the whole or the beginning.
-
-    1, upright, where there is none. TIFF 6.0, tag 274: 2 mirrored, 3 turned by 180 degrees, 4 mirrored upside down,
-    5 transposed, 6 to be turned clockwise, 7 transposed about the other diagonal, 8 to be turned anticlockwise.
-    """
-    body = b""
-    if data.startswith(b"\xff\xd8"):
-        segments = (content for marker, content in _jpeg_segments(data) if marker == 0xE1)
-        body = next((content[6:] for content in segments if content.startswith(b"Exif\0\0")), b"")
-    elif data.startswith(_PNG) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-        body = _chunk(data)
-    elif data[:4] in (b"II*\0", b"MM\0*"):
-        body = data
-    return _orientation_of_tiff(body)
-
-
-def _chunk(data: bytes) -> bytes:
-    """The EXIF chunk of a PNG or a WebP."""
-    png = data.startswith(_PNG)
-    position, order = (8, ">") if png else (12, "<")
-    while position + 8 <= len(data):
-        first, second = data[position : position + 4], data[position + 4 : position + 8]
-        length = struct.unpack(order + "I", first if png else second)[0]
-        if (second if png else first) in (b"eXIf", b"EXIF"):
-            content = data[position + 8 : position + 8 + length]
-            return content[6:] if content.startswith(b"Exif\0\0") else content
-        position += 12 + length if png else 8 + length + length % 2
-    return b""
-
-
-def _orientation_of_tiff(body: bytes) -> int:
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(body[:4])
-    if order is None or len(body) < 8:
-        return 1
-    start = struct.unpack(order + "I", body[4:8])[0]
-    if start + 2 > len(body):
-        return 1
-    for i in range(struct.unpack(order + "H", body[start : start + 2])[0]):
-        entry = body[start + 2 + 12 * i : start + 14 + 12 * i]
-        if len(entry) == 12 and struct.unpack(order + "H", entry[:2])[0] == 0x0112:
-            value = struct.unpack(order + "H", entry[8:10])[0]
-            return value if 1 <= value <= 8 else 1
-    return 1
 
 
 def upright(record: ImageRecord, image_hw: tuple[int, int]) -> ImageRecord:

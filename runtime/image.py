@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from runtime.encoded import apply_orientation, exif_orientation, too_large
 from runtime.files import replacing
 
 Image = NDArray[np.uint8]
@@ -46,7 +47,8 @@ def read_image(path: str | Path) -> Image:
     of it only, as 12-bit cameras and thermal ones do, is to be stretched before, in training as in deployment.
 
     Raises `ImageError` for a file that is missing, is not a picture, or is truncated: OpenCV alone
-    would return a cut JPEG with the missing part grey, and say nothing.
+    would return a cut JPEG with the missing part grey, and say nothing. Also, before anything is decoded, for more than
+    `runtime.encoded.MAX_PIXELS`.
     """
     try:
         data = Path(path).read_bytes()
@@ -63,12 +65,14 @@ def decode_image(data: bytes, path: str | Path) -> Image:
     """The encoded picture `data` as uint8 [H, W, 3] BGR; `path` names it in an `ImageError`."""
     if not data:
         raise ImageError(path, "the file is empty")
-    damage = _damage(data)
+    damage = too_large(data) or _damage(data)
     if damage:
         raise ImageError(path, damage)
     try:
         tiff = data[:4] in (b"II*\0", b"MM\0*")  # OpenCV scales its 16-bit samples in several ways, PNG's in one
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if tiff else 0))
+        # All but TIFF are turned here: OpenCV leaves some WebP and all AVIF as they are stored.
+        how = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if tiff else cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
     except cv2.error as error:  # such as more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
         raise ImageError(path, f"cannot be decoded: {error.err or error}") from None
     if image is None:
@@ -77,7 +81,8 @@ def decode_image(data: bytes, path: str | Path) -> Image:
         image = np.right_shift(image, 8, dtype=np.uint16).astype(np.uint8)
     if image.dtype != np.uint8:
         raise ImageError(path, f"has {image.dtype} samples; expected 8 or 16 bits, so convert it with a range of yours")
-    return np.asarray(image, np.uint8)
+    image = np.asarray(image, np.uint8)
+    return image if tiff else apply_orientation(image, exif_orientation(data))
 
 
 def write_image(path: str | Path, image: Image) -> None:

@@ -9,88 +9,21 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Literal
 
-from runtime.image import IMAGE_SUFFIXES, Image, ImageError, read_image
+from runtime.image import IMAGE_SUFFIXES, ImageError, read_image
 from runtime.picture_files import is_hidden, is_picture, left_out_text, list_pictures
-from runtime.stream_capture import Capture, DecoderName, StreamError, open_capture, without_password
+from runtime.stream_capture import DecoderName, StreamError, open_capture, without_password
+from runtime.stream_source import Kind, Origin, Source, SourceFrame, of_capture
+from runtime.video_file import undecoded
 
-__all__ = ["Origin", "Source", "SourceFrame", "StreamError", "expand", "open_source"]
+__all__ = ["StreamError", "expand", "open_source"]
 
 _log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv")
-
-Kind = Literal["picture", "folder", "video", "webcam", "url"]
-"""folder stands for a glob of pictures, too."""
-
-Origin = str | int | PathLike[str]
-"""What a user writes for a source: a path, a glob, a webcam's number or a URL."""
-
-
-@dataclass(frozen=True, eq=False)
-class SourceFrame:
-    """One frame of a source."""
-
-    image: Image
-    """uint8 [H, W, 3] BGR"""
-    index: int
-    """0, 1, ... in the source. What was left out keeps its number: broken pictures, skipped and dropped frames."""
-    time_s: float
-    """Seconds since the start: of the video in its own time, of a camera on the clock; 0 for pictures."""
-    path: Path | None
-    """Of the picture; None for videos and cameras."""
-    source: int = 0
-    """Which of the sources, where there are several (`runtime.Streams`)."""
-    clock_s: float = 0.0
-    """When it was read: seconds since 1970, as `time.time()`."""
-
-
-def _nothing() -> None:
-    return None
-
-
-def _keep(image: Image) -> None:
-    return None
-
-
-@dataclass(frozen=True)
-class Source:
-    """An opened source; iterate over its frames, once."""
-
-    name: str
-    """Of the file, folder, webcam or host; fit for a file name."""
-    kind: Kind
-    count: int | None
-    """Frames, where that is known; a video's own count may be off."""
-    fps: float
-    """Frames per second; 0 for pictures."""
-    frames: Callable[[], Iterator[SourceFrame]]
-    live: bool = False
-    """Whether frames come when they come and have no end: a webcam, or a URL that announces no length."""
-    origin: Origin | None = None
-    """What to open to have it again."""
-    root: Path | None = None
-    """The folder that all pictures of a folder or glob lie in, at whatever depth."""
-    recycle: Callable[[Image], None] = _keep
-    """Give back the array of a frame that nobody looks at any more."""
-    close: Callable[[], None] = _nothing
-    """Let go a source whose frames were never asked for; iterating to the end does it, too."""
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    """Set from another thread, it ends the wait for a frame of a URL, with a `StreamError`."""
-    opened_s: float = field(default_factory=time.monotonic)
-    """When it was opened, of `time.monotonic`."""
-
-    @property
-    def is_video(self) -> bool:
-        """Whether the frames are of one moving picture."""
-        return self.kind in ("video", "webcam", "url")
-
-    def __iter__(self) -> Iterator[SourceFrame]:
-        return self.frames()
 
 
 def camera(origin: Origin) -> int | str | None:
@@ -196,9 +129,18 @@ def open_source(
         "url": "is the address right and the camera reachable?",
     }[found.kind]
     cancelled = cancelled or threading.Event()
-    address = str(source) if target is None else target
-    capture = open_capture(address, shown, advice, decoder, timeout_s, cancelled)
-    return of_capture(capture, found.name, found.kind, shown, advice, every, source, cancelled)
+    if target is not None:
+        capture = open_capture(target, shown, advice, decoder, timeout_s, cancelled)
+        return of_capture(capture, found.name, found.kind, shown, advice, every, source, cancelled)
+    path = Path(str(source)).absolute()  # what stands before a colon, FFmpeg takes for a protocol
+    try:
+        capture = open_capture(str(path), shown, advice, decoder, timeout_s, cancelled)
+    except StreamError:
+        codec = undecoded(path, decoder)
+        if not codec:
+            raise
+        raise StreamError(f"{shown}: cannot be opened; {codec}") from None
+    return of_capture(capture, found.name, found.kind, shown, advice, every, source, cancelled, path, decoder)
 
 
 def _missing(source: str) -> StreamError:
@@ -232,56 +174,6 @@ def _pictures(found: Description, origin: Origin, on_broken: Callable[[ImageErro
 
     count = -(-len(found.pictures) // every)
     return Source(found.name, "folder", count, 0.0, frames, origin=origin, root=found.root)
-
-
-def of_capture(
-    capture: Capture, name: str, kind: Kind, shown: str, advice: str = "",
-    every: int = 1, origin: Origin | None = None, cancelled: threading.Event | None = None,
-) -> Source:  # fmt: skip
-    """The source that `capture` is. `shown` names it in messages, `advice` says what to look at."""
-    live = kind == "webcam" or (kind == "url" and capture.count is None)
-
-    def frames() -> Iterator[SourceFrame]:
-        started, index, last = time.perf_counter(), 0, -every / capture.fps
-        try:
-            while True:
-                image = capture.read()
-                if image is None:
-                    break
-                now, position = time.perf_counter() - started, capture.position_s()
-                # Some files have no timestamps, some cameras' clocks jump; time never stands still here.
-                last = (
-                    now
-                    if live
-                    else position
-                    if position is not None and position > last
-                    else last + every / capture.fps
-                )
-                yield SourceFrame(image, index, last, None, clock_s=time.time())
-                index += 1
-                for _ in range(every - 1):
-                    if not capture.skip():
-                        break
-                    index += 1
-        finally:
-            capture.close()
-        if index == 0:
-            raise StreamError(f"{shown}: opened, but gives no frame; {advice}")
-        if not live and capture.count is not None and index < 0.95 * capture.count:
-            _log.warning(
-                "%s: ended after %d of the %d frames it announces; is it truncated?", shown, index, capture.count
-            )
-
-    count = -(-capture.count // every) if capture.count is not None and not live else None
-    return Source(
-        name, kind, count, capture.fps / every, frames, live, origin, recycle=capture.recycle, close=capture.close,
-        cancelled=cancelled or threading.Event(),
-    )  # fmt: skip
-
-
-def numbered(frame: SourceFrame, source: int, index: int, time_s: float) -> SourceFrame:
-    """`frame` as one of several sources', with its number and time counted over reconnections."""
-    return replace(frame, source=source, index=index, time_s=time_s)
 
 
 def _warn(error: ImageError) -> None:

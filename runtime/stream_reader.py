@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Literal
 
-from runtime.stream import Origin, Source, SourceFrame, StreamError, numbered
 from runtime.stream_options import SourceState, State, StreamOptions
-from runtime.stream_url import RefusedError, without_password
+from runtime.stream_source import Origin, Source, SourceFrame, numbered
+from runtime.stream_url import RefusedError, StreamError, without_password
 
 _log = logging.getLogger(__name__)
 

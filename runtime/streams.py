@@ -11,9 +11,11 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from runtime.image import Image, ImageError
-from runtime.stream import Origin, Source, SourceFrame, StreamError, camera, expand, open_source
+from runtime.stream import camera, expand, open_source
 from runtime.stream_options import SourceState, StreamOptions
 from runtime.stream_reader import JOIN_S, Reader
+from runtime.stream_source import Origin, Source, SourceFrame
+from runtime.stream_url import StreamError
 
 _log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.typed import ConfigError
+from runtime.files import cache_folder
 from runtime.image import Image, read_image
 from runtime.records import ImageRecord
 from trainer.data_config import DataConfig
@@ -180,8 +181,10 @@ def pictures_for(config: DataConfig, records: Sequence[ImageRecord], processes: 
         return Pictures(config.reduce_to)
     folder = None
     if config.cache == "disk":
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isodet"
-        folder = home if config.cache_dir is None else Path(config.cache_dir)
+        try:
+            folder = cache_folder("data.cache_dir") if config.cache_dir is None else Path(config.cache_dir)
+        except OSError as error:
+            raise ConfigError(f"data.cache: {error}") from None
     # Memory is each process's own, where a file on disk is everybody's: together they keep to cache_gib.
     share = processes if folder is None else 1
     return CachedPictures(records, int(config.cache_gib * 2**30 / share), config.reduce_to, folder, share)

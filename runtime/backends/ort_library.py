@@ -6,10 +6,13 @@ No build is among what isodet itself requires, since pip cannot express "either"
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from runtime.backends import BackendError
+from runtime.telemetry import silence
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions; the extras `cpu` and `gpu` bring one each."""
@@ -17,7 +20,13 @@ _INSTALL = "pip install 'isodet[cpu]' or, for an NVIDIA GPU, pip install 'isodet
 
 
 def load_onnxruntime() -> Any:
-    """The module `onnxruntime`. Raises `BackendError` saying which builds there are to install."""
+    """The module `onnxruntime`. Raises `BackendError` saying which builds there are to install.
+
+    Its telemetry is off, unless `ORT_DISABLE_TELEMETRY=0` is set. Where the application imported it before `runtime`,
+    it has started by then, and the most that can be had is that it sends nothing but what is essential to it.
+    """
+    silence()
+    before = "onnxruntime" in sys.modules
     try:
         module = importlib.import_module("onnxruntime")
         _ = module.InferenceSession  # a folder that an uninstallation left behind can be imported, too
@@ -28,6 +37,8 @@ def load_onnxruntime() -> Any:
         else:
             advice = f"it is not installed: {_INSTALL}"
         raise BackendError(f"an ONNX file needs ONNX Runtime; {advice} ({' '.join(str(error).split())})") from error
+    if before and os.environ["ORT_DISABLE_TELEMETRY"] != "0" and hasattr(module, "disable_telemetry_events"):
+        module.disable_telemetry_events()
     return module
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
+from runtime.backends import BackendError
 from runtime.backends.options import BackendOptions
 from runtime.card import Card
+from runtime.files import cache_folder
 
 
 def cuda_provider(index: int, batch: int | str, cuda_graphs: bool) -> tuple[str, dict[str, Any]]:
@@ -49,7 +50,10 @@ def engine_folder(path: str | Path, options: BackendOptions, version: str) -> Pa
     It takes what it finds without a look at the model or the version that built it, so each has a folder of its own.
     """
     model = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isodet" / f"{options.provider}-provider"
-    folder = Path(options.engine_cache or home) / f"{model}-{version}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        home = options.engine_cache or cache_folder("BackendOptions.engine_cache") / f"{options.provider}-provider"
+        folder = Path(home) / f"{model}-{version}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError(f"{path}: no place for the engines that are built of it: {error}") from None
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -60,6 +61,7 @@ class TorchBackend:
             self._own_queue()
         self.fixed_batch: int | None = None
         self.max_batch = 16 if self._device.type == "cpu" else 32
+        self._process = os.getpid()
 
     @classmethod
     def load(
@@ -78,7 +80,14 @@ class TorchBackend:
         return cls(model, Card.from_json(card, path, options.check_hashes), device, options)
 
     def __call__(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> RawOutputs:
+        self._forked()
         return self._batch(images, lambda stage: None)
+
+    def _forked(self) -> None:
+        """In a process that was forked PyTorch's threads stayed behind, and it would wait for them for ever."""
+        if os.getpid() != self._process:
+            torch.set_num_threads(1)
+            self._process = os.getpid()
 
     @property
     def timed(self) -> TimedCall | None:

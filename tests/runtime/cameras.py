@@ -14,7 +14,7 @@ import pytest
 
 from runtime import streams
 from runtime.image import Image
-from runtime.stream import Origin, Source, of_capture
+from runtime.stream_source import Origin, Source, of_capture
 
 QUICK = {"backoff_s": 0.01, "backoff_max_s": 0.02}
 

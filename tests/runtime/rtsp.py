@@ -12,7 +12,7 @@ from types import TracebackType
 import pytest
 
 from runtime.image import Image
-from runtime.stream import SourceFrame
+from runtime.stream_source import SourceFrame
 
 PYTHON = "/usr/bin/python3"
 PACKAGES = (

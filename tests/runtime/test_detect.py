@@ -16,9 +16,11 @@ from runtime.card import Card
 from runtime.detect import DetectError, detect
 from runtime.detector import Detector
 from runtime.draw import draw_detections
+from runtime.files import partial_path
 from runtime.image import ImageError, read_image, write_image
 from runtime.runs import RunsError, newest, validation_data
-from runtime.stream import StreamError, open_source
+from runtime.stream import open_source
+from runtime.stream_url import StreamError
 from tests.runtime.cameras import HttpCamera, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,7 +198,7 @@ def test_ctrl_c_leaves_finished_outputs(onnx_file: Callable[..., Path], tmp_path
         [str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        partial = tmp_path / "out" / f".127.0.0.1_{camera.port}.jsonl.partial"
+        partial = partial_path(tmp_path / "out" / f"127.0.0.1_{camera.port}.jsonl")
         until(lambda: partial.is_file() and partial.stat().st_size > 0 or process.poll() is not None, 60)
         process.send_signal(signal.SIGINT)
         told, trouble = process.communicate(timeout=60)

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 
 from runtime import detect as detect_module
-from runtime import detect_outputs
 from runtime.detect import DetectError, detect
 from runtime.detector import Detector
 from runtime.image import write_image
-from runtime.stream import Source, SourceFrame, open_source
+from runtime.stream import open_source
 from runtime.stream_options import StreamOptions
+from runtime.stream_source import Source, SourceFrame
 from runtime.streams import Streams
+from runtime.video_writer import VideoWriter
 from tests.runtime.test_detect import frame as shaded
 from tests.runtime.test_detect_sources import clip, frame, lines
 
@@ -85,7 +87,7 @@ def test_all_sources_fail_and_what_came_before_is_kept(
 
 @pytest.mark.parametrize("camera_fps", [25.0, 60.0])
 def test_a_camera_that_is_faster_than_it_announces_makes_no_longer_video(tmp_path: Path, camera_fps: float) -> None:
-    with detect_outputs._Video(tmp_path / "camera.mp4", 25.0, live=True) as video:
+    with VideoWriter(tmp_path / "camera.mp4", 25.0, live=True) as video:
         for i in range(int(4 * camera_fps) + 1):
             video.write(frame(1), i / camera_fps)
     assert len(list(open_source(tmp_path / "camera.mp4"))) == pytest.approx(101, abs=1)
@@ -117,3 +119,20 @@ def test_a_live_video_runs_as_the_clock_did(
     greens = [int(f.image[30, 40, 1]) for f in open_source(tmp_path / "out" / "webcam0.mp4")]
     shown = [round((green - 200) / 15) for green in greens]
     assert shown == [0, 1, 1, 1, *[2] * 10, 3]
+
+
+def test_long_names_get_their_results(detector: Detector, tmp_path: Path) -> None:
+    """And one that cannot be written, here a size that the format does not hold, takes no other with it."""
+    for name in ("a.png", "3" + "图" * 82 + ".png", "z.png"):
+        write_image(tmp_path / "pics" / name, frame(1))
+    wide = np.zeros((2, 20000, 3), np.uint8)
+    (tmp_path / "pics" / "wide.webp").write_bytes(cv2.imencode(".png", wide)[1].tobytes())
+    summary = detect(tmp_path / "pics", detector, out=tmp_path / "out")
+    assert summary.frames == 4 and len(lines(tmp_path / "out" / "pics.jsonl")) == 4
+    [(path, reason)] = summary.skipped
+    assert path == tmp_path / "out" / "wide.webp" and reason.startswith("is not written: cannot be encoded as .webp")
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    clip(tmp_path / ("v" * 251 + ".avi"), [0] * 3)
+    summary = detect(tmp_path / ("v" * 251 + ".avi"), detector, out=tmp_path / "videos")
+    assert summary.pictures is not None and summary.pictures.is_file()
+    assert summary.json_lines is not None and len(lines(summary.json_lines)) == 3

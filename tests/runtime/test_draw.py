@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime import draw
 from runtime.detections import Detections
 from runtime.draw import class_color, draw_detections, sheet
 
@@ -83,3 +84,30 @@ def test_a_sheet_refuses_what_cannot_be() -> None:
             sheet(images, columns, cell)
     with pytest.raises(ValueError, match="expected 1 captions"):
         sheet([image], 1, (60, 60), ["a", "b"])
+
+
+NAMES = ["Тарелка", "łódź", "Rückleuchte", "車", "ไทย", "चाय", "قطار", "\udc80raw"]
+
+
+@pytest.mark.parametrize("unicode", [draw._DRAWS_UNICODE, False])
+def test_names_of_any_script_stay_apart(
+    unicode: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(draw, "_DRAWS_UNICODE", unicode)
+    draw._tell_of_letters.cache_clear()
+    shown = [draw.drawable(name) for name in NAMES]
+    assert "?" not in "".join(shown) and len(set(shown)) == len(NAMES)
+    assert [message for message in caplog.messages if "drawn as their code points" in message] == caplog.messages
+    assert len(caplog.messages) == 1, "said once, not for every box"
+    if unicode:
+        assert shown[:4] == NAMES[:4]
+    else:
+        assert shown[1:4] == ["lodz", "Ruckleuchte", "\\u8eca"]
+    pictures = [
+        draw.draw_boxes(np.zeros((80, 200, 3), np.uint8), [[10, 30, 60, 70]], [name], [(0, 200, 255)]) for name in NAMES
+    ]
+    assert len({picture.tobytes() for picture in pictures}) == len(NAMES)
+
+
+def test_plain_names_are_drawn_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    assert draw.drawable("car 93%\n2") == "car 93% 2" and caplog.messages == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.files import replacing, write_text
+from runtime.files import cache_folder, fitting, partial_path, replacing, require_writable, write_text
 
 
 def test_the_folder_is_made_and_the_suffix_kept_for_the_writer(tmp_path: Path) -> None:
@@ -46,3 +46,39 @@ def test_a_disk_that_fills_up_is_told_with_the_file(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize("stem", ["n" * 250, "3" + "图" * 83, "a." + "b" * 248])
+def test_a_name_that_the_file_system_takes_is_written(tmp_path: Path, stem: str) -> None:
+    path = tmp_path / f"{stem}.jpg"
+    require_writable(path)
+    assert write_text(path, "whole").read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+    assert partial_path(path) != partial_path(tmp_path / f"{stem[:-1]}x.jpg")
+
+
+def test_a_stem_is_cut_to_fit_and_stays_its_own() -> None:
+    assert fitting("clip", ".jsonl") == "clip"
+    one, other = fitting("图" * 84, ".jsonl"), fitting("图" * 83 + "圖", ".jsonl")
+    assert one != other and all(len(f"{stem}.jsonl".encode()) <= 255 for stem in (one, other))
+
+
+def test_an_error_of_the_hidden_file_names_the_one_that_was_wanted(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(OSError) as raised:
+        write_text(tmp_path / "report.html", "text")
+    assert raised.value.filename == str(tmp_path / "report.html") and "partial" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_without_a_home_folder_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A container's user without an entry in passwd."""
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", staticmethod(nobody))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(OSError, match=r"no home folder to keep a cache in; set data\.cache_dir, or XDG_CACHE_HOME"):
+        cache_folder("data.cache_dir")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder("data.cache_dir") == tmp_path / "isodet"

@@ -15,8 +15,9 @@ from typing import cast
 import pytest
 
 from runtime import StreamError, StreamOptions, Streams, stream_process
-from runtime.stream import SourceFrame, open_source
+from runtime.stream import open_source
 from runtime.stream_capture import DecoderName, RefusedError
+from runtime.stream_source import SourceFrame
 from tests.runtime.cameras import QUICK, until
 from tests.runtime.rtsp import Relay, RtspServer, Silent, age_s, code, free_port
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from runtime.files import replacing
+from runtime.video_writer import VideoError, VideoWriter
 from trainer.recipes.glyphs import (
     VAL_SAMPLES,
     background,
@@ -44,10 +45,7 @@ def digits_video(
         speed = rng.uniform(0.1, 0.3, 2) * rng.choice([-1, 1], 2) * (height, width)  # pixels per second
         stroke = stroke_texture(mask.shape, contrasting_color(wide, rng), rng)
         movers.append((mask, stroke, start, speed))
-    with replacing(out) as partial:
-        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
-        if not writer.isOpened():
-            raise RecipeError(f"{out}: this OpenCV cannot write MP4 video (codec mp4v)")
+    with _naming_videos(), VideoWriter(out, fps, live=False) as writer:
         for step in range(max(1, round(seconds * fps))):
             time = step / fps
             top = round((wide.shape[0] - height) * (0.5 + 0.5 * np.sin(0.4 * time)))
@@ -56,8 +54,15 @@ def digits_video(
             for mask, stroke, start, speed in movers:
                 y, x = _bounce(start + speed * time, (height - mask.shape[0], width - mask.shape[1]))
                 paint(frame, mask, stroke, (y, x))
-            writer.write(frame)
-        writer.release()
+            writer.write(frame, time)
+
+
+@contextmanager
+def _naming_videos() -> Iterator[None]:
+    try:
+        yield
+    except VideoError as error:
+        raise RecipeError(str(error)) from None
 
 
 def _bounce(position: npt.NDArray[np.float64], limit: tuple[int, int]) -> tuple[int, int]:

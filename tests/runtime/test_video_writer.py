@@ -1,0 +1,157 @@
+"""Annotated videos: whole or an error that names them, as long as their source, and no pixel less."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from runtime import detect_outputs, video_writer
+from runtime.detect import DetectError, detect
+from runtime.detector import Detector
+from runtime.image import Image
+from runtime.stream import open_source
+from runtime.video_writer import VideoWriter, mp4_fault
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def detector(onnx_file: Callable[..., Path]) -> Detector:
+    return Detector(onnx_file(), device="cpu", threads=1)
+
+
+def noise(size_hw: tuple[int, int] = (160, 192), seed: int = 0) -> Image:
+    return np.random.default_rng(seed).integers(0, 255, (*size_hw, 3), dtype=np.uint8)
+
+
+def noisy_clip(path: Path, frames: int = 60) -> Path:
+    with VideoWriter(path, 25.0, live=False) as video:
+        for i in range(frames):
+            video.write(noise(seed=i), i / 25)
+    return path
+
+
+def bar(number: int) -> Image:
+    image = np.zeros((64, 640, 3), np.uint8)
+    image[:, 16 * number : 16 * number + 16] = 255
+    return image
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_video_that_does_not_fit_is_an_error_with_its_name(tmp_path: Path) -> None:
+    """OpenCV's writer says nothing at all."""
+    with no_file_larger_than(200_000), pytest.raises(OSError, match=r"File too large: '.*/clip\.mp4'"):
+        noisy_clip(tmp_path / "clip.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("checked_while_it_grows", [True, False])
+def test_detect_keeps_the_lines_where_the_video_does_not_fit(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked_while_it_grows: bool
+) -> None:
+    clip = noisy_clip(tmp_path / "clip.mp4")
+    if checked_while_it_grows:
+        monkeypatch.setattr(video_writer, "CHECK_EVERY_S", 0.0)
+    told = r"out/clip\.mp4: File too large \(after (\d+) frames; complete up to there: .*clip\.jsonl\)"
+    with no_file_larger_than(200_000), pytest.raises(DetectError, match=told) as raised:
+        detect(clip, detector, out=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip.jsonl"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "clip.jsonl").read_text().splitlines()]
+    frames = int(str(raised.value).partition("(after ")[2].partition(" ")[0])
+    assert frames <= len(rows) and (len(rows) < 60) == checked_while_it_grows
+
+
+def test_lines_that_do_not_fit_end_with_a_whole_one(tmp_path: Path) -> None:
+    lines = detect_outputs.Lines(tmp_path / "x.jsonl")
+    with no_file_larger_than(250), pytest.raises(OSError, match=r"File too large: '.*/x\.jsonl'"):
+        for _ in range(10):
+            lines.write({"text": "x" * 80})
+    lines.close(keep=True)
+    assert [json.loads(line)["text"] for line in (tmp_path / "x.jsonl").read_text().splitlines()] == ["x" * 80] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounting a small disk needs root")
+def test_a_full_disk_under_the_command(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+    clip, full = noisy_clip(tmp_path / "clip.mp4", 120), tmp_path / "full"
+    full.mkdir()
+    words = [sys.executable, "-m", "runtime", "detect", clip, "--model", onnx_file(), "--out", full / "out", "--quiet"]
+    inside = (
+        f'mount --make-rprivate / && mount -t tmpfs -o size=256k tmpfs "{full}" && "$@"; s=$?; ls -A "{full}/out"; '
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", inside + "exit $s", "x", *map(str, words)],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    if "mount" in done.stderr and "denied" in done.stderr:
+        pytest.skip("this container mounts nothing")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert f"{full}/out/clip.mp4: {os.strerror(errno.ENOSPC)}" in done.stderr
+    assert done.stdout.split() == ["clip.jsonl"]
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.99])
+def test_a_video_that_lost_its_end_is_found_out(tmp_path: Path, cut: float) -> None:
+    path = noisy_clip(tmp_path / "clip.mp4")
+    assert mp4_fault(path, 60) == "" and mp4_fault(path, 61) == "60 of 61 pictures"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(cut * len(data))])
+    assert mp4_fault(path, 60) != ""
+
+
+@pytest.mark.parametrize("size_hw", [(61, 81), (60, 81), (61, 80), (1, 1), (3, 2)])
+def test_odd_sizes_lose_no_pixels(tmp_path: Path, size_hw: tuple[int, int]) -> None:
+    """OpenCV's writer leaves out the last column or row."""
+    image = np.full((*size_hw, 3), 40, np.uint8)
+    image[:, -1], image[-1] = 220, 220
+    with VideoWriter(tmp_path / "odd.mp4", 25.0, live=False) as video:
+        for i in range(3):
+            video.write(image, i / 25)
+    reader = cv2.VideoCapture(str(tmp_path / "odd.mp4"))
+    seen = reader.read()[1]
+    assert seen.shape[:2] == tuple(side + side % 2 for side in size_hw)
+    assert seen[size_hw[0] - 1, size_hw[1] - 1].mean() > 150
+
+
+def test_every_frame_of_a_file_is_there_and_stands_as_long_as_it_did(tmp_path: Path) -> None:
+    times = [*(i / 30 for i in range(30)), *(1 + i / 5 for i in range(10))]
+    with VideoWriter(tmp_path / "vfr.mp4", 30.0, live=False) as video:
+        for i, time_s in enumerate(times):
+            video.write(bar(i), time_s)
+    seen = [
+        (frame.time_s, int(frame.image.mean(axis=(0, 2)).argmax()) // 16) for frame in open_source(tmp_path / "vfr.mp4")
+    ]
+    first: dict[int, float] = {}
+    for time_s, number in seen:
+        first.setdefault(number, time_s)
+    assert list(first) == list(range(40))
+    assert list(first.values()) == pytest.approx(times, abs=0.02)
+
+
+def test_a_clock_that_jumps_fills_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video_writer, "LONGEST_FILE_GAP_S", 2.0)
+    with VideoWriter(tmp_path / "jump.mp4", 10.0, live=False) as video:
+        for time_s in (0.0, 0.1, 95443.7, 95443.8):
+            video.write(noise(), time_s)
+    assert len(list(open_source(tmp_path / "jump.mp4"))) == 2 + 20 + 1
