@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.records import (
     ABSENT_CLASS,
     CLIPPED,
+    MOST_PIXELS,
     NO_AREA,
     NO_BBOX,
     NO_FILE,
@@ -27,6 +31,7 @@ from runtime.records import (
     Problem,
     Problems,
     Row,
+    as_float,
     choose_classes,
     clipped_box,
     is_number,
@@ -36,6 +41,8 @@ from runtime.records import (
 
 CocoError = DatasetError
 """The name that applications catch; what is wrong with a file of another format is a `DatasetError` just as well."""
+
+_LARGEST_AREA = float(np.finfo(np.float32).max)  # as which it is kept
 
 __all__ = [
     "CLIPPED", "NOT_FINITE", "NO_AREA", "NO_BBOX", "NO_FILE", "OTHER_CLASS", "OUTSIDE", "UNKNOWN_CATEGORY",
@@ -79,7 +86,7 @@ def _read(
     records, missing = [], 0
     for image_id, (file_name, height, width) in images.items():
         file = folder / file_name
-        if check_files and not file.is_file():
+        if check_files and not os.path.isfile(file):  # False, too, for a name that no file can have
             missing += 1
             problems.append(Problem(NO_FILE, image_id, detail=str(file)))
             continue
@@ -171,6 +178,8 @@ def _images(content: dict[str, Any], path: Path) -> dict[int, tuple[str, int, in
         height, width = _int(image, "height", where), _int(image, "width", where)
         if min(height, width) < 1:
             raise CocoError(f"{where}: expected height and width of at least 1 pixel, got {height}x{width}")
+        if max(height, width) > MOST_PIXELS:
+            raise CocoError(f"{where}: expected height and width in pixels, got one of more than {MOST_PIXELS}")
         images[image_id] = (file_name, height, width)
     return images
 
@@ -209,7 +218,7 @@ def _objects(
         if box is None:
             continue
         area = annotation.get("area")
-        if not is_number(area) or not math.isfinite(area) or area <= 0:
+        if not is_number(area) or not 0 < as_float(area) <= _LARGEST_AREA:
             area = (box[2] - box[0]) * (box[3] - box[1])
         crowd = bool(annotation.get("iscrowd", 0))
         objects.setdefault(image_id, []).append(Row(box, label_of[category], crowd, float(area)))
@@ -220,7 +229,7 @@ def _box(bbox: Any, height: int, width: int) -> tuple[tuple[float, float, float,
     """COCO's [x, y, w, h] as a clipped xyxy box, or None; and the reason where it is skipped or clipped."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
         return None, NO_BBOX
-    x, y, w, h = bbox
+    x, y, w, h = map(as_float, bbox)
     if not math.isfinite(w) or not math.isfinite(h):
         return None, NOT_FINITE
     if (w <= 0 or h <= 0) and math.isfinite(x) and math.isfinite(y):

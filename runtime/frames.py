@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
-from runtime.image import Image, read_image
+from runtime.image import MAX_PIXELS, Image, read_image
 from runtime.region import Region
 
 Frame = Image | str | PathLike[str]
@@ -19,10 +19,6 @@ PyTorch's CPU tensors) is taken without a copy."""
 
 Color = Literal["bgr", "rgb"]
 """Order of the channels of arrays; files are read as BGR whatever it says."""
-
-MAX_PIXELS = 1 << 28
-"""Largest frame, or region of one: 16384x16384, 0.8 GB. More is a mistaken shape, or wants to be cut into tiles, since
-the network's input shows nothing of its objects."""
 
 _IN_HOST_MEMORY = (1, 3, 11)
 """DLPack's device types kDLCPU, kDLCUDAHost and kDLROCMHost: the last two are pinned memory."""

@@ -36,6 +36,8 @@ def image_size(path: Path) -> tuple[int, int]:
             head = file.read(_HEAD)
     except OSError as error:
         raise ImageError(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL, or half of a surrogate pair
+        raise ImageError(path, f"is no name that a file can have: {error}") from None
     size: tuple[int, int] | None = None
     if head.startswith(b"\xff\xd8"):
         size = _jpeg_size(head)
@@ -50,6 +52,57 @@ def image_size(path: Path) -> tuple[int, int]:
         image = read_image(path)
         return image.shape[0], image.shape[1]
     return size
+
+
+def declared_pixels(data: bytes) -> int:
+    """How many pixels an encoded picture says that it has, or 0 where its format is none that is known here."""
+    height, width = _declared_hw(data)
+    return height * width
+
+
+def _declared_hw(data: bytes) -> tuple[int, int]:
+    """Of the pixels as stored, turned or not; (0, 0) where the header does not say."""
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg_size(data) or (0, 0)
+    if data.startswith(_PNG) and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return height, width
+    if data.startswith(b"BM") and len(data) >= 26:
+        width, height = struct.unpack("<ii", data[18:26])
+        return abs(height), abs(width)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
+        return _webp_size(data)
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        sides = {tag: value for tag, value in _tiff_entries(data) if tag in (256, 257)}
+        return sides.get(257, 0), sides.get(256, 0)
+    return 0, 0
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[27:30], "little"), 1 + int.from_bytes(data[24:27], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    width, height = struct.unpack("<HH", data[26:30])
+    return height & 0x3FFF, width & 0x3FFF
+
+
+def _tiff_entries(body: bytes) -> Iterator[tuple[int, int]]:
+    """(tag, value) of the whole numbers in the first directory of a TIFF."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(body[:4])
+    if order is None or len(body) < 8:
+        return
+    start = struct.unpack(order + "I", body[4:8])[0]
+    if start + 2 > len(body):
+        return
+    for i in range(struct.unpack(order + "H", body[start : start + 2])[0]):
+        entry = body[start + 2 + 12 * i : start + 14 + 12 * i]
+        if len(entry) == 12:
+            tag, kind = struct.unpack(order + "HH", entry[:4])
+            if kind in (3, 4):  # SHORT and LONG
+                yield tag, struct.unpack(order + ("H" if kind == 3 else "I"), entry[8 : 10 if kind == 3 else 12])[0]
 
 
 def _jpeg_size(head: bytes) -> tuple[int, int] | None:
@@ -110,18 +163,8 @@ def _chunk(data: bytes) -> bytes:
 
 
 def _orientation_of_tiff(body: bytes) -> int:
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(body[:4])
-    if order is None or len(body) < 8:
-        return 1
-    start = struct.unpack(order + "I", body[4:8])[0]
-    if start + 2 > len(body):
-        return 1
-    for i in range(struct.unpack(order + "H", body[start : start + 2])[0]):
-        entry = body[start + 2 + 12 * i : start + 14 + 12 * i]
-        if len(entry) == 12 and struct.unpack(order + "H", entry[:2])[0] == 0x0112:
-            value = struct.unpack(order + "H", entry[8:10])[0]
-            return value if 1 <= value <= 8 else 1
-    return 1
+    value = next((value for tag, value in _tiff_entries(body) if tag == 0x0112), 1)
+    return value if 1 <= value <= 8 else 1
 
 
 def upright(record: ImageRecord, image_hw: tuple[int, int]) -> ImageRecord:

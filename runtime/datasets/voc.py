@@ -8,6 +8,7 @@ xmin=1 xmax=W covers the whole width. As edges that is x1 = xmin - 1, x2 = xmax 
 from __future__ import annotations
 
 import math
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,10 +74,10 @@ def read_voc(
             problems.append(Problem(BROKEN_ENTRY, image_id, detail=f"{file}: {error}"))
         except ImageError as error:
             # A missing picture is told as such, whether or not the XML has its size.
-            reason = NO_SIZE if error.path.is_file() else NO_FILE
+            reason = NO_SIZE if os.path.isfile(error.path) else NO_FILE
             problems.append(Problem(reason, image_id, detail=str(error)))
         else:
-            if check_files and not entry.path.is_file():
+            if check_files and not os.path.isfile(entry.path):
                 problems.append(Problem(NO_FILE, image_id, detail=str(entry.path)))
                 continue
             entries.append(entry)
@@ -147,6 +148,8 @@ def _read_entry(file: Path, image_id: int, folder: Path, pictures: Path) -> _Ent
         raise _Broken(f"not well-formed XML: {error}") from None
     except OSError as error:
         raise _Broken(f"cannot be read: {error.strerror}") from None
+    except (LookupError, ValueError) as error:  # an encoding that expat, or Python, does not know
+        raise _Broken(f"its encoding cannot be read: {error}") from None
     if root.tag != "annotation":
         raise _Broken(f"expected <annotation> as its first element, got <{root.tag}>")
     path = _picture(file, (root.findtext("filename") or "").strip(), folder, pictures)
@@ -174,7 +177,7 @@ def _picture(file: Path, file_name: str, folder: Path, pictures: Path) -> Path:
     stem = pictures / nested / file.stem
     named = [pictures / file_name, pictures / nested / file_name] if file_name else []
     for path in (*named, *(stem.with_name(stem.name + suffix) for suffix in (*IMAGE_SUFFIXES, ".JPG", ".PNG"))):
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     return named[0] if named else stem.with_name(stem.name + ".jpg")
 

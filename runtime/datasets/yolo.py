@@ -7,8 +7,10 @@ its bounding box. A picture without a label file, or with an empty one, has no o
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from runtime.records import (
     NO_CLASS,
     NO_FILE,
     NO_SIZE,
+    NOT_FINITE,
     OTHER_CLASS,
     CocoDataset,
     DatasetError,
@@ -72,10 +75,10 @@ def read_yolo(
         try:
             height, width = image_size(picture)
         except ImageError as error:
-            problems.append(Problem(NO_SIZE if picture.is_file() else NO_FILE, image_id, detail=str(error)))
+            problems.append(Problem(NO_SIZE if os.path.isfile(picture) else NO_FILE, image_id, detail=str(error)))
             continue
         rows: list[Row] = []
-        if label_file.is_file():
+        if os.path.isfile(label_file):
             read.append(label_file)
             try:
                 text = label_file.read_text(encoding="utf-8-sig")
@@ -112,6 +115,8 @@ def _row(line: str, height: int, width: int, classes: int, label_of: Mapping[int
         if w <= 0 or h <= 0:  # a negative side would come out right again as a polygon's
             shares = (x, y, x, y)
     elif len(values) >= 6 and len(values) % 2 == 0:
+        if not all(map(math.isfinite, values)):  # min and max pass over NaN
+            return None, NOT_FINITE
         shares = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
     else:
         return None, NO_BBOX
@@ -135,10 +140,12 @@ def _row(line: str, height: int, width: int, classes: int, label_of: Mapping[int
 def _data_yaml(path: Path, images: Path | None, split: str) -> _Layout:
     import yaml
 
+    from runtime.yaml_files import parse_yaml
+
     if images is not None:
         raise DatasetError(f"{path}: it names its own images; leave the images folder out")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: cannot read this file: {error}") from None
     except yaml.YAMLError as error:
@@ -151,17 +158,17 @@ def _data_yaml(path: Path, images: Path | None, split: str) -> _Layout:
         there = [key for key in ("train", "val", "test") if content.get(key)]
         raise DatasetError(f"{path}: missing key '{split}' (it has: {', '.join(there) or 'no split'})")
     root = path.parent / str(content.get("path") or ".")
-    if not root.is_dir():
+    if not os.path.isdir(root):
         root = path.parent  # `path` is often that of the machine that wrote it
     pairs: list[tuple[Path, Path]] = []
     for entry in entries if isinstance(entries, list) else [entries]:
         place = root / str(entry)
-        if not place.exists() and str(entry).startswith("../"):
+        if not os.path.exists(place) and str(entry).startswith("../"):
             place = root / str(entry)[3:]  # as Roboflow writes it
-        if place.is_dir():
+        if os.path.isdir(place):
             labels = _swapped(place, "images", "labels") or place
             pairs += [(p, (labels / p.relative_to(place)).with_suffix(".txt")) for p in pictures_in(place)]
-        elif place.is_file():
+        elif os.path.isfile(place):
             pairs += [(picture, _label_file(picture)) for picture in _listed(place, root)]
         else:
             raise DatasetError(f"{path}: {split}: no such folder or list of pictures: {place}")
@@ -170,11 +177,14 @@ def _data_yaml(path: Path, images: Path | None, split: str) -> _Layout:
 
 def _names_of(names: Any, path: Path) -> list[str]:
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise DatasetError(f"{path}: names: expected numbers from 0 to {len(names) - 1} without gaps, got {names}")
+        if not all(type(key) is int for key in names) or set(names) != set(range(len(names))):
+            got = f"{list(names)!r:.200}"
+            raise DatasetError(f"{path}: names: expected numbers from 0 to {len(names) - 1} without gaps, got {got}")
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise DatasetError(f"{path}: names: expected a list of class names, or numbers and names, got {names!r:.80}")
+    if not all(name is None or isinstance(name, (str, int, float, date)) for name in names):
+        raise DatasetError(f"{path}: names: expected text for each class, got {names!r:.200}")
     return [str(name) for name in names]  # YAML takes names such as 1 and no for something else
 
 
@@ -185,7 +195,7 @@ def _label_folder(folder: Path, images: Path | None, classes: Sequence[str] | No
         images = beside if beside is not None and beside.is_dir() else labels
     pictures = pictures_in(images)
     pairs = tuple((p, (labels / p.relative_to(images)).with_suffix(".txt")) for p in pictures)
-    if pairs and not any(label_file.is_file() for _, label_file in pairs):
+    if pairs and not any(os.path.isfile(label_file) for _, label_file in pairs):
         raise DatasetError(
             f"{folder}: none of the {len(pairs)} pictures in {images} has a label file there (the first would be "
             f"{pairs[0][1]}); check the images folder"
@@ -223,7 +233,7 @@ def _listed(path: Path, root: Path) -> list[Path]:
     for line in (text.strip() for text in lines):
         if line:
             places: Iterator[Path] = (base / line for base in (path.parent, root))
-            found.append(next((place for place in places if place.is_file()), path.parent / line))
+            found.append(next((place for place in places if os.path.isfile(place)), path.parent / line))
     return found
 
 
