@@ -13,7 +13,7 @@ from models.config import model_config, own_parts_of
 from models.deploy import Deploy
 from models.detector import Detector
 from models.own import OwnPartMissing, require_environment
-from models.quant import quantise
+from models.quant import QuantError, quantise
 from models.tensor_files import TensorFileError, first_mismatches, load_tensors
 from models.typed import ConfigError
 
@@ -76,11 +76,23 @@ def read_checkpoint(path: str | Path, mapped: bool = False, check_hashes: bool =
     if not isinstance(content, dict) or not {"format", "card", "model"} <= content.keys():
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: not an isodet checkpoint (it holds: {keys}); expected one from `trainer fit`")
-    if content["format"] != FORMAT:
+    if not isinstance(content["card"], dict):
+        raise CheckpointError(f"{path}: card: expected keys and values, got {type(content['card']).__name__}")
+    if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: checkpoint format {content['format']!r}, this isodet reads {FORMAT}; use the isodet that wrote it"
         )
-    return content
+    _require_weights(path, content["model"])
+    return {"resume": None, **content}
+
+
+def _require_weights(path: Path, model: Any) -> None:
+    if not isinstance(model, dict):
+        raise CheckpointError(f"{path}: model: expected tensors by name, got {type(model).__name__}")
+    for name, tensor in model.items():
+        plain = isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(f"{path}: model: {name!r}: expected a dense tensor, got {type(tensor).__name__}")
 
 
 def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detector, dict[str, Any]]:
@@ -104,10 +116,26 @@ def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detecto
     except (ConfigError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if quantization := content["card"].get("quantization"):
-        detector = quantise(detector.eval(), quantization.get("float_layers", ()))
+        layers = quantization.get("float_layers", ()) if isinstance(quantization, dict) else None
+        if not isinstance(layers, (list, tuple)) or not all(isinstance(layer, str) for layer in layers):
+            raise CheckpointError(f"{path}: card.quantization: expected names of layers as its float_layers")
+        try:
+            detector = quantise(detector.eval(), layers)
+        except QuantError as error:
+            raise CheckpointError(f"{path}: card.quantization: {error}") from error
     wanted, given = detector.state_dict(), content["model"]
     if told := first_mismatches(given, wanted):
         raise CheckpointError(f"{path}: its weights do not fit its own card: {told}")
+    other = [name for name in given if given[name].is_floating_point() != wanted[name].is_floating_point()]
+    if other:
+        types = f"expected {wanted[other[0]].dtype}, got {given[other[0]].dtype}"
+        raise CheckpointError(f"{path}: model: {other[0]}: {types}")
+    broken = [name for name, tensor in given.items() if tensor.is_floating_point() and bool(tensor.isnan().any())]
+    if broken:
+        raise CheckpointError(
+            f"{path}: {len(broken)} of its tensors hold NaN, the first: {broken[0]}; such a detector finds "
+            "nothing: take an earlier checkpoint"
+        )
     detector.load_state_dict(given)
     return detector.eval(), content["card"]
 

@@ -160,8 +160,8 @@ class ModelConfig:
         twice = sorted({c for c in self.classes if self.classes.count(c) > 1})
         require(not twice, "classes", f"names that differ (twice: {', '.join(twice)})", self.classes)
         require(
-            min(self.input_size_hw) >= 64 and all(side % 32 == 0 for side in self.input_size_hw),
-            "input_size_hw", "[height, width], each a multiple of 32 and at least 64", self.input_size_hw,
+            all(64 <= side <= 1 << 16 and side % 32 == 0 for side in self.input_size_hw),
+            "input_size_hw", "[height, width], each a multiple of 32 from 64 to 65536", self.input_size_hw,
         )  # fmt: skip
         if self.backbone.dilated and self.neck.levels[0] == 5:
             raise ConfigError("neck.levels: a dilated backbone ends at stride 16, so levels begin at 4 or below")

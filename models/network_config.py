@@ -106,7 +106,7 @@ class NeckConfig:
     norm: Literal["none", "bn", "gn"] = "none"
 
     def __post_init__(self) -> None:
-        require(self.channels >= 8, "channels", "at least 8", self.channels)
+        require(8 <= self.channels <= 8192, "channels", "8 to 8192", self.channels)
         first, last = self.levels
         require(
             2 <= first <= 5 and 5 <= last <= 7, "levels", "[first, last] with first 2..5 and last 5..7", self.levels

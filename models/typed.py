@@ -188,8 +188,12 @@ def _has_shape_of(hint: Any, value: Any) -> bool:
 
 def _number(value: Any) -> float | None:
     """A finite float, or None."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number that no float can be
+        return None
 
 
 def _described(hint: Any) -> str:
@@ -212,7 +216,10 @@ def _described(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        text = "a number of thousands of digits"
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 

@@ -96,7 +96,7 @@ class Card:
         self._check("classes", len(set(self.classes)) == len(self.classes), "class names that differ")
         for name in ("input_size_hw", "source_size_hw"):
             size = getattr(self, name)
-            size_ok = isinstance(size, tuple) and len(size) == 2 and all(_is_int(side) and side >= 1 for side in size)
+            size_ok = isinstance(size, tuple) and len(size) == 2 and all(_is_int(s) and 1 <= s <= 1 << 16 for s in size)
             none_ok = name == "source_size_hw" and size is None
             self._check(name, size_ok or none_ok, "[height, width] in pixels")
         self._check(

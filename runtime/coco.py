@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from runtime.coco_fields import Id, id_of, numbered, required_id, roots_of_a_name
 from runtime.coco_images import CocoImage, read_images
@@ -32,6 +35,7 @@ from runtime.records import (
     Problem,
     Problems,
     Row,
+    as_float,
     choose_classes,
     clipped_box,
     flag_of,
@@ -44,6 +48,8 @@ from runtime.records import (
 
 CocoError = DatasetError
 """The name that applications catch; what is wrong with a file of another format is a `DatasetError` just as well."""
+
+_LARGEST_AREA = float(np.finfo(np.float32).max)  # as which it is kept
 
 __all__ = [
     "CLIPPED", "NOT_FINITE", "NO_AREA", "NO_BBOX", "NO_FILE", "OTHER_CLASS", "OUTSIDE", "UNKNOWN_CATEGORY",
@@ -77,7 +83,7 @@ def _read(
     path: Path, folder: Path, classes: Sequence[str] | None, check_files: bool, allow_absent: bool
 ) -> CocoDataset:
     content = _content_of(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CocoError(f"{folder}: no such images folder (file names in {path} are relative to it)")
     problems: list[Problem] = []
     names, ids, known = _categories(content, path, classes, allow_absent, problems)
@@ -214,7 +220,7 @@ def _objects(
         if degrees:
             problems.append(Problem(TURNED, image.number, number, f"bbox {bbox!r}, rotation {degrees:g}"))
         area = annotation.get("area")
-        if not is_number(area) or not math.isfinite(area) or area <= 0:
+        if not is_number(area) or not 0 < as_float(area) <= _LARGEST_AREA:
             area = (box[2] - box[0]) * (box[3] - box[1])
         crowd = flag_of(annotation.get("iscrowd", 0))
         if crowd is None:
@@ -231,7 +237,7 @@ def _box(
     or clipped."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
         return None, NO_BBOX
-    x, y, w, h = bbox
+    x, y, w, h = map(as_float, bbox)
     if not math.isfinite(w) or not math.isfinite(h):
         return None, NOT_FINITE
     if (w <= 0 or h <= 0) and math.isfinite(x) and math.isfinite(y):

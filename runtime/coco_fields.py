@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime.records import DatasetError
+from runtime.records import MOST_PIXELS, DatasetError
 
 Id = int | str
 
@@ -50,6 +50,8 @@ def side_of(entry: Mapping[str, Any], key: str, where: str) -> int | None:
         raise DatasetError(f"{where}: {key}: expected a whole number, got {value!r}")
     if value < 1:
         raise DatasetError(f"{where}: expected height and width of at least 1 pixel, got {key} {value}")
+    if value > MOST_PIXELS:
+        raise DatasetError(f"{where}: expected height and width in pixels, got one of more than {MOST_PIXELS}")
     return value
 
 

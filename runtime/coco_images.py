@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ def read_images(
     first_missing: str | None = None
     for image_id, (file_name, height, width) in rows.items():
         number, file = number_of[image_id], folder / file_name
-        if (check_files or height is None or width is None) and not file.is_file():
+        if (check_files or height is None or width is None) and not os.path.isfile(file):
             problems.append(Problem(NO_FILE, number, detail=str(file)))
             first_missing = first_missing or file_name
             height = width = 0

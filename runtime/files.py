@@ -101,7 +101,11 @@ def write_text(path: str | PathLike[str], text: str) -> Path:
 
 def absolute_path(path: Path) -> Path:
     """`path` from the root of the file system, without going through the links in it: what lies beside a file is looked
-    for beside its link, as all who open a file by its name do. Only what precedes a `..` is followed."""
+    for beside its link, as all who open a file by its name do. Only what precedes a `..` is followed. Raises ValueError
+    for what no file can be called.
+    """
+    if b"\0" in os.fsencode(path):  # which half of a surrogate pair has no bytes for
+        raise ValueError("a name with a null byte")
     if ".." not in path.parts:
         return Path(os.path.abspath(path))
     last = len(path.parts) - path.parts[::-1].index("..")

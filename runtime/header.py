@@ -34,6 +34,8 @@ def image_size(path: Path) -> tuple[int, int]:
             head = file.read(_HEAD)
     except OSError as error:
         raise ImageError(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL, or half of a surrogate pair
+        raise ImageError(path, f"is no name that a file can have: {error}") from None
     size: tuple[int, int] | None = None
     if head.startswith(b"\xff\xd8"):
         size = _jpeg_size(head)

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime.encoded import apply_orientation, exif_orientation, too_large
 from runtime.files import replacing
+from runtime.picture_holes import jpeg_has_hole, webp_has_hole
 
 Image = NDArray[np.uint8]
 """uint8 [H, W, 3], blue-green-red as OpenCV and cameras give it."""
@@ -58,6 +59,8 @@ def read_image(path: str | Path) -> Image:
         raise ImageError(path, "is a folder, expected a picture file") from None
     except OSError as error:
         raise ImageError(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL, or half of a surrogate pair
+        raise ImageError(path, f"is no name that a file can have: {error}") from None
     return decode_image(data, path)
 
 
@@ -110,15 +113,21 @@ def write_image(path: str | Path, image: Image) -> None:
 def _damage(data: bytes) -> str:
     """What is wrong with the container of an encoded picture, or '' where nothing is seen to be."""
     if data.startswith(b"\xff\xd8"):
-        return "" if _jpeg_ends(data) else "truncated JPEG: it ends before its end-of-image marker"
+        if not _jpeg_ends(data):
+            return "truncated JPEG: it ends before its end-of-image marker"
+        return f"corrupt JPEG: {_HOLE}" if jpeg_has_hole(data) else ""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png_damage(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return "truncated WebP: it is shorter than its header says"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and webp_has_hole(data):
+        return f"corrupt WebP: {_HOLE}"
     if data[:2] == b"BM" and len(data) < int.from_bytes(data[2:6], "little"):
         return "truncated BMP: it is shorter than its header says"
     return ""
 
+
+_HOLE = "zeros stand where its pixels were, as after a loss of power; copy or make it again"
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # not a stuffed 0xFF of the pixels, not a restart marker
 

@@ -28,7 +28,7 @@ def read_annotation_json(path: Path, object_hook: Callable[[dict[str, Any]], Any
         raise DatasetError(f"{path}: no such annotation file") from None
     except OSError as error:
         raise DatasetError(f"{path}: cannot read this annotation file: {error.strerror}") from None
-    except ValueError as error:  # malformed JSON, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # malformed JSON, bytes that are not UTF-8, lists in lists in lists
         raise DatasetError(f"{path}: not valid JSON ({error})") from None
 
 
@@ -227,6 +227,18 @@ def decoded_text(data: bytes) -> str:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def as_float(number: float) -> float:
+    """A number of JSON as a float: whole numbers have no largest there, and too large a one is infinite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+MOST_PIXELS = 1 << 31
+"""Of a side: more than any format of pictures has."""
 
 
 def choose_classes(

@@ -6,7 +6,6 @@ Paths in a YAML file are relative to that file; paths given on the command line 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,15 +15,15 @@ import yaml
 
 from models.config import ModelConfig, model_config
 from models.typed import ConfigError, build, merge, require, to_mapping
-from runtime.files import absolute_path
 from runtime.records import DatasetError, read_class_names
 from trainer.augment_config import AugmentConfig
 from trainer.auxiliary_config import AuxiliaryConfig
+from trainer.config_files import read_mapping, read_override
 from trainer.data_config import DataConfig
 from trainer.distill_config import DistillConfig
 from trainer.log_config import Tracker, require_trackers
 from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping, under_preset
-from trainer.own_config import joined_folders, own_names
+from trainer.own_config import own_names
 from trainer.qat_config import QatConfig
 
 
@@ -94,9 +93,11 @@ class TrainConfig:
                 f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
             )
         require(
-            bool(self.name) and not set(self.name) & set('/\\:*?"<>|') and self.name not in (".", ".."),
-            "name", "a folder name without / \\ : * ? \" < > |", self.name,
+            bool(self.name) and not set(self.name) & set('/\\:*?"<>|\0') and self.name not in (".", "..")
+            and len(self.name.encode(errors="replace")) <= 200,
+            "name", "a folder name of at most 200 bytes without / \\ : * ? \" < > |", self.name,
         )  # fmt: skip
+        require(0 <= self.seed < 1 << 32, "seed", "a whole number from 0 to 2**32 - 1", self.seed)
         for section, last in self.augment.closing.items():
             if last >= self.schedule.epochs:
                 raise ConfigError(f"augment.{section}.close_epochs: {last} of {self.schedule.epochs} epochs leave none "
@@ -120,45 +121,13 @@ def smallest_level(size_hw: tuple[int, int], last: int) -> int:
     return math.prod(-(-side // 2**last) for side in size_hw)
 
 
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_PATHS: set[tuple[str, ...]] = {("data", "cache_dir"), ("model", "classes"), ("init",)}
-WEIGHTS = ("model", "backbone", "weights")
-_PATHS |= {("augment", "hard_negatives", "file"), ("distill", "teacher"), WEIGHTS}
-_PATHS |= {("data", split, key) for split in ("train", "val") for key in ("annotations", "images")}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as version 1.2 reads it: `no` and `off` are words, `1e-3` is a number; and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _FLOAT)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    _FLOAT,
-    re.compile(
-        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+.0123456789"),
-)
-
-
 def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool = False) -> TrainConfig:
     """Read a YAML config, its `_base_` chain and `key.sub=value` overrides into a `TrainConfig`.
 
     resolved: a run's own config.yaml, which says everything, so that the checkpoints that it names are not looked at.
     Raises `ConfigError` naming the file and the key.
     """
-    mapping = with_overrides(_read_mapping(Path(path), seen=()), overrides)
+    mapping = with_overrides(read_mapping(Path(path)), overrides)
     try:
         if isinstance(mapping.get("init"), str) and not resolved:
             mapping["model"] = _model_of(mapping["init"], mapping.get("model", {}))
@@ -178,7 +147,7 @@ def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict
     Raises `ConfigError`.
     """
     merged = dict(mapping)
-    for over in map(_override, overrides):
+    for over in map(read_override, overrides):
         merged = merge(under_preset(merged, over), over)
     return merged
 
@@ -231,70 +200,3 @@ def _class_file(path: str) -> list[str]:
 def dump_config(config: TrainConfig) -> str:
     """The resolved config as YAML; reading it back gives an equal `TrainConfig`."""
     return yaml.safe_dump(to_mapping(config), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
-
-
-def _read_mapping(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = absolute_path(path)
-    if path in seen:
-        raise ConfigError(f"{path}: _base_ comes back to itself through {' -> '.join(p.name for p in seen)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        asked = f" (named as _base_ by {seen[-1]})" if seen else ""
-        raise ConfigError(f"{path}: cannot read this config{asked}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        kind = "; a checkpoint goes on with --resume or --qat, or is named as init=" if path.suffix == ".pt" else ""
-        raise ConfigError(f"{path}: expected a YAML config, and this is not a text file{kind}") from None
-    try:
-        mapping = _load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(mapping, dict):
-        raise ConfigError(f"{path}: expected a YAML mapping of keys, got {type(mapping).__name__}")
-    mapping = _absolute(mapping, path.parent, ())  # before files are merged
-    code = mapping.setdefault("code", [str(path.parent)])
-    if isinstance(code, list) and all(isinstance(folder, str) for folder in code):
-        mapping["code"] = [str((path.parent / Path(folder).expanduser()).resolve()) for folder in code]
-    bases = mapping.pop("_base_", None)
-    if bases is None:
-        return mapping
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
-        raise ConfigError(f"{path}: _base_: expected a path or a list of paths, got {bases!r}")
-    below: dict[str, Any] = {}
-    for base in bases:
-        above = _read_mapping(path.parent / base, (*seen, path))
-        below = merge(below, {**above, "code": joined_folders(above["code"], below.get("code", []))})
-    return merge(below, {**mapping, "code": joined_folders(mapping["code"], below["code"])} if bases else mapping)
-
-
-def _absolute(value: Any, folder: Path, keys: tuple[str, ...]) -> Any:
-    """`value`, which stands under `keys`, with its paths made absolute from `folder`."""
-    if isinstance(value, dict):
-        return {key: _absolute(below, folder, (*keys, str(key))) for key, below in value.items()}
-    if keys == ("data", "train") and isinstance(value, list):
-        return [_absolute(split, folder, keys) for split in value]
-    if keys == WEIGHTS and value in ("imagenet", "imagenet_v1"):
-        return value
-    if keys in _PATHS and isinstance(value, str):
-        return str(absolute_path(folder / Path(value).expanduser()))
-    return value
-
-
-def _load(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _override(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"override {text!r}: expected key=value, for example optim.lr=0.002")
-    keys = key.strip().split(".")
-    try:
-        parsed = _load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
-    parsed = _absolute(parsed, Path(), tuple(keys))
-    for k in reversed(keys):
-        parsed = {k: parsed}
-    return parsed

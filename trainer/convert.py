@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
+import cv2
+
 from runtime.datasets import Format, Origin, read_dataset
 from runtime.records import CocoDataset, DatasetError, ImageRecord
 from trainer.dataset_writers import write_coco, write_list, write_voc, write_yolo
@@ -50,6 +52,7 @@ def convert(
     the folder named as the file. Boxes keep float32 precision in coco, list and yolo (10 digits); voc has whole
     pixels from 1, both ends included: xmin = round(x1) + 1, xmax = round(x2), or the one pixel that the middle is in.
 
+    Only pictures are copied or linked: annotations of a stranger may name any file of this machine.
     Nothing is written unless all of it can be. Raises `DatasetError` for a source that cannot be read or named in the
     new format, and for an `out` that exists.
     """
@@ -64,6 +67,8 @@ def convert(
     dataset = read_dataset(source, images, classes, format, split, voc_origin=voc_origin)
     names = relative_names(dataset, by_stem=to in ("voc", "yolo"))
     out.parent.mkdir(parents=True, exist_ok=True)
+    if pictures != "leave":
+        require_pictures(dataset)
     with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as temporary:
         whole = Path(temporary) / "whole"
         whole.mkdir()
@@ -86,6 +91,10 @@ def convert(
         written = _moved(whole, place, out, folder, to)
     images_dir = dataset.images_dir if pictures == "leave" else folder / place.name if to in ("voc", "yolo") else folder
     annotations = out / "labels" if to == "yolo" and pictures == "leave" else out
+    if pictures != "leave" and (outside := _outside(dataset)):
+        done = "copied" if pictures == "copy" else "linked"
+        notes = [f"{len(outside)} pictures from outside of {dataset.images_dir} were {done}, the first: {outside[0]}; "
+                 "look at them before you hand the data set on", *notes]  # fmt: skip
     if problems := dataset.problems.summary():
         notes = [f"the source: {problems}", *notes]
     return Conversion(dataset, written, annotations, images_dir, tuple(notes))
@@ -111,6 +120,21 @@ def relative_names(dataset: CocoDataset, by_stem: bool) -> list[str]:
         taken[stem] = record
         names.append(name.as_posix())
     return names
+
+
+def require_pictures(dataset: CocoDataset) -> None:
+    """Raise `DatasetError` for the first file of `dataset` that is no picture by its content."""
+    for record in dataset.records:
+        if not cv2.haveImageReader(str(record.path)):
+            raise DatasetError(
+                f"{dataset.annotations}: image {record.id} names {record.path}, which is not a picture; it is not "
+                "copied: remove the entry, or put the picture there"
+            )
+
+
+def _outside(dataset: CocoDataset) -> list[Path]:
+    folder = dataset.images_dir.resolve()
+    return [record.path for record in dataset.records if not record.path.resolve().is_relative_to(folder)]
 
 
 def _place(source: Path, target: Path, how: Literal["copy", "link"]) -> None:

@@ -30,17 +30,41 @@ def git_state(folder: str | Path = ".") -> dict[str, str]:
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     if not commit:
         return {}
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    # Of a submodule only its commit counts: to look into it, git would ask by the submodule's own configuration.
+    changes = _git(
+        folder, *_without_filters(folder), "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty"
+    )
     return {"git_commit": commit} | ({} if changes is None else {"git_dirty": "yes" if changes else "no"})
 
 
+def _without_filters(folder: str | Path) -> list[str]:
+    """Options that keep git from running filters that the repository itself brings; the user's own (LFS) stay."""
+    names = _git(folder, "config", "--list", "--name-only", "--show-scope", "-z") or ""
+    fields = names.rstrip("\0").split("\0")
+    own = {name for scope, name in zip(fields[::2], fields[1::2], strict=False) if scope in ("local", "worktree")}
+    filters = {name.rpartition(".")[0] for name in own if name.startswith("filter.")}
+    options = [f"{name}.{key}=" for name in sorted(filters) for key in ("clean", "smudge", "process")]
+    options += [f"{name}.required=false" for name in sorted(filters)]
+    return [word for option in options for word in ("-c", option)]
+
+
+_HARMLESS = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
+
+
 def _git(folder: str | Path, *arguments: str) -> str | None:
-    """What git prints; None where it, or the folder, cannot."""
-    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # a look must not stand in the way of the user's own git
+    """What git prints; None where it, or the folder, cannot.
+
+    The folder may be a stranger's, whose .git/config names programs: a monitor, hooks, filters, ways to fetch. None
+    of them runs.
+    """
+    environment = os.environ | {
+        "GIT_OPTIONAL_LOCKS": "0",  # a look must not stand in the way of the user's own git
+        "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1",  # nor fetch what a partial clone lacks
+    }  # fmt: skip
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, errors="replace",
-            timeout=10, check=True,
+            ["git", *_HARMLESS, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
+            errors="replace", timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

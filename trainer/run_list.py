@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from models.checkpoint import CheckpointError, read_checkpoint
+from runtime.yaml_files import parse_yaml
 from trainer.records import read_metrics
 from trainer.running import is_training
 
@@ -124,7 +125,7 @@ def _checkpoint(path: Path, problems: list[str]) -> dict[str, Any] | None:
 def _config(path: Path, problems: list[str]) -> Any:
     """As it stands there: a list imports no parts of the user's own, and a run of another version is a run, too."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         problems.append(f"{path.name}: cannot be read: {reason}")

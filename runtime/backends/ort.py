@@ -48,7 +48,7 @@ class OrtBackend:
     ) -> None:
         check_device(device)
         options.check("onnx", path)
-        self.card = read_card(path, options.check_hashes)
+        self._path, self.card = path, read_card(path, options.check_hashes)
         if self.card.nms["kind"] == "plugin":
             raise BackendError(
                 f"{path}: its NMS is TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime has not; build an engine "
@@ -159,7 +159,7 @@ class OrtBackend:
         except BackendError:
             raise
         except Exception as error:
-            message = f"{self.name} failed on a batch of {len(images)}: {_line(error)}"
+            message = f"{self._path}: {self.name} failed on a batch of {len(images)}: {_line(error)}"
             raise (OutOfMemory if _out_of_memory(error) else BackendError)(message) from error
 
     @property

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -53,7 +54,7 @@ def read_dataset(
     """
     path = Path(annotations)
     folder = None if images is None else Path(images)
-    if folder is not None and not folder.is_dir():
+    if folder is not None and not os.path.isdir(folder):
         raise DatasetError(f"{folder}: no such images folder (file names in {path} are relative to it)")
     kind = tell_format(path) if format == "auto" else format
     if kind == "voc":
@@ -62,7 +63,7 @@ def read_dataset(
         # A share is cut from the one split that there is.
         dataset = read_yolo(path, folder, classes, "train" if val_share else split, allow_absent)
     else:
-        if path.is_dir():
+        if os.path.isdir(path):
             path = json_of_folder(path, "train" if val_share else split)
         folder = pictures_of_json(path) if folder is None else folder
         read = read_list if kind == "list" or tell_format(path) == "list" else read_coco

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ _FILE_NAME = re.compile(rb'"(?:file_name|filename)"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 def tell_format(path: Path) -> Format:
     """The format of an annotation file or folder, by its content. Raises `DatasetError` where it is none, or two."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _folder_format(path)
     try:
         with path.open("rb") as file:
@@ -65,7 +66,7 @@ def tell_format(path: Path) -> Format:
 
 
 def _list_format(path: Path) -> Format:
-    if path.parent.name == "Main" or (path.parent.parent.parent / "Annotations").is_dir():
+    if path.parent.name == "Main" or os.path.isdir(path.parent.parent.parent / "Annotations"):
         return "voc"
     lines = list_lines(path)
     if names_pictures(lines) or not lines:
@@ -74,7 +75,7 @@ def _list_format(path: Path) -> Format:
         return "voc"
     if is_label_file(path):
         raise DatasetError(f"{path}: the labels of one picture; name the folder that holds all of them, or a data.yaml")
-    if any((path.parent / line).is_file() for line in lines[:20]):
+    if any(os.path.isfile(path.parent / line) for line in lines[:20]):
         return "yolo"
     raise DatasetError(
         f"{path}: lists names, not pictures (the first: {lines[0]!r}), and no .xml of these names lies beside it; a "
@@ -83,9 +84,9 @@ def _list_format(path: Path) -> Format:
 
 
 def _folder_format(path: Path) -> Format:
-    if (path / "Annotations").is_dir() and (xml_in(path / "Annotations") or not _json_files(path)):
+    if os.path.isdir(path / "Annotations") and (xml_in(path / "Annotations") or not _json_files(path)):
         return "voc"
-    if (path / "data.yaml").is_file() or (path / "labels").is_dir():
+    if os.path.isfile(path / "data.yaml") or os.path.isdir(path / "labels"):
         return "yolo"
     files = files_in(path)
     xml = next((p for p in files if p.suffix.lower() == ".xml"), None)
@@ -103,7 +104,7 @@ def _folder_format(path: Path) -> Format:
             if _is_cvat(file.read(4096)):
                 raise DatasetError(f"{xml}: {foreign.CVAT_XML}")
         return "voc"
-    if txt is not None or (path / "classes.txt").is_file():
+    if txt is not None or os.path.isfile(path / "classes.txt"):
         return "yolo"
     if any(_json_files(place) for place in _json_places(path, "train") + _json_places(path, "val")):
         return "coco"
@@ -164,9 +165,11 @@ def _json_places(path: Path, split: str) -> list[Path]:
 
 def _json_files(place: Path) -> list[Path]:
     """The files of a folder that are COCO object annotations or JSON lists of {filename, ann}."""
-    if not place.is_dir():
+    if not os.path.isdir(place):
         return []
-    files = sorted(p for p in place.iterdir() if p.suffix.lower() == ".json" and not is_hidden(p.name) and p.is_file())
+    files = sorted(
+        p for p in place.iterdir() if p.suffix.lower() == ".json" and not is_hidden(p.name) and os.path.isfile(p)
+    )
     return [path for path in files if _is_annotations(path.read_bytes())]
 
 
@@ -182,7 +185,7 @@ def _is_annotations(data: bytes) -> bool:
 def pictures_of_json(path: Path) -> Path:
     """The folder that file names in a JSON file are relative to: the folder named as the file, else its own; or another
     usual place (images/ in it or beside it, the folder above), where the first picture is in that only."""
-    usual = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
+    usual = path.with_suffix("") if os.path.isdir(path.with_suffix("")) else path.parent
     try:
         with path.open("rb") as file:
             match = _FILE_NAME.search(file.read(1 << 22))
@@ -194,6 +197,6 @@ def pictures_of_json(path: Path) -> Path:
     above: Sequence[Path] = (path.parent / "images", path.parent.parent / "images", path.parent.parent)
     places = [usual, path.parent, *above, path.parent.parent / "images" / path.stem.removeprefix("instances_")]
     try:
-        return next((place for place in places if (place / name).is_file()), usual)
+        return next((place for place in places if os.path.isfile(place / name)), usual)
     except (OSError, ValueError):
         return usual

@@ -11,6 +11,7 @@ is read as such a list.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from runtime.records import (
     ABSENT_CLASS,
     BROKEN_ENTRY,
     EVERY_CLASS,
+    MOST_PIXELS,
     NO_BBOX,
     NO_CLASS,
     NO_FILE,
@@ -34,6 +36,7 @@ from runtime.records import (
     Problem,
     Problems,
     Row,
+    as_float,
     choose_classes,
     clipped_box,
     is_number,
@@ -49,7 +52,7 @@ def read_list(
     """Read a JSON list. Image ids count from 1 in its order. Arguments and errors are those of `read_dataset`."""
     content = _content_of(annotations)
     beside = (annotations.with_suffix(".classes.txt"), annotations.parent / "classes.txt")
-    names_file = next((path for path in beside if path.is_file()), None)
+    names_file = next((path for path in beside if os.path.isfile(path)), None)
     known = _known_classes(annotations, content, names_file, classes)
     names, absent = choose_classes(known, classes, str(annotations), allow_absent)
     label_of = {name: label for label, name in enumerate(names)}
@@ -62,11 +65,11 @@ def read_list(
             problems.append(Problem(BROKEN_ENTRY, number + 1, detail=f"{annotations}: [{number}]{error}"))
             continue
         except ImageError as error:
-            reason = NO_SIZE if error.path.is_file() else NO_FILE
+            reason = NO_SIZE if os.path.isfile(error.path) else NO_FILE
             problems.append(Problem(reason, number + 1, detail=str(error)))
             first_missing = first_missing or error.path
             continue
-        if check_files and not record.path.is_file():
+        if check_files and not os.path.isfile(record.path):
             problems.append(Problem(NO_FILE, record.id, detail=str(record.path)))
             first_missing = first_missing or record.path
             continue
@@ -157,6 +160,8 @@ def _side(entry: dict[str, Any], key: str) -> int | None:
     side = entry.get(key)
     if side is not None and (not isinstance(side, int) or isinstance(side, bool) or side < 1):
         raise _Broken(f".{key}: expected a whole number of at least 1, got {side!r:.60}")
+    if side is not None and side > MOST_PIXELS:
+        raise _Broken(f".{key}: expected pixels, got more than {MOST_PIXELS}")
     return side
 
 
@@ -176,7 +181,7 @@ def _row(
         if label not in label_of:
             return None, OTHER_CLASS
         index = label_of[label]
-    x1, y1, x2, y2 = (float(v) for v in box)
+    x1, y1, x2, y2 = map(as_float, box)
     clipped, reason = clipped_box(x1, y1, x2, y2, height, width)
     if clipped is None:
         return None, reason

@@ -8,6 +8,7 @@ bytes, and copies that Roboflow made of one picture (NAME.rf.HASH.jpg).
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ def _copies(paths: Sequence[Path]) -> dict[int, str]:
     """Of pictures that others have the same bytes as, the first name of these."""
     by_size: dict[int, list[int]] = defaultdict(list)
     for place, path in enumerate(paths):
-        if path.is_file():
+        if os.path.isfile(path):
             by_size[path.stat().st_size].append(place)
     names: dict[int, str] = {}
     for places in by_size.values():

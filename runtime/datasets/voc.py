@@ -9,6 +9,7 @@ are. A coordinate below 1 or a fraction proves that for a whole set (`runtime.da
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -99,10 +100,10 @@ def read_voc(
             problems.append(Problem(BROKEN_ENTRY, image_id, detail=f"{file}: {error}"))
         except ImageError as error:
             # A missing picture is told as such, whether or not the XML has its size.
-            reason = NO_SIZE if error.path.is_file() else NO_FILE
+            reason = NO_SIZE if os.path.isfile(error.path) else NO_FILE
             problems.append(Problem(reason, image_id, detail=str(error)))
         else:
-            if check_files and not entry.path.is_file():
+            if check_files and not os.path.isfile(entry.path):
                 problems.append(Problem(NO_FILE, image_id, detail=str(entry.path)))
                 continue
             entries.append(entry)

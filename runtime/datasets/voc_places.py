@@ -46,7 +46,7 @@ class VocPlaces:
         stem = self.pictures / nested / file.stem
         named = [self.pictures / file_name, self.pictures / nested / file_name] if file_name else []
         for path in (*named, *(stem.with_name(stem.name + suffix) for suffix in (*IMAGE_SUFFIXES, ".JPG", ".PNG"))):
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
         beside = [path for path in self._by_stem.get(file.stem, ()) if path.parent == stem.parent]
         anywhere = self._by_stem.get(Path(file_name.replace("\\", "/")).stem or file.stem, [])
@@ -73,8 +73,8 @@ class VocPlaces:
 
 def voc_places(annotations: Path, images: Path | None) -> VocPlaces:
     """Where the files of the folder or list `annotations` are. Raises `DatasetError`."""
-    if annotations.is_dir():
-        folder = next((annotations / name for name in _ANNOTATIONS if (annotations / name).is_dir()), annotations)
+    if os.path.isdir(annotations):
+        folder = next((annotations / name for name in _ANNOTATIONS if os.path.isdir(annotations / name)), annotations)
         files = xml_in(folder)
         if not files and folder != annotations:
             folder, files = annotations, xml_in(annotations)
@@ -114,13 +114,13 @@ def annotations_of_list(path: Path, names: list[str]) -> Path | None:
     that or beside it; None where there is none of the first names."""
     place = absolute_path(path).parent
     devkit = place.parent.parent / "Annotations"
-    if place.name == "Main" and devkit.is_dir():
+    if place.name == "Main" and os.path.isdir(devkit):
         return devkit
     candidates = [devkit, place, *_below(place), *(inner for below in _below(place) for inner in _below(below))]
     candidates += _below(place.parent)
     for folder in candidates:
         for name in names[:20]:
-            if any((folder / f"{text}.xml").is_file() for text in _readings(name)):
+            if any(os.path.isfile(folder / f"{text}.xml") for text in _readings(name)):
                 return folder
     return None
 
@@ -143,7 +143,7 @@ def _readings(name: str) -> list[str]:
 
 
 def _named(folder: Path, name: str, path: Path, number: int) -> Path:
-    if (folder / f"{name}.xml").is_file():
+    if os.path.isfile(folder / f"{name}.xml"):
         return folder / f"{name}.xml"
     words = name.rsplit(maxsplit=1)
     if len(words) == 2 and words[1] in ("-1", "0", "1"):
@@ -152,15 +152,16 @@ def _named(folder: Path, name: str, path: Path, number: int) -> Path:
             "classes (aeroplane_train.txt) are not for detection, take train.txt"
         )
     return next(
-        (folder / f"{t}.xml" for t in _readings(name)[1:] if (folder / f"{t}.xml").is_file()), folder / f"{name}.xml"
+        (folder / f"{t}.xml" for t in _readings(name)[1:] if os.path.isfile(folder / f"{t}.xml")),
+        folder / f"{name}.xml",
     )
 
 
 def _pictures_of(folder: Path, first: Path) -> Path:
     """JPEGImages/ beside the folder of the .xml files, that folder itself, or one of another usual name."""
-    if (folder.parent / _PICTURES[0]).is_dir():
+    if os.path.isdir(folder.parent / _PICTURES[0]):
         return folder.parent / _PICTURES[0]
     if list_pictures(path for path in sorted(first.parent.glob("*")) if path.stem == first.stem).pictures:
         return folder
     beside = [place / name for place in (folder, folder.parent, folder.parent.parent) for name in _PICTURES]
-    return next((path for path in beside if path.is_dir()), folder)
+    return next((path for path in beside if os.path.isdir(path)), folder)

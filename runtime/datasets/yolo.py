@@ -8,6 +8,7 @@ label file, or with an empty one, has no objects. Ignored regions do not exist.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from runtime.records import (
     NO_FILE,
     NO_PICTURE,
     NO_SIZE,
+    NOT_FINITE,
     OTHER_CLASS,
     CocoDataset,
     DatasetError,
@@ -59,10 +61,10 @@ def read_yolo(
         try:
             height, width = image_size(picture)
         except ImageError as error:
-            problems.append(Problem(NO_SIZE if picture.is_file() else NO_FILE, image_id, detail=str(error)))
+            problems.append(Problem(NO_SIZE if os.path.isfile(picture) else NO_FILE, image_id, detail=str(error)))
             continue
         rows: list[Row] = []
-        if label_file.is_file():
+        if os.path.isfile(label_file):
             read.append(label_file)
             try:
                 text = decoded_text(label_file.read_bytes())
@@ -118,6 +120,8 @@ def _row(
         if w <= 0 or h <= 0:  # a negative side would come out right again as a polygon's
             shares = (x, y, x, y)
     elif len(values) >= 6 and len(values) % 2 == 0 and not key_points:
+        if not all(map(math.isfinite, values)):  # min and max pass over NaN
+            return None, NOT_FINITE
         if any(abs(value - 0.5) > _FAR for value in values):  # visibilities 2, or pixels
             return None, KEY_POINTS
         shares = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))

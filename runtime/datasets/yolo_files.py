@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    from runtime.yaml_files import parse_yaml
+
     class Loader(yaml.BaseLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
             seen: set[str] = set()
@@ -32,13 +35,11 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
             return super().construct_mapping(node, deep)
 
     try:
-        content = yaml.load(decoded_text(path.read_bytes()), Loader=Loader)
+        content = parse_yaml(decoded_text(path.read_bytes()), Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: cannot read this file: {error}") from None
-    except (yaml.YAMLError, OverflowError) as error:  # the latter: a version or character beyond all
+    except yaml.YAMLError as error:
         raise DatasetError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise DatasetError(f"{path}: not a YOLO data.yaml: it is nested too deep") from None
     if not isinstance(content, dict) or "names" not in content:
         raise DatasetError(f"{path}: expected a YOLO data.yaml with names and a key for each split")
     return {key: value for key, value in content.items() if value not in _NOTHING}
@@ -106,7 +107,7 @@ def key_points_beside(folder: Path) -> int:
 def _described(candidate: Path, folder: Path) -> dict[str, Any] | None:
     """The data.yaml in `candidate`; None where there is none, or, above `folder`, one that is of something else."""
     path = candidate / "data.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         return read_data_yaml(path)
@@ -118,11 +119,11 @@ def _described(candidate: Path, folder: Path) -> dict[str, Any] | None:
 
 def class_names(place: Path, classes: Sequence[str] | None) -> tuple[Sequence[str], tuple[Path, ...]]:
     """Class names, and the file that they come from: in the folder of `place`, or in one of the two above it."""
-    folder = place if place.is_dir() else place.parent
+    folder = place if os.path.isdir(place) else place.parent
     for candidate in _around(folder):
-        others = sorted(candidate.glob("*.names")) if candidate.is_dir() else []
+        others = sorted(candidate.glob("*.names")) if os.path.isdir(candidate) else []
         for path in (*(candidate / name for name in _NAMES), *(others if len(others) == 1 else [])):
-            if path.is_file():
+            if os.path.isfile(path):
                 return read_class_names(path), (path,)
         if (content := _described(candidate, folder)) is not None:
             path = candidate / "data.yaml"
@@ -155,11 +156,11 @@ def moved_place(text: str, folder: Path) -> Path | None:
     """
     parts = [part for part in Path(text.replace("\\", "/")).parts if part not in ("/", ".", "..")]
     ends = [folder / Path(*parts[start:]) for start in range(len(parts) - 1)]
-    return next((end for end in ends if end.exists()), None)
+    return next((end for end in ends if os.path.exists(end)), None)
 
 
 def place_of(text: str, folder: Path) -> Path:
     """A path that a description names, in its folder, or by its last parts where they are there (data/obj.names)."""
     parts = [part for part in Path(text.replace("\\", "/")).parts if part != "/"]
     ends = [folder / Path(*parts[start:]) for start in range(len(parts))]
-    return next((end for end in (folder / text, *ends) if end.exists()), folder / text)
+    return next((end for end in (folder / text, *ends) if os.path.exists(end)), folder / text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,11 +47,11 @@ def yolo_places(annotations: Path, images: Path | None, classes: Sequence[str] |
 
     Raises `DatasetError`, also where no picture has a label file.
     """
-    if (annotations / "data.yaml").is_file():
+    if os.path.isfile(annotations / "data.yaml"):
         annotations = annotations / "data.yaml"
     if annotations.suffix.lower() in (".yaml", ".yml"):
         places = data_yaml_places(annotations, images, split)
-    elif annotations.is_dir():
+    elif os.path.isdir(annotations):
         places = label_folder_places(annotations, images, classes)
     elif annotations.suffix.lower() == ".data":
         places = obj_data_places(annotations, images, classes, split)
@@ -72,7 +73,7 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
         there = [key for key in ("train", "val", "test") if content.get(key)]
         raise DatasetError(f"{path}: missing key '{split}' (it has: {', '.join(there) or 'no split'})")
     root = path.parent / "".join(entries_of(content, "path", path)[:1])
-    if not root.is_dir():
+    if not os.path.isdir(root):
         root = path.parent  # `path` is often that of the machine that wrote it
     pairs: list[tuple[Path, Path]] = []
     left_out: list[Path] = []
@@ -80,24 +81,24 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
     notes: list[str] = []
     for entry in entries:
         place = root / entry
-        if not place.exists() and entry.startswith("../"):
+        if not os.path.exists(place) and entry.startswith("../"):
             place = root / entry[3:]  # as Roboflow writes it
-        if not place.exists() and (moved := moved_place(entry, root)) is not None:
+        if not os.path.exists(place) and (moved := moved_place(entry, root)) is not None:
             notes.append(f"{split}: {entry} is another machine's path, taken for {moved}")
             place = moved
-        if place.is_dir():
+        if os.path.isdir(place):
             listing = list_pictures(files_in(place))
             labels = _swapped(place, "images", "labels") or place
             found = [(p, (labels / p.relative_to(place)).with_suffix(".txt")) for p in listing.pictures]
             alone += labels_alone(labels, found)
             left_out += listing.left_out
-        elif place.is_file():
+        elif os.path.isfile(place):
             listed = listed_pictures(place, root)
             found = [(picture, _label_file(picture)) for picture in listed.pictures]
             notes += listed.notes
         else:
             raise DatasetError(f"{path}: {split}: no such folder or list of pictures: {place}")
-        if pairs and found and not any(label.is_file() for _, label in found):
+        if pairs and found and not any(os.path.isfile(label) for _, label in found):
             notes.append(f"none of the {len(found)} pictures of {place} has a label file (all are without objects)")
         pairs += found
     key_points = key_point_numbers(content, path)
@@ -105,10 +106,10 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
 
 
 def label_folder_places(folder: Path, images: Path | None, classes: Sequence[str] | None) -> YoloPlaces:
-    labels = folder / "labels" if (folder / "labels").is_dir() else folder
+    labels = folder / "labels" if os.path.isdir(folder / "labels") else folder
     if images is None:
         beside = _swapped(labels, "labels", "images")
-        images = beside if beside is not None and beside.is_dir() else labels
+        images = beside if beside is not None and os.path.isdir(beside) else labels
     listing = list_pictures(files_in(images))
     pairs = tuple((p, (labels / p.relative_to(images)).with_suffix(".txt")) for p in listing.pictures)
     names = class_names(folder, classes)
@@ -139,10 +140,10 @@ def obj_data_places(path: Path, images: Path | None, classes: Sequence[str] | No
     if key not in lists:
         raise DatasetError(f"{path}: missing key '{key}' (it has: {', '.join(lists)})")
     place = place_of(lists[key], path.parent)
-    if not place.is_file():
+    if not os.path.isfile(place):
         raise DatasetError(f"{path}: {key}: no such list of pictures: {place}")
     places = picture_list_places(place, path, images, classes)
-    if content.get("names") and place_of(content["names"], path.parent).is_file():
+    if content.get("names") and os.path.isfile(place_of(content["names"], path.parent)):
         file = place_of(content["names"], path.parent)
         places = replace(places, known=read_class_names(file), named_by=(file,))
     return replace(places, notes=(*notes, *places.notes))
@@ -150,10 +151,10 @@ def obj_data_places(path: Path, images: Path | None, classes: Sequence[str] | No
 
 def require_labels(annotations: Path, places: YoloPlaces) -> None:
     """Raises `DatasetError` where no picture has a label file, and no folder of labels has one: it is not there."""
-    present = [(picture, label) for picture, label in places.pairs if picture.is_file()]
-    if not present or any(label.is_file() for _, label in present):
+    present = [(picture, label) for picture, label in places.pairs if os.path.isfile(picture)]
+    if not present or any(os.path.isfile(label) for _, label in present):
         return  # the reader tells which pictures are missing
-    if annotations.is_file() and any(_has_labels(folder) for folder in {label.parent for _, label in present}):
+    if os.path.isfile(annotations) and any(_has_labels(folder) for folder in {label.parent for _, label in present}):
         return  # a split of pictures without objects
     raise DatasetError(
         f"{annotations}: none of the {len(places.pairs)} pictures in {places.folder} has a label file there (the first "
@@ -163,12 +164,14 @@ def require_labels(annotations: Path, places: YoloPlaces) -> None:
 
 
 def _has_labels(folder: Path) -> bool:
-    return folder.is_dir() and any(path.suffix.lower() == ".txt" for path in folder.iterdir() if is_label_file(path))
+    return os.path.isdir(folder) and any(
+        path.suffix.lower() == ".txt" for path in folder.iterdir() if is_label_file(path)
+    )
 
 
 def labels_alone(labels: Path, pairs: Sequence[tuple[Path, Path]]) -> list[Path]:
     """Label files below `labels` of which there is no picture: files whose first line is numbers."""
-    if not labels.is_dir():
+    if not os.path.isdir(labels):
         return []
     paired = {label for _, label in pairs}
     return [p for p in files_in(labels) if p.suffix.lower() == ".txt" and p not in paired and is_label_file(p)]

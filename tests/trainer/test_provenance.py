@@ -45,6 +45,51 @@ def test_the_commit_and_whether_what_git_tracks_was_changed(repository: Path) ->
     assert git_state(repository)["git_dirty"] == "yes"
 
 
+def test_no_program_that_the_repository_names_is_run(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A folder of a stranger: its configuration says what git is to run, for a look as for everything else."""
+    ran = tmp_path_factory.mktemp("outside") / "ran"
+    program = repository / "program"
+    program.write_text(f'#!/bin/sh\necho "$0 $*" >> {ran}\ncat\n')
+    program.chmod(0o755)
+    hooks = repository / "hooks"
+    hooks.mkdir()
+    for name in ("post-index-change", "fsmonitor-watchman", "post-checkout"):
+        (hooks / name).write_text(program.read_text())
+        (hooks / name).chmod(0o755)
+    (repository / ".gitattributes").write_text("file filter=f.g\n")
+    commit = git(repository, "rev-parse", "HEAD")
+    for key, value in {
+        "core.fsmonitor": str(program), "core.hooksPath": str(hooks), "filter.f.g.clean": f"{program} clean",
+        "filter.f.g.process": f"{program} process", "filter.f.g.required": "true", "core.pager": str(program),
+        "core.sshCommand": str(program), "diff.external": str(program), "alias.status": f"!{program}",
+    }.items():  # fmt: skip
+        git(repository, "config", key, value)
+    (repository / "file").write_text("two")  # of another time and content: git has to look into it
+    assert git_state(repository) == {"git_commit": commit, "git_dirty": "yes"}
+    assert not ran.exists(), ran.read_text()
+    subprocess.run(["git", "status"], cwd=repository, check=False, capture_output=True)
+    assert ran.exists()  # a plain git does run them
+
+
+def test_a_submodule_is_not_asked_by_its_own_configuration(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outer = tmp_path_factory.mktemp("outer")
+    git(outer, "init", "-q")
+    git(outer, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(repository), "inner")
+    git(outer, "commit", "-qm", "with a submodule")
+    ran = outer / "ran"
+    program = outer / "program"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    git(outer / "inner", "config", "core.fsmonitor", str(program))
+    (outer / "inner" / "file").write_text("two")
+    assert git_state(outer)["git_dirty"] == "no"  # its commit is what it was
+    assert not ran.exists()
+
+
 def test_nothing_where_git_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_state(tmp_path) == {}  # no repository
@@ -59,7 +104,7 @@ def test_a_git_that_hangs_or_fails_at_status_does_not_stop_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = tmp_path / "git"
-    fake.write_text('#!/bin/sh\n[ "$1" = status ] && exit 128\necho abc\n')
+    fake.write_text('#!/bin/sh\ncase "$*" in *status*) exit 128;; esac\necho abc\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert git_state(tmp_path) == {"git_commit": "abc"}
