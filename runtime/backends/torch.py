@@ -17,6 +17,7 @@ from runtime.backends.clock import Stages, TimedCall
 from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.card import Card
 from runtime.device_frames import LEGACY_STREAM, DeviceFrame
+from runtime.rooms import find_models
 
 try:
     import torch
@@ -63,6 +64,7 @@ class TorchBackend:
         Raises `CardError` or `models.checkpoint.CheckpointError` for a file that cannot be used.
         """
         options.check("checkpoint", path)
+        find_models()
         from models.checkpoint import load_detector  # here and below only: the networks are not the runtime's
 
         model, card = load_detector(path)
@@ -176,6 +178,7 @@ def _on_host(outputs: Sequence[torch.Tensor]) -> RawOutputs:
 
 def read_checkpoint_card(path: str | Path) -> Card:
     """The card in the checkpoint at `path`. Raises `CardError`, or `CheckpointError` for a broken file."""
+    find_models()
     from models.checkpoint import read_checkpoint
 
     return Card.from_json(read_checkpoint(path)["card"], path)
