@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from runtime.rooms import RoomError
 from runtime.signals import Terminated, terminating
 
 ROOMS = ("models", "runtime", "trainer", "export")
@@ -46,7 +47,7 @@ def exit_status(arguments: argparse.Namespace, program: str, extra: str, interru
         advice = f"needs the package {error.name!r}: pip install 'isodet[{extra}]'"
         print(f"{program} {arguments.command}: error: {advice}", file=sys.stderr)
         return 1
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, RoomError) as error:
         if type(error).__module__.partition(".")[0] not in (*ROOMS, "builtins"):
             raise
         print(f"{program} {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)

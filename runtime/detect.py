@@ -78,6 +78,8 @@ class DetectSummary:
     sources: tuple[SourceSummary, ...]
     seconds: float
     """From the first request for a frame to the last result."""
+    unwritten: tuple[tuple[Path, str], ...] = ()
+    """Annotated pictures that could not be written as they are (their name or size), and why."""
 
 
 def detect(
@@ -180,7 +182,6 @@ def detect(
                 raise
             # Its reason is in the states: what came before the failure is complete, and kept.
         seconds = time.perf_counter() - started
-        skipped += [one for output in outputs.sources for one in output.unwritten]
         if failure is None and frames == 0 and not interrupted.is_set():
             raise DetectError(
                 f"{', '.join(shown_names)}: none of its {len(skipped)} pictures can be read; the first: {skipped[0][1]}"
@@ -202,7 +203,7 @@ def detect(
         frames, sum(s.detections for s in sources), tuple(skipped),
         alone.pictures if alone else folder if save else None,
         alone.json_lines if alone else whole,
-        interrupted.is_set(), sources, seconds,
+        interrupted.is_set(), sources, seconds, tuple(one for output in outputs.sources for one in output.unwritten),
     )  # fmt: skip
 
 

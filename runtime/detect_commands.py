@@ -27,7 +27,7 @@ def detect_arguments(commands: Any) -> argparse.ArgumentParser:
   runtime detect rtsp://10.0.0.1/1 rtsp://10.0.0.2/1 --every 5
 
 Webcams and URLs without an end keep their newest frame, and are connected again when they go; of files, every
-frame comes. Ctrl-C ends with the outputs complete up to there; a second one ends at once, without them.
+frame comes. Ctrl-C, SIGTERM and SIGHUP end with the outputs complete up to there; a second one ends at once, without.
 Exit status 1 also where one of several sources failed; the others' outputs are written.
 
 a JSON line: {"source": ..., "frame": 0, "time_s": 0.0,
@@ -92,6 +92,8 @@ def conclude_detect(summary: DetectSummary) -> int:
     """Say what was done and where it is; the exit status."""
     for path, reason in summary.skipped:
         print(f"warning: {path}: {reason} (skipped)", file=sys.stderr)
+    for path, reason in summary.unwritten:
+        print(f"warning: {path}: not written: {reason}", file=sys.stderr)
     skipped = f", {len(summary.skipped)} unreadable pictures skipped" if summary.skipped else ""
     ended = " (interrupted)" if summary.interrupted else ""
     fps = f", {summary.frames / summary.seconds:.1f} frames/s" if summary.seconds > 0 else ""

@@ -128,7 +128,7 @@ class SourceOutput:
             if not of_this_one or (self._alone and self._what.kind == "picture"):
                 raise
             reason = error.reason if isinstance(error, ImageError) else error.strerror
-            self.unwritten.append((written, f"is not written: {reason}"))
+            self.unwritten.append((written, str(reason)))
         else:
             self.pictures = written if self._what.kind == "picture" else self._folder
 

@@ -84,8 +84,8 @@ def decode_image(data: bytes, path: str | Path) -> Image:
         image = np.right_shift(image, 8, dtype=np.uint16).astype(np.uint8)
     if image.dtype != np.uint8:
         raise ImageError(path, f"has {image.dtype} samples; expected 8 or 16 bits, so convert it with a range of yours")
-    image = np.asarray(image, np.uint8)
-    return image if tiff else apply_orientation(image, exif_orientation(data))
+    pixels: Image = np.asarray(image, np.uint8)
+    return pixels if tiff else apply_orientation(pixels, exif_orientation(data))
 
 
 def write_image(path: str | Path, image: Image) -> None:

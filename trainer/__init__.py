@@ -8,7 +8,21 @@ result.best, result.best_map
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+try:
+    from runtime.rooms import find_models
+except ImportError as error:
+    import runtime as found  # of this name, but without what isodet's has
+
+    ours = Path(__file__).resolve().parents[1] / "runtime"
+    raise ImportError(
+        f"{found.__file__ or list(found.__path__)} hides isodet's package {ours}, which {__name__} needs; rename "
+        f"yours, or take its folder off the path ({error})"
+    ) from None
+
+find_models()
 
 if TYPE_CHECKING:
     from trainer.check import check_data

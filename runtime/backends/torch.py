@@ -18,6 +18,7 @@ from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.card import Card
 from runtime.device_frames import LEGACY_STREAM, DeviceFrame
 from runtime.image import FixedSize
+from runtime.rooms import find_models
 
 try:
     import torch
@@ -72,6 +73,7 @@ class TorchBackend:
         Raises `CardError` or `models.checkpoint.CheckpointError` for a file that cannot be used.
         """
         options.check("checkpoint", path)
+        find_models()
         from models.checkpoint import load_detector  # here and below only: the networks are not the runtime's
 
         model, card = load_detector(path, options.check_hashes)
@@ -237,6 +239,7 @@ def _on_host(outputs: Sequence[torch.Tensor]) -> RawOutputs:
 
 def read_checkpoint_card(path: str | Path, check_hashes: bool = True) -> Card:
     """The card in the checkpoint at `path`. Raises `CardError`, or `CheckpointError` for a broken file."""
+    find_models()
     from models.checkpoint import read_checkpoint
 
     return Card.from_json(read_checkpoint(path, check_hashes=check_hashes)["card"], path, check_hashes)

@@ -129,8 +129,8 @@ def test_long_names_get_their_results(detector: Detector, tmp_path: Path) -> Non
     (tmp_path / "pics" / "wide.webp").write_bytes(cv2.imencode(".png", wide)[1].tobytes())
     summary = detect(tmp_path / "pics", detector, out=tmp_path / "out")
     assert summary.frames == 4 and len(lines(tmp_path / "out" / "pics.jsonl")) == 4
-    [(path, reason)] = summary.skipped
-    assert path == tmp_path / "out" / "wide.webp" and reason.startswith("is not written: cannot be encoded as .webp")
+    [(path, reason)] = summary.unwritten
+    assert path == tmp_path / "out" / "wide.webp" and reason.startswith("cannot be encoded as .webp")
     assert len(list((tmp_path / "out").iterdir())) == 4
     clip(tmp_path / ("v" * 251 + ".avi"), [0] * 3)
     summary = detect(tmp_path / ("v" * 251 + ".avi"), detector, out=tmp_path / "videos")

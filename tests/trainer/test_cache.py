@@ -123,3 +123,18 @@ def test_available_memory_is_known_where_the_system_says_it() -> None:
 def test_reduced_sizes() -> None:
     assert reduced_hw((100, 50), 0) == (100, 50) == reduced_hw((100, 50), 100)
     assert reduced_hw((100, 50), 10) == (10, 5) and reduced_hw((1, 5000), 50) == (1, 50)
+
+
+def test_without_a_home_folder_only_a_cache_without_a_place_is_refused(
+    shapes: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", staticmethod(nobody))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    split = SplitConfig("a.json", "a")
+    config = DataConfig(split, split, cache="disk", cache_gib=1.0)
+    with pytest.raises(ConfigError, match=r"^data\.cache: .*no home folder.*; set data\.cache_dir"):
+        pictures_for(config, shapes.records)
+    assert pictures_for(replace(config, cache_dir=str(tmp_path)), shapes.records).describe()
