@@ -94,7 +94,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     dataset = validation_data(detector.card, model, arguments.annotations, arguments.images)
     warn_of_problems(dataset)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
-        result = evaluate(detector, dataset, batch_size=arguments.batch_size, progress=moves(bar))
+        result = evaluate(
+            detector, dataset, batch_size=arguments.batch_size, progress=moves(bar), max_dets=arguments.max_dets
+        )
     conclude(arguments, result, dataset, f"{model.name}, {detector.backend.name}")
     return 0
 

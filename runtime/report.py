@@ -37,6 +37,8 @@ def write_report(measurement: Measurement, folder: Path, title: str, count: int 
     if e.skipped:
         first = html.escape(str(e.skipped[0][0]))
         parts.append(f"<p>{len(e.skipped)} unreadable images were left out, the first: {first}</p>")
+    if note := e.cap_note():
+        parts.append(f"<p>{html.escape(note)}.</p>")
     coco = {"mAP": e.map, "AP50": e.ap50, "AP75": e.ap75, "small": e.ap_small, "medium": e.ap_medium,
             "large": e.ap_large, "AR100": e.ar100}  # fmt: skip
     head, row = ["COCO, all classes", *coco], ["", *map(shown, coco.values())]

@@ -36,7 +36,7 @@ def evaluation(arguments: argparse.Namespace) -> int:
     dataset = validation_data(detector.card, checkpoint, arguments.annotations, arguments.images)
     warn_of_problems(dataset)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
-        result = evaluate(detector, dataset, progress=moves(bar))
+        result = evaluate(detector, dataset, progress=moves(bar), max_dets=arguments.max_dets)
     measurement = conclude(arguments, result, dataset, title)
     if arguments.save_thresholds:
         keep_thresholds(checkpoint, measurement.thresholds)

@@ -136,7 +136,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
             detector, part = deployable(model, card, device), (group.rank, group.size)
             return evaluate(detector, val, config.images_per_batch, checkpoints.validating, part, group.gather)
 
-        last, told, first, advised = None, 0, state.epoch, ""
+        last, told, first, advised, capped = None, 0, state.epoch, "", ""
         for epoch in range(first, epochs):
             records.begin_epoch(epoch)
             follow_ranges(state.model, epoch < last_moving_epoch(config))
@@ -163,6 +163,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
                 dropped = state.plateau.update(not evaluation.map <= state.best_map, config.schedule)
                 state.best_map = evaluation.map if improved else state.best_map
                 records.say(f"epoch {epoch + 1}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
+                if not capped and (capped := evaluation.cap_note()):
+                    records.say(capped)
                 if group.main:
                     if config.val_loss:
                         with dead_processes(checkpoints.said):
