@@ -19,7 +19,7 @@ from runtime.header import upright
 from runtime.image import Image, ImageError, read_image
 from runtime.judge import METRICS, MOST, EvaluationError, coco_engine, coco_metrics
 from runtime.matching import ImageMatch, match
-from runtime.records import CocoDataset, ImageRecord
+from runtime.records import CocoDataset, DatasetError, ImageRecord
 
 Found = tuple[dict[int, Detections], list["ImageRecord"], list[tuple[Path, str]]]
 """Detections by image id, and the files that could not be read with the reasons."""
@@ -91,6 +91,12 @@ class Evaluation:
         head |= {"APm": self.ap_medium, "APl": self.ap_large, "AR100": self.ar100}
         return "".join(f"{n:>8}" for n in head) + "\n" + "".join(f"{_shown(value):>8}" for value in head.values())
 
+    def nan_note(self) -> str:
+        """Why mAP is NaN; '' where it is a number."""
+        if not math.isnan(self.map):
+            return ""
+        return f"mAP is nan: there is no object to find in any of the {self.images} images that were judged"
+
     def cap_note(self) -> str:
         """What the limit on detections, 100 as COCO has it, means for these images; '' where it cut nothing off."""
         if not (self.cut or self.crowded):
@@ -109,7 +115,7 @@ class Evaluation:
             line += "\nmAP by detections of a class in an image: " + ", ".join(
                 f"{_shown(value)} at {most}" for most, value in self.map_at.items()
             )
-        if note := self.cap_note():
+        for note in filter(None, (self.nan_note(), self.cap_note())):
             line += f"\n{note}"
         if self.skipped:
             line += f"\n{len(self.skipped)} unreadable images left out, the first: {self.skipped[0][0]}"
@@ -213,6 +219,15 @@ def _read_ahead(records: Sequence[ImageRecord], batch_size: int) -> Iterator[lis
             pending = following
         if pending is not None:
             yield [future.result() for future in pending]
+
+
+def require_objects(dataset: CocoDataset) -> None:
+    """Raise `DatasetError` for a data set without an object to find: nothing could be said but NaN."""
+    if all(record.crowd.all() for record in dataset.records):
+        raise DatasetError(
+            f"{dataset.annotations}: none of its {len(dataset)} images has an object to find, so that there is no mAP "
+            f"({dataset.problems.summary() or 'no annotation was found: do the files lie where they are looked for?'})"
+        )
 
 
 def _difference(detector: Detector, dataset: CocoDataset) -> str:
