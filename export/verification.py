@@ -32,6 +32,7 @@ from runtime.backends.torch import TorchBackend
 from runtime.card import sha256_file
 from runtime.evaluate import evaluate
 from runtime.image import ImageError, read_image
+from runtime.judge import MOST
 from runtime.onnx_file import was_edited
 from runtime.records import BROKEN_ENTRY, NO_FILE, NO_SIZE, CocoDataset
 from runtime.runs import validation_data
@@ -56,6 +57,7 @@ def verify(
     device: str = "auto",
     progress: Progress | None = None,
     dataset: CocoDataset | None = None,
+    max_dets: Sequence[int] = (MOST,),
 ) -> Verification:
     """Score `artifacts` and the checkpoint they came from with one COCO evaluation.
 
@@ -64,6 +66,7 @@ def verify(
     tolerance: mAP points that may be lost; None takes `TOLERANCE` of each artifact's precision.
     device: auto for every backend that can run here, cpu, cuda or cuda:N for those only.
     dataset: what annotations and images name, where it was read already.
+    max_dets: rising; the mAP is that over the last number of detections of a class in an image.
     Raises `VerifyError`, `RunsError`, `CardError`, `CocoError` or `BackendError`; a gate that is not
     met is not an error but `passed == False`.
     """
@@ -90,14 +93,14 @@ def verify(
         )
     as_trained = None
     if detector.card.resize:  # a graph letterboxes: what that costs is not what the export costs
-        as_trained = _score(checkpoint, detector, dataset, progress)
+        as_trained = _score(checkpoint, detector, dataset, progress, max_dets)
         detector = letterboxed(detector)
-    reference = _score(checkpoint, detector, dataset, progress)
+    reference = _score(checkpoint, detector, dataset, progress, max_dets)
     scores, missing = [], []
     eager, references = detector, {detector.card.frame_hw: reference}
     for path, card in cards.items():
         if card.frame_hw not in references:  # it letterboxes raw frames: what their size costs is not its loss
-            references[card.frame_hw] = _score(checkpoint, with_frames(eager, card), dataset, progress)
+            references[card.frame_hw] = _score(checkpoint, with_frames(eager, card), dataset, progress, max_dets)
         built = None if card.kind == "checkpoint" else audit_file(path, device)
         # A graph that was edited is scored, and then refused with the number.
         options = BackendOptions(check_hashes=False) if card.kind == "onnx" else None
@@ -114,7 +117,7 @@ def verify(
                 size = path.stat().st_size / 2**20
                 missing.append(NotScored(path, place.backend, place.device, card.precision, size, why, built))
                 continue
-            score = replace(_score(path, detector, dataset, progress), audit=built)
+            score = replace(_score(path, detector, dataset, progress, max_dets), audit=built)
             scores.append(
                 _judged(score, references[card.frame_hw], tolerance, card.kind == "onnx" and was_edited(path, card))
             )
@@ -175,6 +178,8 @@ def _notes(
             f"{gone} of the {gone + len(dataset.records)} pictures in {dataset.annotations} are not scored: "
             f"{dataset.problems.summary()}"
         )
+    if note := reference.evaluation.cap_note():
+        notes.append(note)
     skipped = reference.evaluation.skipped
     if skipped:
         notes.append(
@@ -218,14 +223,16 @@ def find_checkpoint(artifact: Path) -> Path:
     )
 
 
-def _score(path: Path, detector: Detector, dataset: CocoDataset, progress: Progress | None) -> Score:
+def _score(
+    path: Path, detector: Detector, dataset: CocoDataset, progress: Progress | None, max_dets: Sequence[int]
+) -> Score:
     def report(done: int, total: int) -> None:
         if progress is not None:
             progress(path.name, done, total)
 
     card, backend = detector.card, detector.backend
     counting = _Counting(backend)
-    evaluation = evaluate(Detector(counting), dataset, progress=report)
+    evaluation = evaluate(Detector(counting), dataset, progress=report, max_dets=max_dets)
     size, latency = path.stat().st_size / 2**20, _latency(detector, dataset)
     return Score(
         path, backend.name, backend.device, card.precision, size, latency, evaluation, inexact=counting.inexact

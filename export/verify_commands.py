@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from export.gate_commands import Bar, gate_arguments
+from runtime.eval_commands import max_dets_argument
 
 VERIFY = "Score artifacts and the checkpoint they came from with one COCO evaluation; fail past tolerance."
 
@@ -18,6 +19,7 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", type=Path, metavar="CHECKPOINT", help="default: the one beside the artifact")
     parser.add_argument("--device", default="auto", help="auto (every backend that runs here), cpu, cuda or cuda:N")
     parser.add_argument("--report", type=Path, metavar="DIR", help="where verify.json and verify.html go")
+    max_dets_argument(parser)
     gate_arguments(parser)
 
 
@@ -36,7 +38,7 @@ def verify(arguments: argparse.Namespace) -> int:
     with Bar(arguments.quiet) as bar:
         result = verification.verify(
             artifacts, arguments.against, arguments.annotations, arguments.images, arguments.tolerance,
-            arguments.device, bar.progress,
+            arguments.device, bar.progress, max_dets=arguments.max_dets,
         )  # fmt: skip
     print(result.table())
     for path in write_reports(result, folder):

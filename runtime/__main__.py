@@ -87,9 +87,11 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    if arguments.detections is not None:
+        return _eval_detections(arguments)
     from runtime.backends.options import BackendOptions
     from runtime.detector import Detector
-    from runtime.evaluate import evaluate
+    from runtime.evaluate import evaluate, require_objects
     from runtime.runs import validation_data
 
     model = _model(arguments.artifact)
@@ -97,9 +99,28 @@ def _eval(arguments: argparse.Namespace) -> int:
     detector = Detector(model, device=arguments.device, threads=arguments.threads, options=options)
     dataset = validation_data(detector.card, model, arguments.annotations, arguments.images)
     warn_of_problems(dataset)
+    require_objects(dataset)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
-        result = evaluate(detector, dataset, batch_size=arguments.batch_size, progress=moves(bar))
+        result = evaluate(
+            detector, dataset, batch_size=arguments.batch_size, progress=moves(bar), max_dets=arguments.max_dets
+        )
     conclude(arguments, result, dataset, f"{model.name}, {detector.backend.name}")
+    return 0
+
+
+def _eval_detections(arguments: argparse.Namespace) -> int:
+    from runtime.coco_results import read_coco_results
+    from runtime.datasets import read_dataset
+    from runtime.evaluate import judge_detections, require_objects
+
+    if arguments.annotations is None or arguments.artifact is not None:
+        arguments.parser.error("--detections needs --annotations, and no model")
+    dataset = read_dataset(arguments.annotations, arguments.images, check_files=False)
+    warn_of_problems(dataset)
+    require_objects(dataset)
+    found = read_coco_results(arguments.detections, dataset)
+    result = judge_detections(found, dataset, max_dets=arguments.max_dets)
+    conclude(arguments, result, dataset, arguments.detections.name)
     return 0
 
 
@@ -183,6 +204,7 @@ how to read it:
   runtime eval                                     the newest model, on the data it was validated with
   runtime eval best.onnx --annotations val.json --images val/ --json metrics.json
   runtime eval --report report/ --precision 0.9    a page with pictures; thresholds for 9 of 10 right
+  runtime eval --detections results.json --annotations val.json    what another program found
 
 {EXPLANATION}""",
     )  # fmt: skip
@@ -194,10 +216,14 @@ how to read it:
         help="COCO, VOC, YOLO or a JSON list (default: the card's validation data)",
     )
     p.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: the format's own)")
+    p.add_argument(
+        "--detections", type=Path, metavar="RESULTS.json",
+        help="instead of a model: score a file of COCO results, a list of image_id, category_id, bbox, score",
+    )  # fmt: skip
     p.add_argument("--batch-size", type=count, default=8, help="images handed over at once (default: 8)")
     measurement_arguments(p)
     _device_arguments(p)
-    p.set_defaults(run=_eval)
+    p.set_defaults(run=_eval, parser=p)
     return parser
 
 

@@ -6,11 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from runtime.detections import Detections
-from runtime.judge import coco_judge
+from runtime.judge import MOST, coco_judge, mean_points
 from runtime.records import CocoDataset
 
 _COCO_END = 1e10
@@ -59,15 +56,17 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
 
 
 def bucket_scores(
-    found: dict[int, Detections], dataset: CocoDataset, buckets: Sequence[Bucket]
+    found: dict[int, Detections], dataset: CocoDataset, buckets: Sequence[Bucket], most: int = MOST
 ) -> tuple[BucketScore, ...]:
     """COCO's AP, AP50 and AR100 over the objects of each bucket, over the images that `found` has.
+
+    most: detections of a class in an image that count.
 
     Sizes are those that the annotations give as `area`. As in COCO's small, medium and large, an object of another
     size and what finds it count neither way, nor does an invention of another size.
     """
     areas = [(bucket.low**2, min(bucket.high**2, _COCO_END)) for bucket in buckets]
-    judge = coco_judge(found, dataset, areas)
+    judge = coco_judge(found, dataset, areas, (most,))
     precision = judge.eval["precision"]  # [IoU, recall, class, area, most detections]
     recall = judge.eval["recall"]  # [IoU, class, area, most detections]
     scores = []
@@ -76,11 +75,6 @@ def bucket_scores(
         objects = sum(
             int(((r.area >= low) & (r.area <= high) & ~r.crowd).sum()) for r in dataset.records if r.id in found
         )
-        ap, ap50 = _mean(precision[:, :, :, i, -1]), _mean(precision[0, :, :, i, -1])
-        scores.append(BucketScore(bucket, ap, ap50, _mean(recall[:, :, i, -1]), objects))
+        ap, ap50 = mean_points(precision[:, :, :, i, -1]), mean_points(precision[0, :, :, i, -1])
+        scores.append(BucketScore(bucket, ap, ap50, mean_points(recall[:, :, i, -1]), objects))
     return tuple(scores)
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    there = values[values > -1]  # -1: a class without an object in this bucket
-    return float(there.mean()) * 100 if there.size else math.nan

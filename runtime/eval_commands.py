@@ -26,6 +26,7 @@ def measurement_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol", choices=("coco", "voc07", "voc12"), default="coco",
         help="whose AP the table of classes has: COCO's (default), Pascal VOC's of 2007 (11 points) or 2012 (area)",
     )  # fmt: skip
+    max_dets_argument(parser)
     parser.add_argument(
         "--precision", type=_share, metavar="P",
         help="recommend the thresholds that reach this precision, as 0.9 (default: those with the best F1)",
@@ -38,6 +39,15 @@ def measurement_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", type=Path, metavar="DIR", help="write report.html there: curves, confusion matrix, worst images"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+
+
+def max_dets_argument(parser: argparse.ArgumentParser) -> None:
+    """`--max-dets`, for every command that scores."""
+    parser.add_argument(
+        "--max-dets", type=_most_detections, default=(100,), metavar="N,N,...",
+        help="detections of a class in an image that COCO's metrics look at: the numbers are those at the last, mAP is "
+        "given at each; RF100-VL has 100,500 (default: 100, as COCO has it)",
+    )  # fmt: skip
 
 
 def conclude(arguments: argparse.Namespace, evaluation: Evaluation, dataset: CocoDataset, title: str) -> Measurement:
@@ -60,6 +70,16 @@ def warn_of_problems(dataset: CocoDataset) -> None:
     """Say on stderr what was left out of the annotations."""
     if summary := dataset.problems.summary():
         print(f"warning: {dataset.annotations}: {summary}", file=sys.stderr)
+
+
+def _most_detections(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or numbers[0] < 1 or list(numbers) != sorted({*numbers}):
+        raise argparse.ArgumentTypeError(f"expected rising whole numbers of at least 1, as 100,500; got {text!r}")
+    return numbers
 
 
 def _share(text: str) -> float:

@@ -17,9 +17,9 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.header import upright
 from runtime.image import Image, ImageError, read_image
-from runtime.judge import METRICS, EvaluationError, coco_engine, coco_metrics
+from runtime.judge import METRICS, MOST, EvaluationError, coco_engine, coco_metrics
 from runtime.matching import ImageMatch, match
-from runtime.records import CocoDataset, ImageRecord
+from runtime.records import CocoDataset, DatasetError, ImageRecord
 
 Found = tuple[dict[int, Detections], list["ImageRecord"], list[tuple[Path, str]]]
 """Detections by image id, and the files that could not be read with the reasons."""
@@ -39,7 +39,7 @@ class Evaluation:
     ap_large: float
     """Objects over 96^2 square pixels."""
     ar100: float
-    """Mean recall over IoU 0.50:0.95 with at most 100 detections per image."""
+    """Mean recall over IoU 0.50:0.95 with at most 100 detections of a class in an image, or the last of `map_at`."""
     threshold: float
     """Score with the best F1 at IoU 0.50, averaged over classes: what an application may start from."""
     per_class: dict[str, float]
@@ -56,6 +56,14 @@ class Evaluation:
     """Which detection found which object at IoU 0.5, image by image; not in `to_json`."""
     thresholds: dict[str, float] = field(default_factory=dict)
     """Score with the best F1 at IoU 0.50 of each class; a class that is not there, or never found, is left out."""
+    map_at: dict[int, float] = field(default_factory=dict)
+    """mAP by how many detections of a class in an image COCO's metrics look at; all others are those at the last."""
+    per_class_ap50: dict[str, float] = field(default_factory=dict)
+    """AP at IoU 0.50 of each class, in label order."""
+    cut: int = 0
+    """Images with more detections of a class than that."""
+    crowded: int = 0
+    """Images with more objects of a class than that."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready object: NaN becomes None, numbers have 3 decimals."""
@@ -63,6 +71,7 @@ class Evaluation:
         return {
             **metrics,
             "per_class": {name: _json_number(value) for name, value in self.per_class.items()},
+            "max_dets": {str(most): _json_number(value) for most, value in self.map_at.items()},
             "images": self.images,
             "seconds": round(self.seconds, 3),
             "skipped": [{"path": str(path), "reason": reason} for path, reason in self.skipped],
@@ -82,9 +91,32 @@ class Evaluation:
         head |= {"APm": self.ap_medium, "APl": self.ap_large, "AR100": self.ar100}
         return "".join(f"{n:>8}" for n in head) + "\n" + "".join(f"{_shown(value):>8}" for value in head.values())
 
+    def nan_note(self) -> str:
+        """Why mAP is NaN; '' where it is a number."""
+        if not math.isnan(self.map):
+            return ""
+        return f"mAP is nan: there is no object to find in any of the {self.images} images that were judged"
+
+    def cap_note(self) -> str:
+        """What the limit on detections, 100 as COCO has it, means for these images; '' where it cut nothing off."""
+        if not (self.cut or self.crowded):
+            return ""
+        most = max(self.map_at, default=MOST)
+        crowded = f", {self.crowded} of {self.images} have more objects of one" if self.crowded else ""
+        return (
+            f"mAP reads the {most} best detections of a class in an image: {self.cut} of {self.images} images have "
+            f"more{crowded}; --max-dets {most},{5 * most} reads more. The threshold is read from all"
+        )
+
     def footer(self) -> str:
         """The threshold over all classes, the time, and what could not be read."""
         line = f"best F1 at threshold {self.threshold:.2f}; {self.images} images in {self.seconds:.1f} s"
+        if len(self.map_at) > 1:
+            line += "\nmAP by detections of a class in an image: " + ", ".join(
+                f"{_shown(value)} at {most}" for most, value in self.map_at.items()
+            )
+        for note in filter(None, (self.nan_note(), self.cap_note())):
+            line += f"\n{note}"
         if self.skipped:
             line += f"\n{len(self.skipped)} unreadable images left out, the first: {self.skipped[0][0]}"
         return line
@@ -97,14 +129,15 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     part: tuple[int, int] = (0, 1),
     gather: Callable[[Found], list[Found]] | None = None,
+    max_dets: Sequence[int] = (MOST,),
 ) -> Evaluation:
     """Detect in every image of `dataset` at the graph's low score and judge by COCO's box metrics.
 
     `progress(done, total)` is called after every batch. Files that cannot be read, or whose size is not the annotated
     one (by the rule of `runtime.header`), are left out and listed in `skipped`. Where processes share the work, this
     one detects in image i, i + n, ... of `part` (i, n), and `gather` gives what each of them found to all, which then
-    judge the same. Raises `EvaluationError` when the classes differ, when no image can be judged, or when pycocotools
-    is not installed.
+    judge the same. `max_dets`, rising: how many detections of a class in an image COCO's metrics look at. Raises
+    `EvaluationError` when the classes differ, when no image can be judged, or when pycocotools is not installed.
     """
     if batch_size < 1:
         raise EvaluationError(f"batch_size: expected at least 1, got {batch_size}")
@@ -142,11 +175,24 @@ def evaluate(
             f"{skipped[0][1]}"
         )
     dataset = replace(dataset, records=tuple(judged))
-    metrics, per_class = coco_metrics(found, dataset)
+    return judge_detections(found, dataset, seconds, tuple(skipped), max_dets)
+
+
+def judge_detections(
+    found: dict[int, Detections], dataset: CocoDataset, seconds: float = 0.0,
+    skipped: tuple[tuple[Path, str], ...] = (), max_dets: Sequence[int] = (MOST,),
+) -> Evaluation:  # fmt: skip
+    """The evaluation of detections by image id; `dataset` has the records of these images.
+
+    seconds, skipped: as the evaluation has them. Raises `EvaluationError`.
+    """
+    if not max_dets or list(max_dets) != sorted({*max_dets}) or max_dets[0] < 1:
+        raise EvaluationError(f"max_dets: expected rising whole numbers of at least 1, got {list(max_dets)}")
+    metrics, per_class = coco_metrics(found, dataset, max_dets)
     matches = match(found, dataset)
     _, thresholds = recommended(curves(matches, dataset.class_names), metrics["threshold"])
     return Evaluation(
-        **metrics, per_class=per_class, images=len(found), seconds=seconds, skipped=tuple(skipped), detections=found,
+        **metrics, per_class=per_class, images=len(found), seconds=seconds, skipped=skipped, detections=found,
         matches=matches, thresholds=thresholds,
     )  # fmt: skip
 
@@ -173,6 +219,15 @@ def _read_ahead(records: Sequence[ImageRecord], batch_size: int) -> Iterator[lis
             pending = following
         if pending is not None:
             yield [future.result() for future in pending]
+
+
+def require_objects(dataset: CocoDataset) -> None:
+    """Raise `DatasetError` for a data set without an object to find: nothing could be said but NaN."""
+    if all(record.crowd.all() for record in dataset.records):
+        raise DatasetError(
+            f"{dataset.annotations}: none of its {len(dataset)} images has an object to find, so that there is no mAP "
+            f"({dataset.problems.summary() or 'no annotation was found: do the files lie where they are looked for?'})"
+        )
 
 
 def _difference(detector: Detector, dataset: CocoDataset) -> str:

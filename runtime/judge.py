@@ -21,36 +21,67 @@ class EvaluationError(ValueError):
     """A detector and a dataset that cannot be judged together; the message says why."""
 
 
-def coco_metrics(found: dict[int, Detections], dataset: CocoDataset) -> tuple[dict[str, float], dict[str, float]]:
+MOST = 100
+"""Detections of a class in one picture that COCO's metrics look at, the best first."""
+
+
+def coco_metrics(
+    found: dict[int, Detections], dataset: CocoDataset, max_dets: Sequence[int] = (MOST,)
+) -> tuple[dict[str, Any], dict[str, float]]:
     """COCO's metrics by name and the AP by class name, in points, over the images that `found` has.
 
     Crowd boxes are COCO's: a detection that is matched to no object and lies in one (by the share of its own area that
     is inside) counts neither as right nor as wrong. One that stands for every class is a crowd of each.
+
+    max_dets: rising; the metrics are those at the last, `map_at` has the mAP at each. The threshold is read from all
+    detections, whatever it is. `cut`: images with more detections of a class, `crowded`: with more objects of one.
     """
-    judge = coco_judge(found, dataset)
-    with contextlib.redirect_stdout(io.StringIO()):
-        judge.summarize()
-    metrics = {name: _points(judge.stats[i]) for i, name in enumerate(METRICS)}
-    metrics["ar100"] = _points(judge.stats[8])
+    judge = coco_judge(found, dataset, max_dets=(*max_dets, max(max_dets[-1], _most(found))))
     precision = judge.eval["precision"]  # [IoU, recall, category, area range, most detections]
-    scores = judge.eval["scores"]
-    metrics["threshold"] = _best_threshold(precision[0, :, :, 0, -1], scores[0, :, :, 0, -1], judge.params.recThrs)
+    last, everything = len(max_dets) - 1, -1
+    at_50, at_75 = (int(np.argmin(np.abs(judge.params.iouThrs - iou))) for iou in (0.5, 0.75))
+    parts = (
+        precision[..., 0, last], precision[at_50, ..., 0, last], precision[at_75, ..., 0, last],
+        *(precision[..., area, last] for area in (1, 2, 3)),
+    )  # fmt: skip
+    metrics: dict[str, Any] = {name: mean_points(part) for name, part in zip(METRICS, parts, strict=True)}
+    metrics["ar100"] = mean_points(judge.eval["recall"][..., 0, last])
+    curve = (precision[at_50, ..., 0, everything], judge.eval["scores"][at_50, ..., 0, everything])
+    metrics["threshold"] = _best_threshold(*curve, judge.params.recThrs)
+    metrics["map_at"] = {most: mean_points(precision[..., 0, i]) for i, most in enumerate(max_dets)}
     row_of = {category: row for row, category in enumerate(judge.params.catIds)}
-    per_class = {}
-    for name, category in zip(dataset.class_names, dataset.category_ids, strict=True):
-        values = precision[:, :, row_of[category], 0, -1]
-        values = values[values > -1]  # -1: the class has no object
-        per_class[name] = float(values.mean()) * 100 if values.size else math.nan
+    classes = list(zip(dataset.class_names, dataset.category_ids, strict=True))
+    per_class = {name: mean_points(precision[:, :, row_of[category], 0, last]) for name, category in classes}
+    metrics["per_class_ap50"] = {name: mean_points(precision[at_50, :, row_of[i], 0, last]) for name, i in classes}
+    metrics["cut"] = sum(_of_one_class(result.labels) > max_dets[-1] for result in found.values())
+    metrics["crowded"] = sum(
+        _of_one_class(record.labels[~record.crowd]) > max_dets[-1] for record in dataset.records if record.id in found
+    )
     return metrics, per_class
 
 
+def mean_points(values: Any) -> float:
+    """The mean of COCO's numbers in points; NaN without any. -1 stands for a class without an object."""
+    there = values[values > -1]
+    return float(there.mean()) * 100 if there.size else math.nan
+
+
+def _most(found: dict[int, Detections]) -> int:
+    return max((_of_one_class(result.labels) for result in found.values()), default=0)
+
+
+def _of_one_class(labels: Any) -> int:
+    return int(np.bincount(labels).max()) if len(labels) else 0
+
+
 def coco_judge(
-    found: dict[int, Detections], dataset: CocoDataset, areas: Sequence[tuple[float, float]] | None = None
-) -> Any:
+    found: dict[int, Detections], dataset: CocoDataset, areas: Sequence[tuple[float, float]] | None = None,
+    max_dets: Sequence[int] = (1, 10, MOST),
+) -> Any:  # fmt: skip
     """A COCOeval that has accumulated over the images that `found` has.
 
-    areas: ranges of square pixels, both ends included, instead of COCO's all, small, medium, large; with these
-    `summarize`, which knows COCO's only, cannot be called.
+    areas: ranges of square pixels, both ends included, instead of COCO's all, small, medium, large.
+    max_dets: how many detections of a class in an image count, rising: the last axis of its arrays.
     """
     coco_class, cocoeval_class = coco_engine()
     records = [record for record in dataset.records if record.id in found]
@@ -83,6 +114,7 @@ def coco_judge(
         if areas is not None:
             judge.params.areaRng = [list(ends) for ends in areas]
             judge.params.areaRngLbl = [str(i) for i in range(len(areas))]
+        judge.params.maxDets = list(max_dets)
         judge.evaluate()
         judge.accumulate()
     return judge
@@ -129,7 +161,3 @@ def coco_engine() -> tuple[Any, Any]:
 def _xywh(box: Any) -> list[float]:
     x1, y1, x2, y2 = (float(v) for v in box)
     return [x1, y1, x2 - x1, y2 - y1]
-
-
-def _points(value: Any) -> float:
-    return math.nan if value < 0 else float(value) * 100

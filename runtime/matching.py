@@ -2,7 +2,8 @@
 
 The rule is COCO's (Lin et al., 2014, as in pycocotools): detections choose by falling score, each the object of its
 class that it overlaps most, if by an IoU of at least 0.5; an object is found once. A detection without an object
-that lies at least half on a crowd region of its class, or of every class, is ignored.
+that lies at least half on a crowd region of its class, or of every class, is ignored. All detections take part: that
+COCO's AP reads the 100 best of a class in a picture only is no part of the rule, and would cut thresholds off.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ INVENTED = -1
 """The detection has no object: a false positive."""
 IGNORED = -2
 """The detection counts neither way."""
-MOST = 100
-"""Detections of a class in one image that are judged, the best first, as COCO has it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +54,6 @@ def _match(record: ImageRecord, found: Detections) -> ImageMatch:
     overlaps = pairwise_iou(found.boxes_xyxy, record.boxes_xyxy, record.crowd)
     same = (found.labels[:, None] == record.labels[None]) | (record.labels[None] == EVERY_CLASS)
     object_of = greedy(np.where(same, overlaps, 0.0), record.crowd)
-    object_of[_rank_in_class(found.labels) >= MOST] = IGNORED
     return ImageMatch(record, found, overlaps, object_of)
 
 
@@ -95,13 +93,6 @@ def pairwise_iou(
     if crowd is not None:
         union = np.where(crowd[None], own, union)
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
-def _rank_in_class(labels: NDArray[np.int32]) -> NDArray[np.int64]:
-    """[D] how many detections of the same class come before."""
-    if len(labels) <= MOST:
-        return np.zeros(len(labels), np.int64)
-    return np.array([np.count_nonzero(labels[:d] == label) for d, label in enumerate(labels)], np.int64)
 
 
 def objects_per_class(matches: Sequence[ImageMatch], classes: int) -> NDArray[np.int64]:

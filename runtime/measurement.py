@@ -14,6 +14,7 @@ from runtime.buckets import Bucket, BucketScore, bucket_scores
 from runtime.confusion import BACKGROUND, Confusion, confusion
 from runtime.curves import Curve, curves, recommended
 from runtime.evaluate import Evaluation
+from runtime.judge import MOST
 from runtime.records import CocoDataset
 from runtime.voc import voc_ap
 
@@ -31,7 +32,7 @@ class ClassScore:
     ap: float
     """By the protocol."""
     ap50: float
-    """By COCO's, at IoU 0.5."""
+    """By COCO's, at IoU 0.5, with as many detections as COCO looks at."""
     precision: float
     recall: float
     f1: float
@@ -145,9 +146,10 @@ def measure(
     classes = []
     for curve, threshold in zip(class_curves, limits.tolist(), strict=True):
         point, choice = curve.at(threshold), curve.recommend(precision)
+        ap50 = evaluation.per_class_ap50.get(curve.name, 100 * curve.ap50)
         classes.append(
             ClassScore(
-                curve.name, aps[curve.name], 100 * curve.ap50, point.precision, point.recall, point.f1, curve.objects,
+                curve.name, aps[curve.name], ap50, point.precision, point.recall, point.f1, curve.objects,
                 int(np.count_nonzero(curve.scores >= np.float32(threshold))), threshold,
                 choice is None or choice.reached, curve.name in measured,
             )
@@ -155,7 +157,7 @@ def measure(
     return Measurement(
         evaluation, dataset, protocol, precision, class_curves, tuple(classes),
         confusion(evaluation.matches, dataset.class_names, limits),
-        bucket_scores(evaluation.detections, dataset, buckets) if buckets else (),
+        bucket_scores(evaluation.detections, dataset, buckets, max(evaluation.map_at, default=MOST)) if buckets else (),
     )  # fmt: skip
 
 

@@ -37,6 +37,8 @@ def write_report(measurement: Measurement, folder: Path, title: str, count: int 
     if e.skipped:
         first = html.escape(str(e.skipped[0][0]))
         parts.append(f"<p>{len(e.skipped)} unreadable images were left out, the first: {first}</p>")
+    for note in filter(None, (e.nan_note(), e.cap_note())):
+        parts.append(f"<p>{html.escape(note)}.</p>")
     coco = {"mAP": e.map, "AP50": e.ap50, "AP75": e.ap75, "small": e.ap_small, "medium": e.ap_medium,
             "large": e.ap_large, "AR100": e.ar100}  # fmt: skip
     head, row = ["COCO, all classes", *coco], ["", *map(shown, coco.values())]
@@ -61,8 +63,13 @@ def write_report(measurement: Measurement, folder: Path, title: str, count: int 
         if pairs := measurement.confusion.pairs():
             parts.append(table(["there", "reported as", "times"], pairs))
     (folder / WORST).unlink(missing_ok=True)
-    if wrong := worst_images(measurement):
-        write_image(folder / WORST, worst_sheet(measurement, wrong[:count]))
+    wrong = worst_images(measurement)
+    # Detections of another program are judged without pictures.
+    drawn = [score for score in wrong if e.matches[score.index].record.path.is_file()][:count]
+    if wrong and not drawn:
+        parts.append("<p>The pictures are not there: no worst images are shown.</p>")
+    if drawn:
+        write_image(folder / WORST, worst_sheet(measurement, drawn))
         parts += [
             "<h2>Worst images</h2>",
             f"<p>{len(wrong)} of {e.images} images have a mistake; these have the lowest F1. Left what is true: green "

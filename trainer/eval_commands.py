@@ -14,7 +14,7 @@ from runtime.eval_commands import EXPLANATION, conclude, measurement_arguments, 
 def evaluation(arguments: argparse.Namespace) -> int:
     """Measure a checkpoint as `arguments` say; returns the exit status."""
     from runtime import Detector
-    from runtime.evaluate import evaluate
+    from runtime.evaluate import evaluate, require_objects
     from runtime.runs import newest, validation_data
     from trainer.cards import keep_thresholds
     from trainer.views import MergedDetector, View
@@ -35,8 +35,9 @@ def evaluation(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{checkpoint}: --save-thresholds writes into a checkpoint; export it again afterwards")
     dataset = validation_data(detector.card, checkpoint, arguments.annotations, arguments.images)
     warn_of_problems(dataset)
+    require_objects(dataset)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
-        result = evaluate(detector, dataset, progress=moves(bar))
+        result = evaluate(detector, dataset, progress=moves(bar), max_dets=arguments.max_dets)
     measurement = conclude(arguments, result, dataset, title)
     if arguments.save_thresholds:
         keep_thresholds(checkpoint, measurement.thresholds)

@@ -13,7 +13,7 @@ from models.detector import Detector as Network
 from models.quant import QuantDetector
 from runtime import Card, CocoDataset, Detector
 from runtime.backends.torch import TorchBackend
-from runtime.evaluate import Evaluation, evaluate
+from runtime.evaluate import Evaluation, evaluate, require_objects
 from runtime.measurement import measure
 from runtime.plots import write_plots
 from runtime.records import DatasetError
@@ -34,7 +34,7 @@ from trainer.pictures import validation_sheet
 from trainer.precision import deterministic, pick_amp, pick_device
 from trainer.qat import calibrate, follow_ranges, last_moving_epoch
 from trainer.records import HELP, Records
-from trainer.report import write_report
+from trainer.report import left_out, write_report
 from trainer.running import training_in
 from trainer.runs import Resume, RunFolder, make_card
 from trainer.state import new_state, seed_everything, starting_model
@@ -79,6 +79,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
             f"{train.annotations}: none of its {len(train)} training images has an object to train on "
             f"({train.problems.summary() or 'no annotation was found: do the files lie where they are looked for?'})"
         )
+    require_objects(val)
     if config.batch_size == "auto":
         objects = max(len(record.labels) for record in train.records)
         fitting = automatic_batch(config, device, amp, max(len(train) // group.size, 1), objects)
@@ -122,12 +123,15 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
         checkpoints = Checkpoints(config, folder, card, state, records, stop, resume is not None, group)
         for line in _introduction(config, state.model, train, val, device, amp, folder.path, group):
             records.say(line)
+        for name, dataset in (("train", train), ("val", val)):
+            if summary := dataset.problems.summary():
+                records.warn(f"{name}: {summary}")
         for line in filter(None, (started, describe(state.distillation), ranges, pictures.describe())):
             records.say(line)
         for line in (writer.where for writer in records.writers if writer.where):
             records.say(line)
         if changed:
-            records.say(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
+            records.warn(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
         elif other_epochs:
             records.say(f"an epoch has other steps than before the checkpoint: epoch {state.epoch + 1} starts again")
 
@@ -136,7 +140,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
             detector, part = deployable(model, card, device), (group.rank, group.size)
             return evaluate(detector, val, config.images_per_batch, checkpoints.validating, part, group.gather)
 
-        last, told, first, advised = None, 0, state.epoch, ""
+        last, told, first, advised, warned = None, 0, state.epoch, "", set[str]()
         for epoch in range(first, epochs):
             records.begin_epoch(epoch)
             follow_ranges(state.model, epoch < last_moving_epoch(config))
@@ -152,7 +156,7 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
                 records.say(advised)
             if unusable := train_set.unusable[told:]:
                 told += len(unusable)
-                records.say(
+                records.warn(
                     f"{told} of {len(train_set)} training pictures cannot be used, as logged; one is {unusable[0]}"
                 )
 
@@ -163,6 +167,11 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
                 dropped = state.plateau.update(not evaluation.map <= state.best_map, config.schedule)
                 state.best_map = evaluation.map if improved else state.best_map
                 records.say(f"epoch {epoch + 1}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
+                for note in filter(None, (_unreadable(evaluation), evaluation.nan_note(), evaluation.cap_note())):
+                    kind = note.partition(":")[0]  # its numbers change from epoch to epoch
+                    if kind not in warned:
+                        records.warn(note)
+                    warned.add(kind)
                 if group.main:
                     if config.val_loss:
                         with dead_processes(checkpoints.said):
@@ -198,7 +207,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
         if group.main:
             if last is not None:
                 write_plots(measure(last, val), folder.path / "plots")
-            write_report(folder.path, config, records.rows, last.per_class if last else None)
+            left = left_out(train, val, train_set.unusable, last.skipped if last else ())
+            write_report(folder.path, config, records.rows, last.per_class if last else None, left)
     assert last is not None, "the last epoch is always validated, and a finished run is not resumed"
     return FitResult(folder.path, folder.path / "best.pt", state.best_map, last)
 
@@ -228,11 +238,6 @@ def _introduction(
     if config.optim.base_batch is not None:
         rate = learning_rate(config.optim, config.images_per_batch, group.size)
         lines.append(f"learning rate {rate:g}: {config.optim.lr:g} is meant for batches of {config.optim.base_batch}")
-    for name, dataset in (("train", train), ("val", val)):
-        if summary := dataset.problems.summary():
-            lines.append(f"{name}: {summary}")
-    if all(record.crowd.all() for record in val.records):
-        lines.append(f"val: none of its {len(val)} images has an object to judge by: mAP will be nan")
     return lines
 
 
@@ -240,5 +245,11 @@ def _scores(e: Evaluation) -> str:
     return (
         f"mAP {e.map:.1f}, AP50 {e.ap50:.1f}, AP75 {e.ap75:.1f}, "
         f"small {e.ap_small:.1f}, medium {e.ap_medium:.1f}, large {e.ap_large:.1f} ({e.seconds:.0f} s)"
-        + (f"; {len(e.skipped)} unreadable pictures left out, as {e.skipped[0][0]}" if e.skipped else "")
     )
+
+
+def _unreadable(e: Evaluation) -> str:
+    if not e.skipped:
+        return ""
+    path, reason = e.skipped[0]
+    return f"{len(e.skipped)} unreadable validation pictures left out, as {path}: {reason}"

@@ -135,6 +135,11 @@ class Records:
         if not self.bar.disable:
             self.bar.write(text, file=sys.stderr)
 
+    def warn(self, text: str) -> None:
+        """The same of something that is wrong: said in a quiet run, too, by the process that writes."""
+        if self.writes:
+            tqdm.write(f"warning: {text}", file=sys.stderr)
+
     def end_epoch(self, step: int, lr: float, evaluation: Evaluation | None) -> dict[str, float]:
         """Write the epoch's row to metrics.csv and give it to the writers; returns it."""
         n = max(self.batches, 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runtime.page import image, table, write_page
 from runtime.plots import CONFUSION, CURVES
+from runtime.records import CocoDataset
 from trainer.config import TrainConfig, dump_config
 from trainer.pictures import metric_plots
 from trainer.records import SCORES
@@ -19,10 +20,38 @@ MEASURED = (
 )
 
 
+SHOWN = 50
+"""Pictures that are left out and listed by name; of more there is the number."""
+
+
+def left_out(
+    train: CocoDataset, val: CocoDataset, unusable: Sequence[Path], skipped: Sequence[tuple[Path, str]]
+) -> list[str]:
+    """What of the data took no part in a run, in lines: of the annotations, and pictures that could not be used.
+
+    unusable: training pictures, as the log said. skipped: validation pictures and why.
+    """
+    lines = [
+        f"{name} annotations: {count} {reason}"
+        for name, dataset in (("training", train), ("validation", val))
+        for reason, count in dataset.problems.counts.items()
+    ]
+    pictures = [
+        ("training", [str(path) for path in unusable]),
+        ("validation", [f"{path}: {reason}" for path, reason in skipped]),
+    ]
+    for name, files in pictures:
+        lines += [f"unreadable {name} picture: {file}" for file in files[:SHOWN]]
+        if len(files) > SHOWN:
+            lines.append(f"{len(files) - SHOWN} more unreadable {name} pictures")
+    return lines
+
+
 def write_report(
-    run: Path, config: TrainConfig, rows: Sequence[dict[str, float]], per_class: Mapping[str, float] | None = None
-) -> Path:
-    """Write the run's plots and `report.html`; returns the page's path."""
+    run: Path, config: TrainConfig, rows: Sequence[dict[str, float]], per_class: Mapping[str, float] | None = None,
+    left: Sequence[str] = (),
+) -> Path:  # fmt: skip
+    """Write the run's plots and `report.html`; returns the page's path. `left`: what `left_out` says."""
     plots = metric_plots(rows, run / "plots")
     validated = [r for r in rows if "map" in r]
     parts = [f"<h1>{html.escape(run.name)}</h1>"]
@@ -33,6 +62,9 @@ def write_report(
             f"{config.schedule.epochs}; {sum(r['seconds'] for r in rows) / 60:.1f} minutes{_waited(rows)}.</p>"
         )
         parts.append(table(["epoch", *_HEADS], [[r["epoch"], *(r[s] for s in SCORES)] for r in validated]))
+    if left:
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in left)
+        parts.append(f"<h2>Left out of the data, or changed</h2><ul>{items}</ul>")
     if per_class:
         parts.append("<h2>Per class</h2>" + table(["class", "AP"], [[k, v] for k, v in per_class.items()]))
     for path in plots:

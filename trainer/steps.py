@@ -167,7 +167,7 @@ def _not_finite(
     state.skipped += 1
     if state.skipped > config.nan_limit:
         raise TrainingError(f"{state.skipped} batches were left out, more than optim.nan_limit; the last: {message}")
-    records.say(
+    records.warn(
         f"left out number {state.skipped} (at most {config.nan_limit}): the {what} is not finite in epoch "
         f"{state.epoch + 1} on images {image_ids}"
     )

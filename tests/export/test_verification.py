@@ -175,6 +175,22 @@ def test_annotations_without_boxes_prove_nothing(shapes_run: Path, tmp_path: Pat
         export.verify([shapes_run / "best.onnx"], annotations=tmp_path / "empty.json", images=folder)
 
 
+def test_the_limit_on_detections_is_that_of_both_and_is_said(
+    shapes_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, folder = coco_of(shapes_run, 4)
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    command = ["verify", str(shapes_run / "best.onnx"), "--annotations", str(tmp_path / "few.json"), "--images"]
+    command += [str(folder), "--report", str(tmp_path), "--quiet", "--device", "cpu"]
+    scores = {}
+    for limit in ("1", "1,100"):
+        assert main([*command, "--max-dets", limit]) == 0
+        written = json.loads((tmp_path / "verify.json").read_text())
+        scores[limit] = [score["max_dets"] for score in (written["reference"], *written["artifacts"])]
+    assert "mAP reads the 1 best detections of a class in an image" in capsys.readouterr().out
+    assert all(few["1"] == many["1"] < many["100"] for few, many in zip(*scores.values(), strict=True)), scores
+
+
 def test_pictures_that_are_missing_are_said_to_be(shapes_run: Path, tmp_path: Path) -> None:
     content, folder = coco_of(shapes_run, 6)
     for image in content["images"][:4]:
