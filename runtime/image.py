@@ -68,7 +68,9 @@ def decode_image(data: bytes, path: str | Path) -> Image:
         raise ImageError(path, damage)
     try:
         tiff = data[:4] in (b"II*\0", b"MM\0*")  # OpenCV scales its 16-bit samples in several ways, PNG's in one
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if tiff else 0))
+        webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"  # which OpenCV turns from 4.13 on, and not every file
+        flags = (cv2.IMREAD_ANYDEPTH if tiff else 0) | (cv2.IMREAD_IGNORE_ORIENTATION if webp else 0)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | flags)
     except cv2.error as error:  # such as more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
         raise ImageError(path, f"cannot be decoded: {error.err or error}") from None
     if image is None:
@@ -77,7 +79,21 @@ def decode_image(data: bytes, path: str | Path) -> Image:
         image = np.right_shift(image, 8, dtype=np.uint16).astype(np.uint8)
     if image.dtype != np.uint8:
         raise ImageError(path, f"has {image.dtype} samples; expected 8 or 16 bits, so convert it with a range of yours")
-    return np.asarray(image, np.uint8)
+    return _turned_upright(image, data) if webp else np.asarray(image, np.uint8)
+
+
+def _turned_upright(image: NDArray[Any], data: bytes) -> Image:
+    """Pixels as stored, turned as the EXIF orientation of `data` says, the encoded file."""
+    from runtime.header import exif_orientation  # which reads pictures by this file
+
+    orientation = exif_orientation(data)
+    if orientation >= 5:  # TIFF 6.0, tag 274: rows are columns
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image, np.uint8)
 
 
 def write_image(path: str | Path, image: Image) -> None:
