@@ -23,8 +23,7 @@ def trace(
     module: nn.Module, example: tuple[Tensor, ...], opset: int, fixed: bool, inputs: list[str], outputs: list[str]
 ) -> onnx.ModelProto:
     """`module` as an ONNX model. Unless `fixed`, the first dimension of each input is free; `example` has 2 there."""
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    dynamic = None if fixed else tuple({0: batch} for _ in example)
+    dynamic = None if fixed else tuple({0: "batch"} for _ in example)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(

@@ -115,7 +115,7 @@ def require_environment(names: Iterable[str]) -> None:
         if top in sys.modules:
             continue
         first, rest = sys.path[:1], sys.path[1:]
-        implicit = bool(first) and first[0] in ("", str(Path.cwd())) and not sys.flags.safe_path
+        implicit = bool(first) and first[0] in ("", str(Path.cwd())) and not getattr(sys.flags, "safe_path", False)
         others = [finder for finder in sys.meta_path if finder is not PathFinder]  # editable installations
         elsewhere = PathFinder.find_spec(top, rest) or any(finder.find_spec(top, None) for finder in others)
         if not (elsewhere if implicit else importlib.util.find_spec(top)):

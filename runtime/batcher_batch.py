@@ -6,9 +6,10 @@ import logging
 import math
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.backends import Backend, OutOfMemory, RawOutputs, host_memory, rows_of
 from runtime.batcher_queue import Request
@@ -66,7 +67,7 @@ class Canvas:
     """A worker's batch, whose memory serves the next one too; page-locked where the worker's `context` is on a GPU."""
 
     def __init__(self, context: Backend) -> None:
-        self._memory = np.empty(0, np.uint8)
+        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._context = context
 
     def stack(self, requests: Sequence[Request], fixed_batch: int | None) -> Image:
@@ -80,9 +81,11 @@ class Canvas:
                 _log.warning("batches go to %s through ordinary memory: %s", self._context.device, error)
                 self._memory = np.empty(size, np.uint8)
         images = self._memory[:size].reshape(shape)
-        for request, out in zip(requests, images, strict=False):
+        target: Any  # numpy's types call arrays buffers in some releases only
+        for request, target in zip(requests, images, strict=False):
             if request.image is not None:
-                memoryview(out).cast("B")[:] = memoryview(request.image).cast("B")  # type: ignore[arg-type]
+                source: Any = request.image
+                memoryview(target).cast("B")[:] = memoryview(source).cast("B")
             request.image = None
         images[len(requests) :] = FILL
         return images

@@ -28,7 +28,9 @@ Year = Literal["voc07", "voc12"]
 def voc_ap(found: Mapping[int, Detections], dataset: CocoDataset, year: Year) -> dict[str, float]:
     """AP of each class in points, 0..100, over the images that `found` has; NaN where a class has no object."""
     objects = np.zeros(len(dataset.class_names), np.int64)
-    labels, scores, hits = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+    labels: list[NDArray[np.int32]] = [np.zeros(0, np.int32)]
+    scores: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
+    hits: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     for record in dataset.records:
         if record.id not in found:
             continue

@@ -155,7 +155,7 @@ class CachedPictures(Pictures):
         h, w = int(entry["height"]), int(entry["width"])
         unchanged = (int(entry["mtime_ns"]), int(entry["size"])) == (stat.st_mtime_ns, stat.st_size)
         if entry["full"] and unchanged and h * w * 3 == size:
-            image = pixels.reshape(h, w, 3).copy()  # a copy first: the checksum is of what is handed out
+            image: Image = pixels.reshape(h, w, 3).copy()  # a copy first: the checksum is of what is handed out
             if zlib.crc32(image.data) == int(entry["crc"]):
                 return image
         image = super().read(path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from PIL import ImageOps
 
 from runtime.header import exif_orientation, image_size, turned_boxes, upright
 from runtime.image import ImageError, decode_image, read_image
@@ -30,6 +32,23 @@ def test_size_and_orientation_are_those_of_the_picture_as_read(tmp_path: Path, k
     orientation = 1 if kind == "BMP" else orientation
     path = saved(tmp_path / "a", kind, np.zeros((30, 50, 3), np.uint8), orientation)
     assert image_size(path) == read_image(path).shape[:2] == ((50, 30) if orientation == 6 else (30, 50))
+    assert exif_orientation(path.read_bytes()) == orientation
+
+
+@pytest.mark.parametrize("prefix", [b"", b"Exif\0\0"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_of_a_webp_are_turned_as_pillow_turns_them(tmp_path: Path, orientation: int, prefix: bytes) -> None:
+    """By every OpenCV alike: before 4.13 it turned none, and later none whose EXIF begins as a JPEG's does."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    path = saved(tmp_path / "a.webp", "WEBP", pixels, orientation)
+    data = path.read_bytes()
+    at = data.index(b"EXIF")
+    content = prefix + data[at + 8 :]
+    chunks = data[12:at] + b"EXIF" + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(chunks) + 4) + b"WEBP" + chunks)
+    with Pillow.open(path) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    assert np.array_equal(read_image(path)[..., ::-1], expected)
     assert exif_orientation(path.read_bytes()) == orientation
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.augment.geometry import Picture, Placement, random_placement
 from trainer.augment_sections import MixupConfig, MosaicConfig
@@ -36,7 +37,8 @@ def mosaic(
     `view` makes a picture's part from it and its placement, its boxes clipped. None leaves its part grey.
     """
     canvas = np.full((*size_hw, 3), fill_bgr, np.uint8)
-    boxes, labels = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)]
+    boxes: list[NDArray[np.float32]] = [np.zeros((0, 4), np.float32)]
+    labels: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     for picture, (x0, y0, x1, y1) in zip(pictures, mosaic_tiles(size_hw, config, rng), strict=True):
         if picture is None:
             continue

@@ -162,7 +162,7 @@ def paste_all(
     Boxes below shrink as `uncovered` says, and go where less than `min_visible` of them is left (what one patch leaves
     times what the next leaves of that).
     """
-    left = np.ones(len(picture.labels))
+    left: NDArray[np.float64] = np.ones(len(picture.labels))
     for patch in patches:
         pasted = None if patch is None else paste(picture, patch, config, rng)
         if pasted is None:
