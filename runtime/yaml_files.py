@@ -6,18 +6,24 @@ name each other becomes gigabytes where somebody walks through what it means.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
+if TYPE_CHECKING:
+    import yaml
 
 MOST_VALUES = 1_000_000
 """Values that a file may stand for, each alias counted as what it names; a data set of 80 classes has some hundred."""
 
 
-def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """The content of one YAML document. Raises `yaml.YAMLError` for whatever is wrong with it."""
+def parse_yaml(text: str, loader: type[yaml.SafeLoader] | None = None) -> Any:
+    """The content of one YAML document. Raises `yaml.YAMLError` for whatever is wrong with it.
+
+    loader: how its values are made; None for PyYAML's own safe way.
+    """
+    import yaml  # a deployment reads none
+
     try:
-        reader = loader(text)
+        reader = (loader or yaml.SafeLoader)(text)
         try:
             node = reader.get_single_node()
             if node is None:
@@ -37,6 +43,8 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
 
 def _count(node: yaml.Node, counted: dict[int, int], above: set[int]) -> int:
     """Values below `node`, itself included. Raises `yaml.YAMLError` past `MOST_VALUES`, and for what holds itself."""
+    import yaml
+
     key = id(node)
     if key in counted:
         return counted[key]

@@ -91,8 +91,8 @@ def convert(
     images_dir = dataset.images_dir if pictures == "leave" else folder / place.name if to in ("voc", "yolo") else folder
     annotations = out / "labels" if to == "yolo" and pictures == "leave" else out
     if pictures != "leave" and (outside := _outside(dataset)):
-        done = "copied" if pictures == "copy" else "linked"
-        notes = [f"{len(outside)} pictures from outside of {dataset.images_dir} were {done}, the first: {outside[0]}; "
+        taken = "copied" if pictures == "copy" else "linked"
+        notes = [f"{len(outside)} pictures from outside of {dataset.images_dir} were {taken}, the first: {outside[0]}; "
                  "look at them before you hand the data set on", *notes]  # fmt: skip
     if problems := dataset.problems.summary():
         notes = [f"the source: {problems}", *notes]
