@@ -265,6 +265,8 @@ def file_kind(path: str | Path) -> Literal["checkpoint", "onnx", "engine"]:
         raise CardError(f"{path}: is a folder, expected a model file (.onnx, .engine or .pt)") from None
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL in it
+        raise CardError(f"{str(path)!r}: no name that a file can have: {error}") from None
     if start == b"PK\x03\x04":  # torch.save writes a zip archive
         return "checkpoint"
     if start[:1] == b"\x08":  # ModelProto begins with its field 1, ir_version

@@ -150,3 +150,9 @@ def test_sha256(tmp_path: Path) -> None:
     data = bytes(range(256)) * 9000
     (tmp_path / "a").write_bytes(data)
     assert sha256_file(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["a\0b.onnx", "x" * 300 + ".onnx"])
+def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CardError):
+        read_card(tmp_path / name)

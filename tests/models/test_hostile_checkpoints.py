@@ -1,0 +1,107 @@
+"""Files that PyTorch reads and that are no checkpoints: each is told in one line that names the file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.checkpoint import CheckpointError, save_checkpoint
+from models.config import PRESETS, model_config
+from models.detector import Detector as Network
+from models.typed import to_mapping
+from runtime import Card, CardError, Detector
+
+Content = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Content:
+    mapping = {
+        "classes": ["a", "b"], "detector": sorted(PRESETS)[0], "input_size_hw": [64, 64],
+        "backbone": {"name": "resnet18", "width": 0.25, "weights": None}, "neck": {"channels": 16},
+        "head": {"depth": 1},
+    }  # fmt: skip
+    config = model_config(mapping)
+    card = Card(
+        kind="checkpoint", classes=config.classes, input_size_hw=config.input_size_hw, score_threshold=0.05,
+        nms={"kind": "portable", "iou": 0.6, "candidates": 10, "detections": 5}, model=to_mapping(config),
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("good") / "best.pt"
+    save_checkpoint(path, Network(config).state_dict(), card.to_json())
+    Detector(path, device="cpu")
+    content: Content = torch.load(path, weights_only=True)
+    return content
+
+
+KEY = "backbone.conv1.weight"
+
+
+def _weight(change: Callable[[torch.Tensor], object]) -> Callable[[Content], None]:
+    def apply(content: Content) -> None:
+        content["model"][KEY] = change(content["model"][KEY])
+
+    return apply
+
+
+def _card(**values: Any) -> Callable[[Content], None]:
+    return lambda content: content["card"].update(values)
+
+
+WRONG: dict[str, tuple[Callable[[Content], None], str]] = {
+    "no model": (lambda c: c.update(model=None), "model: expected tensors by name, got NoneType"),
+    "no card": (lambda c: c.update(card=None), "card: expected keys and values, got NoneType"),
+    "format": (lambda c: c.update(format=torch.ones(2)), "checkpoint format"),
+    "name": (lambda c: c["model"].update({5: torch.ones(1)}), "model: 5: expected a dense tensor"),
+    "number": (_weight(lambda t: 3), f"model: '{KEY}': expected a dense tensor, got int"),
+    "sparse": (_weight(lambda t: t.to_sparse()), "expected a dense tensor"),
+    "meta": (_weight(lambda t: t.to("meta")), "expected a dense tensor"),
+    "whole numbers": (_weight(lambda t: t.int()), f"model: {KEY}: expected torch.float32, got torch.int32"),
+    "complex": (_weight(lambda t: t.to(torch.complex64)), "expected torch.float32, got torch.complex64"),
+    "nan": (_weight(lambda t: t * float("nan")), f"1 of its tensors hold NaN, the first: {KEY}"),
+    "quantization": (_card(quantization="x"), "quantization: expected"),
+    "float layers": (_card(quantization={"float_layers": 5}), "quantization: expected names of layers"),
+    "unknown layer": (_card(quantization={"float_layers": ["nope"]}), "quantization: nope is no convolution"),
+    "resize": (
+        _card(resize={"short": "a", "long": 1, "multiple": 0, "floor": True, "fill_bgr": [1]}), "resize: expected",
+    ),
+    "input": (_card(input=[]), "input: expected"),
+    "iou": (_card(nms={"kind": "auto", "iou": float("nan"), "candidates": 9, "detections": 9}), "nms.iou: expected"),
+    "threshold": (_card(score_threshold=10**400), "score_threshold: expected"),
+    "size": (_card(input_size_hw=[10**11, 64]), "input_size_hw: expected"),
+    "model config": (_card(model=None), "card.model: expected a mapping"),
+    "channels": (lambda c: c["card"]["model"]["neck"].update(channels=10**7), "channels: expected 8 to 8192"),
+    "training": (_card(training=5), "training: expected an object"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize(("change", "told"), WRONG.values(), ids=WRONG)
+def test_a_file_of_the_wrong_content_is_told(
+    change: Callable[[Content], None], told: str, good: Content, tmp_path: Path
+) -> None:
+    content = copy.deepcopy(good)
+    change(content)
+    path = tmp_path / "made.pt"
+    torch.save(content, path)
+    with pytest.raises((CheckpointError, CardError)) as caught:
+        Detector(path, device="cpu")
+    assert str(path) in str(caught.value) and told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_a_training_state_is_one(good: Content, tmp_path: Path) -> None:
+    path = tmp_path / "made.pt"
+    torch.save({key: value for key, value in good.items() if key != "resume"}, path)
+    assert Detector(path, device="cpu").class_names == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["a\0b.pt", "x" * 300 + ".pt"])
+def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    from models.checkpoint import read_checkpoint
+
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_checkpoint(tmp_path / name)
