@@ -62,7 +62,7 @@ def _id(entry: dict[str, Any], key: str, where: str) -> int:
 
 
 def _score(entry: dict[str, Any], where: str) -> float:
-    score = entry.get("score")
+    score: Any = entry.get("score")
     if not is_number(score) or not 0 <= score <= 1:
         raise DatasetError(f"{where}: score: expected a number from 0 to 1, got {score!r:.60}")
     return float(score)
