@@ -224,7 +224,11 @@ def find_checkpoint(artifact: Path) -> Path:
 
 
 def _score(
-    path: Path, detector: Detector, dataset: CocoDataset, progress: Progress | None, max_dets: Sequence[int]
+    path: Path,
+    detector: Detector,
+    dataset: CocoDataset,
+    progress: Progress | None,
+    max_dets: Sequence[int] = (MOST,),
 ) -> Score:
     def report(done: int, total: int) -> None:
         if progress is not None:

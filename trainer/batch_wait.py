@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
 from trainer.batch_memory import SentBatch
 from trainer.data import Batch
-from trainer.failures import LOST_BATCH, TrainingError
+from trainer.failures import LostBatch, TrainingError, why_lost
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +79,6 @@ def _received(iterator: Iterator[Any], first: int, waiting: Waiting | None) -> I
         except StopIteration:
             return
         except RuntimeError as error:
-            if "exited unexpectedly" in str(error) and "exit code" not in str(error):
-                # Whether torch names the code depends on what notices first: the signal, or the end of the pipe.
-                codes = [process.exitcode for process in getattr(iterator, "_workers", ())]
-                if ended := [code for code in codes if code]:
-                    raise RuntimeError(f"{error} with exit code {ended[0]}") from error
             if "DataLoader timed out" not in str(error):
                 raise
             seconds = time.monotonic() - since
@@ -102,19 +98,17 @@ def _received(iterator: Iterator[Any], first: int, waiting: Waiting | None) -> I
         number, since = number + 1, time.monotonic()
 
 
-def end_on_lost_batches() -> None:
-    """In a loader process: end it, with an exit code that says why, where its queue cannot send a batch.
+def report_lost_batches() -> None:
+    """In a loader process: send, in the place of a batch that its queue cannot send, the reason.
 
     multiprocessing's thread would print the error and drop the batch, and the training would wait for it.
     """
-    setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", staticmethod(_lost))  # noqa: B010  (typed final)
+    setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", _lost)  # noqa: B010  (it is typed as static)
 
 
-def _lost(error: Exception, batch: object) -> None:
+def _lost(queue: Any, error: Exception, item: Any) -> None:
     log.error("a data loading process cannot send a batch: %s", error)
-    known = {number: code for code, (number, _) in LOST_BATCH.items()}
-    kind = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-    for number in known:  # torch's errors have the number in their text only
-        if kind is None and number is not None and os.strerror(number) in str(error):
-            kind = number
-    os._exit(known.get(kind, known[None]))
+    if not isinstance(item, tuple) or isinstance(item[1], ExceptionWrapper):
+        return  # the pipe itself is gone, or no memory is left for a sentence: the wait has an end all the same
+    reason = LostBatch(why_lost(error))
+    queue.put((item[0], ExceptionWrapper((LostBatch, reason, None), "in DataLoader worker")))

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import errno
-import re
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-LOST_BATCH: dict[int, tuple[int | None, str]] = {
-    81: (errno.ENOSPC, "shared memory is full: give /dev/shm more room (docker run --shm-size=1g), lower batch_size"),
-    82: (errno.EMFILE, "too many files are open: raise the limit (ulimit -n)"),
-    83: (errno.ENOMEM, "memory is short: lower data.workers or batch_size"),
-    84: (None, "its own message says why"),
+_LOST: dict[int, str] = {
+    errno.ENOSPC: "shared memory is full: give /dev/shm more room (docker run --shm-size=1g), or lower batch_size",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.ENOMEM: "memory is short: lower data.workers or batch_size",
 }
-"""Exit code of a loader process that could not send a batch, to the system's number for why, and what to do."""
+"""What to do where a loader process could not send a batch, by the system's number for why."""
+
+
+class LostBatch(RuntimeError):
+    """A loader process made a batch that it could not send."""
+
+
+def why_lost(error: Exception) -> str:
+    """The reason and what to do, in a line, for the error that sending a batch raised."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    for known in _LOST:  # torch's errors have the number in their text only
+        if os.strerror(known) in str(error):
+            number = known
+    return _LOST.get(number or 0, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 class TrainingError(RuntimeError):
@@ -39,15 +51,14 @@ def dead_processes(saved: Callable[[], str]) -> Iterator[None]:
                 f"another process of this training died; its own message says why. {saved()} Start all of them again "
                 "with --resume"
             ) from error
+        if isinstance(error, LostBatch):  # a traceback, whose last line is the reason
+            reason = str(error).strip().splitlines()[-1].partition(": ")[2]
+            raise TrainingError(
+                f"a data loading process could not send a batch: {reason}; or set data.workers=0. {saved()}"
+            ) from error
         if "DataLoader worker" not in str(error) or str(error).startswith("Caught "):
             raise  # Caught: an error in the work of a loader process, which lives
         reason = str(error).split("\n")[0]
-        code = re.search(r"exit code (\d+)", reason)
-        if code and int(code[1]) in LOST_BATCH:
-            raise TrainingError(
-                f"a data loading process could not send a batch: {LOST_BATCH[int(code[1])][1]}; or set data.workers=0. "
-                f"{saved()}"
-            ) from error
         raise TrainingError(
             f"a data loading process died: {reason} When the system killed it, memory was short: lower data.workers "
             f"or batch_size. {saved()}"

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from trainer.batch_memory import PREFETCH, collate_for
-from trainer.batch_wait import TICK_S, Waiting, end_on_lost_batches, received
+from trainer.batch_wait import TICK_S, Waiting, received, report_lost_batches
 from trainer.config import TrainConfig
 from trainer.data import Batch, TrainSet, init_worker
 from trainer.distributed import Group
@@ -97,7 +97,7 @@ def start_worker(worker: int) -> None:
     # So does SIGTERM from what signals whole groups (timeout, schedulers). A second one ends the process, because that
     # is how DataLoader and multiprocessing end one that hangs.
     signal.signal(signal.SIGTERM, _last_batches)
-    end_on_lost_batches()
+    report_lost_batches()
     init_worker(worker)
 
 

@@ -11,36 +11,58 @@ import onnx
 import pytest
 import torch
 
+import export
 from export.__main__ import main
 from export.alignment import aligned, relative_error, tensors, weight_path
 from export.bisect import BisectError, Bisection, compare, float_graphs
 from export.graph import float_forms
 from models.checkpoint import build_detector
+from models.config import model_config
+from models.detector import Detector as Network
 from models.quant import quantise
-from runtime import letterbox, read_card, read_image
+from runtime import read_card
+from tests.fixed_weights import fix_weights
+from trainer.recipes.shapes import CLASSES, draw_scene
 
 Graphs = tuple[onnx.ModelProto, onnx.ModelProto]
 
 
-@pytest.fixture(scope="module")
-def pixels(shapes_run: Path) -> np.ndarray:
-    """Validation pictures [8, H, W, 3]."""
-    size = read_card(shapes_run / "best.pt").input_size_hw
-    files = sorted((shapes_run.parent.parent / "data" / "val").glob("*.jpg"))[:8]
-    return np.stack([letterbox(read_image(file), size)[0] for file in files])
+CONFIG = {
+    "classes": CLASSES, "detector": "atss", "input_size_hw": [96, 128], "backbone": {"name": "resnet18", "width": 0.25},
+    "neck": {"channels": 32, "levels": [3, 5], "norm": "bn"}, "head": {"depth": 1, "prior": 0.2},
+    "postprocess": {"candidates": 60, "detections": 25},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def network(shapes_run: Path) -> Graphs:
-    return float_graphs(shapes_run / "best.pt", read_card(shapes_run / "best.onnx"))
+def pixels() -> np.ndarray:
+    """Pictures with shapes in them [8, H, W, 3]."""
+    return np.stack([draw_scene((96, 128), np.random.default_rng([0, i])).image for i in range(8)])
 
 
 @pytest.fixture(scope="module")
-def int8(shapes_run: Path, pixels: np.ndarray) -> onnx.ModelProto:
-    detector, _ = build_detector(shapes_run / "best.pt")
+def fixed_run(
+    tmp_path_factory: pytest.TempPathFactory, pixels: np.ndarray, save_network: Callable[[Path, Network], Path]
+) -> Path:
+    """A folder with best.pt and best.onnx of a network that is the same everywhere."""
+    torch.set_num_threads(1)
+    model = fix_weights(Network(model_config(CONFIG), load_weights=False), torch.from_numpy(pixels))
+    checkpoint = save_network(tmp_path_factory.mktemp("fixed") / "best.pt", model)
+    export.to_onnx(checkpoint)
+    return checkpoint.parent
+
+
+@pytest.fixture(scope="module")
+def network(fixed_run: Path) -> Graphs:
+    return float_graphs(fixed_run / "best.pt", read_card(fixed_run / "best.onnx"))
+
+
+@pytest.fixture(scope="module")
+def int8(fixed_run: Path, pixels: np.ndarray) -> onnx.ModelProto:
+    detector, _ = build_detector(fixed_run / "best.pt")
     quantised = quantise(detector)
     quantised.calibrate([torch.from_numpy(pixels)])
-    return float_forms(quantised, read_card(shapes_run / "best.onnx"))[1]  # nothing in it is switched off
+    return float_forms(quantised, read_card(fixed_run / "best.onnx"))[1]  # nothing in it is switched off
 
 
 @pytest.fixture
@@ -65,18 +87,18 @@ def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def test_a_sound_graph_has_no_layer_that_departs_and_nothing_is_left_unseen(
-    shapes_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
+    fixed_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
 ) -> None:
-    found = judge(onnx.load(shapes_run / "best.onnx"), "fp32")
+    found = judge(onnx.load(fixed_run / "best.onnx"), "fp32")
     assert found.first is None and not found.weights and found.compared == found.tensors > 100
     assert "no layer departs" in found.text()
 
 
 @pytest.mark.parametrize("which", [0, 7, -1])
 def test_one_damaged_weight_names_its_convolution(
-    shapes_run: Path, which: int, judge: Callable[[onnx.ModelProto, str], Bisection]
+    fixed_run: Path, which: int, judge: Callable[[onnx.ModelProto, str], Bisection]
 ) -> None:
-    model = onnx.load(shapes_run / "best.onnx")
+    model = onnx.load(fixed_run / "best.onnx")
     node = convolutions(model)[which]
     users = [n.name for n in convolutions(model) if n.input[1] == node.input[1]]  # levels share their convolutions
     found = judge(changed(model, node.input[1], lambda w: w * 1.5), "fp32")
@@ -87,8 +109,8 @@ def test_one_damaged_weight_names_its_convolution(
     assert found.jumps[0].added >= found.jumps[-1].added
 
 
-def test_names_of_tensors_do_not_matter(shapes_run: Path, network: Graphs) -> None:
-    model = onnx.load(shapes_run / "best.onnx")
+def test_names_of_tensors_do_not_matter(fixed_run: Path, network: Graphs) -> None:
+    model = onnx.load(fixed_run / "best.onnx")
     before = max(len(aligned(model, reference)) for reference in network)
     for node in model.graph.node:
         for values in (node.input, node.output):
@@ -102,9 +124,9 @@ def test_names_of_tensors_do_not_matter(shapes_run: Path, network: Graphs) -> No
 
 
 def test_float16_is_near_and_its_damaged_weight_is_named(
-    shapes_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
+    fixed_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
 ) -> None:
-    model = onnx.load(shapes_run / "best.onnx")
+    model = onnx.load(fixed_run / "best.onnx")
     halved = half_weights(model)
     assert judge(halved, "fp16").first is None
     node = convolutions(halved)[5]
@@ -151,9 +173,7 @@ def test_int8_is_near_and_an_absurd_scale_is_named(
         found = judge(changed(int8, node.input[1], lambda s, f=factor: s * f), "int8")
         assert found.first is not None and found.first.node == node.name and found.first.op == "DequantizeLinear"
         assert found.first.module == weight_path(node.input[1]).removesuffix(".scale")
-        # Near to 1 is what all or nearly all of a signal being gone adds. What later layers make of what is left may be
-        # more: how much is an affair of the weights, which differ with the processor that they were trained on.
-        assert any(jump.node == node.name and 0.5 < jump.added < 1.5 for jump in found.jumps), found.jumps
+        assert found.jumps[0].node == node.name, found.jumps
 
 
 def test_an_absurd_scale_of_a_weight_is_named(
@@ -165,8 +185,8 @@ def test_an_absurd_scale_of_a_weight_is_named(
     assert f"{found.first.module}.weight" == weight_path(node.input[0])
 
 
-def test_what_is_not_a_number_departs(shapes_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]) -> None:
-    model = onnx.load(shapes_run / "best.onnx")
+def test_what_is_not_a_number_departs(fixed_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]) -> None:
+    model = onnx.load(fixed_run / "best.onnx")
     node = convolutions(model)[3]
     found = judge(changed(model, node.input[1], lambda w: np.full_like(w, np.inf)), "fp32")
     assert found.first is not None and found.first.node == node.name and found.first.error == float("inf")
@@ -181,7 +201,7 @@ def test_relative_error() -> None:
 
 
 def test_another_network_and_other_files_are_refused(
-    shapes_run: Path, network: Graphs, pixels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fixed_run: Path, network: Graphs, pixels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     foreign = onnx.helper.make_model(
         onnx.helper.make_graph(
@@ -193,6 +213,6 @@ def test_another_network_and_other_files_are_refused(
     assert len(tensors(foreign)) == 1
     with pytest.raises(BisectError, match="no layer in common with the checkpoint"):
         compare(Path("x.onnx"), foreign, network, (pixels[:1], pixels[:1]), "fp32")
-    shutil.copy(shapes_run / "best.pt", tmp_path)
+    shutil.copy(fixed_run / "best.pt", tmp_path)
     assert main(["bisect", str(tmp_path / "best.pt")]) == 1
     assert "is a checkpoint" in capsys.readouterr().err
