@@ -48,7 +48,8 @@ class Stage(nn.Module):
         self.nms = nms
 
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        return self.nms(boxes, scores, labels)
+        # An operator before: where an input is an output itself, as in `none`, torch 2.8 gives it another name.
+        return self.nms(boxes.clamp(min=-1e6), scores.clamp(min=0), labels.clamp(min=0))
 
 
 @functools.cache
