@@ -136,6 +136,7 @@ FROM_0 = "boxes with a coordinate below 1, a fraction, or CVAT's rotation: do th
 KEY_POINTS = "polygons far outside their picture, as key points would be (skipped)"
 NO_ANNOTATION = "pictures without an annotation file (not read)"
 NO_PICTURE = "label files without a picture (not read)"
+BORROWED = "annotation files that name another one's picture (taken for the picture of their own name)"
 LEFT_OUT = "files among the pictures that are no pictures that are read (left out)"
 
 

@@ -22,6 +22,7 @@ from runtime.image import ImageError
 from runtime.records import (
     ABSENT_CLASS,
     BAD_FLAG,
+    BORROWED,
     BROKEN_ENTRY,
     FROM_0,
     LEFT_OUT,
@@ -67,6 +68,8 @@ class _Entry(NamedTuple):
     objects: tuple[_Object, ...]
     from_devkit: bool
     """Whether it says that it is of the VOC challenge itself."""
+    borrowed: str
+    """What its <filename> is, where that is another .xml's picture and this one's own was taken; else nothing."""
 
 
 class _Broken(ValueError):
@@ -138,6 +141,7 @@ def read_voc(
         problems += [Problem(NO_ANNOTATION, None, detail=str(path)) for path in unread]
         problems += [Problem(LEFT_OUT, None, detail=str(path)) for path in places.left_out]
     problems += [Problem(FROM_0, None, detail=where) for where in counting.against]
+    problems += [Problem(BORROWED, entry.image_id, detail=entry.borrowed) for entry in entries if entry.borrowed]
     told = Problems(tuple(problems), (counting.note,) if counting.note else ())
     return CocoDataset(
         annotations, pictures, names, tuple(range(1, len(names) + 1)), records, told, tuple(files), counting.first
@@ -148,11 +152,13 @@ def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
     root = read_xml(file)
     if root.tag != "annotation":
         raise _Broken(f"expected <annotation> as its first element, got <{root.tag}>")
-    path = places.picture(file, (root.findtext("filename") or "").strip())
+    file_name = (root.findtext("filename") or "").strip()
+    path = places.picture(file, file_name)
     sides = [_number(root.findtext(f"size/{key}")) for key in ("height", "width")]
     whole = [int(side) for side in sides if side is not None and math.isfinite(side) and side >= 1]
+    borrowed = path.stem == file.stem and places.is_borrowed(file, file_name)
     # Labelling tools write a size of 0, or none at all; then the picture itself is asked.
-    size_hw = (whole[0], whole[1]) if len(whole) == 2 else image_size(path)
+    size_hw = (whole[0], whole[1]) if len(whole) == 2 and not borrowed else image_size(path)
     objects = []
     for number, element in enumerate(root.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
@@ -163,7 +169,8 @@ def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
         objects.append(
             _Object(number, name, bounds_of(element), rotation, flag_of(element.findtext("difficult")), where)
         )
-    return _Entry(image_id, path, size_hw, tuple(objects), of_devkit(root))
+    told = f"{file}: <filename> {file_name}" if borrowed else ""
+    return _Entry(image_id, path, size_hw, tuple(objects), of_devkit(root), told)
 
 
 def _number(text: str | None) -> float | None:

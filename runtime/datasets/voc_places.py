@@ -40,12 +40,17 @@ class VocPlaces:
         return stems
 
     def picture(self, file: Path, file_name: str) -> Path:
-        """The picture of an .xml: by its <filename>, else by the .xml's own name, which copies often keep apart; last
-        by a name that only one picture below the folder has."""
+        """The picture of an .xml: by its <filename>, else by the .xml's own name; last by a name that only one picture
+        below the folder has.
+
+        A <filename> of a picture that has an .xml of its own came along when that file was copied (`is_borrowed`): then
+        the picture of this one's name is meant, where there is one.
+        """
         nested = file.parent.relative_to(self.folder)
         stem = self.pictures / nested / file.stem
         named = [self.pictures / file_name, self.pictures / nested / file_name] if file_name else []
-        for path in (*named, *(stem.with_name(stem.name + suffix) for suffix in (*IMAGE_SUFFIXES, ".JPG", ".PNG"))):
+        own = [stem.with_name(stem.name + suffix) for suffix in (*IMAGE_SUFFIXES, ".JPG", ".PNG")]
+        for path in (*own, *named) if self.is_borrowed(file, file_name) else (*named, *own):
             if os.path.isfile(path):
                 return path
         beside = [path for path in self._by_stem.get(file.stem, ()) if path.parent == stem.parent]
@@ -54,6 +59,15 @@ class VocPlaces:
             if len(choice) == 1:
                 return choice[0]
         return named[0] if named else stem.with_name(stem.name + ".jpg")
+
+    def is_borrowed(self, file: Path, file_name: str) -> bool:
+        """Whether the <filename> of an .xml is that of a picture which has an .xml of its own beside this one."""
+        stem = Path(file_name.replace("\\", "/")).stem
+        return bool(stem) and stem != file.stem and file.with_name(f"{stem}.xml") in self._all
+
+    @cached_property
+    def _all(self) -> frozenset[Path]:
+        return frozenset(self.files)
 
     def alone(self) -> list[Path]:
         """Pictures below their folder without an .xml of their name."""

@@ -441,6 +441,17 @@ def test_the_picture_of_an_xml_by_its_name_whatever_its_suffix(voc: Path) -> Non
     assert [r.path.parent.name for r in read_dataset(voc).records] == ["day1", "JPEGImages"]
 
 
+def test_a_copied_xml_belongs_to_the_picture_of_its_own_name(voc: Path) -> None:
+    picture(voc / "JPEGImages" / "c.png", (20, 30))
+    text(voc / "Annotations" / "c.xml", voc_xml("a.png", (11, 11, 21, 20)))  # with a.png's size, too
+    data = read_dataset(voc)
+    assert [record.path.name for record in data.records] == ["a.png", "b.png", "c.png"]
+    assert (data.records[2].height, data.records[2].width) == (20, 30)
+    assert data.problems.counts == {records.BORROWED: 1}
+    (voc / "JPEGImages" / "c.png").unlink()  # no picture of its own: the one that it names
+    assert [record.path.name for record in read_dataset(voc).records] == ["a.png", "b.png", "a.png"]
+
+
 def test_pictures_without_an_xml_are_told(voc: Path) -> None:
     picture(voc / "JPEGImages" / "c.png")
     data = read_dataset(voc)
