@@ -1,6 +1,6 @@
 """Which graphs TensorRT-RTX builds: every detector in every precision with every form of NMS, on the CPU.
 
-    python benchmarks/engines.py [--backbone resnet18] [--size 320] [--detectors atss fcos] [--precisions fp16]
+    python -m benchmarks.engines [--backbone resnet18] [--size 320] [--detectors atss fcos] [--precisions fp16]
                                  [--nms auto portable] [--sm 75] [--width 0.5] [--rows runs/engines.jsonl]
 
 Prints a table of seconds (of export and build) and megabytes, or the library's own reason for a refusal. An engine was
@@ -9,7 +9,7 @@ and the statistics of a batch of noise; int8 is the network after `models.quant.
 same noise. Every graph passed the checks of `exporter onnx` but for the mAP. Rows are kept: who stops it and starts it
 again with the same file gets the rest.
 
-    python benchmarks/engines.py --backbone resnet50 --width 1 --size 640 --detectors atss --nms auto
+    python -m benchmarks.engines --backbone resnet50 --width 1 --size 640 --detectors atss --nms auto
 """
 
 from __future__ import annotations
@@ -26,19 +26,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-import torch
 from tqdm import tqdm
 
 import export
+from benchmarks.untrained import card_of, noise, spread_network
 from export.audit import audit_network, load_graph
 from export.options import NmsKind, Precision
 from export.trt_build import build
 from models.checkpoint import save_checkpoint
 from models.config import model_config
-from models.detector import Detector
 from models.quant import quantise
-from models.typed import to_mapping
-from runtime import Card, read_card
+from runtime import read_card
 from runtime.backends.trt_library import Library, load_library
 
 DETECTORS = ("atss", "retinanet", "fcos")
@@ -64,37 +62,18 @@ class Row:
 
 def save_network(path: Path, detector: str, precision: Precision, arguments: argparse.Namespace) -> Path:
     """A checkpoint of random weights; of an 8-bit network for int8."""
-    torch.manual_seed(0)
     config = model_config({
         "classes": [f"class{i}" for i in range(80)], "detector": detector, "input_size_hw": [arguments.size] * 2,
         "backbone": {"name": arguments.backbone, "width": arguments.width, "weights": None},
         "neck": {"channels": max(32, int(256 * arguments.width))},
     })  # fmt: skip
-    network, noise = Detector(config), torch.randint(0, 256, (2, arguments.size, arguments.size, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if name.endswith(("bn2.weight", "bn3.weight")) and name.startswith("backbone."):
-                weight.fill_(0.2)  # calm residuals: many random layers would make chaos of a rounding
-        for weight in network.head.parameters():
-            if weight.ndim == 4:
-                weight.normal_(std=1 / weight[0].numel() ** 0.5)  # as drawn for training, all scores are the same
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
-        network(noise)
-    network.eval()
-    quantization: dict[str, object] = {}
-    if precision == "int8":
-        network, quantization = quantise(network), {"kind": "qat"}
-        network.calibrate([noise])
-    post = config.postprocess
-    nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
-    card = Card(
-        kind="checkpoint", classes=config.classes, input_size_hw=config.input_size_hw, nms=nms,
-        score_threshold=post.score_threshold, model=to_mapping(config), quantization=quantization,
-        precision="int8" if quantization else "fp32",
-    )  # fmt: skip
-    save_checkpoint(path, network.state_dict(), card.to_json())
+    network = spread_network(config)
+    if precision != "int8":
+        save_checkpoint(path, network.state_dict(), card_of(config).to_json())
+        return path
+    quantized = quantise(network)
+    quantized.calibrate([noise(2, config.input_size_hw)])
+    save_checkpoint(path, quantized.state_dict(), card_of(config, {"kind": "qat"}).to_json())
     return path
 
 

@@ -1,7 +1,7 @@
 """What NMS costs in the whole graph, in each of its forms, on the CPU in ONNX Runtime.
 
-    python benchmarks/nms.py [CHECKPOINT] [--candidates 300] [--turns 8] [--threads 1] [--out runs/nms]
-    python benchmarks/nms.py --backbone resnet50 --width 1 --kinds auto portable
+    python -m benchmarks.nms [CHECKPOINT] [--candidates 300] [--turns 8] [--threads 1] [--out runs/nms]
+    python -m benchmarks.nms --backbone resnet50 --width 1 --kinds auto portable
 
 Exports the checkpoint (default: the digits recipe's detector with random weights, 320 px) in every form, with K
 candidates, and runs the files on noise and, with --pictures, on pictures, one frame at a time in a bare session. The
@@ -11,7 +11,7 @@ faster or slower, which is what NMS costs. That is, for a session, the median of
 without NMS in the same turn; the table has the mean over the sessions, its standard error, and the share of the whole.
 The time without NMS holds candidates and decoding.
 
-    python benchmarks/nms.py --export-time
+    python -m benchmarks.nms --export-time
 
 times `to_onnx` of an untrained ResNet-50 detector at 640 px from end to end, verification aside.
 """
@@ -30,38 +30,14 @@ import onnxruntime
 import torch
 
 import export
+from benchmarks.untrained import untrained
 from export.options import NmsKind
 from models.checkpoint import read_checkpoint, save_checkpoint
-from models.config import ModelConfig, model_config
-from models.detector import Detector
-from models.typed import to_mapping
-from runtime import Card
+from models.config import model_config
 from runtime.image import letterbox, read_image
 
 SESSIONS = 10
 KINDS = tuple(kind for kind in get_args(NmsKind) if kind not in ("plugin", "none"))  # TensorRT's, which has no CPU
-
-
-def untrained(path: Path, config: ModelConfig) -> Path:
-    """A checkpoint of random weights, with the statistics of a batch of noise."""
-    torch.manual_seed(0)
-    model = Detector(config)
-    with torch.no_grad():
-        for name, weight in model.backbone.named_parameters():
-            if name.endswith(("bn2.weight", "bn3.weight")):
-                weight.fill_(0.2)  # calm residuals: many random layers would blow up the rounding of the folding
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
-        model(torch.randint(0, 256, (2, *config.input_size_hw, 3), dtype=torch.uint8))
-    save_checkpoint(path, model.state_dict(), card_of(config).to_json())
-    return path
-
-
-def card_of(config: ModelConfig) -> Card:
-    post = config.postprocess
-    nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
-    return Card("checkpoint", config.classes, config.input_size_hw, post.score_threshold, nms, model=to_mapping(config))
 
 
 def with_candidates(checkpoint: Path, candidates: int, out: Path) -> Path:

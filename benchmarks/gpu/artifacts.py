@@ -15,18 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import export
-from benchmarks.gpu.networks import card_of, label
+from benchmarks.gpu.networks import label
 from benchmarks.gpu.stage import Row, Setting
+from benchmarks.untrained import card_of, spread_network
 from export.drift import drift
 from export.int8_options import Int8
 from export.options import Precision
 from models.checkpoint import save_checkpoint
 from models.config import ModelConfig
-from models.detector import Detector as Network
 from runtime import Detections, Detector, read_card, read_coco
 from runtime.image import letterbox, read_image
 from runtime.judge import EvaluationError, coco_engine
@@ -80,24 +79,6 @@ def digits(setting: Setting) -> tuple[Subject | None, str]:
     dataset = replace(dataset, records=dataset.records[:SCORED])
     name = f"digits {'x'.join(map(str, read_card(found[-1]).input_size_hw))}"
     return Subject(name, found[-1], tuple(record.path for record in dataset.records), dataset), ""
-
-
-def spread_network(config: ModelConfig) -> Network:
-    """Random weights with the statistics of a batch of noise and predictions of many sizes."""
-    torch.manual_seed(0)
-    network = Network(config)
-    with torch.no_grad():
-        for name, weight in network.backbone.named_parameters():
-            if name.endswith(("bn2.weight", "bn3.weight")):
-                weight.fill_(0.2)  # calm residuals: many random layers would make chaos of a rounding
-        for weight in network.head.parameters():
-            if weight.ndim == 4:
-                weight.normal_(std=1 / weight[0].numel() ** 0.5)  # as drawn for training, all scores are the same
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
-        network(torch.randint(0, 256, (2, *config.input_size_hw, 3), dtype=torch.uint8))
-    return network.eval()
 
 
 def shapes(setting: Setting, size_hw: tuple[int, int]) -> tuple[Path, ...]:

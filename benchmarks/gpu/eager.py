@@ -27,13 +27,13 @@ from benchmarks.gpu.networks import (
     SMALL_R50,
     TINY,
     backend,
-    calm_network,
     forward_flops,
     label,
     network_config,
 )  # fmt: skip
 from benchmarks.gpu.stage import Row, Setting
 from benchmarks.gpu.timing import median, ratio, turns
+from benchmarks.untrained import calm_network
 from models.config import ModelConfig
 from runtime import BackendOptions, Detections, Detector
 from runtime.backends import BackendError

@@ -30,9 +30,10 @@ from benchmarks.gpu.bare_engine import BareEngine
 from benchmarks.gpu.eager import BATCHES, SHARE_OF_FP16
 from benchmarks.gpu.engine_ways import WAYS, fresh, plan_for
 from benchmarks.gpu.machine import ceiling
-from benchmarks.gpu.networks import R18, R50, TINY, calm_network, forward_flops, label, network_config
+from benchmarks.gpu.networks import R18, R50, TINY, forward_flops, label, network_config
 from benchmarks.gpu.speed import PYTORCH, Run, speeds
 from benchmarks.gpu.stage import NotHere, Row, Setting
+from benchmarks.untrained import calm_network
 from export.options import Precision
 from runtime import BackendOptions, Detections, Detector
 from runtime.backends import BackendError, load_backend

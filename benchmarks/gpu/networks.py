@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.untrained import card_of
 from models.config import ModelConfig, model_config
 from models.deploy import Deploy
 from models.detector import Detector
-from models.typed import to_mapping
-from runtime import Card
 from runtime.backends.options import BackendOptions
 from runtime.backends.torch import TorchBackend
 
@@ -48,17 +47,6 @@ def label(config: ModelConfig) -> str:
     return f"{config.backbone.name} {height}x{width}"
 
 
-def calm_network(config: ModelConfig) -> Detector:
-    """Random weights from one seed whose residuals are small: many random layers would make chaos of a rounding."""
-    torch.manual_seed(0)
-    model = Detector(config)
-    with torch.no_grad():
-        for name, weight in model.backbone.named_parameters():
-            if name.endswith(("bn2.weight", "bn3.weight")):
-                weight.fill_(0.2)
-    return model
-
-
 @dataclass(frozen=True)
 class Scene:
     """Pictures and their objects."""
@@ -87,13 +75,6 @@ def backend(model: Detector, device: str, options: BackendOptions | None = None)
     """The runtime's PyTorch backend around a network that was never trained."""
     deploy = Deploy(model.eval())
     return TorchBackend(deploy, card_of(model.config), device, options or BackendOptions())
-
-
-def card_of(config: ModelConfig) -> Card:
-    """What a checkpoint of it would say."""
-    post = config.postprocess
-    nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
-    return Card("checkpoint", config.classes, config.input_size_hw, post.score_threshold, nms, model=to_mapping(config))
 
 
 def forward_flops(model: Detector) -> float:

@@ -8,8 +8,9 @@ from contextlib import nullcontext
 
 import torch
 
-from benchmarks.gpu.networks import TINY, Scene, calm_network, network_config, random_scene
+from benchmarks.gpu.networks import TINY, Scene, network_config, random_scene
 from benchmarks.gpu.stage import Row, Setting
+from benchmarks.untrained import calm_network
 from models.assigners import assign
 from models.config import ModelConfig
 from models.criterion import criterion
