@@ -58,6 +58,13 @@ class Scene:
     labels: Tensor
     """int64 [B, G]"""
 
+    def repeated(self, images: int) -> Scene:
+        """The same pictures over and over, so many of them."""
+        times = -(-images // len(self.images))
+        images_of, boxes, labels = (t.repeat(times, *[1] * (t.ndim - 1))[:images] for t in
+                                    (self.images, self.boxes_xyxy, self.labels))  # fmt: skip
+        return Scene(images_of, boxes, labels)
+
 
 def random_scene(images: int, size_hw: tuple[int, int], classes: int, boxes: int = 8, seed: int = 0) -> Scene:
     """Noise with `boxes` objects in each picture: sides from 16 pixels to half of the picture's."""

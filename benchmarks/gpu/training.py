@@ -14,22 +14,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_fpn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from benchmarks.gpu.machine import ceiling
 from benchmarks.gpu.networks import R18, R50, SMALL_R50, TINY, forward_flops, label, network_config, random_scene
 from benchmarks.gpu.profile import host_reads, top_kernels
 from benchmarks.gpu.stage import Row, Setting
-from benchmarks.gpu.timing import synchronize, turns
-from benchmarks.gpu.training_steps import PRECISIONS, Precision, Training, batch_of
+from benchmarks.gpu.timing import ratio, synchronize, turns
+from benchmarks.gpu.training_steps import AS_SHIPPED, BF16, FP16, FP32, TF32, Precision, Training, batch_of
 from models.config import ModelConfig
 from models.detector import Detector
 from trainer.data import Batch
 
-SHIPPED, BF16 = PRECISIONS[1], PRECISIONS[2]
-"""torchvision as it is shipped trains in float32, of which PyTorch lets a GPU's convolutions be TensorFloat-32."""
-AS_SHIPPED, EQUAL = 2.0, 1.25
-"""What ATSS is to be of torchvision's FCOS."""
+OVER_SHIPPED, OVER_EQUAL = 2.0, 1.25
+"""What ATSS with ResNet-50 is to be of torchvision's FCOS."""
 BACKWARD = 3.0
 """A training step's operations over a forward pass's: as many again for each of the two gradients."""
 
@@ -39,10 +39,14 @@ def rows(setting: Setting) -> Iterator[Row]:
         setting.require_cuda()
     large = network_config(SMALL_R50 if setting.small else R50)
     light = network_config(TINY if setting.small else R18)
-    yield from against_torchvision(setting, large)
+    yield from against_torchvision(setting, large, setting.amount(8, 2))
     yield from profiled(setting, light, setting.amount(64, 2))
-    for config, sizes, size in ((large, (1, 2, 4, 8, 16, 32), 16), (light, (8, 32, 128, 256), 128)):
-        yield from batches(setting, config, sizes if not setting.small else sizes[:1])
+    if not setting.small:  # as the first comparison, of widths that torchvision's detectors have
+        yield from against_torchvision(
+            setting, network_config(R50, backbone=R18["backbone"], input_size_hw=[320, 320]), 64
+        )
+    for config, first, size in ((large, 1, 16), (light, 8, 128)):
+        yield from batches(setting, config, first)
         yield from precisions(setting, config, setting.amount(size, 2))
     yield from forms(setting, light, setting.amount(128, 2))
 
@@ -59,22 +63,19 @@ def built(setting: Setting, config: ModelConfig, precision: Precision, compiles:
 
 
 def made_batch(setting: Setting, config: ModelConfig, images: int) -> Batch:
-    return batch_of(random_scene(images, config.input_size_hw, len(config.classes)), pinned=setting.device == "cuda")
+    """A batch of at most 16 different pictures."""
+    scene = random_scene(min(images, 16), config.input_size_hw, len(config.classes))
+    return batch_of(scene.repeated(images), pinned=setting.device == "cuda")
 
 
 def speed(setting: Setting, training: Training, batch: Batch) -> tuple[float, float]:
     """Images a second, and the peak of the memory in GB. Raises `OutOfRoom`."""
     if setting.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    steps, seconds = setting.amount(4, 1), 0.0 if setting.small else 1.0
+    steps, seconds = setting.amount(max(1, 32 // len(batch.images)), 1), 0.0 if setting.small else 1.0
+    calls = {"step": partial(training.steps, batch, steps)}
     try:
-        times = turns(
-            {"step": partial(training.steps, batch, steps)},
-            seconds,
-            setting.device,
-            setting.amount(3, 1),
-            setting.amount(3, 1),
-        )["step"]
+        times = turns(calls, seconds, setting.device, setting.amount(3, 1), setting.amount(2, 1))["step"]
     except torch.OutOfMemoryError as error:
         raise OutOfRoom(str(error)) from None
     peak = torch.cuda.max_memory_allocated() / 1e9 if setting.device == "cuda" else 0.0
@@ -97,45 +98,39 @@ def free(setting: Setting) -> None:
         torch.cuda.empty_cache()
 
 
-def batches(setting: Setting, config: ModelConfig, sizes: tuple[int, ...]) -> Iterator[Row]:
-    """Images a second over the size of the batch, in bfloat16, up to what fits."""
+def batches(setting: Setting, config: ModelConfig, first: int) -> Iterator[Row]:
+    """Images a second over the size of the batch, in bfloat16: twice as many until they do not fit."""
     training = built(setting, config, BF16)
+    sizes = (first << i for i in range(setting.amount(12, 1)))
     for size in sizes:
-        what = f"{label(config)}, bf16, batch {size}"
-        if setting.left() < 15:
-            yield Row(what, None, note="no time left")
-            return
-        try:
-            images_per_s, peak = speed(setting, training, made_batch(setting, config, size))
-        except OutOfRoom:
-            free(setting)
-            yield Row(what, None, note="does not fit into the memory")
-            return
-        yield Row(
-            what, images_per_s, "images/s", note=f"{peak:.1f} GB; {share(setting, training, images_per_s, 'bf16')}"
-        )
+        row = measured(setting, training, BF16, size)
+        yield row
+        if row.value is None:
+            break
     del training
     free(setting)
 
 
 def precisions(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row]:
-    batch = made_batch(setting, config, size)
-    for precision in PRECISIONS:
-        what = f"{label(config)}, {precision.name}, batch {size}"
-        if setting.left() < 15:
-            yield Row(what, None, note="no time left")
-            return
-        if precision.name == "bf16" or (precision.amp == "fp16" and setting.device == "cpu"):
-            continue  # measured above; not on a CPU
-        training = built(setting, config, precision)
-        try:
-            images_per_s, peak = speed(setting, training, batch)
-            note = f"{peak:.1f} GB; {share(setting, training, images_per_s, precision.name)}"
-            yield Row(what, images_per_s, "images/s", note=note)
-        except OutOfRoom:
-            yield Row(what, None, note="does not fit into the memory")
-        del training
+    """The other precisions at one size of batch; float16, which no training on a CPU can have, on a GPU."""
+    for precision in (FP32, TF32, *([FP16] if setting.device == "cuda" else [])):
+        yield measured(setting, built(setting, config, precision), precision, size)
         free(setting)
+
+
+def measured(setting: Setting, training: Training, precision: Precision, size: int) -> Row:
+    """Images a second at a size of batch, or why there are none."""
+    config = training.state.model.config
+    what = f"{label(config)}, {precision.name}, batch {size}"
+    if setting.left() < 15:
+        return Row(what, None, note="no time left")
+    try:
+        images_per_s, peak = speed(setting, training, made_batch(setting, config, size))
+    except OutOfRoom:
+        free(setting)
+        return Row(what, None, note="does not fit into the memory")
+    used = share(setting, training, images_per_s, precision.name)
+    return Row(what, images_per_s, "images/s", note=f"{peak:.1f} GB; {used}")
 
 
 def forms(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row]:
@@ -160,35 +155,46 @@ def forms(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row]:
 # torchvision
 
 
-def against_torchvision(setting: Setting, config: ModelConfig) -> Iterator[Row]:
+def against_torchvision(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row]:
     """ATSS in bfloat16 over torchvision's FCOS and RetinaNet: as shipped, and in bfloat16 too."""
-    size, classes = setting.amount(8, 2), len(config.classes)
+    what = f"{label(config)}, batch {size}"
+    if setting.left() < 20:
+        yield Row(f"{what}: against torchvision", None, note="no time left")
+        return
     batch = made_batch(setting, config, size)
     ours = built(setting, config, BF16)
     calls: dict[str, Callable[[], None]] = {"ATSS bf16": partial(run, ours, batch, BF16)}
-    peers = {"FCOS": fcos_resnet50_fpn, "RetinaNet": retinanet_resnet50_fpn}
-    for kind, make in peers.items():
-        # All of the backbone learns, as here; 800 and 1333 are its defaults, so its own resizing has nothing to do.
-        side, longest = (800, 1344) if not setting.small else config.input_size_hw
-        model = make(weights=None, weights_backbone=None, num_classes=classes, trainable_backbone_layers=5,
-                     min_size=side, max_size=longest).to(setting.device).train()  # fmt: skip
+    for kind in (FCOS, RetinaNet):
+        model = torchvision_peer(kind, config).to(setting.device).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-        for name, precision in (("as shipped", SHIPPED), ("bf16", BF16)):
-            calls[f"{kind} {name}"] = partial(torchvision_step, model, optimizer, batch, setting.device, precision)
-    seconds = min(20.0, setting.left() / 4) if not setting.small else 0.1
+        for precision in (AS_SHIPPED, BF16):
+            step = partial(torchvision_step, model, optimizer, batch, setting.device, precision)
+            calls[f"{kind.__name__} {precision.name}"] = step
+    seconds = min(15.0, setting.left() / 5) if not setting.small else 0.1
     times = turns(calls, seconds, setting.device, setting.amount(3, 1), setting.amount(3, 1))
     for name, taken in times.items():
         whose = "isodet" if name.startswith("ATSS") else "torchvision"
-        yield Row(f"{label(config)}, batch {size}: {whose} {name}", size / statistics.median(taken), "images/s")
-    for kind in peers:
-        for name, aim in (("as shipped", AS_SHIPPED), ("bf16", EQUAL)):
-            times_as_fast = statistics.median(
-                b / a for a, b in zip(times["ATSS bf16"], times[f"{kind} {name}"], strict=True)
-            )
-            least = aim if kind == "FCOS" and not setting.small else None
-            yield Row(f"ATSS bf16 over torchvision {kind} {name}", times_as_fast, "times as fast", least=least)
+        yield Row(f"{what}: {whose} {name}", size / statistics.median(taken), "images/s")
+    scored = config.backbone.name == "resnet50" and not setting.small
+    for name in list(times)[1:]:
+        aim = OVER_SHIPPED if name.endswith(AS_SHIPPED.name) else OVER_EQUAL
+        yield Row(f"{what}: ATSS bf16 over torchvision {name}", ratio(times[name], times["ATSS bf16"]), "times as fast",
+                  least=aim if scored and name.startswith("FCOS") else None)  # fmt: skip
     del ours, calls
     free(setting)
+
+
+def torchvision_peer(kind: type[FCOS] | type[RetinaNet], config: ModelConfig) -> nn.Module:
+    """The network of torchvision's `fcos_resnet50_fpn` or `retinanet_resnet50_fpn`, on the backbone of `config`.
+
+    Nothing of it is frozen, as nothing is here; its own resizing has nothing to do at this size.
+    """
+    backbone = resnet_fpn_backbone(
+        backbone_name=config.backbone.name, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5,
+        returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256),
+    )  # fmt: skip
+    side, longest = sorted(config.input_size_hw)
+    return kind(backbone, num_classes=len(config.classes), min_size=side, max_size=longest)
 
 
 def run(training: Training, batch: Batch, precision: Precision) -> None:

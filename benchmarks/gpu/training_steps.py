@@ -41,24 +41,27 @@ class Curve(Records):
         self.totals.append(sum(losses))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Precision:
     """What the multiplications of a training are done in."""
 
     name: str
     amp: str
-    tf32: bool
+    tf32_convolutions: bool
+    """Whether float32 may be TensorFloat-32 in convolutions,"""
+    tf32_products: bool
+    """and in matrix products."""
 
     def apply(self) -> None:
-        """Let float32 be TensorFloat-32, or not; for the whole process."""
-        torch.backends.cuda.matmul.allow_tf32 = self.tf32
-        torch.backends.cudnn.allow_tf32 = self.tf32
+        """For the whole process."""
+        torch.backends.cudnn.allow_tf32 = self.tf32_convolutions
+        torch.backends.cuda.matmul.allow_tf32 = self.tf32_products
 
 
-PRECISIONS = (
-    Precision("fp32", "off", False), Precision("tf32", "off", True), Precision("bf16", "bf16", True),
-    Precision("fp16", "fp16", True),
-)  # fmt: skip
+FP32, TF32 = Precision("fp32", "off", False, False), Precision("tf32", "off", True, True)
+BF16, FP16 = Precision("bf16", "bf16", True, True), Precision("fp16", "fp16", True, True)
+AS_SHIPPED = Precision("as shipped", "off", True, False)
+"""Float32 as PyTorch has it unless told: TensorFloat-32 in a GPU's convolutions, and nowhere else."""
 
 
 class Training:

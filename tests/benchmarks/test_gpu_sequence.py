@@ -140,7 +140,7 @@ def test_the_rehearsal_runs_whole(tmp_path: Path) -> None:
         assert found[name]["state"] == "not here" and "no CUDA here" in found[name]["why"], found[name]
     missed = [row["what"] for stage in found.values() for row in stage["rows"] if row["reached"] is False]
     assert all("waits for the device" in what for what in missed)  # known, and in docs/benchmarks/gpu.md
-    assert any("over torchvision FCOS as shipped" in row["what"] for row in found["training"]["rows"])
+    assert any("ATSS bf16 over torchvision FCOS as shipped" in row["what"] for row in found["training"]["rows"])
 
 
 def test_where_there_is_no_gpu_every_stage_says_so_in_one_line(tmp_path: Path) -> None:
@@ -218,5 +218,5 @@ def test_a_card_with_too_little_memory_ends_a_row_and_not_the_stage(
     monkeypatch.setattr(Training, "steps", full)
     setting = Setting("cpu", True, tmp_path, time.monotonic() + 60)
     config = network_config(TINY)
-    rows = [*training.batches(setting, config, (1, 2)), *training.precisions(setting, config, 2)]
+    rows = [*training.batches(setting, config, 1), *training.precisions(setting, config, 2)]
     assert [row.note for row in rows] == ["does not fit into the memory"] * 3
