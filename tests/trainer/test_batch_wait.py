@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from runtime.image import ShortSide
 from tests.trainer.tiny import TINY, tiny_config
 from trainer import batch_wait, loader
 from trainer.batch_memory import PREFETCH, SentBatch, collate_for
+from trainer.checkpoints import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import TrainSet, resize_rule
 from trainer.datasets import train_data
@@ -111,30 +111,33 @@ def hang_from(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "TICK_S", 1)
 
 
-def asked_to_stop(seconds: float) -> threading.Timer:
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    timer.start()
-    return timer
+def ask_in_the_wait_for(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SIGTERM comes in the wait for batch `number` (from 0): after a given time, a slow machine would still start."""
+    real = Checkpoints.waiting
+
+    def waiting(self: Checkpoints, seconds: float, batch: int) -> None:
+        if batch == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, seconds, batch)
+
+    monkeypatch.setattr(Checkpoints, "waiting", waiting)
 
 
 def test_a_signal_ends_a_wait_that_nothing_else_would(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hang_from(5, monkeypatch)
-    timer = asked_to_stop(3)
+    ask_in_the_wait_for(2, monkeypatch)
     with pytest.raises(Interrupted, match=r"stopped by SIGTERM in epoch 1, after batch 2; all of it is saved"):
         fit(tiny_config(data, "data.workers=1", "batch_size=2"), tmp_path, quiet=True)
-    timer.join()
     assert read_checkpoint(tmp_path / "shapes" / "last.pt")["resume"]["batch"] == 2
 
 
 def test_half_an_accumulated_step_is_not_saved(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hang_from(3, monkeypatch)
-    timer = asked_to_stop(3)
+    ask_in_the_wait_for(1, monkeypatch)
     with pytest.raises(Interrupted, match=r"while pictures did not come for \d+ s; no checkpoint was written before"):
         fit(tiny_config(data, "data.workers=1", "batch_size=2", "optim.accumulate=2"), tmp_path, quiet=True)
-    timer.join()
     assert not (tmp_path / "shapes" / "last.pt").exists()
 
 
