@@ -130,19 +130,15 @@ def test_the_checks_see_what_they_look_for():
 
 
 def test_import_runtime_is_light():
-    """In a fresh interpreter `import runtime` loads nothing heavy, and takes little of a core's time."""
+    """In a fresh interpreter `import runtime` loads nothing heavy."""
     code = (
-        "import sys, time\n"
-        "import numpy, cv2\n"  # what a deployment has anyway; the rest is ours
-        "start = time.process_time()\n"
+        "import sys\n"
         "import runtime\n"
         "runtime.Detector\n"
-        "print(time.process_time() - start)\n"
         "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    seconds, modules = done.stdout.splitlines()
-    assert not NOT_AT_IMPORT & set(modules.split())
-    assert not {"models", "trainer", "export"} & set(modules.split())
-    assert float(seconds) < 0.3
+    modules = set(done.stdout.split())
+    assert not NOT_AT_IMPORT & modules
+    assert not {"models", "trainer", "export"} & modules

@@ -22,7 +22,7 @@ wheels() { # FOLDER PACKAGE...
 
 packages() { # SET
     case $1 in
-        small) echo pycocotools onnxslim colorama ;; # the last is onnxslim's
+        small) echo pycocotools onnxslim colorama pyyaml tqdm ;; # colorama is onnxslim's; the last two the trainer's
         rtx) echo tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings ;;
         ort) echo onnxruntime-gpu ;;
         rtx-ep) echo onnxruntime-ep-nv-tensorrt-rtx-cu13 ;;
