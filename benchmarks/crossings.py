@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from models.typed import ConfigError
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes
 

@@ -71,7 +71,7 @@ def train(job: Job, out: Path, epochs: int) -> dict[str, Any]:
     """Train and judge; runs in a process of its own."""
     from runtime import Detector
     from runtime.evaluate import evaluate
-    from trainer.config import read_config
+    from trainer.config_reader import read_config
     from trainer.datasets import val_data
     from trainer.loop import fit
 

@@ -36,7 +36,8 @@ from models.detector import Detector
 from models.typed import to_mapping
 from runtime import Card, read_card
 from runtime.image import letterbox, read_image
-from trainer.config import TrainConfig, read_config
+from trainer.config import TrainConfig
+from trainer.config_reader import read_config
 from trainer.data import TrainSet, collate, resize_rule
 from trainer.datasets import train_data, val_data
 from trainer.loop import fit

@@ -73,7 +73,7 @@ def shapes_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Tests copy what they change.
     """
     import export
-    from trainer.config import read_config
+    from trainer.config_reader import read_config
     from trainer.loop import fit
     from trainer.recipes.shapes import make_shapes
 

@@ -23,7 +23,7 @@ from runtime.coco import read_coco
 from runtime.image import read_image
 from tests.trainer.interrupted import stop_before_epoch
 from trainer.__main__ import main
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.data import TrainSet, collate, init_worker, resize_rule
 from trainer.recipes.shapes import make_shapes
 

@@ -20,7 +20,7 @@ from models.checkpoint import load_detector
 from models.typed import ConfigError
 from runtime import Card, CardError, Detector, read_card, read_coco, read_image
 from runtime.image import ShortSide
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.data import TrainSet, collate, resize_rule
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes

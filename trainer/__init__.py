@@ -26,7 +26,8 @@ find_models()
 
 if TYPE_CHECKING:
     from trainer.check import check_data
-    from trainer.config import TrainConfig, read_config
+    from trainer.config import TrainConfig
+    from trainer.config_reader import read_config
     from trainer.loop import FitResult, TrainingError, fit
     from trainer.negatives import mine_negatives
     from trainer.new import new_config, new_recipe
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "check_data": "check",
-    "TrainConfig": "config", "read_config": "config",
+    "TrainConfig": "config", "read_config": "config_reader",
     "FitResult": "loop", "TrainingError": "loop", "fit": "loop",
     "mine_negatives": "negatives",
     "new_config": "new", "new_recipe": "new",

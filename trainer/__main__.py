@@ -61,9 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from trainer.config import read_config
+    from trainer.config_reader import qat_config, read_config
     from trainer.loop import fit
-    from trainer.qat import qat_config
     from trainer.runs import find_resumable
 
     if arguments.config is not None and "=" in str(arguments.config):  # no CONFIG, and a key=value in its place
@@ -105,7 +104,8 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from trainer.config import dump_config, read_config
+    from trainer.config import dump_config
+    from trainer.config_reader import read_config
 
     print(dump_config(read_config(arguments.config, arguments.overrides)), end="")
     return 0
@@ -113,7 +113,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _check_data(arguments: argparse.Namespace) -> int:
     from trainer.check import check_data
-    from trainer.config import read_config
+    from trainer.config_reader import read_config
 
     config = read_config(arguments.config, arguments.overrides)
     with tqdm(unit="image", disable=arguments.quiet) as bar:
@@ -123,7 +123,7 @@ def _check_data(arguments: argparse.Namespace) -> int:
 
 
 def _lr_find(arguments: argparse.Namespace) -> int:
-    from trainer.config import read_config
+    from trainer.config_reader import read_config
     from trainer.lr_find import find_lr, plot_range_test
 
     config = read_config(arguments.config, arguments.overrides)

@@ -1,29 +1,21 @@
-"""The training configuration: YAML with `_base_`, `key=value` overrides, typed and strict.
-
-Paths in a YAML file are relative to that file; paths given on the command line to the working folder.
-"""
+"""The training configuration: typed and strict; `trainer.config_reader` reads it from YAML."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import yaml
 
-from models.config import ModelConfig, model_config
-from models.typed import ConfigError, build, merge, require, to_mapping
-from runtime.records import DatasetError, read_class_names
+from models.config import ModelConfig
+from models.typed import ConfigError, require, to_mapping
 from trainer.augment_config import AugmentConfig
 from trainer.auxiliary_config import AuxiliaryConfig
-from trainer.config_files import read_mapping, read_override
 from trainer.data_config import DataConfig
 from trainer.distill_config import DistillConfig
 from trainer.log_config import Tracker, require_trackers
-from trainer.optim_config import OptimConfig, ScheduleConfig, schedule_mapping, under_preset
-from trainer.own_config import own_names
+from trainer.optim_config import OptimConfig, ScheduleConfig
 from trainer.qat_config import QatConfig
 
 
@@ -119,82 +111,6 @@ class TrainConfig:
 def smallest_level(size_hw: tuple[int, int], last: int) -> int:
     """Cells that an image of this size has on the last level: what a BatchNorm's statistics there come from."""
     return math.prod(-(-side // 2**last) for side in size_hw)
-
-
-def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool = False) -> TrainConfig:
-    """Read a YAML config, its `_base_` chain and `key.sub=value` overrides into a `TrainConfig`.
-
-    resolved: a run's own config.yaml, which says everything, so that the checkpoints that it names are not looked at.
-    Raises `ConfigError` naming the file and the key.
-    """
-    mapping = with_overrides(read_mapping(Path(path)), overrides)
-    try:
-        if isinstance(mapping.get("init"), str) and not resolved:
-            mapping["model"] = _model_of(mapping["init"], mapping.get("model", {}))
-        config = train_config(mapping)
-        if config.distill is not None and not resolved:
-            from trainer.distill import require_teacher  # as above
-
-            require_teacher(config)
-        return config
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`mapping` with each `key.sub=value` laid on top; `schedule.preset` replaces what it says of the same keys.
-
-    Raises `ConfigError`.
-    """
-    merged = dict(mapping)
-    for over in map(read_override, overrides):
-        merged = merge(under_preset(merged, over), over)
-    return merged
-
-
-def _model_of(checkpoint: str, over: Any) -> Any:
-    """The model section of `checkpoint` with what the config says of its own laid on top."""
-    from models.checkpoint import CheckpointError, read_checkpoint  # imports torch, which reading a config need not
-    from trainer.own_parts import require_installed
-
-    try:
-        model = read_checkpoint(checkpoint)["card"].get("model", {})
-    except CheckpointError as error:
-        raise ConfigError(f"init: {error}") from None
-    if not isinstance(over, Mapping):
-        return over
-    require_installed(model, over, checkpoint)
-    if over.get("detector", model.get("detector")) != model.get("detector"):
-        raise ConfigError(f"model.detector: {checkpoint} is {model.get('detector')}, not {over['detector']}; leave it "
-                          "out: with init the model is the checkpoint's")  # fmt: skip
-    return merge(model, over)
-
-
-def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
-    """A `TrainConfig` from a plain mapping, with the presets of model and schedule filled in.
-
-    The user's own parts are found and tried, and their arguments completed with their defaults.
-    """
-    if isinstance(mapping.get("model"), Mapping):
-        model = mapping["model"]
-        if isinstance(model.get("classes"), str):
-            model = {**model, "classes": _class_file(model["classes"])}
-        mapping = {**mapping, "model": model_config(model)}
-    if isinstance(mapping.get("schedule"), Mapping):
-        mapping = {**mapping, "schedule": schedule_mapping(mapping["schedule"])}
-    config = build(TrainConfig, mapping)
-    if not own_names(config.model, config.augment.own):
-        return replace(config, code=())
-    from trainer.own_parts import try_own_parts  # torch is needed for them only
-
-    return try_own_parts(config)
-
-
-def _class_file(path: str) -> list[str]:
-    try:
-        return read_class_names(path)
-    except DatasetError as error:
-        raise ConfigError(f"model.classes: expected a list of names, or a text file of names: {error}") from None
 
 
 def dump_config(config: TrainConfig) -> str:

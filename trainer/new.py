@@ -28,7 +28,8 @@ from trainer.choices import (
     choose_weights,
     this_hardware,
 )
-from trainer.config import read_config, smallest_level
+from trainer.config import smallest_level
+from trainer.config_reader import read_config
 from trainer.recipes import make_digits, make_shapes
 from trainer.recipes.writer import Progress
 from trainer.yaml_text import folder_name, one_line, quoted, relative, split_lines

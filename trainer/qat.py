@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from models.checkpoint import read_checkpoint
 from models.quant import FakeQuant, QuantDetector
-from models.typed import ConfigError
-from trainer.config import TrainConfig, train_config, with_overrides
+from trainer.config import TrainConfig
 from trainer.data import TrainSet
-
-
-def qat_config(checkpoint: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The training that a checkpoint came from, repeated with 8 bits: a fifth of its epochs, at least 3, at a tenth of
-    its learning rate, and without an auxiliary head, or a teacher unless `overrides` name one.
-
-    Raises `ConfigError`, or `CheckpointError` for a file that is none.
-    """
-    training = dict(read_checkpoint(checkpoint)["card"].get("training") or {})
-    if "data" not in training:
-        raise ConfigError(f"{checkpoint}: it does not say what it was trained on (an imported checkpoint does not); "
-                          f"name a config: trainer fit CONFIG --qat {checkpoint}")  # fmt: skip
-    optim, schedule = dict(training["optim"]), dict(training["schedule"])
-    optim["lr"] *= 0.1
-    schedule |= {"epochs": max(3, round(schedule["epochs"] / 5)), "swa_epochs": 0}
-    mapping = training | {"optim": optim, "schedule": schedule, "name": f"{training['name']}-qat", "qat": {},
-                          "distill": None, "auxiliary": None, "init": str(Path(checkpoint).resolve())}  # fmt: skip
-    try:
-        return train_config(with_overrides(mapping, overrides))
-    except ConfigError as error:
-        raise ConfigError(f"{checkpoint}: its training as QAT: {error}") from None
 
 
 def calibrate(model: QuantDetector, config: TrainConfig, plain: TrainSet, device: torch.device) -> str:

@@ -17,7 +17,8 @@ from runtime.evaluate import Evaluation
 from runtime.files import write_text
 from runtime.records import CocoDataset
 from trainer.cards import checkpoint_card
-from trainer.config import TrainConfig, dump_config, read_config
+from trainer.config import TrainConfig, dump_config
+from trainer.config_reader import read_config
 from trainer.provenance import git_state
 from trainer.running import is_training, training_in
 

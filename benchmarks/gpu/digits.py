@@ -13,7 +13,7 @@ from benchmarks.gpu.stage import NotHere, Row, Setting
 from runtime import Detector, read_coco
 from runtime.evaluate import evaluate
 from runtime.judge import EvaluationError, coco_engine
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.loop import fit
 from trainer.recipes.digits import make_digits
 from trainer.recipes.writer import RecipeError

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.gpu.networks import Scene
 from models.detector import Detector
-from trainer.config import TrainConfig, train_config
+from trainer.config import TrainConfig
+from trainer.config_reader import train_config
 from trainer.data import Batch
 from trainer.distributed import Group
 from trainer.precision import pick_amp

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trainer.config import TrainConfig, read_config
+from trainer.config import TrainConfig
+from trainer.config_reader import read_config
 
 BASE = """
 data: {train: {annotations: a.json, images: a}, val: {annotations: a.json, images: a}}

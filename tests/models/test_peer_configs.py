@@ -12,7 +12,7 @@ from models.detector import Detector
 from models.importers import import_checkpoint
 from models.importers.coco import NAMES
 from tests.models.test_import import BUILDERS, mmdet_state
-from trainer.config import read_config
+from trainer.config_reader import read_config
 
 FOLDER = Path(__file__).parents[2] / "configs" / "peers"
 TORCHVISION = {

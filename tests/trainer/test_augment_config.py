@@ -11,7 +11,8 @@ import pytest
 from models.typed import ConfigError, build
 from trainer.augment_config import AugmentConfig
 from trainer.check_augment import NAMES, alone, switched_on
-from trainer.config import dump_config, read_config, train_config
+from trainer.config import dump_config
+from trainer.config_reader import read_config, train_config
 from trainer.recipes import make_shapes
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from trainer.check import check_data
-from trainer.config import TrainConfig, read_config
+from trainer.config import TrainConfig
+from trainer.config_reader import read_config
 from trainer.recipes import make_shapes
 
 

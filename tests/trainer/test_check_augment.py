@@ -11,7 +11,7 @@ import pytest
 
 from trainer.__main__ import main
 from trainer.check import check_data
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.recipes import make_shapes
 
 

@@ -13,7 +13,8 @@ from models.detector import Detector
 from models.quant import QuantDetector
 from models.typed import ConfigError, to_mapping
 from trainer.cards import checkpoint_card
-from trainer.config import dump_config, read_config
+from trainer.config import dump_config
+from trainer.config_reader import read_config
 from trainer.state import starting_model
 
 BASE = """

@@ -16,7 +16,8 @@ from runtime.image import read_image, write_image
 from runtime.records import ABSENT_CLASS, CocoDataset, DatasetError
 from trainer import cache
 from trainer.check import check_data
-from trainer.config import TrainConfig, dump_config, read_config
+from trainer.config import TrainConfig, dump_config
+from trainer.config_reader import read_config
 from trainer.convert import convert
 from trainer.data import Sample, TrainSet, resize_rule
 from trainer.datasets import train_data, val_data

@@ -23,13 +23,13 @@ from tests.trainer.interrupted import go_on, stop_before_epoch
 from tests.trainer.processes import two
 from tests.trainer.tiny import CUT_ALIKE, TINY, one_object, tiny_config
 from trainer.cards import checkpoint_card
-from trainer.config import TrainConfig, dump_config, read_config, train_config
+from trainer.config import TrainConfig, dump_config
+from trainer.config_reader import qat_config, read_config, train_config
 from trainer.distill import Distillation
 from trainer.distributed import Group
 from trainer.failures import TrainingError, not_finite
 from trainer.learner import Learner
 from trainer.loop import fit
-from trainer.qat import qat_config
 from trainer.records import HELP, read_metrics
 from trainer.state import new_state
 from trainer.steps import losses

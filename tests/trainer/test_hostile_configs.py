@@ -13,7 +13,7 @@ from models.typed import ConfigError
 from runtime.image import write_image
 from runtime.records import DatasetError
 from tests.runtime.test_hostile_annotations import BAD_YAML
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.convert import convert
 
 BASE = """data:

@@ -13,7 +13,7 @@ from models.config import model_config
 from models.detector import Detector
 from models.typed import ConfigError
 from trainer.__main__ import main
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes
 from trainer.runs import find_resumable

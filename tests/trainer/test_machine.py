@@ -11,7 +11,7 @@ from torch import nn
 import trainer.loop
 from models.typed import ConfigError
 from tests.trainer.tiny import tiny_config
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.loop import TrainingError, fit
 from trainer.memory import Probe, largest_batch
 from trainer.precision import deterministic, pick_amp, pick_device, worker_count

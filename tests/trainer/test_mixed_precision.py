@@ -10,7 +10,8 @@ import torch
 import models.criterion
 import trainer.loop
 from models.detector import Detector
-from trainer.config import TrainConfig, read_config
+from trainer.config import TrainConfig
+from trainer.config_reader import read_config
 from trainer.data import Batch
 from trainer.distributed import Group
 from trainer.loop import TrainingError, fit

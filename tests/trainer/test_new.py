@@ -18,7 +18,7 @@ from runtime.records import DatasetError
 from runtime.runs import validation_data
 from trainer import new
 from trainer.choices import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.datasets import train_data, val_data
 from trainer.new import new_config, new_recipe
 from trainer.recipes import RecipeError

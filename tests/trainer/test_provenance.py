@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from runtime.card import read_card
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.loop import fit
 from trainer.provenance import git_state, package_versions
 from trainer.recipes.shapes import make_shapes

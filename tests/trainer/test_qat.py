@@ -14,9 +14,9 @@ from models.typed import ConfigError
 from runtime import Detector, read_card
 from tests.trainer.interrupted import go_on, stop_before_epoch
 from trainer.__main__ import main
-from trainer.config import read_config
+from trainer.config_reader import qat_config, read_config
 from trainer.loop import fit
-from trainer.qat import last_moving_epoch, qat_config
+from trainer.qat import last_moving_epoch
 
 SHORT = ["schedule.epochs=2", "val_interval=2", "qat.images=16", "amp=off"]
 

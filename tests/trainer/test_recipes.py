@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runtime.coco import read_coco
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.recipes import RecipeError, digits_video, make_digits, make_shapes
 from trainer.recipes import digits as digits_recipe
 from trainer.recipes.glyphs import TRAIN_SAMPLES, VAL_SAMPLES, load_material, render_glyph

@@ -17,7 +17,8 @@ from models.detector import Detector
 from models.typed import ConfigError
 from tests.trainer.interrupted import ask_at_step, go_on
 from tests.trainer.tiny import TINY, rates, tiny_config, weights
-from trainer.config import ScheduleConfig, TrainConfig, read_config
+from trainer.config import ScheduleConfig, TrainConfig
+from trainer.config_reader import read_config
 from trainer.distributed import Group
 from trainer.loop import Interrupted, fit
 from trainer.optim import build_optimizer, learning_rate, lr_factor

@@ -15,7 +15,7 @@ from runtime import Detector, read_card
 from runtime.image import FixedSize, ShortSide
 from trainer.__main__ import main
 from trainer.cards import checkpoint_card
-from trainer.config import read_config
+from trainer.config_reader import read_config
 from trainer.recipes.shapes import make_shapes
 from trainer.views import MergedDetector, View, parse_views, scaled
 

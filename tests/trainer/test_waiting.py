@@ -15,7 +15,8 @@ import trainer.cache
 from models.typed import build
 from runtime.records import ImageRecord, make_record
 from trainer import waiting
-from trainer.config import TrainConfig, read_config
+from trainer.config import TrainConfig
+from trainer.config_reader import read_config
 from trainer.data_config import DataConfig
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import read_checkpoint
-from trainer.config import TrainConfig, read_config
+from trainer.config import TrainConfig
+from trainer.config_reader import read_config
 from trainer.data import Batch
 
 TINY = ["schedule.epochs=2", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
