@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import export
 from export.audit import audit_file
-from export.int8_options import Int8
+from export.options import Int8
 from models.quant import METHODS
 from runtime import Card, CocoDataset, Detector, read_card
 from runtime.evaluate import evaluate

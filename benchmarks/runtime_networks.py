@@ -21,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import export
 from benchmarks.untrained import card_of, untrained
-from export.int8_options import Int8
+from export.options import Int8
 from models.backbones import build_backbone
 from models.checkpoint import build_detector, save_checkpoint
 from models.config import BackboneConfig, model_config

@@ -18,8 +18,9 @@ import onnx
 from export.audit_inspector import inspected, parsed
 from export.audit_layers import ConvLayer, network_layers
 from models.quant.graph import PREDICTIONS
+from runtime.artifact import read_card
 from runtime.backends import BackendError
-from runtime.card import Card, CardError, file_kind, read_card
+from runtime.card import Card, CardError, file_kind
 
 PRECISIONS = ("int8", "fp16", "fp32")
 _READABLE = {"network": "the typed network", "inspector": "the engine's inspector"}

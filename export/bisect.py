@@ -21,6 +21,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from export.alignment import Tensor, aligned, different_weights, initialisers, relative_error, tensors
 from export.audit import load_graph
+from export.form import float_forms
 from export.verification import find_checkpoint
 from models.checkpoint import build_detector
 from models.quant import FakeQuant, QuantConv2d
@@ -138,8 +139,6 @@ def float_graphs(checkpoint: Path, card: Card) -> tuple[ModelProto, ModelProto]:
 
     card: of the artifact, whose input and NMS the graphs have, too.
     """
-    from export.graph import float_forms  # that module imports the gate, which imports this one when it needs it
-
     detector, _ = build_detector(checkpoint)
     for module in detector.modules():
         if isinstance(module, (FakeQuant, QuantConv2d)):

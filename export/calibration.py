@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.int8_options import CalibrationError
-from export.verification import Progress
+from export.options import CalibrationError, Progress
 from runtime import Card
 from runtime.datasets import read_split
 from runtime.image import IMAGE_SUFFIXES, Image, ImageError, letterbox, read_image

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.options import ExportError, Gate
+from export.options import ExportError, Gate, Progress
 from export.scores import Verification
-from export.verification import Progress, verify
-from runtime.card import read_card
+from export.verification import verify
+from runtime.artifact import read_card
 from runtime.records import CocoDataset
 
 if TYPE_CHECKING:

@@ -14,31 +14,26 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 
 from export.card_paths import handed_on
+from export.form import onnx_model
 from export.gate import GateError as GateError
 from export.gate import pass_gate
-from export.int8_options import Int8
-from export.nms import add_functions, nms_module, without_functions
-from export.options import ExportError, Gate, InputForm, NmsKind, OnnxOptions, Precision
+from export.nms import without_functions
+from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress
 from export.plan import frame_of, nms_kind, precision_of
 from export.quantize import quantized
 from export.ranges import ranges_path, write_ranges
 from export.run_check import onnxruntime_version
 from export.run_check import run_check as _run_check
 from export.scores import Verification
-from export.tracing import check_weights, trace, weights_megabytes, write_model
-from export.tracing import simplified as _simplified
-from export.verification import Progress
+from export.tracing import weights_megabytes, write_model
 from models.checkpoint import build_detector
 from models.deploy import Deploy
-from models.detector import Detector as Network
 from models.fuse import assert_fused
-from models.intake import Frame, Intake
+from models.intake import Intake
 from runtime import Card, CocoDataset, CocoError
-from runtime.backends import OUTPUTS
 from runtime.card import CardError, file_kind, sha256_file
 from runtime.files import replacing, require_writable
 from runtime.image import letterbox, read_image
@@ -104,7 +99,7 @@ def to_onnx(
     say(f"folded: raw outputs agree to {difference:.1e} of their scale")
 
     with replacing(out) as temporary:
-        model = _model(detector, frame, kind, precision, options, say)
+        model = onnx_model(detector, frame, kind, precision, options, say)
         card = handed_on(_onnx_card(card, checkpoint, options, kind, precision, checked_by), checkpoint.parent)
         # TensorRT's plugin runs nowhere else: the same graph with the plugin's body stands in for it here.
         stand_in = replace(card, nms={**card.nms, "kind": "auto"}) if kind == "plugin" else card
@@ -131,46 +126,6 @@ def to_onnx(
         say(f"ranges: {write_ranges(ranges_path(out), made.ranges).name}")
     size = out.stat().st_size / 2**20
     return OnnxExport(out, card, len(model.graph.node), size, difference, weights_megabytes(model), verification)
-
-
-def _model(
-    detector: Network, frame: Frame | None, kind: NmsKind, precision: Precision, options: OnnxOptions,
-    say: Callable[[str], None],
-) -> onnx.ModelProto:  # fmt: skip
-    """The traced graph, with the functions that its NMS needs to run here."""
-    rest_is_half = precision == "int8" and options.int8 is not None and options.int8.half
-    half, config = precision == "fp16" or rest_is_half, detector.config
-    nms = nms_module(kind, config.postprocess, len(config.classes), options.certificate, half)
-    deploy = Deploy(detector, Intake(options.input, frame), nms).eval()
-    if half:
-        before = _state_megabytes(deploy)
-        try:
-            deploy.halve()
-        except ValueError as error:
-            raise ExportError(f"precision: {error}") from error
-        say(f"float16: {before:.1f} MB of weights are {_state_megabytes(deploy):.1f} MB now")
-    model = _trace(deploy, options, kind)
-    if options.simplify:
-        model = _simplified(model)
-    check_weights(model)
-    return add_functions(model, kind, deploy, half)
-
-
-def float_forms(detector: Network, card: Card) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Float32 graphs of `detector`, traced and simplified, with the input and the NMS of the artifact of `card`."""
-    kind: NmsKind = "auto" if card.nms["kind"] == "plugin" else card.nms["kind"]
-    form: InputForm = "float-nchw" if card.input == "float-nchw" else "uint8-nhwc"
-    certificate = bool(card.nms.get("certificate"))
-    options = OnnxOptions(nms=kind, certificate=certificate, source_size_hw=card.source_size_hw, input=form)
-    nms = nms_module(kind, detector.config.postprocess, len(card.classes), certificate, False)
-    deploy = Deploy(detector, Intake(form, frame_of(options, card)), nms).eval()
-    traced = _trace(deploy, options, kind)
-    simple = _simplified(traced)
-    return add_functions(traced, kind, deploy, False), add_functions(simple, kind, deploy, False)
-
-
-def _state_megabytes(deploy: Deploy) -> float:
-    return sum(t.nbytes for t in deploy.detector.state_dict().values()) / 2**20
 
 
 def suffix_of(options: OnnxOptions, card: Card) -> str:
@@ -201,17 +156,6 @@ def _real_pixels(size_hw: tuple[int, int], data: CocoDataset | None, count: int 
         if len(pictures) == count:
             return np.stack(pictures)
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-
-
-def _trace(deploy: Deploy, options: OnnxOptions, kind: NmsKind) -> onnx.ModelProto:
-    size, batch = options.source_size_hw or deploy.config.input_size_hw, options.batch or 2
-    if options.input == "uint8-nhwc":
-        example = torch.zeros(batch, *size, 3, dtype=torch.uint8)
-    else:
-        example = torch.zeros(batch, 3, *size)
-    outputs = [name for name in OUTPUTS if kind != "none" or name != "num_dets"]
-    outputs += ["nms_exact"] if options.certificate else []
-    return trace(deploy, (example,), options.opset, options.batch is not None, ["images"], outputs)
 
 
 def _onnx_card(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from export.gate_commands import Bar, checkpoint_of
 
 if TYPE_CHECKING:
-    from export.int8_options import Int8
+    from export.options import Int8
 
 SENSITIVITY = """Rank the layers of a checkpoint by what each costs when it alone is 8 bits.
 
@@ -59,7 +59,7 @@ def int8_of(arguments: argparse.Namespace, wanted: bool = True, engine: bool = F
     """What `int8_arguments` ask for; None where 8 bits are not wanted. Raises `CalibrationError` where they are not and
     are spoken of all the same.
     """
-    from export.int8_options import CalibrationError, Int8
+    from export.options import CalibrationError, Int8
 
     options = Int8(
         arguments.calibrate, arguments.calibration_count, arguments.calibration, arguments.calibration_images,

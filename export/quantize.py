@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from export.calibration import Pictures, calibration_pictures
-from export.int8_options import CalibrationError, Int8
-from export.options import ExportError
+from export.layer_errors import output_errors
+from export.options import CalibrationError, ExportError, Int8, Progress
 from export.ranges import RangesFile, read_ranges
-from export.verification import Progress
 from models.deploy import Deploy
 from models.detector import Detector as Network
 from models.fuse import fuse
@@ -183,8 +182,6 @@ def score(network: Network, card: Card, data: CocoDataset | None, what: str, pro
 
 def _kept(trial: _Trial, method: Method, options: Int8, say: Callable[[str], None]) -> tuple[str, ...]:
     """The layers to leave in float so that no more than `keep_map` is lost."""
-    from export.sensitivity import output_errors
-
     assert options.keep_map is not None and trial.data is not None
     whole = trial.score(None, method)
     float_layers = options.float_layers

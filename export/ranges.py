@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export.card_paths import private_folders, without_paths
-from export.int8_options import CalibrationError
+from export.options import CalibrationError
 from models.quant import METHODS, Ranges
 from runtime.files import write_text
 from runtime.seal import is_broken, sealed

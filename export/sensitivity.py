@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from export.calibration import Pictures
-from export.int8_options import CalibrationError, Int8
+from export.layer_errors import output_errors
+from export.options import CalibrationError, Int8, Progress
 from export.quantize import quantized, score
-from export.verification import Progress
 from models.checkpoint import build_detector
-from models.quant import QuantDetector
 from runtime import Card, CocoDataset
 from runtime.files import replacing, write_text
 from runtime.runs import validation_data
@@ -119,37 +115,6 @@ def spread(data: CocoDataset, count: int) -> CocoDataset:
     """`count` pictures spread evenly over `data`."""
     index = np.unique(np.linspace(0, len(data.records) - 1, min(count, len(data.records))).round().astype(int))
     return replace(data, records=tuple(data.records[i] for i in index))
-
-
-@torch.no_grad()
-def output_errors(
-    network: QuantDetector, batches: Sequence[Tensor], progress: Progress | None = None
-) -> dict[str, float]:
-    """By layer: how far raw outputs on `batches` (uint8 [B, H, W, 3]) are from those of the float network when it
-    alone is rounded, in standard deviations of each output, the three outputs together. Afterwards all is rounded.
-    """
-    network.enable([])
-    references = [_outputs(network, batch) for batch in batches]
-    spreads = [torch.cat(parts).var().clamp(min=1e-12) for parts in zip(*references, strict=True)]
-    sizes = [sum(part.numel() for part in parts) for parts in zip(*references, strict=True)]
-    errors = {}
-    names = list(network.layers)
-    for done, name in enumerate(names, start=1):
-        network.enable([name])
-        squares = [torch.zeros(()) for _ in spreads]
-        for batch, reference in zip(batches, references, strict=True):
-            for i, (ours, theirs) in enumerate(zip(_outputs(network, batch), reference, strict=True)):
-                squares[i] += (ours - theirs).square().sum()
-        noise = [float(s / (size * v)) for s, size, v in zip(squares, sizes, spreads, strict=True)]
-        errors[name] = math.sqrt(sum(noise) / len(noise))
-        if progress is not None:
-            progress("output error, layers", done, len(names))
-    network.enable()
-    return errors
-
-
-def _outputs(network: QuantDetector, batch: Tensor) -> list[Tensor]:
-    return [output.flatten() for output in network(batch) if output is not None]
 
 
 # -------------------------------------------------------------------------------- what is written

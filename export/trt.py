@@ -22,19 +22,19 @@ from export.audit import Audit, audit_network, load_graph
 from export.card_paths import handed_on
 from export.gate import GateError
 from export.graph import to_onnx
-from export.int8_options import Int8
-from export.options import ExportError, Gate, NmsKind, OnnxOptions, Precision
+from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress
 from export.ranges import ranges_path
 from export.trt_build import PLUGIN, Plan, build
 from export.trt_cache import cache_path
 from export.trt_options import EngineOptions
 from export.trt_proof import Scoring, proven
-from export.verification import Progress, Verification
+from export.verification import Verification
 from runtime import Card
+from runtime.artifact import read_card
 from runtime.backends.cuda_driver import cuda_device_count
 from runtime.backends.trt import system
 from runtime.backends.trt_library import Library, choose_library
-from runtime.card import file_kind, read_card, sha256_file
+from runtime.card import file_kind, sha256_file
 from runtime.files import write_text
 from runtime.onnx_file import require_unedited
 from runtime.sidecar import sidecar_path, sidecar_text

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.options import ExportError
+from export.options import ExportError, Progress
 from export.trt_cache import keep_cache, use_cache
 from export.trt_options import EngineOptions
-from export.verification import Progress
 from runtime.backends.trt_library import Library, Messages, collecting_logger, load_plugins
 
 if TYPE_CHECKING:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from export.audit import Audit, audit_engine
 from export.gate import pass_gate
-from export.options import Gate
+from export.options import Gate, Progress
 from export.scores import Verification
-from export.verification import Progress, VerifyError, find_checkpoint
+from export.verification import VerifyError, find_checkpoint
 from runtime import Card, CocoError
+from runtime.artifact import read_card
 from runtime.backends import BackendError
 from runtime.backends.cuda_driver import cuda_device_count
 from runtime.backends.trt import TrtBackend, check_platform
 from runtime.backends.trt_library import Library
-from runtime.card import read_card
 from runtime.runs import RunsError
 
 

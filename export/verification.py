@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from export.audit import audit_file
 from export.drift import drift, drift_by_image
 from export.machine import places
+from export.options import Progress
 from export.plan import framed
 from export.scores import NotScored, Score, Verification
 from models.deploy import Deploy
@@ -39,9 +40,6 @@ from runtime.runs import validation_data
 
 TOLERANCE = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}
 """mAP points that an artifact of each precision may lose."""
-
-Progress = Callable[[str, int, int], None]
-"""What is being scored, images done, images in all."""
 
 
 class VerifyError(ValueError):

@@ -30,11 +30,12 @@ except ImportError as error:
     raise ImportError(f"cannot import cv2 ({error}). {advice}") from error
 
 if TYPE_CHECKING:
+    from runtime.artifact import read_card
     from runtime.backends.options import BackendOptions
     from runtime.batcher import Batcher
     from runtime.batcher_admission import BatcherClosed, BatcherError, DeadlineExpired, FrameDropped, QueueFull
     from runtime.batcher_metrics import BatcherMetrics
-    from runtime.card import Card, CardError, read_card
+    from runtime.card import Card, CardError
     from runtime.coco import CocoError as CocoError
     from runtime.coco import read_coco
     from runtime.datasets import read_dataset
@@ -54,7 +55,7 @@ _HOME = {
     "Batcher": "batcher", "BatcherMetrics": "batcher_metrics",
     "BatcherClosed": "batcher_admission", "BatcherError": "batcher_admission", "QueueFull": "batcher_admission",
     "DeadlineExpired": "batcher_admission", "FrameDropped": "batcher_admission",
-    "Card": "card", "CardError": "card", "read_card": "card",
+    "Card": "card", "CardError": "card", "read_card": "artifact",
     "CocoError": "coco", "read_coco": "coco", "read_dataset": "datasets",
     "CocoDataset": "records", "DatasetError": "records", "ImageRecord": "records",
     "Detection": "detections", "Detections": "detections",

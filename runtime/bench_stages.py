@@ -147,8 +147,8 @@ def _profiled_shares(path: Path, threads: int | None, batches: Sequence[NDArray[
     """From a profile of the file in a session of its own: profiling slows the one it looks at."""
     import onnxruntime  # only for a file that it runs
 
+    from runtime.artifact import read_card
     from runtime.backends import graph_input
-    from runtime.card import read_card
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

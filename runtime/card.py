@@ -226,34 +226,6 @@ def card_text(card: Card, indent: int | None = None) -> str:
     return json.dumps(sealed(card.to_json(), _SEAL, "hashes"), indent=indent)
 
 
-def read_card(path: str | Path, check_hashes: bool = True) -> Card:
-    """The card of an ONNX file, an engine or a checkpoint (which loads torch), told apart by content.
-
-    check_hashes: refuse a damaged card, engine or checkpoint; of an ONNX file the card alone, its graph is for
-    `runtime.onnx_file.require_unedited`. Raises `CardError` for a file that is missing, is none of these, or carries
-    no card of ours.
-    """
-    path = Path(path)
-    kind = file_kind(path)
-    if kind == "engine":
-        from runtime.sidecar import read_sidecar  # it reads cards itself
-
-        return read_sidecar(path, check_hashes)
-    if kind == "checkpoint":
-        from runtime.backends.torch import read_checkpoint_card  # torch is only needed for a checkpoint
-
-        return read_checkpoint_card(path, check_hashes)
-    from runtime.onnx_file import read_onnx_metadata  # it raises this file's errors
-
-    metadata = read_onnx_metadata(path)
-    if METADATA_KEY not in metadata:
-        raise CardError(
-            f"{path}: an ONNX file without an isodet card (metadata key '{METADATA_KEY}'); "
-            "export it with `exporter onnx CHECKPOINT`"
-        )
-    return Card.from_json(metadata[METADATA_KEY], path, check_hashes)
-
-
 def file_kind(path: str | Path) -> Literal["checkpoint", "onnx", "engine"]:
     """What the file at `path` is, by its content. Raises `CardError` for a missing or an unknown file."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,7 @@ from runtime.backends import Backend, BackendError, RawOutputs, load_backend, wh
 from runtime.capacity import Capacity
 from runtime.card import Card
 from runtime.detections import Detections
-from runtime.device_frames import DeviceFrame, detect_on_device
+from runtime.device_frames import COPY, DeviceFrame, device_frames
 from runtime.frames import Color, Frame, listed, on_device, take
 from runtime.frames import FrameError as FrameError
 from runtime.image import FILL, Image, Letterbox
@@ -102,7 +103,7 @@ class Detector:
         region = None if roi is None else Region.of(roi)
         given = listed(frames)
         if any(map(on_device, given)):
-            return detect_on_device(self, given, limits, color, region)
+            return _detect_on_device(self, given, limits, color, region)
         results: list[Detections] = []
         step = self.backend.max_batch
         for start in range(0, len(given), step):  # read and letterboxed a chunk at a time, to bound memory
@@ -226,3 +227,65 @@ def _check_threshold(threshold: float) -> float:
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a score from 0 to 1, got {threshold!r}")
     return float(threshold)
+
+
+def _detect_on_device(
+    detector: Detector,
+    frames: Sequence[Any],
+    limits: float | NDArray[np.float32],
+    color: Color,
+    region: Region | None,
+) -> list[Detections]:
+    """`Detector.__call__` for frames on the GPU that the model is on; each of the size that its graph takes.
+
+    Raises `FrameError` for others: nothing is copied to the host in silence, and nothing is resized on the GPU, because
+    that gives other pixels than what the model was verified with.
+    """
+    backend = detector.backend
+    run = getattr(backend, "on_device", None)
+    if run is None:
+        raise FrameError(
+            f"expected frames in host memory, got an array on a device: {backend.name} on {backend.device} takes none; "
+            f"copy it: {COPY}"
+        )
+    if color != "bgr":
+        raise FrameError("color: frames on a device are taken as BGR; turn them there: frame.flip(-1) with PyTorch, "
+                         "cupy.ascontiguousarray(frame[..., ::-1]) with CuPy")  # fmt: skip
+    rule = detector.card.resize_rule()
+    taken = [_taken(detector, frame, index, region) for index, frame in enumerate(frames)]
+    results: list[Detections] = []
+    for start in range(0, len(taken), backend.max_batch):
+        chunk = [frame for frame, _ in taken[start : start + backend.max_batch]]
+        placements = [rule.fit(frame.size_hw) for frame in chunk]
+        found = detector.postprocess(detector.infer(chunk, run), placements, limits)
+        if region is not None:
+            sizes = [size for _, size in taken[start : start + backend.max_batch]]
+            found = [region.to_frame(d, size) for d, size in zip(found, sizes, strict=True)]
+        results += found
+    return results
+
+
+def _taken(detector: Detector, frame: Any, index: int, region: Region | None) -> tuple[DeviceFrame, tuple[int, int]]:
+    """The frame, or its region, and the size of the whole."""
+    if not on_device(frame):
+        raise FrameError(f"frame {index}: in host memory, and others are on a device; expected one kind in one call")
+    (whole,) = device_frames(frame, f"frame {index}", batch=False)
+    if whole.device not in (None, detector.backend.device):
+        raise FrameError(f"frame {index}: on {whole.device}, and the model is on {detector.backend.device}")
+    seen = whole
+    if region is not None:
+        try:
+            x1, y1, x2, y2 = region.window(whole.size_hw)
+        except ValueError as error:
+            raise FrameError(f"frame {index}: {error}") from None
+        seen = replace(whole, pointer=whole.pointer + y1 * whole.pitch + 3 * x1, size_hw=(y2 - y1, x2 - x1))
+    height, width = detector.card.frame_hw
+    placement = detector.card.resize_rule().fit(seen.size_hw)
+    if not seen.size_hw == (height, width) == placement.size_hw == placement.resized_hw:
+        got = f"{seen.size_hw[0]}x{seen.size_hw[1]}"
+        raise FrameError(
+            f"frame {index}: on a device, expected the graph's own size {height}x{width} (height x width), got {got}: "
+            f"export the model for this size (exporter onnx --source-size {seen.size_hw[0]},{seen.size_hw[1]}), which "
+            f"puts the letterbox into the graph; or copy it: {COPY}"
+        )
+    return seen, whole.size_hw

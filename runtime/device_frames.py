@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from runtime.detections import Detections
-from runtime.frames import Color, FrameError, on_device
-from runtime.region import Region
-
-if TYPE_CHECKING:
-    from runtime.detector import Detector
+from runtime.frames import FrameError
 
 COPY = "frame.cpu().numpy() with PyTorch, frame.get() with CuPy"
 LEGACY_STREAM = 1
@@ -88,65 +81,3 @@ def _unnamed_stream(array: Any) -> int:
     if torch is None or not isinstance(array, torch.Tensor):
         return LEGACY_STREAM
     return int(torch.cuda.current_stream(array.device).cuda_stream) or LEGACY_STREAM
-
-
-def detect_on_device(
-    detector: Detector,
-    frames: Sequence[Any],
-    limits: float | NDArray[np.float32],
-    color: Color,
-    region: Region | None,
-) -> list[Detections]:
-    """`Detector.__call__` for frames on the GPU that the model is on; each of the size that its graph takes.
-
-    Raises `FrameError` for others: nothing is copied to the host in silence, and nothing is resized on the GPU, because
-    that gives other pixels than what the model was verified with.
-    """
-    backend = detector.backend
-    run = getattr(backend, "on_device", None)
-    if run is None:
-        raise FrameError(
-            f"expected frames in host memory, got an array on a device: {backend.name} on {backend.device} takes none; "
-            f"copy it: {COPY}"
-        )
-    if color != "bgr":
-        raise FrameError("color: frames on a device are taken as BGR; turn them there: frame.flip(-1) with PyTorch, "
-                         "cupy.ascontiguousarray(frame[..., ::-1]) with CuPy")  # fmt: skip
-    rule = detector.card.resize_rule()
-    taken = [_taken(detector, frame, index, region) for index, frame in enumerate(frames)]
-    results: list[Detections] = []
-    for start in range(0, len(taken), backend.max_batch):
-        chunk = [frame for frame, _ in taken[start : start + backend.max_batch]]
-        placements = [rule.fit(frame.size_hw) for frame in chunk]
-        found = detector.postprocess(detector.infer(chunk, run), placements, limits)
-        if region is not None:
-            sizes = [size for _, size in taken[start : start + backend.max_batch]]
-            found = [region.to_frame(d, size) for d, size in zip(found, sizes, strict=True)]
-        results += found
-    return results
-
-
-def _taken(detector: Detector, frame: Any, index: int, region: Region | None) -> tuple[DeviceFrame, tuple[int, int]]:
-    """The frame, or its region, and the size of the whole."""
-    if not on_device(frame):
-        raise FrameError(f"frame {index}: in host memory, and others are on a device; expected one kind in one call")
-    (whole,) = device_frames(frame, f"frame {index}", batch=False)
-    if whole.device not in (None, detector.backend.device):
-        raise FrameError(f"frame {index}: on {whole.device}, and the model is on {detector.backend.device}")
-    seen = whole
-    if region is not None:
-        try:
-            x1, y1, x2, y2 = region.window(whole.size_hw)
-        except ValueError as error:
-            raise FrameError(f"frame {index}: {error}") from None
-        seen = replace(whole, pointer=whole.pointer + y1 * whole.pitch + 3 * x1, size_hw=(y2 - y1, x2 - x1))
-    height, width = detector.card.frame_hw
-    placement = detector.card.resize_rule().fit(seen.size_hw)
-    if not seen.size_hw == (height, width) == placement.size_hw == placement.resized_hw:
-        got = f"{seen.size_hw[0]}x{seen.size_hw[1]}"
-        raise FrameError(
-            f"frame {index}: on a device, expected the graph's own size {height}x{width} (height x width), got {got}: "
-            f"export the model for this size (exporter onnx --source-size {seen.size_hw[0]},{seen.size_hw[1]}), which "
-            f"puts the letterbox into the graph; or copy it: {COPY}"
-        )
-    return seen, whole.size_hw

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from runtime.curves import curves, recommended
+from runtime.datasets.orientation import upright
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.header import upright
 from runtime.image import Image, ImageError, read_image
 from runtime.judge import METRICS, MOST, EvaluationError, coco_engine, coco_metrics
 from runtime.matching import ImageMatch, match
@@ -134,10 +134,10 @@ def evaluate(
     """Detect in every image of `dataset` at the graph's low score and judge by COCO's box metrics.
 
     `progress(done, total)` is called after every batch. Files that cannot be read, or whose size is not the annotated
-    one (by the rule of `runtime.header`), are left out and listed in `skipped`. Where processes share the work, this
-    one detects in image i, i + n, ... of `part` (i, n), and `gather` gives what each of them found to all, which then
-    judge the same. `max_dets`, rising: how many detections of a class in an image COCO's metrics look at. Raises
-    `EvaluationError` when the classes differ, when no image can be judged, or when pycocotools is not installed.
+    one (by the rule of `runtime.datasets.orientation`), are left out and listed in `skipped`. Where processes share the
+    work, this one detects in image i, i + n, ... of `part` (i, n), and `gather` gives what each of them found to all,
+    which then judge the same. `max_dets`, rising: how many detections of a class in an image COCO's metrics look at.
+    Raises `EvaluationError` when the classes differ, when no image can be judged, or when pycocotools is not installed.
     """
     if batch_size < 1:
         raise EvaluationError(f"batch_size: expected at least 1, got {batch_size}")

@@ -77,7 +77,7 @@ def listed(frames: Any) -> Sequence[Frame]:
     if on_device(frames):
         from runtime.device_frames import device_frames
 
-        return device_frames(frames, "frames")  # type: ignore[return-value]  # for `detect_on_device` only
+        return device_frames(frames, "frames")  # type: ignore[return-value]  # for frames on a device only
     array = _host_array(frames, "frames")
     if array is None:
         raise FrameError(

@@ -12,6 +12,17 @@ from runtime.card import LOAD_ANYWAY, METADATA_KEY, Card, CardError, sha256_file
 _LOCATION = b"\x0a\x08location\x12"  # a StringStringEntryProto up to the length of its value
 
 
+def read_onnx_card(path: str | Path, check_hashes: bool = True) -> Card:
+    """The card in the metadata of the ONNX file at `path`. Raises `CardError` where there is none of ours."""
+    metadata = read_onnx_metadata(path)
+    if METADATA_KEY not in metadata:
+        raise CardError(
+            f"{path}: an ONNX file without an isodet card (metadata key '{METADATA_KEY}'); "
+            "export it with `exporter onnx CHECKPOINT`"
+        )
+    return Card.from_json(metadata[METADATA_KEY], Path(path), check_hashes)
+
+
 def read_onnx_metadata(path: str | Path) -> dict[str, str]:
     """`metadata_props` of an ONNX file, read by walking the top level of its protobuf.
 

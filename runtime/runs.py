@@ -7,7 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from runtime.card import Card, read_card, sha256_file
+from runtime.artifact import read_card
+from runtime.card import Card, sha256_file
 from runtime.datasets import FORMATS, read_dataset, read_split
 from runtime.records import CocoDataset
 

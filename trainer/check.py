@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.header import exif_orientation
+from runtime.encoded import exif_orientation
 from runtime.image import FixedSize, ImageError, Resize, decode_image
 from runtime.records import CocoDataset, ImageRecord
 from trainer.check_augment import augment_sheets

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from models.config import ModelConfig
 from models.criterion import REGION
-from runtime.header import upright
+from runtime.datasets.orientation import upright
 from runtime.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide, read_image
 from runtime.records import CocoDataset, ImageRecord
 from trainer.augment import augment, resized_placement, visible_boxes

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from runtime.header import image_size, upright
+from runtime.datasets.orientation import upright
+from runtime.header import image_size
 from runtime.image import ImageError
 from runtime.picture_files import pictures_in
 from runtime.records import EVERY_CLASS, CocoDataset

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from models.typed import ConfigError
 from runtime.card import Card
 from runtime.datasets import FORMATS, read_dataset, read_split
+from runtime.datasets.orientation import upright
 from runtime.detector import Detector
 from runtime.files import write_text
-from runtime.header import upright
 from runtime.image import ImageError, read_image
 from runtime.records import CocoDataset
 

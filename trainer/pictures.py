@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from runtime.datasets.orientation import upright
 from runtime.draw import draw_detections, sheet
 from runtime.evaluate import Evaluation
-from runtime.header import upright
 from runtime.image import read_image, write_image
 from runtime.records import CocoDataset
 from trainer.records import HELP, LOSSES, VAL_LOSSES

@@ -22,8 +22,7 @@ from benchmarks.gpu.networks import label
 from benchmarks.gpu.stage import Row, Setting
 from benchmarks.untrained import card_of, spread_network
 from export.drift import drift
-from export.int8_options import Int8
-from export.options import Precision
+from export.options import Int8, Precision
 from models.checkpoint import save_checkpoint
 from models.config import ModelConfig
 from runtime import Detections, Detector, read_card, read_coco

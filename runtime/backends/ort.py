@@ -24,8 +24,8 @@ from runtime.backends.clock import TimedCall
 from runtime.backends.cuda_driver import cuda_device_count
 from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.backends.ort_library import load_onnxruntime, no_cuda_provider
-from runtime.card import CardError, read_card
-from runtime.onnx_file import require_unedited
+from runtime.card import CardError
+from runtime.onnx_file import read_onnx_card, require_unedited
 
 if TYPE_CHECKING:
     from runtime.backends.cuda_staging import Images
@@ -48,7 +48,7 @@ class OrtBackend:
     ) -> None:
         check_device(device)
         options.check("onnx", path)
-        self._path, self.card = path, read_card(path, options.check_hashes)
+        self._path, self.card = path, read_onnx_card(path, options.check_hashes)
         if self.card.nms["kind"] == "plugin":
             raise BackendError(
                 f"{path}: its NMS is TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime has not; build an engine "

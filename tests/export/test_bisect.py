@@ -15,7 +15,7 @@ import export
 from export.__main__ import main
 from export.alignment import aligned, relative_error, tensors, weight_path
 from export.bisect import BisectError, Bisection, compare, float_graphs
-from export.graph import float_forms
+from export.form import float_forms
 from models.checkpoint import build_detector
 from models.config import model_config
 from models.detector import Detector as Network

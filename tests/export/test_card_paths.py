@@ -11,8 +11,7 @@ import pytest
 
 import export
 from export.card_paths import handed_on, private_folders, without_paths
-from export.int8_options import Int8
-from export.options import Gate, OnnxOptions
+from export.options import Gate, Int8, OnnxOptions
 from export.report import write_reports
 from export.verification import verify
 from models.checkpoint import read_checkpoint

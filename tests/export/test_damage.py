@@ -15,8 +15,7 @@ import onnx
 import pytest
 import torch
 
-from export.int8_options import CalibrationError, Int8
-from export.options import Gate, OnnxOptions
+from export.options import CalibrationError, Gate, Int8, OnnxOptions
 from export.ranges import ranges_path, read_ranges
 from export.verification import verify
 from models.checkpoint import CheckpointError, read_checkpoint

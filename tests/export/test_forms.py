@@ -15,7 +15,7 @@ import torch
 
 import export
 from export.drift import drift
-from export.graph import ExportError
+from export.options import ExportError
 from models.checkpoint import CheckpointError, build_detector, load_detector
 from models.config import model_config
 from models.deploy import Deploy
@@ -149,7 +149,7 @@ def test_what_cannot_be_is_told_before_the_long_work(
         raise AssertionError("the long work has begun")
 
     monkeypatch.setattr("export.graph.assert_fused", too_late)
-    monkeypatch.setattr("export.graph._trace", too_late)
+    monkeypatch.setattr("export.form._trace", too_late)
     with pytest.raises((ExportError, OSError), match=message):
         export.to_onnx(checkpoint, tmp_path / out, export.OnnxOptions(**options))
     assert sorted(tmp_path.rglob("*")) == before

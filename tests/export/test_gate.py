@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import export
+import export.form
 from export.gate import GateError
-from export.int8_options import CalibrationError, Int8
-from export.options import ExportError, Gate, OnnxOptions
+from export.options import CalibrationError, ExportError, Gate, Int8, OnnxOptions
 from export.quantize import quantized
 from export.trt import _graph_options, to_engine
 from export.trt_options import EngineOptions
@@ -122,9 +121,9 @@ def test_the_report_of_a_refused_graph_lies_where_the_engine_would_be(
 ) -> None:
     """A graph that lost everything on the way to an engine."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'isodet[rtx]'")
-    real = export.graph._simplified
+    real = export.form.simplified
 
-    monkeypatch.setattr("export.graph._simplified", lambda model: boxes_moved(real(model), 40.0))
+    monkeypatch.setattr("export.form.simplified", lambda model: boxes_moved(real(model), 40.0))
     monkeypatch.setattr("export.graph._run_check", lambda *_: None)
     shutil.copy(shapes_run / "best.pt", tmp_path)
     with pytest.raises(GateError) as refused:

@@ -16,7 +16,7 @@ import torch
 
 import export
 from export.drift import drift
-from export.graph import ExportError
+from export.options import ExportError
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from models.config import model_config
 from models.fuse import FuseError
@@ -170,7 +170,7 @@ def test_damaged_statistics_are_refused(tmp_path: Path, untrained: Callable[...,
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-@pytest.mark.parametrize("step", ["_trace", "_simplified", "_run_check", "pass_gate"])
+@pytest.mark.parametrize("step", ["form._trace", "form.simplified", "graph._run_check", "graph.pass_gate"])
 def test_a_failure_at_any_step_keeps_the_old_artifact(
     shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -181,7 +181,7 @@ def test_a_failure_at_any_step_keeps_the_old_artifact(
     def broken(*_: object) -> None:
         raise ExportError("injected")
 
-    monkeypatch.setattr(f"export.graph.{step}", broken)
+    monkeypatch.setattr(f"export.{step}", broken)
     with pytest.raises(ExportError, match="injected"):
         export.to_onnx(tmp_path / "best.pt")
     assert (tmp_path / "best.onnx").read_bytes() == before
@@ -192,18 +192,18 @@ def test_a_graph_that_scores_less_is_not_written(
     shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The exported boxes are shifted on purpose, by less than the running check sees but enough to lose mAP."""
-    import export.graph
+    import export.form
 
     shutil.copy(shapes_run / "best.pt", tmp_path)
-    real = export.graph._simplified
+    real = export.form.simplified
 
-    monkeypatch.setattr("export.graph._simplified", lambda model: boxes_moved(real(model), 4.0))
+    monkeypatch.setattr("export.form.simplified", lambda model: boxes_moved(real(model), 4.0))
     monkeypatch.setattr("export.graph._run_check", lambda *_: None)
     with pytest.raises(ExportError, match=r"loses .* mAP points .* more than 0\.1; nothing was written"):
         export.to_onnx(tmp_path / "best.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
     monkeypatch.undo()
-    monkeypatch.setattr("export.graph._simplified", lambda model: boxes_moved(real(model), 4.0))
+    monkeypatch.setattr("export.form.simplified", lambda model: boxes_moved(real(model), 4.0))
     with pytest.raises(ExportError, match="ONNX Runtime does not give PyTorch's detections"):
         export.to_onnx(tmp_path / "best.pt")
 

@@ -13,7 +13,7 @@ import torch
 
 from export.__main__ import main
 from export.calibration import calibration_pictures
-from export.int8_options import CalibrationError, Int8
+from export.options import CalibrationError, Int8
 from export.quantize import quantized
 from export.ranges import RangesFile, read_ranges, write_ranges
 from export.sensitivity import output_errors, sensitivity, spread, write_sensitivity

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.graph import _simplified, _trace
+from export.form import _trace
+from export.form import simplified as _simplified
 from export.options import OnnxOptions
 from models.config import ModelConfig, model_config
 from models.deploy import Deploy

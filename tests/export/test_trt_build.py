@@ -28,8 +28,8 @@ from export.trt_build import build
 from export.trt_cache import cache_path
 from export.trt_options import EngineOptions
 from runtime import Card
+from runtime.artifact import read_card
 from runtime.backends.trt_library import Library
-from runtime.card import read_card
 from runtime.sidecar import sidecar_path
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.fake_trt import VERSIONS, fake_trt

@@ -266,10 +266,10 @@ def test_a_disk_that_fills_up_leaves_the_old_report(
 def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(
     copies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import export.graph
+    import export.form
 
     old = (copies / "best.onnx").read_bytes()
-    real = export.graph._simplified
+    real = export.form.simplified
 
     def wrong(model: onnx.ModelProto) -> onnx.ModelProto:
         model = real(model)
@@ -279,7 +279,7 @@ def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(
         return model
 
     wrong_once: list[bool] = []
-    monkeypatch.setattr("export.graph._simplified", wrong)
+    monkeypatch.setattr("export.form.simplified", wrong)
     monkeypatch.setattr("export.graph._run_check", lambda *_: None)
     assert main(["onnx", str(copies / "best.pt"), "--simplify", "--quiet"]) == 1
     printed = capsys.readouterr()

@@ -9,7 +9,8 @@ from typing import Any
 import onnx
 import pytest
 
-from runtime.card import Card, CardError, read_card, sha256_file
+from runtime.artifact import read_card
+from runtime.card import Card, CardError, sha256_file
 from runtime.onnx_file import read_onnx_metadata
 
 

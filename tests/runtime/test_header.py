@@ -11,7 +11,9 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from runtime.header import exif_orientation, image_size, turned_boxes, upright
+from runtime.datasets.orientation import turned_boxes, upright
+from runtime.encoded import exif_orientation
+from runtime.header import image_size
 from runtime.image import ImageError, decode_image, read_image
 from runtime.records import Row, make_record
 

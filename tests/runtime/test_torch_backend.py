@@ -67,7 +67,7 @@ def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path: Path, card: Card) -> N
     with pytest.raises(ValueError, match=r"a\.onnx: not an isodet checkpoint"):
         Detector(path)
     torch.save({"format": 1, "card": {"model": {}}, "model": {}}, path)
-    from runtime.card import read_card
+    from runtime.artifact import read_card
 
     with pytest.raises(CardError, match=r"a\.onnx: not an isodet card"):
         read_card(path)

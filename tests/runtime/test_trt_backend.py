@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from runtime import Detector
+from runtime.artifact import read_card
 from runtime.backends import BackendError, trt_library
-from runtime.card import Card, CardError, file_kind, read_card
+from runtime.card import Card, CardError, file_kind
 from runtime.sidecar import sidecar_path
 from tests.fake_trt import fake_trt
 from tests.runtime.engines import frames

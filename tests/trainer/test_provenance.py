@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.card import read_card
+from runtime.artifact import read_card
 from trainer.config_reader import read_config
 from trainer.loop import fit
 from trainer.provenance import git_state, package_versions

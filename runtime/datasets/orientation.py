@@ -1,0 +1,49 @@
+"""Annotations of pictures that their EXIF orientation turns.
+
+The rule for turned pictures. `read_image` turns a picture upright as its EXIF orientation says. Annotations whose
+width and height are those of the upright picture describe the upright picture. Annotations whose width and height are
+exactly swapped, of a file with an orientation that swaps them (5 to 8), were made on the pixels as stored: their
+boxes are turned with the picture. Any other difference in size is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.encoded import exif_orientation
+from runtime.image import ImageError
+from runtime.records import ImageRecord
+
+
+def upright(record: ImageRecord, image_hw: tuple[int, int]) -> ImageRecord:
+    """`record` in the frame of its picture as read: itself, or turned with the picture by the rule of this module.
+
+    Raises `ImageError` where the sizes differ otherwise: boxes of another frame would teach nonsense.
+    """
+    if image_hw == (record.height, record.width):
+        return record
+    h, w = image_hw
+    said = f"the picture is {w}x{h} but its annotation says {record.width}x{record.height} (width x height)"
+    if image_hw != (record.width, record.height):
+        raise ImageError(record.path, said)
+    try:
+        orientation = exif_orientation(record.path.read_bytes())
+    except OSError as error:
+        raise ImageError(record.path, f"cannot be read: {error.strerror}") from None
+    if orientation < 5:
+        raise ImageError(record.path, f"{said}, and the file has no EXIF orientation that would turn it")
+    boxes = turned_boxes(record.boxes_xyxy, (record.height, record.width), orientation)
+    return replace(record, height=h, width=w, boxes_xyxy=boxes)
+
+
+def turned_boxes(boxes_xyxy: NDArray[np.float32], stored_hw: tuple[int, int], orientation: int) -> NDArray[np.float32]:
+    """Boxes [G,4] on the stored pixels of a picture of EXIF orientation 5..8, as boxes on the upright picture."""
+    height, width = stored_hw
+    x1, y1, x2, y2 = boxes_xyxy.T
+    # Upright x comes from stored y, and upright y from stored x: forwards, or counted from the far side.
+    left, right = (height - y2, height - y1) if orientation in (6, 7) else (y1, y2)
+    top, bottom = (width - x2, width - x1) if orientation in (7, 8) else (x1, x2)
+    return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
