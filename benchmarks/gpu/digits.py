@@ -25,8 +25,7 @@ DATA, RUNS = "digits-data", "digits"
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    if setting.device == "cuda":
-        setting.require_cuda()
+    setting.require_device()
     try:
         coco_engine()
     except EvaluationError as error:
