@@ -8,11 +8,11 @@ export.to_engine("runs/demo/best.onnx")
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 try:
+    from runtime.lazy import lazy_names
     from runtime.rooms import find_models
 except ImportError as error:
     import runtime as found  # of this name, but without what isodet's has
@@ -46,8 +46,4 @@ __all__ = [
     "Verification", "VerifyError", "audit_file", "to_engine", "to_onnx", "verify",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'export' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"export.{_HOME[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -7,11 +7,11 @@ result.best, result.best_map
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 try:
+    from runtime.lazy import lazy_names
     from runtime.rooms import find_models
 except ImportError as error:
     import runtime as found  # of this name, but without what isodet's has
@@ -47,8 +47,4 @@ __all__ = [
     "new_recipe", "read_config",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"trainer.{_HOME[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

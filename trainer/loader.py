@@ -78,8 +78,15 @@ def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.devic
         factors = repeat_factors(dataset.records, len(config.model.classes), config.data.repeat_threshold)
     sampler = EpochSampler(len(dataset), config.seed, factors)
     order = BatchOrder(sampler, config.images_per_batch, group)
+    return Batches(dataset, batch_loader(config, dataset, order, device), order, sampler)
+
+
+def batch_loader(
+    config: TrainConfig, dataset: TrainSet, order: Sampler[list[int]], device: torch.device
+) -> DataLoader[Any]:
+    """What reads the batches of `order`, in loader processes if so wished; `received` opens what they send."""
     workers = worker_count(config.data.workers, device)
-    loader = DataLoader(
+    return DataLoader(
         dataset, batch_sampler=order, collate_fn=collate_for(dataset.resize, config.images_per_batch, workers),
         worker_init_fn=start_worker, num_workers=workers, persistent_workers=workers > 0,
         prefetch_factor=PREFETCH if workers else None, pin_memory=device.type == "cuda",
@@ -87,7 +94,6 @@ def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.devic
         # Its own, or every look at the loader would advance the random numbers that the network draws from.
         generator=torch.Generator(),
     )  # fmt: skip
-    return Batches(dataset, loader, order, sampler)
 
 
 def start_worker(worker: int) -> None:

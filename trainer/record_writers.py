@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from torch.utils.tensorboard import SummaryWriter
-
 from models.typed import to_mapping
 from runtime.files import write_text
 from trainer.config import TrainConfig
@@ -61,6 +59,10 @@ class TensorBoardWriter:
     where = ""
 
     def __init__(self, run: Path, purge_step: int | None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # here: only a run needs it
+        except ImportError as error:
+            raise RecordsError(f"TensorBoard cannot be imported ({error}): pip install 'isodet[train]'") from error
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=purge_step)
 
     def epoch(self, values: Mapping[str, float], step: int) -> None:

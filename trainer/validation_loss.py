@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from models.criterion import Losses, criterion
 from models.detector import Detector
 from runtime.records import CocoDataset
-from trainer.batch_memory import PREFETCH, collate_for
-from trainer.batch_wait import TICK_S, Waiting, received
+from trainer.batch_wait import Waiting, received
 from trainer.config import TrainConfig
 from trainer.data import TrainSet, resize_rule
-from trainer.loader import start_worker
-from trainer.precision import worker_count
+from trainer.loader import batch_loader
 
 
 @torch.no_grad()
@@ -30,12 +26,8 @@ def validation_losses(
     and one without it end with the same weights. NaN where no picture can be used.
     """
     dataset = TrainSet(val, resize_rule(config.model), None)
-    workers = worker_count(config.data.workers, device)
-    loader: DataLoader[Any] = DataLoader(
-        dataset, config.images_per_batch, collate_fn=collate_for(dataset.resize, config.images_per_batch, workers),
-        num_workers=workers, worker_init_fn=start_worker, generator=torch.Generator(),
-        prefetch_factor=PREFETCH if workers else None, timeout=TICK_S if workers else 0,
-    )  # fmt: skip
+    order = BatchSampler(SequentialSampler(dataset), config.images_per_batch, drop_last=False)
+    loader = batch_loader(config, dataset, order, device)
     training = model.training
     model.eval()
     total, images = torch.zeros(3, device=device), 0

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import export
 from benchmarks.gpu.networks import label
-from benchmarks.gpu.stage import Row, Setting
+from benchmarks.gpu.stage import Row, Setting, one_line
 from benchmarks.untrained import card_of, spread_network
 from export.drift import drift
 from export.options import Int8, Precision
@@ -168,8 +168,3 @@ def scored(what: str, subject: Subject, artifact: Path, device: str) -> Row:
         return Row(f"{what}: mAP against PyTorch's", score.delta_map, "points", least=-allowed, note=note)
     why = "; ".join(missing.why for missing in verification.not_scored)
     return Row(f"{what}: mAP against PyTorch's", None, note=one_line(why or "nothing was scored"))
-
-
-def one_line(error: object) -> str:
-    """A reason that fits into a cell of the table."""
-    return " ".join(str(error).split())[:400]

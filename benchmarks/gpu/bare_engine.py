@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu.stage import one_line
 from benchmarks.gpu.timing import WARMUP
 from runtime.backends import BackendError
 from runtime.backends.trt_library import Library, Messages, collecting_logger, load_library
@@ -145,7 +146,7 @@ def main() -> int:
         if arguments.cache is not None:
             found["cache_bytes"] = engine.keep_cache()
     except (BackendError, TypeError, RuntimeError) as error:  # TypeError: what the bindings make of a null pointer
-        found["refused"] = " ".join(str(error).split())
+        found["refused"] = one_line(error)
     print(MARK + json.dumps(found))
     return 0
 

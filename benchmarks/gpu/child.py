@@ -12,7 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.gpu.stage import NotHere, Setting
+from benchmarks.gpu.stage import NotHere, Setting, one_line
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
             send("not here", f"{error}; it is not installed here")
         except Exception as error:  # the last word of this process: it goes to the report, the traceback to the log
             traceback.print_exc()
-            send("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            send("failed", f"{type(error).__name__}: {one_line(error)}")
             return 1
         else:
             send("done", "")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from benchmarks.gpu.stage import NotHere, Row, Setting
+from benchmarks.gpu.stage import NotHere, Row, Setting, one_line
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("pytest", "pytest_timeout", "hypothesis")
@@ -41,7 +41,7 @@ def outcomes(results: Path) -> Iterator[Row]:
     yield Row("tests marked gpu: passed", len(cases) - len({id(case) for case, _ in bad}) - len(skipped), least=1)
     yield Row("tests marked gpu: failed", len(bad), most=0)
     for case, trouble in bad:
-        yield Row(case.get("name", "?"), "failed", note=" ".join((trouble.get("message") or "").split())[:200])
+        yield Row(case.get("name", "?"), "failed", note=one_line(trouble.get("message") or ""))
     for case in skipped:
         reason = case.find("skipped")
         yield Row(case.get("name", "?"), "skipped", note=(reason.get("message") or "") if reason is not None else "")

@@ -19,14 +19,13 @@ from trainer.recipes.digits import make_digits
 from trainer.recipes.writer import RecipeError
 
 CPU_MAP = 62.4
-"""What the same recipe and seed reach on a CPU: the mean of 63.67, 62.61 and 60.94, on three processors (README)."""
+"""What the same recipe and seed reach on a CPU: the mean of the three runs that README.md tells of."""
 DATA, RUNS = "digits-data", "digits"
 """Folders in the work folder; other stages use what lies there."""
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    if setting.device == "cuda":
-        setting.require_cuda()
+    setting.require_device()
     try:
         coco_engine()
     except EvaluationError as error:

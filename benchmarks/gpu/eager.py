@@ -6,7 +6,6 @@ nor makes `Detections`.
 
 from __future__ import annotations
 
-import gc
 import resource
 import statistics
 import threading
@@ -20,18 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.gpu.attempts import attempt, free, until_one_fails
 from benchmarks.gpu.machine import ceiling
-from benchmarks.gpu.networks import (
-    R18,
-    R50,
-    SMALL_R50,
-    TINY,
-    backend,
-    forward_flops,
-    label,
-    network_config,
-)  # fmt: skip
-from benchmarks.gpu.stage import Row, Setting
+from benchmarks.gpu.networks import R18, R50, SMALL_R50, TINY, backend, forward_flops, label, network_config
+from benchmarks.gpu.stage import Row, Setting, one_line
 from benchmarks.gpu.timing import median, ratio, turns
 from benchmarks.untrained import calm_network
 from models.config import ModelConfig
@@ -50,18 +41,17 @@ STREAMS = 64
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    if setting.device == "cuda":
-        setting.require_cuda()
+    setting.require_device()
     light = network_config(TINY if setting.small else R18)
     large = network_config(SMALL_R50 if setting.small else R50)
     yield from over_bare(setting, large)
     yield from over_bare(setting, light)
     yield from ceiling_share(setting, large)
     yield from forms(setting, light)
-    yield from sources(setting, light)
-    yield from together(setting, light)
-    yield from batcher(setting, light)
-    yield from flat(setting, light)
+    yield from attempt(setting, "frames from other places", 15, lambda _: sources(setting, light))
+    yield from attempt(setting, "two detectors, four threads", 15, lambda _: together(setting, light))
+    yield from attempt(setting, "batcher", 15, lambda _: batcher(setting, light))
+    yield from attempt(setting, "memory over many frames", 15, lambda _: flat(setting, light))
 
 
 def pictures(config: ModelConfig, count: int) -> NDArray[np.uint8]:
@@ -74,21 +64,14 @@ def bare(whole: TorchBackend, images: NDArray[np.uint8]) -> list[torch.Tensor]:
         return [output.cpu() for output in whole.model(torch.from_numpy(images).to(whole.device))]
 
 
-def sizes(setting: Setting) -> Sequence[int]:
-    return BATCHES if not setting.small else (1, 2)
-
-
 def over_bare(setting: Setting, config: ModelConfig) -> Iterator[Row]:
     """Detector over the bare module, float32 (on a GPU with TensorFloat-32, as PyTorch does by itself)."""
     engine = backend(calm_network(config), setting.device)
+    engine.max_batch = max(BATCHES)
     detector = Detector(engine, threshold=0.5)
-    for batch in sizes(setting):
-        what = f"{label(config)}, batch {batch}: Detector over bare module"
-        if setting.left() < 20:
-            yield Row(what, None, note="no time left")
-            continue
+
+    def measured(batch: int, what: str) -> Iterator[Row]:
         images = pictures(config, batch)
-        engine.max_batch = max(engine.max_batch, batch)
         calls: dict[str, Callable[[], Any]] = {
             "bare": partial(bare, engine, images),
             "detector": partial(detector, list(images)),
@@ -99,40 +82,49 @@ def over_bare(setting: Setting, config: ModelConfig) -> Iterator[Row]:
         least = DETECTOR_OVER_BARE if batch == 8 else None
         yield Row(what, ratio(taken["bare"], taken["detector"]), least=least, note=note)
 
+    yield from until_one_fails(
+        attempt(setting, f"{label(config)}, batch {batch}: Detector over bare module", 20, partial(measured, batch))
+        for batch in ((1, 2) if setting.small else BATCHES)
+    )
+
 
 def ceiling_share(setting: Setting, config: ModelConfig) -> Iterator[Row]:
-    """What the network alone reaches in float16, pictures on the device, at every batch."""
+    """What share of the card's float16 ceiling the network alone reaches, at its best batch."""
     what = f"{label(config)}, float16: share of the card's ceiling"
-    top, device = ceiling(setting.work, "fp16"), setting.device
+    top = ceiling(setting.work, "fp16")
+    if setting.device == "cpu":
+        yield Row(what, None, note="float16 is for a GPU")
+        return
     if top is None:
         yield Row(what, None, note="the stage machine did not run")
         return
-    if device == "cpu":
-        yield Row(what, None, note="float16 is for a GPU")
-        return
+    shares: list[float] = []
+    torch.backends.cudnn.benchmark = True  # one size of picture: its search pays at once
+    yield from module_alone(setting, config, top, shares)
+    torch.backends.cudnn.benchmark = False  # as it is for who asks for nothing
+    free(setting)
+    if shares:
+        yield Row(what, max(shares), "%", least=SHARE_OF_FP16, note="at its best batch")
+
+
+def module_alone(setting: Setting, config: ModelConfig, top: float, shares: list[float]) -> Iterator[Row]:
+    """Its images a second in float16 at every batch, pictures on the device; per cent of `top` go into `shares`."""
     network = calm_network(config)
     flops = forward_flops(network)
-    whole = backend(network, device, BackendOptions(channels_last=True))
+    whole = backend(network, setting.device, BackendOptions(channels_last=True))
     module = whole.model.halve()  # type: ignore[operator]  # Deploy: float16 up to the raw outputs, as exported
-    torch.backends.cudnn.benchmark = True  # one size of picture: its search pays at once
-    shares: dict[int, float] = {}
-    for batch in BATCHES:
-        if setting.left() < 20:
-            break
-        there = torch.randint(0, 256, (batch, *config.input_size_hw, 3), dtype=torch.uint8, device=device)
-        try:
-            with torch.no_grad():
-                seconds = median(partial(module, there), 0.7, device)
-        except torch.OutOfMemoryError:
-            break
-        shares[batch] = 100 * flops * batch / seconds / 1e12 / top
-        yield Row(f"{label(config)}, float16, batch {batch}: the module alone", batch / seconds, "images/s",
-                  note=f"{shares[batch]:.1f} % of {top:.0f} TFLOP/s")  # fmt: skip
-    best = max(shares.values(), default=0.0)
-    yield Row(what, best, "%", least=SHARE_OF_FP16, note="at its best batch")
-    del whole, module, network
-    gc.collect()
-    torch.cuda.empty_cache()
+
+    def measured(batch: int, what: str) -> Iterator[Row]:
+        there = torch.from_numpy(pictures(config, batch)).to(setting.device)
+        with torch.no_grad():
+            seconds = median(partial(module, there), 0.7, setting.device)
+        shares.append(100 * flops * batch / seconds / 1e12 / top)
+        yield Row(what, batch / seconds, "images/s", note=f"{shares[-1]:.1f} % of {top:.0f} TFLOP/s")
+
+    yield from until_one_fails(
+        attempt(setting, f"{label(config)}, float16, batch {batch}: the module alone", 20, partial(measured, batch))
+        for batch in BATCHES
+    )
 
 
 def forms(setting: Setting, config: ModelConfig) -> Iterator[Row]:
@@ -153,28 +145,26 @@ def forms(setting: Setting, config: ModelConfig) -> Iterator[Row]:
         try:
             other = Detector(backend(calm_network(config), setting.device, options), threshold=0.05)
         except BackendError as error:
-            yield Row(f"{label(config)}: {name}", None, note=str(error)[:200])
+            yield Row(f"{label(config)}: {name}", None, note=one_line(error))
             continue
         other.backend.max_batch = plain.backend.max_batch = max(FORM_BATCHES)
         for batch in FORM_BATCHES if not setting.small else (2,):
-            what = f"{label(config)}, batch {batch}: {name}"
-            if setting.left() < (60 if options.compile else 15):
-                yield Row(what, None, note="no time left")
-                continue
-            yield beside(setting, what, plain, other, list(pictures(config, batch)))
+            compared = partial(beside, setting, plain, other, list(pictures(config, batch)))
+            yield from attempt(
+                setting, f"{label(config)}, batch {batch}: {name}", 60 if options.compile else 15, compared
+            )
 
 
-def beside(setting: Setting, what: str, plain: Detector, other: Detector, images: list[NDArray[np.uint8]]) -> Row:
+def beside(
+    setting: Setting, plain: Detector, other: Detector, images: list[NDArray[np.uint8]], what: str
+) -> Iterator[Row]:
     """How many times as fast as the default another form is, and how its detections differ."""
-    try:
-        found, expected = other(images), plain(images)
-    except BackendError as error:
-        return Row(what, None, note=str(error)[:200])
+    found, expected = other(images), plain(images)
     calls: dict[str, Callable[[], Any]] = {"plain": partial(plain, images), "other": partial(other, images)}
     taken = turns(calls, 0.5 if not setting.small else 0.1, setting.device)
     rate = len(images) / statistics.median(taken["other"])
     note = f"{rate:.0f} images/s; {apart(found, expected)}"
-    return Row(what, ratio(taken["plain"], taken["other"]), "times as fast", note=note)
+    yield Row(what, ratio(taken["plain"], taken["other"]), "times as fast", note=note)
 
 
 def apart(found: Sequence[Detections], expected: Sequence[Detections]) -> str:
@@ -287,7 +277,9 @@ def flat(setting: Setting, config: ModelConfig) -> Iterator[Row]:
             begun = memory_mb(setting.device)
         if setting.left() < 8:
             break
-    assert begun is not None
+    if begun is None:
+        yield Row(f"memory after {done} frames", None, note=f"no time left for {total}")
+        return
     now = memory_mb(setting.device)
     for name, before, after in zip(("the device", "the process"), begun, now, strict=True):
         yield Row(f"memory of {name} after {done} frames, more than after a tenth", after - before, "MB", most=FLAT_MB,

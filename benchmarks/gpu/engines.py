@@ -21,7 +21,6 @@ from benchmarks.gpu.artifacts import (
     exported,
     folder,
     has_onnxslim,
-    one_line,
     same_detections,
     scored,
     untrained,
@@ -32,7 +31,7 @@ from benchmarks.gpu.engine_ways import WAYS, fresh, plan_for
 from benchmarks.gpu.machine import ceiling
 from benchmarks.gpu.networks import R18, R50, TINY, forward_flops, label, network_config
 from benchmarks.gpu.speed import PYTORCH, Run, speeds
-from benchmarks.gpu.stage import NotHere, Row, Setting
+from benchmarks.gpu.stage import NotHere, Row, Setting, one_line
 from benchmarks.untrained import calm_network
 from export.options import Precision
 from runtime import BackendOptions, Detections, Detector
@@ -46,8 +45,7 @@ LARGE_BATCH = (1, 4, 16)
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    if setting.device == "cuda":
-        setting.require_cuda()
+    setting.require_device()
     try:
         library = load_library("rtx")
     except BackendError as error:

@@ -29,8 +29,8 @@ def rows(setting: Setting) -> Iterator[Row]:
     versions = {name: version for name in PACKAGES if (version := installed(name))}
     yield Row("Python", platform.python_version(), note=platform.platform())
     yield Row("packages", ", ".join(f"{name} {version}" for name, version in versions.items()))
+    setting.require_device()
     if setting.device == "cuda":
-        setting.require_cuda()
         yield from card()
     else:
         yield Row("processor", processor(), note=f"{torch.get_num_threads()} threads of torch")

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import export
-from benchmarks.gpu.artifacts import Subject, digits, exported, frames, one_line, same_detections, scored, untrained
+from benchmarks.gpu.artifacts import Subject, digits, exported, frames, same_detections, scored, untrained
 from benchmarks.gpu.eager import BATCHES
 from benchmarks.gpu.networks import R18, R50, SMALL_R50, TINY, network_config
 from benchmarks.gpu.speed import PYTORCH, Run, speeds
-from benchmarks.gpu.stage import NotHere, Row, Setting
+from benchmarks.gpu.stage import NotHere, Row, Setting, one_line
 from benchmarks.gpu.timing import ratio, turns
 from export.options import Precision
 from runtime import BackendOptions, Detections, Detector
@@ -142,7 +142,11 @@ def bare_session(path: Path, device: str, tf32: bool = True) -> Any:
 
 
 def run_bare(session: Any, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
-    found: list[NDArray[Any]] = session.run(None, {"images": images})
+    """Its outputs. Raises `BackendError`, as for want of memory."""
+    try:
+        found: list[NDArray[Any]] = session.run(None, {"images": images})
+    except Exception as error:  # as above
+        raise BackendError(f"bare session: {one_line(error)}") from error
     return found
 
 

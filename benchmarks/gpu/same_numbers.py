@@ -32,8 +32,7 @@ Numbers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    if setting.device == "cuda":
-        setting.require_cuda()
+    setting.require_device()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     size = setting.amount(256, 128)
     for backbone in ({"name": "resnet18"}, {"name": "repvgg_a0"}):

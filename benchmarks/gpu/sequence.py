@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.gpu.report import Report, StageReport
-from benchmarks.gpu.stage import Row, Stage, State
+from benchmarks.gpu.stage import Row, Stage, State, one_line
 
 LEAST_SECONDS = 5.0
 """With less time than this no stage is begun."""
@@ -114,7 +114,7 @@ def read_log(output: IO[str], report: Report, name: str, last: deque[str]) -> No
     with output:
         for line in output:
             if line.strip():
-                last.append(" ".join(line.split())[:300])
+                last.append(one_line(line))
             report.log(f"[{name}] {line}")
 
 

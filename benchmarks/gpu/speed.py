@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.artifacts import Subject, frames, one_line
+from benchmarks.gpu.artifacts import Subject, frames
+from benchmarks.gpu.attempts import attempt, until_one_fails
 from benchmarks.gpu.stage import Row, Setting
 from benchmarks.gpu.timing import turns
-from runtime.backends import BackendError
 
 Run = Callable[[NDArray[np.uint8]], Any]
 
@@ -30,20 +30,17 @@ def speeds(
     last.
     """
     first = next(iter(ways))
-    for batch in batches:
-        where = f"{what}, batch {batch}: {first}"
-        if setting.left() < 15:
-            yield Row(where, None, note="no time left")
-            return
+
+    def measured(batch: int, where: str) -> Iterator[Row]:
         images = frames(subject, batch)
         calls: dict[str, Callable[[], Any]] = {name: partial(run, images) for name, run in ways.items()}
-        try:
-            taken = turns(calls, 0.2 if setting.small else 1.0, setting.device)
-        except (BackendError, RuntimeError) as error:  # PyTorch's own lack of memory is a RuntimeError
-            yield Row(where, None, note=one_line(error))
-            return
+        taken = turns(calls, 0.2 if setting.small else 1.0, setting.device)
         rates = {name: batch / statistics.median(seconds) for name, seconds in taken.items()}
         note = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items() if name != first)
         yield Row(where, rates[first], "images/s", note=note)
         if PYTORCH in rates:
             yield Row(f"{where} over {PYTORCH}", rates[first] / rates[PYTORCH], "times as fast")
+
+    yield from until_one_fails(
+        attempt(setting, f"{what}, batch {batch}: {first}", 15, partial(measured, batch)) for batch in batches
+    )

@@ -79,13 +79,16 @@ class Setting:
     def amount(self, full: int, small: int) -> int:
         return small if self.small else full
 
+    def require_device(self) -> None:
+        """Raise `NotHere` with the reason where the device is a GPU and torch sees none."""
+        if self.device == "cuda" and (why := why_no_cuda()):
+            raise NotHere(f"no CUDA here: {why}")
+
     def require_cuda(self) -> None:
-        """Raise `NotHere` with the reason where torch sees no GPU, or the stage is rehearsed on the CPU."""
+        """The same, and where the stage is rehearsed on the CPU."""
         if self.device != "cuda":
             raise NotHere("no CUDA here: rehearsed with --device cpu")
-        why = why_no_cuda()
-        if why:
-            raise NotHere(f"no CUDA here: {why}")
+        self.require_device()
 
 
 def why_no_cuda() -> str:
@@ -98,5 +101,10 @@ def why_no_cuda() -> str:
         torch.cuda.init()
         torch.zeros(1, device="cuda")
     except (RuntimeError, AssertionError) as error:  # what torch raises for no driver, an old one, and no device
-        return " ".join(str(error).split())[:300]
+        return one_line(error)
     return ""
+
+
+def one_line(error: object) -> str:
+    """A reason that fits into a cell of the table."""
+    return " ".join(str(error).split())[:400]

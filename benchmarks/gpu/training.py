@@ -6,7 +6,6 @@ a batch in page-locked memory. The contestants take turns of a few steps, so tha
 
 from __future__ import annotations
 
-import gc
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,8 +17,9 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from benchmarks.gpu.attempts import attempt, free, until_one_fails
 from benchmarks.gpu.machine import ceiling
-from benchmarks.gpu.networks import R18, R50, SMALL_R50, TINY, forward_flops, label, network_config, random_scene
+from benchmarks.gpu.networks import R18, R50, SMALL_R50, TINY, label, network_config, random_scene
 from benchmarks.gpu.profile import host_reads, top_kernels
 from benchmarks.gpu.stage import Row, Setting
 from benchmarks.gpu.timing import ratio, synchronize, turns
@@ -30,29 +30,23 @@ from trainer.data import Batch
 
 OVER_SHIPPED, OVER_EQUAL = 2.0, 1.25
 """What ATSS with ResNet-50 is to be of torchvision's FCOS."""
-BACKWARD = 3.0
-"""A training step's operations over a forward pass's: as many again for each of the two gradients."""
+COMPILED = "compile: true"
+"""A form of training that a CPU would compile for minutes."""
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    if setting.device == "cuda":
-        setting.require_cuda()
+    setting.require_device()
     large = network_config(SMALL_R50 if setting.small else R50)
     light = network_config(TINY if setting.small else R18)
+    side = setting.amount(320, 128)
+    wide = network_config(R50, backbone=R18["backbone"], input_size_hw=[side, side])  # as torchvision's detectors are
     yield from against_torchvision(setting, large, setting.amount(8, 2))
     yield from profiled(setting, light, setting.amount(64, 2))
-    if not setting.small:  # as the first comparison, of widths that torchvision's detectors have
-        yield from against_torchvision(
-            setting, network_config(R50, backbone=R18["backbone"], input_size_hw=[320, 320]), 64
-        )
+    yield from against_torchvision(setting, wide, setting.amount(64, 2))
     for config, first, size in ((large, 1, 16), (light, 8, 128)):
         yield from batches(setting, config, first)
         yield from precisions(setting, config, setting.amount(size, 2))
     yield from forms(setting, light, setting.amount(128, 2))
-
-
-class OutOfRoom(RuntimeError):
-    """The batch does not fit into the card's memory."""
 
 
 def built(setting: Setting, config: ModelConfig, precision: Precision, compiles: bool = False,
@@ -69,15 +63,12 @@ def made_batch(setting: Setting, config: ModelConfig, images: int) -> Batch:
 
 
 def speed(setting: Setting, training: Training, batch: Batch) -> tuple[float, float]:
-    """Images a second, and the peak of the memory in GB. Raises `OutOfRoom`."""
+    """Images a second, and the peak of the memory in GB."""
     if setting.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     steps, seconds = setting.amount(max(1, 32 // len(batch.images)), 1), 0.0 if setting.small else 1.0
     calls = {"step": partial(training.steps, batch, steps)}
-    try:
-        times = turns(calls, seconds, setting.device, setting.amount(3, 1), setting.amount(2, 1))["step"]
-    except torch.OutOfMemoryError as error:
-        raise OutOfRoom(str(error)) from None
+    times = turns(calls, seconds, setting.device, setting.amount(3, 1), setting.amount(2, 1))["step"]
     peak = torch.cuda.max_memory_allocated() / 1e9 if setting.device == "cuda" else 0.0
     return steps * len(batch.images) / statistics.median(times), peak
 
@@ -87,26 +78,15 @@ def share(setting: Setting, training: Training, images_per_s: float, precision: 
     top = ceiling(setting.work, precision)
     if top is None:
         return "the stage machine did not run: no ceiling"
-    used = BACKWARD * forward_flops(training.state.model) * images_per_s / 1e12
+    used = training.flops * images_per_s / 1e12
     return f"{used:.3g} TFLOP/s, {100 * used / top:.1f} % of what a matrix product reaches"
-
-
-def free(setting: Setting) -> None:
-    """Give the memory of what is gone back to the card."""
-    gc.collect()
-    if setting.device == "cuda":
-        torch.cuda.empty_cache()
 
 
 def batches(setting: Setting, config: ModelConfig, first: int) -> Iterator[Row]:
     """Images a second over the size of the batch, in bfloat16: twice as many until they do not fit."""
     training = built(setting, config, BF16)
     sizes = (first << i for i in range(setting.amount(12, 1)))
-    for size in sizes:
-        row = measured(setting, training, BF16, size)
-        yield row
-        if row.value is None:
-            break
+    yield from until_one_fails(measured(setting, training, BF16, size) for size in sizes)
     del training
     free(setting)
 
@@ -114,40 +94,35 @@ def batches(setting: Setting, config: ModelConfig, first: int) -> Iterator[Row]:
 def precisions(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row]:
     """The other precisions at one size of batch; float16, which no training on a CPU can have, on a GPU."""
     for precision in (FP32, TF32, *([FP16] if setting.device == "cuda" else [])):
-        yield measured(setting, built(setting, config, precision), precision, size)
+        yield from measured(setting, built(setting, config, precision), precision, size)
         free(setting)
 
 
-def measured(setting: Setting, training: Training, precision: Precision, size: int) -> Row:
+def measured(setting: Setting, training: Training, precision: Precision, size: int) -> Iterator[Row]:
     """Images a second at a size of batch, or why there are none."""
     config = training.state.model.config
-    what = f"{label(config)}, {precision.name}, batch {size}"
-    if setting.left() < 15:
-        return Row(what, None, note="no time left")
-    try:
+
+    def rows(what: str) -> Iterator[Row]:
         images_per_s, peak = speed(setting, training, made_batch(setting, config, size))
-    except OutOfRoom:
-        free(setting)
-        return Row(what, None, note="does not fit into the memory")
-    used = share(setting, training, images_per_s, precision.name)
-    return Row(what, images_per_s, "images/s", note=f"{peak:.1f} GB; {used}")
+        used = share(setting, training, images_per_s, precision.name)
+        yield Row(what, images_per_s, "images/s", note=f"{peak:.1f} GB; {used}")
+
+    return attempt(setting, f"{label(config)}, {precision.name}, batch {size}", 15, rows)
 
 
 def forms(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row]:
     """Channels first in memory, cuDNN's search for the fastest algorithms, torch.compile."""
     batch = made_batch(setting, config, size)
-    for what in ("channels first", "cudnn.benchmark", "compile: true"):
-        compiles = what == "compile: true"
-        if setting.small and compiles:
-            continue  # a CPU compiles for minutes
-        if setting.left() < (60 if compiles else 10):
-            yield Row(f"{label(config)}, bf16, {what}", None, note="no time left")
-            continue
-        torch.backends.cudnn.benchmark = what == "cudnn.benchmark"
-        training = built(setting, config, BF16, compiles, channels_last=what != "channels first")
+
+    def measured_as(form: str, what: str) -> Iterator[Row]:
+        torch.backends.cudnn.benchmark = form == "cudnn.benchmark"
+        training = built(setting, config, BF16, form == COMPILED, channels_last=form != "channels first")
         images_per_s, peak = speed(setting, training, batch)
-        yield Row(f"{label(config)}, bf16, batch {size}, {what}", images_per_s, "images/s", note=f"{peak:.1f} GB")
-        del training
+        yield Row(what, images_per_s, "images/s", note=f"{peak:.1f} GB")
+
+    for form in ("channels first", "cudnn.benchmark", *([] if setting.small else [COMPILED])):
+        what = f"{label(config)}, bf16, batch {size}, {form}"
+        yield from attempt(setting, what, 60 if form == COMPILED else 10, partial(measured_as, form))
         free(setting)
 
 
@@ -157,10 +132,13 @@ def forms(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row]:
 
 def against_torchvision(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row]:
     """ATSS in bfloat16 over torchvision's FCOS and RetinaNet: as shipped, and in bfloat16 too."""
-    what = f"{label(config)}, batch {size}"
-    if setting.left() < 20:
-        yield Row(f"{what}: against torchvision", None, note="no time left")
-        return
+    what = f"{label(config)}, {config.neck.channels} channels, batch {size}"
+    yield from attempt(setting, f"{what}: against torchvision", 20, lambda _: compared(setting, config, size, what))
+    free(setting)
+
+
+def compared(setting: Setting, config: ModelConfig, size: int, what: str) -> Iterator[Row]:
+    """The five in turns: images a second of each, and the quotients."""
     batch = made_batch(setting, config, size)
     ours = built(setting, config, BF16)
     calls: dict[str, Callable[[], None]] = {"ATSS bf16": partial(run, ours, batch, BF16)}
@@ -180,8 +158,6 @@ def against_torchvision(setting: Setting, config: ModelConfig, size: int) -> Ite
         aim = OVER_SHIPPED if name.endswith(AS_SHIPPED.name) else OVER_EQUAL
         yield Row(f"{what}: ATSS bf16 over torchvision {name}", ratio(times[name], times["ATSS bf16"]), "times as fast",
                   least=aim if scored and name.startswith("FCOS") else None)  # fmt: skip
-    del ours, calls
-    free(setting)
 
 
 def torchvision_peer(kind: type[FCOS] | type[RetinaNet], config: ModelConfig) -> nn.Module:

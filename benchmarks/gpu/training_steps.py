@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.networks import Scene
+from benchmarks.gpu.networks import Scene, forward_flops
 from models.detector import Detector
 from trainer.config import TrainConfig
 from trainer.config_reader import train_config
@@ -28,6 +29,10 @@ def batch_of(scene: Scene, pinned: bool = False) -> Batch:
     tensors = [scene.images, scene.boxes_xyxy, scene.labels, torch.tensor([[height, width]] * count)]
     images, boxes, labels, sizes = (t.pin_memory() for t in tensors) if pinned else tensors
     return Batch(images, boxes, labels, tuple(range(count)), sizes)
+
+
+BACKWARD = 3.0
+"""A training step's operations over a forward pass's: as many again for each of the two gradients."""
 
 
 class Curve(Records):
@@ -83,6 +88,11 @@ class Training:
         self.amp = pick_amp(self.config.amp, self.device)
         self.state = new_state(self.config, model.to(self.device), self.amp, 1000, Group())
         self.curve = Curve(self.config)
+
+    @cached_property
+    def flops(self) -> float:
+        """Floating-point operations of a step, for each picture."""
+        return BACKWARD * forward_flops(self.state.model)
 
     def steps(self, batch: Batch, count: int) -> None:
         """Train on `batch` so many times."""

@@ -16,8 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.artifacts import one_line
-from benchmarks.gpu.stage import NotHere, Row, Setting
+from benchmarks.gpu.stage import NotHere, Row, Setting, one_line
 from runtime.stream import open_source
 from runtime.stream_capture import DecoderName, StreamError
 

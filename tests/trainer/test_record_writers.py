@@ -9,6 +9,7 @@ import importlib.util
 import json
 import math
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ from trainer.records import read_metrics
 from trainer.runs import find_resumable
 
 PICTURES = (8, 4)
+ROOT = Path(__file__).parents[2]
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -37,6 +39,15 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 def config(data: Path, *overrides: str) -> TrainConfig:
     return tiny_config(data, "optim.ema=0", *overrides)
+
+
+def test_only_a_run_needs_tensorboard(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = "import sys, trainer.loop, trainer.steps; print('tensorboard' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RecordsError, match=r"TensorBoard cannot be imported .*pip install 'isodet\[train\]'"):
+        fit(config(data), tmp_path, quiet=True)
 
 
 class Stopper:
