@@ -14,11 +14,11 @@ from typing import cast
 
 import pytest
 
-from runtime import StreamError, StreamOptions, Streams, stream_process
+from runtime import StreamError, StreamOptions, Streams
 from runtime.stream import open_source
 from runtime.stream_capture import DecoderName, RefusedError
 from runtime.stream_source import SourceFrame
-from tests.runtime.cameras import QUICK, until
+from tests.runtime.cameras import QUICK, until, workers
 from tests.runtime.rtsp import Relay, RtspServer, Silent, age_s, code, free_port
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
@@ -170,12 +170,6 @@ def test_a_decoder_that_crashes_harms_nobody(server: RtspServer, decoder: Decode
         later = next(frame for frame in frames if reading.states[0].reconnects)
         assert later.index > first.index and "the process that decodes it has ended" in str(reading.states[0].error)
     until(lambda: not workers())
-
-
-def workers() -> list[int]:
-    process = stream_process._server._process
-    assert process is not None
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def test_closing_waits_for_no_camera(server: RtspServer, silent: Silent, caplog: pytest.LogCaptureFixture) -> None:
