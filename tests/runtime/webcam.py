@@ -22,7 +22,7 @@ class Webcam:
         if number == OPENING_HANGS:
             threading.Event().wait()
 
-    def isOpened(self) -> bool:  # noqa: N802  (OpenCV's name)
+    def isOpened(self) -> bool:
         return self._number != ABSENT
 
     def get(self, prop: int) -> float:
