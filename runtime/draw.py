@@ -6,7 +6,7 @@ import colorsys
 import functools
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -35,16 +35,26 @@ def drawable(text: str) -> str:
     its accents or becomes its code point (`\\u0e44`), so that two names never look the same; this is logged once.
     """
     text = "".join(c if c.isprintable() else " " for c in text)
-    if all(c.isascii() or (_DRAWS_UNICODE and _has_glyph(c)) for c in text):
-        return text
-    _tell_of_letters(cv2.__version__)
-    return "".join(c if c.isascii() or (_DRAWS_UNICODE and _has_glyph(c)) else _plain(c) for c in text)
+    told = spelled(text, lambda letter: _DRAWS_UNICODE and _has_glyph(letter))
+    if told != text:
+        _tell_of_letters(cv2.__version__)
+    return told
+
+
+def spelled(text: str, has_glyph: Callable[[str], bool]) -> str:
+    """`text`, in which what is neither ASCII nor has a glyph loses its accents or becomes its code point."""
+    return "".join(c if c.isascii() or has_glyph(c) else _plain(c) for c in text)
 
 
 def _plain(letter: str) -> str:
     apart = unicodedata.normalize("NFKD", letter.translate(_PLAIN))
-    left = "".join(c for c in apart if not (unicodedata.combining(c) and apart[0].isascii()))
-    return left.encode("ascii", "backslashreplace").decode("ascii")
+    if apart[0].isascii():
+        return "".join(c if c.isascii() else _code(c) for c in apart if not unicodedata.combining(c))
+    return _code(letter)  # whole, as a Korean syllable is two or three apart
+
+
+def _code(letter: str) -> str:
+    return letter.encode("ascii", "backslashreplace").decode("ascii")
 
 
 @functools.lru_cache(4096)

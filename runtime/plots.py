@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from runtime.confusion import BACKGROUND, Confusion
 from runtime.curves import Curve
 from runtime.files import replacing
 from runtime.measurement import Measurement
+from runtime.plot_names import plot_names, set_fonts
 
 CURVES, CONFUSION = "curves.png", "confusion.png"
 _NAMED = 10
@@ -24,9 +26,15 @@ _COLORS = (*(f"C{i}" for i in range(7)), "darkgreen", "C8", "C9")  # C7 is grey,
 def write_plots(measurement: Measurement, folder: Path) -> list[Path]:
     """Write the pictures that have something to show into `folder`, and remove older ones that have not."""
     written = []
-    for name, figure in ((CURVES, _curves(measurement)), (CONFUSION, _confusion(measurement.confusion))):
+    names = measurement.confusion.names
+    labels = dict(zip(names, plot_names(names), strict=True))
+    for name, figure in (
+        (CURVES, _curves(measurement, labels)),
+        (CONFUSION, _confusion(measurement.confusion, labels)),
+    ):
         (folder / name).unlink(missing_ok=True)
         if figure is not None:
+            set_fonts(figure, names)
             with replacing(folder / name) as partial:
                 figure.savefig(partial)
             written.append(folder / name)
@@ -43,7 +51,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     return figure, figure.subplots(1, columns)
 
 
-def _curves(measurement: Measurement) -> Any:
+def _curves(measurement: Measurement, labels: Mapping[str, str]) -> Any:
     """Left precision against recall, right F1 against the threshold, with a dot where each class stands."""
     there = [(c, s) for c, s in zip(measurement.curves, measurement.classes, strict=True) if c.objects]
     if not there:
@@ -53,7 +61,7 @@ def _curves(measurement: Measurement) -> Any:
     named = [c.name for c, _ in there if c.name in worst]
     recalls = np.linspace(0, 1, 101)
     for curve, score in there:
-        style = _style(curve, named)
+        style = _style(curve, named, labels)
         left.plot(recalls, curve.sampled(), **style)
         # A dot is where the class stands; it may lie below its line, which shows the best at that recall or more.
         right.plot(*_f1_steps(curve), **{**style, "label": None})
@@ -77,11 +85,11 @@ def _curves(measurement: Measurement) -> Any:
     return figure
 
 
-def _style(curve: Curve, named: list[str]) -> dict[str, Any]:
+def _style(curve: Curve, named: list[str], labels: Mapping[str, str]) -> dict[str, Any]:
     if curve.name not in named:
         return {"color": "0.75", "linewidth": 0.8}
     color = _COLORS[named.index(curve.name)]
-    return {"color": color, "linewidth": 1.3, "label": f"{_short(curve.name)} {100 * curve.ap50:.1f}"}
+    return {"color": color, "linewidth": 1.3, "label": f"{labels[curve.name]} {100 * curve.ap50:.1f}"}
 
 
 def _f1_steps(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +100,7 @@ def _f1_steps(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     return grid, f1[kept]
 
 
-def _confusion(matrix: Confusion) -> Any:
+def _confusion(matrix: Confusion, labels: Mapping[str, str]) -> Any:
     """Rows are what is there, columns what was reported; colours are shares of the row, numbers are counts."""
     counts = matrix.counts
     if not counts.any():
@@ -104,9 +112,9 @@ def _confusion(matrix: Confusion) -> Any:
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes, label="share of the row", shrink=0.8)
     font = min(8.0, 72 * side * 0.65 / size)  # points, of the height of a row
-    labels = [_short(name) for name in (*matrix.names, BACKGROUND)]
-    axes.set_xticks(range(size), labels, rotation=90 if max(map(len, labels)) > 2 else 0, fontsize=font)
-    axes.set_yticks(range(size), labels, fontsize=font)
+    ticks = [*(labels[name] for name in matrix.names), BACKGROUND]
+    axes.set_xticks(range(size), ticks, rotation=90 if max(map(len, ticks)) > 2 else 0, fontsize=font)
+    axes.set_yticks(range(size), ticks, fontsize=font)
     axes.set(xlabel="reported", ylabel="there", title="confusion at IoU 0.5")
     axes.axhline(size - 1.5, color="0.5", linewidth=0.8)
     axes.axvline(size - 1.5, color="0.5", linewidth=0.8)
@@ -115,8 +123,3 @@ def _confusion(matrix: Confusion) -> Any:
             ink = "white" if shares[row, column] > 0.55 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=ink, fontsize=7)
     return figure
-
-
-def _short(name: str, most: int = 18) -> str:
-    name = name if len(name) <= most else name[: most - 1] + "…"
-    return name.replace("$", r"\$")  # matplotlib would read what stands between two of them as mathematics

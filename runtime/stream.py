@@ -110,7 +110,7 @@ def open_source(
 
     A broken picture in a folder is handed to `on_broken` and left out; without `on_broken` it is logged as
     a warning. `every`: take each n-th frame only; the others are not made into pictures. `timeout_s` bounds
-    connecting to a URL and waiting for its next frame; `cancelled`, once set, ends both.
+    opening a webcam or URL and waiting for its next frame; `cancelled`, once set, ends both.
     Raises `StreamError` for a source that cannot be opened, `ImageError` for a broken picture.
     """
     found = describe(source)

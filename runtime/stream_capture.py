@@ -63,12 +63,12 @@ def open_capture(
     target: str | int, shown: str, advice: str, decoder: DecoderName, timeout_s: float,
     cancelled: threading.Event | None = None,
 ) -> Capture:  # fmt: skip
-    """Open a file, URL or webcam number; a URL in a process of its own (`runtime.stream_process`).
+    """Open a file, URL or webcam number; a URL or webcam in a process of its own (`runtime.stream_process`).
 
-    `timeout_s` bounds connecting, and waiting for a frame, of a URL; `cancelled`, once set, ends both.
+    `timeout_s` bounds opening that, and waiting for its next frame; `cancelled`, once set, ends both.
     `shown` and `advice` are for the message of the `StreamError` that is raised when it cannot be opened.
     """
-    if is_url(target) and decoder != "nvidia":
+    if (is_url(target) or isinstance(target, int)) and decoder != "nvidia":
         from runtime.stream_process import ProcessCapture, possible  # here, because it needs this module
 
         if possible():
@@ -126,6 +126,8 @@ class PyAvCapture:
     """FFmpeg through PyAV (the extra `video`): the stream's own timestamps, and its sizes where they change."""
 
     def __init__(self, target: str | int, shown: str, advice: str, timeout_s: float) -> None:
+        if isinstance(target, int):
+            raise StreamError(f"{shown}: webcams are read by the decoder opencv; pyav reads files and URLs")
         try:
             import av
         except ModuleNotFoundError as error:
@@ -133,8 +135,6 @@ class PyAvCapture:
                 f"{shown}: the decoder pyav needs the package {error.name!r}: pip install 'isodet[video]', "
                 f"or take the decoder opencv"
             ) from None
-        if isinstance(target, int):
-            raise StreamError(f"{shown}: webcams are read by the decoder opencv; pyav reads files and URLs")
         self._errors: tuple[type[Exception], ...] = (av.error.FFmpegError,)
         self._damage: type[Exception] = av.error.InvalidDataError
         timeout = (timeout_s, timeout_s) if is_url(target) else None

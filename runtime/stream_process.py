@@ -1,7 +1,7 @@
-"""Cameras and URLs decoded in a process of their own, so that what hangs or crashes there harms nobody else.
+"""Webcams and URLs read in a process of their own, so that what hangs or crashes there harms nobody else.
 
 FFmpeg inside OpenCV opens one capture or writer at a time in a process: a camera that does not answer would hold up the
-others, and the videos being written. A thread inside a decoder cannot be ended from Python, a process can.
+others, and the videos being written. A thread inside a decoder or a driver cannot be ended from Python, a process can.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ProcessCapture:
             opened = self._ask(
                 {"target": target, "shown": shown, "advice": advice, "decoder": decoder, "timeout_s": timeout_s,
                  "environment": options},
-                "does not answer within {:g} s; is the address right and the camera reachable?",
+                f"does not answer within {{:g}} s; {advice}",
             )  # fmt: skip
         except BaseException:
             self.close()

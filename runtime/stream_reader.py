@@ -87,7 +87,8 @@ class Reader:
     def watch(self) -> None:
         """Notice a read that hangs: leave it behind, and connect again or give the source up.
 
-        Decoders have time limits of their own (`stall_s`, for URLs); this one is for what hangs in spite of them.
+        Webcams and URLs have a time limit of their own (`stall_s`); this one is for files, and where there are no
+        processes.
         """
         now = time.monotonic()
         waits = self._waiting_since is not None or self._state == "retrying"

@@ -73,7 +73,7 @@ class Source:
     close: Callable[[], None] = _nothing
     """Let go a source whose frames were never asked for; iterating to the end does it, too."""
     cancelled: threading.Event = field(default_factory=threading.Event)
-    """Set from another thread, it ends the wait for a frame of a URL, with a `StreamError`."""
+    """Set from another thread, it ends the wait for a frame of a webcam or URL, with a `StreamError`."""
     opened_s: float = field(default_factory=time.monotonic)
     """When it was opened, of `time.monotonic`."""
 

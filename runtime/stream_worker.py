@@ -1,4 +1,4 @@
-"""The other side of `runtime.stream_process`: processes that decode a camera or URL each, and the one that forks them.
+"""The other side of `runtime.stream_process`: processes that read a webcam or URL each, and the one that forks them.
 
 Messages are JSON behind four bytes of length. Frames lie in memory that both sides see.
 """

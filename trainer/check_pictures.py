@@ -15,6 +15,7 @@ from runtime.detections import Detections
 from runtime.draw import draw_detections, sheet
 from runtime.files import replacing
 from runtime.image import Image, write_image
+from runtime.plot_names import plot_names, set_fonts
 from trainer.config import TrainConfig
 from trainer.data import TrainSet, resize_rule
 
@@ -34,12 +35,13 @@ def class_plot(train: Mapping[str, int], val: Mapping[str, int], path: Path) -> 
     rows = np.arange(len(ranked))
     axes.barh(rows - 0.2, [train[name] for name in ranked], 0.4, label="train")
     axes.barh(rows + 0.2, [val[name] for name in ranked], 0.4, label="val")
-    axes.set_yticks(rows, [name.replace("$", r"\$") for name in ranked])  # $ would begin mathematics
+    axes.set_yticks(rows, plot_names(ranked, most=40))
     axes.invert_yaxis()
     axes.set(xlabel="objects")
     axes.set_title(f"classes ({len(ranked)} of {len(train)}, most frequent first)", loc="left")
     # Above the axes: bars may reach into every corner.
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    set_fonts(figure, ranked)
     return _save(figure, path)
 
 

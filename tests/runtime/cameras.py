@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import streams
+from runtime import stream_process, streams
 from runtime.image import Image
 from runtime.stream_source import Origin, Source, of_capture
 
@@ -29,6 +29,13 @@ def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < limit, "it did not happen"
         time.sleep(0.005)
+
+
+def workers() -> list[int]:
+    """The processes that read webcams and URLs for this one."""
+    process = stream_process._server._process
+    assert process is not None
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 class HttpCamera:

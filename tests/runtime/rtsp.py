@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import subprocess
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import pytest
 
 from runtime.image import Image
-from runtime.stream_source import SourceFrame
 
 PYTHON = "/usr/bin/python3"
 PACKAGES = (
@@ -29,11 +30,6 @@ def code(image: Image) -> tuple[int, float]:
     made = value & ((1 << 40) - 1)
     high = int(now * 1000) >> 40
     return value >> 40, (high << 40 | made) / 1000
-
-
-def age_s(frame: SourceFrame) -> float:
-    """How old a frame was when it was read."""
-    return frame.clock_s - code(frame.image)[1]
 
 
 class RtspServer:
@@ -53,6 +49,12 @@ class RtspServer:
             self.stop()
             pytest.skip(f"no RTSP server here ({reason}); on Debian: apt-get install {PACKAGES}")
         self.port = int(port)
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+
+    def _read(self, lines: IO[str]) -> None:
+        for line in lines:
+            self._lines.put(line.strip())
 
     def url(self, codec: str = "h264", login: str = "") -> str:
         return f"rtsp://{login}127.0.0.1:{self.port}/{codec}"
@@ -62,6 +64,22 @@ class RtspServer:
         assert self._process.stdin is not None
         self._process.stdin.write(order + "\n")
         self._process.stdin.flush()
+
+    def watched(self) -> None:
+        """Wait until one viewer more has begun to watch."""
+        self._next("play")
+
+    def step(self, codec: str, count: int) -> int:
+        """Make so many frames more of a camera that stalls; gives the number of its latest (`code`)."""
+        self.tell(f"step {codec} {count}")
+        return int(self._next("frame")[1])
+
+    def _next(self, word: str) -> list[str]:
+        """What the server says next that begins with `word`."""
+        while True:
+            line = self._lines.get(timeout=60).split()
+            if line[0] == word:
+                return line
 
     def stop(self) -> None:
         self._process.kill()

@@ -4,7 +4,8 @@
 
 prints its port. Mounts /h264, /h265 and /mjpeg, each encoded once for all that watch. A picture holds its number and
 the time of day when it was made, in blocks (`tests.runtime.rtsp.code`). A line "stall" on stdin stops the frames while
-connections stay, "run" starts them again; it ends when stdin does.
+connections stay, "run" starts them again; "step CODEC N" makes N frames more of a camera that stalls, and prints the
+number of its latest ("frame 12"). It prints "play" whenever a viewer has begun to watch. It ends when stdin does.
 """
 
 import sys
@@ -29,6 +30,7 @@ ENCODERS = {
 }
 running = threading.Event()
 running.set()
+cameras: "dict[str, Camera]" = {}
 
 
 def picture(number: int) -> bytes:
@@ -43,13 +45,30 @@ def picture(number: int) -> bytes:
     return bytes(image)
 
 
-def pump(source: Gst.Element, ended: threading.Event, fps: int) -> None:
-    number = 0
-    while not ended.wait(1 / fps):
-        running.wait()
-        if source.emit("push-buffer", Gst.Buffer.new_wrapped(picture(number))) != Gst.FlowReturn.OK:
-            return
-        number += 1
+class Camera:
+    """Makes pictures for `source`; `latest` is the number of the last one, -1 before the first."""
+
+    def __init__(self, source: Gst.Element, fps: int) -> None:
+        self.source, self.fps, self.latest = source, fps, -1
+        self.lock = threading.Lock()
+
+    def run(self, ended: threading.Event) -> None:
+        while not ended.wait(1 / self.fps):
+            with self.lock:
+                if running.is_set() and not self.make():
+                    return
+
+    def step(self, count: int) -> int:
+        for _ in range(count):
+            time.sleep(1 / self.fps)
+            with self.lock:
+                self.make()
+        with self.lock:
+            return self.latest
+
+    def make(self) -> bool:
+        self.latest += 1
+        return self.source.emit("push-buffer", Gst.Buffer.new_wrapped(picture(self.latest))) == Gst.FlowReturn.OK
 
 
 class Factory(GstRtspServer.RTSPMediaFactory):
@@ -67,8 +86,8 @@ class Factory(GstRtspServer.RTSPMediaFactory):
         GstRtspServer.RTSPMediaFactory.do_configure(self, media)  # which makes it a shared one
         ended = threading.Event()
         media.connect("unprepared", lambda _: ended.set())
-        source = media.get_element().get_child_by_name("src")
-        threading.Thread(target=pump, args=(source, ended, self.fps), daemon=True).start()
+        camera = cameras[self.codec] = Camera(media.get_element().get_child_by_name("src"), self.fps)
+        threading.Thread(target=camera.run, args=(ended,), daemon=True).start()
 
 
 def protect(server: GstRtspServer.RTSPServer, user: str, password: str) -> None:
@@ -113,9 +132,19 @@ def main() -> None:
     viewers = [watch(f"rtsp://127.0.0.1:{server.get_bound_port()}/{codec}") for codec in ENCODERS]
     for viewer in viewers:
         viewer.get_state(60 * Gst.SECOND)
-    print(server.get_bound_port(), flush=True)
+    server.connect("client-connected", lambda _, client: client.connect("play-request", lambda *_: say("play")))
+    say(str(server.get_bound_port()))
     for line in sys.stdin:
-        (running.clear if line.strip() == "stall" else running.set)()
+        order, *details = line.split()
+        if order == "step":
+            say(f"frame {cameras[details[0]].step(int(details[1]))}")
+        else:
+            (running.clear if order == "stall" else running.set)()
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")  # at once, as the line of another thread would come between
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
