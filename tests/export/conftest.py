@@ -16,12 +16,13 @@ from models.config import ModelConfig
 from models.detector import Detector as Network
 from models.typed import to_mapping
 from runtime import Card, Detections
+from tests.export.edges import BOX_PX, SCORE, unexplained
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """The same sums in the same order on every machine. Random weights put boxes on the very edges of thresholds, where
-    a last bit decides what NMS keeps; the comparisons here allow for no such box.
+    """The same sums in the same order, however many cores there are. Random weights put boxes on the very edges of
+    thresholds, where a last bit decides what NMS keeps: `tests.export.edges` tells them.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -89,7 +90,9 @@ def _assert_same(checkpoint: Path, graph: Path, batches: tuple[int, ...]) -> Non
             for outputs in (expected, session.run(None, {"images": images}))
         ]  # fmt: skip
         apart = drift(*pairs)
-        assert apart.unmatched == 0 and apart.box_max_px < 0.05 and apart.score_max < 1e-3
+        assert apart.box_max_px < BOX_PX and apart.score_max < SCORE and apart.unmatched < 0.1 * apart.boxes
+        for one, other in (pairs, pairs[::-1]):
+            assert not any(unexplained(one[i], other[i], Card.from_json(card, checkpoint)) for i in one)
 
 
 @pytest.fixture(scope="session")
