@@ -26,6 +26,8 @@ CHECK_EVERY_S = 1.0
 _LITTLE = 8 << 20
 """Bytes left on the disk under which writing is tried out."""
 _PROBE = 1 << 16
+_FAT_LARGEST = (1 << 32) - 1
+"""Bytes of the largest file on FAT, as memory cards have it."""
 
 
 class VideoError(RuntimeError):
@@ -54,7 +56,7 @@ class VideoWriter:
         self._last_s = self._clock = 0.0
         self._written = 0
         self._checked = time.monotonic()
-        self._failed = False
+        self._failed = self._beyond_fat = False
 
     def write(self, image: Image, time_s: float) -> None:
         """Add the frame (uint8 [H, W, 3] BGR) of that time. Raises OSError where the disk is found to be full."""
@@ -102,10 +104,15 @@ class VideoWriter:
         now = time.monotonic()
         if now - self._checked >= CHECK_EVERY_S:
             self._checked = now
-            if shutil.disk_usage(self._partial.parent).free < _LITTLE or _limited(self._partial):
+            size = self._partial.stat().st_size if self._partial.is_file() else 0
+            # Asked once: on a disk that knows no holes, each probe costs as much as the video.
+            passes_fat = size + _PROBE > _FAT_LARGEST and not self._beyond_fat
+            scarce = shutil.disk_usage(self._partial.parent).free < _LITTLE
+            if scarce or passes_fat or size + _PROBE >= _largest():
                 self._failed = True  # unless it is found to go on
                 _try_writing(self._partial, self.path)
                 self._failed = False
+                self._beyond_fat |= passes_fat
 
     def close(self, keep: bool = True) -> None:
         """End the video; without `keep`, or after a write that failed, nothing of it is left. A second call does
@@ -160,13 +167,8 @@ def mp4_fault(path: Path, frames: int) -> str:
     return "" if count == frames else f"{count} of {frames} pictures"
 
 
-def _limited(path: Path) -> bool:
-    """Whether the file at `path` comes close to the largest that this process may write, or FAT holds."""
-    size = path.stat().st_size if path.is_file() else 0
-    return size + _PROBE >= _largest() or size >= (1 << 32) - _LITTLE
-
-
 def _largest() -> float:
+    """Bytes of the largest file that this process may write."""
     if sys.platform == "win32":
         return float("inf")
     import resource
@@ -181,13 +183,12 @@ def _try_writing(partial: Path, path: Path) -> None:
     size = partial.stat().st_size if partial.is_file() else 0
     try:
         with probe.open("wb", buffering=0) as file:
-            left = b"\0" * _PROBE
-            while left:
-                left = left[file.write(left) :]
-            os.fsync(file.fileno())
-            if size:
-                file.seek(size)  # leaves a hole, which takes no room
-                file.write(b"\0" * _PROBE)
+            for place in (0, size) if size else (0,):
+                file.seek(place)  # leaves a hole, which takes no room on most disks
+                left = b"\0" * _PROBE
+                while left:  # what comes to a limit is written up to it first, and raises then
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:

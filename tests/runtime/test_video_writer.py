@@ -82,6 +82,29 @@ def test_detect_keeps_the_lines_where_the_video_does_not_fit(
     assert frames <= len(rows) and (len(rows) < 60) == checked_while_it_grows
 
 
+def test_a_large_video_is_tried_once_for_what_fat_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again and again: a recording of hours goes on."""
+    tried: list[int] = []
+    try_writing = video_writer._try_writing
+
+    def counted(partial: Path, path: Path) -> None:
+        tried.append(partial.stat().st_size)
+        try_writing(partial, path)
+
+    monkeypatch.setattr(video_writer, "_try_writing", counted)
+    monkeypatch.setattr(video_writer, "_FAT_LARGEST", 300_000)
+    monkeypatch.setattr(video_writer, "CHECK_EVERY_S", 0.0)
+    noisy_clip(tmp_path / "clip.mp4")
+    assert len(tried) == 1 and 300_000 - 2**16 < tried[0] < (tmp_path / "clip.mp4").stat().st_size
+
+
+def test_a_probe_that_fits_in_part_does_not_fit(tmp_path: Path) -> None:
+    """The first write up to a limit is short, and no error."""
+    (tmp_path / "partial").write_bytes(bytes(190_000))
+    with no_file_larger_than(200_000), pytest.raises(OSError, match=r"File too large: '.*/clip\.mp4'"):
+        video_writer._try_writing(tmp_path / "partial", tmp_path / "clip.mp4")
+
+
 def test_lines_that_do_not_fit_end_with_a_whole_one(tmp_path: Path) -> None:
     lines = detect_outputs.Lines(tmp_path / "x.jsonl")
     with no_file_larger_than(250), pytest.raises(OSError, match=r"File too large: '.*/x\.jsonl'"):
