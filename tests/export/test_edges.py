@@ -26,6 +26,7 @@ def test_the_edges() -> None:
     assert unexplained(found(best), found(half), card) == [0]  # nothing that scores less takes it away
     assert unexplained(found((0, 0, 9, 9, 0.1005, 1)), found(), card) == []
     assert unexplained(found((0, 0, 9, 9, 0.102, 1)), found(), card) == [0]
+    last = (0, 0, 9, 9, 0.7005, 1)
     full = [(30 * i, 30, 30 * i + 9, 39, 0.7, 1) for i in range(3)]
-    assert unexplained(found(*full, (0, 0, 9, 9, 0.7005, 1)), found(*full), card) == []
-    assert unexplained(found(*full[:2], (0, 0, 9, 9, 0.7005, 1)), found(*full[:2]), card) == [2]
+    assert unexplained(found(last, *full), found(*full), card) == []  # there is no room for it
+    assert unexplained(found(last, *full[:2]), found(*full[:2]), card) == [0]
