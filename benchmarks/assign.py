@@ -22,8 +22,8 @@ from torch import Tensor
 
 from models.assigners import BACKGROUND, assign_atss
 from models.boxes import iou
-from models.config import AnchorConfig
-from models.points import Priors, feature_sizes, priors
+from models.config.model import AnchorConfig
+from models.priors import Priors, feature_sizes, priors
 
 SIZE_HW, TOPK = (800, 1344), 9
 INFINITY = 1e8

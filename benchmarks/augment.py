@@ -26,18 +26,18 @@ import torchvision
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from models.typed import build
-from runtime.coco import CocoDataset, read_coco
-from runtime.image import FixedSize
+from models.config.parse import build
+from runtime.datasets.coco import CocoDataset, read_coco
+from runtime.images.image import FixedSize
 from trainer.augment import color, jitter_color, random_placement
 from trainer.augment.crop import random_crop
 from trainer.augment.degrade import blur, jpeg, noise
 from trainer.augment.geometry import Picture, affine, flip_horizontal
 from trainer.augment.policy import affine_matrix
-from trainer.augment_config import AugmentConfig
-from trainer.augment_sections import BlurConfig, CropConfig, JpegConfig, NoiseConfig
-from trainer.check_augment import alone
-from trainer.data import TrainSet
+from trainer.check.augment import alone
+from trainer.config.augment import AugmentConfig
+from trainer.config.augment_sections import BlurConfig, CropConfig, JpegConfig, NoiseConfig
+from trainer.data.train_set import TrainSet
 from trainer.recipes import make_digits
 
 OWN = ("flip", "flip_vertical", "scale", "color", "copy_paste", "hard_negatives", "trivial", "auto", "crop", "mosaic",

@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import RawOutputs
-from runtime.batcher import Batcher
-from runtime.bench_streams import LOAD, paced, saturated
-from runtime.card import Card
+from runtime.batcher.batcher import Batcher
+from runtime.bench.streams import LOAD, paced, saturated
+from runtime.card.card import Card
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.image import Image
+from runtime.images.image import Image
 
 BATCH, WAIT_MS = 16, 4.0
 NUMBERS = 1 << 24

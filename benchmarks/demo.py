@@ -74,8 +74,8 @@ def write_sheet(model: Path, out: Path) -> None:
     import cv2
 
     from runtime import Detector
-    from runtime.draw import draw_detections, sheet
-    from runtime.image import read_image
+    from runtime.images.draw import draw_detections, sheet
+    from runtime.images.image import read_image
 
     frames = [read_image(path) for path in sorted((DATA / "val").glob("*.jpg"))[:12]]
     found = Detector(model)(frames)

@@ -2,12 +2,12 @@
 
     python -m benchmarks.digits_vs_peers [--images 1000] [--epochs 20] [--seeds 0 1 2] [--jobs 2]
 
-Everyone gets the same pictures, size and number of epochs, and is judged by pycocotools through `runtime.evaluate`.
-torchvision's detectors (benchmarks/torchvision_peers.py: the same backbone and widths, sizes and ranges for 320 px)
-also get isodet's augmentation, optimiser, schedule, precision and averaged weights, and every learning rate of --rates
-on the first seed; the best one is then trained on the others. ultralytics, where it is installed, trains with its own
-defaults but for the mirroring, which makes another symbol of a digit. The same script tells what single choices of the
-recipe are worth (--ablation), and bfloat16 against float32.
+Everyone gets the same pictures, size and number of epochs, and is judged by pycocotools through
+`runtime.evaluation.evaluate`. torchvision's detectors (benchmarks/torchvision_peers.py: the same backbone and widths,
+sizes and ranges for 320 px) also get isodet's augmentation, optimiser, schedule, precision and averaged weights, and
+every learning rate of --rates on the first seed; the best one is then trained on the others. ultralytics, where it is
+installed, trains with its own defaults but for the mirroring, which makes another symbol of a digit. The same script
+tells what single choices of the recipe are worth (--ablation), and bfloat16 against float32.
 
 Each training is a process of its own with --threads threads, --jobs of them at a time; finished ones stay in --out, so
 that a run that was stopped goes on where it stood. --table prints what is there without training anything.
@@ -70,9 +70,9 @@ class Job:
 def train(job: Job, out: Path, epochs: int) -> dict[str, Any]:
     """Train and judge; runs in a process of its own."""
     from runtime import Detector
-    from runtime.evaluate import evaluate
+    from runtime.evaluation.evaluate import evaluate
     from trainer.config_reader import read_config
-    from trainer.datasets import val_data
+    from trainer.data.datasets import val_data
     from trainer.loop import fit
 
     recipe, overrides = ISODET.get(job.name, ("digits.yaml", ABLATION.get(job.name, ())))

@@ -30,14 +30,14 @@ from tqdm import tqdm
 
 import export
 from benchmarks.untrained import card_of, noise, spread_network
-from export.audit import audit_network, load_graph
+from export.audit.audit import audit_network, load_graph
+from export.engine.build import build
 from export.options import NmsKind, Precision
-from export.trt_build import build
 from models.checkpoint import save_checkpoint
-from models.config import model_config
+from models.config.model import model_config
 from models.quant import quantise
 from runtime import read_card
-from runtime.backends.trt_library import Library, load_library
+from runtime.backends.trt.library import Library, load_library
 
 DETECTORS = ("atss", "retinanet", "fcos")
 

@@ -26,8 +26,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.retinanet import RetinaNetHead, _default_anchorgen
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from models.config import model_config
-from models.deploy import Deploy
+from models.config.model import model_config
+from models.deploy.graph import Deploy
 from models.detector import Detector
 
 CLASSES = 80

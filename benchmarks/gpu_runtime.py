@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from runtime import BackendOptions, Detector
 from runtime.backends import Backend, load_backend
-from runtime.device_frames import DeviceFrame
+from runtime.images.device_frames import DeviceFrame
 
 WARMUP = 3
 
@@ -74,7 +74,7 @@ def bare(path: Path, device: str, images: NDArray[np.uint8]) -> Callable[[], Any
 
 def on_gpu(backend: Backend, images: NDArray[np.uint8]) -> list[DeviceFrame]:
     """As many frames in the memory of the backend's GPU; what they show does not matter to the time."""
-    from runtime.backends.cuda_memory import Block, use
+    from runtime.backends.cuda.memory import Block, use
 
     use(int(backend.device.partition(":")[2]))
     block, (height, width) = Block(images.nbytes), (images.shape[1], images.shape[2])

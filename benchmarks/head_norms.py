@@ -30,20 +30,20 @@ from torch import nn
 
 import export
 from models.checkpoint import save_checkpoint
-from models.config import ModelConfig, model_config
-from models.criterion import criterion
+from models.config.model import ModelConfig, model_config
+from models.config.parse import to_mapping
 from models.detector import Detector
-from models.typed import to_mapping
+from models.loss import criterion
 from runtime import Card, read_card
-from runtime.image import letterbox, read_image
-from trainer.config import TrainConfig
+from runtime.images.image import letterbox, read_image
+from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
-from trainer.data import TrainSet, collate, resize_rule
-from trainer.datasets import train_data, val_data
+from trainer.data.datasets import train_data, val_data
+from trainer.data.train_set import TrainSet, collate, resize_rule
+from trainer.devices.precision import pick_amp
 from trainer.loop import fit
-from trainer.new import RECIPES
+from trainer.new.config import RECIPES
 from trainer.optim import build_optimizer
-from trainer.precision import pick_amp
 
 NORMS = ("none", "gn", "bn", "sepbn")
 Turns = Mapping[str, Sequence[float]]

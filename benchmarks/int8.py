@@ -26,11 +26,11 @@ import onnxruntime
 from tqdm import tqdm
 
 import export
-from export.audit import audit_file
+from export.audit.audit import audit_file
 from export.options import Int8
 from models.quant import METHODS
 from runtime import Card, CocoDataset, Detector, read_card
-from runtime.evaluate import evaluate
+from runtime.evaluation.evaluate import evaluate
 from runtime.runs import validation_data
 
 WAYS = ("float", "fp16", *METHODS, "best", "cpu")

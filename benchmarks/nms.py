@@ -33,8 +33,8 @@ import export
 from benchmarks.untrained import untrained
 from export.options import NmsKind
 from models.checkpoint import read_checkpoint, save_checkpoint
-from models.config import model_config
-from runtime.image import letterbox, read_image
+from models.config.model import model_config
+from runtime.images.image import letterbox, read_image
 
 SESSIONS = 10
 KINDS = tuple(kind for kind in get_args(NmsKind) if kind not in ("plugin", "none"))  # TensorRT's, which has no CPU

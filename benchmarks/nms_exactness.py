@@ -3,7 +3,7 @@
     python benchmarks/nms_exactness.py [--sets 500]
     python benchmarks/nms_exactness.py CHECKPOINT --pictures FOLDER
 
-Compares `models.nms` with torchvision's NMS of each class: on random candidate sets of several kinds, or on the
+Compares `models.deploy.nms` with torchvision's NMS of each class: on random candidate sets of several kinds, or on the
 candidates that a checkpoint has on pictures, all of them and at any score. "differ" counts sets whose detections are
 not the same, "withheld" those whose certificate is false, "silent" those that differ and have it all the same, which
 must be none. "rounds" are the most that any set took until nothing changed.
@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.checkpoint import load_detector
-from models.nms import iterate, none_of, suppression
-from runtime.image import letterbox, read_image
+from models.deploy.nms import iterate, none_of, suppression
+from runtime.images.image import letterbox, read_image
 
 KINDS = ("objects", "scattered", "whole pixels", "chain")
 

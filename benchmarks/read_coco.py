@@ -61,7 +61,7 @@ def measure(way: str, file: Path, folder: Path) -> tuple[float, float, float]:
     """In a new process: seconds that passed, seconds of a core, and MiB at the peak beyond what the imports take."""
     code = (
         "import json, pathlib, time\n"
-        "from runtime.coco import read_coco\nfrom runtime.datasets import fingerprint, read_dataset\n"
+        "from runtime.datasets.coco import read_coco\nfrom runtime.datasets import fingerprint, read_dataset\n"
         f"file, folder = {str(file)!r}, {str(folder)!r}\n"
         # Not getrusage: its peak outlives exec, and would be that of this process.
         "peak = lambda: int(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"

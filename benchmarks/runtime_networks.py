@@ -24,8 +24,8 @@ from benchmarks.untrained import card_of, untrained
 from export.options import Int8
 from models.backbones import build_backbone
 from models.checkpoint import build_detector, save_checkpoint
-from models.config import BackboneConfig, model_config
-from runtime.image import Image, write_image
+from models.config.model import BackboneConfig, model_config
+from runtime.images.image import Image, write_image
 
 SIZE, CHANNELS, DEPTH, CLASSES, CANDIDATES, THRESHOLD = 320, 64, 2, 10, 300, 0.05
 

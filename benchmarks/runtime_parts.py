@@ -15,10 +15,10 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.batcher import BATCH, WAIT_MS, Pretend, SoakResult, bare_rate, resident_mb, soak
-from runtime.batcher import Batcher
-from runtime.bench_streams import LOAD, paced, saturated
+from runtime.batcher.batcher import Batcher
+from runtime.bench.streams import LOAD, paced, saturated
 from runtime.detector import Detector
-from runtime.image import Image
+from runtime.images.image import Image
 
 
 @dataclass(frozen=True)

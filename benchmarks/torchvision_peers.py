@@ -24,18 +24,18 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from models.backbones import build_backbone
-from models.config import BackboneConfig
+from models.config.model import BackboneConfig
 from runtime import Card, Detector
 from runtime.backends import RawOutputs
-from runtime.evaluate import Evaluation, evaluate
-from trainer.averaging import build_average
-from trainer.config import TrainConfig
-from trainer.data import Batch, TrainSet, resize_rule
-from trainer.datasets import train_data, val_data
-from trainer.distributed import Group
-from trainer.loader import training_batches
+from runtime.evaluation.evaluate import Evaluation, evaluate
+from trainer.config.train import TrainConfig
+from trainer.data.datasets import train_data, val_data
+from trainer.data.loader import training_batches
+from trainer.data.train_set import Batch, TrainSet, resize_rule
+from trainer.devices.distributed import Group
+from trainer.devices.precision import pick_amp
+from trainer.extras.averaging import build_average
 from trainer.optim import Plateau, build_optimizer, build_schedule
-from trainer.precision import pick_amp
 
 SIZE, WIDTH, CHANNELS, DEPTH = 320, 0.5, 64, 2
 DETECTIONS = 100

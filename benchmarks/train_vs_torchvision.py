@@ -23,13 +23,13 @@ import torch
 import torchvision
 
 from benchmarks.torchvision_peers import CHANNELS, DEPTH, SIZE, WIDTH, torchvision_inputs, torchvision_model
-from models.config import model_config
-from models.criterion import criterion
+from models.config.model import model_config
 from models.detector import Detector
+from models.loss import criterion
 from runtime import read_coco
-from runtime.image import FixedSize
-from trainer.config import AugmentConfig, OptimConfig
-from trainer.data import Batch, TrainSet, collate
+from runtime.images.image import FixedSize
+from trainer.config.train import AugmentConfig, OptimConfig
+from trainer.data.train_set import Batch, TrainSet, collate
 from trainer.optim import build_optimizer
 from trainer.recipes.shapes import make_shapes
 

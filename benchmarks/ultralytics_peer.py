@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from runtime import Card, Detector
 from runtime.backends import RawOutputs
-from runtime.evaluate import Evaluation, evaluate
-from trainer.config import TrainConfig
-from trainer.convert import convert
-from trainer.datasets import val_data
+from runtime.evaluation.evaluate import Evaluation, evaluate
+from trainer.config.train import TrainConfig
+from trainer.data.datasets import val_data
+from trainer.prepare.convert import convert
 
 LOWEST_SCORE, DETECTIONS = 0.001, 300
 """As its own validation has them."""

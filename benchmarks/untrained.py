@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from models.checkpoint import save_checkpoint
-from models.config import ModelConfig
+from models.config.model import ModelConfig
+from models.config.parse import to_mapping
 from models.detector import Detector
-from models.typed import to_mapping
 from runtime import Card
 
 

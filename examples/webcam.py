@@ -5,7 +5,7 @@ import sys
 import cv2
 
 from runtime import Detector
-from runtime.draw import draw_detections
+from runtime.images.draw import draw_detections
 
 if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
     sys.exit(__doc__)

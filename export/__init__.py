@@ -26,19 +26,19 @@ except ImportError as error:
 find_models()
 
 if TYPE_CHECKING:
-    from export.audit import Audit, AuditError, audit_file
-    from export.graph import OnnxExport, to_onnx
+    from export.audit.audit import Audit, AuditError, audit_file
+    from export.engine.options import EngineOptions
+    from export.engine_export import EngineExport, to_engine
+    from export.onnx_export import OnnxExport, to_onnx
     from export.options import ExportError, Gate, OnnxOptions
-    from export.trt import EngineExport, to_engine
-    from export.trt_options import EngineOptions
-    from export.verification import Verification, VerifyError, verify
+    from export.verification.verify import Verification, VerifyError, verify
 
 _HOME = {
-    "to_onnx": "graph", "OnnxExport": "graph",
+    "to_onnx": "onnx_export", "OnnxExport": "onnx_export",
     "ExportError": "options", "Gate": "options", "OnnxOptions": "options",
-    "to_engine": "trt", "EngineExport": "trt", "EngineOptions": "trt_options",
-    "audit_file": "audit", "Audit": "audit", "AuditError": "audit",
-    "verify": "verification", "Verification": "verification", "VerifyError": "verification",
+    "to_engine": "engine_export", "EngineExport": "engine_export", "EngineOptions": "engine.options",
+    "audit_file": "audit.audit", "Audit": "audit.audit", "AuditError": "audit.audit",
+    "verify": "verification.verify", "Verification": "verification.verify", "VerifyError": "verification.verify",
 }  # fmt: skip
 
 __all__ = [

@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from export.bisect_commands import BISECT, bisect, bisect_arguments
-from export.engine_commands import AUDIT, TRT, audit, audit_arguments, trt, trt_arguments
-from export.int8_commands import SENSITIVITY, sensitivity, sensitivity_arguments
-from export.onnx_commands import ONNX, onnx, onnx_arguments
-from export.verify_commands import VERIFY, verify, verify_arguments
-from runtime.commands import exit_status, teaching, words
+from export.commands.bisect import BISECT, bisect, bisect_arguments
+from export.commands.engine import AUDIT, TRT, audit, audit_arguments, trt, trt_arguments
+from export.commands.int8 import SENSITIVITY, sensitivity, sensitivity_arguments
+from export.commands.onnx import ONNX, onnx, onnx_arguments
+from export.commands.verify import VERIFY, verify, verify_arguments
+from runtime.commands.shared import exit_status, teaching, words
 
 _EXAMPLES = """examples:
   exporter onnx --simplify                         the newest run's best.pt, to best.onnx beside it

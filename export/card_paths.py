@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from runtime.card import Card
+from runtime.card.card import Card
 
 _LEVELS = 2  # from runs/<name>/ to the folder that holds runs/ and, often, the data
 

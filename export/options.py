@@ -15,7 +15,7 @@ Progress = Callable[[str, int, int], None]
 """What is being done, pictures, layers or steps done, their number."""
 
 NmsKind = Literal["auto", "portable", "loop", "onnx", "plugin", "none"]
-"""See `export.nms`."""
+"""See `export.graph.nms`."""
 Precision = Literal["fp32", "fp16", "int8"]
 InputForm = Literal["uint8-nhwc", "float-nchw"]
 """uint8 [B, H, W, 3], BGR, 0 to 255; or float32 [B, 3, H, W], RGB, 0 to 1."""

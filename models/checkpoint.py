@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from models.config import model_config, own_parts_of
-from models.deploy import Deploy
+from models.config.model import model_config, own_parts_of
+from models.config.parse import ConfigError
+from models.custom.find import OwnPartMissing, require_environment
+from models.deploy.graph import Deploy
 from models.detector import Detector
-from models.own import OwnPartMissing, require_environment
 from models.quant import QuantError, quantise
 from models.tensor_files import TensorFileError, first_mismatches, load_tensors
-from models.typed import ConfigError
 
 FORMAT = 1
 

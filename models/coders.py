@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.config import BoxConfig
-from models.points import Priors
+from models.config.model import BoxConfig
+from models.priors import Priors
 
 _MAX_LOG_RATIO = math.log(1000 / 16)  # a decoded side is at most 62.5 anchor sides, and exp stays finite
 _MAX_LOG_PIXELS = math.log(1e6)  # for distances in pixels, beyond any picture

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones import build_backbone
-from models.config import ModelConfig, PixelConfig
-from models.heads import Head
-from models.necks import build_neck
-from models.points import Priors, feature_sizes, priors
+from models.config.model import ModelConfig, PixelConfig
+from models.layers.heads import Head
+from models.layers.necks import build_neck
+from models.priors import Priors, feature_sizes, priors
 
 
 class Raw(NamedTuple):

@@ -32,41 +32,43 @@ except ImportError as error:
 if TYPE_CHECKING:
     from runtime.artifact import read_card
     from runtime.backends.options import BackendOptions
-    from runtime.batcher import Batcher
-    from runtime.batcher_admission import BatcherClosed, BatcherError, DeadlineExpired, FrameDropped, QueueFull
-    from runtime.batcher_metrics import BatcherMetrics
-    from runtime.card import Card, CardError
-    from runtime.coco import CocoError as CocoError
-    from runtime.coco import read_coco
+    from runtime.batcher.admission import BatcherClosed, BatcherError, DeadlineExpired, FrameDropped, QueueFull
+    from runtime.batcher.batcher import Batcher
+    from runtime.batcher.metrics import BatcherMetrics
+    from runtime.card.card import Card, CardError
     from runtime.datasets import read_dataset
+    from runtime.datasets.annotations import CocoDataset, DatasetError, ImageRecord
+    from runtime.datasets.coco import CocoError as CocoError
+    from runtime.datasets.coco import read_coco
     from runtime.detections import Detection, Detections
     from runtime.detector import Detector
-    from runtime.evaluate import Evaluation
-    from runtime.frames import FrameError
-    from runtime.image import ImageError, Letterbox, letterbox, read_image
-    from runtime.records import CocoDataset, DatasetError, ImageRecord
-    from runtime.stream_options import SourceState, StreamOptions
-    from runtime.stream_source import SourceFrame
-    from runtime.stream_url import StreamError
-    from runtime.streams import Streams
+    from runtime.evaluation.evaluate import Evaluation
+    from runtime.images.frames import FrameError
+    from runtime.images.image import ImageError, Letterbox, letterbox, read_image
+    from runtime.streams.options import SourceState, StreamOptions
+    from runtime.streams.source import SourceFrame
+    from runtime.streams.streams import Streams
+    from runtime.streams.url import StreamError
 
 _HOME = {
     "BackendOptions": "backends.options",
-    "Batcher": "batcher", "BatcherMetrics": "batcher_metrics",
-    "BatcherClosed": "batcher_admission", "BatcherError": "batcher_admission", "QueueFull": "batcher_admission",
-    "DeadlineExpired": "batcher_admission", "FrameDropped": "batcher_admission",
-    "Card": "card", "CardError": "card", "read_card": "artifact",
-    "CocoError": "coco", "read_coco": "coco", "read_dataset": "datasets",
-    "CocoDataset": "records", "DatasetError": "records", "ImageRecord": "records",
+    "Batcher": "batcher.batcher", "BatcherMetrics": "batcher.metrics",
+    "BatcherClosed": "batcher.admission", "BatcherError": "batcher.admission", "QueueFull": "batcher.admission",
+    "DeadlineExpired": "batcher.admission", "FrameDropped": "batcher.admission",
+    "Card": "card.card", "CardError": "card.card", "read_card": "artifact",
+    "CocoError": "datasets.coco", "read_coco": "datasets.coco", "read_dataset": "datasets",
+    "CocoDataset": "datasets.annotations", "DatasetError": "datasets.annotations",
+    "ImageRecord": "datasets.annotations",
     "Detection": "detections", "Detections": "detections",
-    "Detector": "detector", "FrameError": "frames",
-    "Evaluation": "evaluate",
-    "SourceFrame": "stream_source", "StreamError": "stream_url", "SourceState": "stream_options",
-    "StreamOptions": "stream_options", "Streams": "streams",
-    "ImageError": "image", "Letterbox": "image", "letterbox": "image", "read_image": "image",
+    "Detector": "detector", "FrameError": "images.frames",
+    "Evaluation": "evaluation.evaluate",
+    "SourceFrame": "streams.source", "StreamError": "streams.url", "SourceState": "streams.options",
+    "StreamOptions": "streams.options", "Streams": "streams.streams",
+    "ImageError": "images.image", "Letterbox": "images.image", "letterbox": "images.image",
+    "read_image": "images.image",
 }  # fmt: skip
 # CocoError is the DatasetError of old.
-# `evaluate` is not among them: the module of that name would take its place; use runtime.evaluate.evaluate.
+# `evaluate` is not among them: the module of that name would take its place; use runtime.evaluation.evaluate.evaluate.
 
 __all__ = [
     "BackendOptions",

@@ -11,13 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from runtime.commands import count, exit_status, moves, positive, teaching, words
-from runtime.detect import MODELS, detect
-from runtime.detect_commands import conclude_detect, detect_arguments
-from runtime.eval_commands import EXPLANATION, conclude, measurement_arguments, warn_of_problems
-from runtime.files import write_text
+from runtime.commands.detect import conclude_detect, detect_arguments
+from runtime.commands.detect_run import MODELS, detect
+from runtime.commands.eval import EXPLANATION, conclude, measurement_arguments, warn_of_problems
+from runtime.commands.shared import count, exit_status, moves, positive, teaching, words
+from runtime.files.write import write_text
 from runtime.runs import newest
-from runtime.stream_options import StreamOptions
+from runtime.streams.options import StreamOptions
 
 _EXAMPLES = """examples:
   runtime detect street.jpg                        newest model of runs/, result in detections/street.jpg
@@ -63,7 +63,7 @@ def _detect(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from runtime.bench import bench
+    from runtime.bench.bench import bench
 
     with tqdm(unit="step", disable=arguments.quiet) as bar:
         result = bench(
@@ -91,7 +91,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         return _eval_detections(arguments)
     from runtime.backends.options import BackendOptions
     from runtime.detector import Detector
-    from runtime.evaluate import evaluate, require_objects
+    from runtime.evaluation.evaluate import evaluate, require_objects
     from runtime.runs import validation_data
 
     model = _model(arguments.artifact)
@@ -109,9 +109,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _eval_detections(arguments: argparse.Namespace) -> int:
-    from runtime.coco_results import read_coco_results
     from runtime.datasets import read_dataset
-    from runtime.evaluate import judge_detections, require_objects
+    from runtime.evaluation.evaluate import judge_detections, require_objects
+    from runtime.evaluation.results_file import read_coco_results
 
     if arguments.annotations is None or arguments.artifact is not None:
         arguments.parser.error("--detections needs --annotations, and no model")

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.card import Card, file_kind
-from runtime.onnx_file import read_onnx_card
-from runtime.sidecar import read_sidecar
+from runtime.card.card import Card, file_kind
+from runtime.card.onnx_metadata import read_onnx_card
+from runtime.card.sidecar import read_sidecar
 
 
 def read_card(path: str | Path, check_hashes: bool = True) -> Card:
     """The card of an ONNX file, an engine or a checkpoint (which loads torch), told apart by content.
 
     check_hashes: refuse a damaged card, engine or checkpoint; of an ONNX file the card alone, its graph is for
-    `runtime.onnx_file.require_unedited`. Raises `CardError` for a file that is missing, is none of these, or carries
-    no card of ours.
+    `runtime.card.onnx_metadata.require_unedited`. Raises `CardError` for a file that is missing, is none of these, or
+    carries no card of ours.
     """
     kind = file_kind(path)
     if kind == "engine":
         return read_sidecar(path, check_hashes)
     if kind == "checkpoint":
-        from runtime.backends.torch import read_checkpoint_card  # torch is only needed for a checkpoint
+        from runtime.backends.torch.backend import read_checkpoint_card  # torch is only needed for a checkpoint
 
         return read_checkpoint_card(path, check_hashes)
     return read_onnx_card(path, check_hashes)

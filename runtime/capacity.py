@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Backend, BackendError, OutOfMemory, RawOutputs, joined
-from runtime.device_frames import DeviceFrame
+from runtime.images.device_frames import DeviceFrame
 
 _log = logging.getLogger(__name__)
 

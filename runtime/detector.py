@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 
 from runtime.backends import Backend, BackendError, RawOutputs, load_backend, where
 from runtime.capacity import Capacity
-from runtime.card import Card
+from runtime.card.card import Card
 from runtime.detections import Detections
-from runtime.device_frames import COPY, DeviceFrame, device_frames
-from runtime.frames import Color, Frame, listed, on_device, take
-from runtime.frames import FrameError as FrameError
-from runtime.image import FILL, Image, Letterbox
-from runtime.region import Region, Roi
-from runtime.stream import open_source
-from runtime.stream_options import StreamOptions
-from runtime.streams import Streams
+from runtime.images.device_frames import COPY, DeviceFrame, device_frames
+from runtime.images.frames import Color, Frame, listed, on_device, take
+from runtime.images.frames import FrameError as FrameError
+from runtime.images.image import FILL, Image, Letterbox
+from runtime.images.region import Region, Roi
+from runtime.streams.open import open_source
+from runtime.streams.options import StreamOptions
+from runtime.streams.streams import Streams
 from runtime.suppression import suppress
 
 if TYPE_CHECKING:
     from runtime.backends.options import BackendOptions
-    from runtime.batcher import Batcher, Policy
+    from runtime.batcher.batcher import Batcher, Policy
 
 Threshold = float | Literal["card"] | Mapping[str, float]
 """Lowest score reported: one for all classes, "card" for the card's `thresholds`, or a score for each class by name.
@@ -93,11 +93,11 @@ class Detector:
     ) -> list[Detections]:
         """Detect in each frame; one `Detections` for each, in order, boxes in that frame's pixels.
 
-        `frames`: one uint8 [H, W, 3] array, a path, a list of these (sizes may differ), or a uint8
-        [B, H, W, 3] array; or such arrays on the GPU that the model is on, of the size that its graph takes
-        (`runtime.device_frames`). `color`: order of the arrays' channels. `threshold` replaces the detector's own for
-        this call. `roi` looks at a part of every frame (`runtime.region.Region`).
-        Raises `FrameError` for anything else, `ImageError` for a picture file that cannot be read.
+        `frames`: one uint8 [H, W, 3] array, a path, a list of these (sizes may differ), or a uint8 [B, H, W, 3] array;
+        or such arrays on the GPU that the model is on, of the size that its graph takes
+        (`runtime.images.device_frames`). `color`: order of the arrays' channels. `threshold` replaces the detector's
+        own for this call. `roi` looks at a part of every frame (`runtime.images.region.Region`). Raises `FrameError`
+        for anything else, `ImageError` for a picture file that cannot be read.
         """
         limits = self.threshold if threshold is None else self.limits(threshold)
         region = None if roi is None else Region.of(roi)
@@ -153,13 +153,13 @@ class Detector:
         policy: Policy = "block",
         workers: int = 1,
     ) -> Batcher:
-        """Batches of frames that come one by one, from many threads or coroutines: see `runtime.batcher.Batcher`."""
-        from runtime.batcher import Batcher
+        """Batches of frames that come one by one, from many threads or coroutines: see `runtime.Batcher`."""
+        from runtime.batcher.batcher import Batcher
 
         return Batcher(self, max_batch, max_wait_ms, queue, policy, workers)
 
     # -----------------------------------------------------------------------------------------
-    # the three steps of a call; `runtime.bench` times them one by one
+    # the three steps of a call; `runtime.bench.bench` times them one by one
 
     def preprocess(self, frames: Sequence[Image]) -> tuple[NDArray[np.uint8], list[Letterbox]]:
         """Frames of one input size as uint8 [B, H, W, 3], padded to a fixed batch, and their placements."""

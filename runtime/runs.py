@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.artifact import read_card
-from runtime.card import Card, sha256_file
+from runtime.card.card import Card, sha256_file
 from runtime.datasets import FORMATS, read_dataset, read_split
-from runtime.records import CocoDataset
+from runtime.datasets.annotations import CocoDataset
 
 
 class RunsError(ValueError):

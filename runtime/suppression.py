@@ -13,7 +13,7 @@ def suppress(candidates: RawOutputs, iou_threshold: float, detections: int) -> R
 
     Best first, a candidate stands unless one of its class that stands overlaps it by more than `iou_threshold`.
     Overlaps are float32 and compared with the largest float32 that is not above the threshold, as in the graph
-    (`models.nms`), so that both keep the same boxes.
+    (`models.deploy.nms`), so that both keep the same boxes.
     """
     batch, kept = len(candidates.scores), min(detections, candidates.scores.shape[1])
     count = np.zeros((batch, 1), np.int32)

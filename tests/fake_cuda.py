@@ -12,7 +12,7 @@ import pytest
 CAPTURE = types.SimpleNamespace(work=None, broken=False)
 """A stream's recording: the work that was queued since it began; None where there is none."""
 
-HOLDERS = ("cuda_memory", "cuda_staging", "ort_cuda", "trt_context")
+HOLDERS = ("cuda.memory", "cuda.staging", "ort.cuda", "trt.context")
 """Modules of `runtime.backends` that keep what they imported of cuda-python."""
 
 

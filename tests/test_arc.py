@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from runtime import Detector, read_card, read_coco, read_image
-from runtime.evaluate import evaluate
+from runtime.evaluation.evaluate import evaluate
 
 
 def command(room: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ from runtime import Detector, read_card
 from trainer.config_reader import read_config
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes
-from trainer.runs import find_resumable
+from trainer.run.folder import find_resumable
 
 BEFORE = Path(__file__).parent / "compat"
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

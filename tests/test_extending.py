@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader
 
 import export
 from models.checkpoint import CheckpointError, read_checkpoint
-from models.deploy import Deploy
-from models.typed import ConfigError, merge
+from models.config.parse import ConfigError, merge
+from models.deploy.graph import Deploy
 from runtime import Detector
-from runtime.coco import read_coco
-from runtime.image import read_image
+from runtime.datasets.coco import read_coco
+from runtime.images.image import read_image
 from tests.trainer.interrupted import stop_before_epoch
 from trainer.__main__ import main
 from trainer.config_reader import read_config
-from trainer.data import TrainSet, collate, init_worker, resize_rule
+from trainer.data.train_set import TrainSet, collate, init_worker, resize_rule
 from trainer.recipes.shapes import make_shapes
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -94,7 +94,7 @@ def test_each_example_fits_by_itself(project: Path, number: int) -> None:
     config = read_config(project / "one.yaml")
     again = project / "elsewhere" / "again.yaml"
     again.parent.mkdir(exist_ok=True)
-    from trainer.config import dump_config
+    from trainer.config.train import dump_config
 
     again.write_text(dump_config(config))
     assert read_config(again) == config

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import export
-from export.report import write_reports
+from export.verification.report import write_reports
 from models.checkpoint import load_detector
-from models.typed import ConfigError
+from models.config.parse import ConfigError
 from runtime import Card, CardError, Detector, read_card, read_coco, read_image
-from runtime.image import ShortSide
+from runtime.images.image import ShortSide
 from trainer.config_reader import read_config
-from trainer.data import TrainSet, collate, resize_rule
+from trainer.data.train_set import TrainSet, collate, resize_rule
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes
 

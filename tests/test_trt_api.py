@@ -17,8 +17,8 @@ from tests.fake_trt import VERSIONS, members
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (
-    "runtime/backends/trt.py", "runtime/backends/trt_context.py", "runtime/backends/trt_library.py",
-    "export/trt_build.py", "export/trt_cache.py",
+    "runtime/backends/trt/backend.py", "runtime/backends/trt/context.py", "runtime/backends/trt/library.py",
+    "export/engine/build.py", "export/engine/cache.py",
 )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_the_reading_sees_what_it_looks_for() -> None:
 def test_cuda_has_what_we_touch() -> None:
     """Against cuda-python itself, where it is installed."""
     cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-    tree = ast.parse((ROOT / "runtime/backends/cuda_memory.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "runtime/backends/cuda/memory.py").read_text(encoding="utf-8"))
     dotted = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     used = sorted(name for name in dotted if name.startswith("cudart."))
     assert len(used) > 10

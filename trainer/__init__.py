@@ -25,21 +25,21 @@ except ImportError as error:
 find_models()
 
 if TYPE_CHECKING:
-    from trainer.check import check_data
-    from trainer.config import TrainConfig
+    from trainer.check.data import check_data
+    from trainer.config.train import TrainConfig
     from trainer.config_reader import read_config
     from trainer.loop import FitResult, TrainingError, fit
-    from trainer.negatives import mine_negatives
-    from trainer.new import new_config, new_recipe
-    from trainer.runs import find_resumable
+    from trainer.new.config import new_config, new_recipe
+    from trainer.prepare.negatives import mine_negatives
+    from trainer.run.folder import find_resumable
 
 _HOME = {
-    "check_data": "check",
-    "TrainConfig": "config", "read_config": "config_reader",
+    "check_data": "check.data",
+    "TrainConfig": "config.train", "read_config": "config_reader",
     "FitResult": "loop", "TrainingError": "loop", "fit": "loop",
-    "mine_negatives": "negatives",
-    "new_config": "new", "new_recipe": "new",
-    "find_resumable": "runs",
+    "mine_negatives": "prepare.negatives",
+    "new_config": "new.config", "new_recipe": "new.config",
+    "find_resumable": "run.folder",
 }  # fmt: skip
 
 __all__ = [

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from runtime.commands import exit_status, moves, teaching, words
-from trainer.data_commands import (
+from runtime.commands.shared import exit_status, moves, teaching, words
+from trainer.commands.data import (
     CONVERT,
     IMPORT,
     MINE_NEGATIVES,
@@ -27,8 +27,8 @@ from trainer.data_commands import (
     new,
     new_arguments,
 )
-from trainer.eval_commands import evaluation, evaluation_arguments
-from trainer.runs_commands import runs, runs_arguments
+from trainer.commands.eval import evaluation, evaluation_arguments
+from trainer.commands.runs import runs, runs_arguments
 
 _EXAMPLES = """examples:
   trainer new digits                               a small data set and its recipe, digits/digits.yaml
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fit(arguments: argparse.Namespace) -> int:
     from trainer.config_reader import qat_config, read_config
     from trainer.loop import fit
-    from trainer.runs import find_resumable
+    from trainer.run.folder import find_resumable
 
     if arguments.config is not None and "=" in str(arguments.config):  # no CONFIG, and a key=value in its place
         arguments.overrides.insert(0, str(arguments.config))
@@ -104,7 +104,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from trainer.config import dump_config
+    from trainer.config.train import dump_config
     from trainer.config_reader import read_config
 
     print(dump_config(read_config(arguments.config, arguments.overrides)), end="")
@@ -112,7 +112,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _check_data(arguments: argparse.Namespace) -> int:
-    from trainer.check import check_data
+    from trainer.check.data import check_data
     from trainer.config_reader import read_config
 
     config = read_config(arguments.config, arguments.overrides)

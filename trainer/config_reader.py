@@ -1,7 +1,7 @@
 """Reading a training configuration: YAML with `_base_`, `key=value` overrides, a checkpoint's model, the user's parts.
 
 Paths in a YAML file are relative to that file; paths given on the command line to the working folder. It stands above
-`trainer.config`, because it asks checkpoints and tries parts that themselves take a `TrainConfig`.
+`trainer.config.train`, because it asks checkpoints and tries parts that themselves take a `TrainConfig`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models.config import model_config
-from models.typed import ConfigError, build, merge
-from runtime.records import DatasetError, read_class_names
-from trainer.config import TrainConfig
-from trainer.config_files import read_mapping, read_override
-from trainer.optim_config import schedule_mapping, under_preset
-from trainer.own_config import own_names
+from models.config.model import model_config
+from models.config.parse import ConfigError, build, merge
+from runtime.datasets.annotations import DatasetError, read_class_names
+from trainer.config.custom import own_names
+from trainer.config.files import read_mapping, read_override
+from trainer.config.optim import schedule_mapping, under_preset
+from trainer.config.train import TrainConfig
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool = False) -> TrainConfig:
@@ -32,7 +32,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool 
             mapping["model"] = _model_of(mapping["init"], mapping.get("model", {}))
         config = train_config(mapping)
         if config.distill is not None and not resolved:
-            from trainer.distill import require_teacher  # imports torch, which reading a config need not
+            from trainer.extras.distill import require_teacher  # imports torch, which reading a config need not
 
             require_teacher(config)
         return config
@@ -54,7 +54,7 @@ def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict
 def _model_of(checkpoint: str, over: Any) -> Any:
     """The model section of `checkpoint` with what the config says of its own laid on top."""
     from models.checkpoint import CheckpointError, read_checkpoint  # as above
-    from trainer.own_parts import require_installed
+    from trainer.custom import require_installed
 
     try:
         model = read_checkpoint(checkpoint)["card"].get("model", {})
@@ -84,7 +84,7 @@ def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
     config = build(TrainConfig, mapping)
     if not own_names(config.model, config.augment.own):
         return replace(config, code=())
-    from trainer.own_parts import try_own_parts  # torch is needed for them only
+    from trainer.custom import try_own_parts  # torch is needed for them only
 
     return try_own_parts(config)
 

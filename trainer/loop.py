@@ -8,39 +8,39 @@ from pathlib import Path
 
 import torch
 
-from models.deploy import Deploy
+from models.deploy.graph import Deploy
 from models.detector import Detector as Network
 from models.quant import QuantDetector
 from runtime import Card, CocoDataset, Detector
-from runtime.backends.torch import TorchBackend
-from runtime.evaluate import Evaluation, evaluate, require_objects
-from runtime.measurement import measure
-from runtime.plots import write_plots
-from runtime.records import DatasetError
-from trainer.averaging import estimate_norms
-from trainer.cache import pictures_for
-from trainer.checkpoints import Checkpoints
-from trainer.config import TrainConfig
-from trainer.data import TrainSet, resize_rule
-from trainer.datasets import train_data, val_data
-from trainer.distill import describe
-from trainer.distributed import Group, check_parallel, local_device, local_processes, process_group
+from runtime.backends.torch.backend import TorchBackend
+from runtime.datasets.annotations import DatasetError
+from runtime.evaluation.details import measure
+from runtime.evaluation.evaluate import Evaluation, evaluate, require_objects
+from runtime.evaluation.plots import write_plots
+from trainer.config.train import TrainConfig
+from trainer.data.cache import pictures_for
+from trainer.data.data_wait import advice, timed
+from trainer.data.datasets import train_data, val_data
+from trainer.data.loader import training_batches
+from trainer.data.train_set import TrainSet, resize_rule
+from trainer.devices.distributed import Group, check_parallel, local_device, local_processes, process_group
+from trainer.devices.memory import automatic_batch
+from trainer.devices.precision import deterministic, pick_amp, pick_device
+from trainer.extras.averaging import estimate_norms
+from trainer.extras.distill import describe
+from trainer.extras.qat import calibrate, follow_ranges, last_moving_epoch
 from trainer.failures import Interrupted, TrainingError, dead_processes
-from trainer.interrupt import StopRequest
-from trainer.loader import training_batches
-from trainer.memory import automatic_batch
+from trainer.log.metrics import HELP, Records
+from trainer.log.plots import validation_sheet
+from trainer.log.report import left_out, write_report
 from trainer.optim import learning_rate, refresh_rates, steps_per_epoch
-from trainer.pictures import validation_sheet
-from trainer.precision import deterministic, pick_amp, pick_device
-from trainer.qat import calibrate, follow_ranges, last_moving_epoch
-from trainer.records import HELP, Records
-from trainer.report import left_out, write_report
-from trainer.running import training_in
-from trainer.runs import Resume, RunFolder, make_card
+from trainer.run.checkpoints import Checkpoints
+from trainer.run.folder import Resume, RunFolder, make_card
+from trainer.run.lock import training_in
+from trainer.run.stop import StopRequest
 from trainer.state import new_state, seed_everything, starting_model
-from trainer.steps import train_epoch
+from trainer.step import train_epoch
 from trainer.validation_loss import validation_losses
-from trainer.waiting import advice, timed
 
 __all__ = ["FitResult", "Interrupted", "TrainingError", "deployable", "fit"]
 
@@ -58,7 +58,7 @@ class FitResult:
 def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = None, quiet: bool = False) -> FitResult:
     """Train a detector; everything it writes is in `runs/<name>/`.
 
-    `resume` (from `trainer.runs.find_resumable`) continues an interrupted run with the batch after its last saved
+    `resume` (from `trainer.run.folder.find_resumable`) continues an interrupted run with the batch after its last saved
     one; on a CPU the weights are then, bit for bit, those of a run that was never interrupted. SIGINT and SIGTERM
     finish the step, save and raise `Interrupted`, a KeyboardInterrupt. Raises `ConfigError`, `DatasetError`,
     `CheckpointError`, `RecordsError`, `EvaluationError` or `TrainingError`, each saying what to do.

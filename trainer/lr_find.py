@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.files import replacing
-from trainer.config import TrainConfig
-from trainer.data import Batch, TrainSet, resize_rule
-from trainer.datasets import train_data
-from trainer.distributed import Group
+from runtime.files.write import replacing
+from trainer.config.train import TrainConfig
+from trainer.data.datasets import train_data
+from trainer.data.loader import Batches, training_batches
+from trainer.data.train_set import Batch, TrainSet, resize_rule
+from trainer.devices.distributed import Group
+from trainer.devices.precision import deterministic, pick_amp, pick_device
 from trainer.failures import TrainingError, dead_processes
-from trainer.loader import Batches, training_batches
+from trainer.log.metrics import as_floats
 from trainer.optim import learning_rate
-from trainer.precision import deterministic, pick_amp, pick_device
-from trainer.records import as_floats
 from trainer.state import State, new_state, seed_everything, starting_model
-from trainer.steps import clip_gradients, losses
+from trainer.step import clip_gradients, losses
 
 SMOOTHING = 0.9
 """Weight of the past in the smoothed loss."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainer.config import OptimConfig, ScheduleConfig
+from trainer.config.train import OptimConfig, ScheduleConfig
 
 
 def steps_per_epoch(batches: int, accumulate: int) -> int:

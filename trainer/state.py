@@ -15,16 +15,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from models.checkpoint import start_from
 from models.detector import Detector as Network
-from models.heads import Head
+from models.layers.heads import Head
 from models.quant import quantise
-from trainer.auxiliary_config import auxiliary_model
-from trainer.averaging import build_average, build_swa
-from trainer.config import TrainConfig
-from trainer.distill import Distillation, build_adapters, build_distillation
-from trainer.distributed import Group
+from trainer.config.auxiliary import auxiliary_model
+from trainer.config.train import TrainConfig
+from trainer.devices.distributed import Group
+from trainer.extras.averaging import build_average, build_swa
+from trainer.extras.distill import Distillation, build_adapters, build_distillation
 from trainer.failures import TrainingError
-from trainer.learner import Learner, Look
 from trainer.optim import Plateau, add_parameters, build_optimizer, build_schedule, learning_rate, refresh_rates
+from trainer.training_model import Learner, Look
 
 _PARTS = ("model", "average", "swa", "optimizer", "schedule", "scaler", "beside")
 _NUMBERS = ("epoch", "batch", "best_map", "skipped")

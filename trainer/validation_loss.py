@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from models.criterion import Losses, criterion
 from models.detector import Detector
-from runtime.records import CocoDataset
-from trainer.batch_wait import Waiting, received
-from trainer.config import TrainConfig
-from trainer.data import TrainSet, resize_rule
-from trainer.loader import batch_loader
+from models.loss import Losses, criterion
+from runtime.datasets.annotations import CocoDataset
+from trainer.config.train import TrainConfig
+from trainer.data.batch_wait import Waiting, received
+from trainer.data.loader import batch_loader
+from trainer.data.train_set import TrainSet, resize_rule
 
 
 @torch.no_grad()

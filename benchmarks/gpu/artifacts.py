@@ -21,14 +21,14 @@ import export
 from benchmarks.gpu.networks import label
 from benchmarks.gpu.stage import Row, Setting, one_line
 from benchmarks.untrained import card_of, spread_network
-from export.drift import drift
 from export.options import Int8, Precision
+from export.verification.detection_diff import drift
 from models.checkpoint import save_checkpoint
-from models.config import ModelConfig
+from models.config.model import ModelConfig
 from runtime import Detections, Detector, read_card, read_coco
-from runtime.image import letterbox, read_image
-from runtime.judge import EvaluationError, coco_engine
-from runtime.records import CocoDataset
+from runtime.datasets.annotations import CocoDataset
+from runtime.evaluation.coco_eval import EvaluationError, coco_engine
+from runtime.images.image import letterbox, read_image
 from trainer.recipes.shapes import make_shapes
 
 SCORED = 100

@@ -23,7 +23,7 @@ import torch
 from benchmarks.gpu.stage import one_line
 from benchmarks.gpu.timing import WARMUP
 from runtime.backends import BackendError
-from runtime.backends.trt_library import Library, Messages, collecting_logger, load_library
+from runtime.backends.trt.library import Library, Messages, collecting_logger, load_library
 
 MARK = "engine: "
 """Before the line of JSON, which a library may print others beside."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import export
 from benchmarks.gpu.stage import NotHere, Row, Setting
 from runtime import Detector, read_coco
-from runtime.evaluate import evaluate
-from runtime.judge import EvaluationError, coco_engine
+from runtime.evaluation.coco_eval import EvaluationError, coco_engine
+from runtime.evaluation.evaluate import evaluate
 from trainer.config_reader import read_config
 from trainer.loop import fit
 from trainer.recipes.digits import make_digits

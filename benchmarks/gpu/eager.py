@@ -25,10 +25,10 @@ from benchmarks.gpu.networks import R18, R50, SMALL_R50, TINY, backend, forward_
 from benchmarks.gpu.stage import Row, Setting, one_line
 from benchmarks.gpu.timing import median, ratio, turns
 from benchmarks.untrained import calm_network
-from models.config import ModelConfig
+from models.config.model import ModelConfig
 from runtime import BackendOptions, Detections, Detector
 from runtime.backends import BackendError
-from runtime.backends.torch import TorchBackend
+from runtime.backends.torch.backend import TorchBackend
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 FORM_BATCHES = (1, 8, 64)

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.gpu.bare_engine import MARK
 from export.options import ExportError
-from runtime.backends.trt_library import Library, Messages, collecting_logger
+from runtime.backends.trt.library import Library, Messages, collecting_logger
 
 WAYS: Mapping[str, tuple[str, ...]] = {
     "every card since Ampere (its default)": (),

@@ -36,7 +36,7 @@ from benchmarks.untrained import calm_network
 from export.options import Precision
 from runtime import BackendOptions, Detections, Detector
 from runtime.backends import BackendError, load_backend
-from runtime.backends.trt_library import Library, load_library
+from runtime.backends.trt.library import Library, load_library
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32", "int8")
 BATCH = (1, 8, 64)

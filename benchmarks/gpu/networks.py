@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.untrained import card_of
-from models.config import ModelConfig, model_config
-from models.deploy import Deploy
+from models.config.model import ModelConfig, model_config
+from models.deploy.graph import Deploy
 from models.detector import Detector
 from runtime.backends.options import BackendOptions
-from runtime.backends.torch import TorchBackend
+from runtime.backends.torch.backend import TorchBackend
 
 R50: dict[str, Any] = {
     "classes": [f"class{i}" for i in range(80)], "input_size_hw": [800, 1344],

@@ -24,7 +24,7 @@ from benchmarks.gpu.timing import ratio, turns
 from export.options import Precision
 from runtime import BackendOptions, Detections, Detector
 from runtime.backends import BackendError, load_backend
-from runtime.backends.ort_library import load_onnxruntime
+from runtime.backends.ort.library import load_onnxruntime
 
 Provider = Literal["cuda", "rtx"]
 CUDA = "CUDAExecutionProvider"

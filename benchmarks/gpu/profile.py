@@ -65,7 +65,7 @@ class ReadCounter(TorchDispatchMode):
 
 
 def short(filename: str, line: int) -> str:
-    """A place as `trainer/steps.py:60`; of a library, the file's last two names."""
+    """A place as `trainer/step.py:60`; of a library, the file's last two names."""
     path = Path(filename)
     named = (
         path.relative_to(ROOT) if path.is_relative_to(ROOT) and ".venv" not in path.parts else Path(*path.parts[-2:])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.stage import Row, Stage, State
-from runtime.files import write_text
+from runtime.files.write import write_text
 
 SIGNS = {True: "reached", False: "**missed**", None: ""}
 

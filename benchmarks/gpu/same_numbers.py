@@ -12,9 +12,9 @@ from benchmarks.gpu.networks import TINY, Scene, network_config, random_scene
 from benchmarks.gpu.stage import Row, Setting
 from benchmarks.untrained import calm_network
 from models.assigners import assign
-from models.config import ModelConfig
-from models.criterion import criterion
+from models.config.model import ModelConfig
 from models.detector import Detector
+from models.loss import criterion
 
 DETECTORS = ("atss", "fcos", "retinanet")
 LIMITS = {"outputs": 1e-4, "losses": 1e-4, "gradients": 1e-3}

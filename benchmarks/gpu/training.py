@@ -1,6 +1,6 @@
 """How fast a training step is, beside torchvision's detectors in the same process, and what share of the card it uses.
 
-A step is the trainer's own (`trainer.steps.train_epoch`: forward, assignment, losses, backward, clipping, optimizer) on
+A step is the trainer's own (`trainer.step.train_epoch`: forward, assignment, losses, backward, clipping, optimizer) on
 a batch in page-locked memory. The contestants take turns of a few steps, so that a slow moment meets all of them.
 """
 
@@ -24,9 +24,9 @@ from benchmarks.gpu.profile import host_reads, top_kernels
 from benchmarks.gpu.stage import Row, Setting
 from benchmarks.gpu.timing import ratio, synchronize, turns
 from benchmarks.gpu.training_steps import AS_SHIPPED, BF16, FP16, FP32, TF32, Precision, Training, batch_of
-from models.config import ModelConfig
+from models.config.model import ModelConfig
 from models.detector import Detector
-from trainer.data import Batch
+from trainer.data.train_set import Batch
 
 OVER_SHIPPED, OVER_EQUAL = 2.0, 1.25
 """What ATSS with ResNet-50 is to be of torchvision's FCOS."""

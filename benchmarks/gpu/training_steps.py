@@ -13,14 +13,14 @@ import torch
 
 from benchmarks.gpu.networks import Scene, forward_flops
 from models.detector import Detector
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.config_reader import train_config
-from trainer.data import Batch
-from trainer.distributed import Group
-from trainer.precision import pick_amp
-from trainer.records import Records
+from trainer.data.train_set import Batch
+from trainer.devices.distributed import Group
+from trainer.devices.precision import pick_amp
+from trainer.log.metrics import Records
 from trainer.state import new_state
-from trainer.steps import train_epoch
+from trainer.step import train_epoch
 
 
 def batch_of(scene: Scene, pinned: bool = False) -> Batch:
@@ -71,7 +71,7 @@ AS_SHIPPED = Precision("as shipped", "off", True, False)
 
 
 class Training:
-    """The trainer's own steps on batches that are in memory: `trainer.steps.train_epoch`, scaler, clipping and all."""
+    """The trainer's own steps on batches that are in memory: `trainer.step.train_epoch`, scaler, clipping and all."""
 
     def __init__(
         self, model: Detector, device: str, amp: str = "off", compiles: bool = False, channels_last: bool = True,

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu.stage import NotHere, Row, Setting, one_line
-from runtime.stream import open_source
-from runtime.stream_capture import DecoderName, StreamError
+from runtime.streams.capture import DecoderName, StreamError
+from runtime.streams.open import open_source
 
 SIZE_HW = (720, 1280)
 OPENCV = {"MPEG-4": ("mp4v", "mp4"), "VP9": ("VP90", "webm"), "VP8": ("VP80", "webm"), "Motion JPEG": ("MJPG", "avi")}

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from models.assigners.assignment import BACKGROUND, IGNORED
 from models.assigners.atss import assign_atss
 from models.assigners.center import assign_center
 from models.assigners.iou import assign_iou
-from models.assigners.matched import BACKGROUND, IGNORED
 from models.assigners.regions import in_regions
 from models.assigners.topk import assign_topk
-from models.config import AssignConfig
-from models.network_config import is_own
-from models.own_calls import own_matches
-from models.points import Priors
+from models.config.model import AssignConfig
+from models.config.network import is_own
+from models.custom.call import own_matches
+from models.priors import Priors
 
 __all__ = ["BACKGROUND", "IGNORED", "assign", "assign_atss", "assign_center", "assign_iou", "assign_topk"]
 

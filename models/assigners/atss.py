@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.assigners.assignment import BACKGROUND
 from models.assigners.candidates import best_owner, inside, nearest
-from models.assigners.matched import BACKGROUND
 from models.boxes import iou
-from models.points import Priors
+from models.priors import Priors
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.assigners.matched import BACKGROUND
-from models.points import Priors
+from models.assigners.assignment import BACKGROUND
+from models.priors import Priors
 
 
 def nearest(priors: Priors, gt_boxes_xyxy: Tensor, k: int, available: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.assigners.matched import BACKGROUND
+from models.assigners.assignment import BACKGROUND
 from models.boxes import box_area
-from models.points import Priors
+from models.priors import Priors
 
 
 @torch.no_grad()

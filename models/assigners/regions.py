@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.boxes import box_area, intersection
-from models.points import Priors
+from models.priors import Priors
 
 
 @torch.no_grad()

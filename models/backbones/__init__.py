@@ -11,16 +11,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from models.backbones.custom import OwnBackbone
 from models.backbones.mobilenet import MOBILENETS, MobileNet
-from models.backbones.own import OwnBackbone
 from models.backbones.repvgg import RepVGG
 from models.backbones.resnet import RESNETS, ResNet
 from models.backbones.stages import Backbone, set_norms
 from models.backbones.timm import TimmBackbone
-from models.config import BackboneConfig
-from models.network_config import is_own
+from models.config.model import BackboneConfig
+from models.config.network import is_own
+from models.config.parse import ConfigError
 from models.tensor_files import TensorFileError, load_tensors
-from models.typed import ConfigError
 
 __all__ = [
     "Backbone",

@@ -6,8 +6,8 @@ import torchvision
 from torch import Tensor, nn
 
 from models.backbones.stages import Backbone, keep_resolution
-from models.fuse import require_eval
-from models.layers import fold_sequence
+from models.layers.blocks import fold_sequence
+from models.layers.fuse import require_eval
 
 # Where the stem and the stages at strides 4, 8, 16 end in torchvision's `features`; the last ends with them.
 MOBILENETS = {"mobilenet_v2": (2, 4, 7, 14), "mobilenet_v3_large": (2, 4, 7, 13)}

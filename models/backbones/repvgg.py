@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.backbones.resnet import scaled
 from models.backbones.stages import Backbone
-from models.reparam import QARepVGGBlock, RepConv
+from models.layers.reparam import QARepVGGBlock, RepConv
 
 # Table 2: blocks of the four stages; factors on 64, 128, 256 and on 512 channels. The stem has at most 64.
 _SIZES: dict[str, tuple[tuple[int, int, int, int], float, float]] = {

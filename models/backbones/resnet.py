@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.backbones.stages import Backbone, keep_resolution
-from models.fuse import require_eval
+from models.layers.fuse import require_eval
 
 # Block, depth of the four stages, groups, channels of a group at 64 planes.
 RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int], int, int]] = {

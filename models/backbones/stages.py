@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.layers import norm_layer
+from models.layers.blocks import norm_layer
 
 
 class Backbone(nn.Module, ABC):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones.stages import Backbone
-from models.typed import ConfigError
+from models.config.parse import ConfigError
 
 STRIDES = (4, 8, 16, 32)
 

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig, model_config
+from models.config.model import ModelConfig, model_config
+from models.config.parse import ConfigError, merge
 from models.detector import Detector
 from models.importers import coco, mmdet, torchvision
 from models.importers.weights import Converted, ImportRefused, read_weights
 from models.tensor_files import first_mismatches
-from models.typed import ConfigError, merge
 
 __all__ = ["ImportRefused", "Imported", "Source", "import_checkpoint"]
 

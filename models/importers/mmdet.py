@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from models.config.parse import merge
 from models.importers.resnet import backbone_of
 from models.importers.weights import Converted, ImportRefused
-from models.typed import merge
 
 NAMES = ("atss", "fcos", "fcos-improved", "retinanet")
 Style = Literal["pytorch", "caffe"]
@@ -70,7 +70,7 @@ def convert(
 
 
 def conventions(architecture: str, style: Style | None = None) -> dict[str, Any]:
-    """What one of `NAMES` is beyond its weights, as a mapping for `models.config.model_config`.
+    """What one of `NAMES` is beyond its weights, as a mapping for `models.config.model.model_config`.
 
     style: of the backbone, with the pixels that go with it; unless given, what it is published with.
     """

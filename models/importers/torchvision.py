@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from models.config.parse import merge
 from models.importers.resnet import backbone_of
 from models.importers.weights import Converted, ImportRefused, sha256_starts
-from models.typed import merge
 
 NAMES = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
 _V1_COCO = "eeacb38b"  # how the sha256 of retinanet_resnet50_fpn_coco-eeacb38b.pth begins
@@ -61,7 +61,7 @@ def convert(path: str | Path, state: Mapping[str, Tensor], norm_eps: float | Non
 
 
 def conventions(architecture: str) -> dict[str, Any]:
-    """What one of `NAMES` is beyond its weights, as a mapping for `models.config.model_config`."""
+    """What one of `NAMES` is beyond its weights, as a mapping for `models.config.model.model_config`."""
     model: dict[str, Any] = {
         "backbone": {"norm": "frozen"},
         "neck": {"p7_relu": True},

@@ -25,7 +25,7 @@ class Converted:
     architecture: str
     state: dict[str, Tensor]
     model: dict[str, Any]
-    """A mapping for `models.config.model_config`."""
+    """A mapping for `models.config.model.model_config`."""
     notes: tuple[str, ...] = field(default=())
     """What the file does not say, and was taken from the architecture's published form."""
 

@@ -1,4 +1,4 @@
-"""Losses, element by element and in float32 at least; who sums and divides is `models.criterion`."""
+"""Losses, element by element and in float32 at least; who sums and divides is `models.loss`."""
 
 from models.losses.boxes import (
     balanced_l1_loss,

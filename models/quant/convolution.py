@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.fuse import require_eval
+from models.layers.fuse import require_eval
 from models.quant.fake_quant import HIGH, LOW, OPSET, SMALLEST, keep_positive, steps_of
 
 _LARGEST_BIAS = 2.0**30  # steps, within an int32

@@ -4,8 +4,8 @@ Every convolution but the last predictions reads int8 and has an int8 weight. A 
 its 8-bit readers share. What only moves or chooses numbers (pooling by maximum, enlarging, concatenation) happens on
 integers: the `FakeQuant` stands before it. Parts of a concatenation have one range, and so have concatenations with a
 part in common. A sum's second operand is rounded, its first stays the unrounded result of a convolution, which engines
-add inside that convolution's kernel. The affine of a pyramid level (`models.layers.LevelAffine`) goes into the scale of
-its convolution's weight, so that nothing stands between an int8 convolution and its ReLU.
+add inside that convolution's kernel. The affine of a pyramid level (`models.layers.blocks.LevelAffine`) goes into the
+scale of its convolution's weight, so that nothing stands between an int8 convolution and its ReLU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from models.detector import Detector, Raw
-from models.fuse import fuse, require_eval
+from models.layers.fuse import fuse, require_eval
 from models.quant.convolution import QuantConv2d
 from models.quant.fake_quant import FakeQuant
 from models.quant.folding import fold_convolutions, merge

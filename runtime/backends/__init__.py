@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.card import Card, file_kind
+from runtime.card.card import Card, file_kind
 
 if TYPE_CHECKING:
     from runtime.backends.options import BackendOptions
@@ -80,8 +80,8 @@ class Backend(Protocol):
     """Runs one model on batches of letterboxed pictures.
 
     More is looked for, and may be missing or None: `context()` (see `another_context`), `host_memory(size)` (see
-    `host_memory`), `on_device`, what runs a sequence of `runtime.device_frames.DeviceFrame` of its own GPU, `timed`,
-    a call with the seconds of its stages (`runtime.backends.clock`), and `why` it is on its device.
+    `host_memory`), `on_device`, what runs a sequence of `runtime.images.device_frames.DeviceFrame` of its own GPU,
+    `timed`, a call with the seconds of its stages (`runtime.backends.timing`), and `why` it is on its device.
     """
 
     card: Card
@@ -150,14 +150,14 @@ def _load(path: str | Path, device: str, threads: int | None, options: BackendOp
     options = options or DEFAULT
     kind = file_kind(path)
     if kind == "onnx":
-        from runtime.backends.ort import OrtBackend
+        from runtime.backends.ort.backend import OrtBackend
 
         return OrtBackend(path, device, threads, options)
     if kind == "engine":
-        from runtime.backends.trt import TrtBackend
+        from runtime.backends.trt.backend import TrtBackend
 
         return TrtBackend(path, device, options)
-    from runtime.backends.torch import TorchBackend
+    from runtime.backends.torch.backend import TorchBackend
 
     return TorchBackend.load(path, device, threads, options)
 

@@ -31,7 +31,7 @@ class BackendOptions:
 
     cuda_graphs: bool = False
     """ONNX Runtime's CUDA and RTX providers, TensorRT and checkpoints: record the GPU's work once for each of a few
-    batch sizes (`runtime.backends.batch_buckets`) and replay it. A batch between two sizes is padded to the larger.
+    batch sizes (`runtime.backends.cuda.batch_sizes`) and replay it. A batch between two sizes is padded to the larger.
     ONNX Runtime and TensorRT need cuda-python; ONNX Runtime one worker of a batcher; a checkpoint an input of one
     size."""
     provider: Literal["cuda", "tensorrt", "rtx"] = "cuda"

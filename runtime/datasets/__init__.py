@@ -17,14 +17,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from runtime.card import sha256_file
-from runtime.coco import read_coco
+from runtime.card.card import sha256_file
+from runtime.datasets.annotations import CocoDataset, DatasetError
+from runtime.datasets.coco import read_coco
 from runtime.datasets.formats import FORMATS, Format, json_of_folder, pictures_of_json, tell_format
 from runtime.datasets.plain import read_list
 from runtime.datasets.shares import part_of
 from runtime.datasets.voc import Origin, read_voc
 from runtime.datasets.yolo import read_yolo
-from runtime.records import CocoDataset, DatasetError
 
 __all__ = ["FORMATS", "Format", "Origin", "fingerprint", "read_dataset", "read_split", "tell_format"]
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from runtime import foreign
+from runtime.datasets import foreign
+from runtime.datasets.annotations import DatasetError
 from runtime.datasets.picture_list import list_lines, names_pictures
 from runtime.datasets.table import is_table
 from runtime.datasets.voc_places import annotations_of_list, xml_in
 from runtime.datasets.yolo_places import is_label_file
-from runtime.picture_files import files_in, is_hidden, list_pictures
-from runtime.records import DatasetError
+from runtime.images.picture_files import files_in, is_hidden, list_pictures
 
 Format = Literal["coco", "voc", "yolo", "list"]
 FORMATS: tuple[Format, ...] = ("coco", "voc", "yolo", "list")

@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.encoded import exif_orientation
-from runtime.image import ImageError
-from runtime.records import ImageRecord
+from runtime.datasets.annotations import ImageRecord
+from runtime.images.encoded import exif_orientation
+from runtime.images.image import ImageError
 
 
 def upright(record: ImageRecord, image_hw: tuple[int, int]) -> ImageRecord:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from runtime.files import absolute_path
-from runtime.image import IMAGE_SUFFIXES
-from runtime.picture_files import pictures_in
-from runtime.records import DatasetError, decoded_text
+from runtime.datasets.annotations import DatasetError, decoded_text
+from runtime.files.write import absolute_path
+from runtime.images.image import IMAGE_SUFFIXES
+from runtime.images.picture_files import pictures_in
 
 
 class Listed(NamedTuple):

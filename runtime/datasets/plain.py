@@ -16,11 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.datasets.table import table_entries
-from runtime.foreign import foreign_json
-from runtime.header import image_size
-from runtime.image import ImageError
-from runtime.records import (
+from runtime.datasets.annotations import (
     ABSENT_CLASS,
     BROKEN_ENTRY,
     EVERY_CLASS,
@@ -44,6 +40,10 @@ from runtime.records import (
     read_annotation_json,
     read_class_names,
 )
+from runtime.datasets.foreign import foreign_json
+from runtime.datasets.table import table_entries
+from runtime.images.image import ImageError
+from runtime.images.image_header import image_size
 
 
 def read_list(

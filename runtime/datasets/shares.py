@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.records import CocoDataset, DatasetError, Problems
+from runtime.datasets.annotations import CocoDataset, DatasetError, Problems
 
 _COPY = re.compile(r"\.rf\.[0-9A-Za-z]{16,}$")
 

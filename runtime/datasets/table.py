@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime import foreign
-from runtime.records import DatasetError, decoded_text
+from runtime.datasets import foreign
+from runtime.datasets.annotations import DatasetError, decoded_text
 
 _ENDS = ("xmin", "ymin", "xmax", "ymax")
 _NEEDED = {"filename", "class", *_ENDS}

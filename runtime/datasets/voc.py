@@ -14,12 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from runtime.datasets.voc_origin import Bounds, Written, bounds_of, counts_from, of_devkit
-from runtime.datasets.voc_places import VocPlaces, voc_places
-from runtime.datasets.xml_file import XmlError, read_xml
-from runtime.header import image_size
-from runtime.image import ImageError
-from runtime.records import (
+from runtime.datasets.annotations import (
     ABSENT_CLASS,
     BAD_FLAG,
     BORROWED,
@@ -46,6 +41,11 @@ from runtime.records import (
     rotation_of,
     turned_bounds,
 )
+from runtime.datasets.voc_origin import Bounds, Written, bounds_of, counts_from, of_devkit
+from runtime.datasets.voc_places import VocPlaces, voc_places
+from runtime.datasets.xml_file import XmlError, read_xml
+from runtime.images.image import ImageError
+from runtime.images.image_header import image_size
 
 
 class _Object(NamedTuple):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from runtime.files import absolute_path
-from runtime.image import IMAGE_SUFFIXES
-from runtime.picture_files import Listing, files_in, is_hidden, list_pictures
-from runtime.records import DatasetError, decoded_text
+from runtime.datasets.annotations import DatasetError, decoded_text
+from runtime.files.write import absolute_path
+from runtime.images.image import IMAGE_SUFFIXES
+from runtime.images.picture_files import Listing, files_in, is_hidden, list_pictures
 
 _ANNOTATIONS = ("Annotations", "annotations", "xmls", "Annotation")
 _PICTURES = ("JPEGImages", "images", "Images", "imgs")

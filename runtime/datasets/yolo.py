@@ -12,10 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runtime.datasets.yolo_places import YoloPlaces, lost_labels, yolo_places
-from runtime.header import image_size
-from runtime.image import ImageError
-from runtime.records import (
+from runtime.datasets.annotations import (
     ABSENT_CLASS,
     BROKEN_ENTRY,
     KEY_POINTS,
@@ -37,6 +34,9 @@ from runtime.records import (
     decoded_text,
     make_record,
 )
+from runtime.datasets.yolo_places import YoloPlaces, lost_labels, yolo_places
+from runtime.images.image import ImageError
+from runtime.images.image_header import image_size
 
 _FAR = 1.0
 """Shares that a polygon's points may lie from the middle of the picture: half a picture beyond its border."""

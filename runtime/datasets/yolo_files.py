@@ -7,8 +7,8 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.files import absolute_path
-from runtime.records import DatasetError, decoded_text, read_class_names, require_distinct
+from runtime.datasets.annotations import DatasetError, decoded_text, read_class_names, require_distinct
+from runtime.files.write import absolute_path
 
 _NAMES = ("classes.txt", "obj.names", "_darknet.labels", "labels.names")
 _NOTHING = ("", "~", "null", "Null", "NULL", "None")
@@ -21,7 +21,7 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
     """
     import yaml
 
-    from runtime.yaml_files import parse_yaml
+    from runtime.files.yaml import parse_yaml
 
     class Loader(yaml.BaseLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

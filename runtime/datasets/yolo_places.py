@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runtime.datasets.annotations import DatasetError, read_class_names
 from runtime.datasets.picture_list import listed_pictures
 from runtime.datasets.yolo_files import (
     class_names,
@@ -20,8 +21,7 @@ from runtime.datasets.yolo_files import (
     read_data_yaml,
     read_obj_data,
 )
-from runtime.picture_files import files_in, list_pictures
-from runtime.records import DatasetError, read_class_names
+from runtime.images.picture_files import files_in, list_pictures
 
 
 @dataclass(frozen=True)

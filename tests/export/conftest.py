@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 import torch
 
-from export.drift import drift
+from export.verification.detection_diff import drift
 from models.checkpoint import load_detector, save_checkpoint
-from models.config import ModelConfig
+from models.config.model import ModelConfig
+from models.config.parse import to_mapping
 from models.detector import Detector as Network
-from models.typed import to_mapping
 from runtime import Card, Detections
 from tests.export.edges import BOX_PX, SCORE, unexplained
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.audit import Audit, AuditError, audit_engine, audit_file, audit_network
-from export.audit_inspector import InspectorError
-from export.audit_layers import ConvLayer, network_layers
-from runtime.card import Card, CardError
+from export.audit.audit import Audit, AuditError, audit_engine, audit_file, audit_network
+from export.audit.inspector import InspectorError
+from export.audit.layers import ConvLayer, network_layers
+from runtime.card.card import Card, CardError
 
 
 def card(precision: str, **keys: Any) -> Card:

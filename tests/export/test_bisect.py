@@ -13,11 +13,11 @@ import torch
 
 import export
 from export.__main__ import main
-from export.alignment import aligned, relative_error, tensors, weight_path
-from export.bisect import BisectError, Bisection, compare, float_graphs
-from export.form import float_forms
+from export.graph.form import float_forms
+from export.verification.bisect import BisectError, Bisection, compare, float_graphs
+from export.verification.tensor_matching import aligned, relative_error, tensors, weight_path
 from models.checkpoint import build_detector
-from models.config import model_config
+from models.config.model import model_config
 from models.detector import Detector as Network
 from models.quant import quantise
 from runtime import read_card

@@ -12,12 +12,12 @@ import pytest
 import export
 from export.card_paths import handed_on, private_folders, without_paths
 from export.options import Gate, Int8, OnnxOptions
-from export.report import write_reports
-from export.verification import verify
+from export.verification.report import write_reports
+from export.verification.verify import verify
 from models.checkpoint import read_checkpoint
 from runtime import Card, read_card
-from runtime.card import METADATA_KEY, sha256_file
-from runtime.onnx_file import read_onnx_metadata
+from runtime.card.card import METADATA_KEY, sha256_file
+from runtime.card.onnx_metadata import read_onnx_metadata
 from runtime.runs import RunsError, validation_data
 
 

@@ -15,17 +15,17 @@ import onnx
 import pytest
 import torch
 
+from export.int8.ranges import ranges_path, read_ranges
 from export.options import CalibrationError, Gate, Int8, OnnxOptions
-from export.ranges import ranges_path, read_ranges
-from export.verification import verify
+from export.verification.verify import verify
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.tensor_files import load_tensors
 from runtime import CardError, Detector, read_card
 from runtime.__main__ import main as runtime_command
 from runtime.backends.options import BackendOptions
-from runtime.card import METADATA_KEY, Card, sha256_file
-from runtime.onnx_file import graph_sha256
-from runtime.sidecar import sidecar_path, sidecar_text
+from runtime.card.card import METADATA_KEY, Card, sha256_file
+from runtime.card.onnx_metadata import graph_sha256
+from runtime.card.sidecar import sidecar_path, sidecar_text
 
 FLIPS = 60
 AS_IT_IS = BackendOptions(check_hashes=False)
@@ -150,8 +150,8 @@ def test_verification_scores_an_edited_graph_and_fails_it(artifacts: Path, tmp_p
 def test_no_engine_is_built_of_a_damaged_graph(
     artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from export import trt
-    from export.trt_options import EngineOptions
+    from export import engine_export as trt
+    from export.engine.options import EngineOptions
 
     path = _graph_with(Path(shutil.copy(artifacts / "best.onnx", tmp_path)), _nudge)
 

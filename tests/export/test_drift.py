@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.drift import drift, drift_by_image
+from export.verification.detection_diff import drift, drift_by_image
 from runtime import Detections
 
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import export
-from export.drift import drift
 from export.options import ExportError
+from export.verification.detection_diff import drift
 from models.checkpoint import CheckpointError, build_detector, load_detector
-from models.config import model_config
-from models.deploy import Deploy
+from models.config.model import model_config
+from models.deploy.graph import Deploy
 from models.detector import Detector as Network
-from models.fuse import FuseError
+from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
 from runtime.backends import BackendError, load_backend
 
@@ -148,8 +148,8 @@ def test_what_cannot_be_is_told_before_the_long_work(
     def too_late(*_: object) -> None:
         raise AssertionError("the long work has begun")
 
-    monkeypatch.setattr("export.graph.assert_fused", too_late)
-    monkeypatch.setattr("export.form._trace", too_late)
+    monkeypatch.setattr("export.onnx_export.assert_fused", too_late)
+    monkeypatch.setattr("export.graph.form._trace", too_late)
     with pytest.raises((ExportError, OSError), match=message):
         export.to_onnx(checkpoint, tmp_path / out, export.OnnxOptions(**options))
     assert sorted(tmp_path.rglob("*")) == before

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-import export.form
-from export.gate import GateError
+import export.graph.form
+from export.engine.options import EngineOptions
+from export.engine_export import _graph_options, to_engine
+from export.int8.quantize import quantized
 from export.options import CalibrationError, ExportError, Gate, Int8, OnnxOptions
-from export.quantize import quantized
-from export.trt import _graph_options, to_engine
-from export.trt_options import EngineOptions
+from export.verification.gate import GateError
 from models.checkpoint import build_detector
 from runtime import Card, read_card, read_dataset
-from runtime.image import read_image
+from runtime.images.image import read_image
 from tests.export.damaged import boxes_moved
 
 
@@ -121,10 +121,10 @@ def test_the_report_of_a_refused_graph_lies_where_the_engine_would_be(
 ) -> None:
     """A graph that lost everything on the way to an engine."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'isodet[rtx]'")
-    real = export.form.simplified
+    real = export.graph.form.simplified
 
-    monkeypatch.setattr("export.form.simplified", lambda model: boxes_moved(real(model), 40.0))
-    monkeypatch.setattr("export.graph._run_check", lambda *_: None)
+    monkeypatch.setattr("export.graph.form.simplified", lambda model: boxes_moved(real(model), 40.0))
+    monkeypatch.setattr("export.onnx_export._run_check", lambda *_: None)
     shutil.copy(shapes_run / "best.pt", tmp_path)
     with pytest.raises(GateError) as refused:
         to_engine(tmp_path / "best.pt", options=EngineOptions(engine="rtx"))

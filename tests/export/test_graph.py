@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import export
-from export.drift import drift
 from export.options import ExportError
+from export.verification.detection_diff import drift
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from models.config import model_config
-from models.fuse import FuseError
-from models.layers import ConvNorm
+from models.config.model import model_config
+from models.layers.blocks import ConvNorm
+from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
 from tests.export.damaged import boxes_moved
 
@@ -170,7 +170,15 @@ def test_damaged_statistics_are_refused(tmp_path: Path, untrained: Callable[...,
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-@pytest.mark.parametrize("step", ["form._trace", "form.simplified", "graph._run_check", "graph.pass_gate"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "graph.form._trace",
+        "graph.form.simplified",
+        "onnx_export._run_check",
+        "onnx_export.pass_gate",
+    ],
+)
 def test_a_failure_at_any_step_keeps_the_old_artifact(
     shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -192,18 +200,18 @@ def test_a_graph_that_scores_less_is_not_written(
     shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The exported boxes are shifted on purpose, by less than the running check sees but enough to lose mAP."""
-    import export.form
+    import export.graph.form
 
     shutil.copy(shapes_run / "best.pt", tmp_path)
-    real = export.form.simplified
+    real = export.graph.form.simplified
 
-    monkeypatch.setattr("export.form.simplified", lambda model: boxes_moved(real(model), 4.0))
-    monkeypatch.setattr("export.graph._run_check", lambda *_: None)
+    monkeypatch.setattr("export.graph.form.simplified", lambda model: boxes_moved(real(model), 4.0))
+    monkeypatch.setattr("export.onnx_export._run_check", lambda *_: None)
     with pytest.raises(ExportError, match=r"loses .* mAP points .* more than 0\.1; nothing was written"):
         export.to_onnx(tmp_path / "best.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
     monkeypatch.undo()
-    monkeypatch.setattr("export.form.simplified", lambda model: boxes_moved(real(model), 4.0))
+    monkeypatch.setattr("export.graph.form.simplified", lambda model: boxes_moved(real(model), 4.0))
     with pytest.raises(ExportError, match="ONNX Runtime does not give PyTorch's detections"):
         export.to_onnx(tmp_path / "best.pt")
 

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from export.__main__ import main
-from export.calibration import calibration_pictures
+from export.int8.calibration import calibration_pictures
+from export.int8.quantize import quantized
+from export.int8.ranges import RangesFile, read_ranges, write_ranges
+from export.int8.sensitivity import output_errors, sensitivity, spread, write_sensitivity
 from export.options import CalibrationError, Int8
-from export.quantize import quantized
-from export.ranges import RangesFile, read_ranges, write_ranges
-from export.sensitivity import output_errors, sensitivity, spread, write_sensitivity
 from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
-from models.config import model_config
+from models.config.model import model_config
 from models.detector import Detector as Network
-from models.layers import LevelNorm
+from models.layers.blocks import LevelNorm
 from models.quant import METHODS, Ranges, UintFakeQuant, quantise
 from models.quant.placement import roundings_of
 from runtime import Card, read_coco
-from runtime.card import sha256_file
-from runtime.image import write_image
+from runtime.card.card import sha256_file
+from runtime.images.image import write_image
 
 SIZE_HW = (64, 96)
 

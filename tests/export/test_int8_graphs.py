@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from models.detector import Detector as Network
-from models.fuse import fuse
+from models.layers.fuse import fuse
 from models.quant import cpu_form, quantise
 from tests.export.test_int8 import network, noise
 

@@ -16,12 +16,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from export.nms import PLUGIN, add_functions, as_function, nms_module, why_no_plugin, without_functions
+from export.graph.nms import PLUGIN, add_functions, as_function, nms_module, why_no_plugin, without_functions
+from export.graph.plan import nms_kind
+from export.graph.tracing import check_weights, trace
 from export.options import ExportError, NmsKind, OnnxOptions
-from export.plan import nms_kind
-from export.tracing import check_weights, trace
-from models.config import PostprocessConfig
-from models.nms import float32_above, float32_below
+from models.config.model import PostprocessConfig
+from models.deploy.nms import float32_above, float32_below
 from runtime.backends import RawOutputs
 from runtime.suppression import suppress
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.form import _trace
-from export.form import simplified as _simplified
+from export.graph.form import _trace
+from export.graph.form import simplified as _simplified
 from export.options import OnnxOptions
-from models.config import ModelConfig, model_config
-from models.deploy import Deploy
+from models.config.model import ModelConfig, model_config
+from models.config.parse import ConfigError
+from models.deploy.graph import Deploy
 from models.detector import Detector
-from models.fuse import fuse
-from models.heads import Head
-from models.necks import build_neck
-from models.typed import ConfigError
+from models.layers.fuse import fuse
+from models.layers.heads import Head
+from models.layers.necks import build_neck
 
 OPERATORS = {
     "Add", "And", "Cast", "Clip", "Concat", "Conv", "Div", "Equal", "Exp", "Expand", "Gather", "GatherElements",

@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 
 import export
-from export.nms import without_functions
-from export.tracing import simplified
-from models.config import model_config
+from export.graph.nms import without_functions
+from export.graph.tracing import simplified
+from models.config.model import model_config
 
 CLASSES = ("a", "b", "c")
 with_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra: isodet[timm]")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from export.options import ExportError
-from export.run_check import run_check
+from export.verification.first_check import run_check
 from runtime import Card, Detections
 
 CARD = Card("onnx", ("a",), (40, 60), 0.1, {"kind": "portable", "iou": 0.5, "candidates": 100, "detections": 100})
@@ -44,8 +44,8 @@ def test_8_and_16_bits_may_move_boxes_hardly_farther_than_one_grey_level_does(
                 found.append(Detections(boxes, np.full(100, 0.5, np.float32), np.zeros(100, np.int32), ("a",)))
             return found
 
-    monkeypatch.setattr("export.run_check.Detector", Fake)
-    monkeypatch.setattr("export.run_check.TorchBackend", lambda *_: None)
+    monkeypatch.setattr("export.verification.first_check.Detector", Fake)
+    monkeypatch.setattr("export.verification.first_check.TorchBackend", lambda *_: None)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), dtype=np.uint8)
     said: list[str] = []
     check: Any = run_check  # of no real network

@@ -24,17 +24,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 import export
 from export.__main__ import main
+from export.engine.build import build
 from export.options import ExportError, Gate, OnnxOptions
-from export.trt_build import build
 from models.checkpoint import read_checkpoint, save_checkpoint
-from models.config import model_config
+from models.config.model import model_config
 from models.detector import Detector as Network
 from models.quant import quantise
 from runtime import Detector, read_card
 from runtime.backends import BackendError
-from runtime.backends.trt_library import Library
-from runtime.card import CardError
-from runtime.sidecar import sidecar_path
+from runtime.backends.trt.library import Library
+from runtime.card.card import CardError
+from runtime.card.sidecar import sidecar_path
 from trainer.recipes.shapes import make_shapes
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'isodet[rtx]'")
@@ -165,7 +165,7 @@ def test_a_checkpoint_is_exported_on_the_way(
 def test_nms_that_an_engine_cannot_have_is_refused_before_the_work(
     tmp_path: Path, graph: Callable[..., Path], checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.trt.to_onnx", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr("export.engine_export.to_onnx", lambda *_: pytest.fail("the work was begun"))
     for kind in ("plugin", "onnx"):
         with pytest.raises(ExportError, match=f"nms: TensorRT-RTX has no operator for {kind}; take auto"):
             export.to_engine(checkpoint("atss"), tmp_path / "a.engine", RTX, UNSCORED, OnnxOptions(nms=kind))
@@ -174,7 +174,7 @@ def test_nms_that_an_engine_cannot_have_is_refused_before_the_work(
 
 
 def test_an_engine_where_it_cannot_run(tmp_path: Path, graph: Callable[..., Path]) -> None:
-    from runtime.backends.cuda_driver import cuda_device_count
+    from runtime.backends.cuda.devices import cuda_device_count
 
     path = export.to_engine(graph(*FIRST[1]), tmp_path / "a.engine", RTX, UNSCORED).path
     if cuda_device_count() == 0:

@@ -18,19 +18,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import export.trt
-import export.trt_proof
-import runtime.backends.trt
-from export.audit import AuditError
+import export.engine.verify
+import export.engine_export
+import runtime.backends.trt.backend
+from export.audit.audit import AuditError
+from export.engine.build import build
+from export.engine.cache import cache_path
+from export.engine.options import EngineOptions
+from export.engine_export import to_engine
 from export.options import ExportError, Gate
-from export.trt import to_engine
-from export.trt_build import build
-from export.trt_cache import cache_path
-from export.trt_options import EngineOptions
 from runtime import Card
 from runtime.artifact import read_card
-from runtime.backends.trt_library import Library
-from runtime.sidecar import sidecar_path
+from runtime.backends.trt.library import Library
+from runtime.card.sidecar import sidecar_path
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.fake_trt import VERSIONS, fake_trt
 
@@ -125,7 +125,7 @@ def test_the_plugin_is_looked_for_before_the_graph_is_read() -> None:
 
 
 def test_a_build_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.trt_build._TELL_EVERY", 0.0)
+    monkeypatch.setattr("export.engine.build._TELL_EVERY", 0.0)
     told: list[tuple[str, int, int]] = []
     build(library("tensorrt-10.13"), Path("m.onnx"), EngineOptions(), progress=lambda *step: told.append(step))
     assert told == [("build: building", n, 3) for n in range(4)]
@@ -215,7 +215,7 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
         module = fake_trt("tensorrt-11.4", found, lambda images: {})
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         put_in_fake_cuda(monkeypatch)
-        for place in (export.trt, export.trt_proof, runtime.backends.trt):
+        for place in (export.engine_export, export.engine.verify, runtime.backends.trt.backend):
             monkeypatch.setattr(place, "cuda_device_count", lambda: 1)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         return module

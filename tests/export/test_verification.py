@@ -20,14 +20,14 @@ import pytest
 
 import export
 from export.__main__ import main
-from export.machine import places
-from export.report import check_folder, write_reports
-from export.scores import Verification
-from export.verification import VerifyError, _score
+from export.verification.report import check_folder, write_reports
+from export.verification.scores import Verification
+from export.verification.targets import places
+from export.verification.verify import VerifyError, _score
 from models.checkpoint import read_checkpoint, save_checkpoint
 from runtime import CardError, Detector, read_card, read_dataset
 from runtime.backends import BackendError, RawOutputs
-from runtime.card import METADATA_KEY
+from runtime.card.card import METADATA_KEY
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def damage(model: onnx.ModelProto) -> None:
 
 def test_a_gpu_is_asked_of_the_driver(shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = read_card(shapes_run / "best.onnx")
-    monkeypatch.setattr("export.machine.cuda_device_count", lambda: 0)
+    monkeypatch.setattr("export.verification.targets.cuda_device_count", lambda: 0)
     cpu, gpu = places(card)
     assert (cpu.device, cpu.missing) == ("cpu", "") and "the CUDA driver finds no devices here" in gpu.missing
     assert [place.device for place in places(card, "cpu")] == ["cpu"]
-    monkeypatch.setattr("export.machine.cuda_device_count", lambda: 1)
+    monkeypatch.setattr("export.verification.targets.cuda_device_count", lambda: 1)
     assert [place.missing for place in places(card)] == ["", ""]
     assert [(p.device, bool(p.missing)) for p in places(card, "cuda:1")] == [("cuda:1", True)]
     with pytest.raises(BackendError, match="device: expected auto"):
@@ -73,7 +73,7 @@ def test_what_cannot_run_here_is_built_and_not_scored_everywhere(
     copies: Path, verified: Verification, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In table, JSON and HTML beside the row that was scored; alone, it is never passed."""
-    monkeypatch.setattr("export.machine.cuda_device_count", lambda: 0)
+    monkeypatch.setattr("export.verification.targets.cuda_device_count", lambda: 0)
     (row,) = verified.not_scored
     assert verified.passed and row.device == "cuda:0"
     assert f"built, not scored: {row.why}" in verified.table()
@@ -232,7 +232,7 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(
     copies: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (copies / "file").write_text("in the way")
-    monkeypatch.setattr("export.verification.verify", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr("export.verification.verify.verify", lambda *_: pytest.fail("the work was begun"))
     for folder in (copies / "file", copies / "file" / "below"):
         assert main(["verify", str(copies / "best.onnx"), "--report", str(folder), "--quiet"]) == 1
         error = capsys.readouterr().err
@@ -241,7 +241,7 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(
     def full(*_: object, **__: object) -> object:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("export.report.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("export.verification.report.tempfile.TemporaryFile", full)
     with pytest.raises(VerifyError, match="No space left on device"):
         check_folder(copies)
 
@@ -266,10 +266,10 @@ def test_a_disk_that_fills_up_leaves_the_old_report(
 def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(
     copies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import export.form
+    import export.graph.form
 
     old = (copies / "best.onnx").read_bytes()
-    real = export.form.simplified
+    real = export.graph.form.simplified
 
     def wrong(model: onnx.ModelProto) -> onnx.ModelProto:
         model = real(model)
@@ -279,8 +279,8 @@ def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(
         return model
 
     wrong_once: list[bool] = []
-    monkeypatch.setattr("export.form.simplified", wrong)
-    monkeypatch.setattr("export.graph._run_check", lambda *_: None)
+    monkeypatch.setattr("export.graph.form.simplified", wrong)
+    monkeypatch.setattr("export.onnx_export._run_check", lambda *_: None)
     assert main(["onnx", str(copies / "best.pt"), "--simplify", "--quiet"]) == 1
     printed = capsys.readouterr()
     assert "nothing was written" in printed.err and "loses" in printed.err

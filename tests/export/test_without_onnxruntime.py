@@ -10,8 +10,9 @@ import pytest
 
 import export
 from export.__main__ import main
-from export.bisect import bisect
-from runtime.backends import BackendError, ort_library
+from export.verification.bisect import bisect
+from runtime.backends import BackendError
+from runtime.backends.ort import library as ort_library
 
 ROOT = Path(__file__).resolve().parents[2]
 ADVICE = (
@@ -23,7 +24,7 @@ ADVICE = (
 def _neither(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `isodet[export]` alone is: it brings no build."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "runtime.backends.ort", raising=False)
+    monkeypatch.delitem(sys.modules, "runtime.backends.ort.backend", raising=False)
     monkeypatch.setattr(ort_library, "installed_builds", lambda: ())
 
 
@@ -36,8 +37,10 @@ def test_nothing_is_exported_that_cannot_be_run(shapes_run: Path, tmp_path: Path
 
 
 def test_nothing_is_verified_or_bisected(shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.verification._score", lambda *_: pytest.fail("the checkpoint was scored before"))
-    monkeypatch.setattr("export.bisect.float_graphs", lambda *_: pytest.fail("the checkpoint was exported before"))
+    monkeypatch.setattr("export.verification.verify._score", lambda *_: pytest.fail("the checkpoint was scored before"))
+    monkeypatch.setattr(
+        "export.verification.bisect.float_graphs", lambda *_: pytest.fail("the checkpoint was exported before")
+    )
     with pytest.raises(BackendError, match=f"^{ADVICE}"):
         export.verify([shapes_run / "best.onnx"], against=shapes_run / "best.pt")
     with pytest.raises(BackendError, match=f"^{ADVICE}"):
@@ -56,7 +59,8 @@ def test_an_engine_can_be_built_of_a_graph_that_was_verified_elsewhere() -> None
     """Nothing on the way from an ONNX file to an engine loads ONNX Runtime; `isodet[export,trt]` is enough."""
     code = (
         "import sys\nsys.modules['onnxruntime'] = None\n"
-        "import export.trt, export.trt_proof, export.audit, export.machine, export.verification, export.bisect"
+        "import export.engine_export, export.engine.verify, export.audit.audit, export.verification.targets\n"
+        "import export.verification.verify, export.verification.bisect"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -27,8 +27,8 @@ def _float32_is_float32() -> Iterator[None]:
 
 @pytest.fixture
 def cuda() -> Any:
-    """`runtime.backends.cuda_memory` on the real driver."""
-    return importlib.import_module("runtime.backends.cuda_memory")
+    """`runtime.backends.cuda.memory` on the real driver."""
+    return importlib.import_module("runtime.backends.cuda.memory")
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import torch
 
-from models.config import ModelConfig, model_config
-from models.deploy import Deploy
+from models.config.model import ModelConfig, model_config
+from models.config.parse import to_mapping
+from models.deploy.graph import Deploy
 from models.detector import Detector as Network
-from models.typed import to_mapping
 from runtime import BackendOptions, Detections, Detector
-from runtime.backends.torch import TorchBackend
-from runtime.card import Card
+from runtime.backends.torch.backend import TorchBackend
+from runtime.card.card import Card
 
 DETECTORS = ("atss", "retinanet", "fcos")
 SIZE = (128, 160)

@@ -16,7 +16,7 @@ import sys
 import numpy as np
 import torch
 from runtime import BackendOptions, Detector
-from runtime.backends.cuda_memory import Buffer, Stream, pinned
+from runtime.backends.cuda.memory import Buffer, Stream, pinned
 from tests.gpu.networks import detector, pictures
 
 stream = Stream(0)

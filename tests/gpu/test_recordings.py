@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runtime.backends import BackendError
-from runtime.backends.batch_buckets import bucket_of
+from runtime.backends.cuda.batch_sizes import bucket_of
 
 pytestmark = pytest.mark.gpu
 WIDTH = 1000

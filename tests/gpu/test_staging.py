@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from runtime.backends import BackendError
-from runtime.card import Card
-from runtime.device_frames import DeviceFrame, device_frames
+from runtime.card.card import Card
+from runtime.images.device_frames import DeviceFrame, device_frames
 
 pytestmark = pytest.mark.gpu
 HEIGHT, WIDTH, ROWS = 6, 10, 4
@@ -23,7 +23,7 @@ TENSORS: dict[str, Any] = {
 
 @pytest.fixture
 def staging(cuda: Any) -> Any:
-    from runtime.backends.cuda_staging import Staging
+    from runtime.backends.cuda.staging import Staging
 
     nms = {"kind": "portable", "iou": 0.6, "candidates": 10, "detections": 2}
     made = Staging(cuda.Stream(0), Card("onnx", ("a",), (HEIGHT, WIDTH), 0.05, nms), "images", TENSORS, ROWS)

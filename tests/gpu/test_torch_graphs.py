@@ -97,7 +97,7 @@ import numpy as np
 import torch
 from runtime import BackendOptions
 from runtime.backends import BackendError
-from runtime.backends.torch import TorchBackend
+from runtime.backends.torch.backend import TorchBackend
 from tests.gpu.networks import backend, card, config, deployed, pictures
 
 class Waits(torch.nn.Module):

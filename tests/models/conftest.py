@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.layers import ImplicitConv
-from models.necks import WeightedSum
+from models.layers.blocks import ImplicitConv
+from models.layers.necks import WeightedSum
 from tests.models.own_folder import BASE, GOOD, forget
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
 
 BASE = """

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.assigners import BACKGROUND, IGNORED, assign
-from models.config import AnchorConfig, AssignConfig
-from models.points import Priors, feature_sizes, priors
-from models.typed import ConfigError, build
+from models.config.model import AnchorConfig, AssignConfig
+from models.config.parse import ConfigError, build
+from models.priors import Priors, feature_sizes, priors
 
 KINDS = ("atss", "iou", "center", "topk")
 SIDES = st.sampled_from([32, 64, 96, 128])

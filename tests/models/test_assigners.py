@@ -17,8 +17,8 @@ from torch import Tensor
 
 from models.assigners import BACKGROUND, IGNORED, assign, assign_atss, assign_center, assign_iou, assign_topk
 from models.assigners.candidates import nearest
-from models.config import AnchorConfig, AssignConfig
-from models.points import Priors, feature_sizes, priors
+from models.config.model import AnchorConfig, AssignConfig
+from models.priors import Priors, feature_sizes, priors
 
 STRIDES = (8, 16, 32, 64, 128)
 ONE = AnchorConfig(size=8.0)

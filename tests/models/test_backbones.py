@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.backbones import Backbone, build_backbone
-from models.config import BackboneConfig, model_config
-from models.criterion import criterion
+from models.config.model import BackboneConfig, model_config
+from models.config.network import BACKBONES
+from models.config.parse import ConfigError
 from models.detector import Detector
-from models.fuse import FuseError, assert_fused, fuse
-from models.network_config import BACKBONES
-from models.typed import ConfigError
+from models.layers.fuse import FuseError, assert_fused, fuse
+from models.loss import criterion
 from trainer.optim import parameter_groups
 
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import model_config
+from models.config.model import model_config
+from models.config.parse import ConfigError
 from models.detector import Detector
-from models.fuse import FuseError, assert_fused, fuse
-from models.layers import ConvNorm, DepthwiseConv, ImplicitConv, LevelAffine, LevelNorm, ShuffleConv
-from models.reparam import QARepVGGBlock, RepConv
-from models.towers import Tower
-from models.typed import ConfigError
+from models.layers.blocks import ConvNorm, DepthwiseConv, ImplicitConv, LevelAffine, LevelNorm, ShuffleConv
+from models.layers.fuse import FuseError, assert_fused, fuse
+from models.layers.reparam import QARepVGGBlock, RepConv
+from models.layers.towers import Tower
 
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "RepConv with identity": lambda: RepConv(16, 16),

@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.config import ModelConfig, model_config
-from models.deploy import Deploy
+from models.config.model import ModelConfig, model_config
+from models.deploy.graph import Deploy
+from models.deploy.graph_input import Frame, Intake
 from models.detector import Detector
-from models.intake import Frame, Intake
 
 SIZE = (64, 96)
 ASKS_THE_HOST = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "repeat_interleave")

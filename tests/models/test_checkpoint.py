@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from models.checkpoint import CheckpointError, build_detector, load_detector, read_checkpoint, save_checkpoint
-from models.config import model_config
+from models.config.model import model_config
+from models.config.parse import to_mapping
 from models.detector import Detector
-from models.typed import to_mapping
 
 CONFIG = model_config({
     "classes": ["a", "b"], "input_size_hw": [64, 64], "backbone": {"name": "resnet18", "width": 0.125},

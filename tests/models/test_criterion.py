@@ -11,13 +11,13 @@ import torch
 from models.assigners import BACKGROUND, IGNORED, assign
 from models.boxes import iou
 from models.coders import decode
-from models.config import LossConfig, ModelConfig, model_config
-from models.criterion import criterion
+from models.config.model import LossConfig, ModelConfig, model_config
+from models.config.parse import ConfigError, build
 from models.detector import Raw
-from models.heads import Head
+from models.layers.heads import Head
+from models.loss import criterion
 from models.losses import bce_loss, focal_loss
-from models.points import feature_sizes, priors
-from models.typed import ConfigError, build
+from models.priors import feature_sizes, priors
 
 SIZE = (64, 96)
 KINDS = ("atss", "iou", "center", "topk")

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from models.config import ModelConfig, model_config
-from models.criterion import criterion
-from models.deploy import Deploy
+from models.config.model import ModelConfig, model_config
+from models.config.parse import ConfigError
+from models.deploy.graph import Deploy
 from models.detector import Detector
-from models.fuse import FuseError, assert_fused, fuse
-from models.typed import ConfigError
+from models.layers.fuse import FuseError, assert_fused, fuse
+from models.loss import criterion
 
 PRESETS = ("atss", "retinanet", "fcos")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "repvgg_a0")

@@ -10,10 +10,10 @@ from torch import Tensor
 from models.assigners import BACKGROUND, IGNORED, assign, assign_atss, assign_center, assign_iou
 from models.boxes import iou
 from models.coders import decode_delta, decode_ltrb, encode_delta, encode_ltrb
-from models.config import AnchorConfig, AssignConfig, NeckConfig
+from models.config.model import AnchorConfig, AssignConfig, NeckConfig
+from models.layers.necks import FPN
 from models.losses import centerness, focal_loss, giou_loss
-from models.necks import FPN
-from models.points import feature_sizes, priors
+from models.priors import feature_sizes, priors
 
 STRIDES = (8, 16, 32, 64, 128)
 ATSS = AnchorConfig(size=8.0)

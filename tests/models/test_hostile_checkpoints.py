@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from models.checkpoint import CheckpointError, save_checkpoint
-from models.config import PRESETS, model_config
+from models.config.model import PRESETS, model_config
+from models.config.parse import to_mapping
 from models.detector import Detector as Network
-from models.typed import to_mapping
 from runtime import Card, CardError, Detector
 
 Content = dict[str, Any]

@@ -11,12 +11,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.config import model_config
-from models.deploy import Deploy
+from models.config.model import model_config
+from models.config.parse import merge
+from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.importers import Imported, ImportRefused, coco, import_checkpoint, mmdet
 from models.importers import torchvision as importer
-from models.typed import merge
 
 SIZES = ((96, 160), (128, 128), (192, 96))  # in the first, P6 and P7 stand 48 x 53 and 96 x 80 px apart
 BUILDERS: dict[str, Callable[..., nn.Module]] = {

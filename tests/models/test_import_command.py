@@ -17,7 +17,7 @@ import export
 from export.__main__ import main as exporter
 from models.checkpoint import build_detector
 from runtime import Detections, Detector, read_coco
-from runtime.evaluate import coco_metrics, evaluate
+from runtime.evaluation.evaluate import coco_metrics, evaluate
 from tests.models.test_import import CLASSES, mmdet_state, original_detections, picture, with_random_weights
 from trainer.__main__ import main
 

@@ -146,7 +146,7 @@ def test_groups_that_would_normalise_otherwise(tmp_path, atss):
 
 
 def test_nothing_is_written_where_an_import_is_refused(tmp_path, atss):
-    from trainer.importing import import_detector
+    from trainer.import_checkpoint import import_detector
 
     torch.save({k: v for k, v in atss.items() if "layer1.0.bn2" not in k}, tmp_path / "f.pth")
     with pytest.raises(ImportRefused, match="missing"):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.intake import Frame, Intake
+from models.deploy.graph_input import Frame, Intake
 from runtime.backends import graph_input
-from runtime.card import Card
-from runtime.image import FILL, Letterbox
+from runtime.card.card import Card
+from runtime.images.image import FILL, Letterbox
 
 SIZES = [((71, 97), (64, 96)), ((240, 321), (64, 96)), ((31, 20), (64, 96)), ((128, 192), (64, 96)),
          ((64, 96), (64, 96)), ((5, 300), (64, 96)), ((719, 1283), (63, 97))]  # fmt: skip

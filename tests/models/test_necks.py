@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import NeckConfig, model_config
+from models.config.model import NeckConfig, model_config
+from models.config.parse import ConfigError
 from models.detector import Detector
-from models.fuse import FuseError, fuse, fused_difference
-from models.necks import BiFPN, ConstantSum, WeightedSum, build_neck
-from models.points import feature_sizes
-from models.typed import ConfigError
+from models.layers.fuse import FuseError, fuse, fused_difference
+from models.layers.necks import BiFPN, ConstantSum, WeightedSum, build_neck
+from models.priors import feature_sizes
 
 KINDS = ("fpn", "pafpn", "bifpn", "reppan")
 CHANNELS = (16, 24, 32, 40)

@@ -9,7 +9,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.nms import portable_nms
+from models.deploy.nms import portable_nms
 
 
 def greedy(boxes: np.ndarray, labels: np.ndarray, threshold: float) -> list[bool]:

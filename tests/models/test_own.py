@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import ModelConfig
+from models.config.model import ModelConfig
+from models.config.parse import ConfigError
+from models.custom.find import AUGMENTATION, own_part
 from models.detector import Detector
-from models.own import AUGMENTATION, own_part
-from models.typed import ConfigError
 from tests.models.own_folder import ALL, GOOD, read
 
 
@@ -34,7 +34,7 @@ def test_arguments_become_typed_and_complete(own_folder: Path) -> None:
 
 
 def own_part_values(model: ModelConfig) -> dict[str, object]:
-    from models.own import BACKBONE
+    from models.custom.find import BACKBONE
 
     values = dict(own_part(BACKBONE, model.backbone.name, model.backbone.arguments).values)
     assert type(values["stem"]).__name__ == "Stem" and isinstance(values["scale"], float)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from models.checkpoint import CheckpointError, build_detector, save_checkpoint
-from models.config import ModelConfig, model_config
+from models.config.model import ModelConfig, model_config
+from models.config.parse import to_mapping
 from models.detector import Detector
-from models.typed import to_mapping
 from tests.models.own_folder import ALL, forget, read
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.typed import ConfigError
+from models.config.parse import ConfigError
 from tests.models.own_folder import read
 
 NET = "model: {backbone: {name: other:Net}}"
@@ -20,7 +20,8 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     # names
     "no module": ("model: {backbone: {name: mien:Net}}", "",
                   r"model.backbone.name: mien:Net: there is no module mien in .*; did you mean 'mine'\?"),
-    "no submodule": ("model: {neck: {kind: 'models.nekcs:FPN'}}", "", r"no module models.nekcs in .*mean 'necks'\?"),
+    "no submodule": ("model: {neck: {kind: 'models.layers.nekcs:FPN'}}", "", 
+                     r"no module models.layers.nekcs in .*mean 'necks'\?"),
     "no attribute": ("model: {assign: {kind: mine:frist}}", "",
                      r"mine:frist: the module mine .*mine.py.* has no frist; did you mean 'first'\?"),
     "no name": ("model: {box: {loss: 'mine:'}}", "", r"model.box.loss: your own part is named package.module:Name"),

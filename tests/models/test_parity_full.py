@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.config import model_config
-from models.criterion import criterion
-from models.deploy import Deploy
+from models.config.model import model_config
+from models.config.parse import merge
+from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.importers import fitted, mmdet
-from models.typed import merge
+from models.loss import criterion
 
 FILES = {
     "full_mmdet_atss": "atss",

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from models.assigners import assign
-from models.config import model_config
-from models.criterion import criterion
-from models.deploy import Deploy
+from models.config.model import model_config
+from models.config.parse import merge
+from models.deploy.graph import Deploy
 from models.detector import Detector, Raw
 from models.importers import mmdet, torchvision
-from models.typed import merge
+from models.loss import criterion
 
 MMDET = {"head_mmdet_atss": "atss", "head_mmdet_retinanet": "retinanet",
          "head_mmdet_fcos_plain": "fcos", "head_mmdet_fcos_improved": "fcos-improved"}  # fmt: skip

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from models.assigners import assign_center, assign_iou
 from models.coders import decode, decode_delta, decode_ltrb, encode_delta
-from models.config import AnchorConfig, BoxConfig, model_config
+from models.config.model import AnchorConfig, BoxConfig, model_config
+from models.config.parse import ConfigError
 from models.importers import torchvision
-from models.points import Priors, priors
-from models.typed import ConfigError
+from models.priors import Priors, priors
 
 STRIDES = (8, 16, 32, 64, 128)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.config import ModelConfig
+from models.config.model import ModelConfig
 from models.detector import Detector
 from models.importers import import_checkpoint
 from models.importers.coco import NAMES

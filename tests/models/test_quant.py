@@ -14,14 +14,14 @@ from torch import Tensor, fx, nn
 
 import export
 from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
-from models.config import model_config
-from models.deploy import Deploy
+from models.config.model import model_config
+from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.quant import FakeQuant, IntConv2d, QuantConv2d, QuantError, quantise
 from models.quant.fake_quant import rounded
 from runtime import Detector as Runtime
 from runtime import read_coco, read_image
-from runtime.evaluate import evaluate
+from runtime.evaluation.evaluate import evaluate
 
 
 def detector(**keys: object) -> Detector:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones import Backbone, build_backbone
-from models.config import BackboneConfig, model_config
+from models.config.model import BackboneConfig, model_config
+from models.config.parse import ConfigError
 from models.detector import Detector
-from models.typed import ConfigError
 
 with_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra: isodet[timm]")
 # Plain; squeeze and excitation; global context; LayerNorms and a stem of patches; inverted bottlenecks.

@@ -10,12 +10,12 @@ import torchvision
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
-from models.config import model_config
-from models.criterion import Losses, criterion
+from models.config.model import model_config
+from models.config.parse import ConfigError
 from models.detector import Raw
 from models.importers.torchvision import NAMES, conventions
-from models.points import feature_sizes, priors
-from models.typed import ConfigError
+from models.loss import Losses, criterion
+from models.priors import feature_sizes, priors
 
 SIZE, CLASSES = (96, 160), 4
 SIZES = feature_sizes(SIZE, (3, 7))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from models.config import AssignConfig, BoxConfig, HeadConfig, PostprocessConfig, model_config
-from models.network_config import BACKBONES, BackboneConfig, NeckConfig
-from models.typed import ConfigError
-from models.undeployable import REFUSED, refuse_undeployable
+from models.config.model import AssignConfig, BoxConfig, HeadConfig, PostprocessConfig, model_config
+from models.config.network import BACKBONES, BackboneConfig, NeckConfig
+from models.config.parse import ConfigError
+from models.config.unsupported import REFUSED, refuse_undeployable
 
 SECTIONS = {
     "backbone": BackboneConfig, "neck": NeckConfig, "head": HeadConfig, "assign": AssignConfig, "box": BoxConfig,

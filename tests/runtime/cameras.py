@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import stream_process, streams
-from runtime.image import Image
-from runtime.stream_source import Origin, Source, of_capture
+from runtime.images.image import Image
+from runtime.streams import process as stream_process
+from runtime.streams import streams
+from runtime.streams.source import Origin, Source, of_capture
 
 QUICK = {"backoff_s": 0.01, "backoff_max_s": 0.02}
 
@@ -90,7 +91,7 @@ class HttpCamera:
 
 
 class FakeCapture:
-    """A `runtime.stream_capture.Capture` of `count` frames; `at` says what happens before which frame is read."""
+    """A `runtime.streams.capture.Capture` of `count` frames; `at` says what happens before which frame is read."""
 
     fps = 10.0
 

@@ -13,10 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.card import Card
+from runtime.card.card import Card
+from runtime.datasets.annotations import EVERY_CLASS, CocoDataset, ImageRecord, Problems
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.records import EVERY_CLASS, CocoDataset, ImageRecord, Problems
 from tests.runtime.cameras import until
 from tests.runtime.echo import Echo, Gate
 from tests.runtime.engines import engine_file as engine_file
@@ -57,7 +57,7 @@ def coco_files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """Writes a COCO file of the content given, and one small PNG for each of its images."""
 
     def write(content: dict[str, Any], pictures: bool = True) -> tuple[Path, Path]:
-        from runtime.image import write_image
+        from runtime.images.image import write_image
 
         folder = tmp_path / "images"
         folder.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from runtime.backends import RawOutputs
-from runtime.card import Card
+from runtime.card.card import Card
 from runtime.detections import Detections
 
 FOREVER = 3600_000.0

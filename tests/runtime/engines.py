@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import runtime.backends.trt
-from runtime.card import Card
-from runtime.sidecar import sidecar_path, sidecar_text
+import runtime.backends.trt.backend
+from runtime.card.card import Card
+from runtime.card.sidecar import sidecar_path, sidecar_text
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.fake_trt import fake_trt
 
@@ -58,8 +58,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
         module = fake_trt(version, {"shape": (-1, 8, 8, 3), "profile": (2, 2, 4), **network}, pixels_as_boxes)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         put_in_fake_cuda(monkeypatch, sm)
-        monkeypatch.setattr(runtime.backends.trt, "cuda_device_count", lambda: gpus)
-        monkeypatch.setattr(runtime.backends.trt, "system", lambda: "linux-x86_64")
+        monkeypatch.setattr(runtime.backends.trt.backend, "cuda_device_count", lambda: gpus)
+        monkeypatch.setattr(runtime.backends.trt.backend, "system", lambda: "linux-x86_64")
         return module
 
     yield install

@@ -13,7 +13,7 @@ from typing import IO
 
 import pytest
 
-from runtime.image import Image
+from runtime.images.image import Image
 
 PYTHON = "/usr/bin/python3"
 PACKAGES = (

@@ -16,7 +16,7 @@ import pytest
 
 from runtime import BatcherClosed, DeadlineExpired, FrameDropped, QueueFull
 from runtime.backends import BackendError, OutOfMemory
-from runtime.card import Card
+from runtime.card.card import Card
 from runtime.detections import Detections
 from runtime.detector import Detector, FrameError
 from tests.runtime.echo import FOREVER, Echo, Gate, frame, number

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runtime import BatcherClosed
-from runtime.batcher import Batcher
+from runtime.batcher.batcher import Batcher
 from runtime.detections import Detections
 from runtime.detector import Detector
 from tests.runtime.echo import Echo, Gate, frame, number
@@ -117,7 +117,7 @@ def test_the_interpreter_exits_with_batchers_open() -> None:
     code = (
         "import sys, threading, time; sys.path.insert(0, '.')\n"
         "import numpy as np\n"
-        "from runtime.card import Card\n"
+        "from runtime.card.card import Card\n"
         "from runtime.detector import Detector\n"
         "from runtime.backends import RawOutputs\n"
         "class Slow:\n"

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from runtime.backends import BackendError, OutOfMemory, RawOutputs, joined, rows_of
-from runtime.backends.ort import OrtBackend
-from runtime.backends.torch import TorchBackend
-from runtime.card import Card
+from runtime.backends.ort.backend import OrtBackend
+from runtime.backends.torch.backend import TorchBackend
+from runtime.card.card import Card
 from runtime.detector import Detector
 from tests.runtime.echo import FOREVER, Echo, frame, number
 

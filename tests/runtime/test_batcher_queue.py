@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.batcher_admission import Admission, FrameDropped, QueueFull
-from runtime.batcher_metrics import LATENCIES, Tally
-from runtime.batcher_queue import FairQueue, Request
-from runtime.image import Letterbox
+from runtime.batcher.admission import Admission, FrameDropped, QueueFull
+from runtime.batcher.metrics import LATENCIES, Tally
+from runtime.batcher.queue import FairQueue, Request
+from runtime.images.image import Letterbox
 
 
 def request(stream: object = None, at: float = 0.0, wait: float = 4.0, deadline: float = math.inf) -> Request:

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import runtime.bench
+import runtime.bench.bench
 from runtime.backends import BackendError, RawOutputs
-from runtime.bench import bench
-from runtime.bench_stages import BARE, STAGES, WHOLE, _share_of
-from runtime.bench_streams import time_streams
-from runtime.card import Card, CardError
+from runtime.bench.bench import bench
+from runtime.bench.stages import BARE, STAGES, WHOLE, _share_of
+from runtime.bench.streams import time_streams
+from runtime.card.card import Card, CardError
 from runtime.detector import Detector
-from runtime.image import ImageError, write_image
+from runtime.images.image import ImageError, write_image
 
 
 def test_every_stage_at_every_batch_size(onnx_file: Callable[..., Path]) -> None:
@@ -115,7 +115,7 @@ def test_time_is_the_limit_unless_iterations_are_given(
     onnx_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count(0, 0.25)  # a quarter of a second from look to look
-    monkeypatch.setattr(runtime.bench, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(runtime.bench.bench, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     for seconds, turns in ((0.1, 5), (2.0, 5 + 7)):  # five come before the first look
         rows = bench(onnx_file(), seconds=seconds, frame_hw=(8, 8), warmup=3, device="cpu").rows
         assert {row.iterations for row in rows} == {turns}

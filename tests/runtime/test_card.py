@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from runtime.artifact import read_card
-from runtime.card import Card, CardError, sha256_file
-from runtime.onnx_file import read_onnx_metadata
+from runtime.card.card import Card, CardError, sha256_file
+from runtime.card.onnx_metadata import read_onnx_metadata
 
 
 def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:

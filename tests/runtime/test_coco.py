@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import coco
-from runtime.coco import CocoError, Problems, read_coco
+from runtime.datasets import coco
+from runtime.datasets.coco import CocoError, Problems, read_coco
 
 Files = Callable[..., tuple[Path, Path]]
 

@@ -18,9 +18,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from runtime.__main__ import main
-from runtime.coco import read_coco
-from runtime.coco_results import read_coco_results
-from runtime.records import DatasetError
+from runtime.datasets.annotations import DatasetError
+from runtime.datasets.coco import read_coco
+from runtime.evaluation.results_file import read_coco_results
 
 Files = Callable[..., tuple[Path, Path]]
 

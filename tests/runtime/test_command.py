@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 import runtime
 from runtime.__main__ import main
-from runtime.image import write_image
+from runtime.images.image import write_image
 
 Files = Callable[..., tuple[Path, Path]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,14 +23,13 @@ def python(code: str, *path: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_runtime_is_light() -> None:
-    started = time.perf_counter()
     done = python(
-        "import runtime, runtime.detector, runtime.evaluate, runtime.detect, runtime.bench, runtime.__main__\n"
+        "import runtime, runtime.detector, runtime.evaluation.evaluate, runtime.commands.detect_run\n"
+        "import runtime.bench.bench, runtime.__main__\n"
         "heavy = {'torch', 'torchvision', 'onnxruntime', 'onnx', 'pycocotools', 'tensorrt', 'matplotlib', 'models'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
-    assert time.perf_counter() - started < 10  # half a second; ten on a machine that is busy
 
 
 def test_the_packages_names_are_there() -> None:

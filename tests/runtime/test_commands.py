@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from runtime.commands import exit_status, words
+from runtime.commands.shared import exit_status, words
 from runtime.runs import RunsError
 
 

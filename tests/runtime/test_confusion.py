@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from runtime.confusion import confusion
-from runtime.curves import curves, recommended
+from runtime.datasets.annotations import CocoDataset
 from runtime.detections import Detections
-from runtime.matching import match
-from runtime.records import CocoDataset
-from runtime.worst import worst_images
+from runtime.evaluation.confusion import confusion
+from runtime.evaluation.curves import curves, recommended
+from runtime.evaluation.matching import match
+from runtime.evaluation.worst import worst_images
 
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
@@ -101,8 +101,8 @@ def test_pairs_are_the_most_frequent_first(scene: Scene) -> None:
 
 
 def test_the_worst_images_are_those_with_the_lowest_f1(scene: Scene) -> None:
-    from runtime.evaluate import Evaluation
-    from runtime.measurement import measure
+    from runtime.evaluation.details import measure
+    from runtime.evaluation.evaluate import Evaluation
 
     dataset, found = scene(5, images=20)
     matches = match(found, dataset)

@@ -13,20 +13,20 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import runtime.judge
-from runtime.buckets import bucket_scores, parse_buckets
+import runtime.evaluation.coco_eval
+from runtime.commands.eval import measurement_arguments
+from runtime.datasets.annotations import CocoDataset, ImageRecord, Problems
 from runtime.detections import Detections
-from runtime.eval_commands import measurement_arguments
-from runtime.evaluate import EvaluationError, judge_detections
-from runtime.measurement import measure
-from runtime.records import CocoDataset, ImageRecord, Problems
+from runtime.evaluation.details import measure
+from runtime.evaluation.evaluate import EvaluationError, judge_detections
+from runtime.evaluation.sizes import bucket_scores, parse_buckets
 
 
 @pytest.fixture(params=["pycocotools", "faster-coco-eval"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the two that may be installed."""
     if request.param == "pycocotools":
-        monkeypatch.setattr(runtime.judge, "coco_engine", lambda: (COCO, COCOeval))
+        monkeypatch.setattr(runtime.evaluation.coco_eval, "coco_engine", lambda: (COCO, COCOeval))
     elif importlib.util.find_spec("faster_coco_eval") is None:
         pytest.skip("faster-coco-eval is not installed (the extra fast-eval)")
 

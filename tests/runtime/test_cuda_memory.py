@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from runtime.backends import BackendError
-from runtime.device_frames import LEGACY_STREAM, DeviceFrame
+from runtime.images.device_frames import LEGACY_STREAM, DeviceFrame
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.runtime.conftest import make_card
 
@@ -68,7 +68,7 @@ def bindings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bindings]:
     """Our CUDA modules on the real cuda-python; skipped where that is not installed."""
     real = pytest.importorskip("cuda.bindings.runtime")
     forget_cuda()
-    memory = importlib.import_module("runtime.backends.cuda_memory")
+    memory = importlib.import_module("runtime.backends.cuda.memory")
     watched = Bindings(real)
     monkeypatch.setattr(memory, "cudart", watched)
     yield watched
@@ -78,14 +78,14 @@ def bindings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bindings]:
 def test_every_call_takes_what_we_give_it(bindings: Bindings) -> None:
     """No GPU has to be there: the arguments are converted before CUDA is asked."""
     _all_that_we_do()  # what it made is gone afterwards, which is some of the calls
-    source = (ROOT / "runtime/backends/cuda_memory.py").read_text(encoding="utf-8")
+    source = (ROOT / "runtime/backends/cuda/memory.py").read_text(encoding="utf-8")
     used = {name for name in re.findall(r"cudart\.(cuda\w+)[(,]", source) if name != "cudaGetErrorString"}
     assert len(used) > 15 and used <= bindings.called, "a call that this test does not make"
 
 
 def _all_that_we_do() -> None:
-    from runtime.backends import cuda_memory as cuda
-    from runtime.backends.cuda_staging import Staging
+    from runtime.backends.cuda import memory as cuda
+    from runtime.backends.cuda.staging import Staging
 
     assert cuda.gpu(0).index == 0
     stream = cuda.Stream(0)
@@ -112,7 +112,7 @@ def _all_that_we_do() -> None:
 
 def test_an_error_says_what_cuda_says(bindings: Bindings) -> None:
     from runtime.backends import OutOfMemory
-    from runtime.backends import cuda_memory as cuda
+    from runtime.backends.cuda import memory as cuda
 
     errors = bindings._real.cudaError_t
     with pytest.raises(OutOfMemory, match=r"^CUDA: out of memory \(2\)$"):
@@ -129,7 +129,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_memory_goes_with_its_last_view(fake: Any) -> None:
-    from runtime.backends.cuda_memory import Buffer, pinned
+    from runtime.backends.cuda.memory import Buffer, pinned
 
     memory = pinned(64)
     part = memory[3:9].reshape(2, 3)
@@ -143,7 +143,7 @@ def test_memory_goes_with_its_last_view(fake: Any) -> None:
 
 
 def test_a_recording_that_fails_leaves_the_stream_and_no_graph(fake: Any) -> None:
-    from runtime.backends.cuda_memory import Buffer, Stream
+    from runtime.backends.cuda.memory import Buffer, Stream
 
     destroyed: list[Any] = []
     fake.cudaGraphDestroy = lambda graph: (destroyed.append(graph), (0,))[1]
@@ -174,7 +174,7 @@ for name in ("cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaGraphExecDest
 sys.modules.update(modules)
 
 import numpy as np
-from runtime.backends.cuda_memory import Buffer, Stream, pinned
+from runtime.backends.cuda.memory import Buffer, Stream, pinned
 
 stream, buffer, memory, gone = Stream(0), Buffer((2, 3), np.float32), pinned(9), pinned(9)
 recording = stream.record(lambda: True)

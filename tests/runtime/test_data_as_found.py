@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import records
+from runtime.datasets import annotations as records
 from runtime.datasets import read_dataset, read_split, tell_format
-from runtime.image import write_image
-from runtime.picture_files import files_in, list_pictures, pictures_in
-from runtime.records import CocoDataset, DatasetError, flag_of, rotation_of, turned_bounds
+from runtime.datasets.annotations import CocoDataset, DatasetError, flag_of, rotation_of, turned_bounds
+from runtime.images.image import write_image
+from runtime.images.picture_files import files_in, list_pictures, pictures_in
 
 
 def picture(path: Path, hw: tuple[int, int] = (40, 60), shade: int = 90) -> Path:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import records
+from runtime.datasets import annotations as records
 from runtime.datasets import fingerprint, read_dataset, tell_format
-from runtime.image import write_image
-from runtime.records import EVERY_CLASS, CocoDataset, DatasetError
+from runtime.datasets.annotations import EVERY_CLASS, CocoDataset, DatasetError
+from runtime.images.image import write_image
 
 Change = Callable[[Path], None]
 

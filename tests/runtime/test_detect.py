@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.card import Card
-from runtime.detect import DetectError, detect
+from runtime.card.card import Card
+from runtime.commands.detect_run import DetectError, detect
 from runtime.detector import Detector
-from runtime.draw import draw_detections
-from runtime.files import partial_path
-from runtime.image import ImageError, read_image, write_image
+from runtime.files.write import partial_path
+from runtime.images.draw import draw_detections
+from runtime.images.image import ImageError, read_image, write_image
 from runtime.runs import RunsError, newest, validation_data
-from runtime.stream import open_source
-from runtime.stream_url import StreamError
+from runtime.streams.open import open_source
+from runtime.streams.url import StreamError
 from tests.runtime.cameras import HttpCamera, until
 
 ROOT = Path(__file__).resolve().parents[2]

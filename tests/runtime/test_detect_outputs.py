@@ -1,4 +1,4 @@
-"""What `runtime.detect` writes: over nothing, under the right names, whole, and as long as the clock says."""
+"""What `runtime detect` writes: over nothing, under the right names, whole, and as long as the clock says."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import detect as detect_module
-from runtime.detect import DetectError, detect
+from runtime.commands import detect_run as detect_module
+from runtime.commands.detect_run import DetectError, detect
 from runtime.detector import Detector
-from runtime.image import write_image
-from runtime.stream import open_source
-from runtime.stream_options import StreamOptions
-from runtime.stream_source import Source, SourceFrame
-from runtime.streams import Streams
-from runtime.video_writer import VideoWriter
+from runtime.images.image import write_image
+from runtime.streams.open import open_source
+from runtime.streams.options import StreamOptions
+from runtime.streams.source import Source, SourceFrame
+from runtime.streams.streams import Streams
+from runtime.streams.video_writer import VideoWriter
 from tests.runtime.test_detect import frame as shaded
 from tests.runtime.test_detect_sources import clip, frame, lines
 
@@ -76,7 +76,7 @@ def test_all_sources_fail_and_what_came_before_is_kept(
 
         return replace(source, frames=part)
 
-    monkeypatch.setattr("runtime.streams.open_source", opened)
+    monkeypatch.setattr("runtime.streams.streams.open_source", opened)
     given = sorted([tmp_path / "broken.jpg", tmp_path / "clip.avi"], key=lambda path: path.name != first)
     summary = detect(given, detector, out=tmp_path / "out")
     assert summary.frames == 3 and {source.state.state for source in summary.sources} == {"failed"}

@@ -13,17 +13,17 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import detect_outputs
 from runtime.__main__ import main
-from runtime.card import Card
-from runtime.detect import DetectError, detect
+from runtime.card.card import Card
+from runtime.commands import detect_outputs
+from runtime.commands.detect_run import DetectError, detect
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.draw import class_color, draw_detections
-from runtime.image import read_image, write_image
-from runtime.stream import open_source
-from runtime.stream_options import StreamOptions
-from runtime.track import Tracker, TrackError
+from runtime.images.draw import class_color, draw_detections
+from runtime.images.image import read_image, write_image
+from runtime.streams.open import open_source
+from runtime.streams.options import StreamOptions
+from runtime.streams.track import Tracker, TrackError
 
 Model = Callable[..., Path]
 

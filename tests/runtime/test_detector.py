@@ -9,11 +9,11 @@ import onnx
 import pytest
 
 from runtime.backends import BackendError, RawOutputs, load_backend
-from runtime.backends.cuda_driver import cuda_device_count
-from runtime.backends.ort import OrtBackend
-from runtime.card import Card, CardError
+from runtime.backends.cuda.devices import cuda_device_count
+from runtime.backends.ort.backend import OrtBackend
+from runtime.card.card import Card, CardError
 from runtime.detector import Detector, FrameError
-from runtime.image import ImageError, write_image
+from runtime.images.image import ImageError, write_image
 
 OnnxFile = Callable[..., Path]
 

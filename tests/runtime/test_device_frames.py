@@ -15,10 +15,10 @@ import torch
 
 from runtime import Detector, FrameError
 from runtime.backends import BackendError
-from runtime.backends.torch import TorchBackend, wait_for
-from runtime.card import Card
-from runtime.device_frames import LEGACY_STREAM, DeviceFrame, device_frames
-from runtime.frames import listed
+from runtime.backends.torch.backend import TorchBackend, wait_for
+from runtime.card.card import Card
+from runtime.images.device_frames import LEGACY_STREAM, DeviceFrame, device_frames
+from runtime.images.frames import listed
 from tests.runtime.echo import Echo, frame, number
 from tests.runtime.engines import frames, pixels_as_boxes
 from tests.runtime.test_torch_backend import PixelDetector

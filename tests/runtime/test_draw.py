@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import draw
 from runtime.detections import Detections
-from runtime.draw import class_color, draw_detections, sheet
+from runtime.images import draw
+from runtime.images.draw import class_color, draw_detections, sheet
 
 
 def found(

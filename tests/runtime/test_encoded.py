@@ -13,8 +13,8 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageOps, features
 
-from runtime.encoded import MAX_PIXELS, apply_orientation, encoded_size, exif_orientation
-from runtime.image import ImageError, decode_image, read_image
+from runtime.images.encoded import MAX_PIXELS, apply_orientation, encoded_size, exif_orientation
+from runtime.images.image import ImageError, decode_image, read_image
 
 
 def encoded(kind: str, pixels: np.ndarray, orientation: int = 1) -> bytes:

@@ -14,12 +14,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from runtime.backends import RawOutputs
-from runtime.card import Card
-from runtime.coco import CocoDataset, read_coco
+from runtime.card.card import Card
 from runtime.datasets import read_dataset
+from runtime.datasets.coco import CocoDataset, read_coco
 from runtime.detector import Detector
-from runtime.evaluate import Evaluation, EvaluationError, evaluate
-from runtime.image import letterbox, write_image
+from runtime.evaluation.evaluate import Evaluation, EvaluationError, evaluate
+from runtime.images.image import letterbox, write_image
 
 Files = Callable[..., tuple[Path, Path]]
 Found = tuple[list[list[float]], list[float], list[int]]

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.image import write_image
-from runtime.stream import open_source
+from runtime.images.image import write_image
+from runtime.streams.open import open_source
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

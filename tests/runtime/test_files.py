@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.files import cache_folder, fitting, partial_path, replacing, require_writable, write_text
+from runtime.files.write import cache_folder, fitting, partial_path, replacing, require_writable, write_text
 
 
 def test_the_folder_is_made_and_the_suffix_kept_for_the_writer(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from runtime import Detector
-from runtime.batcher_admission import BatcherClosed
-from runtime.batcher_ends import FORKED
+from runtime.batcher.admission import BatcherClosed
+from runtime.batcher.ends import FORKED
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import Detections, Detector, FrameError
-from runtime.card import Card
-from runtime.frames import MAX_PIXELS, listed, take
-from runtime.image import FixedSize, write_image
-from runtime.region import Region
+from runtime.card.card import Card
+from runtime.images.frames import MAX_PIXELS, listed, take
+from runtime.images.image import FixedSize, write_image
+from runtime.images.region import Region
 from tests.runtime.echo import Echo, frame, number
 from trainer.augment import resized_placement
 

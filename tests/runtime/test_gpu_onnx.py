@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 
 from runtime import BackendOptions, Detector
-from runtime.backends import BackendError, OutOfMemory, ort
+from runtime.backends import BackendError, OutOfMemory
+from runtime.backends.ort import backend as ort
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 
 OnnxFile = Callable[..., Path]

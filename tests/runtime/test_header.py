@@ -11,11 +11,11 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageOps
 
+from runtime.datasets.annotations import Row, make_record
 from runtime.datasets.orientation import turned_boxes, upright
-from runtime.encoded import exif_orientation
-from runtime.header import image_size
-from runtime.image import ImageError, decode_image, read_image
-from runtime.records import Row, make_record
+from runtime.images.encoded import exif_orientation
+from runtime.images.image import ImageError, decode_image, read_image
+from runtime.images.image_header import image_size
 
 KINDS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP"]
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.card import Card, CardError
+from runtime.card.card import Card, CardError
 from runtime.datasets import read_dataset
-from runtime.image import write_image
-from runtime.records import BROKEN_ENTRY, NO_FILE, NOT_FINITE, CocoDataset, DatasetError
-from runtime.yaml_files import parse_yaml
+from runtime.datasets.annotations import BROKEN_ENTRY, NO_FILE, NOT_FINITE, CocoDataset, DatasetError
+from runtime.files.yaml import parse_yaml
+from runtime.images.image import write_image
 
 HUGE = 10**400
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.encoded import MAX_PIXELS, encoded_size, exif_orientation
-from runtime.image import ImageError, decode_image, read_image
+from runtime.images.encoded import MAX_PIXELS, encoded_size, exif_orientation
+from runtime.images.image import ImageError, decode_image, read_image
 
 
 def _scene(height: int = 320, width: int = 400) -> np.ndarray:

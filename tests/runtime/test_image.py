@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.image import FILL, ImageError, Letterbox, letterbox, read_image, write_image
+from runtime.images.image import FILL, ImageError, Letterbox, letterbox, read_image, write_image
 
 
 def noise(h: int, w: int, seed: int = 0) -> np.ndarray:

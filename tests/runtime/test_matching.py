@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from runtime.curves import Curve, curves, recommended
+from runtime.datasets.annotations import EVERY_CLASS, CocoDataset
 from runtime.detections import Detections
-from runtime.judge import coco_judge
-from runtime.matching import IGNORED, INVENTED, greedy, match, pairwise_iou
-from runtime.records import EVERY_CLASS, CocoDataset
+from runtime.evaluation.coco_eval import coco_judge
+from runtime.evaluation.curves import Curve, curves, recommended
+from runtime.evaluation.matching import IGNORED, INVENTED, greedy, match, pairwise_iou
 
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
@@ -23,7 +23,7 @@ def only_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    monkeypatch.setattr("runtime.judge.coco_engine", lambda: (COCO, COCOeval))
+    monkeypatch.setattr("runtime.evaluation.coco_eval.coco_engine", lambda: (COCO, COCOeval))
 
 
 @pytest.mark.parametrize(("seed", "crowds"), [(0, 0.0), (1, 0.3), (2, 0.6)])

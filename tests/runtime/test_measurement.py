@@ -13,20 +13,20 @@ import cv2
 import numpy as np
 import pytest
 
-import runtime.evaluate
-import runtime.judge
+import runtime.evaluation.coco_eval
+import runtime.evaluation.evaluate
 from runtime.__main__ import main
-from runtime.buckets import Bucket, bucket_scores, parse_buckets
-from runtime.coco import read_coco
-from runtime.curves import curves, recommended
+from runtime.datasets.annotations import CocoDataset
+from runtime.datasets.coco import read_coco
 from runtime.detections import Detections
-from runtime.evaluate import Evaluation
-from runtime.judge import coco_engine, coco_metrics
-from runtime.matching import match
-from runtime.measurement import measure
-from runtime.plots import write_plots
-from runtime.records import CocoDataset
-from runtime.report import write_report
+from runtime.evaluation.coco_eval import coco_engine, coco_metrics
+from runtime.evaluation.curves import curves, recommended
+from runtime.evaluation.details import measure
+from runtime.evaluation.evaluate import Evaluation
+from runtime.evaluation.matching import match
+from runtime.evaluation.plots import write_plots
+from runtime.evaluation.report import write_report
+from runtime.evaluation.sizes import Bucket, bucket_scores, parse_buckets
 
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
@@ -52,7 +52,7 @@ def test_faster_coco_eval_gives_the_same_numbers(scene: Scene, monkeypatch: pyte
     cases = [scene(seed, images=20, crowds=c, tie=t) for seed, c, t in ((0, 0.0, False), (1, 0.3, True))]
     cases += [scene(found=False), scene(objects=False), scene(objects=False, found=False)]
     faster = [(coco_metrics(found, data), bucket_scores(found, data, buckets)) for data, found in cases]
-    monkeypatch.setattr(runtime.judge, "coco_engine", lambda: (COCO, COCOeval))
+    monkeypatch.setattr(runtime.evaluation.coco_eval, "coco_engine", lambda: (COCO, COCOeval))
     for (data, found), ((metrics, per_class), scores) in zip(cases, faster, strict=True):
         expected, expected_classes = coco_metrics(found, data)
         for name in ("map_at", "per_class_ap50"):
@@ -70,7 +70,7 @@ def test_without_an_engine_the_error_says_what_to_install(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    with pytest.raises(runtime.evaluate.EvaluationError, match="pip install pycocotools"):
+    with pytest.raises(runtime.evaluation.evaluate.EvaluationError, match="pip install pycocotools"):
         coco_engine()
 
 
@@ -214,7 +214,7 @@ def test_evaluate_keeps_what_measure_reads(
     (tmp_path / "val.json").write_text(json.dumps(coco_file(tmp_path)))
     (tmp_path / "images" / "0.png").write_bytes(b"broken")
     dataset = read_coco(tmp_path / "val.json", tmp_path / "images")
-    m = measure(runtime.evaluate.evaluate(Detector(onnx_file()), dataset), dataset)
+    m = measure(runtime.evaluation.evaluate.evaluate(Detector(onnx_file()), dataset), dataset)
     assert [x.record.id for x in m.evaluation.matches] == [2, 3, 4, 5, 6]
     assert sum(s.objects for s in m.classes) == 5 and "1 unreadable" in m.table()
     assert m.thresholds == m.evaluation.thresholds

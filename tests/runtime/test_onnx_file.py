@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 from runtime import Card
-from runtime.card import METADATA_KEY, CardError
-from runtime.onnx_file import graph_sha256
+from runtime.card.card import METADATA_KEY, CardError
+from runtime.card.onnx_metadata import graph_sha256
 
 
 def test_the_hash_is_of_the_graph_and_not_of_its_card(onnx_file: Callable[..., Path], card: Card) -> None:

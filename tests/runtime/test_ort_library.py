@@ -15,8 +15,9 @@ import pytest
 
 from runtime import Detector
 from runtime.__main__ import main
-from runtime.backends import BackendError, ort_library
-from runtime.image import write_image
+from runtime.backends import BackendError
+from runtime.backends.ort import library as ort_library
+from runtime.images.image import write_image
 
 OnnxFile = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ def told(stderr: str, line: str) -> bool:
 def neither(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment without ONNX Runtime, as a base install is."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "runtime.backends.ort", raising=False)
+    monkeypatch.delitem(sys.modules, "runtime.backends.ort.backend", raising=False)
     installed(monkeypatch)
 
 
@@ -90,7 +91,10 @@ def test_python_m_runtime_without_onnxruntime(onnx_file: OnnxFile, tmp_path: Pat
 
 def test_what_needs_no_onnxruntime_does_not_load_it() -> None:
     """Engines and what NVIDIA's driver is asked; `isodet[trt]` brings no build."""
-    code = "import sys\nsys.modules['onnxruntime'] = None\nimport runtime.backends.trt, runtime.backends.cuda_driver"
+    code = (
+        "import sys\nsys.modules['onnxruntime'] = None\n"
+        "import runtime.backends.trt.backend, runtime.backends.cuda.devices"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 

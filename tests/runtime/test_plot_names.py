@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import plot_names as subject
-from runtime.plot_names import plot_names, set_fonts
+from runtime.evaluation import plot_names as subject
+from runtime.evaluation.plot_names import plot_names, set_fonts
 
 pytest.importorskip("matplotlib", reason="matplotlib, of the extras train and export, is not installed")
 

@@ -48,10 +48,11 @@ def test_a_package_models_of_the_programs_own(site: Path, tmp_path: Path, shapes
     (tmp_path / "models" / "mine.py").write_text("")
     assert program(site, tmp_path, detects(shapes_run / "best.pt")) == "1 frame"
     both = (
-        "import trainer.config, models, models.mine, models.config; print(models.Mine.__name__, models.config.__file__)"
+        "import trainer.config.train, models, models.mine, models.config.model\n"
+        "print(models.Mine.__name__, models.config.model.__file__)"
     )
-    assert program(site, tmp_path, both) == f"Mine {site / 'models' / 'config.py'}"
-    assert program(site, tmp_path, "import export.graph; print('exports')") == "exports"
+    assert program(site, tmp_path, both) == f"Mine {site / 'models' / 'config' / 'model.py'}"
+    assert program(site, tmp_path, "import export.onnx_export; print('exports')") == "exports"
 
 
 @pytest.mark.parametrize("hiding", ["models.py", "models/detector.py", "models/backbones/__init__.py"])

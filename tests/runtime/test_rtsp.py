@@ -15,8 +15,8 @@ from typing import cast
 import pytest
 
 from runtime import StreamError, StreamOptions, Streams
-from runtime.stream import open_source
-from runtime.stream_capture import DecoderName, RefusedError
+from runtime.streams.capture import DecoderName, RefusedError
+from runtime.streams.open import open_source
 from tests.runtime.cameras import QUICK, until, workers
 from tests.runtime.rtsp import Relay, RtspServer, Silent, code, free_port
 
@@ -207,7 +207,7 @@ print("frame", flush=True)
 def test_a_program_may_end_with_a_camera_open(server: RtspServer, end: str, tmp_path: Path) -> None:
     started = tmp_path / "workers.txt"
     program = PROGRAM + (
-        "from pathlib import Path; from runtime import stream_process; pid = stream_process._server._process.pid\n"
+        "from pathlib import Path; from runtime.streams import process; pid = process._server._process.pid\n"
         f"Path({str(started)!r}).write_text(f'{{pid}} ' + Path(f'/proc/{{pid}}/task/{{pid}}/children').read_text())\n"
     )
     done = subprocess.run(

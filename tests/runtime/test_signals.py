@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from runtime.commands import exit_status
-from runtime.detect import detect
+from runtime.commands.detect_run import detect
+from runtime.commands.shared import exit_status
+from runtime.commands.signals import Terminated, finishing, terminating
 from runtime.detector import Detector
-from runtime.files import partial_path, replacing
-from runtime.signals import Terminated, finishing, terminating
-from runtime.stream import open_source
+from runtime.files.write import partial_path, replacing
+from runtime.streams.open import open_source
 from tests.runtime.cameras import HttpCamera, until
 from tests.runtime.test_detect_sources import clip, lines
 

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.stream import open_source
-from runtime.stream_capture import StreamError
+from runtime.streams.capture import StreamError
+from runtime.streams.open import open_source
 
 
 class ThreadedDecoder:

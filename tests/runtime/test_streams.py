@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from runtime import StreamError, StreamOptions, Streams
-from runtime.image import ImageError, write_image
-from runtime.stream import expand, open_source
-from runtime.stream_source import SourceFrame, of_capture
+from runtime.images.image import ImageError, write_image
+from runtime.streams.open import expand, open_source
+from runtime.streams.source import SourceFrame, of_capture
 from tests.runtime.cameras import FakeCapture, cameras, clip, file_of, picture, until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")

@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import StreamError, StreamOptions, Streams, stream_reader
-from runtime.stream import describe, open_source
-from runtime.stream_capture import without_password
-from runtime.stream_reader import Reader
+from runtime import StreamError, StreamOptions, Streams
+from runtime.streams import reader as stream_reader
+from runtime.streams.capture import without_password
+from runtime.streams.open import describe, open_source
+from runtime.streams.reader import Reader
 from tests.runtime.cameras import QUICK, FakeCapture, HttpCamera, cameras, clip, file_of, picture, until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")

@@ -40,7 +40,7 @@ def test_a_detector_leaves_no_device_id_and_no_queue_of_events(onnx_file: OnnxFi
     assert files(tmp_path / "home") == []
 
 
-@pytest.mark.parametrize("room", ["runtime", "trainer.config", "export.graph"])
+@pytest.mark.parametrize("room", ["runtime", "trainer.config.train", "export.onnx_export"])
 def test_every_room_silences_them_before_they_are_imported(room: str, tmp_path: Path) -> None:
     code = f"import os, sys, {room}\nprint('onnxruntime' in sys.modules, *(os.environ[n] for n in {tuple(SILENT)!r}))"
     assert started(code, tmp_path / "home").split() == ["False", *SILENT.values()]
@@ -55,7 +55,7 @@ def test_what_the_user_set_stays(tmp_path: Path) -> None:
 def test_an_onnxruntime_imported_before_is_told(asked: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
-    from runtime.backends.ort_library import load_onnxruntime
+    from runtime.backends.ort.library import load_onnxruntime
 
     told = []
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", asked)

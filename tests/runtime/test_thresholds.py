@@ -11,7 +11,7 @@ import pytest
 
 from runtime.__main__ import main
 from runtime.backends import RawOutputs
-from runtime.card import Card, CardError
+from runtime.card.card import Card, CardError
 from runtime.detector import Detector
 
 SCORES = (0.9, 0.7, 0.6, 0.5, 0.35, 0.2)

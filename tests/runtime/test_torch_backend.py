@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from runtime.backends import BackendError
 from runtime.backends.options import BackendOptions
-from runtime.backends.torch import TorchBackend
-from runtime.card import Card, CardError
+from runtime.backends.torch.backend import TorchBackend
+from runtime.card.card import Card, CardError
 from runtime.detector import Detector
 
 

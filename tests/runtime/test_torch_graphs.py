@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime import BackendOptions, Detector
 from runtime.backends import BackendError, OutOfMemory
-from runtime.backends.torch import TorchBackend
-from runtime.backends.torch_graphs import WARM_UP, RecordedModule
-from runtime.card import Card
+from runtime.backends.torch.backend import TorchBackend
+from runtime.backends.torch.graphs import WARM_UP, RecordedModule
+from runtime.card.card import Card
 from tests.runtime.test_torch_backend import PixelDetector
 
 GRAPHS = BackendOptions(cuda_graphs=True)
@@ -198,7 +198,7 @@ def test_where_there_are_none(card: Card, monkeypatch: pytest.MonkeyPatch) -> No
         TorchBackend(PixelDetector(), card, "cpu", GRAPHS)
     resize = {"short": 64, "long": 96, "multiple": 32, "floor": True, "fill_bgr": [0, 0, 0]}
     where = (torch.device("cuda", 0), "as asked")
-    monkeypatch.setattr("runtime.backends.torch._resolve", lambda device: where)
+    monkeypatch.setattr("runtime.backends.torch.backend._resolve", lambda device: where)
     monkeypatch.setattr(PixelDetector, "to", lambda self, *_, **__: self)
     with pytest.raises(BackendError, match="cuda_graphs: this model takes each picture in a size of its own"):
         TorchBackend(PixelDetector(), replace(card, kind="checkpoint", model={}, resize=resize), "cuda", GRAPHS)

@@ -13,9 +13,10 @@ import pytest
 
 from runtime import Detector
 from runtime.artifact import read_card
-from runtime.backends import BackendError, trt_library
-from runtime.card import Card, CardError, file_kind
-from runtime.sidecar import sidecar_path
+from runtime.backends import BackendError
+from runtime.backends.trt import library as trt_library
+from runtime.card.card import Card, CardError, file_kind
+from runtime.card.sidecar import sidecar_path
 from tests.fake_trt import fake_trt
 from tests.runtime.engines import frames
 

@@ -12,7 +12,7 @@ import pytest
 
 from runtime import BackendOptions, Detector
 from runtime.backends import BackendError, OutOfMemory
-from runtime.backends.batch_buckets import bucket_of
+from runtime.backends.cuda.batch_sizes import bucket_of
 from tests.runtime.engines import frames
 
 GRAPHS = BackendOptions(cuda_graphs=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.detect import detect
+from runtime.commands.detect_run import detect
 from runtime.detector import Detector
-from runtime.stream import open_source
-from runtime.stream_url import StreamError
-from runtime.video_file import counts_frames, frame_rate, missing_bytes
+from runtime.streams.open import open_source
+from runtime.streams.url import StreamError
+from runtime.streams.video_file import counts_frames, frame_rate, missing_bytes
 from tests.runtime.test_detect_sources import clip
 
 VIDEOS = Path(__file__).parent / "videos"
@@ -33,7 +33,7 @@ def times(path: Path) -> list[float]:
 def test_an_annotated_video_keeps_its_sources_time(
     detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, every: int
 ) -> None:
-    from runtime.stream_options import StreamOptions
+    from runtime.streams.options import StreamOptions
 
     moves: list[tuple[int, int | None]] = []
     with caplog.at_level(logging.WARNING):

@@ -17,12 +17,13 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import detect_outputs, video_writer
-from runtime.detect import DetectError, detect
+from runtime.commands import detect_outputs
+from runtime.commands.detect_run import DetectError, detect
 from runtime.detector import Detector
-from runtime.image import Image
-from runtime.stream import open_source
-from runtime.video_writer import VideoWriter, mp4_fault
+from runtime.images.image import Image
+from runtime.streams import video_writer
+from runtime.streams.open import open_source
+from runtime.streams.video_writer import VideoWriter, mp4_fault
 
 ROOT = Path(__file__).resolve().parents[2]
 

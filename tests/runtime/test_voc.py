@@ -9,9 +9,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from runtime.datasets.annotations import CocoDataset
 from runtime.detections import Detections
-from runtime.records import CocoDataset
-from runtime.voc import ap11, area, voc_ap
+from runtime.evaluation.voc import ap11, area, voc_ap
 
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 

@@ -7,8 +7,9 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from runtime import StreamError, StreamOptions, Streams, stream_process
-from runtime.stream import open_source
+from runtime import StreamError, StreamOptions, Streams
+from runtime.streams import process as stream_process
+from runtime.streams.open import open_source
 from tests.runtime.cameras import QUICK, until, workers
 from tests.runtime.webcam import ABSENT, CRASHES, OPENING_HANGS, READING_HANGS, WELL, process
 

@@ -10,7 +10,7 @@ import time
 import cv2
 import numpy as np
 
-from runtime.image import Image
+from runtime.images.image import Image
 
 WELL, OPENING_HANGS, READING_HANGS, CRASHES, ABSENT = range(5)
 """Their numbers. READING_HANGS and CRASHES do so after three frames."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import trainer.loop
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.loop import Interrupted, fit
-from trainer.runs import find_resumable
+from trainer.run.folder import find_resumable
 
 
 def stop_before_epoch(number: int, settings: TrainConfig, runs: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.image import FILL, FixedSize, letterbox
+from runtime.images.image import FILL, FixedSize, letterbox
 from trainer.augment import augment, flip_horizontal, jitter_color, random_placement, visible_boxes
-from trainer.config import AugmentConfig
+from trainer.config.train import AugmentConfig
 
 NO_COLOR = {"color_probability": 0.0}
 SIDES = st.integers(40, 200)

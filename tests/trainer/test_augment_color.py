@@ -10,10 +10,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from runtime.image import Image
+from runtime.images.image import Image
 from trainer.augment import color
 from trainer.augment.degrade import blur, jpeg, noise
-from trainer.augment_sections import BlurConfig, DistortConfig, JpegConfig, NoiseConfig
+from trainer.config.augment_sections import BlurConfig, DistortConfig, JpegConfig, NoiseConfig
 
 
 def photo(seed: int, height: int = 40, width: int = 50) -> Image:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from models.typed import ConfigError, build
-from trainer.augment_config import AugmentConfig
-from trainer.check_augment import NAMES, alone, switched_on
-from trainer.config import dump_config
+from models.config.parse import ConfigError, build
+from trainer.check.augment import NAMES, alone, switched_on
+from trainer.config.augment import AugmentConfig
+from trainer.config.train import dump_config
 from trainer.config_reader import read_config, train_config
 from trainer.recipes import make_shapes
 
@@ -96,7 +96,7 @@ def test_what_closes_before_it_begins_is_refused(tmp_path: Path) -> None:
 
 
 def config_mapping(config: Any) -> Any:
-    from models.typed import to_mapping
+    from models.config.parse import to_mapping
 
     return to_mapping(config)
 

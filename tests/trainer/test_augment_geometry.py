@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.image import FILL, FixedSize, ShortSide
+from runtime.images.image import FILL, FixedSize, ShortSide
 from trainer.augment import augment, resized_placement
 from trainer.augment.crop import random_crop
 from trainer.augment.geometry import Picture, Placement, affine, flip_vertical, random_size
 from trainer.augment.mixing import mixup, mosaic, mosaic_tiles
 from trainer.augment.policy import V0, Step, affine_matrix, apply_to_picture, auto_steps, trivial_steps
 from trainer.augment.sources import Sources
-from trainer.augment_sections import (
+from trainer.config.augment_sections import (
     OPERATIONS,
     AutoConfig,
     CropConfig,
@@ -23,7 +23,7 @@ from trainer.augment_sections import (
     MultiScaleConfig,
     TrivialConfig,
 )
-from trainer.config import AugmentConfig
+from trainer.config.train import AugmentConfig
 
 SIDES = st.integers(40, 160)
 SEEDS = st.integers(0, 2**31)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from trainer.augment.geometry import Picture
 from trainer.augment.paste import Patch, cut_patch, paste, paste_all, uncovered
 from trainer.augment.sources import Sources, copyable
-from trainer.augment_sections import CopyPasteConfig, HardNegativesConfig
-from trainer.negatives import Negative
+from trainer.config.augment_sections import CopyPasteConfig, HardNegativesConfig
+from trainer.prepare.negatives import Negative
 
 SEEDS = st.integers(0, 2**31)
 

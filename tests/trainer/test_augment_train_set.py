@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from models.typed import ConfigError, build
-from runtime.coco import CocoDataset, read_coco
+from models.config.parse import ConfigError, build
+from runtime.datasets.coco import CocoDataset, read_coco
 from runtime.detections import Detections
-from runtime.image import FixedSize, ShortSide, write_image
+from runtime.images.image import FixedSize, ShortSide, write_image
 from trainer.augment import augment
 from trainer.augment.pipeline import needs_sources
-from trainer.config import AugmentConfig
-from trainer.data import Sample, TrainSet, collate, init_worker
-from trainer.negatives import MiningError, mine_negatives, read_negatives
+from trainer.config.train import AugmentConfig
+from trainer.data.train_set import Sample, TrainSet, collate, init_worker
+from trainer.prepare.negatives import MiningError, mine_negatives, read_negatives
 from trainer.recipes import make_shapes
 
 SIZE = FixedSize((96, 96))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.typed import ConfigError, build
+from models.config.parse import ConfigError, build
 from trainer.augment.geometry import Picture
 from trainer.augment.transforms import AlbumentationsTransforms, TorchvisionTransforms, make_transforms
-from trainer.augment_config import AugmentConfig
+from trainer.config.augment import AugmentConfig
 
 installed = importlib.util.find_spec("albumentations") is not None
 needs_albumentations = pytest.mark.skipif(not installed, reason="albumentations is not installed (an extra)")

@@ -11,19 +11,19 @@ import torch
 import export
 from models.assigners import assign
 from models.checkpoint import read_checkpoint
-from models.criterion import criterion
+from models.config.parse import ConfigError
 from models.detector import Detector
-from models.typed import ConfigError
+from models.loss import criterion
 from tests.trainer.interrupted import go_on, stop_before_epoch
 from tests.trainer.processes import two
 from tests.trainer.tiny import CUT_ALIKE, one_object, tiny_config
-from trainer.auxiliary_config import AuxiliaryConfig, auxiliary_model, coarse
-from trainer.config import TrainConfig
-from trainer.distributed import Group
+from trainer.config.auxiliary import AuxiliaryConfig, auxiliary_model, coarse
+from trainer.config.train import TrainConfig
+from trainer.devices.distributed import Group
+from trainer.log.metrics import read_metrics
 from trainer.loop import fit
-from trainer.records import read_metrics
 from trainer.state import new_state
-from trainer.steps import losses
+from trainer.step import losses
 
 PICTURES = (8, 3)
 KEYS = [*CUT_ALIKE, "batch_size=2", "auxiliary={weight: 0.5, depth: 1, coarse: 2}", "model.head.depth=2"]

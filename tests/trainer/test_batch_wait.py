@@ -16,21 +16,21 @@ from pathlib import Path
 import pytest
 import torch
 
-import trainer.cache
+import trainer.data.cache
 from models.checkpoint import read_checkpoint
-from runtime.image import ShortSide
+from runtime.images.image import ShortSide
 from tests.trainer.tiny import TINY, tiny_config
-from trainer import batch_wait, loader
-from trainer.batch_memory import PREFETCH, SentBatch, collate_for
-from trainer.checkpoints import Checkpoints
-from trainer.config import TrainConfig
-from trainer.data import TrainSet, resize_rule
-from trainer.datasets import train_data
-from trainer.distributed import Group
+from trainer.config.train import TrainConfig
+from trainer.data import batch_wait, loader
+from trainer.data.batch_memory import PREFETCH, SentBatch, collate_for
+from trainer.data.datasets import train_data
+from trainer.data.loader import Batches, training_batches
+from trainer.data.shared_memory import SharedMemory
+from trainer.data.train_set import TrainSet, resize_rule
+from trainer.devices.distributed import Group
 from trainer.failures import Interrupted, TrainingError
-from trainer.loader import Batches, training_batches
 from trainer.loop import fit
-from trainer.shared_memory import SharedMemory
+from trainer.run.checkpoints import Checkpoints
 
 PICTURES = (14, 3)
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def test_a_batch_that_cannot_be_sent_ends_the_training_with_the_reason(
 
 def hang_from(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loader processes never answer from picture `number` (from 1) of theirs on."""
-    real, parent, read = trainer.cache.read_image, os.getpid(), []
+    real, parent, read = trainer.data.cache.read_image, os.getpid(), []
 
     def hanging(path: Path) -> object:
         read.append(path)
@@ -107,7 +107,7 @@ def hang_from(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(30)  # for ever, as far as the test is concerned
         return real(path)
 
-    monkeypatch.setattr(trainer.cache, "read_image", hanging)
+    monkeypatch.setattr(trainer.data.cache, "read_image", hanging)
     monkeypatch.setattr(loader, "TICK_S", 1)
 
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from models.typed import ConfigError
-from runtime.coco import read_coco
-from runtime.image import FixedSize, ImageError, read_image, write_image
-from runtime.records import CocoDataset
-from trainer import cache
-from trainer.cache import CachedPictures, Pictures, pictures_for, reduced_hw
-from trainer.config import AugmentConfig
-from trainer.data import TrainSet, collate, init_worker
-from trainer.data_config import DataConfig, SplitConfig
-from trainer.free_memory import available_memory
+from models.config.parse import ConfigError
+from runtime.datasets.annotations import CocoDataset
+from runtime.datasets.coco import read_coco
+from runtime.images.image import FixedSize, ImageError, read_image, write_image
+from trainer.config.data import DataConfig, SplitConfig
+from trainer.config.train import AugmentConfig
+from trainer.data import cache
+from trainer.data.cache import CachedPictures, Pictures, pictures_for, reduced_hw
+from trainer.data.train_set import TrainSet, collate, init_worker
+from trainer.devices.free_memory import available_memory
 from trainer.recipes import make_shapes
 
 

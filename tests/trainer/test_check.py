@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from trainer.check import check_data
-from trainer.config import TrainConfig
+from trainer.check.data import check_data
+from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
 from trainer.recipes import make_shapes
 

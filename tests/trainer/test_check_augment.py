@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trainer.__main__ import main
-from trainer.check import check_data
+from trainer.check.data import check_data
 from trainer.config_reader import read_config
 from trainer.recipes import make_shapes
 

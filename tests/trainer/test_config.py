@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from models.checkpoint import save_checkpoint
-from models.config import PRESETS, model_config
+from models.config.model import PRESETS, model_config
+from models.config.parse import ConfigError, to_mapping
 from models.detector import Detector
 from models.quant import QuantDetector
-from models.typed import ConfigError, to_mapping
-from trainer.cards import checkpoint_card
-from trainer.config import dump_config
+from trainer.config.train import dump_config
 from trainer.config_reader import read_config
+from trainer.run.checkpoint_card import checkpoint_card
 from trainer.state import starting_model
 
 BASE = """

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime.coco import read_coco
 from runtime.datasets import read_dataset
-from runtime.image import write_image
-from runtime.records import EVERY_CLASS, CocoDataset, DatasetError
+from runtime.datasets.annotations import EVERY_CLASS, CocoDataset, DatasetError
+from runtime.datasets.coco import read_coco
+from runtime.images.image import write_image
 from trainer.__main__ import main
-from trainer.convert import convert
+from trainer.prepare.convert import convert
 
 FORMATS = ["coco", "voc", "yolo", "list"]
 HW = (48, 64)

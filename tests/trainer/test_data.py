@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from models.config import model_config
-from models.criterion import REGION, criterion
+from models.config.model import model_config
 from models.detector import Raw
-from models.points import feature_sizes, priors
-from runtime.coco import CocoDataset, read_coco
-from runtime.image import FixedSize, letterbox, read_image
-from trainer.config import AugmentConfig
-from trainer.data import Sample, TrainSet, collate, init_worker
+from models.loss import REGION, criterion
+from models.priors import feature_sizes, priors
+from runtime.datasets.coco import CocoDataset, read_coco
+from runtime.images.image import FixedSize, letterbox, read_image
+from trainer.config.train import AugmentConfig
+from trainer.data.train_set import Sample, TrainSet, collate, init_worker
 from trainer.recipes import make_shapes
 
 
@@ -106,7 +106,7 @@ def test_broken_vanished_and_turned_pictures_are_left_out_once_logged(
         sizes = [[len(batch.images) for batch in loader] for _ in range(2)]
     assert sizes == [[3, 2, 4]] * 2
     assert train.unusable == [cut, gone, turned]
-    messages = [record.getMessage() for record in caplog.records if record.name == "trainer.data"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "trainer.data.train_set"]
     assert len(messages) == 3
     assert str(cut) in messages[0] and "truncated" in messages[0] and f"image id {shapes.records[2].id}" in messages[0]
     assert str(gone) in messages[1]

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from models.checkpoint import read_checkpoint
-from models.typed import ConfigError
-from runtime.image import read_image, write_image
-from runtime.records import ABSENT_CLASS, CocoDataset, DatasetError
-from trainer import cache
-from trainer.check import check_data
-from trainer.config import TrainConfig, dump_config
+from models.config.parse import ConfigError
+from runtime.datasets.annotations import ABSENT_CLASS, CocoDataset, DatasetError
+from runtime.images.image import read_image, write_image
+from trainer.check.data import check_data
+from trainer.config.train import TrainConfig, dump_config
 from trainer.config_reader import read_config
-from trainer.convert import convert
-from trainer.data import Sample, TrainSet, resize_rule
-from trainer.datasets import train_data, val_data
+from trainer.data import cache
+from trainer.data.datasets import train_data, val_data
+from trainer.data.train_set import Sample, TrainSet, resize_rule
 from trainer.loop import fit
-from trainer.new import new_config
+from trainer.new.config import new_config
+from trainer.prepare.convert import convert
 from trainer.recipes.shapes import make_shapes
 
 
@@ -139,7 +139,7 @@ def test_every_format_comes_through_new_check_and_training_views(folder: Path, t
 
 
 def test_pictures_that_are_reduced_take_their_boxes_along(folder: Path) -> None:
-    from trainer.cache import Pictures
+    from trainer.data.cache import Pictures
 
     data = train_data(config(folder, "{annotations: one.json}", "[cat]"))
     rule = resize_rule(config(folder, TWO).model)

@@ -15,24 +15,24 @@ from torch import Tensor
 
 import export
 from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
-from models.criterion import criterion
+from models.config.parse import ConfigError, to_mapping
 from models.detector import Detector, Raw
-from models.typed import ConfigError, to_mapping
-from runtime.card import sha256_file
+from models.loss import criterion
+from runtime.card.card import sha256_file
 from tests.trainer.interrupted import go_on, stop_before_epoch
 from tests.trainer.processes import two
 from tests.trainer.tiny import CUT_ALIKE, TINY, one_object, tiny_config
-from trainer.cards import checkpoint_card
-from trainer.config import TrainConfig, dump_config
+from trainer.config.train import TrainConfig, dump_config
 from trainer.config_reader import qat_config, read_config, train_config
-from trainer.distill import Distillation
-from trainer.distributed import Group
+from trainer.devices.distributed import Group
+from trainer.extras.distill import Distillation
 from trainer.failures import TrainingError, not_finite
-from trainer.learner import Learner
+from trainer.log.metrics import HELP, read_metrics
 from trainer.loop import fit
-from trainer.records import HELP, read_metrics
+from trainer.run.checkpoint_card import checkpoint_card
 from trainer.state import new_state
-from trainer.steps import losses
+from trainer.step import losses
+from trainer.training_model import Learner
 
 PICTURES = (8, 3)
 KEYS = [*CUT_ALIKE, "batch_size=2"]

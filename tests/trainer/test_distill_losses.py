@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.distill import feature_loss, logit_loss
+from trainer.extras.distill import feature_loss, logit_loss
 
 
 def alone(value: Tensor) -> Tensor:

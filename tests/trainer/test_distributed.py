@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import trainer.steps
+import trainer.step
 from models.checkpoint import read_checkpoint
-from models.typed import ConfigError
+from models.config.parse import ConfigError
 from tests.trainer.processes import two
 from tests.trainer.tiny import CUT_ALIKE, TINY, tiny_config
 from trainer.__main__ import main
-from trainer.config import TrainConfig
-from trainer.distributed import Group, check_parallel
-from trainer.loader import BatchOrder
+from trainer.config.train import TrainConfig
+from trainer.data.loader import BatchOrder
+from trainer.devices.distributed import Group, check_parallel
 from trainer.loop import fit
-from trainer.runs import find_resumable
+from trainer.run.folder import find_resumable
 
 PICTURES = (12, 3)
 KEYS = [*CUT_ALIKE, "batch_size=2", "model.backbone.width=0.25", "optim.ema=0.9", "optim.accumulate=2"]
@@ -83,7 +83,7 @@ def test_a_process_without_a_usable_picture_takes_part(data: Path, tmp_path: Pat
 
 def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_path: Path, single: Path) -> None:
     def dying(rank: int) -> object:
-        real, calls = trainer.steps.losses, []
+        real, calls = trainer.step.losses, []
 
         def losses(*arguments: object) -> object:
             calls.append(1)
@@ -91,7 +91,7 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_pat
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments)  # type: ignore[arg-type]
 
-        trainer.steps.losses = losses  # type: ignore[assignment]
+        trainer.step.losses = losses  # type: ignore[assignment]
         return main(command(data, tmp_path, "checkpoint_steps=1"))
 
     assert two(dying, tmp_path / "err") == [1, -signal.SIGKILL]
@@ -105,15 +105,15 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_pat
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(data: Path, tmp_path: Path) -> None:
     def asked(rank: int) -> object:
-        real = trainer.steps.losses
+        real = trainer.step.losses
 
         def losses(*arguments: object) -> object:
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-                trainer.steps.losses = real
+                trainer.step.losses = real
             return real(*arguments)  # type: ignore[arg-type]
 
-        trainer.steps.losses = losses  # type: ignore[assignment]
+        trainer.step.losses = losses  # type: ignore[assignment]
         return main(command(data, tmp_path))
 
     assert two(asked, tmp_path / "err") == [1, 1]

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import trainer.cache
-import trainer.steps
+import trainer.data.cache
+import trainer.step
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from runtime.records import DatasetError
+from runtime.datasets.annotations import DatasetError
 from tests.trainer.tiny import tiny_config
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.loop import TrainingError, fit
 from trainer.state import State
 
@@ -53,7 +53,7 @@ def test_a_full_disk_names_file_and_room_and_leaves_the_old_file(data: Path, tmp
 def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, calls = trainer.steps.losses, []
+    real, calls = trainer.step.losses, []
 
     def poisoned(settings: TrainConfig, state: State, *others: object) -> object:
         calls.append(1)
@@ -64,7 +64,7 @@ def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
         terms = real(settings, state, *others)  # type: ignore[arg-type]
         return terms._replace(cls=terms.cls * float("nan")) if len(calls) in (2, 5) else terms
 
-    monkeypatch.setattr(trainer.steps, "losses", poisoned)
+    monkeypatch.setattr(trainer.step, "losses", poisoned)
     skip = ["optim.on_nan=skip", "optim.nan_limit=2", "schedule.epochs=1"]
     run = fit(config(data, *skip), tmp_path).run
     said = capsys.readouterr().err
@@ -78,7 +78,7 @@ def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
         fit(config(data, "optim.on_nan=skip", "optim.nan_limit=1"), tmp_path, quiet=True)
     with pytest.raises(TrainingError, match=r"not finite .*the last good checkpoint, .*last\.pt, holds epoch 1 after "
                        r"batch 4\. .*optim.on_nan=skip"):  # fmt: skip
-        monkeypatch.setattr(trainer.steps, "losses", _nan_at(5, real))
+        monkeypatch.setattr(trainer.step, "losses", _nan_at(5, real))
         fit(config(data), tmp_path, quiet=True)
 
 
@@ -96,7 +96,7 @@ def _nan_at(number: int, real: Callable[..., object]) -> Callable[..., object]:
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = trainer.steps.clip_gradients
+    real = trainer.step.clip_gradients
     seen: list[dict[str, torch.Tensor]] = []
 
     def poisoned(model: torch.nn.Module, largest: float) -> torch.Tensor:
@@ -105,7 +105,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
             next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))  # type: ignore[union-attr]
         return real(model, largest)
 
-    monkeypatch.setattr(trainer.steps, "clip_gradients", poisoned)
+    monkeypatch.setattr(trainer.step, "clip_gradients", poisoned)
     fit(config(data, "optim.on_nan=skip", "schedule.epochs=1"), tmp_path, quiet=True)
     first, second, third = seen[:3]
     assert any(not torch.equal(first[k], second[k]) for k in first)
@@ -120,14 +120,14 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
 def test_a_loader_process_killed_by_the_system_is_named_with_advice(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, parent = trainer.cache.read_image, os.getpid()
+    real, parent = trainer.data.cache.read_image, os.getpid()
 
     def killed(path: Path) -> object:
         if os.getpid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(path)
 
-    monkeypatch.setattr(trainer.cache, "read_image", killed)
+    monkeypatch.setattr(trainer.data.cache, "read_image", killed)
     with pytest.raises(TrainingError, match=r"a data loading process died: .*killed.*lower data\.workers or batch_size"
                        r".*no checkpoint was written"):  # fmt: skip
         fit(config(data, "data.workers=1"), tmp_path, quiet=True)

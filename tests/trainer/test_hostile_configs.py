@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import yaml
 
-from models.typed import ConfigError
-from runtime.image import write_image
-from runtime.records import DatasetError
+from models.config.parse import ConfigError
+from runtime.datasets.annotations import DatasetError
+from runtime.images.image import write_image
 from tests.runtime.test_hostile_annotations import BAD_YAML
-from trainer.config_files import _Loader
+from trainer.config.files import _Loader
 from trainer.config_reader import read_config
-from trainer.convert import convert
+from trainer.prepare.convert import convert
 
 BASE = """data:
   train: {annotations: t.json, images: t}

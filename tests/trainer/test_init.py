@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from models.checkpoint import CheckpointError, read_checkpoint, start_from
-from models.config import model_config
+from models.config.model import model_config
+from models.config.parse import ConfigError
 from models.detector import Detector
-from models.typed import ConfigError
 from trainer.__main__ import main
 from trainer.config_reader import read_config
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes
-from trainer.runs import find_resumable
+from trainer.run.folder import find_resumable
 
 MODEL = {
     "detector": "fcos", "input_size_hw": [64, 64], "backbone": {"name": "resnet18", "width": 0.25},

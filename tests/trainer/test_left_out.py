@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from runtime.records import CocoDataset, DatasetError, Problem, Problems
+from runtime.datasets.annotations import CocoDataset, DatasetError, Problem, Problems
 from tests.trainer.tiny import TINY, tiny_config
 from trainer.__main__ import main
+from trainer.log.report import SHOWN, left_out
 from trainer.loop import fit
-from trainer.report import SHOWN, left_out
 
 PICTURES = (8, 3)
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from models.checkpoint import CheckpointError, read_checkpoint
-from models.typed import ConfigError
-from runtime.coco import CocoError
+from models.config.parse import ConfigError
+from runtime.datasets.coco import CocoError
 from tests.trainer.interrupted import stop_before_epoch
 from tests.trainer.tiny import tiny_config, weights
 from trainer.__main__ import main
 from trainer.loop import TrainingError, fit
-from trainer.runs import find_resumable
+from trainer.run.folder import find_resumable
 
 PICTURES = (12, 4)
 

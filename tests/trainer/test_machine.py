@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import trainer.loop
-from models.typed import ConfigError
+from models.config.parse import ConfigError
 from tests.trainer.tiny import tiny_config
 from trainer.config_reader import read_config
+from trainer.devices.memory import Probe, largest_batch
+from trainer.devices.precision import deterministic, pick_amp, pick_device, worker_count
 from trainer.loop import TrainingError, fit
-from trainer.memory import Probe, largest_batch
-from trainer.precision import deterministic, pick_amp, pick_device, worker_count
 from trainer.state import compiled
 
 PICTURES = (8, 2)
@@ -48,10 +48,10 @@ def test_the_automatic_batch_fits_the_memory(data: Path, tmp_path: Path, monkeyp
     probe = Probe(tiny_config(data), torch.device("cpu"), None, objects=3)
     one, two, four = (probe.cpu_bytes(n) for n in (1, 2, 4))
     assert four - two == pytest.approx(2 * (two - one), rel=0.02) and two > one  # the line that the rule rests on
-    monkeypatch.setattr("trainer.memory.available_memory", lambda: 2 * (one + 2 * (two - one)))
+    monkeypatch.setattr("trainer.devices.memory.available_memory", lambda: 2 * (one + 2 * (two - one)))
     run = fit(tiny_config(data, "batch_size=auto", "schedule.epochs=1"), tmp_path, quiet=True).run
     assert read_config(run / "config.yaml").batch_size == 2
-    monkeypatch.setattr("trainer.memory.available_memory", lambda: None)
+    monkeypatch.setattr("trainer.devices.memory.available_memory", lambda: None)
     with pytest.raises(ConfigError, match="batch_size: auto: this system does not say how much memory is free"):
         fit(tiny_config(data, "batch_size=auto"), tmp_path, quiet=True)
 

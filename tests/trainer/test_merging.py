@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 
-from models.nms import portable_nms
-from trainer.merging import Candidates, greedy_nms, merge, soft_nms, weighted_boxes_fusion
+from models.deploy.nms import portable_nms
+from trainer.tta.box_fusion import Candidates, greedy_nms, merge, soft_nms, weighted_boxes_fusion
 
 Row = tuple[list[float], float, int]
 

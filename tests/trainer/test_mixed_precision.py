@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import models.criterion
+import models.loss
 import trainer.loop
 from models.detector import Detector
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
-from trainer.data import Batch
-from trainer.distributed import Group
+from trainer.data.train_set import Batch
+from trainer.devices.distributed import Group
 from trainer.loop import TrainingError, fit
 from trainer.recipes.shapes import make_shapes
 from trainer.state import State, new_state, seed_everything
-from trainer.steps import LEAST_SCALE, losses, optimizer_step
+from trainer.step import LEAST_SCALE, losses, optimizer_step
 
 CPU = torch.device("cpu")
 TINY = ["schedule.epochs=1", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.width=0.125",
@@ -48,7 +48,7 @@ def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(
     config: TrainConfig, amp: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, batch = started(config)
-    inside, assigned, real = set(), [], models.criterion.assign
+    inside, assigned, real = set(), [], models.loss.assign
     for module in state.model.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda _, given, answer: inside.add(answer.dtype))
@@ -57,7 +57,7 @@ def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(
         assigned.append((priors.boxes_xyxy.dtype, boxes.dtype, torch.is_autocast_enabled("cpu")))  # type: ignore[attr-defined]
         return real(rule, priors, boxes, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(models.criterion, "assign", watched)
+    monkeypatch.setattr(models.loss, "assign", watched)
     terms = losses(config, state, batch, CPU, amp, Group())
     assert amp in inside and assigned == [(torch.float32, torch.float32, False)]
     assert {term.dtype for term in terms} == {torch.float32}

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import yaml
 
-from models.typed import ConfigError, to_mapping
-from runtime.card import Card
-from runtime.coco import CocoError, read_coco
-from runtime.image import write_image
-from runtime.records import DatasetError
+from models.config.parse import ConfigError, to_mapping
+from runtime.card.card import Card
+from runtime.datasets.annotations import DatasetError
+from runtime.datasets.coco import CocoError, read_coco
+from runtime.images.image import write_image
 from runtime.runs import validation_data
-from trainer import new
-from trainer.choices import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels
 from trainer.config_reader import read_config
-from trainer.datasets import train_data, val_data
-from trainer.new import new_config, new_recipe
+from trainer.data.datasets import train_data, val_data
+from trainer.new import config as new
+from trainer.new.advice import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels
+from trainer.new.config import new_config, new_recipe
 from trainer.recipes import RecipeError
 
 CPU = Hardware("cpu", "a CPU with 2 cores", 0.0)

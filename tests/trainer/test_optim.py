@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.averaging import build_average, estimate_norms
-from trainer.config import OptimConfig, ScheduleConfig
-from trainer.data import Batch
+from trainer.config.train import OptimConfig, ScheduleConfig
+from trainer.data.train_set import Batch
+from trainer.extras.averaging import build_average, estimate_norms
 from trainer.optim import build_optimizer, group_size, lr_factor, steps_per_epoch
 
 

@@ -14,8 +14,8 @@ import torch
 from runtime.artifact import read_card
 from trainer.config_reader import read_config
 from trainer.loop import fit
-from trainer.provenance import git_state, package_versions
 from trainer.recipes.shapes import make_shapes
+from trainer.run.provenance import git_state, package_versions
 
 
 def git(folder: Path, *arguments: str) -> str:

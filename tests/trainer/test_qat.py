@@ -9,14 +9,14 @@ import torch
 
 import export
 from models.checkpoint import CheckpointError, build_detector, read_checkpoint
+from models.config.parse import ConfigError
 from models.quant import QuantDetector
-from models.typed import ConfigError
 from runtime import Detector, read_card
 from tests.trainer.interrupted import go_on, stop_before_epoch
 from trainer.__main__ import main
 from trainer.config_reader import qat_config, read_config
+from trainer.extras.qat import last_moving_epoch
 from trainer.loop import fit
-from trainer.qat import last_moving_epoch
 
 SHORT = ["schedule.epochs=2", "val_interval=2", "qat.images=16", "amp=off"]
 

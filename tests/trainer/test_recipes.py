@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.coco import read_coco
+from runtime.datasets.coco import read_coco
 from trainer.config_reader import read_config
 from trainer.recipes import RecipeError, digits_video, make_digits, make_shapes
 from trainer.recipes import digits as digits_recipe

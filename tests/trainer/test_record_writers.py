@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
-from models.typed import ConfigError
+from models.config.parse import ConfigError
 from tests.trainer.tiny import tiny_config
-from trainer import records
-from trainer.checkpoints import Checkpoints
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.failures import Interrupted
+from trainer.log import metrics as records
+from trainer.log.loggers import RecordsError, flattened
+from trainer.log.metrics import read_metrics
 from trainer.loop import fit
-from trainer.record_writers import RecordsError, flattened
-from trainer.records import read_metrics
-from trainer.runs import find_resumable
+from trainer.run.checkpoints import Checkpoints
+from trainer.run.folder import find_resumable
 
 PICTURES = (8, 4)
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def config(data: Path, *overrides: str) -> TrainConfig:
 
 
 def test_only_a_run_needs_tensorboard(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = "import sys, trainer.loop, trainer.steps; print('tensorboard' in sys.modules)"
+    loaded = "import sys, trainer.loop, trainer.step; print('tensorboard' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

@@ -18,17 +18,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import trainer.loop
 from models.checkpoint import read_checkpoint, save_checkpoint
+from models.config.parse import ConfigError
 from models.detector import Detector
-from models.typed import ConfigError
-from runtime.card import sha256_file
+from runtime.card.card import sha256_file
 from tests.trainer.interrupted import ask_at_end_of_epoch, ask_at_step
 from tests.trainer.processes import child, ended
 from tests.trainer.tiny import TINY, tiny_config
 from trainer.__main__ import main
-from trainer.config import TrainConfig
-from trainer.distributed import Group
+from trainer.config.train import TrainConfig
+from trainer.devices.distributed import Group
 from trainer.loop import Interrupted, fit
-from trainer.runs import find_resumable
+from trainer.run.folder import find_resumable
 from trainer.state import new_state, seed_everything
 
 PICTURES = (14, 3)
@@ -207,7 +207,8 @@ def test_a_signal_during_validation_does_not_wait_and_the_second_leaves_at_once(
 def test_minutes_are_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
     monkeypatch.setattr(
-        "trainer.runs.save_checkpoint", lambda path, *_: saved.append(path.name) if path.name == "last.pt" else None
+        "trainer.run.folder.save_checkpoint",
+        lambda path, *_: saved.append(path.name) if path.name == "last.pt" else None,
     )
     fit(config(data, "checkpoint_steps=0", "schedule.epochs=1"), tmp_path, quiet=True)
     assert len(saved) == 1  # ten minutes are longer than this run

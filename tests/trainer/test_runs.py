@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from models.checkpoint import read_checkpoint, save_checkpoint
-from models.typed import ConfigError
+from models.config.parse import ConfigError
 from tests.trainer.tiny import tiny_config
-from trainer import running
 from trainer.__main__ import main
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.loop import fit
-from trainer.run_list import RunListError, by_map, list_runs, read_run
-from trainer.running import is_training, training_in
-from trainer.runs import find_resumable
+from trainer.run import lock as running
+from trainer.run.folder import find_resumable
+from trainer.run.list import RunListError, by_map, list_runs, read_run
+from trainer.run.lock import is_training, training_in
 
 PICTURES = (8, 4)
 
@@ -165,7 +165,7 @@ def test_folders_that_are_no_runs_and_runs_without_a_checkpoint(runs: Path) -> N
 
 def test_a_run_is_running_until_its_process_ends_even_by_kill(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(runs / "a")
-    code = "import sys, time; from pathlib import Path; from trainer.running import training_in\n"
+    code = "import sys, time; from pathlib import Path; from trainer.run.lock import training_in\n"
     code += "with training_in(Path(sys.argv[1])):\n    print('there', flush=True)\n    time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(runs / "a")], stdout=subprocess.PIPE, text=True)
     try:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import RandomSampler
 
-from runtime.records import ImageRecord, Row, make_record
-from trainer.sampling import EpochSampler, epoch_length, epoch_order, repeat_factors
+from runtime.datasets.annotations import ImageRecord, Row, make_record
+from trainer.data.sampling import EpochSampler, epoch_length, epoch_order, repeat_factors
 
 
 def record(i: int, *labels: int, crowd: bool = False) -> ImageRecord:

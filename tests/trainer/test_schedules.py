@@ -13,16 +13,16 @@ import torch
 
 import trainer.loop
 from models.checkpoint import read_checkpoint
+from models.config.parse import ConfigError
 from models.detector import Detector
-from models.typed import ConfigError
 from tests.trainer.interrupted import ask_at_step, go_on
 from tests.trainer.tiny import TINY, rates, tiny_config, weights
-from trainer.config import ScheduleConfig, TrainConfig
+from trainer.config.train import ScheduleConfig, TrainConfig
 from trainer.config_reader import read_config
-from trainer.distributed import Group
+from trainer.devices.distributed import Group
 from trainer.loop import Interrupted, fit
 from trainer.optim import build_optimizer, learning_rate, lr_factor
-from trainer.runs import find_resumable
+from trainer.run.folder import find_resumable
 from trainer.state import new_state
 
 PICTURES = (8, 2)

@@ -11,13 +11,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.checkpoint import build_detector, read_checkpoint
-from models.criterion import criterion
-from runtime.coco import read_coco
-from runtime.image import letterbox, read_image
+from models.loss import criterion
+from runtime.datasets.coco import read_coco
+from runtime.images.image import letterbox, read_image
 from tests.trainer.tiny import tiny_config
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
+from trainer.log.metrics import VAL_LOSSES, read_metrics
 from trainer.loop import fit
-from trainer.records import VAL_LOSSES, read_metrics
 from trainer.validation_loss import validation_losses
 
 PICTURES = (8, 5)

@@ -12,19 +12,19 @@ import torch
 from models.checkpoint import read_checkpoint
 from models.detector import Detector as Network
 from runtime import Detector, read_card
-from runtime.image import FixedSize, ShortSide
+from runtime.images.image import FixedSize, ShortSide
 from trainer.__main__ import main
-from trainer.cards import checkpoint_card
 from trainer.config_reader import read_config
 from trainer.recipes.shapes import make_shapes
-from trainer.views import MergedDetector, View, parse_views, scaled
+from trainer.run.checkpoint_card import checkpoint_card
+from trainer.tta.tta import MergedDetector, View, parse_views, scaled
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights that finds a lot, its data, and the shapes data."""
     from models.checkpoint import save_checkpoint
-    from models.typed import to_mapping
+    from models.config.parse import to_mapping
 
     root = tmp_path_factory.mktemp("views")
     make_shapes(root / "data", train_images=2, val_images=6, size_hw=(72, 96))

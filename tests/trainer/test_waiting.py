@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.cache
-from models.typed import build
-from runtime.records import ImageRecord, make_record
-from trainer import waiting
-from trainer.config import TrainConfig
+import trainer.data.cache
+from models.config.parse import build
+from runtime.datasets.annotations import ImageRecord, make_record
+from trainer.config.data import DataConfig
+from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
-from trainer.data_config import DataConfig
+from trainer.data import data_wait as waiting
+from trainer.data.data_wait import TOLERATED, advice, timed
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes
-from trainer.waiting import TOLERATED, advice, timed
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TINY = ["schedule.epochs=3", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.width=0.125",
@@ -37,14 +37,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 def test_slow_pictures_are_measured_shown_and_advised_on_once(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, slow = trainer.cache.read_image, 0.5
+    real, slow = trainer.data.cache.read_image, 0.5
 
     def reading(path: Path) -> np.ndarray:  # type: ignore[type-arg]
         if path.parent.name == "train":
             time.sleep(slow)
         return real(path)
 
-    monkeypatch.setattr(trainer.cache, "read_image", reading)
+    monkeypatch.setattr(trainer.data.cache, "read_image", reading)
     run = fit(config, tmp_path).run
     said = capsys.readouterr().err
     assert said.count("waiting for pictures took") == 1 and "data.cache=ram" in said and "% waiting" in said

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import read_checkpoint
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
-from trainer.data import Batch
+from trainer.data.train_set import Batch
 
 TINY = ["schedule.epochs=2", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
         "model.neck.channels=16", "amp=off", "val_interval=1"]  # fmt: skip

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.image import Image
+from runtime.images.image import Image
 from trainer.augment.geometry import log_uniform
-from trainer.augment_config import AugmentConfig
-from trainer.augment_sections import DistortConfig
+from trainer.config.augment import AugmentConfig
+from trainer.config.augment_sections import DistortConfig
 
 _LUMA = np.array([0.114, 0.587, 0.299])  # of BGR
 _LEVELS = np.arange(256, dtype=np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.augment.geometry import Boxes, Picture, log_uniform
-from trainer.augment_sections import CropConfig
+from trainer.config.augment_sections import CropConfig
 
 _Rect = tuple[int, int, int, int]
 

@@ -7,9 +7,9 @@ from statistics import NormalDist
 import cv2
 import numpy as np
 
-from runtime.image import Image
+from runtime.images.image import Image
 from trainer.augment.geometry import log_uniform
-from trainer.augment_sections import BlurConfig, JpegConfig, NoiseConfig
+from trainer.config.augment_sections import BlurConfig, JpegConfig, NoiseConfig
 
 _QUANTILES = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)])
 _QUANTILES /= _QUANTILES.std()

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.image import FILL, FixedSize, Image, Resize, ShortSide
-from trainer.augment_sections import MultiScaleConfig
+from runtime.images.image import FILL, FixedSize, Image, Resize, ShortSide
+from trainer.config.augment_sections import MultiScaleConfig
 
 Boxes = NDArray[np.float32]
 Labels = NDArray[np.int64]

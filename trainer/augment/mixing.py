@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.augment.geometry import Picture, Placement, random_placement
-from trainer.augment_sections import MixupConfig, MosaicConfig
+from trainer.config.augment_sections import MixupConfig, MosaicConfig
 
 Rect = tuple[int, int, int, int]
 """x0, y0, x1, y1, pixels."""

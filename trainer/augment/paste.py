@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.image import Image
+from runtime.images.image import Image
 from trainer.augment.geometry import Boxes, Picture, log_uniform
-from trainer.augment_sections import CopyPasteConfig, HardNegativesConfig
+from trainer.config.augment_sections import CopyPasteConfig, HardNegativesConfig
 
 _TRIES = 20
 _HEIGHT_JITTER = 0.05

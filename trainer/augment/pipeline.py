@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from runtime.image import FixedSize, Image, Resize
+from runtime.images.image import FixedSize, Image, Resize
 from trainer.augment.color import distort, jitter_color
 from trainer.augment.crop import random_crop
 from trainer.augment.degrade import blur, jpeg, noise
@@ -27,8 +27,8 @@ from trainer.augment.mixing import mixup, mosaic
 from trainer.augment.paste import paste_all
 from trainer.augment.policy import Effect, apply_to_picture, auto_steps, trivial_steps
 from trainer.augment.sources import Sources
-from trainer.augment_config import AugmentConfig
-from trainer.own_parts import own_augmentations
+from trainer.config.augment import AugmentConfig
+from trainer.custom import own_augmentations
 
 
 def augment(
@@ -42,7 +42,7 @@ def augment(
 ) -> tuple[Image, Boxes, Labels]:
     """One training view of a picture: (input uint8 [H,W,3], boxes [G,4] in input pixels, labels [G]).
 
-    Where nothing fires, the pixels are those of `runtime.image.letterbox`. G may be smaller than it was:
+    Where nothing fires, the pixels are those of `runtime.images.image.letterbox`. G may be smaller than it was:
     `visible_boxes` says which boxes stay, of regions to be ignored (negative labels) whatever is left; mosaic, mixup
     and copy_paste bring objects of other pictures. These, hard_negatives and the transforms of other libraries need
     `sources`; ValueError without. What finds no place or no readable picture does not happen.

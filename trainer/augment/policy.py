@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.image import Image
+from runtime.images.image import Image
 from trainer.augment.color import PHOTOMETRIC
 from trainer.augment.geometry import Picture, affine
-from trainer.augment_sections import AutoConfig, TrivialConfig
+from trainer.config.augment_sections import AutoConfig, TrivialConfig
 
 Effect = Callable[[Image], Image]
 

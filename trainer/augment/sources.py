@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.image import Image
-from runtime.records import ImageRecord
+from runtime.datasets.annotations import ImageRecord
+from runtime.images.image import Image
 from trainer.augment.geometry import Boxes, Labels, Picture
 from trainer.augment.paste import Patch, cut_patch
 from trainer.augment.transforms import Transform, make_transforms
-from trainer.augment_config import AugmentConfig
-from trainer.augment_sections import CopyPasteConfig, HardNegativesConfig
-from trainer.negatives import Negative, read_negatives
+from trainer.config.augment import AugmentConfig
+from trainer.config.augment_sections import CopyPasteConfig, HardNegativesConfig
+from trainer.prepare.negatives import Negative, read_negatives
 
 _TRIES = 5
 

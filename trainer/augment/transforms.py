@@ -15,10 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from models.typed import ConfigError, nearest
-from runtime.image import Image
+from models.config.parse import ConfigError, nearest
+from runtime.images.image import Image
 from trainer.augment.geometry import Picture
-from trainer.augment_config import AugmentConfig
+from trainer.config.augment import AugmentConfig
 
 Transform = Callable[[Picture, np.random.Generator], Picture]
 

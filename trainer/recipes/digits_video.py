@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from runtime.video_writer import VideoError, VideoWriter
+from runtime.streams.video_writer import VideoError, VideoWriter
 from trainer.recipes.glyphs import (
     VAL_SAMPLES,
     background,

@@ -1,0 +1,1 @@
+"""What a file really computes in."""

@@ -1,0 +1,104 @@
+"""An engine's own account of its layers: the JSON of TensorRT's inspector, as versions 10 and 11 write it.
+
+Version 10 has `Format/Datatype` in one text, version 11 `Format` and `DataType`; both name layers after the nodes they
+were made of. A convolution that has a kernel of its own says the type of its weights and its input. Layers that are
+compiled as a whole (all of TensorRT-RTX) say only which nodes are inside: there the typed network holds, which a
+strongly typed build is bound to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from export.audit.layers import ConvLayer
+
+_TYPES = {"int8": "int8", "half": "fp16", "fp16": "fp16", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "fp8": "fp8"}
+_TYPE_KEYS = ("Format/Datatype", "DataType", "Datatype", "Format")
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+
+
+class InspectorError(ValueError):
+    """An account that cannot be read; the message says what is missing."""
+
+
+def parsed(text: str) -> Mapping[str, Any]:
+    """The JSON of the inspector. Raises `InspectorError` for something else."""
+    try:
+        account = json.loads(text, strict=False)  # metadata may hold control characters
+    except json.JSONDecodeError as error:
+        raise InspectorError(f"the engine inspector gave no JSON ({error})") from None
+    if not isinstance(account, Mapping):
+        raise InspectorError("the engine inspector gave no JSON object")
+    return account
+
+
+def inspected(account: Mapping[str, Any], typed: Sequence[ConvLayer]) -> Iterator[ConvLayer]:
+    """The convolutions of an engine. account: the parsed JSON. typed: those of the network that it was built from.
+
+    Raises `InspectorError` for a JSON without layers, and for an engine that was built without their details.
+    """
+    layers = account.get("Layers")
+    if not isinstance(layers, list):
+        raise InspectorError("the engine inspector gave no list of layers")
+    if any(not isinstance(layer, Mapping) for layer in layers):
+        raise InspectorError("the engine was built without details (profiling verbosity), so its layers have no types")
+    left = {layer.node: layer for layer in typed}
+    for layer in layers:
+        inside = [left.pop(node) for node in _nodes(layer) if node in left]
+        if _is_convolution(layer):
+            precision = _precision(layer)
+            if inside:
+                yield from (replace(part, precision=precision) for part in inside)
+            else:
+                name = str(layer.get("Name", ""))
+                yield ConvLayer(name, name, _mflops(layer), precision)
+        else:
+            yield from (replace(part, compiled=True) for part in inside)
+    # A convolution that no layer names is not proven to be anything.
+    yield from (replace(part, precision="unknown") for part in left.values())
+
+
+def _nodes(layer: Mapping[str, Any]) -> list[str]:
+    """Nodes of the graph that a layer was made of."""
+    named = _NODE.findall(str(layer.get("Metadata", "")))
+    return [*named, *re.split(r" \+ | \|\| ", str(layer.get("Name", "")))]
+
+
+def _is_convolution(layer: Mapping[str, Any]) -> bool:
+    kind = f"{layer.get('ParameterType', '')} {layer.get('LayerType', '')}".lower()
+    return "convolution" in kind or "correlation" in kind
+
+
+def _precision(layer: Mapping[str, Any]) -> str:
+    """Of the multiplications: int8 where weights and input both are, else the type of the input."""
+    weights = layer.get("Weights")
+    weight = _type(str(weights.get("Type", ""))) if isinstance(weights, Mapping) else "unknown"
+    inputs = layer.get("Inputs") or [{}]
+    first = _type(
+        " ".join(str(inputs[0].get(key, "")) for key in ("Format/Datatype", "DataType", "Datatype", "Format"))
+    )
+    if first == "unknown":  # a free batch size has no formats without a context that fixes it
+        return weight
+    return first if weight in ("unknown", first) else max(first, weight, key=_width)
+
+
+def _type(text: str) -> str:
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return next((_TYPES[word] for word in words if word in _TYPES), "unknown")
+
+
+def _width(precision: str) -> int:
+    return {"int8": 1, "fp8": 1, "fp16": 2, "bf16": 2, "fp32": 4}.get(precision, 0)
+
+
+def _mflops(layer: Mapping[str, Any]) -> float:
+    """Of one image: each place of the output meets every weight once."""
+    outputs = layer.get("Outputs") or [{}]
+    places = math.prod(int(n) for n in outputs[0].get("Dimensions", [])[2:])
+    weights = layer.get("Weights")
+    return 2 * places * int(weights.get("Count", 0)) / 1e6 if isinstance(weights, Mapping) else 0.0

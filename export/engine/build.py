@@ -1,0 +1,217 @@
+"""ONNX to engine bytes, one way for TensorRT 10, TensorRT 11 and TensorRT-RTX.
+
+The network is strongly typed: precision is what the graph says, and no flag of the builder changes it (TensorRT 11 has
+none left). What only some of the three libraries have is looked for by `hasattr`.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.engine.cache import keep_cache, use_cache
+from export.engine.options import EngineOptions
+from export.options import ExportError, Progress
+from runtime.backends.trt.library import Library, Messages, collecting_logger, load_plugins
+
+if TYPE_CHECKING:
+    import tensorrt
+
+PLUGIN = "EfficientNMS_TRT"
+DEFAULT_BATCH = (1, 4, 16)
+_TELL_EVERY = 0.1
+"""Seconds; some phases have thousands of steps."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A serialised engine, and how it came to be."""
+
+    content: bytes
+    seconds: float
+    profile: tuple[int, int, int]
+    """Images in a batch: least, tuned for, most."""
+    tf32: bool
+    plugin: bool
+    """Whether the library's own NMS plugin was taken, and not the body that the graph brings."""
+    warnings: tuple[str, ...]
+
+
+def build(
+    library: Library,
+    onnx: Path,
+    options: EngineOptions,
+    needs_plugin: bool = False,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Build the graph in `onnx`. cache: a timing cache to use and to update; None for none.
+
+    needs_plugin: the graph has nothing that could stand in for EfficientNMS_TRT. Raises `ExportError` with the
+    library's own words, and KeyboardInterrupt where somebody pressed Ctrl-C.
+    """
+    trt, messages = library.trt, Messages()
+    logger = collecting_logger(library, messages)
+    load_plugins(library, logger)
+    if needs_plugin and not has_plugin(library):
+        raise ExportError(
+            f"{onnx}: its NMS is the plugin {PLUGIN}, which {library.name} does not have; export it again with "
+            "--nms auto or --nms portable"
+        )
+    try:
+        builder: tensorrt.Builder = trt.Builder(logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise ExportError(f"{library.name} cannot start a build: {messages.why()}") from error
+    # In version 10 strong typing is a choice; later there is nothing else, and the flag goes away.
+    flags = 0
+    if library.flavour == "tensorrt" and library.major == 10:
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network: tensorrt.INetworkDefinition = builder.create_network(flags)
+    _parse(trt.OnnxParser(network, logger), onnx, library)
+    config: tensorrt.IBuilderConfig = builder.create_builder_config()
+    profile = _profile(builder, network, config, options, onnx)
+    _configure(library, config, options)
+    if cache is not None:
+        use_cache(config, cache, say)
+    monitor = _monitor(library, progress)
+    config.progress_monitor = monitor
+    tf32 = bool(config.get_flag(trt.BuilderFlag.TF32))
+    plugin = any(network.get_layer(i).type.name.startswith("PLUGIN") for i in range(network.num_layers))
+    started = time.perf_counter()
+    with _interrupts(monitor):
+        plan = builder.build_serialized_network(network, config)
+    seconds = time.perf_counter() - started
+    if monitor.stopped is not None:
+        raise monitor.stopped
+    if plan is None:
+        raise ExportError(f"{onnx}: {library.name} cannot build it: {messages.why()}")
+    if cache is not None:
+        keep_cache(config, cache, say)
+    return Plan(bytes(plan), seconds, profile, tf32, plugin, tuple(dict.fromkeys(messages.warnings)))
+
+
+def has_plugin(library: Library) -> bool:
+    """Whether the library's EfficientNMS_TRT is there to be used, once `load_plugins` was called."""
+    if library.flavour == "rtx":
+        return False
+    registry: tensorrt.IPluginRegistry = library.trt.get_plugin_registry()
+    return registry.get_creator(PLUGIN, "1", "") is not None
+
+
+def _parse(parser: tensorrt.OnnxParser, onnx: Path, library: Library) -> None:
+    """Raises `ExportError` naming every node that the library cannot read."""
+    if parser.parse_from_file(str(onnx)):
+        return
+    told = []
+    for i in range(parser.num_errors):
+        error: tensorrt.ParserError = parser.get_error(i)
+        node, operator = error.node_name(), error.node_operator()
+        where = f"node {node!r} ({operator}): " if node or operator else ""
+        told.append(where + " ".join(error.desc().split()))
+    raise ExportError(f"{onnx}: {library.name} cannot read it: " + ("; ".join(told) or "it gave no reason"))
+
+
+def _profile(
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+    options: EngineOptions,
+    onnx: Path,
+) -> tuple[int, int, int]:
+    """One profile for the one input; a fixed batch needs none."""
+    if network.num_inputs != 1:
+        raise ExportError(f"{onnx}: expected one input, the images, got {network.num_inputs}")
+    images: tensorrt.ITensor = network.get_input(0)
+    batch, *rest = tuple(images.shape)
+    if any(size < 1 for size in rest):
+        raise ExportError(f"{onnx}: {images.name}: expected fixed sizes but for the batch, got {[batch, *rest]}")
+    if batch > 0:
+        if options.batch is not None and set(options.batch) != {batch}:
+            raise ExportError(
+                f"batch: the graph takes exactly {batch} images, not {options.batch}; export it with a free batch, or "
+                "leave --batch out"
+            )
+        return batch, batch, batch
+    least, tuned, most = options.batch or DEFAULT_BATCH
+    profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
+    profile.set_shape(images.name, (least, *rest), (tuned, *rest), (most, *rest))
+    config.add_optimization_profile(profile)
+    return least, tuned, most
+
+
+def _configure(library: Library, config: tensorrt.IBuilderConfig, options: EngineOptions) -> None:
+    trt = library.trt
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the audit; it costs bytes and no time
+    if options.workspace_gb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gb * 2**30))
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.sm and hasattr(config, "set_compute_capability"):
+        config.num_compute_capabilities = len(options.sm)
+        for i, sm in enumerate(options.sm):
+            if not hasattr(trt.ComputeCapability, f"SM{sm}"):
+                known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+                raise ExportError(f"sm: {library.name} builds for {', '.join(known)}, not for SM{sm}")
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i)
+
+
+def _monitor(library: Library, progress: Progress | None) -> Any:
+    """Reports the phase that goes on now, and stops the build when `stopped` is set."""
+    trt = library.trt
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]  # known at run time only
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.stopped: BaseException | None = None
+            self.steps: dict[str, int] = {}
+            self.told = 0.0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            self._report(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._report(phase_name, step + 1)
+            return self.stopped is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+        def _report(self, phase: str, done: int) -> None:
+            total = self.steps.get(phase, 0)
+            now = time.monotonic()
+            if progress is None or self.stopped is not None or total < 1 or now - self.told < _TELL_EVERY:
+                return
+            self.told = now
+            try:
+                progress(f"build: {phase.lower()}", min(done, total), total)
+            except BaseException as error:  # it cannot pass through the library's C++; `build` raises it
+                self.stopped = error
+
+    return Monitor()
+
+
+@contextmanager
+def _interrupts(monitor: Any) -> Iterator[None]:
+    """While the library works, Ctrl-C asks it to stop; Python's own way would have to unwind through its C++."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(*_: object) -> None:
+        monitor.stopped = KeyboardInterrupt()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)

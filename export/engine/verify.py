@@ -1,0 +1,89 @@
+"""The proof of an engine: asked for its precision and scored, where it runs; where it does not, nothing is claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from export.audit.audit import Audit, audit_engine
+from export.options import Gate, Progress
+from export.verification.gate import pass_gate
+from export.verification.scores import Verification
+from export.verification.verify import VerifyError, find_checkpoint
+from runtime import Card, CocoError
+from runtime.artifact import read_card
+from runtime.backends import BackendError
+from runtime.backends.cuda.devices import cuda_device_count
+from runtime.backends.trt.backend import TrtBackend, check_platform
+from runtime.backends.trt.library import Library
+from runtime.runs import RunsError
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What an engine is scored against."""
+
+    checkpoint: Path | None
+    """None: the one that the graph names, where it lies beside it."""
+    graph: Path
+    gate: Gate
+    out: Path
+    """The name that the engine will have."""
+
+
+def proven(
+    engine: Path, card: Card, library: Library, typed: Audit, allow: Sequence[str], scoring: Scoring,
+    progress: Progress | None,
+) -> tuple[Card, Audit, Verification | None]:  # fmt: skip
+    """Audit and score the engine where it runs here; else the card says why not, and never that it passed."""
+    of_graph = {"graph": dict(read_card(scoring.graph).verification)}
+    why = _cannot_run(engine, card, library)
+    if why is not None:
+        return (
+            replace(card, verification={"scored": False, "why": f"built, not scored: {why}", **of_graph}),
+            typed,
+            None,
+        )
+    audit = audit_engine(TrtBackend(engine).layers(), typed)
+    audit.require(str(scoring.out), allow)
+    card = replace(card, engine={**card.engine, "audit": audit.to_json()})
+    verification = _score(engine, scoring, progress)
+    if isinstance(verification, str):
+        return (
+            replace(card, verification={"scored": False, "why": f"not scored: {verification}", **of_graph}),
+            audit,
+            None,
+        )
+    summary, metrics = verification.summary(scoring.out), verification.metrics(scoring.out)
+    return replace(card, metrics=metrics, verification={**summary, **of_graph}), audit, verification
+
+
+def _cannot_run(engine: Path, card: Card, library: Library) -> str | None:
+    """Why this machine cannot run the engine; None where it can, so that a failure there is a failure."""
+    if cuda_device_count() == 0:
+        return "this machine has no CUDA device"
+    try:
+        from runtime.backends.cuda.memory import gpu
+
+        here = gpu(0)
+        check_platform(engine, card, library, here.sm, here.name)
+        if library.flavour == "rtx" and not hasattr(library.trt.ComputeCapability, f"SM{here.sm}"):
+            TrtBackend(engine)  # a GPU that RTX does not list, as in data centres, may refuse any engine
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def _score(engine: Path, scoring: Scoring, progress: Progress | None) -> Verification | str:
+    """The engine against its checkpoint, or why there is nothing to score on. Raises `GateError` past tolerance."""
+    gate = scoring.gate
+    if not gate.verify:
+        return "not asked for"
+    try:
+        checkpoint = scoring.checkpoint or find_checkpoint(scoring.graph)
+        return pass_gate(engine, scoring.out, checkpoint, gate, None, progress)
+    except (VerifyError, RunsError, CocoError) as error:
+        if gate.annotations is not None or gate.images is not None:
+            raise
+        return str(error)

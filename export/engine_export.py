@@ -1,0 +1,242 @@
+"""`exporter trt`: an engine for TensorRT 10, TensorRT 11 or TensorRT-RTX, from a checkpoint or an ONNX file.
+
+A transaction like the ONNX export: audit the graph, build, audit the engine, score it, all in a folder of its own; only
+what came through gets the final name. What this machine cannot run is `built, not scored`, and its sidecar says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from export.audit.audit import Audit, audit_network, load_graph
+from export.card_paths import handed_on
+from export.engine.build import PLUGIN, Plan, build
+from export.engine.cache import cache_path
+from export.engine.options import EngineOptions
+from export.engine.verify import Scoring, proven
+from export.int8.ranges import ranges_path
+from export.onnx_export import to_onnx
+from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress
+from export.verification.gate import GateError
+from export.verification.verify import Verification
+from runtime import Card
+from runtime.artifact import read_card
+from runtime.backends.cuda.devices import cuda_device_count
+from runtime.backends.trt.backend import system
+from runtime.backends.trt.library import Library, choose_library
+from runtime.card.card import file_kind, sha256_file
+from runtime.card.onnx_metadata import require_unedited
+from runtime.card.sidecar import sidecar_path, sidecar_text
+from runtime.files.write import write_text
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EngineExport:
+    """What was written, and what is known of it."""
+
+    path: Path
+    sidecar: Path
+    card: Card
+    audit: Audit
+    seconds: float
+    """Of the build alone."""
+    megabytes: float
+    trtexec: str
+    """The command of NVIDIA's that would run it."""
+    verification: Verification | None
+    """None where it was not scored; `card.verification` says why."""
+
+
+def to_engine(
+    source: str | Path,
+    out: str | Path | None = None,
+    options: EngineOptions = EngineOptions(),
+    gate: Gate = Gate(),
+    onnx_options: OnnxOptions = OnnxOptions(),
+    allow: Sequence[str] = (),
+    say: Say = lambda line: None,
+    progress: Progress | None = None,
+) -> EngineExport:
+    """Build an engine from `source`, a checkpoint or an ONNX file of ours, into `out` and its sidecar.
+
+    out: default beside the source, `best.engine` or `best.fp16.engine`. onnx_options: of the graph that a checkpoint
+    becomes on the way; its precision is that of `options`, and 8 bits have a float16 rest unless it says otherwise.
+    allow: names or patterns of layers that may be of another precision than what was asked for.
+    Raises `ExportError`, `AuditError`, `GateError`, `CardError`, `CheckpointError` or `BackendError`; then nothing is
+    left under the final names that was not there before.
+    """
+    source = Path(source)
+    kind = file_kind(source)
+    if kind == "engine":
+        raise ExportError(f"{source}: is an engine already; give the checkpoint or the ONNX file that it came from")
+    if kind != "checkpoint" and onnx_options.int8 not in (None, Int8(half=True)):
+        raise ExportError(f"{source}: its ranges are in it; give the checkpoint it came from to calibrate it otherwise")
+    if kind != "checkpoint" and onnx_options.nms != "auto":
+        raise ExportError(
+            f"nms: {source} has its NMS in it; give the checkpoint it came from, or `exporter onnx CHECKPOINT --nms "
+            f"{onnx_options.nms}` first"
+        )
+    if kind != "checkpoint" and replace(onnx_options, precision=None, int8=None, nms="auto") != OnnxOptions():
+        raise ExportError(f"{source}: is a graph already; give the checkpoint it came from for another form of it")
+    gpus = cuda_device_count()
+    library = choose_library(options.engine, gpus)  # before minutes are spent on a graph for nobody
+    options.check_flavour(library.flavour)
+    if library.flavour == "rtx" and onnx_options.nms in ("plugin", "onnx"):
+        raise ExportError(
+            f"nms: TensorRT-RTX has no operator for {onnx_options.nms}; take auto, portable, loop or none, or build "
+            "with --engine tensorrt"
+        )
+    with tempfile.TemporaryDirectory(prefix="isodet-") as scratch:
+        graph, checkpoint = source, None
+        if kind == "checkpoint":
+            checkpoint, graph = source, Path(scratch) / source.with_suffix(".onnx").name
+            onnx_options = _graph_options(onnx_options, options, read_card(checkpoint))
+            gate = gate.for_int8(onnx_options.int8)
+            try:
+                to_onnx(checkpoint, graph, onnx_options, gate, say, progress)
+            except GateError as error:  # its report belongs where the engine would be: the scratch folder goes
+                raise error.renamed(graph, (source if out is None else Path(out)).with_suffix(".onnx")) from None
+        card = read_card(graph, options.check_hashes)
+        if checkpoint is None and options.check_hashes:
+            require_unedited(graph, card, "build it as it is with --skip-hashes")
+        _check_precision(graph, card, options.precision or onnx_options.precision)
+        model = load_graph(graph)
+        typed = audit_network(model, card)
+        typed.require(str(source), allow)
+        say(f"audit of the graph: {typed.shares()}")
+        out = _destination(source, out, card.precision)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".isodet-", dir=out.parent) as staging:
+            staged = Path(staging) / out.name
+            plan = _built(library, graph, model, options, say, progress)
+            staged.write_bytes(plan.content)
+            card = _card(card, graph, plan, library, options, typed, source, onnx_options.nms)
+            card = handed_on(card, source.parent)  # once more: the graph may be one from before paths were left out
+            sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
+            card, audit, verification = proven(
+                staged, card, library, typed, allow, Scoring(checkpoint, graph, gate, out), progress
+            )
+            card = handed_on(card, source.parent)
+            sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
+            os.replace(staged, out)
+            os.replace(sidecar_path(staged), sidecar_path(out))
+        if checkpoint is not None and ranges_path(graph).is_file():
+            write_text(ranges_path(out), ranges_path(graph).read_text(encoding="utf-8"))
+    size = len(plan.content) / 2**20
+    command = trtexec(out, card, model)
+    return EngineExport(out, sidecar_path(out), card, audit, plan.seconds, size, command, verification)
+
+
+def trtexec(engine: Path, card: Card, model: onnx.ModelProto) -> str:
+    """The command line of NVIDIA's tool that runs `engine`, for the batch that it was tuned for."""
+    tool = "tensorrt_rtx" if card.engine["flavour"] == "rtx" else "trtexec"
+    command = f"{tool} --loadEngine={shlex.quote(str(engine))}"
+    images = model.graph.input[0]
+    if card.batch == "dynamic":
+        sizes = [dim.dim_value for dim in images.type.tensor_type.shape.dim][1:]
+        command += f" --shapes={images.name}:{'x'.join(map(str, (card.engine['profile'][1], *sizes)))}"
+    return command
+
+
+def _graph_options(onnx_options: OnnxOptions, options: EngineOptions, card: Card) -> OnnxOptions:
+    """Of the graph on the way, in the precision of the engine or else of the checkpoint. `ExportError` for two."""
+    asked, of_engine = onnx_options.precision, options.precision
+    if asked is not None and of_engine is not None and asked != of_engine:
+        raise ExportError(f"precision: {of_engine} of the engine and {asked} of its graph; precision is in the graph")
+    precision = of_engine or asked or ("int8" if card.quantization else None)
+    int8 = onnx_options.int8 or (Int8(half=True) if precision == "int8" else None)
+    return replace(onnx_options, precision=precision, int8=int8)
+
+
+def _check_precision(graph: Path, card: Card, asked: Precision | None) -> None:
+    if asked is None or asked == card.precision:
+        return
+    raise ExportError(
+        f"{graph}: is {card.precision}, and {asked} was asked for; precision is in the graph, and no builder changes "
+        f"it: give the checkpoint instead (`exporter trt CHECKPOINT --{asked}`), or a graph from `exporter onnx "
+        f"CHECKPOINT --precision {asked}`"
+    )
+
+
+def _destination(source: Path, out: str | Path | None, precision: str) -> Path:
+    if out is None:
+        stem = source.stem.removesuffix(f".{precision}")
+        return source.with_name(f"{stem}.engine" if precision == "fp32" else f"{stem}.{precision}.engine")
+    out = Path(out)
+    if out.is_dir() or out.resolve() == source.resolve():
+        raise ExportError(f"{out}: expected the name of the engine to write, such as {source.stem}.engine")
+    return out
+
+
+def _built(
+    library: Library, graph: Path, model: onnx.ModelProto, options: EngineOptions, say: Say, progress: Progress | None
+) -> Plan:
+    bodies = {(function.domain, function.name) for function in model.functions}
+    nodes = [node for node in model.graph.node if node.op_type == PLUGIN]
+    needs_plugin = any((node.domain, node.op_type) not in bodies for node in nodes)
+    cache = None
+    if library.flavour == "tensorrt":
+        from runtime.backends.cuda.memory import gpu  # cuda-python comes with the extra that brings TensorRT
+
+        here = gpu(0)
+        try:
+            cache = Path(options.timing_cache) if options.timing_cache else cache_path(library, here.name, here.sm)
+        except OSError as error:  # the engine is worth more than that
+            say(f"timing cache: none: {error}")
+    say(f"building with {library.name}")
+    plan = build(library, graph, options, needs_plugin, cache, say, progress)
+    for line in plan.warnings[:5]:
+        say(f"{library.name} warns: {' '.join(line.split())}")
+    return plan
+
+
+def _card(
+    card: Card, graph: Path, plan: Plan, library: Library, options: EngineOptions, typed: Audit, source: Path,
+    nms: NmsKind,
+) -> Card:  # fmt: skip
+    """The card of the engine, before it was tried. nms: what was asked for."""
+    name, targets = "", list(options.sm)
+    if library.flavour == "tensorrt":
+        from runtime.backends.cuda.memory import gpu
+
+        here = gpu(0)
+        name, targets = here.name, [here.sm]
+    least, _, most = plan.profile
+    engine = {
+        "flavour": library.flavour, "version": library.version, "sm": targets, "gpu": name, "system": system(),
+        "hardware_compatible": options.hardware_compatible, "version_compatible": options.version_compatible,
+        "tf32": plan.tf32, "profile": list(plan.profile), "bytes": len(plan.content), "plugin": plan.plugin,
+        "build_seconds": round(plan.seconds, 2), "rebuild": _rebuild(source, options, library, nms),
+        "audit": typed.to_json(),
+    }  # fmt: skip
+    return replace(
+        card, kind="engine", batch=most if least == most else "dynamic", engine=engine, metrics={}, verification={},
+        hashes={**card.hashes, "onnx": sha256_file(graph), "engine": hashlib.sha256(plan.content).hexdigest()},
+        versions={**card.versions, "isodet": version("isodet"), library.trt.__name__: library.version},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def _rebuild(source: Path, options: EngineOptions, library: Library, nms: NmsKind) -> str:
+    """The command that builds it again, from a source of that name in the working folder."""
+    words = ["exporter", "trt", source.name]
+    words += [f"--{options.precision}"] if options.precision in ("fp16", "int8") else []
+    words += ["--nms", nms] if nms != "auto" else []
+    words += ["--engine", library.flavour]
+    words += ["--batch", ",".join(map(str, options.batch))] if options.batch else []
+    words += ["--hardware-compatible"] if options.hardware_compatible else []
+    words += ["--version-compatible"] if options.version_compatible else []
+    words += ["--sm", ",".join(map(str, options.sm))] if options.sm else []
+    return shlex.join(words)

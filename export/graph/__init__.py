@@ -1,0 +1,1 @@
+"""The ONNX graph: its form, its NMS, and how it is traced."""

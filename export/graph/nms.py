@@ -1,0 +1,279 @@
+"""The forms of NMS that a graph can have. All give the same detections on the same candidates.
+
+auto      a node EfficientNMS_TRT and a function of that name whose body is the portable NMS: TensorRT takes its plugin,
+          everybody else the body
+portable  iterated suppression, 16 rounds (`models.deploy.nms`)
+loop      the same, until nothing changes: exact always, and a loop in the graph
+onnx      ONNX's NonMaxSuppression
+plugin    a node EfficientNMS_TRT, and nothing for anybody else
+none      candidates; the runtime suppresses
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import onnx
+import onnx.inliner
+import onnx.parser
+import torch
+from onnx import FunctionProto, ModelProto, helper
+from torch import Tensor, nn
+
+from export.graph.tracing import trace
+from export.options import ExportError, NmsKind
+from models.config.model import PostprocessConfig
+from models.deploy.graph import Deploy
+from models.deploy.nms import PortableNms, best, float32_above, float32_below, suppression
+
+PLUGIN = "EfficientNMS_TRT"
+PLUGIN_DOMAIN = "trt.plugins"
+_OWN_DOMAIN = "isodet"
+_DENSE_BELOW = 0.007
+"""Under this threshold the plugin sorts all scores instead of those above it, and fills the slots that are left with
+what it should have dropped, at scores of -32768 (EfficientNMSFilterLauncher and EfficientNMSDenseIndex in TensorRT's
+efficientNMSInference.cu)."""
+
+
+def why_no_plugin(post: PostprocessConfig) -> str:
+    """Why TensorRT's plugin would not find this model's detections; '' where it does."""
+    if post.threshold_on == "class":
+        return (
+            "the plugin compares its threshold with the score that it sorts by, this model with the class probability "
+            "alone (postprocess.threshold_on: class)"
+        )
+    if post.score_threshold < _DENSE_BELOW:
+        return (
+            f"below a score threshold of {_DENSE_BELOW} the plugin gives back what it should drop "
+            f"(postprocess.score_threshold is {post.score_threshold:g})"
+        )
+    return ""
+
+
+def nms_module(
+    kind: NmsKind, post: PostprocessConfig, classes: int, certificate: bool = False, half: bool = False
+) -> nn.Module:
+    """What a `Deploy` that is traced has for `kind`, which is not `auto` where `why_no_plugin` says something.
+
+    half: products of zeros and ones in float16, which RTX wants on Turing (`PortableNms`).
+    """
+    dtype = torch.float16 if half else torch.float32
+    if kind in ("auto", "plugin"):
+        return PluginNms(post, classes)
+    if kind == "loop":
+        return LoopNms(post, dtype)
+    if kind == "onnx":
+        return OnnxNms(post, classes)
+    if kind == "none":
+        return NoNms()
+    return PortableNms(post.nms_iou, post.detections, certificate, dtype)
+
+
+class PluginNms(nn.Module):
+    """TensorRT's plugin, whose thresholds are "at or above" where ours are "above": the next float32 says the same."""
+
+    def __init__(self, post: PostprocessConfig, classes: int):
+        super().__init__()
+        self.post, self.classes = post, classes
+        self.attributes: dict[str, Any] = {
+            "score_threshold": float32_after(post.score_threshold), "iou_threshold": float32_above(post.nms_iou),
+            "background_class": -1, "score_activation": 0, "class_agnostic": 0,
+            "box_coding": 0, "plugin_version": "1", "plugin_namespace": "",
+        }  # fmt: skip
+
+    def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        batch, kept = scores.shape[0], min(self.post.detections, scores.shape[1])
+        found = torch.onnx.ops.symbolic_multi_out(
+            f"{PLUGIN_DOMAIN}::{PLUGIN}", (boxes, by_class(scores, labels, self.classes)),
+            {**self.attributes, "max_output_boxes": kept},
+            dtypes=(torch.int32, torch.float32, torch.float32, torch.int32),
+            shapes=((batch, 1), (batch, kept, 4), (batch, kept), (batch, kept)), version=1,
+        )  # fmt: skip
+        return tuple(found)
+
+
+class PluginBody(nn.Module):
+    """What the plugin does, in standard operators: boxes [B, K, 4], scores [B, K, C] -> its four outputs.
+
+    Of each candidate, one class has a score and the others have 0.
+    """
+
+    def __init__(self, nms: PortableNms):
+        super().__init__()
+        self.nms = nms
+
+    def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+        score, label = scores.max(dim=-1)
+        return self.nms(boxes, score, label)
+
+
+class LoopNms(nn.Module):
+    """`PortableNms` with as many rounds as it takes."""
+
+    def __init__(self, post: PostprocessConfig, dtype: torch.dtype):
+        super().__init__()
+        self.post, self.dtype = post, dtype
+
+    def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        suppresses = suppression(boxes, labels, self.post.nms_iou).to(self.dtype)
+        stands = torch.onnx.ops.symbolic(
+            f"{_OWN_DOMAIN}::Settle", (torch.ones_like(suppresses[:, :1]), suppresses), dtype=self.dtype,
+            shape=(scores.shape[0], 1, scores.shape[1]), version=1,
+        )  # fmt: skip
+        return best(stands[:, 0] > 0.5, boxes, scores, labels, self.post.detections)
+
+
+class OnnxNms(nn.Module):
+    """ONNX's NonMaxSuppression, by ranks: it orders equal scores as it likes."""
+
+    def __init__(self, post: PostprocessConfig, classes: int):
+        super().__init__()
+        self.post, self.classes = post, classes
+
+    def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        ranks = torch.arange(scores.shape[1], 0, -1, dtype=torch.float32)
+        ranks = by_class(torch.where(scores > 0, ranks, 0.0), labels, self.classes)
+        # NonMaxSuppression clips nothing, but compares sides: the box of no candidate is made empty.
+        stands = torch.onnx.ops.symbolic(
+            f"{_OWN_DOMAIN}::Select", (boxes, ranks.transpose(1, 2), torch.zeros_like(scores)), dtype=torch.float32,
+            shape=scores.shape, version=1,
+        )  # fmt: skip
+        return best(stands > 0.5, boxes, scores, labels, self.post.detections)
+
+
+class NoNms(nn.Module):
+    """Candidates as they are: boxes, scores (0: no candidate), labels int32."""
+
+    def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        return boxes, scores, labels.int()
+
+
+def by_class(scores: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """[B, K, C]: each candidate's score at its class, zero at the others."""
+    return scores[..., None] * (labels[..., None] == torch.arange(classes))
+
+
+def float32_after(threshold: float) -> float:
+    """`score >= float32_after(t)` says what `score > t` says of a float32 score, in PyTorch and in ONNX."""
+    return float32_above(float(torch.tensor(threshold, dtype=torch.float32)))
+
+
+# ---------------------------------------------------------------------------------------------
+# functions
+
+
+def add_functions(model: ModelProto, kind: NmsKind, deploy: Deploy, half: bool) -> ModelProto:
+    """`model`, traced of `deploy` with `nms_module(kind)`, runnable: of `auto` and `plugin` with the plugin's body as a
+    function, of the others in plain operators.
+    """
+    post = deploy.config.postprocess
+    opset = next(i.version for i in model.opset_import if i.domain in ("", "ai.onnx"))
+    if kind in ("auto", "plugin"):
+        function = _plugin_body(model, deploy, opset, half)
+    elif kind == "loop":
+        function = onnx.parser.parse_function(_SETTLE % {"opset": opset})
+    elif kind == "onnx":
+        values = {"opset": opset, "kept": post.detections, "iou": f"{float32_below(post.nms_iou):.9g}"}
+        function = onnx.parser.parse_function(_SELECT % values)
+    else:
+        return model
+    model.functions.append(function)
+    if kind in ("auto", "plugin"):
+        return model
+    inlined = onnx.inliner.inline_local_functions(model)
+    kept = [i for i in inlined.opset_import if i.domain != _OWN_DOMAIN]
+    del inlined.opset_import[:]
+    inlined.opset_import.extend(kept)
+    return inlined
+
+
+def without_functions(model: ModelProto) -> ModelProto:
+    """A copy of `model` that only a backend with the plugin can run."""
+    stripped = ModelProto()
+    stripped.CopyFrom(model)
+    del stripped.functions[:]
+    return stripped
+
+
+def _plugin_body(model: ModelProto, deploy: Deploy, opset: int, half: bool) -> FunctionProto:
+    post, classes = deploy.config.postprocess, len(deploy.config.classes)
+    node = next(n for n in model.graph.node if n.op_type == PLUGIN)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    fixed = batch.dim_value if batch.HasField("dim_value") else None
+    attributes = tuple(a.name for a in node.attribute)
+    return _body(post.nms_iou, post.detections, half, (deploy.candidate_count, classes), fixed, opset, attributes)
+
+
+@functools.lru_cache(maxsize=16)
+def _body(
+    iou: float, detections: int, half: bool, size: tuple[int, int], fixed: int | None, opset: int,
+    attributes: tuple[str, ...],
+) -> FunctionProto:  # fmt: skip
+    """Kept, because tracing it takes seconds and it depends on no weight. size: candidates and classes."""
+    count, classes = size
+    nms = PortableNms(iou, detections, dtype=torch.float16 if half else torch.float32)
+    example = (torch.zeros(fixed or 2, count, 4), torch.zeros(fixed or 2, count, classes))
+    names = ["num_dets", "boxes_kept", "scores_kept", "labels_kept"]
+    body = trace(PluginBody(nms).eval(), example, opset, fixed is not None, ["boxes", "scores"], names)
+    return as_function(body, PLUGIN, PLUGIN_DOMAIN, list(attributes))
+
+
+def as_function(model: ModelProto, name: str, domain: str, attributes: list[str]) -> FunctionProto:
+    """A model's graph as a local function. Its values and nodes get names that no graph around it has."""
+    graph = model.graph
+
+    def own(value: str) -> str:
+        return f"nms_{value}" if value else value
+
+    nodes = []
+    for tensor in graph.initializer:
+        tensor.name, value = "", own(tensor.name)
+        nodes.append(helper.make_node("Constant", [], [value], value=tensor))
+    for node in graph.node:
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+            raise ExportError(f"{node.op_type}: a graph within the body of {name} would need its names changed, too")
+        node.input[:] = [own(value) for value in node.input]
+        node.output[:] = [own(value) for value in node.output]
+        node.name = own(node.name)  # TensorRT warns of nodes whose name it has seen
+        del node.metadata_props[:]
+        nodes.append(node)
+    return helper.make_function(
+        domain, name, [own(i.name) for i in graph.input], [own(o.name) for o in graph.output], nodes,
+        [i for i in model.opset_import if i.domain in ("", "ai.onnx")], attributes,
+    )  # fmt: skip
+
+
+_SETTLE = """
+<opset_import: ["" : %(opset)d], domain: "isodet">
+Settle (start, suppresses) => (stands)
+{
+  rounds = Constant <value: tensor = int64 {9223372036854775807}> ()
+  yes = Constant <value: tensor = bool {1}> ()
+  stands = Loop (rounds, yes, start) <body: graph = settle_rounds (int64 number, bool go, now) => (bool more, last) {
+      first_hits = MatMul (now, suppresses)
+      first = HardSigmoid <alpha: float = -1.0, beta: float = 1.0> (first_hits)
+      last_hits = MatMul (first, suppresses)
+      last = HardSigmoid <alpha: float = -1.0, beta: float = 1.0> (last_hits)
+      moved = Sub (last, first)
+      moves = ReduceMax <keepdims: int = 0> (moved)
+      more = Cast <to: int = 9> (moves)
+    }>
+}
+"""
+
+_SELECT = """
+<opset_import: ["" : %(opset)d], domain: "isodet">
+Select (boxes, ranks, nothing) => (stands)
+{
+  most = Constant <value_ints: ints = [%(kept)d]> ()
+  iou = Constant <value_floats: floats = [%(iou)s]> ()
+  lowest = Constant <value_floats: floats = [0.0]> ()
+  picked = NonMaxSuppression (boxes, ranks, most, iou, lowest)
+  columns = Constant <value_ints: ints = [0, 2]> ()
+  image_and_candidate = Gather <axis: int = 1> (picked, columns)
+  count = Shape <start: int = 0, end: int = 1> (picked)
+  ones = ConstantOfShape <value: tensor = float[1] {1}> (count)
+  stands = ScatterND (nothing, image_and_candidate, ones)
+}
+"""

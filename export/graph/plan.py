@@ -1,0 +1,48 @@
+"""What a graph of this checkpoint will be, decided and refused before the long work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from export.graph.nms import why_no_plugin
+from export.options import ExportError, NmsKind, OnnxOptions, Precision
+from models.config.model import PostprocessConfig
+from models.deploy.graph_input import Frame
+from runtime import Card
+from runtime.images.image import FILL, Letterbox
+
+
+def nms_kind(options: OnnxOptions, post: PostprocessConfig, say: Callable[[str], None]) -> NmsKind:
+    """The form that the graph has. Raises `ExportError` where the plugin is asked for and would not find the same."""
+    why_not = why_no_plugin(post)
+    if not why_not or options.nms not in ("auto", "plugin"):
+        return options.nms
+    if options.nms == "plugin":
+        raise ExportError(f"nms: {why_not}; export with --nms portable")
+    say(f"NMS: portable, and no plugin, because {why_not}")
+    return "portable"
+
+
+def precision_of(options: OnnxOptions, card: Card) -> Precision:
+    """What the file will have. Raises `ExportError` for what this checkpoint cannot become."""
+    wanted = options.precision or ("int8" if card.quantization else "fp32")
+    if card.quantization and wanted != "int8":
+        raise ExportError(
+            f"precision: the checkpoint is 8-bit already, so it cannot be exported as {wanted}; export the float "
+            "checkpoint that it came from"
+        )
+    return wanted
+
+
+def frame_of(options: OnnxOptions, card: Card) -> Frame | None:
+    """The letterbox that the graph is to hold, if any."""
+    return None if options.source_size_hw is None else framed(options.source_size_hw, card.input_size_hw)
+
+
+def framed(source_hw: tuple[int, int], size_hw: tuple[int, int]) -> Frame:
+    """The letterbox of raw frames of `source_hw` into `size_hw`. Raises `ExportError` where it would leave a line."""
+    placement = Letterbox.fit(source_hw, size_hw)
+    if min(placement.resized_hw) < 2:
+        (h, w), (height, width) = placement.source_hw, placement.size_hw
+        raise ExportError(f"source-size: a frame of {h}x{w} becomes a line in an input of {height}x{width}")
+    return Frame(placement.source_hw, placement.resized_hw, placement.size_hw, FILL)

@@ -1,0 +1,1 @@
+"""8 bits after training: pictures, ranges, and which layers suffer."""

@@ -1,0 +1,114 @@
+"""The pictures that ranges of 8-bit activations are observed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.options import CalibrationError, Progress
+from runtime import Card
+from runtime.datasets import read_split
+from runtime.images.image import IMAGE_SUFFIXES, Image, ImageError, letterbox, read_image
+from runtime.images.picture_files import pictures_in
+
+
+@dataclass
+class Pictures:
+    """Picture files, spread evenly over a data set, letterboxed as the runtime does it.
+
+    `used` and `unreadable` are known after they were read.
+    """
+
+    paths: list[Path]
+    source: str
+    """What they are, for people."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know of them."""
+    used: int = 0
+    unreadable: list[ImageError] = field(default_factory=list)
+
+    def batches(
+        self, size_hw: tuple[int, int], progress: Progress | None = None, size: int = 8
+    ) -> Iterator[torch.Tensor]:
+        """uint8 [B, H, W, 3], B at most `size`; files that cannot be read are left out and listed."""
+        self.used, self.unreadable = 0, []
+        batch: list[Image] = []
+        for done, path in enumerate(self.paths, start=1):
+            try:
+                batch.append(letterbox(read_image(path), size_hw)[0])
+                self.used += 1
+            except ImageError as error:
+                self.unreadable.append(error)
+            if batch and (len(batch) == size or done == len(self.paths)):
+                yield torch.from_numpy(np.stack(batch))
+                batch = []
+            if progress is not None:
+                progress("calibration", done, len(self.paths))
+        if batch:  # the last files could not be read
+            yield torch.from_numpy(np.stack(batch))
+
+    def report(self, asked: int, say: Callable[[str], None]) -> None:
+        """Say what is worth knowing, after they were read. Raises `CalibrationError` where none could be."""
+        for note in self.notes:
+            say(note)
+        if self.unreadable:
+            say(f"calibration: {len(self.unreadable)} pictures cannot be read, the first: {self.unreadable[0]}")
+        if self.used == 0:
+            raise CalibrationError(f"calibration: none of the {len(self.paths)} pictures of {self.source} can be read")
+        if self.used < asked:
+            say(f"calibration: {self.used} pictures of {self.source}, fewer than the {asked} asked for")
+
+
+def calibration_pictures(
+    card: Card, checkpoint: Path, annotations: Path | None, images: Path | None, count: int
+) -> Pictures:
+    """At most `count` pictures: of the annotation file with its folder, of a bare folder of pictures, or else of the
+    training set that the checkpoint names.
+
+    Raises `CalibrationError` where there are none, `DatasetError` where they cannot be read.
+    """
+    if count < 1:
+        raise CalibrationError(f"calibration: expected 1 or more pictures, got {count}")
+    if annotations is None and images is not None:
+        if not images.is_dir():
+            raise CalibrationError(f"{images}: no such folder of calibration pictures")
+        paths = pictures_in(images)
+        if not paths:
+            raise CalibrationError(f"{images}: no picture in this calibration folder ({', '.join(IMAGE_SUFFIXES)})")
+        return Pictures(_spread(paths, count), str(images))
+    if annotations is not None:
+        splits: list[dict[str, Any]] = [
+            {"annotations": str(annotations), "images": None if images is None else str(images)}
+        ]
+    else:
+        named = card.training.get("data", {}).get("train", {})
+        splits = list(named) if isinstance(named, (list, tuple)) else [named]
+        if not splits or any("annotations" not in split for split in splits):
+            raise CalibrationError(f"{checkpoint}: its card names no training data to calibrate on; give "
+                                   "--calibration FILE (--calibration-images FOLDER), or the folder alone")  # fmt: skip
+    paths, labels = [], set()
+    for split in splits:
+        dataset = read_split(split, card.classes, "train", allow_absent=True)
+        paths += [record.path for record in dataset.records]
+        labels |= {int(label) for record in dataset.records for label in np.unique(record.labels)}
+    source = str(splits[0]["annotations"]) + (f" and {len(splits) - 1} others" if len(splits) > 1 else "")
+    if not paths:
+        raise CalibrationError(f"{source}: no picture to calibrate on")
+    notes = []
+    if len(labels) <= 1 < len(card.classes):
+        which = f"only objects of the class {card.classes[labels.pop()]!r}" if labels else "no objects"
+        notes.append(
+            f"warning: calibration: {source} has {which}, and the detector knows {len(card.classes)} classes; ranges "
+            "that fit only those may cut off what the others need: calibrate on pictures of all"
+        )
+    return Pictures(_spread(paths, count), source, notes)
+
+
+def _spread(paths: list[Path], count: int) -> list[Path]:
+    index = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
+    return [paths[i] for i in index]

@@ -1,0 +1,207 @@
+"""`--int8`: a trained detector as 8 bits, without training (post-training quantisation).
+
+Ranges of activations are observed on pictures, the network gets them (`models.quant`), and what then loses too much mAP
+goes back to float layer by layer. A checkpoint that was trained as 8 bits keeps its own ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from export.int8.calibration import Pictures, calibration_pictures
+from export.int8.layer_errors import output_errors
+from export.int8.ranges import RangesFile, read_ranges
+from export.options import CalibrationError, ExportError, Int8, Progress
+from models.deploy.graph import Deploy
+from models.detector import Detector as Network
+from models.layers.fuse import fuse
+from models.quant import METHODS, Method, QuantDetector, Ranges, cpu_form, learned_ranges, quantise, with_learned
+from runtime import Card, CocoDataset, Detector
+from runtime.backends.torch.backend import TorchBackend
+from runtime.card.card import sha256_file
+from runtime.evaluation.evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The network to trace, and what its card says of it."""
+
+    detector: QuantDetector
+    quantization: Mapping[str, Any]
+    ranges: RangesFile | None
+    """What is written beside the artifact; None where nothing was observed."""
+
+
+def quantized(
+    network: Network,
+    card: Card,
+    checkpoint: Path,
+    options: Int8,
+    data: CocoDataset | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """The 8-bit form of the network of `checkpoint`, in eval mode.
+
+    data: validation pictures, for `best` and `keep_map`. Raises `CalibrationError` for calibration pictures or ranges
+    that are not usable, `QuantError` for a network that cannot be traced, `ExportError` where no choice of float
+    layers keeps the mAP.
+    """
+    if options.calibrate == "best" or options.keep_map is not None:
+        what = "--calibrate best" if options.calibrate == "best" else "--keep-mAP"
+        if data is None:
+            raise CalibrationError(f"{what} needs validation pictures to score on; give --annotations FILE")
+        if not any((~record.crowd).any() for record in data.records):
+            raise CalibrationError(
+                f"{what}: {data.annotations} has no box in any picture, so there is nothing to score on; give "
+                "--annotations FILE"
+            )
+    learned = network if isinstance(network, QuantDetector) else None
+    if learned is not None:
+        _refuse_for_trained(options, checkpoint)
+        if not options.cpu:
+            return Quantized(learned, card.quantization, None)
+    base = quantise(network, options.float_layers) if learned is None else learned
+    found = _ranges(base, card, checkpoint, options, say, progress)
+    tensors = dict(found.tensors)
+    if learned is not None:
+        tensors = with_learned(tensors, learned_ranges(learned))
+    trial = _Trial(network, card, options.cpu, tensors, data, progress)
+    method: Method = "mse" if options.calibrate == "best" else options.calibrate
+    if options.calibrate == "best":
+        scores = {name: trial.score(options.float_layers, name) for name in METHODS}
+        method = max(scores, key=lambda name: scores[name])
+        say("calibration: mAP " + ", ".join(f"{name} {score:.2f}" for name, score in scores.items()) + f": {method}")
+    float_layers = options.float_layers
+    if options.keep_map is not None:
+        float_layers = _kept(trial, method, options, say)
+    quantization: dict[str, Any] = {"kind": "ptq", "method": method, "images": found.images,
+                                    "float_layers": list(float_layers)}  # fmt: skip
+    if learned is not None:
+        quantization = dict(card.quantization)
+    if options.cpu:
+        quantization["form"] = "cpu"
+    detector = trial.build(float_layers, method)
+    # A CPU's biases are whole numbers, too, which is done while folding.
+    return Quantized(fuse(detector) if options.cpu else detector, quantization, found)
+
+
+def _refuse_for_trained(options: Int8, checkpoint: Path) -> None:
+    if options.keep_map is not None or options.float_layers or options.calibrate == "best":
+        raise CalibrationError(
+            f"{checkpoint}: it was trained as 8 bits and exports as it is: its ranges are its own, and float layers "
+            "are chosen before that training, with qat.float_layers"
+        )
+    if not options.cpu and replace(options, half=False) != Int8():
+        raise CalibrationError(
+            f"{checkpoint}: it was trained as 8 bits and brings its own ranges; leave out --calibrate, --calibration "
+            "with what belongs to it, and --ranges: they are for float checkpoints, and for --cpu"
+        )
+
+
+def _ranges(
+    base: QuantDetector, card: Card, checkpoint: Path, options: Int8, say: Callable[[str], None],
+    progress: Progress | None,
+) -> RangesFile:  # fmt: skip
+    """What is known of the tensors of both forms: read, or observed."""
+    sha256 = sha256_file(checkpoint)
+    form = cpu_form(base)  # it rounds whatever the other form does, and more
+    if options.ranges is not None:
+        found = read_ranges(options.ranges, checkpoint, sha256)
+        if missing := form.unknown(found.tensors):
+            raise CalibrationError(
+                f"{options.ranges}: nothing is said of the tensor {missing[0]} and {len(missing) - 1} others; leave "
+                "--ranges out to observe them anew"
+            )
+        say(f"calibration: ranges of {found.images} pictures from {options.ranges}")
+        return found
+    pictures = calibration_pictures(card, checkpoint, options.calibration, options.calibration_images, options.pictures)
+    tensors = observed(form, card, pictures, options.pictures, say, progress)
+    say(f"calibration: {len(tensors)} tensors on {pictures.used} pictures of {pictures.source}")
+    return RangesFile(sha256, pictures.used, pictures.source, tensors)
+
+
+def observed(
+    form: QuantDetector, card: Card, pictures: Pictures, asked: int, say: Callable[[str], None],
+    progress: Progress | None,
+) -> dict[str, Ranges]:  # fmt: skip
+    """What the tensors that `form` rounds are like on `pictures`. Raises `CalibrationError` where none can be read."""
+    batches = pictures.batches(card.input_size_hw, progress)
+    first = next(batches, None)
+    if first is None:
+        pictures.report(asked, say)
+        raise CalibrationError(f"{pictures.source}: no picture to calibrate on")
+
+    def all_batches() -> Any:
+        yield first
+        yield from batches
+
+    tensors, _ = form.observe(all_batches())
+    pictures.report(asked, say)
+    return tensors
+
+
+class _Trial:
+    """Builds and scores 8-bit forms of one network."""
+
+    def __init__(
+        self, network: Network, card: Card, cpu: bool, tensors: Mapping[str, Ranges], data: CocoDataset | None,
+        progress: Progress | None,
+    ):  # fmt: skip
+        self.network, self.card, self.cpu, self.tensors = network, card, cpu, tensors
+        self.data, self.progress = data, progress
+
+    def build(self, float_layers: tuple[str, ...], method: Method) -> QuantDetector:
+        network = self.network
+        form = network if isinstance(network, QuantDetector) else quantise(network, float_layers)
+        form = cpu_form(form) if self.cpu else form
+        form.set_ranges(self.tensors, method)
+        return form
+
+    def score(self, float_layers: tuple[str, ...] | None, method: Method) -> float:
+        """mAP of the 8-bit form; with None, of the float network."""
+        if float_layers is None:
+            return score(self.network, self.card, self.data, "float", self.progress)
+        return score(self.build(float_layers, method), self.card, self.data, f"int8 by {method}", self.progress)
+
+
+def score(network: Network, card: Card, data: CocoDataset | None, what: str, progress: Progress | None) -> float:
+    """mAP of `network` in PyTorch on letterboxed pictures of `data`."""
+    assert data is not None, "asked for where validation data is known"
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress(what, done, total)
+
+    backend = TorchBackend(Deploy(network).eval(), replace(card, resize={}), "auto")  # a copy of the network
+    return evaluate(Detector(backend, threshold=0.0), data, progress=report).map
+
+
+def _kept(trial: _Trial, method: Method, options: Int8, say: Callable[[str], None]) -> tuple[str, ...]:
+    """The layers to leave in float so that no more than `keep_map` is lost."""
+    assert options.keep_map is not None and trial.data is not None
+    whole = trial.score(None, method)
+    float_layers = options.float_layers
+    reached = trial.score(float_layers, method)
+    ranking: list[str] | None = None
+    while not whole - reached <= options.keep_map:  # written so that a mAP that is not a number is not kept
+        if ranking is None:
+            pictures = Pictures([record.path for record in trial.data.records[:32]], str(trial.data.annotations))
+            errors = output_errors(
+                trial.build(float_layers, method), list(pictures.batches(trial.card.input_size_hw)), trial.progress
+            )
+            ranking = sorted(errors, key=lambda name: -errors[name])
+        if not ranking:
+            raise ExportError(
+                f"keep-mAP: {whole - reached:.2f} mAP points are lost even with every layer in float, more than "
+                f"{options.keep_map:g}: the ranges of sums alone cost that; calibrate by another method"
+            )
+        float_layers = (*float_layers, ranking.pop(0))
+        before, reached = reached, trial.score(float_layers, method)
+        say(f"keep-mAP: {float_layers[-1]} is float again: {before:.2f} becomes {reached:.2f} of {whole:.2f} mAP")
+    kept = ", ".join(float_layers) if float_layers else "no layer"
+    say(f"keep-mAP: {whole - reached:+.2f} mAP points lost, {options.keep_map:g} allowed; in float: {kept}")
+    return float_layers

@@ -1,0 +1,111 @@
+"""Ranges of 8-bit activations as a file: what calibration found, readable, and usable again without pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from export.card_paths import private_folders, without_paths
+from export.options import CalibrationError
+from models.quant import METHODS, Ranges
+from runtime.card.seal import is_broken, sealed
+from runtime.files.write import write_text
+
+FORMAT = 1
+_KIND = "isodet int8 ranges"
+_SEAL = "sha256"  # of all but itself
+
+
+@dataclass(frozen=True)
+class RangesFile:
+    """Of one network, which the hash of its checkpoint names."""
+
+    checkpoint: str
+    """sha256."""
+    images: int
+    """How many pictures were observed."""
+    source: str
+    tensors: Mapping[str, Ranges]
+    created: str = ""
+    """ISO 8601."""
+
+
+def ranges_path(artifact: Path) -> Path:
+    """Where the ranges of an artifact lie: beside it."""
+    return artifact.with_suffix(".ranges.json")
+
+
+def write_ranges(path: Path, ranges: RangesFile) -> Path:
+    """Write `ranges` as JSON, a line for each tensor, whole or not at all."""
+    created = ranges.created or datetime.now(timezone.utc).isoformat(timespec="seconds")
+    head: dict[str, Any] = {
+        "kind": _KIND, "format": FORMAT, "checkpoint_sha256": ranges.checkpoint, "images": ranges.images,
+        "source": without_paths(ranges.source, private_folders()), "created": created,
+    }  # fmt: skip
+    tensors = {name: {"low": r.low, "high": r.high, **r.magnitudes} for name, r in ranges.tensors.items()}
+    head[_SEAL] = sealed({**head, "tensors": tensors}, _SEAL)[_SEAL]
+    lines = [f"    {json.dumps(name)}: {json.dumps(numbers)}" for name, numbers in tensors.items()]
+    body = json.dumps(head, indent=2)[:-2] + ',\n  "tensors": {\n' + ",\n".join(lines) + "\n  }\n}\n"
+    return write_text(path, body)
+
+
+def read_ranges(path: Path, checkpoint: Path, sha256: str) -> RangesFile:
+    """The file at `path`. Raises `CalibrationError` where it is none, is cut short, or is of another checkpoint than
+    the one with this hash.
+    """
+    advice = "; leave --ranges out to observe them anew"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        damaged = isinstance(content, dict) and is_broken(content, _SEAL)
+    except FileNotFoundError:
+        raise CalibrationError(f"{path}: no such file of ranges{advice}") from None
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot read this file of ranges: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # malformed JSON, or bytes that are not UTF-8
+        raise CalibrationError(f"{path}: not a whole file of ranges: {error}{advice}") from None
+    if not isinstance(content, dict) or content.get("kind") != _KIND:
+        raise CalibrationError(f"{path}: not a file of ranges; expected one that `exporter onnx --int8` wrote")
+    if content.get("format") != FORMAT:
+        raise CalibrationError(f"{path}: format {content.get('format')!r}, this isodet reads {FORMAT}{advice}")
+    if content.get("checkpoint_sha256") != sha256:
+        raise CalibrationError(
+            f"{path}: these are ranges of another network: of the checkpoint with the hash "
+            f"{str(content.get('checkpoint_sha256'))[:12]}, and {checkpoint} has {sha256[:12]}{advice}"
+        )
+    tensors = content.get("tensors")
+    if not isinstance(tensors, dict) or not tensors:
+        raise CalibrationError(f"{path}: tensors: expected an object with a range for each tensor{advice}")
+    images = content.get("images")
+    if not isinstance(images, int) or images < 1:
+        raise CalibrationError(f"{path}: images: expected how many were observed, got {images!r}{advice}")
+    found = {name: _ranges(path, name, values) for name, values in tensors.items()}
+    if damaged:  # after what is wrong with a key, which says more
+        raise CalibrationError(
+            f"{path}: edited or damaged after it was written: it does not fit its own hash; copy it again, or take the "
+            f"line {_SEAL!r} out of a file that was edited on purpose{advice}"
+        )
+    return RangesFile(sha256, images, str(content.get("source", "")), found, str(content.get("created", "")))
+
+
+def _ranges(path: Path, name: str, values: Any) -> Ranges:
+    wanted = ("low", "high", *METHODS)
+    numbers: list[Any] = [values.get(key) if isinstance(values, dict) else None for key in wanted]
+    if not all(_is_finite(n) for n in numbers):
+        raise CalibrationError(f"{path}: {name}: expected the numbers {', '.join(wanted)}, got {str(values)[:80]}")
+    low, high, *magnitudes = map(float, numbers)
+    if low > 0 or high < 0 or min(magnitudes) < 0:
+        raise CalibrationError(f"{path}: {name}: expected low <= 0 <= high and magnitudes of 0 or more")
+    return Ranges(low, high, dict(zip(METHODS, magnitudes, strict=True)))
+
+
+def _is_finite(number: Any) -> bool:
+    """Whether it is a number that a float can be: whole numbers of JSON have no largest."""
+    try:
+        return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+    except OverflowError:
+        return False

@@ -1,0 +1,160 @@
+"""`exporter sensitivity`: what each layer of a network costs when it alone is 8 bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.int8.calibration import Pictures
+from export.int8.layer_errors import output_errors
+from export.int8.quantize import quantized, score
+from export.options import CalibrationError, Int8, Progress
+from models.checkpoint import build_detector
+from runtime import Card, CocoDataset
+from runtime.files.write import replacing, write_text
+from runtime.runs import validation_data
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution that alone is 8 bits."""
+
+    name: str
+    weights: int
+    output_error: float
+    """Root of the mean squared change of the network's raw outputs, in their standard deviations."""
+    lost_map: float | None = None
+    """mAP points; None where that was not measured."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The layers from worst to best: first those whose mAP was measured, by that, then by output error."""
+
+    layers: tuple[Layer, ...]
+    order: tuple[str, ...]
+    """Their names as the network runs them."""
+    float_map: float | None
+    images: int
+    """On which the output error was measured."""
+    map_images: int
+
+    def table(self, rows: int | None = None) -> str:
+        """As text; `rows`: the worst of them."""
+        shown = self.layers[:rows]
+        width = max(len("layer"), *(len(layer.name) for layer in shown))
+        lines = [f"{'layer':<{width}} {'weights':>9} {'output error':>13} {'mAP lost':>9}"]
+        for layer in shown:
+            lost = "-" if layer.lost_map is None else f"{layer.lost_map:+.2f}"
+            lines.append(f"{layer.name:<{width}} {layer.weights:>9} {layer.output_error:>12.2%} {lost:>9}")
+        if len(shown) < len(self.layers):
+            lines.append(f"and {len(self.layers) - len(shown)} layers with less")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "images": self.images, "map_images": self.map_images, "float_map": self.float_map,
+            "layers": [{"name": layer.name, "weights": layer.weights, "output_error": layer.output_error,
+                        "lost_map": layer.lost_map} for layer in self.layers],
+        }  # fmt: skip
+
+
+def sensitivity(
+    checkpoint: str | Path,
+    options: Int8 | None = None,
+    images: int = 32,
+    map_images: int = 100,
+    map_layers: int = 8,
+    annotations: str | Path | None = None,
+    pictures_of: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Rank the layers of `checkpoint`: all by output error on `images` validation pictures, the worst `map_layers` of
+    them by the mAP that is lost on `map_images`.
+
+    annotations, pictures_of: the validation data and its folder; None takes what the checkpoint names. Raises
+    `CalibrationError`, `QuantError`, `CheckpointError`, `RunsError` or `DatasetError`.
+    """
+    for name, value, least in (("images", images, 1), ("map-images", map_images, 1), ("map-layers", map_layers, 0)):
+        if value < least:
+            raise CalibrationError(f"{name}: expected {least} or more, got {value}")
+    options = options or Int8()
+    if options.cpu or options.calibrate == "best" or options.keep_map is not None:
+        raise CalibrationError("sensitivity: measures one method in TensorRT's form, with all layers")
+    checkpoint = Path(checkpoint)
+    network, card_json = build_detector(checkpoint)
+    card = Card.from_json(card_json, checkpoint)
+    data = validation_data(card, checkpoint, annotations, pictures_of)
+    detector = quantized(network, card, checkpoint, options, data, say, progress).detector
+    pictures = Pictures([record.path for record in spread(data, images).records], str(data.annotations))
+    batches = list(pictures.batches(card.input_size_hw))
+    pictures.report(images, say)
+    errors = output_errors(detector, batches, progress)
+    worst = sorted(errors, key=lambda name: -errors[name])[:map_layers]
+    lost: dict[str, float] = {}
+    whole, part = None, spread(data, map_images)
+    if worst:
+        detector.enable([])
+        whole = score(detector, card, part, "float", progress)
+        for i, name in enumerate(worst, start=1):
+            detector.enable([name])
+            lost[name] = whole - score(detector, card, part, f"{name} ({i} of {len(worst)})", progress)
+        detector.enable()
+    layers = [Layer(name, conv.weight.numel(), errors[name], lost.get(name)) for name, conv in detector.layers.items()]
+    ranked = sorted(layers, key=lambda layer: (layer.lost_map is None, -(layer.lost_map or 0), -layer.output_error))
+    return Sensitivity(tuple(ranked), tuple(detector.layers), whole, pictures.used, len(part.records) if worst else 0)
+
+
+def spread(data: CocoDataset, count: int) -> CocoDataset:
+    """`count` pictures spread evenly over `data`."""
+    index = np.unique(np.linspace(0, len(data.records) - 1, min(count, len(data.records))).round().astype(int))
+    return replace(data, records=tuple(data.records[i] for i in index))
+
+
+# -------------------------------------------------------------------------------- what is written
+
+
+def write_sensitivity(result: Sensitivity, folder: Path, stem: str = "sensitivity") -> list[Path]:
+    """Write STEM.json and STEM.png into `folder`; returns their paths."""
+    written = [write_text(folder / f"{stem}.json", json.dumps(result.to_json(), indent=2) + "\n")]
+    with replacing(folder / f"{stem}.png") as partial:
+        _figure(result).savefig(partial)
+    return [*written, folder / f"{stem}.png"]
+
+
+def _figure(result: Sensitivity) -> Any:
+    """Bars in the order of the network, left the output error, right the mAP that was lost where it was measured."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    by_name = {layer.name: layer for layer in result.layers}
+    layers = [by_name[name] for name in result.order]
+    measured = any(layer.lost_map is not None for layer in layers)
+    figure = Figure(figsize=(11 if measured else 8, 1.4 + 0.19 * len(layers)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2 if measured else 1, sharey=True, squeeze=False)[0]
+    rows = range(len(layers))
+    rooms = ["backbone", "neck", "head"]
+    colors = [f"C{rooms.index(room)}" if (room := layer.name.partition(".")[0]) in rooms else "C7" for layer in layers]
+    panels[0].barh(rows, [100 * layer.output_error for layer in layers], color=colors)
+    panels[0].set_yticks(rows, [layer.name for layer in layers], fontsize=7)
+    panels[0].set_xlabel("output error, % of the outputs' standard deviation")
+    panels[0].set_title(f"each layer alone in 8 bits, {result.images} pictures", fontsize=10)
+    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(layers) - 0.4, -0.6)
+    if measured:
+        found = [(row, layer.lost_map) for row, layer in enumerate(layers) if layer.lost_map is not None]
+        panels[1].barh([row for row, _ in found], [lost for _, lost in found], color=[colors[row] for row, _ in found])
+        panels[1].axvline(0, color="0.3", linewidth=0.8)
+        panels[1].locator_params(axis="x", nbins=6)
+        panels[1].set_xlabel(f"mAP points lost (below 0: won), {result.map_images} pictures")
+        panels[1].set_title(f"the {len(found)} with the largest output error", fontsize=10)
+    for panel in panels:
+        panel.grid(axis="x", alpha=0.3)
+    return figure

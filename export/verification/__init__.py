@@ -1,0 +1,1 @@
+"""Artifacts proven against their checkpoint, and explained where they fail."""

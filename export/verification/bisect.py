@@ -1,0 +1,278 @@
+"""`exporter bisect`: the first layer of an artifact whose output is not the network's.
+
+The checkpoint is exported again, in float32 and untouched, and both graphs see one real picture. Every tensor that both
+have (`export.verification.tensor_matching`) is compared, in the order of the artifact's nodes. Each graph runs in ONNX
+Runtime with its optimisations off, so that what is compared is what the file says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from export.audit.audit import load_graph
+from export.graph.form import float_forms
+from export.verification.tensor_matching import (
+    Tensor,
+    aligned,
+    different_weights,
+    initialisers,
+    relative_error,
+    tensors,
+)
+from export.verification.verify import find_checkpoint
+from models.checkpoint import build_detector
+from models.quant import FakeQuant, QuantConv2d
+from runtime import Card, ImageError, letterbox, read_card, read_image
+from runtime.backends import graph_input
+from runtime.backends.ort.library import load_onnxruntime
+from runtime.images.image import Image
+from runtime.runs import validation_data
+
+DEPARTS = {"fp32": 1e-3, "fp16": 3e-2, "int8": 0.3}
+"""Relative error (root mean square) from which on a tensor of a graph of each precision is not the network's any more:
+several times what sound graphs of trained detectors show."""
+_OTHER_WEIGHT = {"fp32": 1e-5, "fp16": 2e-3, "int8": 1e-5}  # rounding to float16 is 3e-4; int8 keeps float biases
+_AT_ONCE = 96  # tensors that are held in memory
+
+
+class BisectError(RuntimeError):
+    """Two graphs that cannot be compared; the message says why."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One tensor of the artifact against the network's."""
+
+    node: str
+    op: str
+    module: str
+    """Path in the PyTorch network, as far as it is known."""
+    error: float
+    """Root of the mean squared difference, over that of the network's tensor."""
+    added: float
+    """`error`, less the largest of what the node reads."""
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """Where an artifact leaves the network it was made from."""
+
+    artifact: Path
+    threshold: float
+    """Relative error from which on a tensor departs."""
+    compared: int
+    """Tensors of the artifact that the network has, too."""
+    tensors: int
+    """Float tensors of the artifact."""
+    first: Layer | None
+    """The first that departs, in the order of the graph; None where none does."""
+    jumps: tuple[Layer, ...]
+    """Those that add most, the largest first."""
+    weights: tuple[tuple[str, float], ...] = ()
+    """Float weights that are not the checkpoint's, with the relative difference, the largest first."""
+
+    def to_json(self) -> dict[str, Any]:
+        def layer(found: Layer) -> dict[str, Any]:
+            return {key: _json_number(value) for key, value in asdict(found).items()}
+
+        return {
+            "artifact": str(self.artifact), "threshold": self.threshold, "compared": self.compared,
+            "tensors": self.tensors, "first": None if self.first is None else layer(self.first),
+            "jumps": [layer(found) for found in self.jumps],
+            "other_weights": [{"path": path, "error": _json_number(error)} for path, error in self.weights],
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """A sentence on the first that departs, and a table of the largest jumps."""
+        lines = []
+        if self.first is None:
+            lines.append(
+                f"{self.artifact.name}: no layer departs: {self.compared} of {self.tensors} tensors are within "
+                f"{self.threshold:g} of the network's; what is lost is lost in many small steps, or after the network"
+            )
+        else:
+            f = self.first
+            lines.append(
+                f"{self.artifact.name}: the first layer that departs is {f.op} {f.node} ({f.module or 'at the input'}):"
+                f" relative error {f.error:.3g}, more than {self.threshold:g}"
+            )
+        for path, error in self.weights[:3]:
+            lines.append(f"its weight {path} is not the checkpoint's: relative difference {error:.3g}")
+        if len(self.weights) > 3:
+            lines.append(f"and {len(self.weights) - 3} more weights are not")
+        if self.jumps:
+            width = max(len("layer"), *(len(layer.node) for layer in self.jumps))
+            lines += [f"largest jumps, of {self.compared} tensors that were compared:",
+                      f"  {'layer':<{width}} {'operator':<17} {'error':>9} {'added':>9}  module"]  # fmt: skip
+            lines += [f"  {j.node:<{width}} {j.op:<17} {j.error:>9.2g} {j.added:>9.2g}  {j.module}" for j in self.jumps]
+        return "\n".join(lines)
+
+
+def bisect(artifact: str | Path, against: str | Path | None = None, image: str | Path | None = None) -> Bisection:
+    """Compare the ONNX file `artifact`, tensor by tensor, with the network of its checkpoint in float32.
+
+    against: the checkpoint; None looks beside the artifact. image: the picture that both see; None takes the first of
+    the checkpoint's validation data that can be read. Raises `BisectError`, `CardError`, `CheckpointError`,
+    `VerifyError`, `RunsError`, `ImageError` or, without ONNX Runtime, `BackendError`.
+    """
+    artifact = Path(artifact)
+    card = read_card(artifact)
+    if card.kind != "onnx":
+        raise BisectError(
+            f"{artifact}: is {'an engine, whose tensors nobody sees' if card.kind == 'engine' else 'a checkpoint'}; "
+            "bisect the ONNX file that an engine was built from"
+        )
+    load_onnxruntime()  # before the long work
+    checkpoint = Path(against) if against is not None else find_checkpoint(artifact)
+    picture = _validation_picture(read_card(checkpoint), checkpoint) if image is None else read_image(image)
+    frame, _ = letterbox(picture, card.frame_hw)  # of a graph that letterboxes itself, its raw frame
+    batch = 1 if card.batch == "dynamic" else int(card.batch)
+    images = graph_input(card, np.repeat(frame[None], batch, axis=0))
+    return compare(artifact, load_graph(artifact), float_graphs(checkpoint, card), (images, images), card.precision)
+
+
+def float_graphs(checkpoint: Path, card: Card) -> tuple[ModelProto, ModelProto]:
+    """The network of a checkpoint in float32, as traced and simplified; nothing is rounded in an 8-bit one.
+
+    card: of the artifact, whose input and NMS the graphs have, too.
+    """
+    detector, _ = build_detector(checkpoint)
+    for module in detector.modules():
+        if isinstance(module, (FakeQuant, QuantConv2d)):
+            module.enabled = False
+    return float_forms(detector, card)
+
+
+def _validation_picture(card: Card, checkpoint: Path) -> Image:
+    dataset = validation_data(card, checkpoint)
+    for record in dataset.records:
+        with contextlib.suppress(ImageError):
+            return read_image(record.path)
+    raise BisectError(f"{dataset.annotations}: none of its pictures can be read; name one with --image FILE")
+
+
+def compare(
+    artifact: Path,
+    candidate: ModelProto,
+    references: Sequence[ModelProto],
+    inputs: Sequence[np.ndarray],
+    precision: str,
+    jumps: int = 6,
+) -> Bisection:
+    """Compare `candidate`, the graph of `artifact`, with the best fitting of `references`, float32 graphs.
+
+    inputs: the picture as `candidate` takes it, and as the references do. Raises `BisectError`.
+    """
+    candidate = runnable(candidate)
+    pairs, reference = max(((aligned(candidate, r), r) for r in map(runnable, references)), key=lambda p: len(p[0]))
+    if precision != "fp32":  # rounding may choose other candidates: behind the choice there is nothing to compare
+        pairs = [(tensor, name) for tensor, name in pairs if tensor.ordered]
+    if not any(tensor.weight for tensor, _ in pairs):
+        raise BisectError(f"{artifact}: it has no layer in common with the checkpoint; is it the one it came from?")
+    every = tensors(candidate)
+    errors = _errors(candidate, reference, pairs, inputs)
+    known: dict[str, float] = {}
+    layers = []
+    for tensor in every:
+        before = max((known.get(name, 0.0) for name in tensor.inputs), default=0.0)
+        error = known[tensor.name] = errors.get(tensor.name, before)
+        if tensor.name in errors:
+            added = error - before if np.isfinite(before) else 0.0
+            layers.append(Layer(tensor.node, tensor.op, tensor.module, error, added))
+    threshold = DEPARTS[precision]
+    ranked = sorted(layers, key=lambda layer: -layer.added)
+    weights = different_weights(candidate, reference, _OTHER_WEIGHT[precision])
+    return Bisection(
+        artifact, threshold, len(layers), sum(tensor.comparable for tensor in every),
+        next((layer for layer in layers if not layer.error <= threshold), None),
+        tuple(layer for layer in ranked[:jumps] if layer.added > 0),
+        tuple(sorted(weights.items(), key=lambda item: -item[1])),
+    )  # fmt: skip
+
+
+def runnable(model: ModelProto) -> ModelProto:
+    """A copy of `model` with its own functions written out, and without what only another engine can run."""
+    model = onnx.inliner.inline_local_functions(model)
+    lost: set[str] = set()
+    kept: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or lost.intersection(node.input):
+            lost.update(node.output)
+        else:
+            kept.append(node)
+    outputs = [value for value in model.graph.output if value.name not in lost]
+    del model.graph.node[:], model.graph.output[:]
+    model.graph.node.extend(kept)
+    model.graph.output.extend(outputs)
+    return model
+
+
+def _errors(
+    candidate: ModelProto, reference: ModelProto, pairs: Sequence[tuple[Tensor, str]], inputs: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Relative error by the name of the candidate's tensor; tensors of another size are left out."""
+    constants = {name: numpy_helper.to_array(t) for name, t in initialisers(reference).items()}
+    constants |= {value.name: inputs[1] for value in reference.graph.input}
+    computed = [pair for pair in pairs if pair[1] not in constants]
+    errors: dict[str, float] = {}
+    ours = _Session(candidate, [tensor.name for tensor, _ in pairs])
+    theirs = _Session(reference, [name for _, name in computed])
+    for part in _parts(pairs):
+        found = ours.run(inputs[0], [tensor.name for tensor, _ in part])
+        wanted = theirs.run(inputs[1], [name for _, name in part if name not in constants]) | constants
+        for tensor, name in part:
+            a, b = found[tensor.name], wanted[name]
+            if a.size != b.size:
+                continue
+            if not tensor.ordered:
+                a, b = np.sort(a, axis=None), np.sort(b, axis=None)
+            errors[tensor.name] = relative_error(a.reshape(-1), b.reshape(-1))
+    return errors
+
+
+def _parts(pairs: Sequence[tuple[Tensor, str]]) -> Iterator[Sequence[tuple[Tensor, str]]]:
+    return (pairs[start : start + _AT_ONCE] for start in range(0, len(pairs), _AT_ONCE))
+
+
+class _Session:
+    """A graph that gives any of its tensors."""
+
+    def __init__(self, model: ModelProto, names: Sequence[str]):
+        opened = onnx.ModelProto()
+        opened.CopyFrom(model)
+        present = {value.name for value in opened.graph.output}
+        opened.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in present)
+        onnxruntime = load_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self.session = onnxruntime.InferenceSession(
+                opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors have no common base but Exception
+            raise BisectError(f"ONNX Runtime cannot run the graph layer by layer: {error}") from error
+
+    def run(self, image: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        wanted = list(dict.fromkeys(names))
+        if not wanted:
+            return {}
+        try:
+            values = self.session.run(wanted, {self.session.get_inputs()[0].name: image})
+        except Exception as error:
+            raise BisectError(f"ONNX Runtime failed while it ran the graph layer by layer: {error}") from error
+        return dict(zip(wanted, values, strict=True))
+
+
+def _json_number(value: Any) -> Any:
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)

@@ -1,0 +1,271 @@
+"""`exporter verify`: every artifact and the PyTorch model, judged by the same evaluation on the same pixels.
+
+It compares a list of detectors and does not know their names: a backend is whatever `runtime.Detector` runs. Each
+artifact is scored on every backend that this machine can execute (`export.verification.targets`); one that it cannot
+execute is a row that says so, and never counts as passed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.audit.audit import audit_file
+from export.graph.plan import framed
+from export.options import Progress
+from export.verification.detection_diff import drift, drift_by_image
+from export.verification.scores import NotScored, Score, Verification
+from export.verification.targets import places
+from models.deploy.graph import Deploy
+from models.deploy.graph_input import Intake
+from runtime import Card, Detector, read_card
+from runtime.backends import Backend, BackendError, RawOutputs
+from runtime.backends.options import BackendOptions
+from runtime.backends.ort.library import load_onnxruntime
+from runtime.backends.torch.backend import TorchBackend
+from runtime.card.card import sha256_file
+from runtime.card.onnx_metadata import was_edited
+from runtime.datasets.annotations import BROKEN_ENTRY, NO_FILE, NO_SIZE, CocoDataset
+from runtime.evaluation.coco_eval import MOST
+from runtime.evaluation.evaluate import evaluate
+from runtime.images.image import ImageError, read_image
+from runtime.runs import validation_data
+
+TOLERANCE = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}
+"""mAP points that an artifact of each precision may lose."""
+
+
+class VerifyError(ValueError):
+    """Verification cannot be done; the message names the file and says what to give."""
+
+
+def verify(
+    artifacts: Sequence[str | Path],
+    against: str | Path | None = None,
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
+    tolerance: float | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+    dataset: CocoDataset | None = None,
+    max_dets: Sequence[int] = (MOST,),
+) -> Verification:
+    """Score `artifacts` and the checkpoint they came from with one COCO evaluation.
+
+    against: the checkpoint; None looks beside the first artifact for the one whose hash its card names.
+    annotations, images: a COCO dataset; None takes the validation data named in the card.
+    tolerance: mAP points that may be lost; None takes `TOLERANCE` of each artifact's precision.
+    device: auto for every backend that can run here, cpu, cuda or cuda:N for those only.
+    dataset: what annotations and images name, where it was read already.
+    max_dets: rising; the mAP is that over the last number of detections of a class in an image.
+    Raises `VerifyError`, `RunsError`, `CardError`, `CocoError` or `BackendError`; a gate that is not
+    met is not an error but `passed == False`.
+    """
+    paths = [Path(a) for a in artifacts]
+    if not paths:
+        raise VerifyError("no artifact to verify was given")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise VerifyError(f"tolerance: expected 0 or more mAP points, got {tolerance}")
+    checkpoint = Path(against) if against is not None else find_checkpoint(paths[0])
+    detector = Detector(checkpoint, device=device)
+    if detector.card.kind != "checkpoint":
+        raise VerifyError(
+            f"{checkpoint}: the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
+        )
+    cards = {path: _card(path, checkpoint, detector.card) for path in paths}  # before the long work, not after it
+    if any(card.kind == "onnx" and card.nms["kind"] != "plugin" for card in cards.values()):
+        load_onnxruntime()  # raises before the long work, too
+    if dataset is None:
+        dataset = validation_data(detector.card, checkpoint, annotations, images)
+    if not any((~record.crowd).any() for record in dataset.records):
+        raise VerifyError(
+            f"{dataset.annotations}: it has no box in any of its {len(dataset.records)} pictures, so there is nothing "
+            "to score; give annotations with boxes: --annotations FILE"
+        )
+    as_trained = None
+    if detector.card.resize:  # a graph letterboxes: what that costs is not what the export costs
+        as_trained = _score(checkpoint, detector, dataset, progress, max_dets)
+        detector = letterboxed(detector)
+    reference = _score(checkpoint, detector, dataset, progress, max_dets)
+    scores, missing = [], []
+    eager, references = detector, {detector.card.frame_hw: reference}
+    for path, card in cards.items():
+        if card.frame_hw not in references:  # it letterboxes raw frames: what their size costs is not its loss
+            references[card.frame_hw] = _score(checkpoint, with_frames(eager, card), dataset, progress, max_dets)
+        built = None if card.kind == "checkpoint" else audit_file(path, device)
+        # A graph that was edited is scored, and then refused with the number.
+        options = BackendOptions(check_hashes=False) if card.kind == "onnx" else None
+        for place in places(card, device):
+            why = place.missing
+            if not why:
+                try:
+                    detector = Detector(path, device=place.device, options=options)
+                except BackendError as error:
+                    if place.device == "cpu":  # a CPU is always there: the file is at fault
+                        raise
+                    why = str(error).removeprefix(f"{path}: ")
+            if why:
+                size = path.stat().st_size / 2**20
+                missing.append(NotScored(path, place.backend, place.device, card.precision, size, why, built))
+                continue
+            score = replace(_score(path, detector, dataset, progress, max_dets), audit=built)
+            scores.append(
+                _judged(score, references[card.frame_hw], tolerance, card.kind == "onnx" and was_edited(path, card))
+            )
+    return Verification(
+        dataset.annotations, reference, tuple(scores), dataset, as_trained, tuple(missing),
+        _notes(reference, dataset, cards, checkpoint, tolerance),
+    )  # fmt: skip
+
+
+def _card(path: Path, checkpoint: Path, reference: Card) -> Card:
+    """The card of an artifact. Raises `VerifyError` where it cannot be compared with the reference."""
+    card = read_card(path)
+    if card.classes != reference.classes:
+        raise VerifyError(
+            f"{path}: its classes ({_few(card.classes)}) are not those of {checkpoint} ({_few(reference.classes)}); "
+            "name the checkpoint it was exported from with --against CHECKPOINT"
+        )
+    return card
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _judged(score: Score, reference: Score, tolerance: float | None, edited: bool) -> Score:
+    allowed = TOLERANCE[score.precision] if tolerance is None else tolerance
+    delta = score.evaluation.map - reference.evaluation.map
+    failures = []
+    if not -delta <= allowed:  # written so that a mAP that is not a number does not pass
+        failures.append(f"it loses {-delta:.2f} mAP points, {allowed:g} are allowed")
+    if score.evaluation.images != reference.evaluation.images:
+        failures.append(f"{score.evaluation.images} of the reference's {reference.evaluation.images} images were read")
+    if edited:
+        failures.append("its graph was edited or damaged after the export: it is not the one that its card was made of")
+    before, after = reference.evaluation.detections, score.evaluation.detections
+    seen = reference.evaluation.threshold  # what an application reports; below it boxes come and go
+    shared = {image: found for image, found in before.items() if image in after}
+    return replace(
+        score, delta_map=delta, tolerance=allowed, passed=not failures, failures=tuple(failures),
+        drift=drift(shared, after, seen), images=drift_by_image(shared, after, seen),
+    )  # fmt: skip
+
+
+def _notes(
+    reference: Score, dataset: CocoDataset, cards: dict[Path, Card], checkpoint: Path, tolerance: float | None
+) -> tuple[str, ...]:
+    notes = []
+    for path, card in cards.items():
+        allowed = TOLERANCE[card.precision] if tolerance is None else tolerance
+        if reference.evaluation.map <= allowed:
+            notes.append(
+                f"{path.name}: the checkpoint itself scores {reference.evaluation.map:.2f} mAP on this data, and "
+                f"{allowed:g} may be lost: here the gate proves nothing"
+            )
+    gone = sum(dataset.problems.counts.get(reason, 0) for reason in (NO_FILE, NO_SIZE, BROKEN_ENTRY))
+    if gone:
+        notes.append(
+            f"{gone} of the {gone + len(dataset.records)} pictures in {dataset.annotations} are not scored: "
+            f"{dataset.problems.summary()}"
+        )
+    if note := reference.evaluation.cap_note():
+        notes.append(note)
+    skipped = reference.evaluation.skipped
+    if skipped:
+        notes.append(
+            f"the scores are of {reference.evaluation.images} of {len(dataset.records)} pictures: {len(skipped)} could "
+            f"not be read, the first: {skipped[0][0]} ({skipped[0][1]})"
+        )
+    digest = sha256_file(checkpoint)
+    for path, card in cards.items():
+        named = card.hashes.get("checkpoint")
+        if named is not None and named != digest:
+            notes.append(f"{path.name} was exported from another checkpoint than {checkpoint.name}")
+    return tuple(notes)
+
+
+def letterboxed(detector: Detector) -> Detector:
+    """The same PyTorch model on letterboxed pixels, whatever resize rule it was trained with."""
+    backend = detector.backend
+    assert isinstance(backend, TorchBackend), "only a checkpoint has a resize rule of its own"
+    return Detector(TorchBackend(backend.model, replace(backend.card, resize={}), backend.device))
+
+
+def with_frames(detector: Detector, card: Card) -> Detector:
+    """The same PyTorch model behind the letterbox of the graph of `card`, which takes raw frames of one size."""
+    backend = detector.backend
+    assert isinstance(backend, TorchBackend) and isinstance(backend.model, Deploy), "a checkpoint's"
+    deploy = Deploy(backend.model.detector, Intake(frame=framed(card.frame_hw, card.input_size_hw)))
+    return Detector(TorchBackend(deploy, replace(backend.card, source_size_hw=card.source_size_hw), backend.device))
+
+
+def find_checkpoint(artifact: Path) -> Path:
+    """The checkpoint beside `artifact` whose sha256 its card names. Raises `VerifyError` where there is none."""
+    card = read_card(artifact)
+    if card.kind == "checkpoint":
+        raise VerifyError(f"{artifact}: is a checkpoint; name what was exported from it")
+    wanted = card.hashes.get("checkpoint")
+    for path in sorted(artifact.resolve().parent.glob("*.pt")):
+        if wanted is not None and sha256_file(path) == wanted:
+            return path
+    raise VerifyError(
+        f"{artifact}: the checkpoint it was exported from is not beside it; name it with --against CHECKPOINT"
+    )
+
+
+def _score(
+    path: Path,
+    detector: Detector,
+    dataset: CocoDataset,
+    progress: Progress | None,
+    max_dets: Sequence[int] = (MOST,),
+) -> Score:
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress(path.name, done, total)
+
+    card, backend = detector.card, detector.backend
+    counting = _Counting(backend)
+    evaluation = evaluate(Detector(counting), dataset, progress=report, max_dets=max_dets)
+    size, latency = path.stat().st_size / 2**20, _latency(detector, dataset)
+    return Score(
+        path, backend.name, backend.device, card.precision, size, latency, evaluation, inexact=counting.inexact
+    )
+
+
+class _Counting:
+    """A backend that counts the images on which its graph's NMS does not prove itself exact."""
+
+    def __init__(self, backend: Backend):
+        self._backend = backend
+        self.card, self.name, self.device = backend.card, backend.name, backend.device
+        self.max_batch, self.fixed_batch = backend.max_batch, backend.fixed_batch
+        self.inexact: int | None = 0 if backend.card.nms.get("certificate") else None
+
+    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+        raw = self._backend(images)
+        if self.inexact is not None and raw.nms_exact is not None:
+            self.inexact += int(np.count_nonzero(~raw.nms_exact))  # grey pictures that fill a batch are always exact
+        return raw
+
+
+def _latency(detector: Detector, dataset: CocoDataset, frames: int = 20) -> float:
+    """Median milliseconds of one frame at a time, over the first readable pictures."""
+    times: list[float] = []
+    for record in dataset.records[: frames + 3]:
+        try:
+            frame = read_image(record.path)
+        except ImageError:  # the evaluation lists it
+            continue
+        started = time.perf_counter()
+        detector(frame)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[3:] or times or [math.nan]) * 1000

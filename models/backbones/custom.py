@@ -1,0 +1,44 @@
+"""A user's own backbone: any module that gives four features, behind the interface of isodet's."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models.backbones.stages import Backbone
+from models.config.model import BackboneConfig
+from models.config.parse import ConfigError
+from models.custom.find import BACKBONE, failure, own_part
+
+
+class OwnBackbone(Backbone):
+    """The features of the class `config.name`: it takes nothing by position, and says `.channels` of C2..C5.
+
+    Stages can be frozen where it has `stem_and_stages()`, as `Backbone` describes it. Raises `ConfigError`.
+    """
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        part = own_part(BACKBONE, config.name, config.arguments)
+        try:
+            network = part()
+        except Exception as error:  # whatever somebody's constructor raises
+            raise ConfigError(f"{part.where}: {failure(error)}") from error
+        channels = getattr(network, "channels", None)
+        widths = tuple(channels) if isinstance(channels, (list, tuple)) else ()
+        if len(widths) != 4 or not all(isinstance(c, int) and c > 0 for c in widths):
+            raise ConfigError(f"{part.where}: expected .channels, four widths of C2, C3, C4, C5; got {channels!r}")
+        self.network: nn.Module = network
+        self.channels = widths
+        if config.frozen_stages and len(self.stem_and_stages()) != 5:
+            raise ConfigError(
+                f"model.backbone.frozen_stages: {config.name} needs a method stem_and_stages() for it, that returns "
+                "the modules of the stem and of the four stages as five lists; or set frozen_stages: 0"
+            )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.network(x)
+        return features
+
+    def stem_and_stages(self) -> list[list[nn.Module]]:
+        stages = getattr(self.network, "stem_and_stages", None)
+        return [[self.network]] if stages is None else [list(stage) for stage in stages()]

@@ -1,0 +1,1 @@
+"""The configuration of a model: typed, strict, and what no graph of isodet holds."""

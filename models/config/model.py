@@ -1,0 +1,218 @@
+"""The configuration of a model, and the presets that are ATSS, RetinaNet and FCOS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from models.config.losses import AssignConfig, BoxConfig, LossConfig
+from models.config.network import BackboneConfig, NeckConfig, is_own
+from models.config.parse import ConfigError, build, merge, require
+from models.config.unsupported import refuse_undeployable
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    depth: int = 4
+    """Convolutions in each of the two towers."""
+    channels: int | None = None
+    """Tower width; null means the neck's."""
+    norm: Literal["gn", "bn", "sepbn", "none"] = "sepbn"
+    """sepbn: BatchNorms with statistics of their own for each level behind shared convolutions. gn: what the papers'
+    heads have, and the choice for batches of one or two images (docs/benchmarks/head_norms.md)."""
+    block: Literal["conv", "dw", "shuffle", "repconv"] = "conv"
+    """Of the towers: 3x3; depthwise 3x3 and 1x1; 3x3 in four groups and a shuffle; 3x3 + 1x1 + identity that fold."""
+    implicit: bool = False
+    """YOLOR's learnable vectors around the prediction convolutions; they fold into them."""
+    conv_bias: bool = False
+    """A bias in the towers' convolutions beside a norm too, as in FCOS's authors' code; without a norm there is one."""
+    level_scales: bool = True
+    """A learnable factor on each level's box codes; false: 1, as in torchvision and RetinaNet."""
+    quality_on: Literal["box", "cls"] = "box"
+    """The tower that feeds the quality branch; cls: FCOS's first paper and mmdetection's plain FCOS."""
+    prior: float = 0.01
+    """Score every class starts with (RetinaNet paper, section 4.1: bias = -log((1 - prior) / prior))."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.depth <= 8, "depth", "0 to 8", self.depth)
+        require(self.channels is None or self.channels >= 8, "channels", "null or at least 8", self.channels)
+        require(0 < self.prior < 1, "prior", "a probability between 0 and 1", self.prior)
+        if self.block == "repconv" and (self.norm != "bn" or self.conv_bias):
+            raise ConfigError("block: repconv brings a BatchNorm on each branch; set norm: bn and conv_bias: false")
+
+
+@dataclass(frozen=True)
+class AnchorConfig:
+    """`len(ratios) * scales_per_octave` anchors in every cell; point detectors use their centres only."""
+
+    size: float = 8.0
+    """Side of the smallest square anchor, in strides."""
+    scales_per_octave: int = 1
+    ratios: tuple[float, ...] = (1.0,)
+    """Height over width."""
+    offset: float = 0.5
+    """Where in its cell a prior stands: 0.5 the centre, 0 the corner (torchvision; mmdetection's anchors)."""
+    stride_rule: Literal["nominal", "padded_over_grid"] = "nominal"
+    """Distance of neighbouring cells: 2**level, or input side // grid side on each axis (torchvision)."""
+    whole_pixels: bool = False
+    """Octave sizes cut to whole pixels and anchor corners rounded (torchvision)."""
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, "size", "a positive number of strides", self.size)
+        require(1 <= self.scales_per_octave <= 5, "scales_per_octave", "1 to 5", self.scales_per_octave)
+        require(len(self.ratios) > 0 and min(self.ratios) > 0, "ratios", "positive height/width ratios", self.ratios)
+        require(0 <= self.offset <= 1, "offset", "a part of the cell, 0 to 1", self.offset)
+
+    @property
+    def per_cell(self) -> int:
+        return len(self.ratios) * self.scales_per_octave
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """What the network's first layer does to uint8 BGR pixels. Defaults are ImageNet's."""
+
+    order: Literal["rgb", "bgr"] = "rgb"
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """In `order`, on the scale 0..255."""
+
+    def __post_init__(self) -> None:
+        require(min(self.std) > 0, "std", "three positive numbers", self.std)
+
+
+@dataclass(frozen=True)
+class ResizeConfig:
+    """How a picture becomes the network's input."""
+
+    rule: Literal["letterbox", "short-side"] = "letterbox"
+    """letterbox: into `input_size_hw`. short-side: the papers' rule, each picture to a size of its own; a graph
+    exported from such a model has one size and letterboxes into `input_size_hw`."""
+    short: int = 800
+    """short-side: pixels of the short side,"""
+    long: int = 1333
+    """unless the long side would be longer than this;"""
+    multiple: int = 32
+    """then padded, right and below, to multiples of this."""
+    rounding: Literal["nearest", "floor"] = "nearest"
+    """Of the resized sides: nearest as mmdetection, floor as torchvision."""
+
+    def __post_init__(self) -> None:
+        require(self.short >= 64, "short", "at least 64 px", self.short)
+        require(self.long >= self.short, "long", "at least `short`", self.long)
+        require(self.multiple % 32 == 0 and self.multiple > 0, "multiple", "a multiple of 32", self.multiple)
+
+
+@dataclass(frozen=True)
+class PostprocessConfig:
+    score_threshold: float = 0.05
+    """Lowest score the graph keeps; an application's own threshold is applied later, by the runtime."""
+    threshold_on: Literal["score", "class"] = "score"
+    """What `score_threshold` is compared with: the final score, or the class probability alone (mmdetection)."""
+    score: Literal["geometric", "product"] = "geometric"
+    """With a quality branch, a score is sqrt(class * quality), or class * quality (mmdetection)."""
+    nms_iou: float = 0.6
+    candidates: int = 1000
+    """K: boxes that enter NMS, over all classes and levels."""
+    level_candidates: int = 0
+    """At most so many of K come from one level, as in the papers; 0: no limit."""
+    level_by: Literal["score", "class"] = "score"
+    """What the best of a level are best by: the final score, or the class probability alone (mmdetection)."""
+    empty_boxes: Literal["drop", "keep"] = "drop"
+    """Boxes of which clipping to the input leaves no area: dropped, or detections like any other (torchvision)."""
+    detections: int = 100
+    """D: most detections per image."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.score_threshold < 1, "score_threshold", "0 up to 1", self.score_threshold)
+        require(0 < self.nms_iou <= 1, "nms_iou", "above 0, at most 1", self.nms_iou)
+        require(1 <= self.candidates <= 3840, "candidates", "1 to 3840 (TensorRT's TopK limit)", self.candidates)
+        require(1 <= self.detections <= self.candidates, "detections", "1 to `candidates`", self.detections)
+        require(
+            0 <= self.level_candidates <= 3840, "level_candidates", "0 to 3840 (TensorRT's TopK limit)",
+            self.level_candidates,
+        )  # fmt: skip
+        if self.level_by == "class" and self.level_candidates == 0:
+            raise ConfigError("level_by: class chooses within a level; set level_candidates, or level_by: score")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    classes: tuple[str, ...]
+    detector: Literal["atss", "retinanet", "fcos"] = "atss"
+    """The preset that the keys `assign`, `anchors`, `box`, `quality` were filled from."""
+    input_size_hw: tuple[int, int] = (640, 640)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    neck: NeckConfig = field(default_factory=NeckConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    assign: AssignConfig = field(default_factory=AssignConfig)
+    box: BoxConfig = field(default_factory=BoxConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    quality: Literal["centerness", "iou", "none"] = "centerness"
+    pixels: PixelConfig = field(default_factory=PixelConfig)
+    resize: ResizeConfig = field(default_factory=ResizeConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+    def __post_init__(self) -> None:
+        require(len(self.classes) > 0, "classes", "at least one class name", self.classes)
+        twice = sorted({c for c in self.classes if self.classes.count(c) > 1})
+        require(not twice, "classes", f"names that differ (twice: {', '.join(twice)})", self.classes)
+        require(
+            all(64 <= side <= 1 << 16 and side % 32 == 0 for side in self.input_size_hw),
+            "input_size_hw", "[height, width], each a multiple of 32 from 64 to 65536", self.input_size_hw,
+        )  # fmt: skip
+        if self.backbone.dilated and self.neck.levels[0] == 5:
+            raise ConfigError("neck.levels: a dilated backbone ends at stride 16, so levels begin at 4 or below")
+        if self.head.block == "shuffle" and (self.neck.channels % 4 or (self.head.channels or 4) % 4):
+            raise ConfigError("head.block: shuffle has four groups, so channels of neck and head are multiples of 4")
+        if self.box.code == "ltrb" and self.box.loss in ("l1", "smooth_l1", "balanced_l1"):
+            raise ConfigError(f"box.loss: {self.box.loss} is defined on delta codes; use giou with code: ltrb")
+        if self.loss.cls in ("qfl", "vfl") and self.quality != "none":
+            raise ConfigError(
+                f"loss.cls: {self.loss.cls} makes the class score the box's quality, and a quality branch would count "
+                f"it twice; set quality: none, or loss.cls: focal with quality: {self.quality}"
+            )
+        if self.head.quality_on == "cls" and self.quality == "none":
+            raise ConfigError("head.quality_on: cls chooses the tower of a branch, but quality is none; leave it out")
+        if self.assign.kind in ("center", "topk") and self.anchors.per_cell > 1:
+            raise ConfigError(
+                f"anchors: assign.kind {self.assign.kind} needs one anchor per cell, because all of a cell share its "
+                f"centre; got {self.anchors.per_cell}"
+            )
+
+
+def own_parts_of(config: ModelConfig, network_only: bool = False) -> list[tuple[str, str]]:
+    """(key, name) of every own part in `config`; `network_only` leaves out what only training calls."""
+    names = [("model.backbone.name", config.backbone.name), ("model.neck.kind", config.neck.kind)]
+    if not network_only:
+        names += [("model.assign.kind", config.assign.kind), ("model.box.loss", config.box.loss),
+                  ("model.loss.cls", config.loss.cls)]  # fmt: skip
+    return [(key, name) for key, name in names if is_own(name)]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "atss": {  # Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detection, 2020
+        "anchors": {"size": 8.0}, "assign": {"kind": "atss"},
+        "box": {"code": "delta", "loss": "giou", "weight": 2.0}, "quality": "centerness",
+    },
+    "retinanet": {  # Lin et al., Focal Loss for Dense Object Detection, 2017
+        "anchors": {"size": 4.0, "scales_per_octave": 3, "ratios": [0.5, 1.0, 2.0]}, "assign": {"kind": "iou"},
+        "box": {"code": "delta", "stds": [1.0, 1.0, 1.0, 1.0], "loss": "l1", "weight": 1.0}, "quality": "none",
+    },
+    "fcos": {  # Tian et al., FCOS, 2019, with the improvements of its authors' later code
+        "anchors": {"size": 8.0}, "assign": {"kind": "center"},
+        "box": {"code": "ltrb", "loss": "giou", "weight": 1.0}, "quality": "centerness",
+    },
+}  # fmt: skip
+
+
+def model_config(mapping: Any, path: str = "model") -> ModelConfig:
+    """A `ModelConfig` from a mapping: the preset named by `detector`, under the keys that are given."""
+    if isinstance(mapping, Mapping):
+        preset = mapping.get("detector", "atss")
+        if isinstance(preset, str) and preset in PRESETS:
+            mapping = merge(PRESETS[preset], mapping)
+        refuse_undeployable(mapping, path)
+    return build(ModelConfig, mapping, path)

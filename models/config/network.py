@@ -1,0 +1,122 @@
+"""The configuration of backbone and neck."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from models.config.parse import ConfigError, Own, check_own_name, nearest, require, require_defaults
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+RESNEXTS = ("resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d")
+MOBILENETS = ("mobilenet_v2", "mobilenet_v3_large")
+REPVGGS = tuple(f"{family}_{size}" for family in ("repvgg", "qarepvgg") for size in ("a0", "a1", "a2", "b0", "b1"))
+BACKBONES = RESNETS + RESNEXTS + MOBILENETS + REPVGGS
+
+IN_ARGUMENTS = "your own part does not read this key, what it needs goes into arguments"
+
+
+def is_own(name: str) -> bool:
+    """Whether a name in a configuration is that of a user's own part, `package.module:Name`."""
+    return ":" in name and not name.startswith("timm:")
+
+
+def require_own(name: str, key: str, arguments: Mapping[str, Any] | None) -> None:
+    """Raise a ConfigError for `arguments` that no own part, named by `key`, is there to take."""
+    if arguments is not None and not is_own(name):
+        raise ConfigError(f"arguments: they are for your own part (package.module:Name), but {key} is {name}; set "
+                          "arguments: null")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    name: str = "resnet50"
+    """One of `BACKBONES`, or `timm:` and the name of a network that the package timm offers with features, or your own
+    `package.module:Name` (docs/extending.md)."""
+    arguments: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Of your own backbone."""
+    width: float = 1.0
+    """Multiplier on every channel count (rounded to 8); ImageNet weights need 1.0."""
+    weights: str | None = None
+    """`imagenet` (torchvision's own file, its best; downloaded by torchvision), `imagenet_v1` (its first, which the
+    papers' results started from), a path to a state dict, or null."""
+    style: Literal["pytorch", "caffe"] = "pytorch"
+    """Where a bottleneck strides: in its 3x3, or in its first 1x1 as the original ResNets do."""
+    norm: Literal["bn", "frozen", "sync", "gn"] = "bn"
+    """frozen: BatchNorms that never learn; sync: their statistics over all processes, which torch has
+    on GPUs only (in one process it is bn, on a CPU too); gn: GroupNorms instead."""
+    norm_eps: float | None = None
+    """Epsilon of every norm; null: the network's own."""
+    frozen_stages: int = 0
+    """How many of the stem and the four stages, in this order, never learn; their BatchNorms are fixed too."""
+    dilated: bool = False
+    """C5 keeps stride 16, dilated by 2, and takes C4's place; the levels above come from it by convolutions."""
+
+    def __post_init__(self) -> None:
+        timm, name = self.name.startswith("timm:"), self.name
+        own = is_own(name)
+        if own:
+            check_own_name(name, "name")
+        elif name not in BACKBONES and not (timm and len(name) > len("timm:")):
+            raise ConfigError(f"name: expected a backbone or timm:NAME, or your own package.module:Name, got {name!r}"
+                              f"{nearest(name, BACKBONES)}")  # fmt: skip
+        require_own(name, "name", self.arguments)
+        require(0.1 <= self.width <= 4, "width", "a multiplier from 0.1 to 4", self.width)
+        require(0 <= self.frozen_stages <= 5, "frozen_stages", "0 to 5 (stem and four stages)", self.frozen_stages)
+        require(self.norm_eps is None or 0 <= self.norm_eps < 1, "norm_eps", "null, or 0 up to 1", self.norm_eps)
+        if self.weights is not None and self.width != 1.0:
+            raise ConfigError(f"weights: {self.weights!r} needs width 1.0, got width {self.width}; set weights: null")
+        if self.weights in ("imagenet", "imagenet_v1"):
+            if own or name in (*REPVGGS, "resnext101_32x4d") or (timm and self.weights != "imagenet"):
+                raise ConfigError(f"weights: torchvision has no ImageNet weights for {name}; use null or a path")
+            if self.norm == "gn" or self.style == "caffe":
+                what = "GroupNorms" if self.norm == "gn" else "style: caffe"
+                raise ConfigError(f"weights: torchvision's ImageNet weights are not made for {what}; give a path")
+        if self.style == "caffe" and (name not in RESNETS + RESNEXTS or name in ("resnet18", "resnet34")):
+            raise ConfigError(f"style: caffe is about bottlenecks, of which {name} has none; set style: pytorch")
+        if name in REPVGGS and (self.norm == "gn" or self.dilated):
+            key = "norm: gn" if self.norm == "gn" else "dilated: true"
+            raise ConfigError(f"{key} does not fit {name}, whose branches fold into one plain 3x3 convolution by their "
+                              "BatchNorms; use a ResNet or a MobileNet")  # fmt: skip
+        if own:
+            if self.norm in ("sync", "gn"):
+                raise ConfigError(f"norm: your own backbone has the norms it makes; use bn or frozen, got {self.norm}")
+            apart = ("name", "arguments", "weights", "norm", "norm_eps", "frozen_stages")
+            require_defaults(self, apart, IN_ARGUMENTS)
+        if timm and (self.norm in ("sync", "gn") or self.frozen_stages or self.dilated or self.width != 1.0):
+            raise ConfigError("name: a network of timm comes as it is: norm: bn or frozen, frozen_stages: 0, dilated: "
+                              "false, width: 1; for more choose a backbone that isodet has itself")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NeckConfig:
+    kind: Literal["fpn", "pafpn", "bifpn", "reppan"] | Own = "fpn"
+    arguments: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Of your own neck."""
+    channels: int = 256
+    levels: tuple[int, int] = (3, 7)
+    """First and last pyramid level; level l has stride 2**l."""
+    depth: int = 1
+    """bifpn: how many times the pyramid is crossed; reppan: blocks in each of its nodes."""
+    p6_from: Literal["p5", "c5"] = "p5"
+    """What the first level above the backbone's last is made of: the level below it, or the backbone's feature."""
+    p7_relu: bool = True
+    """ReLU on P6 before the convolution that makes P7, as in the RetinaNet paper."""
+    norm: Literal["none", "bn", "gn"] = "none"
+
+    def __post_init__(self) -> None:
+        require(8 <= self.channels <= 8192, "channels", "8 to 8192", self.channels)
+        first, last = self.levels
+        require(
+            2 <= first <= 5 and 5 <= last <= 7, "levels", "[first, last] with first 2..5 and last 5..7", self.levels
+        )
+        require(1 <= self.depth <= 12, "depth", "1 to 12", self.depth)
+        require_own(self.kind, "kind", self.arguments)
+        if is_own(self.kind):
+            require_defaults(self, ("kind", "arguments", "channels", "levels"), IN_ARGUMENTS)
+            return
+        if self.depth > 1 and self.kind in ("fpn", "pafpn"):
+            raise ConfigError(f"depth: {self.kind} has one pass; kinds that repeat are bifpn and reppan")
+        if first == last and self.kind != "fpn":
+            raise ConfigError(f"levels: {self.kind} exchanges between levels and needs two or more; use kind: fpn")

@@ -1,0 +1,246 @@
+"""Typed configuration: the one strict function that turns mappings into dataclasses.
+
+`build` is used for every configuration of the project: an unknown key, a wrong type or a value out of range is a
+`ConfigError` that names the dotted path and, for a key, the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NewType, TypeVar, Union
+
+T = TypeVar("T")
+
+Own = NewType("Own", str)
+"""The name of a user's own part, `package.module:Name`; `models.custom.find` says what may be one."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says where, what was expected and what to do."""
+
+
+class UnknownKeyError(ConfigError):
+    """A key that nobody reads. The message has one of the same name that stands elsewhere, else the nearest beside it.
+
+    beside: the keys that are valid where it stands. everywhere: all keys of the config, dotted, where they are known.
+    """
+
+    def __init__(self, key: str, beside: Iterable[str], everywhere: Sequence[str] = ()) -> None:
+        self.key, self.beside = key, tuple(beside)
+        last = key.rpartition(".")[2]
+        same = [f"'{other}'" for other in everywhere if other.rpartition(".")[2] == last][:3]
+        super().__init__(
+            f"unknown key '{key}'" + (f"; did you mean {' or '.join(same)}?" if same else nearest(last, self.beside))
+        )
+
+
+def build(kind: type[T], mapping: Any, path: str = "") -> T:
+    """Build the dataclass `kind` from a plain mapping (as YAML or JSON give it).
+
+    Raises `ConfigError` naming the dotted `path` of the first key that is unknown, missing, of the
+    wrong type or out of range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    needed = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    try:
+        values = converted({name: hints[name] for name in fields}, needed, mapping, path)
+    except UnknownKeyError as error:
+        if path:
+            raise
+        raise UnknownKeyError(error.key, error.beside, tuple(dotted_keys(kind))) from None
+    try:
+        return kind(**values)
+    except ConfigError as error:  # raised by __post_init__, which does not know where it stands
+        raise ConfigError(f"{path}.{error}" if path else str(error)) from None
+
+
+def dotted_keys(kind: Any, path: str = "") -> Iterator[str]:
+    """Every key of the dataclass `kind` and of those below it, as `a.b.c`."""
+    for name, hint in typing.get_type_hints(kind).items():
+        yield _join(path, name)
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from dotted_keys(part, _join(path, name))
+
+
+def converted(hints: Mapping[str, Any], needed: set[str], mapping: Any, path: str) -> dict[str, Any]:
+    """The values of `mapping` as the types that `hints` names for their keys; those `needed` must be there.
+
+    Raises `ConfigError` as `build` does.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{path or 'config'}: expected a mapping of keys, got {_shown(mapping)}")
+    for key in mapping:
+        if key not in hints:
+            raise UnknownKeyError(_join(path, key), hints)
+    for name in hints:
+        if name in needed and name not in mapping:
+            raise ConfigError(f"missing key '{_join(path, name)}' (expected {_described(hints[name])})")
+    return {name: _convert(hints[name], mapping[name], _join(path, name)) for name in hints if name in mapping}
+
+
+def readable(hint: Any) -> bool:
+    """Whether a mapping's values can be read as the annotated type `hint`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return all(readable(option) for option in args)
+    if origin is tuple:
+        return bool(args) and all(readable(a) for a in args if a is not Ellipsis)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return all(readable(h) for h in typing.get_type_hints(hint).values())
+    return origin is Literal or hint in (bool, int, float, str, type(None))
+
+
+def to_mapping(config: Any) -> Any:
+    """The plain form of a config: dicts, lists and scalars only, so YAML and JSON can write it."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_mapping(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {key: to_mapping(value) for key, value in config.items()}
+    if isinstance(config, (tuple, list)):
+        return [to_mapping(item) for item in config]
+    return config
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid on top: mappings merge key by key, everything else replaces."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the annotated type `hint`, or a ConfigError at `path`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, path)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):
+        if Own in args and isinstance(value, str):  # one of ours, or a part named by its module
+            ours = next(option for option in args if option is not Own)
+            return check_own_name(value, path) if ":" in value else _convert(ours, value, path)
+        shaped = [option for option in args if _has_shape_of(option, value)]
+        if len(shaped) == 1:  # the only one that it can be: its own message says what is wrong
+            return _convert(shaped[0], value, path)
+        for option in args:
+            try:
+                return _convert(option, value, path)
+            except ConfigError:
+                continue
+    elif origin is Literal:
+        if value in args and any(type(value) is type(a) and value == a for a in args):
+            return value
+        near = nearest(str(value), [str(a) for a in args]) if isinstance(value, str) else ""
+        raise ConfigError(f"{path}: expected {_described(hint)}, got {_shown(value)}{near}")
+    elif origin is tuple:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            if args[-1] is Ellipsis:
+                return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+            if len(value) == len(args):
+                return tuple(_convert(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif hint is float:
+        number = _number(value)
+        if number is not None:
+            return number
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif origin is Mapping:  # a part's arguments, which are read where its signature is known
+        if isinstance(value, Mapping):
+            return {str(key): item for key, item in value.items()}
+    elif hint is Own:
+        if isinstance(value, str):
+            return check_own_name(value, path)
+    elif isinstance(value, hint):
+        return value
+    raise ConfigError(f"{path}: expected {_described(hint)}, got {_shown(value)}")
+
+
+def check_own_name(value: str, path: str) -> Own:
+    """`value` as the name of an own part; a ConfigError at `path` where it is no `package.module:Name`."""
+    module, _, name = value.partition(":")
+    if not (name.isidentifier() and all(word.isidentifier() for word in module.split("."))):
+        raise ConfigError(f"{path}: your own part is named package.module:Name, got {value!r}")
+    return Own(value)
+
+
+def _has_shape_of(hint: Any, value: Any) -> bool:
+    """Whether a mapping meets a dataclass, or a list a tuple."""
+    if isinstance(value, Mapping):
+        return dataclasses.is_dataclass(hint)
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed and typing.get_origin(hint) is tuple
+
+
+def _number(value: Any) -> float | None:
+    """A finite float, or None."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number that no float can be
+        return None
+
+
+def _described(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_described(a) for a in args)
+    if origin is Literal:
+        return "one of " + ", ".join(str(a) for a in args)
+    if origin is tuple:
+        if args[-1] is Ellipsis:
+            return f"a list of {_described(args[0])}"
+        return f"a list of {len(args)} values ({', '.join(_described(a) for a in args)})"
+    if dataclasses.is_dataclass(hint) or origin is Mapping:
+        return "a mapping of keys"
+    names: dict[Any, str] = {
+        Own: "package.module:Name of your own part", float: "a number",
+        int: "a whole number", str: "text", bool: "true or false", type(None): "null",
+    }  # fmt: skip
+    return names.get(hint, str(hint))
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        text = "a number of thousands of digits"
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def nearest(word: str, words: Any) -> str:
+    """For the end of a message: the one of `words` that `word` may have meant, or all of them."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(words)}"
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def require(condition: bool, key: str, expected: str, value: Any) -> None:
+    """Raise a ConfigError for `key` unless `condition`; for `__post_init__` checks."""
+    if not condition:
+        raise ConfigError(f"{key}: expected {expected}, got {_shown(value)}")
+
+
+def require_defaults(config: Any, apart_from: tuple[str, ...], reason: str) -> None:
+    """Raise a ConfigError for the first key of `config`, not counting `apart_from`, that is not as it is by default."""
+    for f in dataclasses.fields(config):
+        if f.name not in apart_from and getattr(config, f.name) != f.default:
+            raise ConfigError(f"{f.name}: {reason}; leave it at {to_mapping(f.default)}")

@@ -1,0 +1,1 @@
+"""The deployed graph: pixels to detections in one module, and the form of its input."""

@@ -1,0 +1,58 @@
+"""How pictures enter a graph: the form of its input, and the letterbox where that is inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+InputForm = Literal["uint8-nhwc", "float-nchw"]
+"""uint8 [B, H, W, 3], BGR, 0 to 255 as cameras give it; or float32 [B, 3, H, W], RGB, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a frame of one size lies in the network's input; `runtime.images.image.Letterbox` without its pixels."""
+
+    source_hw: tuple[int, int]
+    resized_hw: tuple[int, int]
+    size_hw: tuple[int, int]
+    fill: int
+    """Grey of what is right of the frame and below it."""
+
+
+class Intake(nn.Module):
+    """Graph input to float32 [B, 3, H, W], BGR, 0 to 255, of the network's size."""
+
+    scale: Tensor
+    limit: Tensor
+
+    def __init__(self, form: InputForm = "uint8-nhwc", frame: Frame | None = None):
+        """frame: of that raw size the input is, and the letterbox is inside; None: the input is letterboxed already."""
+        super().__init__()
+        self.form, self.frame = form, frame
+        if frame is not None:
+            (h, w), (height, width) = frame.source_hw, frame.resized_hw
+            scale = torch.tensor([width / w, height / h] * 2, dtype=torch.float32)
+            self.register_buffer("scale", scale, persistent=False)
+            self.register_buffer("limit", torch.tensor([w, h] * 2, dtype=torch.float32), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # A cast first: TensorRT knows uint8 only at the border.
+        x = images.float().permute(0, 3, 1, 2) if self.form == "uint8-nhwc" else images.flip(1) * 255
+        if self.frame is None:
+            return x
+        (h, w), (height, width) = self.frame.resized_hw, self.frame.size_hw
+        if (h, w) != self.frame.source_hw:
+            # Whole grey levels, as the letterbox outside gives them: OpenCV adds in integers, whose last bits it cuts
+            # off, an eighth of a level on average; the mean of 2 x 2 pixels it rounds.
+            up = 0.5 if self.frame.source_hw == (2 * h, 2 * w) else 0.375
+            x = (F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False) + up).floor()
+        return F.pad(x, (0, width - w, 0, height - h), value=float(self.frame.fill))
+
+    def to_frame(self, boxes: Tensor) -> Tensor:
+        """Boxes [..., 4] of the network's input in pixels of the graph's: clipped to the frame where it is raw."""
+        return boxes if self.frame is None else (boxes / self.scale).clamp(min=0).minimum(self.limit)

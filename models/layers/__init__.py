@@ -1,0 +1,1 @@
+"""Building blocks of networks, folded blocks, necks and heads."""

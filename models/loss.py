@@ -1,0 +1,186 @@
+"""The training loss: one of the two readers of a detector's raw output (the other is `models.deploy.graph`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.assigners import BACKGROUND, IGNORED, assign
+from models.boxes import iou
+from models.coders import decode, encode_delta
+from models.config.model import BoxConfig, LossConfig, ModelConfig
+from models.config.network import is_own
+from models.custom.call import own_box_loss, own_class_loss
+from models.detector import Raw
+from models.losses import (
+    balanced_l1_loss,
+    bce_loss,
+    centerness,
+    ciou_loss,
+    diou_loss,
+    eiou_loss,
+    focal_loss,
+    ghm_weights,
+    giou_loss,
+    hardest,
+    iou_linear_loss,
+    iou_log_loss,
+    l1_loss,
+    quality_focal_loss,
+    smooth_l1_loss,
+    varifocal_loss,
+)
+from models.priors import Priors
+
+REGION = -2
+"""The label of a box that is an ignore region: neither an object nor background (`assign.ignore_iof`)."""
+
+
+class Losses(NamedTuple):
+    """Weighted scalar terms, each with a graph even when there is nothing to find."""
+
+    cls: Tensor
+    box: Tensor
+    quality: Tensor  # 0 where there is no quality branch
+
+    @property
+    def total(self) -> Tensor:
+        return self.cls + self.box + self.quality
+
+
+def _alone(value: Tensor) -> Tensor:
+    return value
+
+
+def criterion(
+    config: ModelConfig,
+    raw: Raw,
+    priors: Priors,
+    gt_boxes_xyxy: Tensor,
+    gt_labels: Tensor,
+    sizes_hw: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = _alone,
+    *,
+    regions: bool = True,
+) -> Losses:
+    """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G], -1 = padding, `REGION`.
+
+    sizes_hw: [B, 2], the images' own padded sizes in pixels, which `assign.padding` absent asks for; unless given,
+    all fill the batch.
+
+    Divisors are mmdetection's. Classification and quality: the sum over images of max(positives, 1), or for
+    `center` max(positives of the batch, 1); GHM's weights are a mean already. Box: the sum of its weights, which
+    are the centerness targets where there is a centerness branch and `box.weighting` says so, otherwise the
+    positives. With `loss.normaliser` image each image is divided by its own, at least 1, and the batch is their mean.
+
+    Where a batch is spread over processes, `total` sums a tensor over them: divisors are then those of the whole
+    batch, and the losses this process's part of its loss, which is their sum.
+
+    regions: False where the caller knows that no label is `REGION`; looking makes the host wait for a GPU.
+    """
+    with torch.no_grad():
+        ignored = gt_labels == REGION if regions else None
+        matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0, ignored, sizes_hw)  # [B, N]
+        image, prior = (matched >= 0).nonzero(as_tuple=True)  # [P] each, P = positives of the batch
+        target = matched[image, prior]
+        target_boxes = gt_boxes_xyxy[image, target]  # [P, 4]
+        positives = (matched >= 0).sum(dim=1).to(raw.logits.dtype)  # [B]
+        if config.assign.kind != "center":
+            positives = positives.clamp(min=1)
+        share = _share(config.loss, positives, total)  # [B]
+
+    codes = raw.boxes[image, prior]  # [P, 4]
+    mine = Priors(priors.boxes_xyxy[prior], priors.strides[prior], (len(prior),))
+    boxes = decode(config.box, mine, codes)  # [P, 4]
+    overlaps = iou(boxes.detach(), target_boxes)  # [P]
+
+    classes = torch.zeros_like(raw.logits)  # [B, N, C] in 0..1
+    score_is_quality = config.loss.cls in ("qfl", "vfl")
+    classes[image, prior, gt_labels[image, target]] = overlaps if score_is_quality else torch.ones_like(overlaps)
+    cls = _classification(config.loss, raw.logits, classes, matched, share, total)
+
+    weight, share_of_boxes = codes.new_ones(len(image)), share
+    quality = raw.logits.new_zeros(())
+    if config.quality == "centerness":
+        middle = centerness(mine.points, target_boxes)  # [P]
+        quality = (_bce(raw, image, prior, middle) * share[image]).sum()
+        if config.box.weighting == "centerness":
+            least = 1e-6 if config.assign.kind == "center" else 1.0
+            per_prior = torch.zeros_like(raw.logits[..., 0]).index_put((image, prior), middle)  # [B, N]
+            weight, share_of_boxes = middle, _share(config.loss, per_prior.sum(dim=1), total, least)
+    elif config.quality == "iou":
+        quality = (_bce(raw, image, prior, overlaps) * share[image]).sum()
+
+    per_box = _per_box(config.box, boxes, codes, target_boxes, mine.boxes_xyxy)
+    box = config.box.weight * (per_box * weight * share_of_boxes[image]).sum()
+    return Losses(cls, box, quality)
+
+
+def _share(config: LossConfig, amounts: Tensor, total: Callable[[Tensor], Tensor], least: float = 1.0) -> Tensor:
+    """What a loss counts in each image [B]: one over the amounts [B] of the batch, or over its own in a mean of B.
+
+    least: what an amount is at least.
+    """
+    if config.normaliser == "image":
+        return 1 / (amounts.clamp(min=least) * total(amounts.new_tensor(len(amounts))))
+    return (1 / total(amounts.sum()).clamp(min=least)).expand(len(amounts))
+
+
+def _classification(
+    config: LossConfig, logits: Tensor, targets: Tensor, matched: Tensor, share: Tensor,
+    total: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
+    """The scalar loss of logits [B, N, C] against targets [B, N, C].
+
+    matched: [B, N] says what is ignored. share: [B], what an image's loss counts.
+    """
+    counted = (matched != IGNORED)[..., None]  # [B, N, 1]
+    if config.cls == "ghm":
+        return (ghm_weights(logits, targets, counted, config.bins, total) * bce_loss(logits, targets)).sum()
+    if is_own(config.cls):
+        each = own_class_loss(config, logits, targets)
+    elif config.cls == "bce":
+        each = bce_loss(logits, targets, (matched >= 0)[..., None] * config.smoothing)
+    elif config.cls == "qfl":
+        each = quality_focal_loss(logits, targets, config.gamma)
+    elif config.cls == "vfl":
+        each = varifocal_loss(logits, targets, 0.75 if config.alpha is None else config.alpha, config.gamma)
+    else:
+        each = focal_loss(logits, targets, 0.25 if config.alpha is None else config.alpha, config.gamma)
+    if config.hard_negatives:
+        per_prior = each.detach().sum(dim=-1)  # [B, N]
+        counted = hardest(per_prior, matched >= 0, matched == BACKGROUND, config.hard_negatives)[..., None]
+    return (each.masked_fill(~counted, 0).sum(dim=(1, 2)) * share).sum()
+
+
+def _per_box(config: BoxConfig, boxes: Tensor, codes: Tensor, target_boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Losses [P] of decoded boxes [P, 4], or of their codes [P, 4] relative to anchors [P, 4]."""
+    if is_own(config.loss):
+        return own_box_loss(config, boxes, target_boxes)
+    if config.loss in ("l1", "smooth_l1", "balanced_l1"):
+        target_codes = encode_delta(anchors, target_boxes, config.stds)
+        if config.loss == "l1":
+            return l1_loss(codes, target_codes).sum(dim=-1)
+        if config.loss == "smooth_l1":
+            return smooth_l1_loss(codes, target_codes, config.beta).sum(dim=-1)
+        return balanced_l1_loss(codes, target_codes, config.beta).sum(dim=-1)
+    if config.loss == "iou_log":
+        return iou_log_loss(boxes, target_boxes)
+    if config.loss == "iou_linear":
+        return iou_linear_loss(boxes, target_boxes)
+    if config.loss == "diou":
+        return diou_loss(boxes, target_boxes)
+    if config.loss == "ciou":
+        return ciou_loss(boxes, target_boxes)
+    if config.loss == "eiou":
+        return eiou_loss(boxes, target_boxes)
+    return giou_loss(boxes, target_boxes)
+
+
+def _bce(raw: Raw, image: Tensor, prior: Tensor, target: Tensor) -> Tensor:
+    assert raw.quality is not None, "a configuration with a quality branch has a quality output"
+    return F.binary_cross_entropy_with_logits(raw.quality[image, prior], target, reduction="none")

@@ -1,0 +1,1 @@
+"""CUDA as far as runtime needs it: devices, memory, copies."""

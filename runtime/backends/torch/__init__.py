@@ -1,0 +1,1 @@
+"""PyTorch: checkpoints run as they are."""

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: engines, their contexts and libraries."""

@@ -1,0 +1,1 @@
+"""Many callers, one detector: requests are put together to batches."""

@@ -1,0 +1,293 @@
+"""Many cameras, threads or coroutines, one engine: frames that come one by one run as batches."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from runtime.backends import Backend, another_context
+from runtime.batcher.admission import Admission, BatcherClosed, Policy
+from runtime.batcher.batch import Canvas, Outcome, answer, infer, prepare
+from runtime.batcher.ends import FORKED, open_batchers
+from runtime.batcher.metrics import BatcherMetrics, Tally
+from runtime.batcher.queue import Request
+from runtime.detections import Detections
+from runtime.images.frames import Color, Frame
+from runtime.images.region import Roi
+
+if TYPE_CHECKING:
+    from runtime.detector import Detector, Threshold
+
+_log = logging.getLogger(__name__)
+
+
+class Batcher:
+    """Collects frames into batches; every frame gets its answer through a future, exactly once.
+
+    A batch starts when `max_batch` frames wait, or one has waited for `max_wait_ms`; while the engine is busy frames
+    gather, so that under load batches are full and nothing waits on the clock. Streams take turns, frame by frame, and
+    the results of a stream are answered in its order.
+
+    Frames are read, checked and letterboxed by the thread that submits: cameras have a thread each already, OpenCV
+    works there without Python's lock, what waits is the network's small input and not the camera's frame, whose memory
+    is the caller's again when `submit` returns. `workers` threads run batches; a second one stacks its batch while the
+    first one's runs. One more thread turns outputs into detections and answers, so that neither that nor a callback of
+    a future keeps the engine waiting.
+
+    `max_batch`: most frames in a batch, at most what the backend takes. `queue`: most frames that wait. `policy`: what
+    a full queue does. `workers`: contexts on one set of weights. Raises ValueError for impossible numbers,
+    `BackendError` for several workers on a backend that runs one call at a time.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        max_batch: int = 16,
+        max_wait_ms: float = 4.0,
+        queue: int = 64,
+        policy: Policy = "block",
+        workers: int = 1,
+    ) -> None:
+        if min(max_batch, workers) < 1:
+            raise ValueError(f"max_batch, workers: expected at least 1, got {max_batch}, {workers}")
+        if not 0 <= max_wait_ms < math.inf:
+            raise ValueError(f"max_wait_ms: expected milliseconds from 0, got {max_wait_ms}")
+        backend = detector.backend
+        contexts = [backend, *(another_context(backend) for _ in range(workers - 1))]
+        self.detector = detector
+        self.max_batch = min(max_batch, backend.fixed_batch or backend.max_batch)
+        self.max_wait_ms, self.queue, self.policy = max_wait_ms, queue, policy
+        self._full = min(self.max_batch, queue)  # as many as can wait: no use in waiting for more
+        self._clock = time.monotonic
+        lock = threading.Lock()
+        self._work = threading.Condition(lock)  # there may be a batch to start
+        self._done = threading.Condition(lock)  # there may be an answer to give
+        self._tally = Tally()
+        self._admission = Admission(queue, policy, self._tally)
+        self._wake_at = math.inf  # when a sleeping worker looks again by itself
+        self._taken = self._delivered = 0  # batches, numbered; those between are running or wait for delivery
+        self._running: dict[int, list[Request]] = {}
+        self._finished: dict[int, list[Outcome]] = {}
+        self._closing = False
+        self.closed = ""
+        """Why it takes no more frames; '' while it does."""
+        self._most_undelivered = workers + 2
+        self._workers = workers
+        self._deliverer = threading.Thread(target=self._deliver, name="batcher-delivery", daemon=True)
+        self._threads = [threading.Thread(target=self._run, args=(c,), name="batcher", daemon=True) for c in contexts]
+        open_batchers.add(self)
+        for thread in (self._deliverer, *self._threads):
+            thread.start()
+
+    # the caller's side
+
+    def submit(
+        self,
+        frame: Frame,
+        stream: Hashable = None,
+        deadline_ms: float | None = None,
+        threshold: Threshold | None = None,
+        color: Color = "bgr",
+        roi: Roi | None = None,
+    ) -> Future[Detections]:
+        """A future of what is in `frame`; `frame`, `threshold`, `color` and `roi` as in `Detector.__call__`.
+
+        `stream`: whose frame it is, any hashable, for taking turns. `deadline_ms`: the frame is not run later than
+        this after the call. The future may be cancelled until its batch starts; it raises `FrameDropped`,
+        `DeadlineExpired`, `BatcherClosed`, or the engine's own error. Its callbacks run in the delivery thread.
+        Raises `FrameError`, `ImageError` or ValueError for what is no frame, `QueueFull`, `BatcherClosed`.
+        """
+        request = self._prepare(frame, stream, deadline_ms, threshold, color, roi)
+        admitted = self._offer(request, may_wait=threading.current_thread() is not self._deliverer)
+        if admitted is not None:
+            try:
+                admitted.result()
+            except BaseException:  # Ctrl-C: nobody will hold the future
+                request.future.cancel()
+                raise
+        return request.future
+
+    async def detect(
+        self,
+        frame: Frame,
+        stream: Hashable = None,
+        deadline_ms: float | None = None,
+        threshold: Threshold | None = None,
+        color: Color = "bgr",
+        roi: Roi | None = None,
+    ) -> Detections:
+        """What is in `frame`, awaited; everything else as in `submit`. A full queue blocks the awaiting task only.
+
+        Reading and letterboxing run in the event loop's executor, so that the loop goes on meanwhile.
+        """
+        import asyncio  # a deployment without an event loop need not load one
+
+        arguments = (frame, stream, deadline_ms, threshold, color, roi)
+        request = await asyncio.get_running_loop().run_in_executor(None, self._prepare, *arguments)
+        self._offer(request, may_wait=True)
+        return await asyncio.wrap_future(request.future)
+
+    def metrics(self) -> BatcherMetrics:
+        """Counts, batch sizes and latencies so far."""
+        with self._work:
+            running = sum(len(requests) for requests in self._running.values())
+            return self._tally.snapshot(len(self._admission.blocked), len(self._admission.waiting), running)
+
+    def close(self, drain: bool = True, timeout: float | None = None) -> None:
+        """Take no more frames, answer those that were taken, end the threads.
+
+        `drain` runs what waits; without it that gets `BatcherClosed`, and so does what has no answer `timeout` seconds
+        later, such as the batch of an engine that hangs. Closing again does nothing, or cuts short an earlier draining.
+        Called by a callback of a future it does not wait, since the threads wait for that callback.
+        """
+        if self.closed == FORKED:
+            return
+        with self._work:
+            self._closing, self.closed = True, "the batcher is closed"
+            if not drain:
+                self._admission.turn_away_all(BatcherClosed("the batcher was closed before this frame ran"))
+            self._work.notify_all()
+            self._done.notify_all()
+        if threading.current_thread() is self._deliverer:
+            return
+        end = None if timeout is None else time.monotonic() + timeout
+        for thread in (*self._threads, self._deliverer):
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        if end is not None and any(thread.is_alive() for thread in (*self._threads, self._deliverer)):
+            self._abandon(BatcherClosed(f"no answer within {timeout:g} s of closing the batcher"))
+        open_batchers.discard(self)
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+        self.close(drain=kind is None)
+
+    def _prepare(self, frame: Frame, *arguments: Any) -> Request:
+        now = self._clock()
+        if self.closed:
+            raise BatcherClosed(self.closed)
+        return prepare(self.detector, self.max_wait_ms, now, frame, *arguments)
+
+    def _offer(self, request: Request, may_wait: bool) -> Future[None] | None:
+        with self._work:
+            if self.closed:
+                raise BatcherClosed(self.closed)
+            admitted = self._admission.offer(request, may_wait)
+            if len(self._admission.waiting) >= self._full or request.due < self._wake_at:
+                self._work.notify()
+            if self._admission.turned_away:
+                self._done.notify()
+            return admitted
+
+    # workers: from the queue through the engine
+
+    def _run(self, context: Backend) -> None:
+        canvas = Canvas(context)
+        while (taken := self._take()) is not None:
+            number, requests = taken
+            outcomes = infer(self.detector, requests, context, canvas)
+            with self._work:
+                self._finished[number] = outcomes
+                self._done.notify()
+        with self._work:
+            self._workers -= 1
+            self._done.notify()
+
+    def _take(self) -> tuple[int, list[Request]] | None:
+        """The next batch and its number, when it is to start; None when there will be none."""
+        with self._work:
+            while True:
+                now = self._clock()
+                seconds = self._starts_in(now)
+                if seconds == 0:
+                    requests = self._admission.take(now, self.max_batch)
+                    self._taken_from_queue()
+                    if requests:
+                        break
+                elif self._closing and not self._admission.waiting:
+                    return None
+                else:
+                    self._wake_at = min(self._wake_at, math.inf if seconds is None else now + seconds)
+                    self._work.wait(seconds)
+            number = self._taken
+            self._taken += 1
+            self._running[number] = requests
+            self._tally.batch(len(requests))
+            return number, requests
+
+    def _starts_in(self, now: float) -> float | None:
+        """Seconds until the next batch is to start; None while something else has to happen first."""
+        waiting = self._admission.waiting
+        if not waiting or self._taken - self._delivered >= self._most_undelivered:
+            return None
+        return 0.0 if self._closing else waiting.starts_in(now, self._full)
+
+    def _taken_from_queue(self) -> None:
+        self._wake_at = math.inf  # whoever sleeps counted on requests that are gone; what is left may be due earlier
+        if self._admission.waiting or self._closing:
+            self._work.notify_all()
+        if self._admission.turned_away:
+            self._done.notify()
+
+    # delivery: from outputs to answers
+
+    def _deliver(self) -> None:
+        turned_away = self._admission.turned_away
+        while True:
+            with self._work:
+                while not turned_away and self._delivered not in self._finished:
+                    if self._workers == 0:
+                        return
+                    self._done.wait()
+                count = len(turned_away)
+                outcomes = self._finished.pop(self._delivered, None)
+            if outcomes is not None:
+                self._deliver_batch(outcomes)
+            for _ in range(count):  # one by one out of the common list, so that `close` finds those not yet answered
+                self._settle(*turned_away.popleft())
+
+    def _deliver_batch(self, outcomes: Sequence[Outcome]) -> None:
+        answered, failed = [], 0
+        for outcome in outcomes:
+            found = answer(self.detector, outcome)
+            if self._settle(outcome.request, found):
+                if isinstance(found, Detections):
+                    answered.append(self._clock() - outcome.request.submitted)
+                else:
+                    failed += 1
+        with self._work:
+            if self._running.pop(self._delivered, None) is not None:
+                self._tally.answers(answered, failed)
+            self._delivered += 1
+            self._work.notify()
+
+    def _settle(self, request: Request, found: Detections | BaseException) -> bool:
+        """Answer a request; False where `close` had no time to wait for that and answered itself."""
+        try:
+            if isinstance(found, BaseException):
+                request.future.set_exception(found)
+            else:
+                request.future.set_result(found)
+        except InvalidStateError:
+            return False
+        except BaseException:  # Exceptions are the future's own affair; SystemExit would end the delivery to everybody
+            _log.exception("a callback of a future raised")
+        return True
+
+    def _abandon(self, error: BatcherClosed) -> None:
+        """Answer whatever has no answer, since the threads do not."""
+        with self._work:
+            self._admission.turn_away_all(error)
+            left = [request for requests in self._running.values() for request in requests]
+            self._tally.closed += len(left)
+            self._running.clear()
+            left += [request for request, _ in self._admission.turned_away.copy()]
+        for request in left:
+            self._settle(request, error)

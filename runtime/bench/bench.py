@@ -1,0 +1,243 @@
+"""How fast a model runs here: every stage from an encoded picture to detections, batches, and streams.
+
+Everything is measured in turns, against the engine alone in the same run: the ratios stand on a busy machine, too.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from runtime.backends import Backend
+from runtime.backends.options import BackendOptions
+from runtime.bench.stages import BARE, STAGES, WHOLE, nms_shares, notes, time_turn
+from runtime.bench.streams import LOAD, StreamTiming, time_streams
+from runtime.detector import Detector
+from runtime.images.image import Image, read_image
+
+
+@dataclass(frozen=True)
+class StageTiming:
+    """One stage at one batch size; milliseconds for the whole batch."""
+
+    batch_size: int
+    stage: str
+    """One of `runtime.bench.stages.STAGES` that could be told apart, end to end, or bare engine."""
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_ms: float
+    images_per_s: float
+    """Batch size over the mean time."""
+    iterations: int
+
+
+@dataclass(frozen=True)
+class BatchRatio:
+    """End to end against the engine alone, at one batch size: medians over the turns."""
+
+    batch_size: int
+    of_bare: float
+    """Images per second, end to end over bare engine."""
+    overhead_ms: float
+    """End to end minus bare engine, for the whole batch."""
+
+
+@dataclass(frozen=True)
+class BenchTable:
+    """Timings of one model on one machine."""
+
+    model: str
+    engine: str
+    device: str
+    processor: str
+    threads: int | None
+    """CPU threads of the engine; None is its own choice."""
+    precision: str
+    frame_hw: tuple[int, int]
+    input_size_hw: tuple[int, int]
+    rows: tuple[StageTiming, ...]
+    ratios: tuple[BatchRatio, ...]
+    streams: tuple[StreamTiming, ...]
+    notes: Mapping[str, str]
+    """How each stage was measured, or why it has no row."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready object; numbers have 3 decimals."""
+        content = asdict(self)
+        content["frame_hw"], content["input_size_hw"] = list(self.frame_hw), list(self.input_size_hw)
+        for part in ("rows", "ratios", "streams"):
+            content[part] = [
+                {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+                for row in content[part]
+            ]
+        return content
+
+    def table(self) -> str:
+        """The timings as text."""
+        frame, size = "x".join(map(str, self.frame_hw)), "x".join(map(str, self.input_size_hw))
+        threads = "its own choice of threads" if self.threads is None else f"{self.threads} threads"
+        lines = [
+            f"{self.model}: {self.precision}, input {size}, frames {frame} (height x width)",
+            f"{self.engine} on {self.device} ({self.processor}), {threads}",
+            "",
+            f"{'batch':>5}  {'stage':<15}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'images/s':>11}{'runs':>7}",
+        ]
+        for ratio in self.ratios:
+            rows = [row for row in self.rows if row.batch_size == ratio.batch_size]
+            for row in rows:
+                batch = str(row.batch_size) if row is rows[0] else ""
+                times = f"{row.p50_ms:>10.2f}{row.p95_ms:>10.2f}{row.p99_ms:>10.2f}"
+                lines.append(f"{batch:>5}  {row.stage:<15}{times}{row.images_per_s:>11.1f}{row.iterations:>7}")
+            lines.append(f"{'':>5}  = {ratio.of_bare:.1%} of the bare engine's images/s, "
+                         f"{ratio.overhead_ms:+.2f} ms a batch")  # fmt: skip
+        if self.streams:
+            lines += ["", f"{'streams':>7}{'batch':>7}{'images/s':>11}{'of bare':>9}{'mean batch':>12}"
+                      f"{f'at {LOAD:.0%}: p50':>14}{'p95':>9}{'p99 ms':>9}"]  # fmt: skip
+        for one in self.streams:
+            lines.append(f"{one.streams:>7}{one.batch_size:>7}{one.images_per_s:>11.1f}{one.of_bare:>9.1%}"
+                         f"{one.mean_batch:>12.1f}{one.p50_ms:>14.2f}{one.p95_ms:>9.2f}{one.p99_ms:>9.2f}")  # fmt: skip
+        return "\n".join([*lines, "", *(f"{stage}: {how}" for stage, how in self.notes.items())])
+
+
+def bench(
+    artifact: str | PathLike[str] | Backend,
+    batch_sizes: Sequence[int] | None = None,
+    frame_hw: tuple[int, int] = (720, 1280),
+    picture: str | PathLike[str] | None = None,
+    seconds: float = 3.0,
+    iterations: int | None = None,
+    warmup: int = 3,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    streams: Sequence[int] = (),
+    max_wait_ms: float = 4.0,
+    check_hashes: bool = True,
+) -> BenchTable:
+    """Time `artifact` (a model file or a backend) at each of `batch_sizes` (default: 1, or the graph's fixed batch).
+
+    Frames are copies of `picture`, or synthetic ones of `frame_hw` pixels (the same every time). Each batch size runs
+    `warmup` turns untimed, then `iterations` turns, or for `seconds` and at least 5. A turn is one batch end to end,
+    one through the stages, and one through the engine alone. For each of `streams` that many threads then submit to a
+    batcher of that batch size and `max_wait_ms`, twice for `seconds`. `progress(done, total)` is called after each
+    batch size, and after each number of streams. `check_hashes`: see `runtime.backends.options.BackendOptions`.
+
+    Raises ValueError for impossible sizes, and what `Detector` and `read_image` raise.
+    """
+    options = BackendOptions(check_hashes=check_hashes)
+    detector = Detector(artifact, device=device, threads=threads, options=options)
+    sizes = _batch_sizes(detector, batch_sizes)
+    if seconds <= 0 or warmup < 0 or (iterations is not None and iterations < 1):
+        raise ValueError(f"expected seconds > 0, warmup >= 0, iterations >= 1; got {seconds}, {warmup}, {iterations}")
+    if min(streams, default=1) < 1:
+        raise ValueError(f"streams: expected at least 1, got {min(streams)}")
+    if picture is None:
+        frame = _synthetic(frame_hw)
+        encoded = cv2.imencode(".jpg", frame)[1].tobytes()
+    else:
+        frame, encoded = read_image(Path(picture)), Path(picture).read_bytes()
+    path = Path(artifact) if isinstance(artifact, (str, PathLike)) else None
+    frames = {size: [frame.copy() for _ in range(size)] for size in sizes}
+    shares, nms_how = nms_shares(detector, path, threads, [detector.preprocess(frames[size])[0] for size in sizes])
+    rows: list[StageTiming] = []
+    ratios: list[BatchRatio] = []
+    timed_streams: list[StreamTiming] = []
+    done, total = 0, len(sizes) * (1 + len(streams))
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    for size, share in zip(sizes, shares, strict=True):
+        turn = partial(time_turn, detector, frames[size], [encoded] * size, share)
+        turns = _turns(turn, seconds, iterations, warmup)
+        for stage in (*STAGES, WHOLE, BARE):
+            if stage in turns[0]:
+                rows.append(_timing(size, stage, [turn[stage] for turn in turns]))
+        ratios.append(BatchRatio(
+            size, statistics.median(turn[BARE] / turn[WHOLE] for turn in turns),
+            1000 * statistics.median(turn[WHOLE] - turn[BARE] for turn in turns),
+        ))  # fmt: skip
+        step()
+        for count in streams:
+            timed_streams.append(
+                time_streams(detector, frames[size], count, size, max_wait_ms, seconds, rows[-1].images_per_s)
+            )
+            step()
+    backend = detector.backend
+    return BenchTable(
+        model=str(artifact) if path is not None else type(artifact).__name__,
+        engine=backend.name,
+        device=backend.device,
+        processor=_processor(),
+        threads=threads,
+        precision=detector.card.precision,
+        frame_hw=(frame.shape[0], frame.shape[1]),
+        input_size_hw=detector.input_size_hw,
+        rows=tuple(rows),
+        ratios=tuple(ratios),
+        streams=tuple(timed_streams),
+        notes=notes(detector, nms_how),
+    )
+
+
+def _batch_sizes(detector: Detector, given: Sequence[int] | None) -> tuple[int, ...]:
+    fixed = detector.backend.fixed_batch
+    sizes = tuple(dict.fromkeys(given or (fixed or 1,)))
+    if min(sizes) < 1:
+        raise ValueError(f"batch sizes: expected at least 1, got {min(sizes)}")
+    if fixed is not None and any(size != fixed for size in sizes):
+        raise ValueError(f"batch sizes: the graph takes batches of {fixed} only, got {', '.join(map(str, sizes))}")
+    return sizes
+
+
+def _turns(
+    turn: Callable[[], dict[str, float]], seconds: float, iterations: int | None, warmup: int
+) -> list[dict[str, float]]:
+    for _ in range(warmup):
+        turn()
+    begun = time.perf_counter()
+    turns: list[dict[str, float]] = []
+    while len(turns) < (iterations or 5) or (iterations is None and time.perf_counter() - begun < seconds):
+        turns.append(turn())
+    return turns
+
+
+def _timing(size: int, stage: str, seconds: list[float]) -> StageTiming:
+    p50, p95, p99 = (float(value) * 1000 for value in np.percentile(seconds, [50, 95, 99]))
+    mean = statistics.fmean(seconds)
+    return StageTiming(size, stage, p50, p95, p99, mean * 1000, size / mean, len(seconds))
+
+
+def _synthetic(frame_hw: tuple[int, int]) -> Image:
+    """Blots of some pixels' size: a JPEG of plain noise would take several times as long to decode as a photograph."""
+    if min(frame_hw) < 1:
+        raise ValueError(f"frame size: expected at least 1x1 pixel, got {frame_hw[0]}x{frame_hw[1]}")
+    height, width = frame_hw
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def _processor() -> str:
+    """The CPU's name."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""What an artifact says of itself, and where each kind of file keeps it."""

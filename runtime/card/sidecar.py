@@ -1,0 +1,85 @@
+"""The card of an engine: a JSON file beside it, because the engine's own bytes belong to TensorRT.
+
+`best.engine` stays a plain plan that trtexec, Triton and DeepStream read; `best.engine.json` holds its card. The two
+belong together by the engine's SHA-256, so that a copy of only one of them is noticed before anything runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from runtime.card.card import Card, CardError, card_text, sha256_file
+
+ENGINE_KEYS = {
+    "flavour": str,  # tensorrt or rtx
+    "version": str,  # of the library that built it, and that has to run it
+    "sm": list,  # compute capabilities it was built for, as 86 for 8.6; [] for every one that the library supports
+    "gpu": str,  # name of the GPU it was built on; "" where it was built without one
+    "system": str,  # linux-x86_64 and the like
+    "hardware_compatible": bool,
+    "version_compatible": bool,
+    "tf32": bool,  # whether float32 convolutions may use TF32
+    "profile": list,  # images in a batch: least, tuned for, most
+    "bytes": int,
+    "rebuild": str,  # the command that built it
+    "audit": dict,  # see export.audit.audit.Audit.to_json
+}
+
+
+def sidecar_path(engine: str | Path) -> Path:
+    """`best.engine.json` of `best.engine`."""
+    engine = Path(engine)
+    return engine.with_name(f"{engine.name}.json")
+
+
+def read_sidecar(engine: str | Path, check_hashes: bool = True) -> Card:
+    """The card beside the engine at `engine`. Raises `CardError` where there is none, or one of another engine.
+
+    check_hashes: compare the engine and the card with their hashes, which reads the whole engine.
+    """
+    engine = Path(engine)
+    path = sidecar_path(engine)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CardError(
+            f"{engine}: its sidecar {path.name} is not beside it; copy both files, or build the engine again with "
+            "`exporter trt` (an engine of somebody else has none and cannot be used here)"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CardError(f"{path}: cannot be read: {error}") from None
+    card = Card.from_json(text, path, check_hashes=False)
+    if card.kind != "engine":
+        raise CardError(f"{path}: card: kind: expected engine, got {card.kind!r}; this is not the sidecar of an engine")
+    for key, kind in ENGINE_KEYS.items():
+        if not isinstance(card.engine.get(key), kind):
+            raise CardError(f"{path}: card: engine.{key}: expected {kind.__name__}, got {card.engine.get(key)!r}")
+    profile = card.engine["profile"]
+    if len(profile) != 3 or not all(isinstance(n, int) for n in profile) or not 1 <= profile[0] <= profile[2]:
+        raise CardError(f"{path}: card: engine.profile: expected [least, tuned for, most] images, got {profile!r}")
+    size, expected = engine.stat().st_size, card.engine["bytes"]
+    if size < expected:
+        raise CardError(f"{engine}: truncated: {size} of {expected} bytes; copy it again")
+    if check_hashes and sha256_file(engine) != card.hashes.get("engine"):
+        raise CardError(
+            f"{engine} and {path.name} do not belong together: the sidecar describes an engine with another SHA-256; "
+            "copy both from the same place, or build the engine again"
+        )
+    return Card.from_json(text, path, check_hashes)  # last: what is wrong with a key says more
+
+
+def sidecar_text(card: Card) -> str:
+    """The content of a sidecar."""
+    return card_text(card, indent=1) + "\n"
+
+
+def built_for(card: Card) -> str:
+    """What an engine needs, in words: `TensorRT 10.13.3 on an NVIDIA A10 (SM86), linux-x86_64`."""
+    facts: dict[str, Any] = dict(card.engine)
+    library = "TensorRT-RTX" if facts["flavour"] == "rtx" else "TensorRT"
+    targets = ", ".join(f"SM{sm}" for sm in facts["sm"]) or "SM80 and later"
+    if facts["hardware_compatible"]:
+        targets = "SM80 and later"
+    where = f"an {facts['gpu']} ({targets})" if facts["gpu"] else targets
+    return f"{library} {facts['version']} on {where}, {facts['system']}"

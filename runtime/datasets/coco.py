@@ -1,0 +1,252 @@
+"""Reading COCO object annotations: strict about the file, exact about each box that it leaves out."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.datasets.annotations import (
+    ABSENT_CLASS,
+    BAD_FLAG,
+    CLIPPED,
+    NO_AREA,
+    NO_BBOX,
+    NO_FILE,
+    NOT_FINITE,
+    OTHER_CLASS,
+    OUTSIDE,
+    TURNED,
+    UNKNOWN_CATEGORY,
+    UNKNOWN_IMAGE,
+    CocoDataset,
+    DatasetError,
+    ImageRecord,
+    Problem,
+    Problems,
+    Row,
+    as_float,
+    choose_classes,
+    clipped_box,
+    flag_of,
+    is_number,
+    make_record,
+    read_annotation_json,
+    rotation_of,
+    turned_bounds,
+)
+from runtime.datasets.coco_fields import Id, id_of, numbered, required_id, roots_of_a_name
+from runtime.datasets.coco_images import CocoImage, read_images
+from runtime.datasets.foreign import foreign_json
+
+CocoError = DatasetError
+"""The name that applications catch; what is wrong with a file of another format is a `DatasetError` just as well."""
+
+_LARGEST_AREA = float(np.finfo(np.float32).max)  # as which it is kept
+
+__all__ = [
+    "CLIPPED", "NOT_FINITE", "NO_AREA", "NO_BBOX", "NO_FILE", "OTHER_CLASS", "OUTSIDE", "UNKNOWN_CATEGORY",
+    "UNKNOWN_IMAGE", "CocoDataset", "CocoError", "ImageRecord", "Problem", "Problems", "read_coco",
+]  # fmt: skip
+
+
+def read_coco(
+    annotations: str | PathLike[str],
+    images_dir: str | PathLike[str],
+    classes: Sequence[str] | None = None,
+    check_files: bool = True,
+    allow_absent: bool = False,
+) -> CocoDataset:
+    """Read the COCO JSON file `annotations`, whose `file_name`s are relative to `images_dir`.
+
+    Labels follow the sorted category ids (their order in the file where an id is text), or the order of `classes`
+    where it is given. Where an image's id is text, ids count from 1. An image without width and height is asked.
+    Boxes that cannot be used are skipped and listed in `problems`; images without objects are kept. `check_files` skips
+    (and lists) images whose file is missing. `allow_absent` lists classes that the file does not have in `problems`
+    instead of raising.
+
+    Raises `CocoError` for a file that cannot be read or is not COCO object annotations: not JSON, without
+    images, annotations or categories, with duplicate ids or names, or with a class that is not in it.
+    """
+    with _without_cycle_search():
+        return _read(Path(annotations), Path(images_dir), classes, check_files, allow_absent)
+
+
+def _read(
+    path: Path, folder: Path, classes: Sequence[str] | None, check_files: bool, allow_absent: bool
+) -> CocoDataset:
+    content = _content_of(path)
+    if not os.path.isdir(folder):
+        raise CocoError(f"{folder}: no such images folder (file names in {path} are relative to it)")
+    problems: list[Problem] = []
+    names, ids, known = _categories(content, path, classes, allow_absent, problems)
+    label_of = {known[category]: label for label, category in enumerate(ids) if category in known}
+    images, first_missing = read_images(content["images"], path, folder, check_files, problems)
+    objects = _objects(content, path, images, label_of, set(known.values()), problems)
+    records = [
+        make_record(image.number, folder / image.file_name, image.height, image.width, objects.get(key, ()))
+        for key, image in images.items()
+        if image.height
+    ]
+    if not records:
+        if first_missing is None:
+            raise CocoError(f"{path}: none of its {len(images)} images can be used: {Problems(tuple(problems)).why()}")
+        raise CocoError(
+            f"{path}: none of its {len(images)} image files is in {folder} (the first: {first_missing!r}); "
+            "check that the images folder is the one that file_name is relative to"
+        )
+    return CocoDataset(path, folder, names, ids, tuple(records), Problems(tuple(problems)))
+
+
+@contextmanager
+def _without_cycle_search() -> Iterator[None]:
+    """Within it, Python looks for no garbage in cycles: among millions of new objects, none of which is any, that
+    takes as long as the reading."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object as it is parsed, without its polygons: most of a file, and nothing that a box needs."""
+    entry.pop("segmentation", None)
+    return entry
+
+
+def _content_of(path: Path) -> dict[str, Any]:
+    content = read_annotation_json(path, _without_outlines)
+    if foreign := "" if isinstance(content, dict) and "images" in content else foreign_json(content):
+        raise CocoError(f"{path}: {foreign}")
+    if not isinstance(content, dict):
+        raise CocoError(f"{path}: expected a JSON object with images, annotations, categories; got a {_kind(content)}")
+    for key in ("images", "annotations", "categories"):
+        if key not in content:
+            raise CocoError(
+                f"{path}: missing key '{key}' (COCO object annotations have images, annotations, categories)"
+            )
+        if not isinstance(content[key], list) or not all(isinstance(entry, dict) for entry in content[key]):
+            raise CocoError(f"{path}: {key}: expected a list of objects, got {_kind(content[key])}")
+    if not content["images"]:
+        raise CocoError(f"{path}: images: empty dataset, expected at least one image")
+    if not content["categories"]:
+        raise CocoError(f"{path}: categories: expected at least one category, got none")
+    return content
+
+
+def _categories(
+    content: dict[str, Any], path: Path, classes: Sequence[str] | None, allow_absent: bool, problems: list[Problem]
+) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, Id]]:
+    """Class names and category numbers in label order, and the file's ids of all category numbers."""
+    used = {id_of(annotation.get("category_id")) for annotation in content["annotations"]} - {None}
+    roots = roots_of_a_name(content["categories"], {category for category in used if category is not None})
+    by_id: dict[Id, str] = {}
+    taken: dict[str, Id] = {}
+    for i, category in enumerate(content["categories"]):
+        category_id = required_id(category, f"{path}: categories[{i}]")
+        name = category.get("name")
+        if not isinstance(name, str) or not name:
+            raise CocoError(f"{path}: categories[{i}].name: expected text, got {name!r}")
+        if category_id in by_id:
+            raise CocoError(f"{path}: categories: id {category_id} is there twice ({by_id[category_id]!r}, {name!r})")
+        if i in roots:
+            continue
+        if name in taken:
+            raise CocoError(f"{path}: categories: the name {name!r} is there twice; class names must differ")
+        by_id[category_id] = name
+        taken[name] = category_id
+    number_of = numbered(list(by_id))
+    known = {number: category for category, number in number_of.items()}
+    if classes is None:
+        ids = tuple(sorted(known))
+        return tuple(by_id[known[i]] for i in ids), ids, known
+    names, absent = choose_classes(list(by_id.values()), classes, f"{path}: categories", allow_absent)
+    problems += [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
+    ids_of = {name: number_of[category] for category, name in by_id.items()}
+    free = max(known) + 1
+    ids_of |= {name: free + i for i, name in enumerate(absent)}
+    return names, tuple(ids_of[name] for name in names), known
+
+
+def _objects(
+    content: dict[str, Any],
+    path: Path,
+    images: dict[Id, CocoImage],
+    label_of: dict[Id, int],
+    known: set[Id],
+    problems: list[Problem],
+) -> dict[Id, list[Row]]:
+    """Image id to its usable (box_xyxy, label, crowd, area) rows; everything else goes to `problems`."""
+    objects: dict[Id, list[Row]] = {}
+    seen: set[Id] = set()
+    for i, annotation in enumerate(content["annotations"]):
+        annotation_id, image_id, category = (id_of(annotation.get(key)) for key in ("id", "image_id", "category_id"))
+        if annotation.get("id") is not None:
+            if annotation_id is None:
+                raise CocoError(f"{path}: annotations[{i}].id: expected a whole number, got {annotation['id']!r}")
+            if annotation_id in seen:
+                raise CocoError(f"{path}: annotations[{i}].id: the annotation id {annotation_id} is there twice")
+            seen.add(annotation_id)
+        number = annotation_id if isinstance(annotation_id, int) else None
+        image = None if image_id is None else images.get(image_id)
+        if image is None or image_id is None:
+            shown = image_id if isinstance(image_id, int) else None
+            problems.append(Problem(UNKNOWN_IMAGE, shown, number, f"image_id {annotation.get('image_id')!r}"))
+            continue
+        if category is None or category not in label_of:
+            reason = OTHER_CLASS if category in known else UNKNOWN_CATEGORY
+            detail = f"category_id {annotation.get('category_id')!r}"
+            problems.append(Problem(reason, image.number, number, detail))
+            continue
+        if not image.height:
+            continue  # its picture is told
+        bbox, attributes = annotation.get("bbox"), annotation.get("attributes")
+        degrees = rotation_of(attributes.get("rotation")) if isinstance(attributes, dict) else 0.0
+        box, reason = _box(bbox, image.height, image.width, degrees)
+        if reason:
+            problems.append(Problem(reason, image.number, number, f"bbox {bbox!r}"))
+        if box is None:
+            continue
+        if degrees:
+            problems.append(Problem(TURNED, image.number, number, f"bbox {bbox!r}, rotation {degrees:g}"))
+        area = annotation.get("area")
+        if not is_number(area) or not 0 < as_float(area) <= _LARGEST_AREA:
+            area = (box[2] - box[0]) * (box[3] - box[1])
+        crowd = flag_of(annotation.get("iscrowd", 0))
+        if crowd is None:
+            detail = f"iscrowd {annotation['iscrowd']!r:.60}"
+            problems.append(Problem(BAD_FLAG, image.number, number, detail))
+        objects.setdefault(image_id, []).append(Row(box, label_of[category], bool(crowd), float(area)))
+    return objects
+
+
+def _box(
+    bbox: Any, height: int, width: int, degrees: float = 0.0
+) -> tuple[tuple[float, float, float, float] | None, str]:
+    """COCO's [x, y, w, h], turned about its middle, as a clipped xyxy box, or None; and the reason where it is skipped
+    or clipped."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
+        return None, NO_BBOX
+    x, y, w, h = map(as_float, bbox)
+    if not math.isfinite(w) or not math.isfinite(h):
+        return None, NOT_FINITE
+    if (w <= 0 or h <= 0) and math.isfinite(x) and math.isfinite(y):
+        return None, NO_AREA
+    x1, y1, x2, y2 = x, y, x + w, y + h
+    if degrees and math.isfinite(x + y):
+        x1, y1, x2, y2 = turned_bounds((x1, y1, x2, y2), degrees)
+    return clipped_box(x1, y1, x2, y2, height, width)
+
+
+def _kind(value: Any) -> str:
+    return {dict: "object", list: "list", str: "text", type(None): "null"}.get(type(value), type(value).__name__)

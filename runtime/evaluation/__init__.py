@@ -1,0 +1,1 @@
+"""Judging detections: COCO's metrics, curves, confusion, and the pages that show them."""

@@ -1,0 +1,163 @@
+"""COCO's box metrics of detections, by pycocotools or by faster-coco-eval."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.datasets.annotations import EVERY_CLASS, CocoDataset
+from runtime.detections import Detections
+
+METRICS = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+
+class EvaluationError(ValueError):
+    """A detector and a dataset that cannot be judged together; the message says why."""
+
+
+MOST = 100
+"""Detections of a class in one picture that COCO's metrics look at, the best first."""
+
+
+def coco_metrics(
+    found: dict[int, Detections], dataset: CocoDataset, max_dets: Sequence[int] = (MOST,)
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """COCO's metrics by name and the AP by class name, in points, over the images that `found` has.
+
+    Crowd boxes are COCO's: a detection that is matched to no object and lies in one (by the share of its own area that
+    is inside) counts neither as right nor as wrong. One that stands for every class is a crowd of each.
+
+    max_dets: rising; the metrics are those at the last, `map_at` has the mAP at each. The threshold is read from all
+    detections, whatever it is. `cut`: images with more detections of a class, `crowded`: with more objects of one.
+    """
+    judge = coco_judge(found, dataset, max_dets=(*max_dets, max(max_dets[-1], _most(found))))
+    precision = judge.eval["precision"]  # [IoU, recall, category, area range, most detections]
+    last, everything = len(max_dets) - 1, -1
+    at_50, at_75 = (int(np.argmin(np.abs(judge.params.iouThrs - iou))) for iou in (0.5, 0.75))
+    parts = (
+        precision[..., 0, last], precision[at_50, ..., 0, last], precision[at_75, ..., 0, last],
+        *(precision[..., area, last] for area in (1, 2, 3)),
+    )  # fmt: skip
+    metrics: dict[str, Any] = {name: mean_points(part) for name, part in zip(METRICS, parts, strict=True)}
+    metrics["ar100"] = mean_points(judge.eval["recall"][..., 0, last])
+    curve = (precision[at_50, ..., 0, everything], judge.eval["scores"][at_50, ..., 0, everything])
+    metrics["threshold"] = _best_threshold(*curve, judge.params.recThrs)
+    metrics["map_at"] = {most: mean_points(precision[..., 0, i]) for i, most in enumerate(max_dets)}
+    row_of = {category: row for row, category in enumerate(judge.params.catIds)}
+    classes = list(zip(dataset.class_names, dataset.category_ids, strict=True))
+    per_class = {name: mean_points(precision[:, :, row_of[category], 0, last]) for name, category in classes}
+    metrics["per_class_ap50"] = {name: mean_points(precision[at_50, :, row_of[i], 0, last]) for name, i in classes}
+    metrics["cut"] = sum(_of_one_class(result.labels) > max_dets[-1] for result in found.values())
+    metrics["crowded"] = sum(
+        _of_one_class(record.labels[~record.crowd]) > max_dets[-1] for record in dataset.records if record.id in found
+    )
+    return metrics, per_class
+
+
+def mean_points(values: Any) -> float:
+    """The mean of COCO's numbers in points; NaN without any. -1 stands for a class without an object."""
+    there = values[values > -1]
+    return float(there.mean()) * 100 if there.size else math.nan
+
+
+def _most(found: dict[int, Detections]) -> int:
+    return max((_of_one_class(result.labels) for result in found.values()), default=0)
+
+
+def _of_one_class(labels: Any) -> int:
+    return int(np.bincount(labels).max()) if len(labels) else 0
+
+
+def coco_judge(
+    found: dict[int, Detections], dataset: CocoDataset, areas: Sequence[tuple[float, float]] | None = None,
+    max_dets: Sequence[int] = (1, 10, MOST),
+) -> Any:  # fmt: skip
+    """A COCOeval that has accumulated over the images that `found` has.
+
+    areas: ranges of square pixels, both ends included, instead of COCO's all, small, medium, large.
+    max_dets: how many detections of a class in an image count, rising: the last axis of its arrays.
+    """
+    coco_class, cocoeval_class = coco_engine()
+    records = [record for record in dataset.records if record.id in found]
+    truth = [
+        {
+            "image_id": record.id, "category_id": category, "bbox": _xywh(box),
+            "area": float(area), "iscrowd": int(crowd),
+        }
+        for record in records
+        for box, label, crowd, area in zip(record.boxes_xyxy, record.labels, record.crowd, record.area, strict=True)
+        for category in (dataset.category_ids if label == EVERY_CLASS else (dataset.category_ids[label],))
+    ]  # fmt: skip
+    results: list[dict[str, Any]] = []
+    for record in records:
+        for result in found[record.id].to_coco(record.id, dataset.category_ids):
+            results.append({**result, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0})
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints; its numbers are returned instead
+        sides = []
+        for annotations in (truth, results):
+            side = coco_class()
+            side.dataset = {
+                "images": [{"id": record.id} for record in records],
+                "categories": [{"id": i} for i in dataset.category_ids],
+                # From 1: pycocotools takes a match with annotation 0 for no match.
+                "annotations": [{**annotation, "id": i} for i, annotation in enumerate(annotations, start=1)],
+            }
+            side.createIndex()
+            sides.append(side)
+        judge = cocoeval_class(*sides, iouType="bbox")
+        if areas is not None:
+            judge.params.areaRng = [list(ends) for ends in areas]
+            judge.params.areaRngLbl = [str(i) for i in range(len(areas))]
+        judge.params.maxDets = list(max_dets)
+        judge.evaluate()
+        judge.accumulate()
+    return judge
+
+
+def _best_threshold(precision: Any, scores: Any, recall: Any) -> float:
+    """The score of 0.01..0.99 with the best F1, averaged over classes that have objects; 0.3 without any.
+
+    precision [R, C] and scores [R, C] at the recalls [R] of COCO's curves; precision is -1 for classes without
+    objects, and 0 at recalls that are never reached.
+    """
+    there = precision[0] > -1
+    if not there.any():
+        return 0.3
+    f1 = 2 * precision * recall[:, None] / np.maximum(precision + recall[:, None], 1e-9)
+    grid = np.arange(1, 100) / 100
+    # At threshold t a class stands at the largest recall whose score is still t or more.
+    reached = (scores[None] >= grid[:, None, None]) & (precision[None] > 0)  # [99, R, C]
+    stands = reached.shape[1] - 1 - reached[:, ::-1].argmax(axis=1)  # [99, C]
+    values = np.take_along_axis(f1, stands, axis=0) * reached.any(axis=1)
+    mean = values[:, there].mean(axis=1)
+    # The curve has points where something is found: between two of them the highest threshold invents least.
+    return float(grid[len(grid) - 1 - mean[::-1].argmax()])
+
+
+def coco_engine() -> tuple[Any, Any]:
+    """The classes COCO and COCOeval: faster-coco-eval's where it is installed, else pycocotools'.
+
+    Raises `EvaluationError` where neither is.
+    """
+    if importlib.util.find_spec("faster_coco_eval") is not None:
+        from faster_coco_eval import COCO as FasterCOCO
+        from faster_coco_eval import COCOeval_faster
+
+        return FasterCOCO, COCOeval_faster
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise EvaluationError(f"evaluation needs pycocotools: pip install pycocotools ({error})") from error
+    return COCO, COCOeval
+
+
+def _xywh(box: Any) -> list[float]:
+    x1, y1, x2, y2 = (float(v) for v in box)
+    return [x1, y1, x2 - x1, y2 - y1]

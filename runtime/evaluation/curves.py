@@ -1,0 +1,132 @@
+"""Precision and recall of each class over the score, and the threshold that suits an application."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.evaluation.matching import IGNORED, ImageMatch, objects_per_class
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a class comes to at one threshold. NaN where nothing is found (precision) or to be found (recall)."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The n judged detections of one class in all images, by falling score, at IoU 0.5."""
+
+    name: str
+    objects: int
+    scores: Values
+    """[n]"""
+    hits: NDArray[np.bool_]
+    """[n], True where an object was found."""
+
+    @property
+    def recall(self) -> Values:
+        """[n] objects found by the best 1..n detections, of all; NaN without objects."""
+        return np.cumsum(self.hits) / (self.objects or math.nan)
+
+    @property
+    def precision(self) -> Values:
+        """[n] objects found by the best 1..n detections, of those detections."""
+        return np.cumsum(self.hits) / np.arange(1, len(self.hits) + 1)
+
+    @property
+    def f1(self) -> Values:
+        """[n] the harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN); NaN without objects."""
+        return 2 * np.cumsum(self.hits) / (np.arange(1, len(self.hits) + 1) + (self.objects or math.nan))
+
+    def sampled(self) -> Values:
+        """[101] precision at the recalls 0, 0.01, .. 1 as COCO reads it: the best at that recall or a higher one."""
+        envelope = np.maximum.accumulate(self.precision[::-1])[::-1]
+        index = np.searchsorted(self.recall, np.linspace(0, 1, 101), side="left")
+        return np.concatenate([envelope, [0.0]])[np.minimum(index, len(envelope))]
+
+    @property
+    def ap50(self) -> float:
+        """COCO's AP at IoU 0.5, 0..1; NaN without objects."""
+        return float(self.sampled().mean()) if self.objects else math.nan
+
+    def at(self, threshold: float) -> Point:
+        """Precision, recall and F1 of the detections that score at least `threshold`."""
+        kept = int(np.count_nonzero(self.scores >= np.float32(threshold)))
+        found = int(np.count_nonzero(self.hits[:kept]))
+        precision = found / kept if kept else math.nan
+        recall = found / self.objects if self.objects else math.nan
+        return Point(precision, recall, 2 * found / (kept + self.objects) if self.objects else math.nan)
+
+    def recommend(self, precision: float | None = None) -> Recommendation | None:
+        """The threshold with the best F1, or the one with the most recall among those that reach `precision`.
+
+        Where no threshold reaches it, the one with the highest precision, marked as such. None for a class
+        without an object or without a detection that finds one: nothing can be learned about its threshold.
+        """
+        if not self.objects or not self.hits.any():
+            return None
+        # A threshold keeps all detections of a score or none, so curves are read where a score ends.
+        ends = np.flatnonzero(np.append(self.scores[1:] < self.scores[:-1], True))
+        value = self.f1[ends] if precision is None else self.precision[ends]
+        reached = True
+        if precision is not None and (value >= precision).any():
+            chosen = int(ends[value >= precision][-1])
+        else:
+            chosen = int(ends[value.argmax()])  # the first of equals is the highest score: it invents least
+            reached = precision is None
+        following = self.scores[chosen + 1] if chosen + 1 < len(self.scores) else 0.0
+        return Recommendation(_rounded_down(float(self.scores[chosen]), float(following)), reached)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    threshold: float
+    reached: bool
+    """False where a wanted precision was out of reach."""
+
+
+def curves(matches: Sequence[ImageMatch], class_names: Sequence[str]) -> tuple[Curve, ...]:
+    """A `Curve` for each class, in label order."""
+    objects = objects_per_class(matches, len(class_names))
+    labels, scores, outcome = (
+        np.concatenate([np.zeros(0, dtype), *parts])
+        for dtype, parts in (
+            (np.int32, [m.found.labels for m in matches]),
+            (np.float32, [m.found.scores for m in matches]),
+            (np.int64, [m.object_of for m in matches]),
+        )
+    )
+    made = []
+    for label, name in enumerate(class_names):
+        mine = (labels == label) & (outcome != IGNORED)
+        order = np.argsort(-scores[mine], kind="stable")
+        made.append(Curve(name, int(objects[label]), scores[mine][order].astype(float), outcome[mine][order] >= 0))
+    return tuple(made)
+
+
+def recommended(
+    class_curves: Sequence[Curve], fallback: float, precision: float | None = None
+) -> tuple[Values, dict[str, float]]:
+    """Thresholds [C] to judge by, and those that were measured, by class name; the others are `fallback`."""
+    if precision is not None and not 0 < precision <= 1:
+        raise ValueError(f"precision: expected a number above 0 and at most 1, got {precision}")
+    chosen = {curve.name: curve.recommend(precision) for curve in class_curves}
+    measured = {name: choice.threshold for name, choice in chosen.items() if choice is not None}
+    return np.array([measured.get(curve.name, fallback) for curve in class_curves], np.float64), measured
+
+
+def _rounded_down(score: float, following: float) -> float:
+    """`score` with three decimals where that keeps the same detections: a threshold should not sit on one."""
+    short = math.floor(score * 1000) / 1000
+    return short if np.float32(short) > following else score  # compared as detectors compare them

@@ -1,0 +1,245 @@
+"""COCO evaluation of a `Detector`: the one measurement for training, export and deployment."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.datasets.annotations import CocoDataset, DatasetError, ImageRecord
+from runtime.datasets.orientation import upright
+from runtime.detections import Detections
+from runtime.detector import Detector
+from runtime.evaluation.coco_eval import METRICS, MOST, EvaluationError, coco_engine, coco_metrics
+from runtime.evaluation.curves import curves, recommended
+from runtime.evaluation.matching import ImageMatch, match
+from runtime.images.image import Image, ImageError, read_image
+
+Found = tuple[dict[int, Detections], list["ImageRecord"], list[tuple[Path, str]]]
+"""Detections by image id, and the files that could not be read with the reasons."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """COCO's box metrics in points, 0..100; NaN where there is no object to find."""
+
+    map: float
+    """Mean AP over IoU 0.50:0.95 and classes."""
+    ap50: float
+    ap75: float
+    ap_small: float
+    """Objects under 32^2 square pixels."""
+    ap_medium: float
+    ap_large: float
+    """Objects over 96^2 square pixels."""
+    ar100: float
+    """Mean recall over IoU 0.50:0.95 with at most 100 detections of a class in an image, or the last of `map_at`."""
+    threshold: float
+    """Score with the best F1 at IoU 0.50, averaged over classes: what an application may start from."""
+    per_class: dict[str, float]
+    """AP over IoU 0.50:0.95 of each class, in label order."""
+    images: int
+    """Images that were judged."""
+    seconds: float
+    """Reading and detecting, without the matching."""
+    skipped: tuple[tuple[Path, str], ...]
+    """Image files that could not be read, and why; their objects are left out."""
+    detections: dict[int, Detections]
+    """Image id to what was found, down to the graph's own low score; not in `to_json`."""
+    matches: tuple[ImageMatch, ...] = ()
+    """Which detection found which object at IoU 0.5, image by image; not in `to_json`."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """Score with the best F1 at IoU 0.50 of each class; a class that is not there, or never found, is left out."""
+    map_at: dict[int, float] = field(default_factory=dict)
+    """mAP by how many detections of a class in an image COCO's metrics look at; all others are those at the last."""
+    per_class_ap50: dict[str, float] = field(default_factory=dict)
+    """AP at IoU 0.50 of each class, in label order."""
+    cut: int = 0
+    """Images with more detections of a class than that."""
+    crowded: int = 0
+    """Images with more objects of a class than that."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready object: NaN becomes None, numbers have 3 decimals."""
+        metrics = {name: _json_number(getattr(self, name)) for name in (*METRICS, "ar100", "threshold")}
+        return {
+            **metrics,
+            "per_class": {name: _json_number(value) for name, value in self.per_class.items()},
+            "max_dets": {str(most): _json_number(value) for most, value in self.map_at.items()},
+            "images": self.images,
+            "seconds": round(self.seconds, 3),
+            "skipped": [{"path": str(path), "reason": reason} for path, reason in self.skipped],
+        }
+
+    def table(self) -> str:
+        """The metrics as text: one line over all, then the classes from best to worst."""
+        lines = [self.headline(), ""]
+        ranked = sorted(self.per_class.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])[::-1]
+        width = max(len("class"), *(len(name) for name, _ in ranked))
+        lines += [f"{'class':<{width}}{'AP':>8}", *(f"{name:<{width}}{_shown(value):>8}" for name, value in ranked)]
+        return "\n".join([*lines, "", self.footer()])
+
+    def headline(self) -> str:
+        """COCO's numbers over all classes: a line of names and a line of values."""
+        head = {"mAP": self.map, "AP50": self.ap50, "AP75": self.ap75, "APs": self.ap_small}
+        head |= {"APm": self.ap_medium, "APl": self.ap_large, "AR100": self.ar100}
+        return "".join(f"{n:>8}" for n in head) + "\n" + "".join(f"{_shown(value):>8}" for value in head.values())
+
+    def nan_note(self) -> str:
+        """Why mAP is NaN; '' where it is a number."""
+        if not math.isnan(self.map):
+            return ""
+        return f"mAP is nan: there is no object to find in any of the {self.images} images that were judged"
+
+    def cap_note(self) -> str:
+        """What the limit on detections, 100 as COCO has it, means for these images; '' where it cut nothing off."""
+        if not (self.cut or self.crowded):
+            return ""
+        most = max(self.map_at, default=MOST)
+        crowded = f", {self.crowded} of {self.images} have more objects of one" if self.crowded else ""
+        return (
+            f"mAP reads the {most} best detections of a class in an image: {self.cut} of {self.images} images have "
+            f"more{crowded}; --max-dets {most},{5 * most} reads more. The threshold is read from all"
+        )
+
+    def footer(self) -> str:
+        """The threshold over all classes, the time, and what could not be read."""
+        line = f"best F1 at threshold {self.threshold:.2f}; {self.images} images in {self.seconds:.1f} s"
+        if len(self.map_at) > 1:
+            line += "\nmAP by detections of a class in an image: " + ", ".join(
+                f"{_shown(value)} at {most}" for most, value in self.map_at.items()
+            )
+        for note in filter(None, (self.nan_note(), self.cap_note())):
+            line += f"\n{note}"
+        if self.skipped:
+            line += f"\n{len(self.skipped)} unreadable images left out, the first: {self.skipped[0][0]}"
+        return line
+
+
+def evaluate(
+    detector: Detector,
+    dataset: CocoDataset,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+    part: tuple[int, int] = (0, 1),
+    gather: Callable[[Found], list[Found]] | None = None,
+    max_dets: Sequence[int] = (MOST,),
+) -> Evaluation:
+    """Detect in every image of `dataset` at the graph's low score and judge by COCO's box metrics.
+
+    `progress(done, total)` is called after every batch. Files that cannot be read, or whose size is not the annotated
+    one (by the rule of `runtime.datasets.orientation`), are left out and listed in `skipped`. Where processes share the
+    work, this one detects in image i, i + n, ... of `part` (i, n), and `gather` gives what each of them found to all,
+    which then judge the same. `max_dets`, rising: how many detections of a class in an image COCO's metrics look at.
+    Raises `EvaluationError` when the classes differ, when no image can be judged, or when pycocotools is not installed.
+    """
+    if batch_size < 1:
+        raise EvaluationError(f"batch_size: expected at least 1, got {batch_size}")
+    if detector.class_names != dataset.class_names:
+        raise EvaluationError(
+            f"{dataset.annotations}: its classes differ from the model's: {_difference(detector, dataset)}; "
+            "read it with read_dataset(..., classes=detector.class_names)"
+        )
+    coco_engine()  # before the long work, not after it
+    started = time.perf_counter()
+    found: dict[int, Detections] = {}
+    judged: list[ImageRecord] = []
+    skipped: list[tuple[Path, str]] = []
+    done = 0
+    records = dataset.records[part[0] :: part[1]]
+    for batch in _read_ahead(records, batch_size):
+        readable = [(record, image) for record, image in batch if not isinstance(image, ImageError)]
+        skipped += [(record.path, image.reason) for record, image in batch if isinstance(image, ImageError)]
+        judged += [record for record, _ in readable]
+        results = detector([image for _, image in readable], threshold=0.0)
+        found |= {record.id: result for (record, _), result in zip(readable, results, strict=True)}
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(records))
+    if gather is not None:
+        parts = gather((found, judged, skipped))
+        everywhere = {record.id: (record, mine[record.id]) for mine, records, _ in parts for record in records}
+        in_order = [everywhere[record.id] for record in dataset.records if record.id in everywhere]
+        judged, found = [record for record, _ in in_order], {record.id: result for record, result in in_order}
+        skipped = [file for *_, files in parts for file in files]
+    seconds = time.perf_counter() - started
+    if not found:
+        raise EvaluationError(
+            f"{dataset.annotations}: none of its {len(dataset.records)} images can be read; {skipped[0][0]}: "
+            f"{skipped[0][1]}"
+        )
+    dataset = replace(dataset, records=tuple(judged))
+    return judge_detections(found, dataset, seconds, tuple(skipped), max_dets)
+
+
+def judge_detections(
+    found: dict[int, Detections], dataset: CocoDataset, seconds: float = 0.0,
+    skipped: tuple[tuple[Path, str], ...] = (), max_dets: Sequence[int] = (MOST,),
+) -> Evaluation:  # fmt: skip
+    """The evaluation of detections by image id; `dataset` has the records of these images.
+
+    seconds, skipped: as the evaluation has them. Raises `EvaluationError`.
+    """
+    if not max_dets or list(max_dets) != sorted({*max_dets}) or max_dets[0] < 1:
+        raise EvaluationError(f"max_dets: expected rising whole numbers of at least 1, got {list(max_dets)}")
+    metrics, per_class = coco_metrics(found, dataset, max_dets)
+    matches = match(found, dataset)
+    _, thresholds = recommended(curves(matches, dataset.class_names), metrics["threshold"])
+    return Evaluation(
+        **metrics, per_class=per_class, images=len(found), seconds=seconds, skipped=skipped, detections=found,
+        matches=matches, thresholds=thresholds,
+    )  # fmt: skip
+
+
+_Read = tuple[ImageRecord, Image | ImageError]
+
+
+def _read_ahead(records: Sequence[ImageRecord], batch_size: int) -> Iterator[list[_Read]]:
+    """Batches of (record, picture or what is wrong with it), the next one being read meanwhile."""
+
+    def read(record: ImageRecord) -> _Read:
+        try:
+            image = read_image(record.path)
+            return upright(record, (image.shape[0], image.shape[1])), image
+        except ImageError as error:
+            return record, error
+
+    with ThreadPoolExecutor(2) as readers:
+        pending = None
+        for start in range(0, len(records), batch_size):
+            following = [readers.submit(read, record) for record in records[start : start + batch_size]]
+            if pending is not None:
+                yield [future.result() for future in pending]
+            pending = following
+        if pending is not None:
+            yield [future.result() for future in pending]
+
+
+def require_objects(dataset: CocoDataset) -> None:
+    """Raise `DatasetError` for a data set without an object to find: nothing could be said but NaN."""
+    if all(record.crowd.all() for record in dataset.records):
+        raise DatasetError(
+            f"{dataset.annotations}: none of its {len(dataset)} images has an object to find, so that there is no mAP "
+            f"({dataset.problems.summary() or 'no annotation was found: do the files lie where they are looked for?'})"
+        )
+
+
+def _difference(detector: Detector, dataset: CocoDataset) -> str:
+    model, data = set(detector.class_names), set(dataset.class_names)
+    parts = [f"only the model has {', '.join(sorted(model - data)[:5])}"] if model - data else []
+    parts += [f"only the annotations have {', '.join(sorted(data - model)[:5])}"] if data - model else []
+    return "; ".join(parts) or "the same names in another order"
+
+
+def _json_number(value: float) -> float | None:
+    return None if not np.isfinite(value) else round(value, 3)
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"

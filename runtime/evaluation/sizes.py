@@ -1,0 +1,80 @@
+"""AP by object size, in ranges of the user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime.datasets.annotations import CocoDataset
+from runtime.detections import Detections
+from runtime.evaluation.coco_eval import MOST, coco_judge, mean_points
+
+_COCO_END = 1e10
+"""Square pixels: where COCO's own largest range ends."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Objects whose area has a root of `low` to `high` pixels, both ends included, as COCO's ranges have them."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BucketScore:
+    """COCO's numbers over one bucket in points, 0..100; NaN where it holds no object."""
+
+    bucket: Bucket
+    ap: float
+    ap50: float
+    ar100: float
+    objects: int
+
+
+def parse_buckets(text: str) -> tuple[Bucket, ...]:
+    """Buckets from text such as `tiny:0-16,small:16-32,rest:32-inf`. Raises ValueError for anything else."""
+    buckets: list[Bucket] = []
+    for part in text.split(","):
+        name, colon, ends = part.strip().partition(":")
+        low, dash, high = ends.partition("-")
+        try:
+            bucket = Bucket(name.strip(), float(low), float(high))
+        except ValueError:
+            bucket = Bucket("", 0, 0)
+        if not (colon and dash and bucket.name and 0 <= bucket.low < bucket.high and math.isfinite(bucket.low)):
+            raise ValueError(
+                "buckets: expected NAME:LOW-HIGH in pixels of the root of an area, as tiny:0-16,large:96-inf; "
+                f"got {part!r}"
+            )
+        if bucket.name in [other.name for other in buckets]:
+            raise ValueError(f"buckets: {bucket.name!r} is there twice")
+        buckets.append(bucket)
+    return tuple(buckets)
+
+
+def bucket_scores(
+    found: dict[int, Detections], dataset: CocoDataset, buckets: Sequence[Bucket], most: int = MOST
+) -> tuple[BucketScore, ...]:
+    """COCO's AP, AP50 and AR100 over the objects of each bucket, over the images that `found` has.
+
+    most: detections of a class in an image that count.
+
+    Sizes are those that the annotations give as `area`. As in COCO's small, medium and large, an object of another
+    size and what finds it count neither way, nor does an invention of another size.
+    """
+    areas = [(bucket.low**2, min(bucket.high**2, _COCO_END)) for bucket in buckets]
+    judge = coco_judge(found, dataset, areas, (most,))
+    precision = judge.eval["precision"]  # [IoU, recall, class, area, most detections]
+    recall = judge.eval["recall"]  # [IoU, class, area, most detections]
+    scores = []
+    for i, bucket in enumerate(buckets):
+        low, high = areas[i]
+        objects = sum(
+            int(((r.area >= low) & (r.area <= high) & ~r.crowd).sum()) for r in dataset.records if r.id in found
+        )
+        ap, ap50 = mean_points(precision[:, :, :, i, -1]), mean_points(precision[0, :, :, i, -1])
+        scores.append(BucketScore(bucket, ap, ap50, mean_points(recall[:, :, i, -1]), objects))
+    return tuple(scores)

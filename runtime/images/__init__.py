@@ -1,0 +1,1 @@
+"""Pictures and frames: read, checked, resized, drawn on."""

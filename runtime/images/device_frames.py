@@ -1,0 +1,83 @@
+"""Frames in the memory of a GPU, which go into a graph without leaving it. Knows no CUDA: addresses and sizes only."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime.images.frames import FrameError
+
+COPY = "frame.cpu().numpy() with PyTorch, frame.get() with CuPy"
+LEGACY_STREAM = 1
+"""CUDA's default stream, as the array interface writes it."""
+
+
+@dataclass(frozen=True)
+class DeviceFrame:
+    """uint8 [h, w, 3] BGR on a GPU: a view, which keeps the array alive that it is of."""
+
+    owner: Any
+    pointer: int
+    size_hw: tuple[int, int]
+    pitch: int
+    """Bytes from row to row."""
+    stream: int | None
+    """CUDA's handle of the stream that has to come to an end first; None where there is nothing to wait for."""
+    device: str | None
+    """'cuda:N', or None where the array does not say."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (*self.size_hw, 3)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape, "typestr": "|u1", "data": (self.pointer, False), "version": 3,
+            "strides": (self.pitch, 3, 1), "stream": self.stream,
+        }  # fmt: skip
+
+
+def device_frames(array: Any, where: str, batch: bool = True) -> list[DeviceFrame]:
+    """The frames of an array with `__cuda_array_interface__` (CuPy, PyTorch, Numba): one, or B of [B, H, W, 3] where
+    that is allowed (`batch`).
+
+    Rows may be apart, as a decoder's surfaces and crops have them; pixels of a row may not. As that interface (version
+    3) says, its stream is waited for; of an array that names none, CUDA's default stream, and PyTorch's current one.
+    Raises `FrameError` for what is no picture.
+    """
+    if isinstance(array, DeviceFrame):
+        return [array]
+    try:
+        described = array.__cuda_array_interface__
+    except (AttributeError, RuntimeError, TypeError) as error:  # such as PyTorch's for a tensor that wants a gradient
+        raise FrameError(
+            f"{where}: this {type(array).__name__} does not give its memory ({error}); copy it: {COPY}"
+        ) from None
+    shape, kind = tuple(described["shape"]), str(described["typestr"])
+    if len(shape) not in ((3, 4) if batch else (3,)) or shape[-1] != 3 or kind != "|u1":
+        expected, got = "uint8 [H, W, 3]" + " or [B, H, W, 3]" * batch, f"{np.dtype(kind)} {list(shape)}"
+        raise FrameError(f"{where}: expected {expected} (BGR) on the device, got {got}")
+    height, width = shape[-3:-1]
+    if min(height, width) < 1:
+        raise FrameError(f"{where}: expected a frame of at least 1x1 pixel, got {list(shape)}")
+    packed = (height * width * 3, width * 3, 3, 1)[-len(shape) :]
+    strides = tuple(described.get("strides") or packed)
+    if strides[-2:] != (3, 1) or strides[-3] < width * 3:
+        raise FrameError(f"{where}: expected rows of whole pixels, one after the other; got strides {strides}; copy it")
+    pointer, stream = int(described["data"][0]), described.get("stream", _unnamed_stream(array))
+    step = strides[0] if len(shape) == 4 else 0
+    count = shape[0] if len(shape) == 4 else 1
+    device = f"cuda:{int(array.__dlpack_device__()[1])}" if hasattr(array, "__dlpack_device__") else None
+    return [DeviceFrame(array, pointer + i * step, (height, width), strides[-3], stream, device) for i in range(count)]
+
+
+def _unnamed_stream(array: Any) -> int:
+    """PyTorch does not name the stream that a tensor is made on: it is the thread's current one."""
+    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    if torch is None or not isinstance(array, torch.Tensor):
+        return LEGACY_STREAM
+    return int(torch.cuda.current_stream(array.device).cuda_stream) or LEGACY_STREAM

@@ -1,0 +1,142 @@
+"""What an application hands over as frames, and what a detector takes: uint8 [H, W, 3] BGR in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from runtime.images.encoded import MAX_PIXELS as MAX_PIXELS
+from runtime.images.image import Image, read_image
+from runtime.images.region import Region
+
+Frame = Image | str | PathLike[str]
+"""One picture: uint8 [H, W, 3], or the path of a picture file. An array of another library in host memory (DLPack, as
+PyTorch's CPU tensors) is taken without a copy."""
+
+Color = Literal["bgr", "rgb"]
+"""Order of the channels of arrays; files are read as BGR whatever it says."""
+
+_IN_HOST_MEMORY = (1, 3, 11)
+"""DLPack's device types kDLCPU, kDLCUDAHost and kDLROCMHost: the last two are pinned memory."""
+
+_ON_CUDA = (2, 13)
+"""kDLCUDA and kDLCUDAManaged."""
+
+
+class FrameError(ValueError):
+    """A frame that is not a picture for the detector; the message states what was expected and what came."""
+
+
+class Taken(NamedTuple):
+    """A frame as the detector sees it."""
+
+    image: Image
+    """uint8 [h, w, 3] BGR: the frame, or the rectangle of its region; a view where nothing had to be converted."""
+    frame_hw: tuple[int, int]
+    """The whole frame, pixels."""
+
+
+def take(frame: Frame, index: int, color: Color = "bgr", region: Region | None = None) -> Taken:
+    """One frame, looked at through `region`. Raises `FrameError` naming its `index`, `ImageError` for a broken file."""
+    if color not in ("bgr", "rgb"):
+        raise ValueError(f"color: expected bgr or rgb, got {color!r}")
+    # Arrays first: asking for an abstract class takes longer than all the rest.
+    if isinstance(frame, np.ndarray) or not isinstance(frame, (str, PathLike)):
+        from_file, image = False, _checked(frame, index)
+    else:
+        from_file, image = True, read_image(Path(frame))
+    frame_hw = (image.shape[0], image.shape[1])
+    if region is not None:
+        try:
+            x1, y1, x2, y2 = region.window(frame_hw)
+        except ValueError as error:
+            raise FrameError(f"frame {index}: {error}") from None
+        image = image[y1:y2, x1:x2]
+    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+        got = f"{image.shape[1]}x{image.shape[0]}"
+        raise FrameError(
+            f"frame {index}: expected at most {MAX_PIXELS} pixels, got {got} (width x height): cut it into tiles, or "
+            "detect in a part of it (roi=)"
+        )
+    if color == "rgb" and not from_file:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8)
+    return Taken(image, frame_hw)
+
+
+def listed(frames: Any) -> Sequence[Frame]:
+    """The frames of one call, in order. Raises `FrameError` for what is neither a frame nor several."""
+    if isinstance(frames, (list, tuple)):
+        return frames
+    if isinstance(frames, (str, PathLike)):
+        return [frames]
+    if on_device(frames):
+        from runtime.images.device_frames import device_frames
+
+        return device_frames(frames, "frames")  # type: ignore[return-value]  # for frames on a device only
+    array = _host_array(frames, "frames")
+    if array is None:
+        raise FrameError(
+            f"expected a uint8 [H, W, 3] NumPy array, a list of them, or a path; got {type(frames).__name__}"
+        )
+    # Four dimensions are a batch; any other array is one frame, and judged as such.
+    return list(array) if array.ndim == 4 else [array]
+
+
+def _checked(frame: Any, index: int) -> Image:
+    array = _host_array(frame, f"frame {index}")
+    if array is not None and array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 and array.size:
+        return array
+    where = f"frame {index}: expected uint8 [H, W, 3]"
+    if array is None:
+        kind = type(frame)
+        advice = "; numpy.asarray(frame), with color='rgb'" if kind.__module__.partition(".")[0] == "PIL" else ""
+        raise FrameError(f"{where} (BGR), got {kind.__name__}{advice}")
+    where, got = f"{where} (BGR)", f"{array.dtype} {list(array.shape)}"
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
+        raise FrameError(f"{where}, got {got}: a grey picture; use cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR)")
+    if array.ndim == 3 and array.shape[2] == 4:
+        raise FrameError(f"{where}, got {got}: a picture with alpha; use cv2.cvtColor(frame, cv2.COLOR_BGRA2BGR)")
+    if array.ndim != 3 or array.shape[2] != 3:
+        planes = array.ndim == 3 and array.shape[0] == 3
+        raise FrameError(f"{where}, got {got}{': planes; use frame.transpose(1, 2, 0)' if planes else ''}")
+    if array.dtype != np.uint8:
+        advice = "; scale it to 0..255 and use .astype(numpy.uint8)" if array.dtype.kind == "f" else ""
+        raise FrameError(f"{where}, got {got}{advice}")
+    raise FrameError(f"{where} of at least 1x1 pixel, got {got}")
+
+
+def on_device(frame: Any) -> bool:
+    """Whether it is an array in the memory of a CUDA device."""
+    if isinstance(frame, np.ndarray):
+        return False
+    if hasattr(frame, "__dlpack_device__"):
+        return int(frame.__dlpack_device__()[0]) in _ON_CUDA
+    return hasattr(frame, "__cuda_array_interface__")
+
+
+def _host_array(frame: Any, name: str) -> np.ndarray[Any, Any] | None:
+    """`frame` as a NumPy array without a copy; None for what is no array. Raises `FrameError` for one on a device.
+
+    A copy from the device is the caller's to make: done here it would be silent, and it is the most expensive thing
+    that could happen to a frame.
+    """
+    if isinstance(frame, np.ndarray):
+        return frame
+    elsewhere = hasattr(frame, "__dlpack_device__") and int(frame.__dlpack_device__()[0]) not in _IN_HOST_MEMORY
+    if elsewhere or on_device(frame):
+        raise FrameError(
+            f"{name}: expected an array in host memory, got a {type(frame).__name__} on a device; copy it: "
+            "frame.cpu().numpy() with PyTorch, frame.get() with CuPy (a Detector on that GPU takes frames of its "
+            "graph's size there, of arrays with __cuda_array_interface__; a batcher takes none)"
+        )
+    if not hasattr(frame, "__dlpack__"):
+        return None
+    try:
+        return np.from_dlpack(frame)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise FrameError(f"{name}: this {type(frame).__name__} cannot be read as a NumPy array: {error}") from None

@@ -1,0 +1,209 @@
+"""Decoders of videos and cameras: OpenCV, and PyAV and NVIDIA's as extras. All give uint8 BGR frames, one by one."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+import cv2
+import numpy as np
+
+from runtime.images.image import Image
+from runtime.streams.url import (
+    RefusedError,
+    StreamError,
+    cannot_open,
+    is_url,
+    opencv_url,
+    url_options,
+    without_password,
+)
+
+__all__ = ["Capture", "RefusedError", "StreamError", "open_capture", "open_here", "without_password"]
+
+DecoderName = Literal["opencv", "pyav", "nvidia"]
+BAD_PACKETS = 50
+"""As many in a row that cannot be decoded end a stream."""
+
+DECODERS: tuple[DecoderName, ...] = ("opencv", "pyav", "nvidia")
+
+
+class Capture(Protocol):
+    """An opened video or camera."""
+
+    fps: float
+    """Frames per second, 25 where the source does not say."""
+    count: int | None
+    """Frames as announced, None where nothing is: a live source."""
+
+    def read(self) -> Image | None:
+        """The next frame, uint8 [H, W, 3] BGR, or None at the end. The array is the caller's."""
+        ...
+
+    def skip(self) -> bool:
+        """Pass over a frame without making a picture of it; False at the end."""
+        ...
+
+    def position_s(self) -> float | None:
+        """Of the frame read last, in the source's own time; None where it has none."""
+        ...
+
+    def recycle(self, image: Image) -> None:
+        """Take back an array of `read` that nobody looks at any more, to read a later frame into."""
+        ...
+
+    def close(self) -> None:
+        """Let the device, file or connection go."""
+        ...
+
+
+def open_capture(
+    target: str | int, shown: str, advice: str, decoder: DecoderName, timeout_s: float,
+    cancelled: threading.Event | None = None,
+) -> Capture:  # fmt: skip
+    """Open a file, URL or webcam number; a URL or webcam in a process of its own (`runtime.streams.process`).
+
+    `timeout_s` bounds opening that, and waiting for its next frame; `cancelled`, once set, ends both.
+    `shown` and `advice` are for the message of the `StreamError` that is raised when it cannot be opened.
+    """
+    if (is_url(target) or isinstance(target, int)) and decoder != "nvidia":
+        from runtime.streams.process import ProcessCapture, possible  # here, because it needs this module
+
+        if possible():
+            return ProcessCapture(target, shown, advice, decoder, timeout_s, cancelled or threading.Event())
+    return open_here(target, shown, advice, decoder, timeout_s)
+
+
+def open_here(target: str | int, shown: str, advice: str, decoder: DecoderName, timeout_s: float) -> Capture:
+    """`open_capture` in this process, whatever the target is."""
+    if decoder == "pyav":
+        return PyAvCapture(target, shown, advice, timeout_s)
+    if decoder == "nvidia":
+        from runtime.streams.capture_nvidia import NvidiaCapture
+
+        return NvidiaCapture(target, shown, advice)
+    return OpenCvCapture(target, shown, advice, timeout_s)
+
+
+class OpenCvCapture:
+    """`cv2.VideoCapture`. It turns frames as the file's rotation says."""
+
+    def __init__(self, target: str | int, shown: str, advice: str, timeout_s: float) -> None:
+        if isinstance(target, str) and is_url(target) and cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends():
+            self._capture = opencv_url(target, timeout_s)
+        else:
+            self._capture = cv2.VideoCapture(target)
+        if not self._capture.isOpened():
+            raise StreamError(f"{shown}: cannot be opened; {advice}")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else 25.0  # cameras may report 0, or a clock's 90000
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)  # far below zero where FFmpeg knows no length
+        self.count = int(count) if math.isfinite(count) and count > 0 else None
+        self._spare: Image | None = None
+
+    def read(self) -> Image | None:
+        spare, self._spare = self._spare, None
+        read, image = self._capture.read() if spare is None else self._capture.read(spare)
+        return np.asarray(image, np.uint8) if read and image is not None else None
+
+    def skip(self) -> bool:
+        return self._capture.grab()
+
+    def position_s(self) -> float | None:
+        position = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        return position if math.isfinite(position) and position >= 0 else None
+
+    def recycle(self, image: Image) -> None:
+        self._spare = image
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+class PyAvCapture:
+    """FFmpeg through PyAV (the extra `video`): the stream's own timestamps, and its sizes where they change."""
+
+    def __init__(self, target: str | int, shown: str, advice: str, timeout_s: float) -> None:
+        if isinstance(target, int):
+            raise StreamError(f"{shown}: webcams are read by the decoder opencv; pyav reads files and URLs")
+        try:
+            import av
+        except ModuleNotFoundError as error:
+            raise StreamError(
+                f"{shown}: the decoder pyav needs the package {error.name!r}: pip install 'isodet[video]', "
+                f"or take the decoder opencv"
+            ) from None
+        self._errors: tuple[type[Exception], ...] = (av.error.FFmpegError,)
+        self._damage: type[Exception] = av.error.InvalidDataError
+        timeout = (timeout_s, timeout_s) if is_url(target) else None
+        for quick in (True, False):
+            try:
+                self._container = av.open(target, options=url_options(target, quick), timeout=timeout)
+            except (*self._errors, OSError, ValueError) as error:
+                raise cannot_open(shown, _reason(error), advice) from None
+            if all(video.width for video in self._container.streams.video) or not url_options(target, quick):
+                break
+            self._container.close()  # the first packet did not tell the size: look at more
+        if not self._container.streams.video:
+            self._container.close()
+            raise StreamError(f"{shown}: holds no video; {advice}")
+        stream = self._container.streams.video[0]
+        rate = stream.average_rate
+        self.fps = float(rate) if rate and 0 < rate <= 1000 else 25.0
+        length = self._container.duration
+        known = stream.frames or (round(length / av.time_base * self.fps) if length and length > 0 else 0)
+        self.count = known if known > 0 else None
+        stream.thread_type = "AUTO"
+        if is_url(target) and self.count is None:
+            stream.codec_context.thread_count = 1  # with several, each holds a frame back
+        self._shown = shown
+        self._start = float(stream.start_time * stream.time_base) if stream.start_time and stream.time_base else 0.0
+        self._frames = self._decode(stream)
+        self._position: float | None = None
+
+    def _decode(self, stream: Any) -> Iterator[Any]:
+        bad = 0
+        for packet in self._container.demux(stream):
+            try:
+                frames = packet.decode()
+            except self._damage:  # one lost packet is no reason to end, as for OpenCV; nothing but damage is
+                bad += 1
+                if bad > BAD_PACKETS:
+                    raise
+                continue
+            bad = 0 if frames else bad
+            yield from frames
+
+    def _next(self) -> Any:
+        try:
+            frame = next(self._frames, None)
+        except self._errors as error:
+            raise StreamError(f"{self._shown}: cannot be decoded any further ({_reason(error)})") from None
+        self._position = None if frame is None or frame.time is None else frame.time - self._start
+        return frame
+
+    def read(self) -> Image | None:
+        frame = self._next()
+        if frame is None:
+            return None
+        image = frame.to_ndarray(format="bgr24")
+        turns = round(frame.rotation / 90) % 4  # counter-clockwise, as in numpy
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+    def skip(self) -> bool:
+        return self._next() is not None
+
+    def position_s(self) -> float | None:
+        return self._position
+
+    def recycle(self, image: Image) -> None:
+        """PyAV makes an array for every frame; there is nothing to reuse."""
+
+    def close(self) -> None:
+        self._container.close()
+
+
+def _reason(error: Exception) -> str:
+    return without_password(getattr(error, "strerror", None) or str(error))

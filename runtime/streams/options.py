@@ -1,0 +1,76 @@
+"""How sources are read, and how each fares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime.streams.capture import DECODERS, DecoderName
+
+State = Literal["idle", "connecting", "running", "stalled", "retrying", "ended", "failed"]
+"""idle: not started yet. stalled: gave no frame for `stall_s`. retrying: waits before it connects again.
+ended: no more frames, as files do. failed: no more frames, for the reason in `error`."""
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How sources are read. Raises ValueError for values that make no sense."""
+
+    queue: int = 4
+    """Frames decoded ahead of the consumer, of each source whose every frame counts."""
+    every: int = 1
+    """Take each n-th frame only."""
+    keep: Literal["auto", "newest", "all"] = "auto"
+    """What happens to frames that the consumer is too slow for. newest: a newer frame replaces the one that waits.
+    all: reading waits. auto: newest for live sources, all for files."""
+    stall_s: float = 10.0
+    """A source that gives nothing for so long is taken for gone: a live one is connected again, a file fails."""
+    reconnect: bool = True
+    """Whether live sources that end, fail or stall are connected again."""
+    backoff_s: float = 0.5
+    """Pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. It begins again
+    after one that gave frames for 5 s, or for twice the pause before it."""
+    backoff_max_s: float = 30.0
+    give_up_s: float | None = None
+    """A live source without a frame for so long has failed for good; None: never. One that refuses the user or the
+    password has failed after three attempts in a row."""
+    decoder: DecoderName = "opencv"
+    """pyav is the extra `video`."""
+    files_at_once: int = 8
+    """Pictures, folders and videos read at the same time; further ones wait. Live sources never wait."""
+
+    def __post_init__(self) -> None:
+        for name in ("queue", "every", "files_at_once"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"StreamOptions.{name}: expected a whole number of at least 1, got {value!r}")
+        for name in ("stall_s", "backoff_s", "backoff_max_s", "give_up_s"):
+            value = getattr(self, name)
+            if not (value is None and name == "give_up_s") and not 0 < value < float("inf"):
+                raise ValueError(f"StreamOptions.{name}: expected a positive number of seconds, got {value!r}")
+        if self.keep not in ("auto", "newest", "all"):
+            raise ValueError(f"StreamOptions.keep: expected auto, newest or all, got {self.keep!r}")
+        if self.decoder not in DECODERS:
+            names = f"{', '.join(DECODERS[:-1])} or {DECODERS[-1]}"
+            raise ValueError(f"StreamOptions.decoder: expected {names}, got {self.decoder!r}")
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """How a source fares."""
+
+    source: int
+    """Its number among the sources."""
+    name: str
+    """What the user called it, without a password."""
+    state: State
+    frames: int
+    """Read so far."""
+    dropped: int
+    """Of these, replaced by a newer one before anybody took them."""
+    reconnects: int
+    """Connections after the first, those that failed too."""
+    error: str | None
+    """The latest trouble; it stays after a source has recovered."""
+    size_hw: tuple[int, int] | None
+    """Pixels of the latest frame."""

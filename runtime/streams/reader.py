@@ -1,0 +1,296 @@
+"""One source read ahead in a thread: bounded, reconnecting, and seen from outside at any time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Literal
+
+from runtime.streams.options import SourceState, State, StreamOptions
+from runtime.streams.source import Origin, Source, SourceFrame, numbered
+from runtime.streams.url import RefusedError, StreamError, without_password
+
+_log = logging.getLogger(__name__)
+
+JOIN_S = 5.0
+"""How long closing waits for a thread. One that hangs inside a driver cannot be ended from outside."""
+STALE_S = 1.0
+"""A live source that was opened longer ago is opened again: what it gave since lies unread, and is old."""
+REFUSALS = 3
+"""As many in a row end a source whose user or password is refused. Cameras lock accounts after some more."""
+WELL_S = 5.0
+"""A connection that gave frames for so long, or twice the pause before it, did not fail: the next pause is short."""
+
+
+class Reader:
+    """Reads one source in a thread of its own.
+
+    `lock` is the one lock of all readers of a `Streams`, `changed` (on that lock) tells the consumer that something is
+    there. `live` is a guess until the source is open: a URL may turn out to be a file. `opener` opens a source;
+    the event that it is given ends that.
+    """
+
+    def __init__(
+        self, number: int, origin: Origin | None, opener: Callable[[Origin, threading.Event], Source],
+        live: bool, options: StreamOptions, lock: threading.RLock, changed: threading.Condition,
+        opened: Source | None = None,
+    ) -> None:  # fmt: skip
+        self.number, self.live, self.opened = number, live, opened
+        self.name = without_password(str(origin if origin is not None else opened.name if opened else number))
+        self.source: Source | None = None
+        """What it was when it was opened last."""
+        self.failure: Exception | None = None
+        """Why it failed for good."""
+        self.queue: deque[SourceFrame] = deque()
+        self._origin, self._opener, self._options = origin, opener, options
+        self._changed, self._room = changed, threading.Condition(lock)
+        self._stop = threading.Event()
+        self._state: State = "idle"
+        self._frames = self._dropped = self._connections = self._numbers = 0
+        self._error: str | None = None
+        self._size_hw: tuple[int, int] | None = None
+        self._started = self._last_frame = 0.0
+        self._waiting_since: float | None = None
+        self._generation = 0
+        self._threads: list[threading.Thread] = []
+        self._cancelled = threading.Event()
+        """Of the connection that is there or being made: ends its waits."""
+
+    # -----------------------------------------------------------------------------------------
+    # the consumer's side; every method but `end` and `join` is called with the lock held
+
+    @property
+    def done(self) -> bool:
+        """Whether no frame will come any more, those in `queue` aside."""
+        return self._state in ("ended", "failed")
+
+    @property
+    def idle(self) -> bool:
+        return self._state == "idle"
+
+    def start(self) -> None:
+        self._state = "connecting"
+        self._started = self._last_frame = time.monotonic()
+        self._spawn(pause=False)
+
+    def take(self) -> SourceFrame | None:
+        """The next frame, if there is one now."""
+        if not self.queue:
+            return None
+        frame = self.queue.popleft()
+        self._room.notify()
+        return frame
+
+    def watch(self) -> None:
+        """Notice a read that hangs: leave it behind, and connect again or give the source up.
+
+        Webcams and URLs have a time limit of their own (`stall_s`); this one is for files, and where there are no
+        processes.
+        """
+        now = time.monotonic()
+        waits = self._waiting_since is not None or self._state == "retrying"
+        if self.live and waits and not self.done and self._silent(now):
+            self._leave()
+            self._end("failed", self._given_up())
+            return
+        limit = self._options.stall_s + min(2.0, 0.5 * self._options.stall_s)
+        if self._waiting_since is None or now - self._waiting_since < limit:
+            return
+        trouble = StreamError(f"{self.name}: gives no frame for {self._options.stall_s:g} s")
+        if not self.live or not self._options.reconnect or self._origin is None:
+            self._leave()
+            self._end("failed", trouble)
+        elif sum(thread.is_alive() for thread in self._threads) < 2:  # never more than one left behind
+            self._trouble(trouble)
+            self._leave()
+            self._spawn(pause=True)
+
+    def report(self) -> SourceState:
+        state: State = self._state
+        hangs = self._waiting_since is not None and time.monotonic() - self._waiting_since > self._options.stall_s
+        if hangs and state in ("connecting", "running"):
+            state = "stalled"
+        return SourceState(
+            self.number, self.name, state, self._frames, self._dropped, max(0, self._connections - 1), self._error,
+            self._size_hw,
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """Tell the thread to end. Called without the lock."""
+        with self._changed:
+            self._leave()
+            self._stop.set()
+            self._room.notify_all()
+            opened = self.opened
+            self.opened = None
+        if opened is not None:
+            opened.close()
+
+    def join(self, limit: float) -> bool:
+        """Wait for the thread until `limit` (of `time.monotonic`); False where it hangs, which it does alone from then
+        on. Called without the lock.
+        """
+        with self._changed:
+            threads = list(self._threads)
+        threads = [thread for thread in threads if thread is not threading.current_thread()]
+        for thread in threads:
+            thread.join(max(0.0, limit - time.monotonic()))
+        with self._changed:
+            if not self.done:
+                self._state = "ended"
+        return not any(thread.is_alive() for thread in threads)
+
+    # -----------------------------------------------------------------------------------------
+    # the thread's side
+
+    def _leave(self) -> None:
+        """The thread that reads now is not wanted any more. Its wait ends where its decoder can end it."""
+        self._generation += 1
+        self._waiting_since = None
+        self._cancelled.set()
+
+    def _spawn(self, pause: bool) -> None:
+        self._generation += 1
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        name = f"isodet-source-{self.number}"
+        thread = threading.Thread(target=self._run, args=(self._generation, pause), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self, generation: int, pause: bool) -> None:
+        wait, paused, refused = self._options.backoff_s, 0.0, 0
+        while True:
+            if pause:
+                with self._changed:
+                    if generation != self._generation:
+                        return
+                    self._state, self._waiting_since = "retrying", None
+                    silent_in = self._silent_in(time.monotonic())
+                paused = wait
+                if self._stop.wait(wait if silent_in is None else min(wait, silent_in)):
+                    return
+                wait = min(2 * wait, self._options.backoff_max_s)
+                with self._changed:
+                    if generation != self._generation:
+                        return
+                    if self._silent(time.monotonic()):
+                        self._end("failed", self._given_up())
+                        return
+            connected, frames = time.monotonic(), self._frames
+            try:
+                mine = self._read(generation)
+                trouble: Exception = StreamError(f"{self.name}: the stream ended")
+            except Exception as error:  # told by `failure` or `error`; one source's trouble is not the others'
+                mine, trouble, finished = True, error, False
+            else:
+                finished = not self.live
+            refused = refused + 1 if isinstance(trouble, RefusedError) else 0
+            with self._changed:
+                if not mine or generation != self._generation:
+                    return
+                self._waiting_since = None
+                if finished:
+                    self._end("ended", None)
+                    return
+                silent = self._silent(time.monotonic())
+                lost = not self.live or not self._options.reconnect or self._origin is None
+                if lost or silent or refused == REFUSALS:
+                    ended = isinstance(trouble, StreamError) and self._frames > 0 and self.live and lost and not silent
+                    self._end("ended" if ended else "failed", trouble)
+                    return
+                self._trouble(trouble)
+            if self._frames > frames and self._last_frame - connected >= min(WELL_S, 2 * paused):
+                wait = self._options.backoff_s
+            pause = True
+
+    def _read(self, generation: int) -> bool:
+        """Hand on the frames of one connection; False when nobody wants them any more."""
+        with self._changed:
+            if generation != self._generation:
+                return False
+            source, self.opened = self.opened, None
+            self._state, self._waiting_since = "connecting", time.monotonic()
+            self._connections += 1
+            cancelled = self._cancelled = source.cancelled if source is not None else threading.Event()
+        stale = source is not None and source.live and time.monotonic() - source.opened_s > STALE_S
+        if source is not None and stale and self._origin is not None:
+            source.close()
+            source = None
+        if source is None:
+            assert self._origin is not None  # a source without an origin comes opened, and is not opened again
+            source = self._opener(self._origin, cancelled)
+        with self._changed:
+            if generation != self._generation:
+                source.close()
+                return False
+            self.source, self.live, first = source, source.live, self._numbers
+        frames = iter(source)
+        try:
+            while True:
+                with self._changed:
+                    if generation != self._generation:
+                        return False
+                    self._waiting_since = time.monotonic()
+                frame = next(frames, None)
+                if frame is None:
+                    return True
+                if not self._put(generation, source, frame, first):
+                    return False
+        finally:
+            if isinstance(frames, Generator):
+                frames.close()
+            source.close()  # a generator that never ran closes nothing
+
+    def _put(self, generation: int, source: Source, frame: SourceFrame, first: int) -> bool:
+        newest = self._options.keep == "newest" or (self._options.keep == "auto" and source.live)
+        with self._changed:
+            if generation != self._generation:
+                return False
+            self._waiting_since, self._last_frame = None, time.monotonic()
+            self._state = "running"
+            self._frames += 1
+            self._numbers = first + frame.index + 1
+            size_hw = (frame.image.shape[0], frame.image.shape[1])
+            if self._size_hw not in (None, size_hw) and source.is_video:
+                _log.warning("%s: its frames change from %s to %s pixels (H, W)", self.name, self._size_hw, size_hw)
+            self._size_hw = size_hw
+            if newest and self.queue:
+                self._dropped += 1
+                source.recycle(self.queue.popleft().image)
+            while not newest and len(self.queue) >= self._options.queue:
+                self._room.wait()
+                if generation != self._generation:
+                    return False
+            time_s = self._last_frame - self._started if source.live else frame.time_s
+            self.queue.append(numbered(frame, self.number, first + frame.index, time_s))
+            self._changed.notify()
+            return True
+
+    def _silent_in(self, now: float) -> float | None:
+        """Seconds until `give_up_s` have passed since the last frame; None for never."""
+        limit = self._options.give_up_s
+        return None if limit is None else max(0.0, self._last_frame + limit - now)
+
+    def _silent(self, now: float) -> bool:
+        return self._silent_in(now) == 0.0
+
+    def _given_up(self) -> StreamError:
+        latest = "" if self._error is None else f"; the latest trouble: {self._error}"
+        return StreamError(f"{self.name}: no frame for {self._options.give_up_s:g} s, given up{latest}")
+
+    def _trouble(self, error: Exception) -> None:
+        if self._error != str(error):  # a dead camera says the same at every attempt
+            _log.warning("%s (trying again)", error)
+        self._error = str(error)
+
+    def _end(self, state: Literal["ended", "failed"], error: Exception | None) -> None:
+        self._state = state
+        if error is not None:
+            self._error = str(error)
+            self.failure = error if state == "failed" else None
+        if state == "failed" and self.live:
+            _log.warning("%s: failed for good, and is not tried again; %s", self.name, error)
+        self._changed.notify()

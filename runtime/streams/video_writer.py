@@ -1,0 +1,195 @@
+"""Writing an annotated video: it appears under its name when it is whole, and takes as long as its source."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import struct
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+
+from runtime.files.write import partial_path
+from runtime.images.image import Image
+
+LONGEST_GAP_S = 1.0
+"""A pause of a live source is no longer than this in its video."""
+LONGEST_FILE_GAP_S = 600.0
+"""A pause between two frames of a file is no longer: clocks that jump would fill the disk with one picture."""
+CHECK_EVERY_S = 1.0
+_LITTLE = 8 << 20
+"""Bytes left on the disk under which writing is tried out."""
+_PROBE = 1 << 16
+_FAT_LARGEST = (1 << 32) - 1
+"""Bytes of the largest file on FAT, as memory cards have it."""
+
+
+class VideoError(RuntimeError):
+    """A video that cannot be begun; the message says what to do."""
+
+
+class VideoWriter:
+    """An MP4 that appears under its name when it is complete; the first frame decides its size, which is even: where a
+    side is odd, its last column or row is there twice.
+
+    A frame stands until the next one is due, so that the video runs as its source's clock did. Of a live source, a
+    frame that comes too soon has no place; of a file (`live` False) every frame is written, and `fps` should be high
+    enough for its fastest part (`runtime.streams.video_file.frame_rate`).
+
+    OpenCV says nothing where a write fails. So the disk is looked at while the video grows, and the finished file is
+    read again: leaving the `with` raises OSError, which names the video and the reason, and leaves nothing behind.
+    """
+
+    def __init__(self, path: Path, fps: float, live: bool) -> None:
+        self.path = path
+        self._partial = Path(os.path.abspath(partial_path(path)))  # before a colon, FFmpeg looks for a protocol
+        self._fps, self._live = fps, live
+        self._size_wh = self._odd_wh = (0, 0)
+        self._writer: cv2.VideoWriter | None = None
+        self._last: Image | None = None
+        self._last_s = self._clock = 0.0
+        self._written = 0
+        self._checked = time.monotonic()
+        self._failed = self._beyond_fat = False
+
+    def write(self, image: Image, time_s: float) -> None:
+        """Add the frame (uint8 [H, W, 3] BGR) of that time. Raises OSError where the disk is found to be full."""
+        height, width = image.shape[:2]
+        if self._writer is None:
+            self._begin((width, height))
+            self._last_s = time_s
+        if (width, height) != self._size_wh:  # a camera may change its mind; a file cannot
+            image = cv2.resize(image, self._size_wh).astype(image.dtype, copy=False)
+        if self._last is not None:
+            gap = min(max(time_s - self._last_s, 0.0), LONGEST_GAP_S if self._live else LONGEST_FILE_GAP_S)
+            self._clock += gap
+            due = round(self._clock * self._fps)
+            for _ in range(due - self._written):
+                self._write(self._last)
+            if self._live and self._written > due:  # the camera is faster than its video: no place for this frame
+                self._last, self._last_s = image, time_s
+                return
+        self._write(image)
+        self._last, self._last_s = image, time_s
+
+    def _begin(self, size_wh: tuple[int, int]) -> None:
+        self._size_wh = size_wh
+        self._odd_wh = (size_wh[0] % 2, size_wh[1] % 2)
+        even = (size_wh[0] + self._odd_wh[0], size_wh[1] + self._odd_wh[1])
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, even)
+        if not self._writer.isOpened():
+            self._writer = None
+            self._partial.unlink(missing_ok=True)
+            _try_writing(self._partial, self.path)
+            raise VideoError(
+                f"{self.path}: this OpenCV cannot write mp4v video of {size_wh[0]}x{size_wh[1]} pixels; use --no-save "
+                "with --json"
+            )
+
+    def _write(self, image: Image) -> None:
+        assert self._writer is not None
+        if any(self._odd_wh):  # OpenCV would cut off the last column or row
+            image = np.asarray(
+                cv2.copyMakeBorder(image, 0, self._odd_wh[1], 0, self._odd_wh[0], cv2.BORDER_REPLICATE), np.uint8
+            )
+        self._writer.write(image)
+        self._written += 1
+        now = time.monotonic()
+        if now - self._checked >= CHECK_EVERY_S:
+            self._checked = now
+            size = self._partial.stat().st_size if self._partial.is_file() else 0
+            # Asked once: on a disk that knows no holes, each probe costs as much as the video.
+            passes_fat = size + _PROBE > _FAT_LARGEST and not self._beyond_fat
+            scarce = shutil.disk_usage(self._partial.parent).free < _LITTLE
+            if scarce or passes_fat or size + _PROBE >= _largest():
+                self._failed = True  # unless it is found to go on
+                _try_writing(self._partial, self.path)
+                self._failed = False
+                self._beyond_fat |= passes_fat
+
+    def close(self, keep: bool = True) -> None:
+        """End the video; without `keep`, or after a write that failed, nothing of it is left. A second call does
+        nothing. Raises OSError where it was not written whole.
+        """
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        try:
+            writer.release()
+            if keep and not self._failed:
+                fault = mp4_fault(self._partial, self._written)
+                if fault:
+                    _try_writing(self._partial, self.path)
+                    raise OSError(errno.EIO, f"the video was not written whole ({fault})", str(self.path))
+                os.replace(self._partial, self.path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+        self.close(keep=kind is None)
+
+
+def mp4_fault(path: Path, frames: int) -> str:
+    """What is wrong with the MP4 at `path`, which should hold `frames` pictures; '' where nothing is."""
+    if not path.is_file():
+        return "there is no file"
+    size, position, kinds = path.stat().st_size, 0, set()
+    with path.open("rb") as file:
+        while position < size:
+            file.seek(position)
+            head = file.read(16)
+            if len(head) < 8:
+                return "it ends within a box"
+            length, kind = struct.unpack(">I4s", head[:8])
+            if length == 1 and len(head) == 16:
+                length = struct.unpack(">Q", head[8:])[0]
+            if length < 8 or position + length > size:
+                return f"its box {kind.decode('latin-1')!r} does not fit"
+            kinds.add(kind)
+            position += length
+    if not {b"moov", b"mdat"} <= kinds:
+        return "it has no index" if b"moov" not in kinds else "it has no pictures"
+    reader = cv2.VideoCapture(str(path))
+    try:
+        count = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) if reader.isOpened() else 0
+    finally:
+        reader.release()
+    return "" if count == frames else f"{count} of {frames} pictures"
+
+
+def _largest() -> float:
+    """Bytes of the largest file that this process may write."""
+    if sys.platform == "win32":
+        return float("inf")
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return float("inf") if soft == resource.RLIM_INFINITY else soft
+
+
+def _try_writing(partial: Path, path: Path) -> None:
+    """Raise the OSError that a write beside `partial`, of a file as large and a bit larger, meets; it names `path`."""
+    probe = partial.with_name(f"{partial.name[:40]}.probe")
+    size = partial.stat().st_size if partial.is_file() else 0
+    try:
+        with probe.open("wb", buffering=0) as file:
+            for place in (0, size) if size else (0,):
+                file.seek(place)  # leaves a hole, which takes no room on most disks
+                left = b"\0" * _PROBE
+                while left:  # what comes to a limit is written up to it first, and raises then
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        probe.unlink(missing_ok=True)

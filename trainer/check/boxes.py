@@ -1,0 +1,70 @@
+"""Words of `trainer check-data` about single boxes: what was wrong with them, and which are seldom meant."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+from runtime.datasets.annotations import NO_FILE, CocoDataset, Problem
+from runtime.images.picture_files import is_hidden, list_pictures
+
+_EXAMPLES = 3
+
+
+def problem_text(problem: Problem) -> str:
+    """Where a problem is."""
+    if problem.image_id is None:
+        return problem.detail
+    annotation = "" if problem.annotation_id is None else f", annotation {problem.annotation_id}"
+    return f"image {problem.image_id}{annotation}{': ' if problem.detail else ''}{problem.detail}"
+
+
+def doubtful_boxes(dataset: CocoDataset) -> list[str]:
+    """One line each for boxes of one pixel, and for boxes that are in a picture twice; [] where there are none."""
+    pixels: list[str] = []
+    twice: list[str] = []
+    for record in dataset.records:
+        sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
+        pixels += [record.path.name] * int(((sides <= 1).all(axis=1) & ~record.crowd).sum())
+        rows = zip(record.boxes_xyxy.tolist(), record.labels.tolist(), record.crowd.tolist(), strict=True)
+        counts = Counter((*box, label, crowd) for box, label, crowd in rows)
+        twice += [record.path.name] * sum(count - 1 for count in counts.values())
+    lines = []
+    if pixels:
+        lines.append(f"{len(pixels)} boxes of one pixel (trained on; a slip of the mouse?): {_some(pixels)}")
+    if twice:
+        lines.append(f"{len(twice)} boxes are there twice, with the same class (trained on twice): {_some(twice)}")
+    return lines
+
+
+def origins_differ(train: CocoDataset, val: CocoDataset) -> list[str]:
+    """A line where coordinates of Pascal VOC files were counted from 0 in one split, and from 1 in the other."""
+    origins = (train.voc_origin, val.voc_origin)
+    if None in origins or origins[0] == origins[1]:
+        return []
+    return [
+        f"coordinates count from {origins[0]} in train and from {origins[1]} in val; if one tool wrote both, set "
+        "voc_origin: 0 in both"
+    ]
+
+
+def unnamed_pictures(datasets: Sequence[CocoDataset]) -> list[str]:
+    """A line for each folder with pictures that lie among those of a JSON file, and that no split names."""
+    named = {os.path.abspath(record.path) for dataset in datasets for record in dataset.records}
+    named |= {os.path.abspath(p.detail) for dataset in datasets for p in dataset.problems.items if p.reason == NO_FILE}
+    of_json = [dataset for dataset in datasets if dataset.annotations.suffix.lower() == ".json"]
+    folders = sorted({record.path.parent for dataset in of_json for record in dataset.records})
+    lines = []
+    for folder in folders:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name))
+        others = [path.name for path in list_pictures(files).pictures if os.path.abspath(path) not in named]
+        if others:
+            lines.append(f"{len(others)} pictures in {folder} are neither in train nor in val: {_some(others)}")
+    return lines
+
+
+def _some(names: list[str]) -> str:
+    different = list(dict.fromkeys(names))
+    more = f"; and {len(different) - _EXAMPLES} more pictures" if len(different) > _EXAMPLES else ""
+    return "; ".join(different[:_EXAMPLES]) + more

@@ -1,0 +1,83 @@
+"""`trainer runs`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.run.list import RunSummary
+
+_HEAD = ("run", "detector", "epochs", "mAP", "AP50", "state", "started", "time", "precision", "data")
+_RIGHT = {"epochs", "mAP", "AP50", "time"}
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    """List the runs as `arguments` say; returns the exit status."""
+    from trainer.run.list import by_map, list_runs
+
+    found = list_runs(arguments.folder)
+    if arguments.sort == "map":
+        found = by_map(found)
+    if arguments.json:
+        print(json.dumps([asdict(run) for run in found], indent=1))
+        return 0
+    if not found:
+        print(f"no runs in {arguments.folder}/ yet; `trainer fit` makes them")
+        return 0
+    rows = [_HEAD, *map(_row, found)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    for row in rows:
+        cells = zip(_HEAD, row, widths, strict=True)
+        print("  ".join(f"{cell:>{w}}" if head in _RIGHT else f"{cell:<{w}}" for head, cell, w in cells).rstrip())
+    for run in found:
+        if run.problem:
+            print(f"{run.name}: {run.problem}")
+    resumable = next((run for run in found if run.state == "interrupted"), None)
+    if resumable is not None:
+        print(f"next: trainer fit --resume {Path(arguments.folder) / resumable.name}")
+    return 0
+
+
+def runs_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `trainer runs`, but for those that all commands of the trainer have."""
+    parser.epilog = """examples:
+  trainer runs                     the newest first
+  trainer runs --sort map          the best first
+  trainer runs --json | jq '.[] | select(.state == "interrupted") | .name'
+
+state: finished, running (in some process now), interrupted (`trainer fit --resume` goes on), not started (stopped
+before its first checkpoint) or broken (the reason is below the table)"""
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    parser.add_argument("--sort", choices=("started", "map"), default="started", help="newest (default) or best first")
+    parser.add_argument("--json", action="store_true", help="all that is known of each, the git commit too, as JSON")
+
+
+def _row(run: RunSummary) -> tuple[str, ...]:
+    started = "" if run.started is None else datetime.fromisoformat(run.started).astimezone().strftime("%Y-%m-%d %H:%M")
+    detector = "" if run.detector is None else f"{run.detector} {run.backbone}"
+    return (
+        run.name, detector, f"{run.epochs_done}/{'?' if run.epochs is None else run.epochs}", _score(run.map),
+        _score(run.ap50), run.state, started, _time(run.seconds), run.precision or "", _data(run.train),
+    )  # fmt: skip
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _time(seconds: float) -> str:
+    hours, minutes = int(seconds) // 3600, int(seconds) % 3600 // 60
+    return f"{hours}:{minutes:02d} h" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+
+
+def _data(train: tuple[str, ...]) -> str:
+    """The first annotations with their folder: file names alone are the same everywhere."""
+    if not train:
+        return ""
+    more = f" +{len(train) - 1}" if len(train) > 1 else ""
+    return "/".join(Path(train[0]).parts[-2:]) + more

@@ -1,0 +1,53 @@
+"""The configuration of a head that exists in training only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from models.config.model import AssignConfig, ModelConfig
+from models.config.network import is_own
+from models.config.parse import ConfigError, require
+
+
+@dataclass(frozen=True)
+class AuxiliaryConfig:
+    weight: float = 0.25
+    """Of its loss beside the head's own; YOLOv7's is 0.25."""
+    depth: int = 1
+    """Convolutions in each of its two towers: fewer than the head's, so that it speaks for the pyramid."""
+    coarse: float = 2.0
+    """How much more its assignment allows: times `assign.topk` (YOLOv7: 20 candidates for 10) or `assign.radius`, or
+    the IoU thresholds divided by it; 1: the head's own assignment."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.weight <= 10, "weight", "above 0, at most 10", self.weight)
+        require(0 <= self.depth <= 8, "depth", "0 to 8", self.depth)
+        require(1 <= self.coarse <= 8, "coarse", "1 to 8", self.coarse)
+
+    def require_fitting(self, model: ModelConfig, automatic_batch: bool, quantised: bool) -> None:
+        """Raise `ConfigError` for a training that cannot have this head."""
+        if automatic_batch:
+            raise ConfigError("batch_size: auto does not count the memory of the auxiliary head; give a number")
+        if quantised:
+            raise ConfigError("auxiliary: a network that trains as 8 bits (qat) has no pyramid of its own to read; "
+                              "leave auxiliary out")  # fmt: skip
+        if is_own(model.assign.kind) and self.coarse != 1:
+            raise ConfigError(f"auxiliary.coarse: what is coarse of your own assigner ({model.assign.kind}) is not "
+                              "known; set coarse: 1")  # fmt: skip
+
+
+def auxiliary_model(config: AuxiliaryConfig, model: ModelConfig) -> ModelConfig:
+    """`model` with the auxiliary head's depth and assignment."""
+    head = replace(model.head, depth=config.depth)
+    return replace(model, head=head, assign=coarse(model.assign, config.coarse))
+
+
+def coarse(assign: AssignConfig, factor: float) -> AssignConfig:
+    """`assign` with its constraint on positives relaxed by `factor`."""
+    if factor == 1:
+        return assign
+    if assign.kind in ("atss", "topk"):
+        return replace(assign, topk=round(factor * assign.topk))
+    if assign.kind == "center":
+        return replace(assign, radius=factor * assign.radius)
+    return replace(assign, pos_iou=assign.pos_iou / factor, neg_iou=assign.neg_iou / factor)

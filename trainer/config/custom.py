@@ -1,0 +1,33 @@
+"""What a training's configuration says of the user's own parts, apart from the parts themselves (no torch here)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.config.model import ModelConfig, own_parts_of
+from models.config.parse import Own, require
+
+
+@dataclass(frozen=True)
+class OwnAugmentConfig:
+    name: Own
+    """`package.module:function` (docs/extending.md)."""
+    arguments: Mapping[str, Any] | None = field(default=None, hash=False)
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.probability <= 1, "probability", "above 0, at most 1", self.probability)
+
+
+def own_names(model: ModelConfig, augmentations: Sequence[OwnAugmentConfig]) -> list[tuple[str, str]]:
+    """(key, name) of every own part."""
+    return own_parts_of(model) + [(f"augment.own[{i}].name", step.name) for i, step in enumerate(augmentations)]
+
+
+def joined_folders(first: Any, second: Any) -> Any:
+    """Two lists of folders as one; what is no list is left for `build` to refuse."""
+    if not (isinstance(first, list) and isinstance(second, list)):
+        return second if isinstance(first, list) else first
+    return list(dict.fromkeys([*first, *second]))

@@ -1,0 +1,27 @@
+"""The configuration of training with quantisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from models.config.parse import require
+
+
+@dataclass(frozen=True)
+class QatConfig:
+    images: int = 256
+    """Training pictures on which the ranges of activations are observed before the first step."""
+    method: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+    """How a range is chosen from what was observed (`models.quant.ranges`)."""
+    percentile: float = 99.99
+    """percentile: of magnitudes that are within the range."""
+    freeze: float = 0.5
+    """Part of the epochs during which ranges follow the activations; after it they stay."""
+    float_layers: tuple[str, ...] = ()
+    """Convolutions that stay in float besides the last predictions, as backbone.conv1."""
+
+    def __post_init__(self) -> None:
+        require(self.images >= 1, "images", "1 or more", self.images)
+        require(90 <= self.percentile <= 100, "percentile", "90 to 100", self.percentile)
+        require(0 <= self.freeze <= 1, "freeze", "a part of the run, 0 to 1", self.freeze)

@@ -1,0 +1,118 @@
+"""The training configuration: typed and strict; `trainer.config_reader` reads it from YAML."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import yaml
+
+from models.config.model import ModelConfig
+from models.config.parse import ConfigError, require, to_mapping
+from trainer.config.augment import AugmentConfig
+from trainer.config.auxiliary import AuxiliaryConfig
+from trainer.config.data import DataConfig
+from trainer.config.distill import DistillConfig
+from trainer.config.log import Tracker, require_trackers
+from trainer.config.optim import OptimConfig, ScheduleConfig
+from trainer.config.qat import QatConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    data: DataConfig
+    model: ModelConfig
+    name: str = "run"
+    """Outputs go to `runs/<name>/`."""
+    init: str | None = None
+    """A checkpoint, trained or imported, whose weights the training starts from; what `model` does not say is that
+    checkpoint's. With other classes than its own, the prediction layer of classes starts anew."""
+    qat: QatConfig | None = None
+    """Train the checkpoint in `init` on as 8 bits."""
+    distill: DistillConfig | None = None
+    """Learn from a bigger detector too (docs/training.md)."""
+    auxiliary: AuxiliaryConfig | None = None
+    """A second head on the pyramid, in training only, with a coarser assignment (docs/training.md)."""
+    seed: int = 0
+    batch_size: int | Literal["auto"] = 16
+    """Images per step of each process; auto: the largest power of two, up to 64, that the memory holds."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """auto: bfloat16 where the device computes it natively, else float16 on a GPU, else off."""
+    channels_last: bool = True
+    compile: bool = False
+    """torch.compile on the network in training: minutes at the start, faster steps after that."""
+    deterministic: bool = False
+    """Only kernels that repeat their results bit for bit; slower on a GPU."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    val_interval: int = 1
+    """Validate every so many epochs; the last one always."""
+    val_loss: bool = False
+    """Compute the loss on the validation pictures too, whenever they are judged. One more pass over them."""
+    code: tuple[str, ...] = ()
+    """Folders in which the modules of your own parts are looked for, behind what is installed. A file that does not
+    say it means its own folder."""
+    checkpoint_minutes: float = 10.0
+    """Write last.pt within an epoch when it is this old, too; 0 = at the end of epochs only."""
+    checkpoint_steps: int = 0
+    """Write last.pt after so many optimiser steps, too; 0 = do not count steps."""
+    log: tuple[Tracker, ...] = ()
+    """wandb, mlflow: record there, too, besides metrics.csv and TensorBoard (docs/training.md)."""
+
+    def __post_init__(self) -> None:
+        if self.qat is not None and self.init is None:
+            raise ConfigError("qat: it starts from a trained detector; set init: its best.pt, or fit --qat best.pt")
+        automatic, quantised = self.batch_size == "auto", self.qat is not None
+        if self.distill is not None:
+            self.distill.require_fitting(automatic, quantised)
+        if self.auxiliary is not None:
+            self.auxiliary.require_fitting(self.model, automatic, quantised)
+        require(self.batch_size == "auto" or self.batch_size >= 1, "batch_size", "auto, or 1 or more", self.batch_size)
+        require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
+        require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
+        require_trackers(self.log)
+        require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 or more", self.checkpoint_steps)
+        m, last = self.model, self.model.neck.levels[1]
+        size_hw = m.input_size_hw if m.resize.rule == "letterbox" else (m.resize.short, m.resize.short)
+        alone = self.batch_size == 1 and smallest_level(size_hw, last) == 1
+        if alone and m.head.norm in ("bn", "sepbn"):
+            raise ConfigError(
+                f"batch_size: the statistics of a BatchNorm (model.head.norm: {m.head.norm}) need two cells, and a "
+                f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
+            )
+        require(
+            bool(self.name) and not set(self.name) & set('/\\:*?"<>|\0') and self.name not in (".", "..")
+            and len(self.name.encode(errors="replace")) <= 200,
+            "name", "a folder name of at most 200 bytes without / \\ : * ? \" < > |", self.name,
+        )  # fmt: skip
+        require(0 <= self.seed < 1 << 32, "seed", "a whole number from 0 to 2**32 - 1", self.seed)
+        for section, last in self.augment.closing.items():
+            if last >= self.schedule.epochs:
+                raise ConfigError(f"augment.{section}.close_epochs: {last} of {self.schedule.epochs} epochs leave none "
+                                  f"with {section}; lower it, or set augment.{section}.probability to 0")  # fmt: skip
+        if self.schedule.swa_epochs and self.optim.ema:
+            raise ConfigError("schedule.swa_epochs: optim.ema averages the weights already; set one of them to 0")
+        if self.optim.stage_decay != 1 and self.model.backbone.name.startswith("timm:"):
+            raise ConfigError("optim.stage_decay: the stages of a timm network are not known; set it to 1 and use "
+                              "optim.backbone_lr")  # fmt: skip
+
+    @property
+    def images_per_batch(self) -> int:
+        """`batch_size` where it is a number; `fit` has replaced auto before anybody asks."""
+        if self.batch_size == "auto":
+            raise ConfigError("batch_size: auto is decided when training starts; give a number here")
+        return self.batch_size
+
+
+def smallest_level(size_hw: tuple[int, int], last: int) -> int:
+    """Cells that an image of this size has on the last level: what a BatchNorm's statistics there come from."""
+    return math.prod(-(-side // 2**last) for side in size_hw)
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The resolved config as YAML; reading it back gives an equal `TrainConfig`."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)

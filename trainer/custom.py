@@ -1,0 +1,126 @@
+"""A user's own parts in a training: found in the configuration's folders, tried; and the augmentations among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config.network import is_own
+from models.config.parse import ConfigError
+from models.custom.find import AUGMENTATION, failure, look_in, own_part, require_environment, require_module_of
+from models.custom_trial import try_own_parts as try_model_parts
+from runtime.images.image import Image
+from trainer.config.custom import OwnAugmentConfig, own_names
+from trainer.config.train import TrainConfig
+
+Boxes = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+def try_own_parts(config: TrainConfig) -> TrainConfig:
+    """`config` with every own part found and tried, and their arguments complete. Raises `ConfigError`.
+
+    Modules are looked for where Python does, then in `config.code`, then in the current folder.
+    """
+    folders = [*(str(Path(folder).resolve()) for folder in config.code), str(Path.cwd())]
+    look_in(folders)
+    for key, name in own_names(config.model, config.augment.own):
+        require_module_of(folders, name, f"{key}: {name}")
+    steps = []
+    for i, step in enumerate(config.augment.own):
+        try:
+            steps.append(_tried(step))
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("augment.own", f"augment.own[{i}]", 1)) from error
+    augment = replace(config.augment, own=tuple(steps))
+    return replace(config, model=try_model_parts(config.model), augment=augment, code=tuple(folders[:-1]))
+
+
+_NAMED_BY = {"backbone": "name", "neck": "kind", "assign": "kind", "box": "loss", "loss": "cls"}
+
+
+def require_installed(model: Mapping[str, Any], over: Mapping[str, Any], checkpoint: str) -> None:
+    """Raise `ConfigError` where a checkpoint's `model` has a part of its maker's own that is not installed.
+
+    What the configuration `over` names itself is the user's, and may lie in its folder.
+    """
+    sections = [(model.get(name), over.get(name), key) for name, key in _NAMED_BY.items()]
+    theirs = [
+        str(section.get(key))
+        for section, mine, key in sections
+        if isinstance(section, Mapping) and not (isinstance(mine, Mapping) and mine.get(key) == section.get(key))
+    ]
+    try:
+        require_environment(name for name in theirs if is_own(name))
+    except ConfigError as error:
+        raise ConfigError(
+            f"init: {checkpoint}: {error}. A checkpoint does not say where code is found: put its folder on PYTHONPATH "
+            "or, where the code is yours, name the part in this config's model section too"
+        ) from error
+
+
+def own_augmentations(
+    steps: Sequence[OwnAugmentConfig], image: Image, boxes_xyxy: Boxes, labels: Labels, rng: np.random.Generator
+) -> tuple[Image, Boxes, Labels]:
+    """A picture uint8 [h,w,3] BGR, its boxes [G,4] and labels [G] after the own `steps`, each with its probability.
+
+    Raises `ConfigError` where one gives something else than a picture and as many boxes as labels.
+    """
+    for step in steps:
+        if rng.random() < step.probability:
+            image, boxes_xyxy, labels = _applied(step, image, boxes_xyxy, labels, rng)
+    return image, boxes_xyxy, labels
+
+
+def _applied(
+    step: OwnAugmentConfig, image: Image, boxes_xyxy: Boxes, labels: Labels, rng: np.random.Generator
+) -> tuple[Image, Boxes, Labels]:
+    part = own_part(AUGMENTATION, step.name, step.arguments)
+    # Copies, because a picture or its boxes may be somebody else's too: what a step draws into must not stay.
+    given = image.copy(), boxes_xyxy.copy(), labels.copy()
+    try:
+        result = part(*given, rng)
+    except Exception as error:  # whatever somebody's code raises
+        raise ConfigError(f"{part.where}: {failure(error)}") from error
+    if not isinstance(result, tuple) or len(result) != 3 or not all(isinstance(x, np.ndarray) for x in result):
+        raise ConfigError(f"{part.where}: expected (image, boxes, labels), three arrays; got {_kinds(result)}")
+    image, boxes_xyxy, labels = result
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ConfigError(f"{part.where}: expected a picture uint8 [h, w, 3]; got {image.dtype} {list(image.shape)}")
+    if boxes_xyxy.shape != (len(labels), 4) or labels.ndim != 1:
+        raise ConfigError(
+            f"{part.where}: expected boxes [G, 4] and labels [G] of one length; got {list(boxes_xyxy.shape)} and "
+            f"{list(labels.shape)}"
+        )
+    if boxes_xyxy.dtype.kind != "f" or labels.dtype.kind != "i" or not np.isfinite(boxes_xyxy).all():
+        raise ConfigError(
+            f"{part.where}: expected finite boxes of a float type and labels of an integer type; got "
+            f"{boxes_xyxy.dtype} and {labels.dtype}"
+        )
+    return image, boxes_xyxy.astype(np.float32, copy=False), labels.astype(np.int64, copy=False)
+
+
+def _tried(step: OwnAugmentConfig) -> OwnAugmentConfig:
+    """`step` with its arguments complete, after it had a picture with three boxes, and one without any."""
+    part = own_part(AUGMENTATION, step.name, step.arguments)
+    step = replace(step, arguments=part.arguments())
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    boxes = np.array([[10, 10, 50, 40], [60, 20, 150, 90], [0, 0, 160, 96]], np.float32)
+    for count in (3, 0):
+        labels = np.arange(count, dtype=np.int64)
+        _, _, given = _applied(step, picture, boxes[:count], labels, rng)
+        if not np.isin(given, labels).all():
+            raise ConfigError(f"{part.where}: it gave labels {given.tolist()} that were not in the picture")
+    return step
+
+
+def _kinds(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(type(x).__name__ for x in value) or 'nothing'}"
+    return type(value).__name__

@@ -1,0 +1,1 @@
+"""From annotated pictures to batches of a training."""

@@ -1,0 +1,92 @@
+"""The data sets that a configuration names: read, and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from models.config.parse import to_mapping
+from runtime.datasets import read_split
+from runtime.datasets.annotations import (
+    ABSENT_CLASS,
+    CocoDataset,
+    DatasetError,
+    ImageRecord,
+    Problem,
+    Problems,
+    nearest_class,
+)
+from trainer.config.train import TrainConfig
+
+
+def train_data(config: TrainConfig, repeat: bool = True) -> CocoDataset:
+    """All of `data.train`, put together, without empty images where it says so, and (with `repeat`) repeated.
+
+    A class that only some of the splits know is no fault. Raises `DatasetError`.
+    """
+    splits, classes = config.data.train_splits, config.model.classes
+    datasets = [read_split(to_mapping(split), classes, "train", allow_absent=len(splits) > 1) for split in splits]
+    dataset = datasets[0] if len(datasets) == 1 else concatenate(datasets)
+    if config.data.empty_images == "drop":
+        datasets = [without_empty_images(part) for part in datasets]
+    times = [split.repeat if repeat else 1 for split in splits]
+    if max(times) > 1 or config.data.empty_images == "drop":
+        parts = _numbered(datasets)
+        records = [r for part, count in zip(parts, times, strict=True) for r in part * count]
+        if not records:
+            raise DatasetError(f"{dataset.annotations}: no image has an object to train on (data.empty_images is drop)")
+        dataset = replace(dataset, records=tuple(records))
+    return dataset
+
+
+def val_data(config: TrainConfig) -> CocoDataset:
+    """`data.val`; every image of it, because a background without detections is right, too."""
+    return read_split(to_mapping(config.data.val), config.model.classes, "val")
+
+
+def without_empty_images(dataset: CocoDataset) -> CocoDataset:
+    """Only the images with an object that is not ignored."""
+    return replace(dataset, records=tuple(record for record in dataset.records if not record.crowd.all()))
+
+
+def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
+    """One data set of several with the same class names; it is called by the first one's file.
+
+    Image ids stay as they are where they differ throughout. Otherwise those of each later data set are moved up, by
+    the same number, to follow the ones before. Raises `DatasetError` for a class that none of them knows.
+    """
+    names = datasets[0].class_names
+    for dataset in datasets:
+        if dataset.class_names != names:
+            raise DatasetError(f"{dataset.annotations}: its classes differ from those of {datasets[0].annotations}")
+    absent = [{p.detail for p in dataset.problems.items if p.reason == ABSENT_CLASS} for dataset in datasets]
+    for detail in sorted(set.intersection(*absent)):
+        known = [name for name in names if repr(name) not in set.intersection(*absent)]
+        files = ", ".join(str(dataset.annotations) for dataset in datasets)
+        raise DatasetError(f"{files}: none of them has a class {detail}; {nearest_class(detail.strip(chr(39)), known)}")
+    problems: list[Problem] = [item for dataset in datasets for item in dataset.problems.items]
+    return CocoDataset(
+        annotations=datasets[0].annotations,
+        images_dir=datasets[0].images_dir,
+        class_names=names,
+        category_ids=tuple(range(1, len(names) + 1)),
+        records=tuple(record for part in _numbered(datasets) for record in part),
+        problems=Problems(tuple(problems), tuple(note for dataset in datasets for note in dataset.problems.notes)),
+        files=tuple(path for dataset in datasets for path in dataset.files or (dataset.annotations,)),
+    )
+
+
+def _numbered(datasets: Sequence[CocoDataset]) -> list[tuple[ImageRecord, ...]]:
+    """The records of each, with image ids that differ."""
+    ids = [record.id for dataset in datasets for record in dataset.records]
+    if len(set(ids)) == len(ids):
+        return [dataset.records for dataset in datasets]
+    parts: list[tuple[ImageRecord, ...]] = []
+    following: int | None = None
+    for dataset in datasets:
+        own = [record.id for record in dataset.records]
+        move = 0 if following is None or not own else following - min(own)
+        parts.append(tuple(replace(record, id=record.id + move) if move else record for record in dataset.records))
+        if own:
+            following = max(own) + move + 1
+    return parts

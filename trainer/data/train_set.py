@@ -1,0 +1,211 @@
+"""The training set: from COCO records to batches of network inputs and their targets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from models.config.model import ModelConfig
+from models.loss import REGION
+from runtime.datasets.annotations import CocoDataset, ImageRecord
+from runtime.datasets.orientation import upright
+from runtime.images.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide, read_image
+from trainer.augment import augment, resized_placement, visible_boxes
+from trainer.augment.geometry import Picture
+from trainer.augment.pipeline import closed
+from trainer.augment.sources import make_sources
+from trainer.config.train import AugmentConfig
+from trainer.data.cache import Pictures, reduced_hw
+from trainer.data.shared_memory import SharedMemory
+from trainer.prepare.negatives import Negative
+
+log = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    image: Image
+    """uint8 [H,W,3] BGR, the network's input."""
+    boxes_xyxy: NDArray[np.float32]
+    """[G,4] in input pixels."""
+    labels: NDArray[np.int64]
+    """[G]; `models.loss.REGION` where a box is an ignore region."""
+    image_id: int
+
+
+class Batch(NamedTuple):
+    images: torch.Tensor
+    """uint8 [B,H,W,3] BGR."""
+    boxes_xyxy: torch.Tensor
+    """float32 [B,G,4] in input pixels; G is the most objects in one image, 0 where there are none."""
+    labels: torch.Tensor
+    """int64 [B,G]; -1 where a row is padding, `models.loss.REGION` where it is an ignore region."""
+    image_ids: Sequence[int]
+    sizes_hw: torch.Tensor
+    """int64 [B,2] pixels: the input that each picture alone would be, padding of its own included."""
+
+
+def resize_rule(model: ModelConfig) -> Resize:
+    """How pictures become the input of a model of this configuration."""
+    r = model.resize
+    if r.rule == "letterbox":
+        return FixedSize(model.input_size_hw)
+    # Zeros after normalisation, which is how the papers pad, are the mean colour before it.
+    red, green, blue = (
+        round(v) for v in (model.pixels.mean if model.pixels.order == "rgb" else model.pixels.mean[::-1])
+    )
+    return ShortSide(r.short, r.long, r.multiple, r.rounding == "floor", (blue, green, red))
+
+
+class TrainSet(Dataset["Sample | None"]):
+    """Training views of a `CocoDataset`: item i of epoch e is the same whoever loads it, and whenever.
+
+    Crowd boxes are ignore regions, no objects; `crowds` says how many there are. An item whose picture cannot
+    be used is None (and logged once): `unusable` lists those met so far, by all loader processes.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        resize: Resize,
+        augment: AugmentConfig | None,
+        seed: int = 0,
+        pictures: Pictures | None = None,
+        epochs: int | None = None,
+    ) -> None:
+        """`epochs`: of the whole training, for what ends before it does; None where nothing ends."""
+        self.records = dataset.records
+        self.pictures = pictures or Pictures()
+        self.resize = resize
+        self.augment = augment
+        self.seed = seed
+        self.epochs = epochs
+        self.crowds = sum(int(record.crowd.sum()) for record in dataset.records)
+        # Shared: persistent loader processes hold a copy of this object, but see the same numbers.
+        self._shared = SharedMemory(8 + len(dataset.records))
+        self._sources = None
+        if augment is not None:
+            self._sources = make_sources(augment, dataset.records, self._picture, _read_negative)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random numbers are drawn; call it before the loader is iterated."""
+        self._epoch[0] = epoch
+
+    @property
+    def _epoch(self) -> NDArray[np.int64]:
+        return self._shared.array(1, np.int64)
+
+    @property
+    def _unusable(self) -> NDArray[np.bool_]:
+        """[images] that turned out to be of no use."""
+        return self._shared.array(len(self.records), np.bool_, offset=8)
+
+    @property
+    def unusable(self) -> list[Path]:
+        """Pictures that could not be used so far."""
+        return [self.records[i].path for i in np.flatnonzero(self._unusable).tolist()]
+
+    def __getitem__(self, index: int) -> Sample | None:
+        image_id, picture = self.records[index].id, self._picture(index)
+        if picture is None:
+            return None
+        if self.augment is None:
+            placement = resized_placement((picture.image.shape[0], picture.image.shape[1]), self.resize)
+            boxes, keep = visible_boxes(placement.boxes(picture.boxes_xyxy), placement.size_hw, 0.0)
+            return Sample(placement.apply(picture.image), boxes[keep], picture.labels[keep], image_id)
+        epoch = int(self._epoch[0])
+        config = self.augment if self.epochs is None else closed(self.augment, self.epochs - epoch)
+        # Masked, because generators take no negative seeds.
+        rng = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch, index])
+        return Sample(*augment(*picture, self.resize, config, rng, self._sources), image_id)
+
+    def _picture(self, index: int) -> Picture | None:
+        """A picture and its objects as read, None (logged once) where it cannot be used."""
+        record = self.records[index]
+        try:
+            image, record = _read(record, self.pictures)
+        except ImageError as error:
+            if not self._unusable[index]:
+                self._unusable[index] = True
+                log.warning("%s; image id %d is left out of training", error, record.id)
+            return None
+        return Picture(image, record.boxes_xyxy, np.where(record.crowd, REGION, record.labels))
+
+
+def _read_negative(negative: Negative) -> Image | None:
+    try:
+        return read_image(negative.path)
+    except ImageError as error:
+        log.warning("%s; it was a source of hard negatives", error)
+        return None
+
+
+def _read(record: ImageRecord, pictures: Pictures) -> tuple[Image, ImageRecord]:
+    """The picture, and the record in the picture's own pixels: turned with it, and reduced with it."""
+    image = pictures.read(record.path)
+    h, w = image.shape[:2]
+    if (h, w) == reduced_hw((record.height, record.width), pictures.reduce_to):
+        whole = record
+    elif (w, h) == reduced_hw((record.height, record.width), pictures.reduce_to):
+        whole = upright(record, (record.width, record.height))
+    else:
+        whole = upright(record, (h, w))  # whose error names both sizes
+    if (h, w) == (whole.height, whole.width):
+        return image, whole
+    scale = np.array([w / whole.width, h / whole.height] * 2)
+    boxes = (whole.boxes_xyxy * scale).astype(np.float32)
+    return image, replace(whole, height=h, width=w, boxes_xyxy=boxes)
+
+
+def _new(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.empty(shape, np.uint8)
+
+
+def collate(
+    samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL),
+    place: Callable[[tuple[int, ...]], NDArray[np.uint8]] = _new,
+) -> Batch:  # fmt: skip
+    """Stack samples, leaving None out and padding boxes with zeros and labels with -1.
+
+    Pictures of different sizes are padded, right and below, with `fill_bgr` to the largest. Where every sample is
+    None the batch is empty: images [0,0,0,3], boxes [0,0,4], sizes [0,2]. `place` gives the array of a shape that
+    the pixels are written into.
+    """
+    usable = [sample for sample in samples if sample is not None]
+    most = max((len(sample.labels) for sample in usable), default=0)
+    boxes = torch.zeros(len(usable), most, 4)
+    labels = torch.full((len(usable), most), -1, dtype=torch.int64)
+    for i, sample in enumerate(usable):
+        boxes[i, : len(sample.labels)] = torch.from_numpy(sample.boxes_xyxy)
+        labels[i, : len(sample.labels)] = torch.from_numpy(sample.labels)
+    shapes = {sample.image.shape for sample in usable}
+    height, width = (max((shape[axis] for shape in shapes), default=0) for axis in (0, 1))
+    images = place((len(usable), height, width, 3))
+    if len(shapes) == 1:
+        np.stack([sample.image for sample in usable], out=images)  # copied many times as fast as it is filled
+    else:
+        images[:] = fill_bgr
+        for image, sample in zip(images, usable, strict=True):
+            image[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
+    sizes = torch.tensor([sample.image.shape[:2] for sample in usable], dtype=torch.int64).reshape(-1, 2)
+    return Batch(torch.from_numpy(images), boxes, labels, tuple(sample.image_id for sample in usable), sizes)
+
+
+def init_worker(worker: int) -> None:
+    """For `DataLoader(worker_init_fn=...)`: OpenCV without threads, so that the processes share the cores.
+
+    0, not 1: setting 1 joins OpenCV's thread pool, and in a forked process, which has inherited the pool but
+    not its threads, that waits forever.
+    """
+    cv2.setNumThreads(0)

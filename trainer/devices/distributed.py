@@ -1,0 +1,98 @@
+"""Several processes, one training: who this process is, and how they agree. Without torchrun there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.config.parse import ConfigError
+from trainer.config.train import TrainConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among `size`. Every method is called by all of them, or by none; alone it returns at once."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """The one process that writes and speaks."""
+        return self.rank == 0
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over the processes, without a graph."""
+        if self.size == 1:
+            return tensor
+        tensor = tensor.detach().clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    def count(self, number: int, device: torch.device) -> int:
+        """The sum of a number over the processes."""
+        return number if self.size == 1 else int(self.total(torch.tensor(number, device=device)))
+
+    def gather(self, value: T) -> list[T]:
+        """What each process gave, in their order, in every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """The main process's buffers for all: running statistics are those of each process's own pictures."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+    def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """`module` with gradients that are means over the processes."""
+        if self.size == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module, [device] if device.type == "cuda" else None)
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Group]:
+    """Join the processes that torchrun started, by NCCL on GPUs and gloo on CPUs; without torchrun, be alone."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        yield Group()
+        return
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_device())
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device() -> torch.device:
+    """The GPU of this process."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def local_processes() -> int:
+    """How many processes torchrun started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def check_parallel(config: TrainConfig, group: Group, device: torch.device) -> None:
+    """Raise `ConfigError` for what several processes cannot do."""
+    if group.size > 1 and ":" in config.device:
+        raise ConfigError(f"device: {config.device!r} is one GPU for {group.size} processes; use auto or cuda")
+    if group.size > 1 and device.type == "cpu" and config.model.backbone.norm == "sync":
+        raise ConfigError("model.backbone.norm: sync needs GPUs (torch has no SyncBatchNorm for CPUs); use gn, whose "
+                          "statistics are each picture's own, or bn")  # fmt: skip

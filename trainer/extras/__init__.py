@@ -1,0 +1,1 @@
+"""What a training may have besides: distillation, 8 bits, averaged weights."""

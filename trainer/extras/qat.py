@@ -1,0 +1,52 @@
+"""Quantisation-aware training: from a trained checkpoint to one whose weights know that they will be 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.quant import FakeQuant, QuantDetector
+from trainer.config.train import TrainConfig
+from trainer.data.train_set import TrainSet
+
+
+def calibrate(model: QuantDetector, config: TrainConfig, plain: TrainSet, device: torch.device) -> str:
+    """Observe the ranges on pictures spread over `plain`, the training set without augmentation; returns a sentence."""
+    assert config.qat is not None
+    qat = config.qat
+    images = model.calibrate(_batches(plain, qat.images, device), qat.method, qat.percentile)
+    return (
+        f"8 bits in {len(model.layers)} convolutions; ranges by {qat.method} on {images} training pictures, following "
+        f"until epoch {last_moving_epoch(config)}"
+    )
+
+
+def _batches(plain: TrainSet, count: int, device: torch.device, size: int = 8) -> Iterator[torch.Tensor]:
+    """`count` pictures, in batches of one size each."""
+    waiting: dict[tuple[int, ...], list[np.ndarray[Any, Any]]] = {}
+    for index in np.unique(np.linspace(0, len(plain) - 1, min(count, len(plain))).round().astype(int)):
+        sample = plain[int(index)]
+        if sample is None:  # cannot be read, which the log says
+            continue
+        batch = waiting.setdefault(sample.image.shape, [])
+        batch.append(sample.image)
+        if len(batch) == size:
+            yield torch.from_numpy(np.stack(waiting.pop(sample.image.shape))).to(device)
+    for batch in waiting.values():
+        yield torch.from_numpy(np.stack(batch)).to(device)
+
+
+def last_moving_epoch(config: TrainConfig) -> int:
+    """Ranges follow the activations up to this epoch, counted from 1."""
+    return 0 if config.qat is None else round(config.qat.freeze * config.schedule.epochs)
+
+
+def follow_ranges(model: nn.Module, follow: bool) -> None:
+    """Let every range follow the activations of training, or stay."""
+    for module in model.modules():
+        if isinstance(module, FakeQuant):
+            module.tracking = follow

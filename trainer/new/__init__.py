@@ -1,0 +1,1 @@
+"""`trainer new`: a config made from the data and the machine."""

@@ -1,0 +1,144 @@
+"""What `trainer new` chooses from the data and the machine, each with the sentence that says why."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.datasets.annotations import CocoDataset
+from runtime.images.image import FixedSize
+from trainer.check.data import input_sides
+from trainer.new.yaml_text import one_line
+
+
+@dataclass(frozen=True)
+class Hardware:
+    kind: Literal["cpu", "gpu"]
+    name: str
+    memory_gib: float
+    """Of the GPU; 0 for a CPU."""
+
+
+def this_hardware() -> Hardware:
+    """The first GPU that torch sees, else the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Hardware("cpu", f"a CPU with {os.cpu_count() or 1} cores", 0.0)
+    properties = torch.cuda.get_device_properties(0)
+    return Hardware("gpu", properties.name, properties.total_memory / 2**30)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value for the YAML, and the sentence that says why."""
+
+    value: str
+    why: str
+
+
+def choose_size(dataset: CocoDataset, longest: int | None, hardware: Hardware) -> tuple[tuple[int, int], str]:
+    """The input's height and width, multiples of 32, and why."""
+    hw = np.array([(record.height, record.width) for record in dataset.records], np.float64)
+    aspect = hw[:, 1] / hw[:, 0]
+    typical = float(np.median(aspect))
+    mixed = np.quantile(aspect, 0.1) < 0.9 and np.quantile(aspect, 0.9) > 1.1
+    shape = (
+        "portrait and landscape mixed, so square" if mixed else f"the median picture's width / height is {typical:.2f}"
+    )
+    if mixed:
+        typical = 1.0
+    if longest is None:
+        # Objects as a share of their picture's longest side; the smaller tenth should get 16 px, two cells of P3.
+        shares = (
+            np.concatenate([input_sides(record, FixedSize((2048, 2048))).reshape(-1, 2) for record in dataset.records])
+            / 2048
+        )
+        small = float(np.quantile(np.sqrt(shares.prod(1)), 0.1))
+        most = 512 if hardware.kind == "cpu" else 1024
+        own = float(np.median(hw.max(1)))
+        longest = round(float(np.clip(16 / max(small, 1e-4), 320, most)))
+        why = f"asks for {16 / max(small, 1e-4):.0f} px to show the smallest tenth of the objects 16 px wide"
+        if longest >= most:
+            why += f"; kept at {most} for speed on this {hardware.kind.upper()}"
+        if longest > own:
+            longest, why = round(own), f"no larger than the pictures ({own:.0f} px)"
+    else:
+        why = "as asked"
+    height, width = (longest, longest * typical) if typical < 1 else (longest / typical, longest)
+    return (_multiple_of_32(height), _multiple_of_32(width)), f"{why}; {shape}"
+
+
+def _multiple_of_32(side: float) -> int:
+    return max(64, int(np.ceil(round(side, 3) / 32)) * 32)
+
+
+def choose_levels(sides: NDArray[np.float64], size_hw: tuple[int, int], hardware: Hardware) -> Choice:
+    """First and last pyramid level for objects of these sides (input pixels)."""
+    low, high = np.quantile(sides, [0.25, 0.95])
+    first = 2 if low < 12 and hardware.kind == "gpu" else 3
+    last = 5 if high < 96 else 6 if high < 256 else 7
+    while last > 5 and 2**last > min(size_hw) / 2:
+        last -= 1
+    why = f"a quarter of the objects is below {low:.0f} px at this size, 5 % above {high:.0f} px"
+    if low < 12:
+        why += "; P2 helps the small ones" if first == 2 else "; P2 would help the small ones, at 4 times the cost"
+    return Choice(f"[{first}, {last}]", why)
+
+
+def choose_batch(size_hw: tuple[int, int], images: int, hardware: Hardware) -> Choice:
+    """Images in a batch, a power of two."""
+    if hardware.kind == "cpu":
+        batch, why = (8 if size_hw[0] * size_hw[1] <= 320 * 320 else 4), f"training on {hardware.name}"
+    else:
+        # ResNet-50 with FPN 256 in mixed precision takes some 0.6 GiB for each image of 640x640.
+        each = 0.6 * size_hw[0] * size_hw[1] / 640**2
+        batch, why = (
+            int(np.clip(0.6 * hardware.memory_gib / each, 1, 32)),
+            f"{hardware.memory_gib:.0f} GiB of GPU memory",
+        )
+    if batch > images / 4:
+        batch, why = max(1, images // 4), f"only {images} training images"
+    return Choice(str(2 ** int(np.log2(batch))), why)
+
+
+def choose_epochs(images: int, batch: int, hardware: Hardware) -> Choice:
+    """Epochs, so that small data sets get enough steps and large ones end."""
+    steps, least, most = (3_000, 5, 100) if hardware.kind == "cpu" else (10_000, 12, 300)
+    each = max(1, images // batch)
+    epochs = int(np.clip(-(-steps // each), least, most))
+    return Choice(str(epochs), f"{images} images are {each} steps an epoch, {epochs * each} in all")
+
+
+def choose_flip(classes: Sequence[str]) -> Choice:
+    """Mirroring off where a mirrored object would be another class, or none."""
+    symbols = [name for name in classes if re.fullmatch(r"\W*(\w|\d+)\W*", name)]
+    if len(symbols) >= max(1, len(classes) // 2):
+        return Choice("0", f"classes like {one_line(symbols[0])} are letters or digits: mirrored, they are others")
+    for name in classes:
+        words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+        if set(words) & {"left", "right", "text", "letter", "digit", "arrow"}:
+            return Choice("0", f"class {one_line(name)} is not the same in a mirror")
+    return Choice(
+        "0.5", "no class name speaks of left, right, letters or digits; set 0 where a mirror changes the class"
+    )
+
+
+def choose_weights(backbone: str) -> Choice:
+    """ImageNet weights where torchvision can get them from here; a config must run as it is written."""
+    from models.backbones import imagenet_at_hand  # imports torch, which nothing else here needs
+
+    if imagenet_at_hand(backbone):
+        return Choice(
+            "imagenet", "torchvision fetches these weights once; null trains from scratch and takes far longer"
+        )
+    return Choice(
+        "null", "from scratch, because torchvision's server did not answer when this was written; with a network "
+        "set imagenet, without one a path to the file: either needs far fewer epochs",
+    )  # fmt: skip

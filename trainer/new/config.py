@@ -1,0 +1,208 @@
+"""`trainer new`: a recipe with its data, or a complete config for your own annotations, chosen from them.
+
+The written YAML is the place to read why: each choice stands beside the number of the data it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from models.config.parse import ConfigError
+from runtime.datasets import Format, Origin, read_dataset
+from runtime.datasets.annotations import CocoDataset
+from runtime.files.write import replacing
+from runtime.images.image import FixedSize
+from trainer.check.data import input_sides
+from trainer.config.train import smallest_level
+from trainer.config_reader import read_config
+from trainer.new.advice import (
+    Hardware,
+    choose_batch,
+    choose_epochs,
+    choose_flip,
+    choose_levels,
+    choose_size,
+    choose_weights,
+    this_hardware,
+)
+from trainer.new.yaml_text import folder_name, one_line, quoted, relative, split_lines
+from trainer.recipes import make_digits, make_shapes
+from trainer.recipes.writer import Progress
+
+RECIPES: dict[str, Callable[..., None]] = {"digits": make_digits, "shapes": make_shapes}
+
+
+def new_recipe(name: str, out: Path, progress: Progress | None = None) -> Path:
+    """Make the data set and config of a recipe in the folder `out`; returns the config's path.
+
+    Raises `ConfigError` for an unknown name, `RecipeError` when `out` already holds files.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
+    RECIPES[name](out, progress=progress)
+    return out / f"{name}.yaml"
+
+
+def new_config(
+    out: Path,
+    train: Path,
+    train_images: Path | None,
+    val: Path | None,
+    val_images: Path | None,
+    detector: Literal["atss", "retinanet", "fcos"] = "atss",
+    size: int | None = None,
+    force: bool = False,
+    init: Path | None = None,
+    format: Format | Literal["auto"] = "auto",
+    val_share: float = 0.0,
+) -> Path:
+    """Write a commented config for these annotations to `out`, ready for `trainer fit`; returns `out`.
+
+    `train` and `val` are of any format that `runtime.datasets` reads; folders of images may be None where it has them.
+    `size` is the longest side of the input in pixels (rounded up to a multiple of 32); None chooses it from
+    the images and boxes. `init` is a checkpoint to start from, whose model is taken. `format` settles what content
+    cannot. `val_share` stands in for `val`: that share of `train` validates, chosen by a hash of the pictures' names,
+    and the others are trained on. Raises `DatasetError` for
+    annotations that cannot be used, `CheckpointError` for `init`, `ConfigError` when there is nothing to train on, a
+    number is out of range, or `out` exists (unless `force`).
+    """
+    if out.suffix.lower() not in (".yaml", ".yml"):
+        raise ConfigError(f"{out}: expected a file name that ends in .yaml")
+    if out.exists() and not force:
+        raise ConfigError(f"{out}: already exists; choose another name, or delete it first")
+    if size is not None and not 64 <= size <= 4096:
+        raise ConfigError(f"size: expected the longest input side in pixels, 64 to 4096, got {size}")
+    if (val is None) != bool(val_share):
+        raise ConfigError("val_share: give validation data, or a share of the training data, and not both")
+    if not 0 <= val_share < 1:
+        raise ConfigError(f"val_share: expected a share between 0 and 1, such as 0.2, got {val_share:g}")
+    val, val_images = (train, train_images) if val is None else (val, val_images)
+    splits: dict[str, tuple[Path, Path | None]] = {"train": (train, train_images), "val": (val, val_images)}
+
+    def read(split: str, classes: Sequence[str] | None, origin: Origin = "auto") -> CocoDataset:
+        annotations, images = splits[split]
+        return read_dataset(annotations, images, classes, format, split, voc_origin=origin, val_share=val_share)
+
+    whole = read("train", None)
+    used = {int(label) for record in whole.records for label in record.labels[~record.crowd]}
+    if not used:
+        raise ConfigError(f"{train}: none of its {len(whole)} images has an object that can be trained on"
+                          + (f": {why}" if (why := whole.problems.why()) else ""))  # fmt: skip
+    classes = [name for label, name in enumerate(whole.class_names) if label in used]
+    judged = read("val", classes)
+    if all(record.crowd.all() for record in judged.records):
+        raise ConfigError(f"{val}: none of its {len(judged)} images has an object that can be validated on"
+                          + (f": {why}" if (why := judged.problems.why()) else ""))  # fmt: skip
+    # One origin for both: a small set may hold no proof of what the tool that wrote both counts from.
+    origins: dict[str, Origin] = dict.fromkeys(splits, "auto")
+    if 0 in (whole.voc_origin, judged.voc_origin):
+        origins |= {name: 0 for name, d in (("train", whole), ("val", judged)) if d.voc_origin is not None}
+        judged = read("val", classes, origins["val"])
+    kept = read("train", classes, origins["train"])
+    more: dict[str, list[tuple[str, str]]] = {name: [] if format == "auto" else [("format", format)] for name in splits}
+    for name in splits:
+        if origins[name] == 0:
+            more[name].append(("voc_origin", "0  # as a coordinate below 1 or a fraction proves"))
+        if val_share:
+            part = {"train": "all but this share of the pictures", "val": "this share, by a hash of the names"}[name]
+            more[name].append(("val_share", f"{val_share:g}  # {part}: no picture is in both"))
+    text = _text(
+        out,
+        [line for name in splits for line in split_lines(name, *splits[name], out, more[name])],
+        kept,
+        judged,
+        sorted(set(whole.class_names) - set(classes)),
+        detector,
+        size,
+        this_hardware(),
+        init,
+    )
+    with replacing(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+        read_config(partial)  # what is left under the final name is a config that loads
+    return out
+
+
+# ---------------------------------------------------------------------------------------------
+# the YAML
+
+
+def _text(
+    out: Path, data: Sequence[str], train: CocoDataset, val: CocoDataset,
+    left_out: Sequence[str], detector: str, longest: int | None, hardware: Hardware, init: Path | None,
+) -> str:  # fmt: skip
+    gpu = hardware.kind == "gpu"
+    size_hw, size_why = choose_size(train, longest, hardware)
+    wh = np.concatenate([input_sides(record, FixedSize(size_hw)) for record in train.records]).astype(np.float64)
+    sides = np.sqrt(wh.prod(1))
+    per_image = [int((~record.crowd).sum()) for record in train.records]
+    crowded = max(per_image)
+    batch = choose_batch(size_hw, len(train), hardware)
+    epochs = choose_epochs(len(train), int(batch.value), hardware)
+    total = int(epochs.value) * max(1, len(train) // int(batch.value))
+    backbone = "resnet50" if gpu else "resnet18"
+    weights = choose_weights(backbone)
+    levels = choose_levels(sides, size_hw, hardware)
+    cells = int(batch.value) * smallest_level(size_hw, json.loads(levels.value)[1])
+    flip = choose_flip(train.class_names)
+    scratch = weights.value == "null" and init is None
+    base = 3e-3 if scratch else 1e-3  # pretrained features are not to be thrown over
+    lr = float(f"{base * (int(batch.value) / 16) ** 0.5:.1g}")
+    detections = 100 if crowded <= 80 else min(1000, -(-crowded * 5 // 4 // 50) * 50)
+    candidates = max(detections, 300 if crowded <= 20 and len(train.class_names) <= 20 else 1000)
+    network = [
+        f"  # {weights.why}",
+        f"  backbone: {{name: {backbone}, weights: {weights.value}}}" + ("" if gpu else "  # the small one, for a CPU"),
+        f"  neck: {{channels: {256 if gpu else 64}, levels: {levels.value}, norm: bn}}  # {levels.why}",
+        f"  head: {{depth: {4 if gpu else 2}, norm: {'sepbn' if cells >= 16 else 'gn'}}}"
+        f"  # a batch has {cells} cells on the last level, {'enough' if cells >= 16 else 'too few'} for BatchNorms",
+    ]
+    if init is not None:
+        network = [
+            "  # detector, backbone, neck and head are the checkpoint's; what is set here replaces its own",
+            "  resize: {rule: letterbox}  # as an exported graph does",
+        ]
+    lines = [
+        f"# Written by `trainer new` for {hardware.name}, from {len(train)} training and {len(val)} validation images.",
+        f"# {len(sides)} training objects; the median one is {np.median(sides):.0f} px at this input size.",
+        "# Next: trainer check-data, then trainer fit. `trainer show` prints every key there is, with its default.",
+        f"name: {quoted(folder_name(out))}",
+        *([] if init is None else [f"init: {quoted(relative(init, out))}  # its weights, but for other classes"]),
+        "",
+        "data:  # paths are relative to this file",
+        *data,
+        f"  workers: auto  # {'up to 8 loader processes' if gpu else 'none on a CPU: they would take its cores'}",
+        "",
+        "model:",
+        *([f"  detector: {detector}"] if init is None else []),
+        *(f"  # left out, without an object in train: {one_line(name)}" for name in left_out),
+        "  classes:",
+        *(f"    - {quoted(name)}" for name in train.class_names),
+        f"  input_size_hw: [{size_hw[0]}, {size_hw[1]}]  # {size_why}",
+        *network,
+        f"  postprocess: {{candidates: {candidates}, detections: {detections}}}"
+        f"  # at most {crowded} objects in a training image",
+        "",
+        f"batch_size: {batch.value}  # {batch.why}",
+        "augment:",
+        f"  flip: {flip.value}  # {flip.why}",
+        f"  scale_probability: {'1.0' if gpu else '0.5  # a short run: half of the pictures stay as they are'}",
+        "  scale: [0.6, 1.6]",
+        "optim:",
+        "  kind: adamw",
+        f"  lr: {lr:g}  # {base:g} for a batch of 16{' from scratch' if scratch else ''}, by its square root",
+        "  weight_decay: 0.05",
+        "  clip_norm: 10",
+        f"  ema: {0.999 if total >= 10_000 else 0.99}  # {total} steps in all",
+        "schedule:",
+        f"  epochs: {epochs.value}  # {epochs.why}",
+        "  kind: cosine",
+        f"  warmup_steps: {min(500, max(1, total // 10))}",
+        f"val_interval: {max(1, int(epochs.value) // 20)}",
+    ]
+    return "\n".join(lines) + "\n"

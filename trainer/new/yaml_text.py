@@ -1,0 +1,47 @@
+"""Text as it stands in a YAML file that is written with comments: scalars, paths, the splits of a data set."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from runtime.files.write import absolute_path
+
+
+def quoted(text: str) -> str:
+    """`text` as a YAML scalar on one line that is text whatever it looks like: no, 1, a: b, quotes, umlauts."""
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10**9).strip()
+
+
+def split_lines(
+    name: str, annotations: Path, images: Path | None, out: Path, more: Sequence[tuple[str, str]] = ()
+) -> list[str]:
+    """The lines of one split below `data:`, with paths relative to the file `out`, and `more` keys as they stand."""
+    lines = [f"  {name}:", f"    annotations: {quoted(relative(annotations, out))}"]
+    if images is not None:
+        lines.append(f"    images: {quoted(relative(images, out))}")
+    return [*lines, *(f"    {key}: {value}" for key, value in more)]
+
+
+def relative(path: Path, out: Path) -> str:
+    """`path` as seen from the folder of `out`, with forward slashes."""
+    here, there = out.parent.resolve(), absolute_path(path)  # a link has its own name and place
+    try:
+        relative = Path(os.path.relpath(there, here)).as_posix()
+    except ValueError:  # another drive
+        return there.as_posix()
+    return f"./{relative}" if relative.startswith("~") else relative  # a leading ~ would mean the home folder
+
+
+def folder_name(out: Path) -> str:
+    """A name for runs/, from the file's own."""
+    return re.sub(r'[/\\:*?"<>|]', "_", out.stem) or "run"
+
+
+def one_line(text: str) -> str:
+    """`text` for a comment, where a line break would end the comment."""
+    return repr(text) if text.isprintable() else ascii(text)

@@ -1,0 +1,1 @@
+"""Data sets written: converted, and mined for hard negatives."""

@@ -1,0 +1,198 @@
+"""Hard negatives: what a trained detector takes for objects where there are none, mined and read again.
+
+The file is JSON: {"isodet": "hard negatives", "format": 1, "images": FOLDER, "classes": [...], "negatives": [...]},
+each negative {image_id, file_name, bbox [x, y, w, h], score, class}. FOLDER is relative to the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config.parse import ConfigError
+from runtime.card.card import Card
+from runtime.datasets import FORMATS, read_dataset, read_split
+from runtime.datasets.annotations import CocoDataset
+from runtime.datasets.orientation import upright
+from runtime.detector import Detector
+from runtime.files.write import write_text
+from runtime.images.image import ImageError, read_image
+
+KIND, FORMAT = "hard negatives", 1
+_LEAST_SIDE = 4.0
+"""Pixels; there is nothing to see in less."""
+
+
+class MiningError(ValueError):
+    """Nothing that could be mined; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Negative:
+    """One false positive."""
+
+    path: Path
+    box_xyxy: tuple[float, float, float, float]
+    """Pixels of that picture."""
+    score: float
+    name: str
+    """The class that the detector took it for."""
+
+
+@dataclass(frozen=True)
+class Mined:
+    images: int
+    """That were looked at."""
+    detections: int
+    """At the score asked for, false ones and true ones."""
+    found: int
+    """False positives."""
+    written: int
+    """Those with the highest scores."""
+    skipped: tuple[tuple[Path, str], ...]
+    """Pictures that could not be read, and why."""
+
+
+def mine_negatives(
+    detector: Detector,
+    dataset: CocoDataset,
+    out: str | PathLike[str],
+    score: float = 0.3,
+    max_overlap: float = 0.1,
+    limit: int = 1000,
+    progress: Callable[[int, int], None] | None = None,
+) -> Mined:
+    """Write to `out` the up to `limit` highest-scored detections that overlap no object by `max_overlap`.
+
+    Overlap is what two boxes have in common, over the smaller of them, or over the detection where the object is a
+    crowd. It is never less than the IoU, and finds what IoU misses: a part of a large object, and a small object within
+    a large detection, are no background. The detector's classes must be the dataset's. Raises `MiningError` where
+    nothing is found or no picture can be read.
+    """
+    for name, value, low, high in (
+        ("score", score, 0, 1),
+        ("max_overlap", max_overlap, 0, 1),
+        ("limit", limit, 1, 10**6),
+    ):
+        if not low <= value <= high:
+            raise MiningError(f"{name}: expected {low} to {high}, got {value}")
+    if Path(out).resolve() in {path.resolve() for path in (*dataset.files, dataset.annotations)}:
+        raise MiningError(f"{out}: these are the annotations; expected another name for the negatives")
+    rows: list[dict[str, Any]] = []
+    skipped, detections = [], 0
+    for done, record in enumerate(dataset.records, start=1):
+        try:
+            image = read_image(record.path)
+            record = upright(record, (image.shape[0], image.shape[1]))
+            found = detector(image, threshold=score)[0]
+        except ImageError as error:
+            skipped.append((record.path, error.reason))
+        else:
+            detections += len(found)
+            for row in np.flatnonzero(_false(found.boxes_xyxy, record.boxes_xyxy, record.crowd, max_overlap)):
+                x1, y1, x2, y2 = found.boxes_xyxy[row].tolist()
+                rows.append({
+                    "image_id": record.id,
+                    "file_name": Path(os.path.relpath(record.path, dataset.images_dir)).as_posix(),
+                    "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+                    "score": round(float(found.scores[row]), 4), "class": found.names[row],
+                })  # fmt: skip
+        if progress is not None:
+            progress(done, len(dataset.records))
+    if len(skipped) == len(dataset.records):
+        raise MiningError(f"{dataset.annotations}: none of its {len(skipped)} pictures can be read; the first: "
+                          f"{skipped[0][0]}: {skipped[0][1]}")  # fmt: skip
+    if not rows:
+        raise MiningError(f"no false positive among {detections} detections at a score of {score:g} and more in "
+                          f"{len(dataset.records)} images; lower --score, or look in other images")  # fmt: skip
+    rows.sort(key=lambda row: -row["score"])
+    folder = Path(os.path.relpath(dataset.images_dir.resolve(), Path(out).resolve().parent)).as_posix()
+    content = {"isodet": KIND, "format": FORMAT, "images": folder, "classes": list(detector.class_names),
+               "negatives": rows[:limit]}  # fmt: skip
+    write_text(out, json.dumps(content, indent=1))
+    return Mined(len(dataset.records), detections, len(rows), min(limit, len(rows)), tuple(skipped))
+
+
+def training_data(
+    card: Card,
+    source: str | PathLike[str],
+    annotations: str | PathLike[str] | None = None,
+    images: str | PathLike[str] | None = None,
+) -> CocoDataset:
+    """The data to mine in: what is given, in any format, else what the model `source` was trained on, from its card.
+
+    Raises `MiningError` where neither is known or the training had several data sets, `DatasetError` where it cannot
+    be read.
+    """
+    if annotations is not None:
+        return read_dataset(annotations, images, card.classes)
+    if images is not None:
+        raise MiningError("a folder of images alone is not enough: give --annotations, too")
+    split = card.training.get("data", {}).get("train", {})
+    kind: Any = split.get("format", "auto") if isinstance(split, dict) else ""
+    if kind not in ("auto", *FORMATS) or not split.get("annotations"):
+        raise MiningError(f"{source}: its card names no single set of training data; give --annotations (--images)")
+    return read_split(split, card.classes, "train")
+
+
+def _false(
+    found: NDArray[np.float32], truth: NDArray[np.float32], crowd: NDArray[np.bool_], max_overlap: float
+) -> NDArray[np.bool_]:
+    """Which of the boxes `found` [D,4] overlap all of `truth` [G,4] by less than `max_overlap`, and can be seen."""
+    sides = found[:, 2:] - found[:, :2]
+    seen = sides.min(1, initial=np.inf) >= _LEAST_SIDE
+    if not len(truth):
+        return seen
+    common = np.minimum(found[:, None, 2:], truth[None, :, 2:]) - np.maximum(found[:, None, :2], truth[None, :, :2])
+    common = np.maximum(common, 0).astype(np.float64).prod(2)  # [D,G]
+    own = sides.astype(np.float64).prod(1)[:, None]
+    other = (truth[:, 2:] - truth[:, :2]).astype(np.float64).prod(1)[None]
+    smaller = np.where(crowd[None], own, np.minimum(own, other))
+    return seen & (common / np.maximum(smaller, 1e-12) < max_overlap).all(1)
+
+
+def read_negatives(path: str | PathLike[str]) -> Sequence[Negative]:
+    """The negatives of a file that `mine_negatives` wrote, pictures checked to be there. Raises `ConfigError`."""
+    path = Path(path)
+    wanted = "expected a file that `trainer mine-negatives` wrote"
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"augment.hard_negatives.file: {path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"augment.hard_negatives.file: {path}: {wanted}, not valid JSON ({error})") from None
+    if not isinstance(content, dict) or content.get("isodet") != KIND or not isinstance(content.get("negatives"), list):
+        raise ConfigError(f"augment.hard_negatives.file: {path}: {wanted}")
+    if content.get("format") != FORMAT:
+        raise ConfigError(f"augment.hard_negatives.file: {path}: its format is {content.get('format')!r}, this isodet "
+                          f"reads {FORMAT}; mine again, or update isodet")  # fmt: skip
+    folder = path.parent / str(content.get("images", "."))
+    negatives = []
+    for i, entry in enumerate(content["negatives"]):
+        try:
+            x, y, w, h = (float(v) for v in entry["bbox"])
+            negative = Negative(
+                folder / entry["file_name"], (x, y, x + w, y + h), float(entry["score"]), entry["class"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"augment.hard_negatives.file: {path}: negatives[{i}]: {wanted} ({error})") from None
+        if not all(math.isfinite(v) for v in (x, y, w, h)) or w <= 0 or h <= 0 or x + w <= 0 or y + h <= 0:
+            raise ConfigError(f"augment.hard_negatives.file: {path}: negatives[{i}].bbox: expected [x, y, w, h] within "
+                              f"the picture, got {entry['bbox']}")  # fmt: skip
+        negatives.append(negative)
+    if not negatives:
+        raise ConfigError(f"augment.hard_negatives.file: {path}: it holds no negatives; {wanted}")
+    gone = sorted({n.path for n in negatives if not n.path.is_file()})
+    if gone:
+        raise ConfigError(f"augment.hard_negatives.file: {path}: {len(gone)} of its pictures are missing, the first: "
+                          f"{gone[0]}; mine again, or put its images back beside it")  # fmt: skip
+    return tuple(negatives)

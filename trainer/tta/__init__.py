@@ -1,0 +1,1 @@
+"""Evaluation with several views of each picture."""

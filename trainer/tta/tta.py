@@ -1,0 +1,151 @@
+"""Evaluation with other merging than the graph's, and over several views of each image (test-time augmentation).
+
+It needs the candidates before NMS, which an exported graph does not give: a checkpoint only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.deploy.graph import Deploy
+from runtime import Detections, Detector
+from runtime.backends.torch.backend import TorchBackend
+from runtime.detector import Threshold
+from runtime.images.frames import Color, Frame, listed, take
+from runtime.images.image import FixedSize, Image, Letterbox, Resize, ShortSide
+from runtime.images.region import Region, Roi
+from trainer.tta.box_fusion import Candidates, Nms, greedy_nms, merge
+
+SCALES = (0.75, 1.25)
+"""What `scales` adds to the image as it is."""
+_MULTIPLE = 32
+"""Pixels; the sides of a scaled input are multiples of it."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at an image: its input's size as a factor of the usual one, mirrored left and right or not."""
+
+    scale: float = 1.0
+    flip: bool = False
+
+
+def parse_views(text: str) -> tuple[View, ...]:
+    """Views from text such as `flip,scales` or `flip,0.5,1.5`: the image as it is, at each scale, each mirrored too.
+
+    Raises ValueError for anything else.
+    """
+    scales, flip = [1.0], False
+    for part in (p.strip() for p in text.split(",")):
+        if part == "flip":
+            flip = True
+            continue
+        try:
+            added = SCALES if part == "scales" else (float(part),)
+        except ValueError:
+            added = (0.0,)
+        if not all(0.25 <= scale <= 4 for scale in added):
+            raise ValueError(f"tta: expected flip, scales, or factors from 0.25 to 4, as flip,0.75,1.25; got {part!r}")
+        scales += [scale for scale in added if scale not in scales]
+    return tuple(View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,)))
+
+
+class MergedDetector(Detector):
+    """A `Detector` of a checkpoint whose candidates, of all `views` together, are merged by `nms`.
+
+    The candidates of each view are mapped back to the frame first, so that those of all views are judged alike. Under
+    `wbf` each of several views goes through greedy NMS before they are fused.
+    With `nms` "hard" and one view it finds what `Detector` finds. Raises ValueError for a file that is no checkpoint.
+    """
+
+    def __init__(
+        self, checkpoint: str | Path, nms: Nms = "hard", views: Sequence[View] = (View(),), device: str = "auto"
+    ) -> None:
+        super().__init__(checkpoint, device=device)
+        if not isinstance(self.backend, TorchBackend) or not isinstance(self.backend.model, Deploy):
+            raise ValueError(
+                f"{checkpoint}: --nms and --tta merge candidates before NMS, which an exported graph does not give; "
+                "name the checkpoint (.pt) that it was exported from"
+            )
+        self.deploy, self.nms, self.views = self.backend.model, nms, tuple(views)
+        self.device = torch.device(self.backend.device)
+
+    def __call__(
+        self,
+        frames: Frame | Sequence[Frame],
+        threshold: Threshold | None = None,
+        color: Color = "bgr",
+        roi: Roi | None = None,
+    ) -> list[Detections]:
+        region = None if roi is None else Region.of(roi)
+        limits = self.threshold if threshold is None else self.limits(threshold)
+        per_class = np.broadcast_to(np.asarray(limits, np.float32), len(self.class_names))
+        results = []
+        for index, frame in enumerate(listed(frames)):
+            image, frame_hw = take(frame, index, color, region)
+            found = self._merged(image)
+            if region is not None:
+                found = region.to_frame(found, frame_hw)
+            results.append(found[found.scores >= per_class[found.labels]])
+        return results
+
+    def _merged(self, frame: Image) -> Detections:
+        post = self.deploy.config.postprocess
+        lowest = post.score_threshold if post.threshold_on == "score" else 0.0
+        parts = [self._candidates(frame, view, lowest) for view in self.views]
+        if self.nms == "wbf" and len(parts) > 1:
+            # The paper fuses what several models report, and counts the models that agree: so each view is heard once.
+            parts = [greedy_nms(part.ranked(), post.nms_iou) for part in parts]
+        together = Candidates(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        merged = merge(together, self.nms, post.nms_iou, lowest, len(self.views))
+        best = merged.take(np.arange(min(post.detections, len(merged.scores))))
+        height, width = frame.shape[:2]
+        boxes = np.clip(best.boxes_xyxy, 0, (width, height, width, height)).astype(np.float32)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return Detections(
+            boxes[inside],
+            best.scores[inside].astype(np.float32),
+            best.labels[inside].astype(np.int32),
+            self.class_names,
+        )
+
+    @torch.no_grad()
+    def _candidates(self, frame: Image, view: View, lowest: float) -> Candidates:
+        """The candidates of one view in pixels of the frame, not clipped to it."""
+        placement = scaled(self._resize, view.scale).fit((frame.shape[0], frame.shape[1]))
+        image = placement.apply(np.ascontiguousarray(frame[:, ::-1]) if view.flip else frame)
+        images = torch.from_numpy(image[None]).to(self.device)
+        size = (images.shape[1], images.shape[2])
+        boxes, scores, labels = (
+            column[0].double().cpu().numpy() for column in self.deploy.candidates(self.deploy.detector(images), size)
+        )
+        keep = scores > lowest
+        if self.deploy.config.postprocess.empty_boxes == "drop":
+            keep &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return Candidates(_to_frame(boxes[keep], placement, view), scores[keep], labels[keep].astype(np.int64))
+
+
+def _to_frame(boxes_xyxy: NDArray[np.float64], placement: Letterbox, view: View) -> NDArray[np.float64]:
+    """Boxes [K, 4] of a view's input in pixels of the frame; what lies beside the frame stays there."""
+    boxes = boxes_xyxy / (placement.scale_xy * 2)
+    if view.flip:
+        width = placement.source_hw[1]
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+    return boxes
+
+
+def scaled(resize: Resize, scale: float) -> Resize:
+    """The rule for an input of `scale` times the size, its sides multiples of 32 where they were scaled."""
+    if scale == 1:
+        return resize
+    if isinstance(resize, ShortSide):
+        short, long = (max(1, round(side * scale)) for side in (resize.short, resize.long))
+        return ShortSide(short, long, resize.multiple, resize.floor, resize.fill_bgr)
+    height, width = (max(_MULTIPLE, round(side * scale / _MULTIPLE) * _MULTIPLE) for side in resize.size_hw)
+    return FixedSize((height, width), resize.fill_bgr)
