@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("models", "trainer", "export", "runtime")
+ROOMS = ("isodet", "models", "trainer", "export", "runtime")
 
 
 @pytest.fixture(scope="module")

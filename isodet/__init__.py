@@ -1,0 +1,1 @@
+"""What lies below all rooms of isodet; it imports none of them."""
