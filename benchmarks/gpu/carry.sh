@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a machine without a network lacks, as wheels in .gpu-carry/, in folders that one call each can carry.
 #
-#   bash benchmarks/gpu/carry.sh [small|digits|rtx|ort|rtx-ep|video|all]     (default: small)
+#   bash benchmarks/gpu/carry.sh [small|rtx|ort|rtx-ep|video|all]     (default: small)
 #
 # For Python 3.12 on x86-64 Linux (glibc 2.28 or later) with CUDA 13. What is there already is not downloaded again.
 # Needs a network, pip and xz; PYTHON names another Python than .venv's or python3.
@@ -22,8 +22,10 @@ wheels() { # FOLDER PACKAGE...
 
 packages() { # SET
     case $1 in
-        small) echo pycocotools onnxslim colorama pyyaml tqdm ;; # colorama is onnxslim's; the last two the trainer's
-        digits) echo scikit-learn scipy joblib threadpoolctl narwhals ;; # the first and what it imports
+        small) # in lines: for scores and exports; for training and its pictures; for the tests of tests/gpu
+            echo pycocotools onnxslim colorama onnxscript onnx-ir
+            echo pyyaml tqdm scikit-learn matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six
+            echo packaging pytest pluggy iniconfig pygments pytest-timeout hypothesis sortedcontainers ;;
         rtx) echo tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings ;;
         ort) echo onnxruntime-gpu ;;
         rtx-ep) echo onnxruntime-ep-nv-tensorrt-rtx-cu13 ;;
@@ -52,9 +54,9 @@ carry() { # SET
 }
 
 case ${1:-small} in
-    small | digits | rtx | ort | rtx-ep | video) carry "${1:-small}" ;;
-    all) for name in small digits rtx ort rtx-ep video; do carry "$name"; done ;;
-    *) echo "carry: expected small, digits, rtx, ort, rtx-ep, video or all; got $1" >&2; exit 2 ;;
+    small | rtx | ort | rtx-ep | video) carry "${1:-small}" ;;
+    all) for name in small rtx ort rtx-ep video; do carry "$name"; done ;;
+    *) echo "carry: expected small, rtx, ort, rtx-ep, video or all; got $1" >&2; exit 2 ;;
 esac
 echo
 "$PYTHON" -m benchmarks.gpu.pack --out "$OUT" --plan

@@ -30,8 +30,6 @@ MIB = 2**20
 LIMIT = 52 * MIB
 """Bytes of a folder: a call takes 64 MiB, the tree is 8, and something has to be left for it to grow."""
 FULL = '"$OUT"'
-FIRST = ("small", "digits")
-"""The sets of the first call."""
 ORDER = ("rtx", "ort", "rtx-ep", "video")
 """The sets after the first call, most valuable first."""
 STAGE_OF = {"rtx": "engines", "ort": "onnxruntime", "rtx-ep": "onnxruntime", "video": "video"}
@@ -147,11 +145,11 @@ def sha256(path: Path) -> str:
 def plan(out: Path) -> str:
     """What was packed, and the calls that bring it over and run it."""
     lines = [f"{'folder':<12}{'MiB':>6}"]
-    there = {name: folders(name, out) for name in (*FIRST, *ORDER) if complete(name, out)}
+    there = {name: folders(name, out) for name in ("small", *ORDER) if complete(name, out)}
     lines += [f"{f.name:<12}{size_of(f) / MIB:>6.1f}" for found in there.values() for f in found]
     lines += ["", "Calls, one after another while the machine is warm (8 GPU minutes in the first; see "
               "docs/benchmarks/gpu.md):", ""]  # fmt: skip
-    carried = " ".join(str(out / f.name) for name in FIRST for f in there.get(name, [])) or "nothing"
+    carried = " ".join(str(out / f.name) for f in there.get("small", [])) or "nothing"
     lines += [f" 1. carry {carried}", f"    python3 -m benchmarks.gpu --minutes 8 --out {FULL}",
               "    everything that needs torch alone: up to the stage cuda-memory"]  # fmt: skip
     number = 1
@@ -173,7 +171,7 @@ def plan(out: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", nargs="?", choices=(*FIRST, *ORDER))
+    parser.add_argument("set", nargs="?", choices=("small", *ORDER))
     parser.add_argument("wheels", nargs="*", type=Path, metavar="WHEEL")
     parser.add_argument("--out", type=Path, default=Path(".gpu-carry"))
     parser.add_argument("--check", action="store_true")

@@ -41,10 +41,16 @@ class Writer(Protocol):
 def open_writers(config: TrainConfig, run: Path, purge_step: int | None) -> list[Writer]:
     """TensorBoard and what `config.log` names, for the run folder `run`; a resumed run goes on where it is known.
 
+    Without TensorBoard, which nobody asked for by name, the log says so, and metrics.csv has all numbers.
+
     purge_step: events of TensorBoard from this step on do not count. Raises `RecordsError`.
     """
     kinds: dict[Tracker, Callable[[TrainConfig, Path], Writer]] = {"wandb": WandbWriter, "mlflow": MlflowWriter}
-    writers: list[Writer] = [TensorBoardWriter(run, purge_step)]
+    writers: list[Writer] = []
+    try:
+        writers.append(TensorBoardWriter(run, purge_step))
+    except ImportError as error:
+        _log.warning("no TensorBoard, metrics.csv has the numbers (%s): pip install 'isodet[train]'", error)
     try:
         for name in config.log:
             writers.append(kinds[name](config, run))
@@ -59,10 +65,8 @@ class TensorBoardWriter:
     where = ""
 
     def __init__(self, run: Path, purge_step: int | None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # here: only a run needs it
-        except ImportError as error:
-            raise RecordsError(f"TensorBoard cannot be imported ({error}): pip install 'isodet[train]'") from error
+        from torch.utils.tensorboard import SummaryWriter  # here: only a run needs it
+
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=purge_step)
 
     def epoch(self, values: Mapping[str, float], step: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from runtime.images.image import ImageError, read_image
 from trainer.recipes.writer import RecipeError
 
 Image = npt.NDArray[np.uint8]
@@ -35,16 +38,23 @@ class Material:
 
 
 def load_material(samples: range) -> Material:
-    """The glyphs of `samples` and both photographs. Raises `RecipeError` without scikit-learn."""
+    """The glyphs of `samples` and both photographs. Raises `RecipeError` without scikit-learn, or without its data.
+
+    The data is read out of the installed package: importing scikit-learn would want SciPy and three more packages.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise RecipeError("the digits come with scikit-learn: pip install scikit-learn")
+    datasets = Path(package.origin).parent / "datasets"
     try:
-        from sklearn.datasets import load_digits, load_sample_images
-    except ImportError:
-        raise RecipeError("the digits come with scikit-learn: pip install scikit-learn") from None
-    digits, pictures = load_digits(), load_sample_images()
-    photographs = tuple(np.ascontiguousarray(rgb[:, :, ::-1]) for rgb in pictures.images)
-    rows = slice(samples.start, samples.stop)
-    glyphs = (digits.images[rows] / 16).astype(np.float32)
-    return Material(glyphs, digits.target[rows].astype(np.int64), photographs, " ".join(pictures.DESCR.split()))
+        rows = np.loadtxt(datasets / "data" / "digits.csv.gz", delimiter=",", dtype=np.float32)  # 64 shades, the label
+        photographs = tuple(read_image(datasets / "images" / name) for name in ("china.jpg", "flower.jpg"))
+        credit = (datasets / "images" / "README.txt").read_text(encoding="utf-8")
+    except (OSError, ImageError) as error:
+        raise RecipeError(f"the digits that come with scikit-learn cannot be read: {error}; install it anew") from None
+    rows = rows[samples.start : samples.stop]
+    return Material(rows[:, :64].reshape(-1, 8, 8) / 16, rows[:, 64].astype(np.int64), photographs,
+                    " ".join(credit.split()))  # fmt: skip
 
 
 def render_glyph(glyph: npt.NDArray[np.float32], height: float, rng: np.random.Generator) -> Mask:
