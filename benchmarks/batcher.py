@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from runtime.backends import RawOutputs
+from runtime.backends.protocol import Backend, RawOutputs
 from runtime.batcher.batcher import Batcher
 from runtime.bench.streams import LOAD, paced, saturated
 from runtime.card.card import Card
@@ -37,7 +37,7 @@ BATCH, WAIT_MS = 16, 4.0
 NUMBERS = 1 << 24
 
 
-class Pretend:
+class Pretend(Backend):
     """An engine of `seconds` for a batch; its answer for an image is the number in the first pixel, as the score."""
 
     name, device = "pretend", "cpu"
@@ -52,7 +52,7 @@ class Pretend:
         self.seconds = seconds
         self._box = np.array([[[1, 1, 5, 5]]], np.float32)
 
-    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+    def __call__(self, images: Any) -> RawOutputs:
         if self.seconds:
             time.sleep(self.seconds)
         count = len(images)

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import BackendOptions, Detector
-from runtime.backends import Backend, load_backend
+from runtime.backends.load import load_backend
+from runtime.backends.protocol import Backend
 from runtime.images.device_frames import DeviceFrame
 
 WARMUP = 3
@@ -96,10 +97,9 @@ def row(path: Path, backend: Backend, graphs: Backend | None, batch: int, second
         recorded = graphs
         calls.append(lambda: recorded(images))
         names.append("graphs")
-    run = getattr(backend, "on_device", None)
-    if run is not None:
+    if backend.takes_device_frames:
         there = on_gpu(backend, images)
-        calls.append(lambda: run(there))
+        calls.append(lambda: backend(there))
         names.append("there")
     t = dict(zip(names, medians(calls, seconds), strict=True))
     gain = f"{t['backend'] / t['graphs']:.2f}" if "graphs" in t else "-"

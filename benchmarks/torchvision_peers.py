@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -26,7 +25,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from models.backbones import build_backbone
 from models.config.model import BackboneConfig
 from runtime import Card, Detector
-from runtime.backends import RawOutputs
+from runtime.backends.protocol import Backend, Images, RawOutputs
 from runtime.evaluation.evaluate import Evaluation, evaluate
 from trainer.config.train import TrainConfig
 from trainer.data.datasets import train_data, val_data
@@ -89,7 +88,7 @@ def torchvision_inputs(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tenso
     return images, targets
 
 
-class TorchvisionBackend:
+class TorchvisionBackend(Backend):
     """A torchvision detector behind isodet's `Detector`, so that the same evaluation judges it."""
 
     name, device, max_batch = f"torchvision {torchvision.__version__}", "cpu", 8
@@ -99,7 +98,7 @@ class TorchvisionBackend:
         self.model, self.card = model.eval(), card
 
     @torch.inference_mode()
-    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+    def __call__(self, images: Images) -> RawOutputs:
         found = self.model([torch.from_numpy(image).permute(2, 0, 1).flip(0).float().div(255) for image in images])
         size = (len(images), DETECTIONS)
         counts = np.zeros((len(images), 1), np.int32)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime import Card, Detector
-from runtime.backends import RawOutputs
+from runtime.backends.protocol import Backend, Images, RawOutputs
 from runtime.evaluation.evaluate import Evaluation, evaluate
 from trainer.config.train import TrainConfig
 from trainer.data.datasets import val_data
@@ -21,7 +20,7 @@ LOWEST_SCORE, DETECTIONS = 0.001, 300
 """As its own validation has them."""
 
 
-class UltralyticsBackend:
+class UltralyticsBackend(Backend):
     """A trained YOLO behind isodet's `Detector`."""
 
     device, max_batch = "cpu", 8
@@ -32,7 +31,7 @@ class UltralyticsBackend:
 
         self.model, self.card, self.name = model, card, f"ultralytics {__version__}"
 
-    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+    def __call__(self, images: Images) -> RawOutputs:
         height, width = self.card.input_size_hw
         size = (len(images), DETECTIONS)
         counts = np.zeros((len(images), 1), np.int32)
@@ -40,7 +39,7 @@ class UltralyticsBackend:
             counts, np.zeros((*size, 4), np.float32), np.zeros(size, np.float32),
             np.zeros(size, np.int32),
         )  # fmt: skip
-        found = self.model.predict(  # type: ignore[attr-defined]
+        found = self.model.predict(
             list(images), imgsz=(height, width), conf=LOWEST_SCORE, iou=0.7, max_det=DETECTIONS, device="cpu",
             verbose=False,
         )  # fmt: skip

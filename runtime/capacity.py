@@ -5,14 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from runtime.backends import Backend, BackendError, OutOfMemory, RawOutputs, joined
-from runtime.images.device_frames import DeviceFrame
+from runtime.backends.protocol import Backend, BackendError, Images, OutOfMemory, RawOutputs, joined
 
 _log = logging.getLogger(__name__)
 
@@ -25,10 +19,8 @@ class Capacity:
         self._fits = sys.maxsize
         self._process = os.getpid()
 
-    def run(
-        self, images: NDArray[np.uint8] | Sequence[DeviceFrame], context: Callable[[Any], RawOutputs] | None = None
-    ) -> RawOutputs:
-        """Outputs for `images` (uint8 [B, H, W, 3]) of the backend, or of another `context` of it, or `on_device`.
+    def run(self, images: Images, context: Backend | None = None) -> RawOutputs:
+        """Outputs for `images` of the backend, or of another `context` of it.
 
         Out of memory, a batch is halved until it runs, and later batches start at that size; a warning says so. Raises
         `OutOfMemory` where one image does not fit, or the graph's batch is fixed; `BackendError` in a fork of the
@@ -39,12 +31,12 @@ class Capacity:
                 f"the model was loaded onto {self._backend.device} in another process, of which this one is a fork, "
                 "and CUDA does not work in forks: make the Detector after the fork, or start processes by spawn"
             )
-        run: Callable[[Any], RawOutputs] = context or self._backend
+        backend = context or self._backend
         size = min(max(1, len(images)), self._fits)
         while True:
             starts = range(0, max(1, len(images)), size)
             try:
-                parts = [run(images[start : start + size]) for start in starts]
+                parts = [backend(images[start : start + size]) for start in starts]
                 break
             except OutOfMemory:
                 if size == 1 or self._backend.fixed_batch is not None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, BackendError, RawOutputs, load_backend, where
+from runtime.backends.load import load_backend
+from runtime.backends.protocol import Backend, BackendError, Images, RawOutputs
 from runtime.capacity import Capacity
 from runtime.card.card import Card
 from runtime.detections import Detections
-from runtime.images.device_frames import COPY, DeviceFrame, device_frames
+from runtime.images.device_frames import COPY, DeviceFrame, take_on_device
 from runtime.images.frames import Color, Frame, listed, on_device, take
 from runtime.images.frames import FrameError as FrameError
 from runtime.images.image import FILL, Image, Letterbox
@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 Threshold = float | Literal["card"] | Mapping[str, float]
 """Lowest score reported: one for all classes, "card" for the card's `thresholds`, or a score for each class by name.
 A class that has none is judged by the card's `threshold`."""
+
+
+class _Placed(NamedTuple):
+    """A frame, or the part of it in a region, as it goes into the network."""
+
+    image: Image | DeviceFrame
+    placement: Letterbox
+    frame_hw: tuple[int, int]
+    """The whole frame, pixels."""
 
 
 class Detector:
@@ -57,8 +66,11 @@ class Detector:
         self.backend: Backend
         if isinstance(source, (str, PathLike)):
             self.backend = load_backend(Path(source), device, threads, options)
-        else:
+        elif isinstance(source, Backend):
             self.backend = source
+        else:
+            raise TypeError(f"source: expected a model file or a runtime.Backend, got {type(source).__name__}; derive "
+                            "your own backend from runtime.Backend")  # fmt: skip
         self._capacity = Capacity(self.backend)
         self._resize = self.card.resize_rule()
         self.threshold = self.card.threshold if threshold is None else self.limits(threshold)
@@ -71,7 +83,7 @@ class Detector:
     @property
     def runs_on(self) -> str:
         """Engine and device, and why this one: 'ONNX Runtime 1.31.1 on cpu (CUDA finds no device here)'."""
-        return where(self.backend)
+        return self.backend.runs_on
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -101,21 +113,46 @@ class Detector:
         """
         limits = self.threshold if threshold is None else self.limits(threshold)
         region = None if roi is None else Region.of(roi)
-        given = listed(frames)
-        if any(map(on_device, given)):
-            return _detect_on_device(self, given, limits, color, region)
-        results: list[Detections] = []
+        frames = listed(frames)
+        load = self._load_device_frame if any(map(on_device, frames)) else self._load
+        detections: list[Detections] = []
         step = self.backend.max_batch
-        for start in range(0, len(given), step):  # read and letterboxed a chunk at a time, to bound memory
-            chunk = [take(frame, start + i, color, region) for i, frame in enumerate(given[start : start + step])]
-            for _, same in groupby(chunk, lambda taken: self.place(taken.image).size_hw):  # one, unless short-side
-                group = list(same)
-                images, placements = self.preprocess([taken.image for taken in group])
-                found = self.postprocess(self.infer(images), placements, limits)
+        for start in range(0, len(frames), step):  # read and letterboxed a chunk at a time, to bound memory
+            chunk = [load(frame, start + i, color, region) for i, frame in enumerate(frames[start : start + step])]
+            for _, same_size in groupby(chunk, lambda placed: placed.placement.size_hw):  # one, unless short-side
+                images, placements, frames_hw = zip(*same_size, strict=True)
+                of_images = self._detect(images, placements, limits)
                 if region is not None:
-                    found = [region.to_frame(d, t.frame_hw) for d, t in zip(found, group, strict=True)]
-                results += found
-        return results
+                    of_images = [region.to_frame(d, size) for d, size in zip(of_images, frames_hw, strict=True)]
+                detections += of_images
+        return detections
+
+    def _load(self, frame: Any, index: int, color: Color, region: Region | None) -> _Placed:
+        taken = take(frame, index, color, region)
+        return _Placed(taken.image, self.place(taken.image), taken.frame_hw)
+
+    def _load_device_frame(self, frame: Any, index: int, color: Color, region: Region | None) -> _Placed:
+        if not self.backend.takes_device_frames:
+            raise FrameError(f"expected frames in host memory, got an array on a device: {self.backend.name} on "
+                             f"{self.backend.device} takes none; copy it: {COPY}")  # fmt: skip
+        taken, frame_hw = take_on_device(frame, index, color, region, self.backend.device)
+        rule, size = self.card.resize_rule(), self.card.frame_hw
+        placement = rule.fit(taken.size_hw)
+        if not taken.size_hw == size == placement.size_hw == placement.resized_hw:
+            height, width = taken.size_hw
+            raise FrameError(
+                f"frame {index}: on a device, expected the graph's own size {size[0]}x{size[1]} (height x width), got "
+                f"{height}x{width}: export the model for this size (exporter onnx --source-size {height},{width}), "
+                f"which puts the letterbox into the graph; or copy it: {COPY}"
+            )
+        return _Placed(taken, placement, frame_hw)
+
+    def _detect(
+        self, images: Sequence[Any], placements: Sequence[Letterbox], limits: float | NDArray[np.float32]
+    ) -> list[Detections]:
+        """Of images of one input size that fit a batch, all in host memory or all `DeviceFrame`s; boxes in theirs."""
+        batch = images if isinstance(images[0], DeviceFrame) else self.preprocess(images, placements)
+        return self.postprocess(self.infer(batch), placements, limits)
 
     def place(self, frame: Image) -> Letterbox:
         """How `frame` (uint8 [H, W, 3]) lies in the network's input."""
@@ -161,24 +198,21 @@ class Detector:
     # -----------------------------------------------------------------------------------------
     # the three steps of a call; `runtime.bench.bench` times them one by one
 
-    def preprocess(self, frames: Sequence[Image]) -> tuple[NDArray[np.uint8], list[Letterbox]]:
-        """Frames of one input size as uint8 [B, H, W, 3], padded to a fixed batch, and their placements."""
+    def preprocess(self, frames: Sequence[Image], placements: Sequence[Letterbox]) -> NDArray[np.uint8]:
+        """Frames of one input size as uint8 [B, H, W, 3] where `place` puts them, padded to a fixed batch."""
         size = self.backend.fixed_batch or len(frames)
         if len(frames) > size:
             raise BackendError(f"expected at most {size} frames, the graph's fixed batch, got {len(frames)}")
-        placements = [self.place(frame) for frame in frames]
         images = np.empty((size, *(placements[0].size_hw if placements else self.card.frame_hw), 3), np.uint8)
         for frame, placement, out in zip(frames, placements, images, strict=False):
             placement.apply(frame, out)
         images[len(frames) :] = FILL
-        return images, placements
+        return images
 
-    def infer(
-        self, images: NDArray[np.uint8] | Sequence[DeviceFrame], context: Callable[[Any], RawOutputs] | None = None
-    ) -> RawOutputs:
-        """The graph's outputs for `images` (uint8 [B, H, W, 3]), in smaller batches where the device's memory is short.
+    def infer(self, images: Images, context: Backend | None = None) -> RawOutputs:
+        """The graph's outputs for `images`, in smaller batches where the device's memory is short.
 
-        `context`: another of this backend's contexts (`runtime.backends.another_context`), for a second thread.
+        `context`: another of this backend's contexts (`Backend.context`), for a second thread.
         """
         return self._capacity.run(images, context)
 
@@ -227,65 +261,3 @@ def _check_threshold(threshold: float) -> float:
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a score from 0 to 1, got {threshold!r}")
     return float(threshold)
-
-
-def _detect_on_device(
-    detector: Detector,
-    frames: Sequence[Any],
-    limits: float | NDArray[np.float32],
-    color: Color,
-    region: Region | None,
-) -> list[Detections]:
-    """`Detector.__call__` for frames on the GPU that the model is on; each of the size that its graph takes.
-
-    Raises `FrameError` for others: nothing is copied to the host in silence, and nothing is resized on the GPU, because
-    that gives other pixels than what the model was verified with.
-    """
-    backend = detector.backend
-    run = getattr(backend, "on_device", None)
-    if run is None:
-        raise FrameError(
-            f"expected frames in host memory, got an array on a device: {backend.name} on {backend.device} takes none; "
-            f"copy it: {COPY}"
-        )
-    if color != "bgr":
-        raise FrameError("color: frames on a device are taken as BGR; turn them there: frame.flip(-1) with PyTorch, "
-                         "cupy.ascontiguousarray(frame[..., ::-1]) with CuPy")  # fmt: skip
-    rule = detector.card.resize_rule()
-    taken = [_taken(detector, frame, index, region) for index, frame in enumerate(frames)]
-    results: list[Detections] = []
-    for start in range(0, len(taken), backend.max_batch):
-        chunk = [frame for frame, _ in taken[start : start + backend.max_batch]]
-        placements = [rule.fit(frame.size_hw) for frame in chunk]
-        found = detector.postprocess(detector.infer(chunk, run), placements, limits)
-        if region is not None:
-            sizes = [size for _, size in taken[start : start + backend.max_batch]]
-            found = [region.to_frame(d, size) for d, size in zip(found, sizes, strict=True)]
-        results += found
-    return results
-
-
-def _taken(detector: Detector, frame: Any, index: int, region: Region | None) -> tuple[DeviceFrame, tuple[int, int]]:
-    """The frame, or its region, and the size of the whole."""
-    if not on_device(frame):
-        raise FrameError(f"frame {index}: in host memory, and others are on a device; expected one kind in one call")
-    (whole,) = device_frames(frame, f"frame {index}", batch=False)
-    if whole.device not in (None, detector.backend.device):
-        raise FrameError(f"frame {index}: on {whole.device}, and the model is on {detector.backend.device}")
-    seen = whole
-    if region is not None:
-        try:
-            x1, y1, x2, y2 = region.window(whole.size_hw)
-        except ValueError as error:
-            raise FrameError(f"frame {index}: {error}") from None
-        seen = replace(whole, pointer=whole.pointer + y1 * whole.pitch + 3 * x1, size_hw=(y2 - y1, x2 - x1))
-    height, width = detector.card.frame_hw
-    placement = detector.card.resize_rule().fit(seen.size_hw)
-    if not seen.size_hw == (height, width) == placement.size_hw == placement.resized_hw:
-        got = f"{seen.size_hw[0]}x{seen.size_hw[1]}"
-        raise FrameError(
-            f"frame {index}: on a device, expected the graph's own size {height}x{width} (height x width), got {got}: "
-            f"export the model for this size (exporter onnx --source-size {seen.size_hw[0]},{seen.size_hw[1]}), which "
-            f"puts the letterbox into the graph; or copy it: {COPY}"
-        )
-    return seen, whole.size_hw

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import RawOutputs
+from runtime.backends.protocol import RawOutputs
 
 
 def suppress(candidates: RawOutputs, iou_threshold: float, detections: int) -> RawOutputs:

@@ -97,7 +97,8 @@ def test_training_sees_each_picture_as_inference_does(wide: Path) -> None:
     for i in range(6):
         sample = train[i]
         assert sample is not None
-        pixels, _ = detector.preprocess([read_image(dataset.records[i].path)])
+        picture = read_image(dataset.records[i].path)
+        pixels = detector.preprocess([picture], [detector.place(picture)])
         assert np.array_equal(sample.image, pixels[0])
         sizes.add(sample.image.shape[:2])
     assert sizes == {(96, 96), (96, 160)}  # 136 and 160 px wide, both padded to 160

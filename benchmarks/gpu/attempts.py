@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from benchmarks.gpu.stage import Row, Setting, one_line
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from trainer.failures import TrainingError
 
 

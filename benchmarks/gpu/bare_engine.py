@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.gpu.stage import one_line
 from benchmarks.gpu.timing import WARMUP
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.backends.trt.library import Library, Messages, collecting_logger, load_library
 
 MARK = "engine: "

@@ -27,7 +27,7 @@ from benchmarks.gpu.timing import median, ratio, turns
 from benchmarks.untrained import calm_network
 from models.config.model import ModelConfig
 from runtime import BackendOptions, Detections, Detector
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.backends.torch.backend import TorchBackend
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -112,7 +112,7 @@ def module_alone(setting: Setting, config: ModelConfig, top: float, shares: list
     network = calm_network(config)
     flops = forward_flops(network)
     whole = backend(network, setting.device, BackendOptions(channels_last=True))
-    module = whole.model.halve()  # type: ignore[operator]  # Deploy: float16 up to the raw outputs, as exported
+    module = whole.model.halve()  # Deploy: float16 up to the raw outputs, as exported
 
     def measured(batch: int, what: str) -> Iterator[Row]:
         there = torch.from_numpy(pictures(config, batch)).to(setting.device)

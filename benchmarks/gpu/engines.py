@@ -35,7 +35,8 @@ from benchmarks.gpu.stage import NotHere, Row, Setting, one_line
 from benchmarks.untrained import calm_network
 from export.options import Precision
 from runtime import BackendOptions, Detections, Detector
-from runtime.backends import BackendError, load_backend
+from runtime.backends.load import load_backend
+from runtime.backends.protocol import BackendError
 from runtime.backends.trt.library import Library, load_library
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32", "int8")

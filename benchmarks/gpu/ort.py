@@ -23,8 +23,9 @@ from benchmarks.gpu.stage import NotHere, Row, Setting, one_line
 from benchmarks.gpu.timing import ratio, turns
 from export.options import Precision
 from runtime import BackendOptions, Detections, Detector
-from runtime.backends import BackendError, load_backend
+from runtime.backends.load import load_backend
 from runtime.backends.ort.library import load_onnxruntime
+from runtime.backends.protocol import BackendError
 
 Provider = Literal["cuda", "rtx"]
 CUDA = "CUDAExecutionProvider"

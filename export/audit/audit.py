@@ -19,7 +19,7 @@ from export.audit.inspector import inspected, parsed
 from export.audit.layers import ConvLayer, network_layers
 from models.quant.graph import PREDICTIONS
 from runtime.artifact import read_card
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.card.card import Card, CardError, file_kind
 
 PRECISIONS = ("int8", "fp16", "fp32")

@@ -13,8 +13,8 @@ from export.verification.scores import Verification
 from export.verification.verify import VerifyError, find_checkpoint
 from runtime import Card, CocoError
 from runtime.artifact import read_card
-from runtime.backends import BackendError
 from runtime.backends.cuda.devices import cuda_device_count
+from runtime.backends.protocol import BackendError
 from runtime.backends.trt.backend import TrtBackend, check_platform
 from runtime.backends.trt.library import Library
 from runtime.runs import RunsError

@@ -15,7 +15,7 @@ from models.deploy.graph import Deploy
 from models.deploy.graph_input import Frame, Intake
 from models.detector import Detector as Network
 from runtime import Card
-from runtime.backends import OUTPUTS
+from runtime.backends.protocol import OUTPUTS
 
 
 def onnx_model(

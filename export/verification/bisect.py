@@ -33,8 +33,8 @@ from export.verification.verify import find_checkpoint
 from models.checkpoint import build_detector
 from models.quant import FakeQuant, QuantConv2d
 from runtime import Card, ImageError, letterbox, read_card, read_image
-from runtime.backends import graph_input
 from runtime.backends.ort.library import load_onnxruntime
+from runtime.backends.protocol import graph_input
 from runtime.images.image import Image
 from runtime.runs import validation_data
 

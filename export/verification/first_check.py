@@ -13,8 +13,8 @@ from export.options import ExportError
 from export.verification.detection_diff import Drift, drift
 from models.deploy.graph import Deploy
 from runtime import Card, Detector
-from runtime.backends import BackendError
 from runtime.backends.ort.library import load_onnxruntime
+from runtime.backends.protocol import BackendError
 from runtime.backends.torch.backend import TorchBackend
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime.backends import BackendError, check_device
 from runtime.backends.cuda.devices import cuda_device_count
+from runtime.backends.device import parse_device
+from runtime.backends.protocol import BackendError
 from runtime.backends.trt.library import Flavour, load_library
 from runtime.card.card import Card
 
@@ -29,8 +30,8 @@ def places(card: Card, device: str = "auto") -> tuple[Place, ...]:
 
     device: auto for all of them, cpu, cuda or cuda:N for those only. Raises `BackendError` for another word.
     """
-    check_device(device)
-    cuda = "cuda:0" if device in ("auto", "cpu", "cuda") else device
+    _, index = parse_device(device)
+    cuda = f"cuda:{index}"
     every: tuple[Place, ...]
     if card.kind == "onnx":
         plugin = card.nms["kind"] == "plugin"
@@ -49,7 +50,7 @@ def places(card: Card, device: str = "auto") -> tuple[Place, ...]:
 
 def no_cuda(device: str = "cuda:0") -> str:
     """Why a CUDA device is missing here, from the driver itself; "" where it is there."""
-    count, index = cuda_device_count(), int(device.partition(":")[2] or 0)
+    count, index = cuda_device_count(), parse_device(device)[1]
     if index < count:
         return ""
     return f"the CUDA driver finds {count or 'no'} device{'' if count == 1 else 's'} here, {device} is needed"

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from export.audit.audit import audit_file
 from export.graph.plan import framed
@@ -26,9 +25,9 @@ from export.verification.targets import places
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import Intake
 from runtime import Card, Detector, read_card
-from runtime.backends import Backend, BackendError, RawOutputs
 from runtime.backends.options import BackendOptions
 from runtime.backends.ort.library import load_onnxruntime
+from runtime.backends.protocol import Backend, BackendError, Images, RawOutputs
 from runtime.backends.torch.backend import TorchBackend
 from runtime.card.card import sha256_file
 from runtime.card.onnx_metadata import was_edited
@@ -241,7 +240,7 @@ def _score(
     )
 
 
-class _Counting:
+class _Counting(Backend):
     """A backend that counts the images on which its graph's NMS does not prove itself exact."""
 
     def __init__(self, backend: Backend):
@@ -250,7 +249,7 @@ class _Counting:
         self.max_batch, self.fixed_batch = backend.max_batch, backend.fixed_batch
         self.inexact: int | None = 0 if backend.card.nms.get("certificate") else None
 
-    def __call__(self, images: NDArray[np.uint8]) -> RawOutputs:
+    def __call__(self, images: Images) -> RawOutputs:
         raw = self._backend(images)
         if self.inexact is not None and raw.nms_exact is not None:
             self.inexact += int(np.count_nonzero(~raw.nms_exact))  # grey pictures that fill a batch are always exact

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Literal
 
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 
 Kind = Literal["onnx", "engine", "checkpoint"]
 

@@ -3,14 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
-
-from runtime.backends import RawOutputs
-
-TimedCall = Callable[[Any], tuple[RawOutputs, dict[str, float]]]
-"""Images to outputs, and the seconds of "host to device", "engine" and "device to host". A backend on a GPU has one as
-`timed`. A call that is not timed waits once, at its end, so that these are its parts and not its speed."""
 
 
 class Stages:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, OutOfMemory, RawOutputs, host_memory, rows_of
+from runtime.backends.protocol import Backend, OutOfMemory, RawOutputs, rows_of
 from runtime.batcher.queue import Request
 from runtime.detections import Detections
 from runtime.images.frames import Color, Frame, take
@@ -76,7 +76,7 @@ class Canvas:
         size = math.prod(shape)
         if self._memory.size < size:
             try:
-                self._memory = host_memory(self._context, size)
+                self._memory = self._context.host_memory(size)
             except OutOfMemory as error:  # page-locked memory is a gain of speed, not a need
                 _log.warning("batches go to %s through ordinary memory: %s", self._context.device, error)
                 self._memory = np.empty(size, np.uint8)

@@ -11,7 +11,7 @@ from concurrent.futures import Future, InvalidStateError
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from runtime.backends import Backend, another_context
+from runtime.backends.protocol import Backend
 from runtime.batcher.admission import Admission, BatcherClosed, Policy
 from runtime.batcher.batch import Canvas, Outcome, answer, infer, prepare
 from runtime.batcher.ends import FORKED, open_batchers
@@ -59,7 +59,7 @@ class Batcher:
         if not 0 <= max_wait_ms < math.inf:
             raise ValueError(f"max_wait_ms: expected milliseconds from 0, got {max_wait_ms}")
         backend = detector.backend
-        contexts = [backend, *(another_context(backend) for _ in range(workers - 1))]
+        contexts = [backend, *(backend.context() for _ in range(workers - 1))]
         self.detector = detector
         self.max_batch = min(max_batch, backend.fixed_batch or backend.max_batch)
         self.max_wait_ms, self.queue, self.policy = max_wait_ms, queue, policy

@@ -18,8 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from runtime.backends import Backend
 from runtime.backends.options import BackendOptions
+from runtime.backends.protocol import Backend
 from runtime.bench.stages import BARE, STAGES, WHOLE, nms_shares, notes, time_turn
 from runtime.bench.streams import LOAD, StreamTiming, time_streams
 from runtime.detector import Detector
@@ -149,7 +149,8 @@ def bench(
         frame, encoded = read_image(Path(picture)), Path(picture).read_bytes()
     path = Path(artifact) if isinstance(artifact, (str, PathLike)) else None
     frames = {size: [frame.copy() for _ in range(size)] for size in sizes}
-    shares, nms_how = nms_shares(detector, path, threads, [detector.preprocess(frames[size])[0] for size in sizes])
+    batches = [detector.preprocess(frames[size], [detector.place(f) for f in frames[size]]) for size in sizes]
+    shares, nms_how = nms_shares(detector, path, threads, batches)
     rows: list[StageTiming] = []
     ratios: list[BatchRatio] = []
     timed_streams: list[StreamTiming] = []

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import RawOutputs
-from runtime.backends.timing import TimedCall
+from runtime.backends.protocol import RawOutputs
 from runtime.detector import Detector
 from runtime.images.image import Image, decode_image
 from runtime.suppression import suppress
@@ -53,7 +52,8 @@ def time_turn(
         decode_image(data, "picture")
     seconds["decode"] = clock() - begun
     begun = clock()
-    images, placements = detector.preprocess(frames)
+    placements = [detector.place(frame) for frame in frames]
+    images = detector.preprocess(frames, placements)
     seconds["letterbox"] = clock() - begun
     raw, inside = _run(detector, images)
     seconds |= inside
@@ -75,7 +75,7 @@ def time_turn(
 
 
 def _run(detector: Detector, images: NDArray[np.uint8]) -> tuple[RawOutputs, Mapping[str, float]]:
-    timed: TimedCall | None = getattr(detector.backend, "timed", None)
+    timed = detector.backend.timed
     if timed is not None:
         return timed(images)
     begun = time.perf_counter()
@@ -85,7 +85,7 @@ def _run(detector: Detector, images: NDArray[np.uint8]) -> tuple[RawOutputs, Map
 
 def notes(detector: Detector, nms_how: str) -> dict[str, str]:
     """How each stage was measured, or why it was not."""
-    if getattr(detector.backend, "timed", None) is not None:
+    if detector.backend.timed is not None:
         copies = "the backend's own clock, which waits for each copy"
     elif detector.backend.device == "cpu":
         copies = "none: the engine works in host memory"
@@ -111,7 +111,7 @@ def nms_shares(
         return nothing, "runtime.suppression, after the engine: this graph has none"
     if detector.backend.device != "cpu":
         return nothing, "within engine: part of the graph, whose kernels on a GPU a host's clock cannot tell apart"
-    nms = getattr(getattr(detector.backend, "model", None), "nms", None)
+    nms = getattr(detector.backend.model, "nms", None)
     if hasattr(nms, "register_forward_hook"):
         shares = [_hooked_share(detector, nms, images) for images in batches]
         return list(shares), f"its module's share in {PROFILED} other batches, times the call"
@@ -148,7 +148,7 @@ def _profiled_shares(path: Path, threads: int | None, batches: Sequence[NDArray[
     import onnxruntime  # only for a file that it runs
 
     from runtime.artifact import read_card
-    from runtime.backends import graph_input
+    from runtime.backends.protocol import graph_input
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.batcher.batcher import Batcher
 from runtime.batcher.metrics import BatcherMetrics
 from runtime.detector import Detector

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from runtime.images.frames import FrameError
+from runtime.images.frames import Color, FrameError, on_device
+from runtime.images.region import Region
 
 COPY = "frame.cpu().numpy() with PyTorch, frame.get() with CuPy"
 LEGACY_STREAM = 1
@@ -73,6 +74,32 @@ def device_frames(array: Any, where: str, batch: bool = True) -> list[DeviceFram
     count = shape[0] if len(shape) == 4 else 1
     device = f"cuda:{int(array.__dlpack_device__()[1])}" if hasattr(array, "__dlpack_device__") else None
     return [DeviceFrame(array, pointer + i * step, (height, width), strides[-3], stream, device) for i in range(count)]
+
+
+def take_on_device(
+    frame: Any, index: int, color: Color, region: Region | None, device: str
+) -> tuple[DeviceFrame, tuple[int, int]]:
+    """One frame on the GPU `device`, looked at through `region`, and the size [H, W] of the whole.
+
+    Raises `FrameError` naming its `index`: nothing is copied to the host or converted in silence, and nothing is
+    resized on the GPU, because that gives other pixels than what the model was verified with.
+    """
+    if color != "bgr":
+        raise FrameError("color: frames on a device are taken as BGR; turn them there: frame.flip(-1) with PyTorch, "
+                         "cupy.ascontiguousarray(frame[..., ::-1]) with CuPy")  # fmt: skip
+    if not on_device(frame):
+        raise FrameError(f"frame {index}: in host memory, and others are on a device; expected one kind in one call")
+    (whole,) = device_frames(frame, f"frame {index}", batch=False)
+    if whole.device not in (None, device):
+        raise FrameError(f"frame {index}: on {whole.device}, and the model is on {device}")
+    if region is None:
+        return whole, whole.size_hw
+    try:
+        x1, y1, x2, y2 = region.window(whole.size_hw)
+    except ValueError as error:
+        raise FrameError(f"frame {index}: {error}") from None
+    pointer = whole.pointer + y1 * whole.pitch + 3 * x1
+    return replace(whole, pointer=pointer, size_hw=(y2 - y1, x2 - x1)), whole.size_hw
 
 
 def _unnamed_stream(array: Any) -> int:

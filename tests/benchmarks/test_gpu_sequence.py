@@ -231,7 +231,7 @@ def test_what_is_refused_or_has_no_time_is_a_row_and_a_fault_of_ours_is_not(tmp_
     import torch
 
     from benchmarks.gpu.attempts import attempt, until_one_fails
-    from runtime.backends import BackendError
+    from runtime.backends.protocol import BackendError
     from trainer.failures import TrainingError
 
     def refused(error: Exception, what: str) -> Iterator[Row]:

@@ -22,7 +22,8 @@ from models.deploy.graph import Deploy
 from models.detector import Detector as Network
 from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
-from runtime.backends import BackendError, load_backend
+from runtime.backends.load import load_backend
+from runtime.backends.protocol import BackendError
 
 
 @pytest.fixture

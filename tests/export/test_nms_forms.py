@@ -22,7 +22,7 @@ from export.graph.tracing import check_weights, trace
 from export.options import ExportError, NmsKind, OnnxOptions
 from models.config.model import PostprocessConfig
 from models.deploy.nms import float32_above, float32_below
-from runtime.backends import RawOutputs
+from runtime.backends.protocol import RawOutputs
 from runtime.suppression import suppress
 
 K, D, C, THRESHOLD = 24, 10, 3, 0.45

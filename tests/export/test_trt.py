@@ -31,7 +31,7 @@ from models.config.model import model_config
 from models.detector import Detector as Network
 from models.quant import quantise
 from runtime import Detector, read_card
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.backends.trt.library import Library
 from runtime.card.card import CardError
 from runtime.card.sidecar import sidecar_path

@@ -26,7 +26,7 @@ from export.verification.targets import places
 from export.verification.verify import VerifyError, _score
 from models.checkpoint import read_checkpoint, save_checkpoint
 from runtime import CardError, Detector, read_card, read_dataset
-from runtime.backends import BackendError, RawOutputs
+from runtime.backends.protocol import Backend, BackendError, RawOutputs
 from runtime.card.card import METADATA_KEY
 
 
@@ -209,7 +209,7 @@ def test_nms_that_does_not_settle_is_counted(shapes_run: Path) -> None:
     """A graph with a certificate says of each image whether its NMS is exact; the others say nothing."""
     card = read_card(shapes_run / "best.onnx")
 
-    class Unsettled:
+    class Unsettled(Backend):
         name, device, max_batch, fixed_batch = "fake", "cpu", 4, None
 
         def __init__(self, certificate: bool) -> None:

@@ -11,8 +11,8 @@ import pytest
 import export
 from export.__main__ import main
 from export.verification.bisect import bisect
-from runtime.backends import BackendError
 from runtime.backends.ort import library as ort_library
+from runtime.backends.protocol import BackendError
 
 ROOT = Path(__file__).resolve().parents[2]
 ADVICE = (

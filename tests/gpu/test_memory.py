@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.backends import BackendError, OutOfMemory
+from runtime.backends.protocol import BackendError, OutOfMemory
 
 pytestmark = pytest.mark.gpu
 MIB = 1 << 20

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.backends import BackendError
 from runtime.backends.cuda.batch_sizes import bucket_of
+from runtime.backends.protocol import BackendError
 
 pytestmark = pytest.mark.gpu
 WIDTH = 1000

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runtime import BackendOptions, Detector
-from runtime.backends import OutOfMemory
+from runtime.backends.protocol import OutOfMemory
 from tests.gpu.networks import assert_same, backend, pictures
 
 pytestmark = pytest.mark.gpu

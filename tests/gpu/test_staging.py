@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.card.card import Card
 from runtime.images.device_frames import DeviceFrame, device_frames
 

@@ -96,7 +96,7 @@ CANNOT = """
 import numpy as np
 import torch
 from runtime import BackendOptions
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.backends.torch.backend import TorchBackend
 from tests.gpu.networks import backend, card, config, deployed, pictures
 

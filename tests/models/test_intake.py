@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.deploy.graph_input import Frame, Intake
-from runtime.backends import graph_input
+from runtime.backends.protocol import graph_input
 from runtime.card.card import Card
 from runtime.images.image import FILL, Letterbox
 

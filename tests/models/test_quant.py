@@ -218,7 +218,8 @@ def test_a_trained_detector_in_8_bits_keeps_its_map_and_its_onnx_file_agrees(sha
     config = card["training"]["data"]["val"]
     data = read_coco(config["annotations"], config["images"], card["classes"])
     plain = Runtime(shapes_run / "best.pt", threshold=0.0)
-    pixels, _ = plain.preprocess([read_image(record.path) for record in data.records[:32]])
+    pictures = [read_image(record.path) for record in data.records[:32]]
+    pixels = plain.preprocess(pictures, [plain.place(picture) for picture in pictures])
     quantised = quantise(network)
     quantised.calibrate([torch.from_numpy(np.stack(pixels))], "mse")
     card["quantization"] = {"kind": "ptq", "method": "mse", "images": 32, "float_layers": []}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from runtime.backends import RawOutputs
+from runtime.backends.protocol import Backend, RawOutputs
 from runtime.card.card import Card
 from runtime.detections import Detections
 
@@ -15,7 +15,7 @@ FOREVER = 3600_000.0
 """Milliseconds that no test lasts."""
 
 
-class Echo:
+class Echo(Backend):
     """Answers each image with one detection whose score is its first pixel, a number of 24 bits."""
 
     name, device, fixed_batch = "echo", "cpu", None

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from runtime import BatcherClosed, DeadlineExpired, FrameDropped, QueueFull
-from runtime.backends import BackendError, OutOfMemory
+from runtime.backends.protocol import BackendError, OutOfMemory
 from runtime.card.card import Card
 from runtime.detections import Detections
 from runtime.detector import Detector, FrameError

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.backends import BackendError, OutOfMemory, RawOutputs, joined, rows_of
 from runtime.backends.ort.backend import OrtBackend
+from runtime.backends.protocol import Backend, BackendError, OutOfMemory, RawOutputs, joined, rows_of
 from runtime.backends.torch.backend import TorchBackend
 from runtime.card.card import Card
 from runtime.detector import Detector
@@ -47,7 +47,7 @@ def test_outputs_that_are_no_detections_fail_their_frame_only(card: Card) -> Non
 
 def test_several_workers_want_a_backend_that_allows_them(card: Card) -> None:
     class Single(Echo):
-        context = None  # type: ignore[assignment]
+        context = Backend.context
 
     with pytest.raises(BackendError, match="echo runs one call at a time: expected workers=1"):
         Detector(Single(card)).batcher(workers=2)

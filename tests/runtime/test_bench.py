@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import runtime.bench.bench
-from runtime.backends import BackendError, RawOutputs
+from runtime.backends.protocol import Backend, BackendError, RawOutputs
 from runtime.bench.bench import bench
 from runtime.bench.stages import BARE, STAGES, WHOLE, _share_of
 from runtime.bench.streams import time_streams
@@ -37,7 +37,7 @@ def test_every_stage_at_every_batch_size(onnx_file: Callable[..., Path]) -> None
     assert "within engine: no node" in result.notes["NMS"] and "none: the engine" in result.notes["host to device"]
 
 
-class Slow:
+class Slow(Backend):
     """A backend that takes known times for what it tells apart, and leaves NMS to the runtime."""
 
     name, device, fixed_batch, max_batch = "slow", "cuda:0", None, 4

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.images.device_frames import LEGACY_STREAM, DeviceFrame
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.runtime.conftest import make_card
@@ -111,8 +111,8 @@ def _all_that_we_do() -> None:
 
 
 def test_an_error_says_what_cuda_says(bindings: Bindings) -> None:
-    from runtime.backends import OutOfMemory
     from runtime.backends.cuda import memory as cuda
+    from runtime.backends.protocol import OutOfMemory
 
     errors = bindings._real.cudaError_t
     with pytest.raises(OutOfMemory, match=r"^CUDA: out of memory \(2\)$"):

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from runtime.backends import BackendError, RawOutputs, load_backend
 from runtime.backends.cuda.devices import cuda_device_count
+from runtime.backends.load import load_backend
 from runtime.backends.ort.backend import OrtBackend
+from runtime.backends.protocol import Backend, BackendError, RawOutputs
 from runtime.card.card import Card, CardError
 from runtime.detector import Detector, FrameError
 from runtime.images.image import ImageError, write_image
@@ -165,7 +166,7 @@ def test_devices(onnx_file: OnnxFile) -> None:
             Detector(onnx_file(), device="cuda")
 
 
-class BrokenBackend:
+class BrokenBackend(Backend):
     """Answers with whatever it is given."""
 
     name, device, max_batch, fixed_batch = "broken", "cpu", 8, None

@@ -13,7 +13,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from runtime.backends import RawOutputs
+from runtime.backends.protocol import Backend, RawOutputs
 from runtime.card.card import Card
 from runtime.datasets import read_dataset
 from runtime.datasets.coco import CocoDataset, read_coco
@@ -26,7 +26,7 @@ Found = tuple[list[list[float]], list[float], list[int]]
 SIZE = (128, 192)
 
 
-class Oracle:
+class Oracle(Backend):
     """A backend that knows what to say about each picture by its grey value (its image id)."""
 
     name, device, max_batch, fixed_batch = "oracle", "cpu", 3, None

@@ -43,8 +43,8 @@ def test_any_layout_in_memory(detector: Detector) -> None:
     base = noise(90, 70)
     views = [base[:, ::-1], base[::-1], base[10:50, 5:65], base[::2, ::3], base.transpose(1, 0, 2), base[..., ::-1]]
     for view in views:
-        pixels, _ = detector.preprocess([take(view, 0).image])
-        expected, _ = detector.preprocess([np.ascontiguousarray(view)])
+        pixels = detector.preprocess([view], [detector.place(view)])
+        expected = detector.preprocess([np.ascontiguousarray(view)], [detector.place(view)])
         assert np.array_equal(pixels, expected)
 
 

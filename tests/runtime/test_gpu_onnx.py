@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 
 from runtime import BackendOptions, Detector
-from runtime.backends import BackendError, OutOfMemory
 from runtime.backends.ort import backend as ort
+from runtime.backends.protocol import BackendError, OutOfMemory
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 
 OnnxFile = Callable[..., Path]
@@ -190,7 +190,7 @@ def test_without_cuda_python(
     forget_cuda()
     caplog.set_level(logging.INFO, "runtime.backends")
     backend = ort.OrtBackend(onnx_file(), "cuda")
-    assert backend.on_device is None and backend.context() is backend
+    assert not backend.takes_device_frames and backend.context() is backend
     assert "frames are copied through ordinary memory: this needs cuda-python: pip install" in caplog.text
     with pytest.raises(BackendError, match="cuda_graphs: this needs cuda-python: pip install cuda-python"):
         ort.OrtBackend(onnx_file(), "cuda", options=GRAPHS)
@@ -247,7 +247,7 @@ def test_an_output_of_unknown_size(onnx_file: OnnxFile, gpu: Any, monkeypatch: p
     monkeypatch.setattr(Session, "get_outputs", outputs)
     with pytest.raises(BackendError, match=r"cuda_graphs: boxes is \['batch', 'found', 4\]: expected sizes that are k"):
         ort.OrtBackend(onnx_file(), "cuda", options=GRAPHS)
-    assert ort.OrtBackend(onnx_file(), "cuda").on_device is None
+    assert not ort.OrtBackend(onnx_file(), "cuda").takes_device_frames
 
 
 def test_a_batcher_stacks_where_the_gpu_reads(onnx_file: OnnxFile, gpu: Any) -> None:

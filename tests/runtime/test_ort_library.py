@@ -15,8 +15,8 @@ import pytest
 
 from runtime import Detector
 from runtime.__main__ import main
-from runtime.backends import BackendError
 from runtime.backends.ort import library as ort_library
+from runtime.backends.protocol import BackendError
 from runtime.images.image import write_image
 
 OnnxFile = Callable[..., Path]

@@ -18,10 +18,10 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from runtime import BackendOptions, Detector
-from runtime.backends import BackendError
 from runtime.backends.ort import backend as ort
 from runtime.backends.ort import rtx as ort_rtx
 from runtime.backends.ort.providers import rtx_settings
+from runtime.backends.protocol import BackendError
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.runtime.conftest import make_card
 from tests.runtime.test_gpu_onnx import REAL, Session, pictures, same
@@ -254,7 +254,7 @@ def test_no_device(onnx_file: OnnxFile, plugin: Any, monkeypatch: pytest.MonkeyP
 
 REALLY = """
 import sys
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.backends.ort.rtx import find_device
 try:
     print("device", *find_device("auto"))

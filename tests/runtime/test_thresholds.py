@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtime.__main__ import main
-from runtime.backends import RawOutputs
+from runtime.backends.protocol import Backend, RawOutputs
 from runtime.card.card import Card, CardError
 from runtime.detector import Detector
 
@@ -18,7 +18,7 @@ SCORES = (0.9, 0.7, 0.6, 0.5, 0.35, 0.2)
 LABELS = (0, 1, 0, 1, 2, 2)
 
 
-class Fixed:
+class Fixed(Backend):
     """A backend that always finds the same six."""
 
     name, device, max_batch, fixed_batch = "fixed", "cpu", 4, None

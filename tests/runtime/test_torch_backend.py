@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runtime.backends import BackendError
 from runtime.backends.options import BackendOptions
+from runtime.backends.protocol import BackendError
 from runtime.backends.torch.backend import TorchBackend
 from runtime.card.card import Card, CardError
 from runtime.detector import Detector

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime import BackendOptions, Detector
-from runtime.backends import BackendError, OutOfMemory
+from runtime.backends.protocol import BackendError, OutOfMemory
 from runtime.backends.torch.backend import TorchBackend
 from runtime.backends.torch.graphs import WARM_UP, RecordedModule
 from runtime.card.card import Card

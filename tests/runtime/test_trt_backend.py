@@ -13,7 +13,7 @@ import pytest
 
 from runtime import Detector
 from runtime.artifact import read_card
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.backends.trt import library as trt_library
 from runtime.card.card import Card, CardError, file_kind
 from runtime.card.sidecar import sidecar_path

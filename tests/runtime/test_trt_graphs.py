@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from runtime import BackendOptions, Detector
-from runtime.backends import BackendError, OutOfMemory
 from runtime.backends.cuda.batch_sizes import bucket_of
+from runtime.backends.protocol import BackendError, OutOfMemory
 from tests.runtime.engines import frames
 
 GRAPHS = BackendOptions(cuda_graphs=True)

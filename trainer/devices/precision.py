@@ -10,18 +10,21 @@ from typing import Literal
 import torch
 
 from models.config.parse import ConfigError
+from runtime.backends.device import parse_device
+from runtime.backends.protocol import BackendError
 
 
 def pick_device(name: str) -> torch.device:
     """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises `ConfigError` for one that is not there."""
-    if name == "auto":
+    try:
+        kind, index = parse_device(name)
+    except BackendError as error:
+        raise ConfigError(str(error)) from None
+    if kind == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
-        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device: {name!r} was asked for, but torch sees no GPU here; use device=auto or cpu")
-    if index and int(index) >= torch.cuda.device_count():
+    if kind == "cuda" and index >= torch.cuda.device_count():
         raise ConfigError(f"device: {name!r} was asked for, but there are {torch.cuda.device_count()} GPUs")
     return torch.device(name)
 

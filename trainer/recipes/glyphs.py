@@ -47,14 +47,14 @@ def load_material(samples: range) -> Material:
         raise RecipeError("the digits come with scikit-learn: pip install scikit-learn")
     datasets = Path(package.origin).parent / "datasets"
     try:
-        rows = np.loadtxt(datasets / "data" / "digits.csv.gz", delimiter=",", dtype=np.float32)  # 64 shades, the label
+        rows = np.loadtxt(datasets / "data" / "digits.csv.gz", delimiter=",")  # 64 shades of 0 to 16, and the label
         photographs = tuple(read_image(datasets / "images" / name) for name in ("china.jpg", "flower.jpg"))
         credit = (datasets / "images" / "README.txt").read_text(encoding="utf-8")
     except (OSError, ImageError) as error:
         raise RecipeError(f"the digits that come with scikit-learn cannot be read: {error}; install it anew") from None
     rows = rows[samples.start : samples.stop]
-    return Material(rows[:, :64].reshape(-1, 8, 8) / 16, rows[:, 64].astype(np.int64), photographs,
-                    " ".join(credit.split()))  # fmt: skip
+    glyphs = (rows[:, :64].reshape(-1, 8, 8) / 16).astype(np.float32)
+    return Material(glyphs, rows[:, 64].astype(np.int64), photographs, " ".join(credit.split()))
 
 
 def render_glyph(glyph: npt.NDArray[np.float32], height: float, rng: np.random.Generator) -> Mask:

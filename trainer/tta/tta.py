@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,9 @@ from numpy.typing import NDArray
 from models.deploy.graph import Deploy
 from runtime import Detections, Detector
 from runtime.backends.torch.backend import TorchBackend
-from runtime.detector import Threshold
-from runtime.images.frames import Color, Frame, listed, take
+from runtime.images.device_frames import COPY, DeviceFrame
+from runtime.images.frames import FrameError
 from runtime.images.image import FixedSize, Image, Letterbox, Resize, ShortSide
-from runtime.images.region import Region, Roi
 from trainer.tta.box_fusion import Candidates, Nms, greedy_nms, merge
 
 SCALES = (0.75, 1.25)
@@ -76,24 +76,14 @@ class MergedDetector(Detector):
         self.deploy, self.nms, self.views = self.backend.model, nms, tuple(views)
         self.device = torch.device(self.backend.device)
 
-    def __call__(
-        self,
-        frames: Frame | Sequence[Frame],
-        threshold: Threshold | None = None,
-        color: Color = "bgr",
-        roi: Roi | None = None,
+    def _detect(
+        self, images: Sequence[Any], placements: Sequence[Letterbox], limits: float | NDArray[np.float32]
     ) -> list[Detections]:
-        region = None if roi is None else Region.of(roi)
-        limits = self.threshold if threshold is None else self.limits(threshold)
+        if isinstance(images[0], DeviceFrame):
+            raise FrameError(f"expected frames in host memory: each view is letterboxed there; copy them: {COPY}")
         per_class = np.broadcast_to(np.asarray(limits, np.float32), len(self.class_names))
-        results = []
-        for index, frame in enumerate(listed(frames)):
-            image, frame_hw = take(frame, index, color, region)
-            found = self._merged(image)
-            if region is not None:
-                found = region.to_frame(found, frame_hw)
-            results.append(found[found.scores >= per_class[found.labels]])
-        return results
+        merged = map(self._merged, images)
+        return [found[found.scores >= per_class[found.labels]] for found in merged]
 
     def _merged(self, frame: Image) -> Detections:
         post = self.deploy.config.postprocess

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from runtime.backends import BackendError, OutOfMemory
+from runtime.backends.protocol import BackendError, OutOfMemory
 from runtime.images.device_frames import DeviceFrame
 
 try:

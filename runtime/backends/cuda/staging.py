@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from runtime.backends import BackendError, RawOutputs, graph_input, output_names, raw_outputs
 from runtime.backends.cuda.memory import Buffer, Stream, is_pinned
+from runtime.backends.protocol import BackendError, Images, RawOutputs, graph_input, output_names, raw_outputs
 from runtime.backends.timing import Stages
 from runtime.card.card import Card
-from runtime.images.device_frames import DeviceFrame
-
-Images = NDArray[np.uint8] | Sequence[DeviceFrame]
-"""A batch uint8 [B, H, W, 3] in host memory, or B frames [H, W, 3] on the GPU."""
 
 Tensors = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
 """Shape without the batch and type of each tensor, by name."""

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import (
+from runtime.backends.cuda.devices import cuda_device_count
+from runtime.backends.device import parse_device
+from runtime.backends.options import DEFAULT, BackendOptions
+from runtime.backends.ort.library import load_onnxruntime, no_cuda_provider
+from runtime.backends.protocol import (
+    Backend,
     BackendError,
+    Images,
     OutOfMemory,
     RawOutputs,
-    check_device,
+    TimedCall,
     graph_input,
     output_names,
     raw_outputs,
 )
-from runtime.backends.cuda.devices import cuda_device_count
-from runtime.backends.options import DEFAULT, BackendOptions
-from runtime.backends.ort.library import load_onnxruntime, no_cuda_provider
-from runtime.backends.timing import TimedCall
 from runtime.card.card import CardError
 from runtime.card.onnx_metadata import read_onnx_card, require_unedited
 
 if TYPE_CHECKING:
-    from runtime.backends.cuda.staging import Images
     from runtime.backends.ort.cuda import BoundSession
 
 onnxruntime = load_onnxruntime()
@@ -40,13 +40,13 @@ _TYPES = {
 }  # fmt: skip
 
 
-class OrtBackend:
-    """An ONNX file on the CPU, or on a CUDA device when there is one. See `runtime.backends.Backend`."""
+class OrtBackend(Backend):
+    """An ONNX file on the CPU, or on a CUDA device when there is one. See `runtime.backends.protocol.Backend`."""
 
     def __init__(
         self, path: str | Path, device: str = "auto", threads: int | None = None, options: BackendOptions = DEFAULT
     ) -> None:
-        check_device(device)
+        parse_device(device)
         options.check("onnx", path)
         self._path, self.card = path, read_onnx_card(path, options.check_hashes)
         if self.card.nms["kind"] == "plugin":
@@ -90,7 +90,7 @@ class OrtBackend:
             return onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
         from runtime.backends.ort.providers import cuda_provider, engine_folder, rtx_settings, tensorrt_provider
 
-        index = int(self.device.partition(":")[2])
+        _, index = parse_device(self.device)
         if options.provider == "rtx":
             from runtime.backends.ort.rtx import open_session, plugin
 
@@ -117,7 +117,7 @@ class OrtBackend:
         try:
             from runtime.backends.ort.cuda import BoundSession
 
-            index = int(self.device.partition(":")[2])
+            _, index = parse_device(self.device)
             graph_id = "cuda_graph_annotation_id" if options.provider == "rtx" else "gpu_graph_id"
             return BoundSession(self._session, self.card, index, self.fixed_batch, options.cuda_graphs, graph_id)
         except BackendError as error:
@@ -153,7 +153,7 @@ class OrtBackend:
         try:
             if self._bound is not None:
                 return self._bound(images)
-            assert isinstance(images, np.ndarray), "frames on a device come through on_device"
+            assert isinstance(images, np.ndarray), "it takes no frames on a device"
             feed = {self._input: graph_input(self.card, images)}
             return raw_outputs(self.card, self._session.run(list(output_names(self.card)), feed))
         except BackendError:
@@ -163,19 +163,15 @@ class OrtBackend:
             raise (OutOfMemory if _out_of_memory(error) else BackendError)(message) from error
 
     @property
-    def on_device(self) -> Callable[[Images], RawOutputs] | None:
-        """Runs frames that are on its GPU; None where it has no buffers there."""
-        return None if self._bound is None else self
+    def takes_device_frames(self) -> bool:
+        return self._bound is not None
 
     @property
     def timed(self) -> TimedCall | None:
-        """As a call, with the seconds of the copies and of the work; None on the CPU, where nothing is copied."""
         return None if self._bound is None else self._bound.timed
 
-    @property
-    def host_memory(self) -> Callable[[int], NDArray[np.uint8]] | None:
-        """Gives page-locked memory; None where it has no use for any."""
-        return None if self._bound is None else self._bound.host_memory
+    def host_memory(self, size: int) -> NDArray[np.uint8]:
+        return super().host_memory(size) if self._bound is None else self._bound.host_memory(size)
 
     def context(self) -> OrtBackend:
         """The same session, which may be called from several threads; on a GPU with buffers of its own."""
@@ -195,7 +191,7 @@ def _resolve(device: str, options: BackendOptions) -> tuple[str, str]:
 
         return find_device(device)
     provided = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    index = int(device.partition(":")[2] or 0)
+    _, index = parse_device(device)
     count = cuda_device_count() if provided else 0  # the provider is listed on machines without a GPU, too
     if index < count:
         return f"cuda:{index}", f"the first of {count} CUDA devices" if device == "auto" else "as asked"

@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from runtime.backends import BackendError, RawOutputs
 from runtime.backends.cuda.batch_sizes import bucket_of
 from runtime.backends.cuda.memory import Stream, pinned
-from runtime.backends.cuda.staging import Images, Staging, Tensors
+from runtime.backends.cuda.staging import Staging, Tensors
+from runtime.backends.protocol import BackendError, Images, RawOutputs
 from runtime.card.card import Card
 
 TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
@@ -41,7 +41,7 @@ class BoundSession:
         return self.timed(images)[0]
 
     def timed(self, images: Images) -> tuple[RawOutputs, dict[str, float]]:
-        """The outputs, and the seconds of each stage (`runtime.backends.timing`)."""
+        """The outputs, and the seconds of each stage (`runtime.backends.protocol.TimedCall`)."""
         count = len(images)
         rows = self._fixed or (bucket_of(count) if self._cuda_graphs else max(1, count))
         with self._lock:

@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 from runtime.telemetry import silence
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from runtime.backends import BackendError
 from runtime.backends.options import BackendOptions
+from runtime.backends.protocol import BackendError
 from runtime.card.card import Card
 from runtime.files.write import cache_folder
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import onnxruntime
 
-from runtime.backends import BackendError
+from runtime.backends.device import parse_device
+from runtime.backends.protocol import BackendError
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def _register(name: str, library: Path) -> None:
 def find_device(device: str) -> tuple[str, str]:
     """'cuda:N', and why, for auto, cuda or cuda:N. Raises `BackendError` where the provider has no such device."""
     devices = _devices()
-    index = min(devices) if device == "auto" else int(device.partition(":")[2] or 0)
+    index = min(devices) if device == "auto" else parse_device(device)[1]
     if index not in devices:
         others = ", ".join(f"cuda:{other}" for other in sorted(devices))
         raise BackendError(f'device {device}: provider="rtx" has {others} here')

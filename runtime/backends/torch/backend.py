@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import BackendError, OutOfMemory, RawOutputs, check_device
+from runtime.backends.device import parse_device
 from runtime.backends.options import DEFAULT, BackendOptions
-from runtime.backends.timing import Stages, TimedCall
+from runtime.backends.protocol import Backend, BackendError, Images, OutOfMemory, RawOutputs, TimedCall
+from runtime.backends.timing import Stages
 from runtime.card.card import Card
 from runtime.images.device_frames import LEGACY_STREAM, DeviceFrame
 from runtime.images.image import FixedSize
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     """A module `model(images uint8 [B, H, W, 3]) -> (num_dets, boxes, scores, labels)`, as
     `models.deploy.graph.Deploy`.
 
     The module is moved to `device` and put into eval mode at every call, and stays so: a training loop
     that shares its layers calls `.train()` before it goes on. With `cuda_graphs` it is called for the first batch of a
-    size only, and its weights must stay where they are. See `runtime.backends.Backend`.
+    size only, and its weights must stay where they are. See `runtime.backends.protocol.Backend`.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class TorchBackend:
             torch.set_num_threads(threads)
         return cls(model, Card.from_json(card, path, options.check_hashes), device, options)
 
-    def __call__(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> RawOutputs:
+    def __call__(self, images: Images) -> RawOutputs:
         self._forked()
         return self._batch(images, lambda stage: None)
 
@@ -94,10 +95,9 @@ class TorchBackend:
 
     @property
     def timed(self) -> TimedCall | None:
-        """As a call, with the seconds of the copies and of the work; None on the CPU, where nothing is copied."""
         return self._timed if self._device.type == "cuda" else None
 
-    def _timed(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> tuple[RawOutputs, dict[str, float]]:
+    def _timed(self, images: Images) -> tuple[RawOutputs, dict[str, float]]:
         def lap(stage: str) -> None:
             # The stream, not the device: that cannot be waited for while another thread records.
             torch.cuda.current_stream(self._device).synchronize()
@@ -107,7 +107,7 @@ class TorchBackend:
         return self._batch(images, lap), clock.seconds
 
     @torch.no_grad()  # not inference_mode: tensors that a model caches on the way may go on into training
-    def _batch(self, images: NDArray[np.uint8] | Sequence[DeviceFrame], lap: Callable[[str], None]) -> RawOutputs:
+    def _batch(self, images: Images, lap: Callable[[str], None]) -> RawOutputs:
         """A call. `lap` is told when each stage has been started, on the stream that it runs on."""
         graphs = self._graphs
         try:
@@ -137,18 +137,12 @@ class TorchBackend:
         return found
 
     @property
-    def on_device(self) -> TorchBackend | None:
-        """Runs frames that are on its GPU, too; None on the CPU."""
-        return self if self._device.type == "cuda" else None
+    def takes_device_frames(self) -> bool:
+        return self._device.type == "cuda"
 
-    @property
-    def host_memory(self) -> Callable[[int], NDArray[np.uint8]] | None:
-        """Gives page-locked memory; None on the CPU, which has no use for any."""
+    def host_memory(self, size: int) -> NDArray[np.uint8]:
         if self._device.type == "cpu":
-            return None
-        return self._pinned
-
-    def _pinned(self, size: int) -> NDArray[np.uint8]:
+            return super().host_memory(size)
         try:
             return np.asarray(torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy(), np.uint8)
         except RuntimeError as error:  # PyTorch has no error of its own for it
@@ -185,7 +179,7 @@ class TorchBackend:
                 "is of one; export it, which gives it one size"
             )
 
-    def _tensor(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> torch.Tensor:
+    def _tensor(self, images: Images) -> torch.Tensor:
         if isinstance(images, np.ndarray):
             return torch.from_numpy(images).to(self._device)
         return torch.stack(self._there(images))
@@ -195,7 +189,7 @@ class TorchBackend:
         wait_for({frame.stream for frame in frames if frame.stream is not None}, self._device)
         return [torch.as_tensor(frame, device=self._device) for frame in frames]
 
-    def _fill(self, rows: torch.Tensor, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> None:
+    def _fill(self, rows: torch.Tensor, images: Images) -> None:
         """Start copying `images` into the first of `rows` (uint8 [R, H, W, 3]); those after them keep what they had."""
         size = (*self.card.frame_hw, 3)
         shapes = {images.shape[1:]} if isinstance(images, np.ndarray) else {frame.shape for frame in images}
@@ -248,15 +242,14 @@ def read_checkpoint_card(path: str | Path, check_hashes: bool = True) -> Card:
 
 def _resolve(device: str) -> tuple[torch.device, str]:
     """The device, and why. Raises `BackendError` when CUDA is asked for and not there."""
-    check_device(device)
-    if device == "auto":
+    kind, index = parse_device(device)
+    if kind == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device()), "PyTorch's current CUDA device"
         return torch.device("cpu"), "PyTorch finds no CUDA device here"
-    if device == "cpu":
+    if kind == "cpu":
         return torch.device("cpu"), "as asked"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = int(device.partition(":")[2] or 0)
     if index >= count:
         raise BackendError(f"device {device}: PyTorch finds {count} CUDA devices here; use cpu, or check nvidia-smi")
     return torch.device("cuda", index), "as asked"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.backends import BackendError
 from runtime.backends.cuda.batch_sizes import bucket_of
+from runtime.backends.protocol import BackendError
 
 WARM_UP = 2
 """Runs before a recording, which do what is done once for a size: kernels are loaded and algorithms chosen."""

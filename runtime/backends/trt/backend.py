@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import BackendError, RawOutputs, check_device
 from runtime.backends.cuda.devices import cuda_device_count
+from runtime.backends.device import parse_device
 from runtime.backends.options import DEFAULT, BackendOptions
+from runtime.backends.protocol import Backend, BackendError, Images, RawOutputs, TimedCall
 from runtime.backends.trt.library import Library, Messages, collecting_logger, load_library, load_plugins
 from runtime.card.card import Card
 from runtime.card.sidecar import built_for, read_sidecar
@@ -21,18 +22,15 @@ from runtime.card.sidecar import built_for, read_sidecar
 if TYPE_CHECKING:
     import tensorrt
 
-    from runtime.backends.cuda.staging import Images
 
-
-class TrtBackend:
-    """An engine on a CUDA device. See `runtime.backends.Backend`.
+class TrtBackend(Backend):
+    """An engine on a CUDA device. See `runtime.backends.protocol.Backend`.
 
     Calls from several threads take turns; `context()` is for a thread that shall not wait. An engine is machine code;
     load those that you or somebody you trust built.
     """
 
     def __init__(self, path: str | Path, device: str = "auto", options: BackendOptions = DEFAULT) -> None:
-        check_device(device)
         options.check("engine", path)
         path = Path(path)
         self.card: Card = read_sidecar(path, options.check_hashes)
@@ -67,16 +65,14 @@ class TrtBackend:
         return self._context(images)
 
     @property
-    def on_device(self) -> TrtBackend:
-        """Runs frames that are on its GPU, too."""
-        return self
+    def takes_device_frames(self) -> bool:
+        return True
 
-    def timed(self, images: Images) -> tuple[RawOutputs, dict[str, float]]:
-        """As a call, with the seconds of the copies and of the work (`runtime.backends.timing`)."""
-        return self._context.timed(images)
+    @property
+    def timed(self) -> TimedCall:
+        return self._context.timed
 
     def host_memory(self, size: int) -> NDArray[np.uint8]:
-        """Page-locked memory of `size` bytes."""
         return self._context.host_memory(size)
 
     def context(self) -> TrtBackend:
@@ -127,9 +123,10 @@ def _not_here(path: Path, card: Card, why: str) -> BackendError:
 
 def _device_index(path: Path, device: str, card: Card) -> int:
     """The number of the CUDA device. Raises `BackendError` where there is none."""
-    if device == "cpu":
+    kind, index = parse_device(device)
+    if kind == "cpu":
         raise BackendError(f"{path}: an engine runs on an NVIDIA GPU only; give the ONNX file for device cpu")
-    index, count = int(device.partition(":")[2] or 0), cuda_device_count()
+    count = cuda_device_count()
     if count == 0:
         raise BackendError(
             f"{path}: built for {built_for(card)}, and there is no CUDA device here (check nvidia-smi); the ONNX file "

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import BackendError, OutOfMemory, RawOutputs, output_names
 from runtime.backends.cuda.batch_sizes import bucket_of
 from runtime.backends.cuda.memory import Block, Recording, Stream, pinned
-from runtime.backends.cuda.staging import Images, Staging, Tensors
+from runtime.backends.cuda.staging import Staging, Tensors
+from runtime.backends.protocol import BackendError, Images, OutOfMemory, RawOutputs, output_names
 from runtime.backends.trt.library import Library, Messages
 from runtime.card.card import Card, CardError
 
@@ -60,7 +60,7 @@ class EngineContext:
             return self._staging.take(count, rows)
 
     def timed(self, images: Images) -> tuple[RawOutputs, dict[str, float]]:
-        """As a call, with the seconds of each stage (`runtime.backends.timing`)."""
+        """As a call, with the seconds of each stage (`runtime.backends.protocol.TimedCall`)."""
         rows = self._rows(len(images))
         with self._lock:
             return self._staging.timed(images, rows, lambda: self._start(rows))

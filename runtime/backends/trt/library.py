@@ -9,7 +9,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from runtime.backends import BackendError
+from runtime.backends.protocol import BackendError
 
 Flavour = Literal["tensorrt", "rtx"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
