@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.files.write import replacing
+from runtime.files.figure import new_figure, save_figure
 from trainer.config.train import TrainConfig
 from trainer.data.datasets import train_data
 from trainer.data.loader import Batches, training_batches
@@ -140,12 +140,8 @@ def _step(state: State, clip_norm: float) -> None:
 
 def plot_range_test(result: RangeTest, path: Path) -> Path:
     """Draw loss over rate as a PNG, with the suggestion; returns the path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), dpi=120)
+    figure = new_figure(6.4, 3.6)
+    axes = figure.subplots()
     axes.plot(result.rates, result.losses, label="smoothed training loss")
     axes.axvline(result.steepest, color="tab:green", linestyle=":", label=f"steepest: {result.steepest:.2g}")
     if result.diverged is not None:
@@ -156,8 +152,4 @@ def plot_range_test(result: RangeTest, path: Path) -> Path:
     axes.set_ylim(low - 0.1 * (first - low), first + 0.5 * (first - low) + 1e-9)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.tight_layout()
-    with replacing(path) as partial:
-        figure.savefig(partial)
-    plt.close(figure)
-    return path
+    return save_figure(figure, path)

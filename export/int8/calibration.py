@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from export.options import CalibrationError, Progress
+from isodet.selection import evenly_spread
 from runtime import Card
 from runtime.datasets import read_split
 from runtime.images.image import IMAGE_SUFFIXES, Image, ImageError, letterbox, read_image
@@ -80,7 +81,7 @@ def calibration_pictures(
         paths = pictures_in(images)
         if not paths:
             raise CalibrationError(f"{images}: no picture in this calibration folder ({', '.join(IMAGE_SUFFIXES)})")
-        return Pictures(_spread(paths, count), str(images))
+        return Pictures(evenly_spread(paths, count), str(images))
     if annotations is not None:
         splits: list[dict[str, Any]] = [
             {"annotations": str(annotations), "images": None if images is None else str(images)}
@@ -106,9 +107,4 @@ def calibration_pictures(
             f"warning: calibration: {source} has {which}, and the detector knows {len(card.classes)} classes; ranges "
             "that fit only those may cut off what the others need: calibrate on pictures of all"
         )
-    return Pictures(_spread(paths, count), source, notes)
-
-
-def _spread(paths: list[Path], count: int) -> list[Path]:
-    index = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
-    return [paths[i] for i in index]
+    return Pictures(evenly_spread(paths, count), source, notes)

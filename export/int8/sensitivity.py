@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from export.int8.calibration import Pictures
 from export.int8.layer_errors import output_errors
 from export.int8.quantize import quantized, score
 from export.options import CalibrationError, Int8, Progress
+from isodet.selection import evenly_spread
 from models.checkpoint import build_detector
 from runtime import Card, CocoDataset
-from runtime.files.write import replacing, write_text
+from runtime.files.figure import new_figure, save_figure
+from runtime.files.text_table import text_table
+from runtime.files.write import write_text
 from runtime.runs import validation_data
 
 
@@ -47,11 +48,12 @@ class Sensitivity:
     def table(self, rows: int | None = None) -> str:
         """As text; `rows`: the worst of them."""
         shown = self.layers[:rows]
-        width = max(len("layer"), *(len(layer.name) for layer in shown))
-        lines = [f"{'layer':<{width}} {'weights':>9} {'output error':>13} {'mAP lost':>9}"]
-        for layer in shown:
-            lost = "-" if layer.lost_map is None else f"{layer.lost_map:+.2f}"
-            lines.append(f"{layer.name:<{width}} {layer.weights:>9} {layer.output_error:>12.2%} {lost:>9}")
+        cells = [
+            [layer.name, str(layer.weights), f"{layer.output_error:.2%}",
+             "-" if layer.lost_map is None else f"{layer.lost_map:+.2f}"]
+            for layer in shown
+        ]  # fmt: skip
+        lines = text_table(["layer", "weights", "output error", "mAP lost"], cells, left={"layer"})
         if len(shown) < len(self.layers):
             lines.append(f"and {len(self.layers) - len(shown)} layers with less")
         return "\n".join(lines)
@@ -113,8 +115,7 @@ def sensitivity(
 
 def spread(data: CocoDataset, count: int) -> CocoDataset:
     """`count` pictures spread evenly over `data`."""
-    index = np.unique(np.linspace(0, len(data.records) - 1, min(count, len(data.records))).round().astype(int))
-    return replace(data, records=tuple(data.records[i] for i in index))
+    return replace(data, records=tuple(evenly_spread(data.records, count)))
 
 
 # -------------------------------------------------------------------------------- what is written
@@ -123,21 +124,15 @@ def spread(data: CocoDataset, count: int) -> CocoDataset:
 def write_sensitivity(result: Sensitivity, folder: Path, stem: str = "sensitivity") -> list[Path]:
     """Write STEM.json and STEM.png into `folder`; returns their paths."""
     written = [write_text(folder / f"{stem}.json", json.dumps(result.to_json(), indent=2) + "\n")]
-    with replacing(folder / f"{stem}.png") as partial:
-        _figure(result).savefig(partial)
-    return [*written, folder / f"{stem}.png"]
+    return [*written, save_figure(_figure(result), folder / f"{stem}.png")]
 
 
 def _figure(result: Sensitivity) -> Any:
     """Bars in the order of the network, left the output error, right the mAP that was lost where it was measured."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     by_name = {layer.name: layer for layer in result.layers}
     layers = [by_name[name] for name in result.order]
     measured = any(layer.lost_map is not None for layer in layers)
-    figure = Figure(figsize=(11 if measured else 8, 1.4 + 0.19 * len(layers)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11 if measured else 8, 1.4 + 0.19 * len(layers))
     panels = figure.subplots(1, 2 if measured else 1, sharey=True, squeeze=False)[0]
     rows = range(len(layers))
     rooms = ["backbone", "neck", "head"]

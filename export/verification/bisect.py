@@ -35,6 +35,7 @@ from models.quant import FakeQuant, QuantConv2d
 from runtime import Card, ImageError, letterbox, read_card, read_image
 from runtime.backends.ort.library import load_onnxruntime
 from runtime.backends.protocol import graph_input
+from runtime.files.text_table import text_table
 from runtime.images.image import Image
 from runtime.runs import validation_data
 
@@ -111,10 +112,10 @@ class Bisection:
         if len(self.weights) > 3:
             lines.append(f"and {len(self.weights) - 3} more weights are not")
         if self.jumps:
-            width = max(len("layer"), *(len(layer.node) for layer in self.jumps))
-            lines += [f"largest jumps, of {self.compared} tensors that were compared:",
-                      f"  {'layer':<{width}} {'operator':<17} {'error':>9} {'added':>9}  module"]  # fmt: skip
-            lines += [f"  {j.node:<{width}} {j.op:<17} {j.error:>9.2g} {j.added:>9.2g}  {j.module}" for j in self.jumps]
+            lines.append(f"largest jumps, of {self.compared} tensors that were compared:")
+            rows = [[j.node, j.op, f"{j.error:.2g}", f"{j.added:.2g}", j.module] for j in self.jumps]
+            head = ["layer", "operator", "error", "added", "module"]
+            lines += [f"  {line}" for line in text_table(head, rows, left={"layer", "operator", "module"})]
         return "\n".join(lines)
 
 

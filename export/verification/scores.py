@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from export.verification.detection_diff import Drift, ImageDrift
 from runtime.datasets import fingerprint
 from runtime.datasets.annotations import CocoDataset
 from runtime.evaluation.evaluate import Evaluation
+from runtime.files.text_table import text_table
 
 NOT_SCORED = "built, not scored"
 Verdict = Literal["passed", "failed", "not scored"]
@@ -174,14 +174,8 @@ class Verification:
     def table(self) -> str:
         """The comparison as text: a line for the reference, for each artifact on each backend, and the notes."""
         head, rows = self.rows()
-        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-
-        def line(cells: Sequence[str]) -> str:
-            first = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
-            numbers = [cell.rjust(width) for cell, width in zip(cells[3:-1], widths[3:-1], strict=True)]
-            return "  ".join([*first, *numbers, cells[-1]])
-
-        return "\n".join([line(head), *map(line, rows), *self.remarks()])
+        lines = text_table(head, rows, left={"artifact", "backend", "prec", "gate"})
+        return "\n".join([*lines, *self.remarks()])
 
     def remarks(self) -> list[str]:
         """What the table has no column for, a sentence each."""

@@ -17,6 +17,7 @@ from runtime.evaluation.curves import Curve, curves, recommended
 from runtime.evaluation.evaluate import Evaluation
 from runtime.evaluation.sizes import Bucket, BucketScore, bucket_scores
 from runtime.evaluation.voc import voc_ap
+from runtime.files.text_table import text_table
 
 Protocol = Literal["coco", "voc07", "voc12"]
 PROTOCOLS: dict[Protocol, str] = {
@@ -107,10 +108,10 @@ class Measurement:
         lines = [self.evaluation.headline(), ""]
         if self.protocol != "coco":
             lines += [f"mAP {shown(self.map)} ({PROTOCOLS[self.protocol]})", ""]
-        lines += _columns(*class_rows(self.classes))
+        lines += text_table(*class_rows(self.classes), left={"class"})
         lines += notes(self.classes)
         if self.buckets:
-            lines += ["", *_columns(*bucket_rows(self.buckets))]
+            lines += ["", *text_table(*bucket_rows(self.buckets), left={"size"})]
         return "\n".join([*lines, "", self.evaluation.footer()])
 
 
@@ -194,12 +195,3 @@ def shown(value: float) -> str:
 def number(value: float) -> float | None:
     """A number for JSON, which has no NaN, with 4 decimals."""
     return None if math.isnan(value) else round(value, 4)
-
-
-def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in (head, *rows)
-    ]

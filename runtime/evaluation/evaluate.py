@@ -19,6 +19,7 @@ from runtime.detector import Detector
 from runtime.evaluation.coco_eval import METRICS, MOST, EvaluationError, coco_engine, coco_metrics
 from runtime.evaluation.curves import curves, recommended
 from runtime.evaluation.matching import ImageMatch, match
+from runtime.files.text_table import text_table
 from runtime.images.image import Image, ImageError, read_image
 
 Found = tuple[dict[int, Detections], list["ImageRecord"], list[tuple[Path, str]]]
@@ -81,8 +82,7 @@ class Evaluation:
         """The metrics as text: one line over all, then the classes from best to worst."""
         lines = [self.headline(), ""]
         ranked = sorted(self.per_class.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])[::-1]
-        width = max(len("class"), *(len(name) for name, _ in ranked))
-        lines += [f"{'class':<{width}}{'AP':>8}", *(f"{name:<{width}}{_shown(value):>8}" for name, value in ranked)]
+        lines += text_table(["class", "AP"], [[name, _shown(value)] for name, value in ranked], left={"class"})
         return "\n".join([*lines, "", self.footer()])
 
     def headline(self) -> str:

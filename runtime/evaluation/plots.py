@@ -13,7 +13,7 @@ from runtime.evaluation.confusion import BACKGROUND, Confusion
 from runtime.evaluation.curves import Curve
 from runtime.evaluation.details import Measurement
 from runtime.evaluation.plot_names import plot_names, set_fonts
-from runtime.files.write import replacing
+from runtime.files.figure import new_figure, save_figure
 
 CURVES, CONFUSION = "curves.png", "confusion.png"
 _NAMED = 10
@@ -35,20 +35,8 @@ def write_plots(measurement: Measurement, folder: Path) -> list[Path]:
         (folder / name).unlink(missing_ok=True)
         if figure is not None:
             set_fonts(figure, names)
-            with replacing(folder / name) as partial:
-                figure.savefig(partial)
-            written.append(folder / name)
+            written.append(save_figure(figure, folder / name))
     return written
-
-
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure of matplotlib that no global state knows of, and its axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
 
 
 def _curves(measurement: Measurement, labels: Mapping[str, str]) -> Any:
@@ -56,7 +44,8 @@ def _curves(measurement: Measurement, labels: Mapping[str, str]) -> Any:
     there = [(c, s) for c, s in zip(measurement.curves, measurement.classes, strict=True) if c.objects]
     if not there:
         return None
-    figure, (left, right) = _figure(12, 4.6, 2)
+    figure = new_figure(12, 4.6)
+    left, right = figure.subplots(1, 2)
     worst = {c.name for c, _ in sorted(there, key=lambda pair: pair[0].ap50)[:_NAMED]}
     named = [c.name for c, _ in there if c.name in worst]
     recalls = np.linspace(0, 1, 101)
@@ -108,7 +97,8 @@ def _confusion(matrix: Confusion, labels: Mapping[str, str]) -> Any:
     size = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(20.0, max(4.5, 0.42 * size + 2))
-    figure, axes = _figure(side + 0.8, side)
+    figure = new_figure(side + 0.8, side)
+    axes = figure.subplots()
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes, label="share of the row", shrink=0.8)
     font = min(8.0, 72 * side * 0.65 / size)  # points, of the height of a row

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
+from isodet.selection import evenly_spread
 from runtime.datasets.annotations import CocoDataset
 from runtime.images.draw import sheet
 from runtime.images.image import Image, write_image
@@ -101,9 +102,7 @@ def _chosen(dataset: CocoDataset, unusable: Collection[Path], empty: bool) -> li
     usable = [i for i, record in enumerate(dataset.records) if record.path not in unusable]
     filled = [i for i in usable if len(dataset.records[i].labels)]
     candidates = [i for i in usable if not len(dataset.records[i].labels)] if empty else filled or usable
-    if not candidates:
-        return []
-    return [candidates[i] for i in np.unique(np.linspace(0, len(candidates) - 1, _ROWS).astype(int))]
+    return evenly_spread(candidates, _ROWS)
 
 
 def _sheet(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.datasets.annotations import CocoDataset, ImageRecord
+from runtime.files.text_table import text_table
 from runtime.images.encoded import exif_orientation
 from runtime.images.image import FixedSize, ImageError, Resize, decode_image
 from trainer.check.augment import augment_sheets
@@ -231,9 +232,8 @@ def _quantiles(values: NDArray[np.floating], form: str) -> str:
 def _class_lines(train: dict[str, int], val: dict[str, int]) -> list[str]:
     ranked = sorted(train, key=lambda name: -train[name])
     shown = ranked if len(ranked) <= 40 else [*ranked[:20], "...", *ranked[-20:]]
-    wide = max(len(name) for name in [*shown, "class"])
-    rows = [f"{name:<{wide}}  {train[name]:>8}  {val[name]:>8}" if name in train else name for name in shown]
-    return [f"{'class':<{wide}}  {'train':>8}  {'val':>8}", *rows]
+    rows = [[name, str(train.get(name, "")), str(val.get(name, ""))] for name in shown]
+    return text_table(["class", "train", "val"], rows, left={"class"})
 
 
 def _split_warnings(split: SplitReport) -> list[str]:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.selection import evenly_spread
 from models.loss import REGION
 from runtime.datasets.coco import CocoDataset
 from runtime.detections import Detections
 from runtime.evaluation.plot_names import plot_names, set_fonts
-from runtime.files.write import replacing
+from runtime.files.figure import new_figure, save_figure
 from runtime.images.draw import draw_detections, sheet
 from runtime.images.image import Image, write_image
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import TrainSet, resize_rule
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MOST_CLASSES = 60
 _COLUMNS = 4
@@ -30,7 +27,7 @@ _CELL_HW = (320, 320)
 def class_plot(train: Mapping[str, int], val: Mapping[str, int], path: Path) -> Path:
     """Bars of the objects of each class, the most frequent first, as a PNG at `path`."""
     ranked = sorted(train, key=lambda name: -train[name])[:_MOST_CLASSES]
-    figure = _figure(max(2.5, 0.22 * len(ranked) + 1))
+    figure = new_figure(7, max(2.5, 0.22 * len(ranked) + 1))
     axes = figure.add_subplot()
     rows = np.arange(len(ranked))
     axes.barh(rows - 0.2, [train[name] for name in ranked], 0.4, label="train")
@@ -42,12 +39,12 @@ def class_plot(train: Mapping[str, int], val: Mapping[str, int], path: Path) -> 
     # Above the axes: bars may reach into every corner.
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     set_fonts(figure, ranked)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def size_plot(sides: Mapping[str, NDArray[np.floating]], path: Path) -> Path:
     """Histograms of box sides [G] (input pixels) by split name, as a PNG at `path`."""
-    figure = _figure(3.6)
+    figure = new_figure(7, 3.6)
     axes = figure.add_subplot()
     edges = np.geomspace(1, 2048, 45)
     for name, values in sides.items():
@@ -61,19 +58,7 @@ def size_plot(sides: Mapping[str, NDArray[np.floating]], path: Path) -> Path:
         xlabel="side of a square of the box's area, at the input, px (lines: 32 and 96)", ylabel="share of objects"
     )
     axes.legend(frameon=False)
-    return _save(figure, path)
-
-
-def _figure(height: float) -> Figure:
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
-    return Figure(figsize=(7, height), dpi=110, layout="constrained")
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
-    return path
+    return save_figure(figure, path)
 
 
 def sample_sheet(
@@ -84,7 +69,7 @@ def sample_sheet(
     usable = [i for i in usable if len(dataset.records[i].labels)] or usable
     if not usable:
         return []
-    chosen = [usable[i] for i in np.unique(np.linspace(0, len(usable) - 1, count).astype(int))]
+    chosen = evenly_spread(usable, count)
     plain = TrainSet(dataset, resize_rule(config.model), None, config.seed)
     augmented = TrainSet(dataset, resize_rule(config.model), config.augment, config.seed)
     columns = min(_COLUMNS, len(chosen))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trainer.run.list import RunSummary
 
+from runtime.files.text_table import text_table
+
 _HEAD = ("run", "detector", "epochs", "mAP", "AP50", "state", "started", "time", "precision", "data")
 _RIGHT = {"epochs", "mAP", "AP50", "time"}
 
@@ -29,11 +31,7 @@ def runs(arguments: argparse.Namespace) -> int:
     if not found:
         print(f"no runs in {arguments.folder}/ yet; `trainer fit` makes them")
         return 0
-    rows = [_HEAD, *map(_row, found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    for row in rows:
-        cells = zip(_HEAD, row, widths, strict=True)
-        print("  ".join(f"{cell:>{w}}" if head in _RIGHT else f"{cell:<{w}}" for head, cell, w in cells).rstrip())
+    print("\n".join(text_table(_HEAD, list(map(_row, found)), left=set(_HEAD) - _RIGHT)))
     for run in found:
         if run.problem:
             print(f"{run.name}: {run.problem}")

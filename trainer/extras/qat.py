@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from isodet.selection import evenly_spread
 from models.quant import FakeQuant, QuantDetector
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import TrainSet
@@ -28,8 +29,8 @@ def calibrate(model: QuantDetector, config: TrainConfig, plain: TrainSet, device
 def _batches(plain: TrainSet, count: int, device: torch.device, size: int = 8) -> Iterator[torch.Tensor]:
     """`count` pictures, in batches of one size each."""
     waiting: dict[tuple[int, ...], list[np.ndarray[Any, Any]]] = {}
-    for index in np.unique(np.linspace(0, len(plain) - 1, min(count, len(plain))).round().astype(int)):
-        sample = plain[int(index)]
+    for index in evenly_spread(range(len(plain)), count):
+        sample = plain[index]
         if sample is None:  # cannot be read, which the log says
             continue
         batch = waiting.setdefault(sample.image.shape, [])

@@ -8,9 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from isodet.selection import evenly_spread
 from runtime.datasets.annotations import CocoDataset
 from runtime.datasets.orientation import upright
 from runtime.evaluation.evaluate import Evaluation
+from runtime.files.figure import new_figure, save_figure
 from runtime.images.draw import draw_detections, sheet
 from runtime.images.image import read_image, write_image
 from trainer.log.metrics import HELP, LOSSES, VAL_LOSSES
@@ -21,7 +23,7 @@ _TRUTH = (255, 255, 255)
 def validation_sheet(dataset: CocoDataset, evaluation: Evaluation, path: Path, count: int = 12) -> None:
     """Write a contact sheet of `count` validation pictures: thin white boxes are true, coloured ones found."""
     records = [r for r in dataset.records if r.id in evaluation.detections]
-    chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)]
+    chosen = evenly_spread(records, count)
     cells = []
     for record in chosen:
         image = read_image(record.path)
@@ -35,10 +37,6 @@ def validation_sheet(dataset: CocoDataset, evaluation: Evaluation, path: Path, c
 
 def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
     """Losses and mAP over the epochs as PNG files; those that have no data yet are left out."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +50,8 @@ def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
         ("loss", terms, "loss: training, dashed validation" if validated else "training loss"),
         ("map", scores, "validation, COCO points"),
     ):
-        figure, axes = plt.subplots(figsize=(6.4, 3.6), dpi=120)
+        figure = new_figure(6.4, 3.6)
+        axes = figure.subplots()
         for column, label in columns.items():
             points = [(r["epoch"], r[column]) for r in rows if column in r]
             if points and any(y for _, y in points):
@@ -71,9 +70,5 @@ def metric_plots(rows: Sequence[dict[str, float]], folder: Path) -> list[Path]:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)
-            figure.tight_layout()
-            path = folder / f"{name}.png"
-            figure.savefig(path)
-            written.append(path)
-        plt.close(figure)
+            written.append(save_figure(figure, folder / f"{name}.png"))
     return written
