@@ -50,7 +50,9 @@ def keep_old_names(module: str) -> None:
         if name == "__file__" or not (name.startswith("__") or submodule):
             for home in map(importlib.import_module, MOVED[module]):
                 if hasattr(home, name):
-                    moved(f"{module}.{name}", f"{home.__name__}.{name}")
+                    room = module.partition(".")[0]
+                    public = name in getattr(sys.modules[room], "__all__", ())
+                    moved(f"{module}.{name}", f"{room if public else home.__name__}.{name}")
                     return getattr(home, name)
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 

@@ -11,6 +11,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ _shared: set[str] = set()
 """Rooms whose name is also a package of the program's."""
 
 
-class RoomError(IsodetError, ImportError):
+class RoomError(IsodetError, ImportError):  # type: ignore[misc]  # both have a path
     """Two packages of one name that cannot be told apart; the message names both."""
 
 
@@ -71,14 +72,11 @@ class _Aliases:
         )
 
 
-class _Alias:
+class _Alias(Loader):
     """Loads the module that `spec` is of in the place of the one that was asked for."""
 
     def __init__(self, spec: ModuleSpec) -> None:
         self.spec = spec
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
 
     def exec_module(self, module: ModuleType) -> None:
         sys.modules[module.__name__] = importlib.import_module(self.spec.name)
@@ -88,7 +86,7 @@ class _Alias:
         return getattr(self.spec.loader, "get_code")(self.spec.name)  # noqa: B009  (not every loader has it)
 
 
-class _Others:
+class _Others(Loader):
     """Comes last: our modules beside those of a program's package of the same name, and modules that moved."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
@@ -96,9 +94,6 @@ class _Others:
         if room in _shared and name and "." not in name:  # what lies deeper is found by its parent
             return PathFinder.find_spec(fullname, [str(_HERE / room)])
         return ModuleSpec(fullname, self) if fullname in MOVED and str(_HERE / room) in (path or ()) else None
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
 
     def exec_module(self, module: ModuleType) -> None:
         room, _, name = module.__name__.partition(".")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from export.options import CalibrationError, Progress
-from runtime import Card
+from runtime.card.card import Card
 from runtime.datasets import read_split
 from runtime.images.image import IMAGE_SUFFIXES, Image, ImageError, letterbox, read_image
 from runtime.images.picture_files import pictures_in

@@ -15,7 +15,8 @@ from export.int8.layer_errors import output_errors
 from export.int8.quantize import quantized, score
 from export.options import CalibrationError, Int8, Progress
 from models.checkpoint import build_detector
-from runtime import Card, CocoDataset
+from runtime.card.card import Card
+from runtime.datasets.annotations import CocoDataset
 from runtime.files.write import replacing, write_text
 from runtime.runs import validation_data
 

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from models.deploy.graph import Deploy
-from runtime import Detections, Detector
 from runtime.backends.torch.backend import TorchBackend
-from runtime.detector import Threshold
+from runtime.detections import Detections
+from runtime.detector import Detector, Threshold
 from runtime.images.frames import Color, Frame, listed, take
 from runtime.images.image import FixedSize, Image, Letterbox, Resize, ShortSide
 from runtime.images.region import Region, Roi
