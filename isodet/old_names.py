@@ -26,7 +26,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "runtime.draw": ("runtime.images.draw",),
     "runtime.evaluate": ("runtime.evaluation.evaluate",),
     "runtime.frames": ("runtime.images.frames",),
-    "runtime.header": ("runtime.images.image_header", "runtime.images.encoded", "runtime.datasets.orientation"),
+    "runtime.header": ("runtime.images.encoded", "runtime.datasets.orientation", "runtime.images.image_header"),
     "runtime.image": ("runtime.images.image",),
     "runtime.judge": ("runtime.evaluation.coco_eval",),
     "runtime.records": ("runtime.datasets.annotations",),

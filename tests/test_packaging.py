@@ -48,7 +48,7 @@ def read(wheel: Path, ending: str) -> str:
 
 
 def test_every_module_of_the_rooms_is_in_and_nothing_else(names):
-    ours = {str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    ours = {str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py*") if path.suffix in (".py", ".pyi")}
     packed = {name for name in names if ".dist-info/" not in name}
     assert packed == ours | {f"{room}/py.typed" for room in ROOMS}
 
@@ -110,10 +110,12 @@ def test_an_installed_wheel_works_from_anywhere(wheel, tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(site)!r})
-import runtime, models, trainer, export
+import runtime, models, trainer, export, isodet.trainer
 for room in (runtime, models, trainer, export):
     assert room.__file__.startswith({str(site)!r}), room.__file__
-from runtime import Detections, Detector
+from isodet import Detector
+from runtime import Detections
+assert isodet.trainer is trainer and Detector is runtime.Detector
 print(len(Detections.empty(("a", "b"))))
 """
     empty = tmp_path / "empty"
