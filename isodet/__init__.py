@@ -10,8 +10,10 @@ from typing import Any
 
 from isodet.errors import IsodetError as IsodetError
 from isodet.rooms import ROOMS, install
+from isodet.telemetry import silence
 
 install()
+silence()  # before a library that would tell is imported
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@
         print(detections.boxes_xyxy, detections.scores, detections.names)
 
 Importing it loads numpy and OpenCV only; an engine, PyTorch or pycocotools is loaded when it is used. It also keeps the
-libraries from sending usage data to their makers, ONNX Runtime first (`runtime.telemetry`).
+libraries from sending usage data to their makers, ONNX Runtime first (`isodet.telemetry`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from isodet.lazy import lazy_names
-from runtime.telemetry import silence
-
-silence()  # before any of them can be imported
 
 try:
     import cv2  # noqa: F401  (checked here, once, because every module of this package needs it)
