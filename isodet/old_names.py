@@ -47,7 +47,7 @@ def keep_old_names(module: str) -> None:
 
     def get(name: str) -> Any:
         submodule = "__path__" in vars(here) and importlib.util.find_spec(f"{module}.{name}") is not None
-        if name == "__file__" or not (name.startswith("__") or submodule):
+        if not (name.startswith("__") or submodule):
             for home in map(importlib.import_module, MOVED[module]):
                 if hasattr(home, name):
                     room = module.partition(".")[0]

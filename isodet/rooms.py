@@ -93,11 +93,13 @@ class _Others(Loader):
         room, _, name = fullname.partition(".")
         if room in _shared and name and "." not in name:  # what lies deeper is found by its parent
             return PathFinder.find_spec(fullname, [str(_HERE / room)])
-        return ModuleSpec(fullname, self) if fullname in MOVED and str(_HERE / room) in (path or ()) else None
+        ours = fullname in MOVED and _HERE / room in [Path(place).resolve() for place in path or ()]
+        return ModuleSpec(fullname, self) if ours else None
 
     def exec_module(self, module: ModuleType) -> None:
         room, _, name = module.__name__.partition(".")
         homes = " and ".join(MOVED[module.__name__])
+        module.__file__ = importlib.import_module(MOVED[module.__name__][0]).__file__
         if name in sys.modules[room].__all__:  # the module would take the place of the function
             raise ImportError(f"{room}.{name} is a function now: from {room} import {name}; its module is {homes}")
         keep_old_names(module.__name__)

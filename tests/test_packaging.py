@@ -126,6 +126,21 @@ print(len(Detections.empty(("a", "b"))))
     assert done.stdout.strip() == "0"
 
 
+def test_a_wheel_works_as_it_is(wheel, tmp_path):
+    """Imported from the zip file: names are read from there, and by the other name nothing is loaded twice."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(wheel)!r}]
+import isodet.runtime.card.card, runtime
+from isodet import Detections
+from runtime.image import read_image
+assert isodet.runtime is runtime and runtime.__file__.startswith({str(wheel)!r}), runtime.__file__
+print(len(Detections.empty(["a"])), read_image is runtime.read_image)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "0 True\n", done.stderr
+
+
 @pytest.mark.parametrize("module", ["trainer", "export", "runtime"])
 def test_commands_explain_themselves_and_reject_wrong_usage(module):
     """--help is status 0; wrong usage is status 2."""
