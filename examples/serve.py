@@ -14,8 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request
 
-from runtime import Detector, ImageError, QueueFull
-from runtime.images.image import decode_image
+from runtime import Detector, ImageError, QueueFull, decode_image
 
 LARGEST = 20_000_000
 """Bytes of a picture."""

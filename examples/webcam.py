@@ -4,8 +4,7 @@ import sys
 
 import cv2
 
-from runtime import Detector
-from runtime.images.draw import draw_detections
+from runtime import Detector, draw_detections
 
 if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
     sys.exit(__doc__)

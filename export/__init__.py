@@ -6,44 +6,35 @@ export.verify(["runs/demo/best.onnx"])
 export.to_engine("runs/demo/best.onnx")
 """
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-try:
-    from runtime.lazy import lazy_names
-    from runtime.rooms import find_models
-except ImportError as error:
-    import runtime as found  # of this name, but without what isodet's has
+from isodet.lazy import lazy_names
+from isodet.rooms import find_rooms
 
-    ours = Path(__file__).resolve().parents[1] / "runtime"
-    raise ImportError(
-        f"{found.__file__ or list(found.__path__)} hides isodet's package {ours}, which {__name__} needs; rename "
-        f"yours, or take its folder off the path ({error})"
-    ) from None
-
-find_models()
+find_rooms("models", "runtime")
 
 if TYPE_CHECKING:
-    from export.audit.audit import Audit, AuditError, audit_file
-    from export.engine.options import EngineOptions
-    from export.engine_export import EngineExport, to_engine
-    from export.onnx_export import OnnxExport, to_onnx
-    from export.options import ExportError, Gate, OnnxOptions
-    from export.verification.verify import Verification, VerifyError, verify
+    from export.audit.audit import Audit as Audit
+    from export.audit.audit import AuditError as AuditError
+    from export.audit.audit import audit_file as audit_file
+    from export.engine.options import EngineOptions as EngineOptions
+    from export.engine_export import EngineExport as EngineExport
+    from export.engine_export import to_engine as to_engine
+    from export.int8.sensitivity import Sensitivity as Sensitivity
+    from export.int8.sensitivity import sensitivity as sensitivity
+    from export.onnx_export import OnnxExport as OnnxExport
+    from export.onnx_export import to_onnx as to_onnx
+    from export.options import CalibrationError as CalibrationError
+    from export.options import ExportError as ExportError
+    from export.options import Gate as Gate
+    from export.options import Int8 as Int8
+    from export.options import OnnxOptions as OnnxOptions
+    from export.verification.bisect import BisectError as BisectError
+    from export.verification.bisect import Bisection as Bisection
+    from export.verification.bisect import bisect as bisect
+    from export.verification.gate import GateError as GateError
+    from export.verification.scores import Verification as Verification
+    from export.verification.verify import VerifyError as VerifyError
+    from export.verification.verify import verify as verify
 
-_HOME = {
-    "to_onnx": "onnx_export", "OnnxExport": "onnx_export",
-    "ExportError": "options", "Gate": "options", "OnnxOptions": "options",
-    "to_engine": "engine_export", "EngineExport": "engine_export", "EngineOptions": "engine.options",
-    "audit_file": "audit.audit", "Audit": "audit.audit", "AuditError": "audit.audit",
-    "verify": "verification.verify", "Verification": "verification.verify", "VerifyError": "verification.verify",
-}  # fmt: skip
-
-__all__ = [
-    "Audit", "AuditError", "EngineExport", "EngineOptions", "ExportError", "Gate", "OnnxExport", "OnnxOptions",
-    "Verification", "VerifyError", "audit_file", "to_engine", "to_onnx", "verify",
-]  # fmt: skip
-
-__getattr__, __dir__ = lazy_names(__name__, _HOME)
+lazy_names(__name__)

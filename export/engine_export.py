@@ -29,12 +29,11 @@ from export.onnx_export import to_onnx
 from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress
 from export.verification.gate import GateError
 from export.verification.verify import Verification
-from runtime import Card
 from runtime.artifact import read_card
 from runtime.backends.cuda.devices import cuda_device_count
 from runtime.backends.trt.backend import system
 from runtime.backends.trt.library import Library, choose_library
-from runtime.card.card import file_kind, sha256_file
+from runtime.card.card import Card, file_kind, sha256_file
 from runtime.card.onnx_metadata import require_unedited
 from runtime.card.sidecar import sidecar_path, sidecar_text
 from runtime.files.write import write_text

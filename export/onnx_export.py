@@ -33,8 +33,9 @@ from models.checkpoint import build_detector
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import Intake
 from models.layers.fuse import assert_fused
-from runtime import Card, CocoDataset, CocoError
-from runtime.card.card import CardError, file_kind, sha256_file
+from runtime.card.card import Card, CardError, file_kind, sha256_file
+from runtime.datasets.annotations import CocoDataset
+from runtime.datasets.coco import CocoError
 from runtime.files.write import replacing, require_writable
 from runtime.images.image import letterbox, read_image
 from runtime.runs import RunsError, validation_data

@@ -23,16 +23,28 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """The D objects found in one frame, by falling score. Raises ValueError at birth for anything else."""
+    """The D objects found in one frame, by falling score. Raises ValueError at birth for anything else.
+
+    >>> found = Detector("best.onnx", threshold=0.1)("street.png")[0]
+    >>> len(found), found.names
+    (2, ['car', 'car'])
+    >>> for one in found.filter(classes=["car"], score=0.5):
+    ...     print(one.name, round(one.score, 2), one.box_xyxy)
+    car 0.98 (0.0, 0.0, 30.0, 30.0)
+    >>> large = found[found.boxes_xyxy[:, 2] - found.boxes_xyxy[:, 0] > 20]  # a boolean mask, a slice, rising indices
+    >>> large.to_json()
+    [{'box_xyxy': [0.0, 0.0, 30.0, 30.0], 'score': 0.9804, 'label': 1, 'name': 'car'}]
+
+    boxes_xyxy: float32 [D, 4], pixels of the frame that was given.
+    scores: float32 [D], 0..1, descending.
+    labels: int32 [D], 0..C-1.
+    class_names: [C].
+    """
 
     boxes_xyxy: NDArray[np.float32]
-    """[D, 4] pixels of the frame that was given."""
     scores: NDArray[np.float32]
-    """[D], 0..1, descending."""
     labels: NDArray[np.int32]
-    """[D], 0..C-1."""
     class_names: tuple[str, ...]
-    """[C]"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))

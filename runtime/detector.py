@@ -47,6 +47,13 @@ class _Placed(NamedTuple):
 class Detector:
     """Runs a model file, or a backend, on frames.
 
+    >>> detector = Detector("best.onnx", threshold=0.5)
+    >>> (found,) = detector("street.png")  # or a uint8 BGR [H, W, 3] array, or a list of frames
+    >>> found.names, found.boxes_xyxy.tolist()  # pixels of the frame
+    (['car'], [[0.0, 0.0, 30.0, 30.0]])
+    >>> sum(len(found) for frame, found in detector.stream("street.avi"))  # or a webcam's number, a URL, a folder
+    6
+
     `source`: an .onnx, .engine or .pt file, told apart by content, or a `Backend`. `device`: auto, cpu, cuda or
     cuda:N. `threshold`: lowest score reported, None for the model's recommendation over all classes, "card" for its
     recommendation for each class, or scores by class name. `threads`: CPU threads of the engine.

@@ -74,6 +74,17 @@ def test_imports_point_the_right_way(source):
         assert top not in ("tests", "benchmarks"), f"{source}:{line}: a room must not import {name}"
 
 
+@pytest.mark.parametrize("source", sources())
+def test_names_are_taken_from_the_modules_that_have_them(source):
+    """Not from a room's package, which may be the program's own where it has one of that name."""
+    for node in ast.walk(tree(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in ROOMS:
+            for alias in node.names:
+                module = ROOT / node.module / alias.name
+                there = module.is_dir() or module.with_suffix(".py").is_file()
+                assert there, f"{source}:{node.lineno}: from {node.module} import {alias.name}: name its module"
+
+
 def test_no_benchmark_stands_in_the_way_of_a_room():
     """A script's folder comes first on its path: benchmarks/runtime.py would be what the others import as runtime."""
     assert not {path.stem for path in (ROOT / "benchmarks").iterdir()} & set(ROOMS)

@@ -48,7 +48,8 @@ def read(wheel: Path, ending: str) -> str:
 
 
 def test_every_module_of_the_rooms_is_in_and_nothing_else(names):
-    ours = {str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    ours = {str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.pyi")}
+    ours |= {str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     packed = {name for name in names if ".dist-info/" not in name}
     assert packed == ours | {f"{room}/py.typed" for room in ROOMS}
 
@@ -110,10 +111,12 @@ def test_an_installed_wheel_works_from_anywhere(wheel, tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(site)!r})
-import runtime, models, trainer, export
+import runtime, models, trainer, export, isodet.trainer
 for room in (runtime, models, trainer, export):
     assert room.__file__.startswith({str(site)!r}), room.__file__
-from runtime import Detections, Detector
+from isodet import Detector
+from runtime import Detections
+assert isodet.trainer is trainer and Detector is runtime.Detector
 print(len(Detections.empty(("a", "b"))))
 """
     empty = tmp_path / "empty"
@@ -121,6 +124,21 @@ print(len(Detections.empty(("a", "b"))))
     done = subprocess.run([sys.executable, "-c", code], cwd=empty, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "0"
+
+
+def test_a_wheel_works_as_it_is(wheel, tmp_path):
+    """Imported from the zip file: names are read from there, and by the other name nothing is loaded twice."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(wheel)!r}]
+import isodet.runtime.card.card, runtime
+from isodet import Detections
+from runtime.image import read_image
+assert isodet.runtime is runtime and runtime.__file__.startswith({str(wheel)!r}), runtime.__file__
+print(len(Detections.empty(["a"])), read_image is runtime.read_image)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "0 True\n", done.stderr
 
 
 @pytest.mark.parametrize("module", ["trainer", "export", "runtime"])

@@ -5,46 +5,28 @@ result = trainer.fit(trainer.read_config("digits/digits.yaml", ["schedule.epochs
 result.best, result.best_map
 """
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-try:
-    from runtime.lazy import lazy_names
-    from runtime.rooms import find_models
-except ImportError as error:
-    import runtime as found  # of this name, but without what isodet's has
+from isodet.lazy import lazy_names
+from isodet.rooms import find_rooms
 
-    ours = Path(__file__).resolve().parents[1] / "runtime"
-    raise ImportError(
-        f"{found.__file__ or list(found.__path__)} hides isodet's package {ours}, which {__name__} needs; rename "
-        f"yours, or take its folder off the path ({error})"
-    ) from None
-
-find_models()
+find_rooms("models", "runtime")
 
 if TYPE_CHECKING:
-    from trainer.check.data import check_data
-    from trainer.config.train import TrainConfig
-    from trainer.config_reader import read_config
-    from trainer.loop import FitResult, TrainingError, fit
-    from trainer.new.config import new_config, new_recipe
-    from trainer.prepare.negatives import mine_negatives
-    from trainer.run.folder import find_resumable
+    from models.config.parse import ConfigError as ConfigError
+    from trainer.check.data import check_data as check_data
+    from trainer.config.train import TrainConfig as TrainConfig
+    from trainer.config_reader import read_config as read_config
+    from trainer.import_checkpoint import import_detector as import_detector
+    from trainer.loop import FitResult as FitResult
+    from trainer.loop import TrainingError as TrainingError
+    from trainer.loop import fit as fit
+    from trainer.lr_find import find_lr as find_lr
+    from trainer.new.config import new_config as new_config
+    from trainer.new.config import new_recipe as new_recipe
+    from trainer.prepare.convert import convert as convert
+    from trainer.prepare.negatives import mine_negatives as mine_negatives
+    from trainer.run.folder import find_resumable as find_resumable
+    from trainer.run.list import list_runs as list_runs
 
-_HOME = {
-    "check_data": "check.data",
-    "TrainConfig": "config.train", "read_config": "config_reader",
-    "FitResult": "loop", "TrainingError": "loop", "fit": "loop",
-    "mine_negatives": "prepare.negatives",
-    "new_config": "new.config", "new_recipe": "new.config",
-    "find_resumable": "run.folder",
-}  # fmt: skip
-
-__all__ = [
-    "FitResult", "TrainConfig", "TrainingError", "check_data", "find_resumable", "fit", "mine_negatives", "new_config",
-    "new_recipe", "read_config",
-]  # fmt: skip
-
-__getattr__, __dir__ = lazy_names(__name__, _HOME)
+lazy_names(__name__)

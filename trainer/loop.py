@@ -11,9 +11,10 @@ import torch
 from models.deploy.graph import Deploy
 from models.detector import Detector as Network
 from models.quant import QuantDetector
-from runtime import Card, CocoDataset, Detector
 from runtime.backends.torch.backend import TorchBackend
-from runtime.datasets.annotations import DatasetError
+from runtime.card.card import Card
+from runtime.datasets.annotations import CocoDataset, DatasetError
+from runtime.detector import Detector
 from runtime.evaluation.details import measure
 from runtime.evaluation.evaluate import Evaluation, evaluate, require_objects
 from runtime.evaluation.plots import write_plots

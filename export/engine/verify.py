@@ -11,12 +11,13 @@ from export.options import Gate, Progress
 from export.verification.gate import pass_gate
 from export.verification.scores import Verification
 from export.verification.verify import VerifyError, find_checkpoint
-from runtime import Card, CocoError
 from runtime.artifact import read_card
 from runtime.backends.cuda.devices import cuda_device_count
 from runtime.backends.protocol import BackendError
 from runtime.backends.trt.backend import TrtBackend, check_platform
 from runtime.backends.trt.library import Library
+from runtime.card.card import Card
+from runtime.datasets.coco import CocoError
 from runtime.runs import RunsError
 
 

@@ -14,8 +14,8 @@ from export.options import ExportError, InputForm, NmsKind, OnnxOptions, Precisi
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import Frame, Intake
 from models.detector import Detector as Network
-from runtime import Card
 from runtime.backends.protocol import OUTPUTS
+from runtime.card.card import Card
 
 
 def onnx_model(

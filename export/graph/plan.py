@@ -8,7 +8,7 @@ from export.graph.nms import why_no_plugin
 from export.options import ExportError, NmsKind, OnnxOptions, Precision
 from models.config.model import PostprocessConfig
 from models.deploy.graph_input import Frame
-from runtime import Card
+from runtime.card.card import Card
 from runtime.images.image import FILL, Letterbox
 
 

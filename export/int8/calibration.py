@@ -12,7 +12,7 @@ import torch
 
 from export.options import CalibrationError, Progress
 from isodet.selection import evenly_spread
-from runtime import Card
+from runtime.card.card import Card
 from runtime.datasets import read_split
 from runtime.images.image import IMAGE_SUFFIXES, Image, ImageError, letterbox, read_image
 from runtime.images.picture_files import pictures_in

@@ -19,9 +19,10 @@ from models.deploy.graph import Deploy
 from models.detector import Detector as Network
 from models.layers.fuse import fuse
 from models.quant import METHODS, Method, QuantDetector, Ranges, cpu_form, learned_ranges, quantise, with_learned
-from runtime import Card, CocoDataset, Detector
 from runtime.backends.torch.backend import TorchBackend
-from runtime.card.card import sha256_file
+from runtime.card.card import Card, sha256_file
+from runtime.datasets.annotations import CocoDataset
+from runtime.detector import Detector
 from runtime.evaluation.evaluate import evaluate
 
 

@@ -14,7 +14,8 @@ from export.int8.quantize import quantized, score
 from export.options import CalibrationError, Int8, Progress
 from isodet.selection import evenly_spread
 from models.checkpoint import build_detector
-from runtime import Card, CocoDataset
+from runtime.card.card import Card
+from runtime.datasets.annotations import CocoDataset
 from runtime.files.figure import new_figure, save_figure
 from runtime.files.text_table import text_table
 from runtime.files.write import write_text

@@ -32,11 +32,12 @@ from export.verification.tensor_matching import (
 from export.verification.verify import find_checkpoint
 from models.checkpoint import build_detector
 from models.quant import FakeQuant, QuantConv2d
-from runtime import Card, ImageError, letterbox, read_card, read_image
+from runtime.artifact import read_card
 from runtime.backends.ort.library import load_onnxruntime
 from runtime.backends.protocol import graph_input
+from runtime.card.card import Card
 from runtime.files.text_table import text_table
-from runtime.images.image import Image
+from runtime.images.image import Image, ImageError, letterbox, read_image
 from runtime.runs import validation_data
 
 DEPARTS = {"fp32": 1e-3, "fp16": 3e-2, "int8": 0.3}

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from export.options import ExportError
 from export.verification.detection_diff import Drift, drift
 from models.deploy.graph import Deploy
-from runtime import Card, Detector
 from runtime.backends.ort.library import load_onnxruntime
 from runtime.backends.protocol import BackendError
 from runtime.backends.torch.backend import TorchBackend
+from runtime.card.card import Card
+from runtime.detector import Detector
 
 
 def onnxruntime_version() -> str:

@@ -24,14 +24,15 @@ from export.verification.scores import NotScored, Score, Verification
 from export.verification.targets import places
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import Intake
-from runtime import Card, Detector, read_card
+from runtime.artifact import read_card
 from runtime.backends.options import BackendOptions
 from runtime.backends.ort.library import load_onnxruntime
 from runtime.backends.protocol import Backend, BackendError, Images, RawOutputs
 from runtime.backends.torch.backend import TorchBackend
-from runtime.card.card import sha256_file
+from runtime.card.card import Card, sha256_file
 from runtime.card.onnx_metadata import was_edited
 from runtime.datasets.annotations import BROKEN_ENTRY, NO_FILE, NO_SIZE, CocoDataset
+from runtime.detector import Detector
 from runtime.evaluation.coco_eval import MOST
 from runtime.evaluation.evaluate import evaluate
 from runtime.images.image import ImageError, read_image

@@ -30,6 +30,11 @@ _log = logging.getLogger(__name__)
 class Batcher:
     """Collects frames into batches; every frame gets its answer through a future, exactly once.
 
+    >>> with Detector("best.onnx", threshold=0.5).batcher(max_batch=16, max_wait_ms=4) as batcher:
+    ...     futures = [batcher.submit("street.png", stream=camera) for camera in ("door", "gate")]  # from any thread
+    >>> [future.result().names for future in futures]  # in a coroutine: await batcher.detect(frame)
+    [['car'], ['car']]
+
     A batch starts when `max_batch` frames wait, or one has waited for `max_wait_ms`; while the engine is busy frames
     gather, so that under load batches are full and nothing waits on the clock. Streams take turns, frame by frame, and
     the results of a stream are answered in its order.

@@ -1,1 +1,5 @@
 """What an artifact says of itself, and where each kind of file keeps it."""
+
+from isodet.old_names import keep_old_names
+
+keep_old_names(__name__)

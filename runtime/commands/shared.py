@@ -11,10 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from isodet.rooms import ROOMS, RoomError
 from runtime.commands.signals import Terminated, terminating
-from runtime.rooms import RoomError
 
-ROOMS = ("models", "runtime", "trainer", "export")
+OURS = (*ROOMS, "isodet")
 
 
 def teaching(prog: str) -> argparse.RawDescriptionHelpFormatter:
@@ -42,13 +42,13 @@ def exit_status(arguments: argparse.Namespace, program: str, extra: str, interru
         print(str(stop) or interrupted, file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ROOMS:
+        if error.name is None or error.name.partition(".")[0] in OURS:
             raise  # one of our own modules: a broken installation, not a missing extra
         advice = f"needs the package {error.name!r}: pip install 'isodet[{extra}]'"
         print(f"{program} {arguments.command}: error: {advice}", file=sys.stderr)
         return 1
     except (ValueError, OSError, RuntimeError, RoomError) as error:
-        if type(error).__module__.partition(".")[0] not in (*ROOMS, "builtins"):
+        if type(error).__module__.partition(".")[0] not in (*OURS, "builtins"):
             raise
         print(f"{program} {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -14,30 +14,38 @@ ended: no more frames, as files do. failed: no more frames, for the reason in `e
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How sources are read. Raises ValueError for values that make no sense."""
+    """How sources are read. Raises ValueError for values that make no sense.
+
+    >>> options = StreamOptions(every=2, stall_s=5, give_up_s=60)
+    >>> with Streams(["street.avi"], options) as streams:  # or detector.stream("street.avi", options=options)
+    ...     print([frame.index for frame in streams])
+    [0, 2, 4]
+
+    queue: Frames decoded ahead of the consumer, of each source whose every frame counts.
+    every: Take each n-th frame only.
+    keep: What happens to frames that the consumer is too slow for. newest: a newer frame replaces the one that waits.
+    all: reading waits. auto: newest for live sources, all for files.
+    stall_s: A source that gives nothing for so long is taken for gone: a live one is connected again, a file fails.
+    reconnect: Whether live sources that end, fail or stall are connected again.
+    backoff_s: Pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. It begins
+    again after one that gave frames for 5 s, or for twice the pause before it.
+    backoff_max_s: The longest such pause.
+    give_up_s: A live source without a frame for so long has failed for good; None: never. One that refuses the user or
+    the password has failed after three attempts in a row.
+    decoder: pyav is the extra `video`.
+    files_at_once: Pictures, folders and videos read at the same time; further ones wait. Live sources never wait.
+    """
 
     queue: int = 4
-    """Frames decoded ahead of the consumer, of each source whose every frame counts."""
     every: int = 1
-    """Take each n-th frame only."""
     keep: Literal["auto", "newest", "all"] = "auto"
-    """What happens to frames that the consumer is too slow for. newest: a newer frame replaces the one that waits.
-    all: reading waits. auto: newest for live sources, all for files."""
     stall_s: float = 10.0
-    """A source that gives nothing for so long is taken for gone: a live one is connected again, a file fails."""
     reconnect: bool = True
-    """Whether live sources that end, fail or stall are connected again."""
     backoff_s: float = 0.5
-    """Pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. It begins again
-    after one that gave frames for 5 s, or for twice the pause before it."""
     backoff_max_s: float = 30.0
     give_up_s: float | None = None
-    """A live source without a frame for so long has failed for good; None: never. One that refuses the user or the
-    password has failed after three attempts in a row."""
     decoder: DecoderName = "opencv"
-    """pyav is the extra `video`."""
     files_at_once: int = 8
-    """Pictures, folders and videos read at the same time; further ones wait. Live sources never wait."""
 
     def __post_init__(self) -> None:
         for name in ("queue", "every", "files_at_once"):

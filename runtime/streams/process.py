@@ -31,7 +31,8 @@ _POLL_MS = 50
 """How soon a wait notices that nobody wants its frame any more."""
 
 _PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from runtime.streams.worker import tend; tend({fd})"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+    "from isodet.runtime.streams.worker import tend; tend({fd})"
 )
 
 
@@ -162,8 +163,8 @@ class _ForkServer:
     def _start(self) -> None:
         self.close()
         self._socket, theirs = socket.socketpair()
-        # The program's own path, so that its packages are found, and this one's folder, wherever that has gone since.
-        path = [*sys.path, str(Path(__file__).resolve().parents[1])]
+        # The program's own path, so that its packages are found, and isodet's folder, wherever that has gone since.
+        path = [*sys.path, str(Path(__file__).resolve().parents[2])]
         quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # it only moves frames, and forks without threads
         with theirs:
             self._process = subprocess.Popen(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.telemetry import SILENT
+from isodet.telemetry import SILENT
 
 OnnxFile = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,8 +22,8 @@ pytestmark = [
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Those of tests/runtime/webcam.py, in every process that reads one."""
-    plugged = "from tests.runtime.webcam import plug_in; plug_in(); from runtime"
-    program = stream_process._PROGRAM.replace("from runtime", plugged)
+    plugged = "from tests.runtime.webcam import plug_in; plug_in(); from isodet"
+    program = stream_process._PROGRAM.replace("from isodet", plugged)
     assert program != stream_process._PROGRAM
     server = stream_process._ForkServer()
     monkeypatch.setattr(stream_process, "_PROGRAM", program)

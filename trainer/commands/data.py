@@ -48,7 +48,7 @@ def mine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def mine_negatives(arguments: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
-    from runtime import Detector
+    from runtime.detector import Detector
     from runtime.runs import newest
     from trainer.prepare import negatives
 

@@ -13,7 +13,7 @@ from runtime.commands.shared import moves
 
 def evaluation(arguments: argparse.Namespace) -> int:
     """Measure a checkpoint as `arguments` say; returns the exit status."""
-    from runtime import Detector
+    from runtime.detector import Detector
     from runtime.evaluation.evaluate import evaluate, require_objects
     from runtime.runs import newest, validation_data
     from trainer.run.checkpoint_card import keep_thresholds

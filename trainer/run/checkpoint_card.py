@@ -10,7 +10,7 @@ from typing import Any
 from models.checkpoint import read_checkpoint, save_checkpoint
 from models.config.model import ModelConfig
 from models.config.parse import to_mapping
-from runtime import Card
+from runtime.card.card import Card
 from runtime.images.image import ShortSide
 from trainer.data.train_set import resize_rule
 from trainer.run.provenance import package_versions

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from runtime import Card
+from runtime.card.card import Card
 from runtime.evaluation.evaluate import Evaluation
 from trainer.config.train import TrainConfig
 from trainer.devices.distributed import Group

@@ -11,7 +11,7 @@ import torch
 
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from models.config.parse import ConfigError, to_mapping
-from runtime import Card
+from runtime.card.card import Card
 from runtime.datasets import fingerprint
 from runtime.datasets.annotations import CocoDataset
 from runtime.evaluation.evaluate import Evaluation

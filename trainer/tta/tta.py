@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from models.deploy.graph import Deploy
-from runtime import Detections, Detector
 from runtime.backends.torch.backend import TorchBackend
+from runtime.detections import Detections
+from runtime.detector import Detector
 from runtime.images.device_frames import COPY, DeviceFrame
 from runtime.images.frames import FrameError
 from runtime.images.image import FixedSize, Image, Letterbox, Resize, ShortSide

@@ -11,8 +11,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from isodet.telemetry import silence
 from runtime.backends.protocol import BackendError
-from runtime.telemetry import silence
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions; the extras `cpu` and `gpu` bring one each."""

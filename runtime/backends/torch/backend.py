@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.rooms import find_rooms
 from runtime.backends.device import parse_device
 from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.backends.protocol import Backend, BackendError, Images, OutOfMemory, RawOutputs, TimedCall
@@ -19,7 +20,6 @@ from runtime.backends.timing import Stages
 from runtime.card.card import Card
 from runtime.images.device_frames import LEGACY_STREAM, DeviceFrame
 from runtime.images.image import FixedSize
-from runtime.rooms import find_models
 
 try:
     import torch
@@ -75,7 +75,7 @@ class TorchBackend(Backend):
         Raises `CardError` or `models.checkpoint.CheckpointError` for a file that cannot be used.
         """
         options.check("checkpoint", path)
-        find_models()
+        find_rooms("models")
         from models.checkpoint import load_detector  # here and below only: the networks are not the runtime's
 
         model, card = load_detector(path, options.check_hashes)
@@ -234,7 +234,7 @@ def _on_host(outputs: Sequence[torch.Tensor]) -> RawOutputs:
 
 def read_checkpoint_card(path: str | Path, check_hashes: bool = True) -> Card:
     """The card in the checkpoint at `path`. Raises `CardError`, or `CheckpointError` for a broken file."""
-    find_models()
+    find_rooms("models")
     from models.checkpoint import read_checkpoint
 
     return Card.from_json(read_checkpoint(path, check_hashes=check_hashes)["card"], path, check_hashes)

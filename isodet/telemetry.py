@@ -1,7 +1,7 @@
 """Libraries that send usage data home unless they are told not to: isodet tells them.
 
-Each reads an environment variable when it is imported, so these are set when `runtime` is. A variable that is set
-already stays: who wants to send usage data says so there (`ORT_DISABLE_TELEMETRY=0`).
+Each reads an environment variable when it is imported, so these are set when `isodet` is, which every room imports
+first. A variable that is set already stays: who wants to send usage data says so there (`ORT_DISABLE_TELEMETRY=0`).
 """
 
 from __future__ import annotations
