@@ -165,13 +165,13 @@ def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
     for number, element in enumerate(root.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
         attributes = {a.findtext("name"): a.findtext("value") for a in element.findall("attributes/attribute")}
-        bounds, rotation = bounds_of(element), attributes.get("rotation")
+        bounds: Bounds | None = bounds_of(element)
+        rotation: str | float | None = attributes.get("rotation")
         rotated_box = rotated_bounds_of(element) if bounds is None else None
         if rotated_box is not None:
             bounds, rotation = rotated_box
-        tag, keys = "bndbox", ("xmin", "ymin", "xmax", "ymax")
-        if element.find("bndbox") is None and element.find("robndbox") is not None:
-            tag, keys = "robndbox", ("cx", "cy", "w", "h", "angle")
+        rotated = element.find("bndbox") is None and element.find("robndbox") is not None
+        tag, *keys = ("robndbox cx cy w h angle" if rotated else "bndbox xmin ymin xmax ymax").split()
         numbers = ", ".join(f"{key} {element.findtext(f'{tag}/{key}')!r}" for key in keys)
         where = f"{file}: object {number} ({name or 'no name'}): {numbers}"
         difficult = flag_of(element.findtext("difficult"))

@@ -54,16 +54,16 @@ def val_data(config: TrainConfig) -> CocoDataset:
 def different_origins(config: TrainConfig, train: CocoDataset, val: CocoDataset) -> str:
     """A line where Pascal VOC files of training and validation came to different origins, and how to settle it; ''
     where they agree, or where the configuration names both origins."""
-    origins = (train.voc_origin, val.voc_origin)
+    first, second = train.voc_origin, val.voc_origin
     named = config.data.val.voc_origin == val.voc_origin and any(
         split.voc_origin == train.voc_origin for split in config.data.train_splits
     )
-    if None in origins or origins[0] == origins[1] or named:
+    if first is None or second is None or first == second or named:
         return ""
-    return _origins_line({train.voc_origin: train.annotations, val.voc_origin: val.annotations})
+    return _origins_line({first: train.annotations, second: val.annotations})
 
 
-def _origins_line(examples: Mapping[int | None, Path]) -> str:
+def _origins_line(examples: Mapping[int, Path]) -> str:
     return (
         f"VOC coordinates count from 0 in {examples[0]} and from 1 in {examples[1]}; if one tool wrote both, set "
         "voc_origin: 0 for both (their boxes are a pixel apart now), else voc_origin: 0 for one and 1 for the other"
