@@ -24,6 +24,7 @@ from export.engine.build import PLUGIN, Plan, build
 from export.engine.cache import cache_path
 from export.engine.options import EngineOptions
 from export.engine.verify import Scoring, proven
+from export.graph.tracing import require_finite
 from export.int8.ranges import ranges_path
 from export.onnx_export import to_onnx
 from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress
@@ -112,6 +113,8 @@ def to_engine(
             require_unedited(graph, card, "build it as it is with --skip-hashes")
         _check_precision(graph, card, options.precision or onnx_options.precision)
         model = load_graph(graph)
+        for tensor in model.graph.initializer:
+            require_finite(f"{tensor.name} ({source})", onnx.numpy_helper.to_array(tensor))
         typed = audit_network(model, card)
         typed.require(str(source), allow)
         say(f"audit of the graph: {typed.shares()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def _require_weights(path: Path, model: Any) -> None:
             raise CheckpointError(f"{path}: model: {name!r}: expected a dense tensor, got {type(tensor).__name__}")
 
 
+def _require_finite(path: str | Path, model: Mapping[str, torch.Tensor]) -> None:
+    broken = [name for name, tensor in model.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path}: {len(broken)} of its tensors hold NaN or infinite numbers, the first: {broken[0]}; such a "
+            "detector finds nothing: take an earlier checkpoint"
+        )
+
+
 def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detector, dict[str, Any]]:
     """The detector of a checkpoint in its training form, in eval mode, and its card.
 
@@ -130,12 +140,7 @@ def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detecto
     if other:
         types = f"expected {wanted[other[0]].dtype}, got {given[other[0]].dtype}"
         raise CheckpointError(f"{path}: model: {other[0]}: {types}")
-    broken = [name for name, tensor in given.items() if tensor.is_floating_point() and bool(tensor.isnan().any())]
-    if broken:
-        raise CheckpointError(
-            f"{path}: {len(broken)} of its tensors hold NaN, the first: {broken[0]}; such a detector finds "
-            "nothing: take an earlier checkpoint"
-        )
+    _require_finite(path, given)
     detector.load_state_dict(given)
     return detector.eval(), content["card"]
 
@@ -165,6 +170,7 @@ def start_from(detector: Detector, path: str | Path) -> str:
             given |= {key: wanted[key] for key in keys if key in wanted}
     if told := first_mismatches(given, wanted):
         raise CheckpointError(f"{path}: its weights do not fit this model beyond the prediction layers: {told}")
+    _require_finite(path, given)
     detector.load_state_dict(given)
     anew = "; ".join(f"{layer} starts anew ({why})" for layer, why in fresh.items())
     kept = sum(not key.startswith(tuple(f"{layer}." for layer in fresh)) for key in wanted)

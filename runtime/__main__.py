@@ -119,6 +119,8 @@ def _eval_detections(arguments: argparse.Namespace) -> int:
     warn_of_problems(dataset)
     require_objects(dataset)
     found = read_coco_results(arguments.detections, dataset)
+    if not any(map(len, found.values())):
+        print(f"warning: {arguments.detections}: it is an empty list: nothing was found anywhere", file=sys.stderr)
     result = judge_detections(found, dataset, max_dets=arguments.max_dets)
     conclude(arguments, result, dataset, arguments.detections.name)
     return 0

@@ -69,7 +69,7 @@ def _val_split(card: Card, source: Path) -> dict[str, Any]:
         return {**split, **placed}
     for checkpoint in sorted(folder.glob("*.pt")):
         if sha256_file(checkpoint) == card.hashes.get("checkpoint"):
-            return _named_val(read_card(checkpoint))
+            return _named_val(read_card(checkpoint, check_hashes=False))
     raise RunsError(
         f"{source}: the validation data that its card names, {split['annotations']}, is not beside it, nor the "
         "checkpoint that knows where it is; give --annotations FILE (--images FOLDER)"

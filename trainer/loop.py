@@ -21,7 +21,7 @@ from runtime.evaluation.plots import write_plots
 from trainer.config.train import TrainConfig
 from trainer.data.cache import pictures_for
 from trainer.data.data_wait import advice, timed
-from trainer.data.datasets import train_data, val_data
+from trainer.data.datasets import different_origins, train_data, val_data
 from trainer.data.loader import training_batches
 from trainer.data.train_set import TrainSet, resize_rule
 from trainer.devices.distributed import Group, check_parallel, local_device, local_processes, process_group
@@ -127,6 +127,8 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
         for name, dataset in (("train", train), ("val", val)):
             if summary := dataset.problems.summary():
                 records.warn(f"{name}: {summary}")
+        if origins := different_origins(config, train, val):
+            records.warn(origins)
         for line in filter(None, (started, describe(state.distillation), ranges, pictures.describe())):
             records.say(line)
         for line in (writer.where for writer in records.writers if writer.where):

@@ -19,6 +19,7 @@ from export.audit.inspector import inspected, parsed
 from export.audit.layers import ConvLayer, network_layers
 from models.quant.graph import PREDICTIONS
 from runtime.artifact import read_card
+from runtime.backends.options import BackendOptions
 from runtime.backends.protocol import BackendError
 from runtime.card.card import Card, CardError, file_kind
 
@@ -121,17 +122,17 @@ class Audit:
             raise CardError(f"{source}: card: engine.audit: cannot be read ({error!r})") from None
 
 
-def audit_file(path: str | Path, device: str = "auto") -> Audit:
+def audit_file(path: str | Path, device: str = "auto", check_hashes: bool = True) -> Audit:
     """The audit of an ONNX file or an engine of ours.
 
     An engine is loaded on `device` and asked; where it cannot run here, the audit of its network is read from its
-    sidecar. Raises `CardError` for another file.
+    sidecar. check_hashes: as in `read_card`. Raises `CardError` for another file.
     """
     path = Path(path)
     kind = file_kind(path)
     if kind == "checkpoint":
         raise CardError(f"{path}: a checkpoint has no precision yet; audit the .onnx or .engine made from it")
-    card = read_card(path)
+    card = read_card(path, check_hashes)
     if kind == "onnx":
         return audit_network(load_graph(path), card)
     typed = Audit.from_json(card.engine["audit"], path)
@@ -140,7 +141,7 @@ def audit_file(path: str | Path, device: str = "auto") -> Audit:
     try:
         from runtime.backends.trt.backend import TrtBackend
 
-        backend = TrtBackend(path, device)
+        backend = TrtBackend(path, device, BackendOptions(check_hashes=False))  # compared when its card was read
     except BackendError as error:
         if device != "auto":
             raise

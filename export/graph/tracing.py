@@ -8,10 +8,12 @@ import warnings
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.options import ExportError
@@ -53,13 +55,14 @@ def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_weights(model: onnx.ModelProto) -> None:
-    """Raise `ExportError` where the same weights are in the file twice.
+    """Raise `ExportError` for weights that are not finite, or that are in the file twice.
 
-    Looked at are tensors of at least 4 KB with two dimensions or more whose numbers are not all one.
+    Looked at for the second are tensors of at least 4 KB with two dimensions or more whose numbers are not all one.
     """
     seen: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
+        require_finite(tensor.name, values)
         if values.nbytes < 4096 or values.ndim < 2 or (values == values.flat[0]).all():
             continue
         key = (tensor.data_type, tuple(tensor.dims), values.tobytes())
@@ -68,6 +71,12 @@ def check_weights(model: onnx.ModelProto) -> None:
                 f"the graph holds the weights {seen[key]} twice, again as {tensor.name}; nothing was written"
             )
         seen[key] = tensor.name
+
+
+def require_finite(name: str, values: NDArray[Any]) -> None:
+    """Raise `ExportError` for a weight with NaN or infinite numbers, which an engine would take without a word."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ExportError(f"the weight {name} of the graph holds NaN or infinite numbers; nothing was written")
 
 
 def weights_megabytes(model: onnx.ModelProto) -> float:

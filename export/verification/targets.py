@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.backends.cuda.devices import cuda_device_count
 from runtime.backends.device import parse_device
@@ -45,7 +45,11 @@ def places(card: Card, device: str = "auto") -> tuple[Place, ...]:
     else:
         flavour = card.engine["flavour"]
         every = (Place(LIBRARY_NAMES[flavour], cuda, no_cuda(cuda) or no_library(flavour)),)
-    return tuple(place for place in every if device == "auto" or place.device.startswith(device))
+    # One that runs on no such device is a row that says so, or it would pass without a score.
+    return tuple(place for place in every if device == "auto" or place.device.startswith(device)) or tuple(
+        replace(place, missing=place.missing or f"it runs on a GPU, and device {device} was asked for")
+        for place in every
+    )
 
 
 def no_cuda(device: str = "cuda:0") -> str:

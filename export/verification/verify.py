@@ -74,7 +74,8 @@ def verify(
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise VerifyError(f"tolerance: expected 0 or more mAP points, got {tolerance}")
     checkpoint = Path(against) if against is not None else find_checkpoint(paths[0])
-    detector = Detector(checkpoint, device=device)
+    # One that was found was compared by the hash of all its bytes.
+    detector = Detector(checkpoint, device=device, options=BackendOptions(check_hashes=against is not None))
     if detector.card.kind != "checkpoint":
         raise VerifyError(
             f"{checkpoint}: the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
@@ -99,14 +100,15 @@ def verify(
     for path, card in cards.items():
         if card.frame_hw not in references:  # it letterboxes raw frames: what their size costs is not its loss
             references[card.frame_hw] = _score(checkpoint, with_frames(eager, card), dataset, progress, max_dets)
-        built = None if card.kind == "checkpoint" else audit_file(path, device)
-        # A graph that was edited is scored, and then refused with the number.
-        options = BackendOptions(check_hashes=False) if card.kind == "onnx" else None
+        # Compared with their hashes when their cards were read; a graph only here: one that was edited is scored, and
+        # then refused with the number.
+        built = None if card.kind == "checkpoint" else audit_file(path, device, check_hashes=False)
+        edited = card.kind == "onnx" and was_edited(path, card)
         for place in places(card, device):
             why = place.missing
             if not why:
                 try:
-                    detector = Detector(path, device=place.device, options=options)
+                    detector = Detector(path, device=place.device, options=BackendOptions(check_hashes=False))
                 except BackendError as error:
                     if place.device == "cpu":  # a CPU is always there: the file is at fault
                         raise
@@ -116,12 +118,11 @@ def verify(
                 missing.append(NotScored(path, place.backend, place.device, card.precision, size, why, built))
                 continue
             score = replace(_score(path, detector, dataset, progress, max_dets), audit=built)
-            scores.append(
-                _judged(score, references[card.frame_hw], tolerance, card.kind == "onnx" and was_edited(path, card))
-            )
+            scores.append(_judged(score, references[card.frame_hw], tolerance, edited))
+    digest = sha256_file(checkpoint) if against is not None else cards[paths[0]].hashes["checkpoint"]
     return Verification(
         dataset.annotations, reference, tuple(scores), dataset, as_trained, tuple(missing),
-        _notes(reference, dataset, cards, checkpoint, tolerance),
+        _notes(reference, dataset, cards, checkpoint, digest, tolerance),
     )  # fmt: skip
 
 
@@ -160,7 +161,12 @@ def _judged(score: Score, reference: Score, tolerance: float | None, edited: boo
 
 
 def _notes(
-    reference: Score, dataset: CocoDataset, cards: dict[Path, Card], checkpoint: Path, tolerance: float | None
+    reference: Score,
+    dataset: CocoDataset,
+    cards: dict[Path, Card],
+    checkpoint: Path,
+    digest: str,
+    tolerance: float | None,
 ) -> tuple[str, ...]:
     notes = []
     for path, card in cards.items():
@@ -184,7 +190,6 @@ def _notes(
             f"the scores are of {reference.evaluation.images} of {len(dataset.records)} pictures: {len(skipped)} could "
             f"not be read, the first: {skipped[0][0]} ({skipped[0][1]})"
         )
-    digest = sha256_file(checkpoint)
     for path, card in cards.items():
         named = card.hashes.get("checkpoint")
         if named is not None and named != digest:

@@ -139,7 +139,9 @@ class Batcher:
         return await asyncio.wrap_future(request.future)
 
     def metrics(self) -> BatcherMetrics:
-        """Counts, batch sizes and latencies so far."""
+        """Counts, batch sizes and latencies so far, also after closing. Raises `BatcherClosed` in a forked process."""
+        if self.closed == FORKED:
+            raise BatcherClosed(FORKED)
         with self._work:
             running = sum(len(requests) for requests in self._running.values())
             return self._tally.snapshot(len(self._admission.blocked), len(self._admission.waiting), running)

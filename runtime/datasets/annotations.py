@@ -132,7 +132,7 @@ NO_CLASS = "objects without a known class (skipped)"
 ABSENT_CLASS = "classes without an object in this data set"
 BAD_FLAG = "annotations whose iscrowd or difficult is neither 0 nor 1 (taken as objects)"
 TURNED = "boxes with a rotation (their upright bounds are taken)"
-FROM_0 = "boxes with a coordinate below 1, a fraction, or CVAT's rotation: do they count from 0 (voc_origin: 0)?"
+FROM_0 = "boxes with a coordinate below 1, a fraction, or a rotation: do they count from 0 (voc_origin: 0)?"
 KEY_POINTS = "polygons far outside their picture, as key points would be (skipped)"
 NO_ANNOTATION = "pictures without an annotation file (not read)"
 NO_PICTURE = "label files without a picture (not read)"
@@ -185,7 +185,7 @@ def clipped_box(
 
 
 def turned_bounds(box: tuple[float, float, float, float], degrees: float) -> tuple[float, float, float, float]:
-    """The upright xyxy box around `box` (xyxy) turned about its middle, as CVAT writes boxes with a rotation."""
+    """The upright xyxy box around `box` (xyxy) turned about its middle, whichever way: both give the same."""
     x1, y1, x2, y2 = box
     angle = math.radians(degrees % 180)
     c, s = abs(math.cos(angle)), abs(math.sin(angle))

@@ -41,7 +41,7 @@ from runtime.datasets.annotations import (
     rotation_of,
     turned_bounds,
 )
-from runtime.datasets.voc_origin import Bounds, Written, bounds_of, counts_from, of_devkit
+from runtime.datasets.voc_origin import Bounds, Written, bounds_of, counts_from, of_devkit, rotated_bounds_of
 from runtime.datasets.voc_places import VocPlaces, voc_places
 from runtime.datasets.xml_file import XmlError, read_xml
 from runtime.images.image import ImageError
@@ -53,9 +53,11 @@ class _Object(NamedTuple):
     """Position in its file, from 1."""
     name: str
     bounds: Bounds | None
-    """xmin, ymin, xmax, ymax as written."""
-    rotation: str | None
+    """xmin, ymin, xmax, ymax as written; the edges before the turn where it is a <robndbox>."""
+    rotation: str | float | None
     """In degrees, by which the box is turned about its middle, as CVAT writes it for each box; None without."""
+    is_rotated_box: bool
+    """Whether it is a <robndbox>, roLabelImg's: a middle and two sides, which count from 0 in every set."""
     difficult: bool | None
     """None where the file says neither 0 nor 1."""
     where: str
@@ -162,13 +164,18 @@ def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
     objects = []
     for number, element in enumerate(root.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
-        ends = {key: element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")}
-        where = f"{file}: object {number} ({name or 'no name'}): " + ", ".join(f"{k} {v!r}" for k, v in ends.items())
         attributes = {a.findtext("name"): a.findtext("value") for a in element.findall("attributes/attribute")}
-        rotation = attributes.get("rotation")
-        objects.append(
-            _Object(number, name, bounds_of(element), rotation, flag_of(element.findtext("difficult")), where)
-        )
+        bounds: Bounds | None = bounds_of(element)
+        rotation: str | float | None = attributes.get("rotation")
+        rotated_box = rotated_bounds_of(element) if bounds is None else None
+        if rotated_box is not None:
+            bounds, rotation = rotated_box
+        rotated = element.find("bndbox") is None and element.find("robndbox") is not None
+        tag, *keys = ("robndbox cx cy w h angle" if rotated else "bndbox xmin ymin xmax ymax").split()
+        numbers = ", ".join(f"{key} {element.findtext(f'{tag}/{key}')!r}" for key in keys)
+        where = f"{file}: object {number} ({name or 'no name'}): {numbers}"
+        difficult = flag_of(element.findtext("difficult"))
+        objects.append(_Object(number, name, bounds, rotation, rotated_box is not None, difficult, where))
     told = f"{file}: <filename> {file_name}" if borrowed else ""
     return _Entry(image_id, path, size_hw, tuple(objects), of_devkit(root), told)
 
@@ -192,7 +199,8 @@ def _rows(entry: _Entry, first: int, label_of: dict[str, int], chosen: bool, pro
             problems.append(Problem(NO_BBOX, entry.image_id, item.number, item.where))
             continue
         xmin, ymin, xmax, ymax = item.bounds
-        corners = (xmin - first, ymin - first, xmax, ymax)
+        shift = 0 if item.is_rotated_box else first
+        corners = (xmin - shift, ymin - shift, xmax, ymax)
         degrees = rotation_of(item.rotation)
         turned = bool(degrees) and math.isfinite(sum(corners)) and xmax > xmin and ymax > ymin
         box, reason = clipped_box(*(turned_bounds(corners, degrees) if turned else corners), *entry.size_hw)

@@ -1,12 +1,13 @@
 """Whether the coordinates of a set of VOC files count from 1, as the development kit's, or from 0, as most tools write.
 
 It is decided for the whole set: a file that counts from 1 has no coordinate below 1 and no fraction. The development
-kit's own files have a few fractions and do count from 1, so those that name its database prove nothing. A rotation,
-which CVAT writes for each box, proves as much: CVAT counts from 0.
+kit's own files have a few fractions and do count from 1, so those that name its database prove nothing. A rotation
+proves as much: CVAT, which writes one for each box, and roLabelImg, whose rotated boxes are <robndbox>, count from 0.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,8 @@ class Written(NamedTuple):
     bounds: Bounds
     of_devkit: bool
     """Whether its file says that it is of the VOC challenge itself."""
-    of_cvat: bool
+    has_rotation: bool
+    """Whether it is written as the tools write it that turn boxes, by any angle."""
 
 
 class Counting(NamedTuple):
@@ -46,11 +48,11 @@ def counts_from(written: Sequence[Written], others: Iterable[Path], origin: Lite
     `others` are further files of the same set, asked where `written` prove nothing, so that all lists of a set are read
     alike.
     """
-    proofs = (box.where for box in written if not box.of_devkit and (box.of_cvat or _proves(box.bounds)))
+    proofs = (box.where for box in written if not box.of_devkit and (box.has_rotation or _proves(box.bounds)))
     if origin != "auto":
         return Counting(origin, "", tuple(proofs) if origin == 1 else ())
     proof = next(proofs, "") or next((str(file) for file in others if _file_proves(file)), "")
-    why = f"a coordinate below 1, a fraction, or CVAT's rotation: {proof}"
+    why = f"a coordinate below 1, a fraction, or a rotation of CVAT or roLabelImg: {proof}"
     note = f"coordinates count from 0 ({why}); set voc_origin: 1 if they do not" if proof else ""
     return Counting(0 if proof else 1, note, ())
 
@@ -69,6 +71,8 @@ def _file_proves(file: Path) -> bool:
         return False  # its own reader tells
     if of_devkit(root):
         return False
+    if root.find("object/robndbox") is not None:
+        return True
     if any(name.text and name.text.strip() == "rotation" for name in root.iterfind("object/attributes/attribute/name")):
         return True
     return any((bounds := bounds_of(element)) is not None and _proves(bounds) for element in root.iterfind("object"))
@@ -81,8 +85,27 @@ def of_devkit(root: ET.Element) -> bool:
 
 def bounds_of(element: ET.Element) -> Bounds | None:
     """The numbers of an object's <bndbox>; None where one of them is missing or none."""
+    values = _numbers(element, "bndbox", ("xmin", "ymin", "xmax", "ymax"))
+    return None if values is None else (values[0], values[1], values[2], values[3])
+
+
+def rotated_bounds_of(element: ET.Element) -> tuple[Bounds, float] | None:
+    """An object's <robndbox>, as edges from 0 before it is turned about its middle, and the turn in degrees.
+
+    The turn is kept to 4 places, which is what the 6 places of radians in these files hold. None where a number is
+    missing or none, and edges of NaN where the angle is not finite.
+    """
+    values = _numbers(element, "robndbox", ("cx", "cy", "w", "h", "angle"))
+    if values is None:
+        return None
+    cx, cy, w, h, angle = values
+    if not math.isfinite(angle):
+        return (math.nan, math.nan, math.nan, math.nan), 0.0
+    return (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), round(math.degrees(angle), 4)
+
+
+def _numbers(element: ET.Element, tag: str, keys: Sequence[str]) -> list[float] | None:
     try:
-        values = [float(element.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")]
+        return [float(element.findtext(f"{tag}/{key}") or "") for key in keys]
     except ValueError:
         return None
-    return values[0], values[1], values[2], values[3]

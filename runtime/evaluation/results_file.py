@@ -23,7 +23,10 @@ def read_coco_results(path: str | PathLike[str], dataset: CocoDataset) -> dict[i
     path = Path(path)
     content = read_annotation_json(path)
     if not isinstance(content, list):
-        kind = "COCO annotations" if isinstance(content, dict) and "images" in content else "something else"
+        kind = "something else"
+        if isinstance(content, dict):
+            keys = f"an object ({', '.join(map(str, list(content)[:5])) or 'empty'})"
+            kind = "COCO annotations" if "images" in content else keys
         raise DatasetError(
             f"{path}: expected COCO results, a JSON list of {{image_id, category_id, bbox, score}}; this is {kind}"
         )

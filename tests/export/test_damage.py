@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from export.int8.ranges import ranges_path, read_ranges
-from export.options import CalibrationError, Gate, Int8, OnnxOptions
+from export.options import CalibrationError, ExportError, Gate, Int8, OnnxOptions
 from export.verification.verify import verify
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.tensor_files import load_tensors
@@ -161,6 +161,29 @@ def test_no_engine_is_built_of_a_damaged_graph(
     monkeypatch.setattr(trt, "choose_library", lambda engine, gpus: NoLibrary())
     with pytest.raises(CardError, match="its graph was edited or damaged .* --skip-hashes"):
         trt.to_engine(path, options=EngineOptions())
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_no_engine_is_built_of_weights_that_are_not_finite(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    from export import engine_export as trt
+    from export.engine.options import EngineOptions
+
+    def spoil(model: onnx.ModelProto) -> None:
+        weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.flat[-1] = wrong
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, "a.weight"))
+
+    path = _graph_with(Path(shutil.copy(artifacts / "best.onnx", tmp_path)), spoil)
+
+    class NoLibrary:
+        flavour, name = "tensorrt", "none"
+
+    monkeypatch.setattr(trt, "choose_library", lambda engine, gpus: NoLibrary())
+    with pytest.raises(ExportError, match=r"the weight a\.weight \(.*best\.onnx\) .* NaN or infinite"):
+        trt.to_engine(path, options=EngineOptions(check_hashes=False))
 
 
 def test_weights_in_a_file_beside_the_graph_are_part_of_its_hash(artifacts: Path, tmp_path: Path) -> None:

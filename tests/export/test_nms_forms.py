@@ -196,6 +196,11 @@ def test_weights_that_are_in_a_file_twice_are_refused():
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros_like(weight), "zeros"))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros_like(weight), "other_zeros"))
     check_weights(model)
+    for wrong in (np.nan, np.inf, -np.inf):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float16([1, wrong]), "broken"))
+        with pytest.raises(ExportError, match="the weight broken of the graph holds NaN or infinite numbers"):
+            check_weights(model)
+        del model.graph.initializer[-1]
 
 
 def test_a_body_with_a_graph_inside_is_refused():

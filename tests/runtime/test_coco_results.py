@@ -125,6 +125,7 @@ def test_a_wrong_entry_is_named(files: tuple[Path, Path], change: dict[str, Any]
     ("text", "said"),
     [
         ("{", "not valid JSON"), ('{"images": []}', "this is COCO annotations"), ("3", "this is something else"),
+        ('{"results": [], "info": {}}', r"this is an object \(results, info\)"), ("{}", r"an object \(empty\)"),
         ("[[1, 2]]", r"entry 0: expected an object"), ('[{"boxes": 1}]', r"it has only boxes"),
     ],
 )  # fmt: skip
@@ -144,7 +145,11 @@ def test_nothing_found_is_a_score_of_zero(files: tuple[Path, Path], capsys: pyte
     annotations, path = files
     path.write_text("[]")
     assert main(["eval", "--detections", str(path), "--annotations", str(annotations)]) == 0
-    assert "     0.0" in capsys.readouterr().out
+    out, error = capsys.readouterr()
+    assert "     0.0" in out and "warning" in error and "results.json: it is an empty list" in error
+    path.write_text(json.dumps(results(content())[:1]))
+    assert main(["eval", "--detections", str(path), "--annotations", str(annotations)]) == 0
+    assert "warning" not in capsys.readouterr().err, "most pictures without a detection are no fault"
 
 
 def test_wrong_usage_and_data_without_objects(

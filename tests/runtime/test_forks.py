@@ -56,6 +56,16 @@ def test_a_batcher_says_that_it_was_forked(onnx_file: Callable[..., Path]) -> No
         batcher.submit(image)
 
 
+def test_the_counts_of_a_forked_batcher_are_refused(onnx_file: Callable[..., Path]) -> None:
+    """They would stand still at the parent's; and its lock may be held by a thread that the child has not."""
+    with Detector(onnx_file(), device="cpu", threads=1).batcher() as batcher:
+        batcher.submit(np.zeros((64, 64, 3), np.uint8)).result(30)
+        with batcher._work:  # as a thread of the parent may at the moment of the fork
+            assert in_child(lambda: str(batcher.metrics()), seconds=5) == f"BatcherClosed: {FORKED}"
+        assert batcher.metrics().submitted == 1
+    assert batcher.metrics().answered == 1, "after its end it still tells"
+
+
 def test_a_model_on_a_gpu_says_that_it_was_forked(
     onnx_file: Callable[..., Path],
 ) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -147,6 +148,24 @@ def test_the_providers_settings(onnx_file: OnnxFile, gpu: Any, tmp_path: Path) -
     assert chosen["trt_engine_cache_path"] == str(folder) and backend.max_batch == 32
     ort.OrtBackend(onnx_file(size=(64, 64)), "cuda", options=tensorrt)
     assert len(list((tmp_path / "cache").iterdir())) == 2  # another model's engines are never taken for this one's
+
+
+def test_weights_beside_a_graph_are_part_of_what_its_engines_are_of(
+    onnx_file: OnnxFile, gpu: Any, tmp_path: Path
+) -> None:
+    """Its file is the same, byte for byte: an engine of the old weights would detect with them in silence."""
+    options = BackendOptions(provider="tensorrt", engine_cache=tmp_path / "cache")
+    model = onnx.load(onnx_file())
+    weight = onnx.numpy_helper.from_array(np.arange(1000, dtype=np.float32), "unused")
+    model.graph.initializer.append(weight)
+    path = tmp_path / "beside.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="beside.weights", size_threshold=1024)
+    for _ in range(2):
+        ort.OrtBackend(path, "cuda", options=options)
+    (folder,) = (tmp_path / "cache").iterdir()
+    (tmp_path / "beside.weights").write_bytes(bytes(4000))
+    ort.OrtBackend(path, "cuda", options=options)
+    assert len({folder, *(tmp_path / "cache").iterdir()}) == 2
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

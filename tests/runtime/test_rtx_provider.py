@@ -140,6 +140,8 @@ def test_the_providers_settings(onnx_file: OnnxFile, plugin: Any, tmp_path: Path
     ort.OrtBackend(onnx_file(), "cuda:0", options=graphs)
     ort.OrtBackend(onnx_file(size=(64, 64)), "cuda:0", options=graphs)
     assert len(list(cache.iterdir())) == 3  # nothing is taken that another version built, or of another model
+    ort.OrtBackend(onnx_file(), "cuda:0", options=BackendOptions(provider="rtx", engine_cache=cache))
+    assert len(list(cache.iterdir())) == 4  # or without the recordings
     with pytest.raises(BackendError, match='engine_cache: expected with provider="tensorrt" or "rtx"'):
         BackendOptions(engine_cache=cache)
 

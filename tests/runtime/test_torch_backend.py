@@ -136,6 +136,31 @@ def test_compile_is_asked_for_once_and_runs_in_one_thread(card: Card, monkeypatc
         Detector(backend).batcher(workers=2)
 
 
+def test_a_compiler_that_fails_is_an_error_with_advice(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: object, inputs: object) -> object:
+        raise ValueError("no such compiler: cc")
+
+    def unsupported(model: nn.Module) -> object:
+        raise RuntimeError("torch.compile is not supported on Python 9")
+
+    real, images = torch.compile, np.full((1, 32, 48, 3), (1, 255, 20), np.uint8)
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=broken))
+    backend = TorchBackend(PixelDetector(), card, "cpu", BackendOptions(compile=True))
+    for _ in range(2):  # the second call compiles again
+        with pytest.raises(BackendError, match=r"BackendOptions\(compile=False\).*no such compiler: cc"):
+            backend(images)
+    monkeypatch.setattr(torch, "compile", unsupported)
+    with pytest.raises(BackendError, match=r"BackendOptions\(compile=False\).*Python 9"):
+        TorchBackend(PixelDetector(), card, "cpu", BackendOptions(compile=True))
+
+
+def test_an_error_of_a_compiled_model_itself_stays_its_own(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend="eager"))
+    with pytest.raises(AssertionError):
+        TorchBackend(PixelDetector(), card, "cpu", BackendOptions(compile=True))(np.zeros((1, 8, 8, 3), np.uint8))
+
+
 def test_what_auto_chose_and_why(card: Card) -> None:
     told = Detector(TorchBackend(PixelDetector(), card)).runs_on
     there = "PyTorch's current CUDA device" if torch.cuda.is_available() else "PyTorch finds no CUDA device here"

@@ -97,6 +97,14 @@ def test_predictions_of_another_shape_start_anew(folder):
     assert "head.box starts anew (of another shape); head.quality starts anew" in said
 
 
+def test_weights_that_are_not_finite_are_no_start(folder, tmp_path):
+    content = read_checkpoint(folder / "runs" / "first" / "best.pt")
+    content["model"]["head.box.weight"][-1, -1] = float("inf")
+    torch.save(content, tmp_path / "broken.pt")
+    with pytest.raises(CheckpointError, match=r"1 of its tensors hold NaN or infinite .* first: head\.box\.weight"):
+        start_from(Detector(model_config({**MODEL, "classes": list("abc")})), tmp_path / "broken.pt")
+
+
 def test_what_does_not_fit_is_refused_with_its_shapes(folder):
     detector = Detector(model_config({**MODEL, "classes": ["a"], "neck": {"channels": 24, "levels": [3, 5]}}))
     before = {key: value.clone() for key, value in detector.state_dict().items()}

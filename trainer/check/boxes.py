@@ -38,17 +38,6 @@ def doubtful_boxes(dataset: CocoDataset) -> list[str]:
     return lines
 
 
-def origins_differ(train: CocoDataset, val: CocoDataset) -> list[str]:
-    """A line where coordinates of Pascal VOC files were counted from 0 in one split, and from 1 in the other."""
-    origins = (train.voc_origin, val.voc_origin)
-    if None in origins or origins[0] == origins[1]:
-        return []
-    return [
-        f"coordinates count from {origins[0]} in train and from {origins[1]} in val; if one tool wrote both, set "
-        "voc_origin: 0 in both"
-    ]
-
-
 def unnamed_pictures(datasets: Sequence[CocoDataset]) -> list[str]:
     """A line for each folder with pictures that lie among those of a JSON file, and that no split names."""
     named = {os.path.abspath(record.path) for dataset in datasets for record in dataset.records}

@@ -19,10 +19,10 @@ from runtime.files.text_table import text_table
 from runtime.images.encoded import exif_orientation
 from runtime.images.image import FixedSize, ImageError, Resize, decode_image
 from trainer.check.augment import augment_sheets
-from trainer.check.boxes import doubtful_boxes, origins_differ, problem_text, unnamed_pictures
+from trainer.check.boxes import doubtful_boxes, problem_text, unnamed_pictures
 from trainer.check.pictures import class_plot, sample_sheet, size_plot
 from trainer.config.train import TrainConfig
-from trainer.data.datasets import train_data, val_data
+from trainer.data.datasets import different_origins, train_data, val_data
 from trainer.data.train_set import resize_rule
 
 Progress = Callable[[int, int], None]
@@ -69,6 +69,8 @@ class DataReport:
     resize: Resize
     shared: tuple[tuple[Path, Path], ...]
     """Pictures that are in training and in validation, byte for byte."""
+    origins: str
+    """Where Pascal VOC files of both splits were counted from different origins: that, and what settles it."""
     written: tuple[Path, ...]
     not_drawn: tuple[str, ...] = ()
     """Augmentations that have no picture, and why."""
@@ -80,7 +82,7 @@ class DataReport:
             pairs = [f"{a.name} = {b.name}" for a, b in self.shared]
             found.append(f"{len(self.shared)} pictures are in train and val; val mAP will flatter ({_some(pairs)})")
         found += unnamed_pictures([self.train.dataset, self.val.dataset])
-        found += origins_differ(self.train.dataset, self.val.dataset)
+        found += [self.origins] if self.origins else []
         for split in (self.train, self.val):
             found += _split_warnings(split)
         return found
@@ -125,7 +127,8 @@ def check_data(
     if augment is not None:
         sheets, notes = augment_sheets(train.dataset, unusable, config, out / "augment", augment)
         written += sheets
-    return DataReport(train, val, resize, shared, tuple(written), tuple(notes))
+    origins = different_origins(config, train.dataset, val.dataset)
+    return DataReport(train, val, resize, shared, origins, tuple(written), tuple(notes))
 
 
 def _check_split(

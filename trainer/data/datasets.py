@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from models.config.parse import to_mapping
 from runtime.datasets import read_split
@@ -27,6 +28,12 @@ def train_data(config: TrainConfig, repeat: bool = True) -> CocoDataset:
     splits, classes = config.data.train_splits, config.model.classes
     datasets = [read_split(to_mapping(split), classes, "train", allow_absent=len(splits) > 1) for split in splits]
     dataset = datasets[0] if len(datasets) == 1 else concatenate(datasets)
+    examples = {part.voc_origin: part.annotations for part in reversed(datasets) if part.voc_origin is not None}
+    if len(examples) > 1 and any(
+        split.voc_origin == "auto" and part.voc_origin is not None for split, part in zip(splits, datasets, strict=True)
+    ):
+        problems = dataset.problems
+        dataset = replace(dataset, problems=replace(problems, notes=(*problems.notes, _origins_line(examples))))
     if config.data.empty_images == "drop":
         datasets = [without_empty_images(part) for part in datasets]
     times = [split.repeat if repeat else 1 for split in splits]
@@ -42,6 +49,25 @@ def train_data(config: TrainConfig, repeat: bool = True) -> CocoDataset:
 def val_data(config: TrainConfig) -> CocoDataset:
     """`data.val`; every image of it, because a background without detections is right, too."""
     return read_split(to_mapping(config.data.val), config.model.classes, "val")
+
+
+def different_origins(config: TrainConfig, train: CocoDataset, val: CocoDataset) -> str:
+    """A line where Pascal VOC files of training and validation came to different origins, and how to settle it; ''
+    where they agree, or where the configuration names both origins."""
+    first, second = train.voc_origin, val.voc_origin
+    named = config.data.val.voc_origin == val.voc_origin and any(
+        split.voc_origin == train.voc_origin for split in config.data.train_splits
+    )
+    if first is None or second is None or first == second or named:
+        return ""
+    return _origins_line({first: train.annotations, second: val.annotations})
+
+
+def _origins_line(examples: Mapping[int, Path]) -> str:
+    return (
+        f"VOC coordinates count from 0 in {examples[0]} and from 1 in {examples[1]}; if one tool wrote both, set "
+        "voc_origin: 0 for both (their boxes are a pixel apart now), else voc_origin: 0 for one and 1 for the other"
+    )
 
 
 def without_empty_images(dataset: CocoDataset) -> CocoDataset:
@@ -64,6 +90,7 @@ def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
         known = [name for name in names if repr(name) not in set.intersection(*absent)]
         files = ", ".join(str(dataset.annotations) for dataset in datasets)
         raise DatasetError(f"{files}: none of them has a class {detail}; {nearest_class(detail.strip(chr(39)), known)}")
+    origins = {dataset.voc_origin for dataset in datasets} - {None}
     problems: list[Problem] = [item for dataset in datasets for item in dataset.problems.items]
     return CocoDataset(
         annotations=datasets[0].annotations,
@@ -72,6 +99,7 @@ def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
         category_ids=tuple(range(1, len(names) + 1)),
         records=tuple(record for part in _numbered(datasets) for record in part),
         problems=Problems(tuple(problems), tuple(note for dataset in datasets for note in dataset.problems.notes)),
+        voc_origin=origins.pop() if len(origins) == 1 else None,
         files=tuple(path for dataset in datasets for path in dataset.files or (dataset.annotations,)),
     )
 

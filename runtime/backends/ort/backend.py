@@ -94,14 +94,15 @@ class OrtBackend(Backend):
         if options.provider == "rtx":
             from runtime.backends.ort.rtx import open_session, plugin
 
-            folder = engine_folder(path, options, f"{onnxruntime.__version__}-rtx-{plugin().__version__}")
+            version = f"{onnxruntime.__version__}-rtx-{plugin().__version__}"
+            folder = engine_folder(path, self.card, options, self._most(), version)
             settings = rtx_settings(self.card, "images", self._most(), folder, options.cuda_graphs)
             return open_session(path, session_options, index, settings)
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA libraries that pip installed
         providers: list[Any] = [cuda_provider(index, self.card.batch, options.cuda_graphs), "CPUExecutionProvider"]
         if options.provider == "tensorrt":
-            folder = engine_folder(path, options, onnxruntime.__version__)
+            folder = engine_folder(path, self.card, options, self._most(), onnxruntime.__version__)
             providers.insert(0, tensorrt_provider(index, self.card, "images", self._most(), folder))
         # ONNX Runtime would print a line and go on with the CPU where a provider fails, at the start or in any run.
         session = onnxruntime.InferenceSession(str(path), session_options, providers=providers, enable_fallback=0)

@@ -9,6 +9,7 @@ from typing import Any
 from runtime.backends.options import BackendOptions
 from runtime.backends.protocol import BackendError
 from runtime.card.card import Card
+from runtime.card.onnx_metadata import graph_sha256
 from runtime.files.write import cache_folder
 
 
@@ -44,12 +45,15 @@ def _profile(prefix: str, card: Card, input_name: str, most: int) -> dict[str, s
     return {f"{prefix}_profile_{key}_shapes": f"{input_name}:{batch}x{size}" for key, batch in batches.items()}
 
 
-def engine_folder(path: str | Path, options: BackendOptions, version: str) -> Path:
+def engine_folder(path: str | Path, card: Card, options: BackendOptions, most: int, version: str) -> Path:
     """Where a TensorRT provider of that version keeps what it builds of the file at `path`, made where it is not there.
 
-    It takes what it finds without a look at the model or the version that built it, so each has a folder of its own.
+    It takes what it finds without a look at the model, the version or the options that built it, so each graph (with
+    the weights beside it), largest batch `most`, and choice of CUDA graphs has a folder of its own.
     """
-    model = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    graph = card.hashes.get("graph", "") if options.check_hashes else ""  # compared with the file a moment ago
+    kind = f"{graph or graph_sha256(path)} {most} {options.cuda_graphs}"
+    model = hashlib.sha256(kind.encode()).hexdigest()[:16]
     try:
         home = options.engine_cache or cache_folder("BackendOptions.engine_cache") / f"{options.provider}-provider"
         folder = Path(home) / f"{model}-{version}"
