@@ -56,7 +56,7 @@ def os2_bmp(image: np.ndarray) -> bytes:
 
 def plain_map(image: np.ndarray) -> bytes:
     head = b"P3\n# 7 7\n%d # wide\n \t%d\n# depth\n255\n" % (image.shape[1], image.shape[0])
-    return head + " ".join(map(str, image[..., ::-1].ravel())).encode()
+    return head + " ".join(map(str, image[..., ::-1].ravel())).encode() + b"\n"
 
 
 def radiance(image: np.ndarray) -> bytes:
@@ -119,6 +119,10 @@ def isobmff(brand: bytes, *compatible: bytes) -> bytes:
     return struct.pack(">I4s4sI", 16 + 4 * len(compatible), b"ftyp", brand, 0) + b"".join(compatible)
 
 
+def codestream(right: int, bottom: int, left: int) -> bytes:
+    return b"\xff\x4f\xff\x51" + struct.pack(">HHIIII", 41, 0, right, bottom, left, 0) + bytes(28)
+
+
 SIDE = 20_000
 HUGE: dict[str, bytes] = {
     "os2": b"BM" + struct.pack("<IHHIIHHHH", 0, 0, 0, 26, 12, SIDE, SIDE, 1, 1),
@@ -133,13 +137,13 @@ HUGE: dict[str, bytes] = {
     "plain_pbm": b"P1 # 1 1\n#\r\n%d\n#2\n%d\n1" % (SIDE, SIDE),
     "pam": b"P7\nWIDTH 1\nHEIGHT %d\nWIDTH %d\nDEPTH 1\nMAXVAL 1\nENDHDR\n" % (SIDE, SIDE),
     "pfm": b"Pf\n%d %d\n-1.0\n" % (SIDE, SIDE),
-    "codestream": b"\xff\x4f\xff\x51" + struct.pack(">HHIIII", 41, 0, SIDE, SIDE, 0, 0) + bytes(20),
-    "jp2": b"\0\0\0\x0cjP  \r\n\x87\n" + isobmff(b"jp2 ", b"jp2 ") + struct.pack(">I4s", 8 + 4, b"free") + b"\xff\x4f\xff\x51"
-    + struct.pack(">I4sQ", 1, b"jp2c", 99) + b"\xff\x4f\xff\x51" + struct.pack(">HHIIII", 41, 0, SIDE + 5, SIDE, 5, 0) + bytes(40),
+    "codestream": codestream(SIDE, SIDE, 0),
+    "jp2": b"\0\0\0\x0cjP  \r\n\x87\n" + isobmff(b"jp2 ", b"jp2 ") + struct.pack(">I4s", 60, b"free")
+    + codestream(1, 1, 0) + struct.pack(">I4sQ", 1, b"jp2c", 99) + codestream(SIDE + 5, SIDE, 5),
     "webp_canvas": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + (SIDE - 1).to_bytes(3, "little") * 2 + bytes(8),
     "sun": struct.pack(">8I", 0x59A66A95, SIDE, SIDE, 1, 0, 1, 0, 0),
     "radiance": b"#?RGBE\n-Y 1 +X 1\nFORMAT=32-bit_rle_rgbe\n\n-Y %d +X %d\n" % (SIDE, SIDE),
-    "jpeg_behind_junk": b"\xff\xd8\xff\xfe\0\x02junk\xff\xc0\0\x11\x08" + struct.pack(">HH", SIDE, SIDE) + bytes(10) + b"\xff\xd9",
+    "jpeg_behind_junk": b"\xff\xd8\xff\xfe\0\x02junk\xff\xc0\0\x11\x08" + struct.pack(">HH", SIDE, SIDE) + bytes(10),
 }  # fmt: skip
 
 
@@ -159,7 +163,8 @@ def test_a_header_that_claims_too_much_is_refused_without_decoding(name: str, no
 
 @pytest.mark.parametrize(
     "data",
-    [b"P6\n5x5\n255\n", b"P7\nDEPTH 1\nENDHDR\n", b"#?RADIANCE\n\n+Y 3 +X 5\n", b"GIF89a", b"II+\0\x08\0\0\0" + b"\xff" * 9,
+    [b"P6\n5x5\n255\n", b"P7\nDEPTH 1\nENDHDR\n", b"#?RADIANCE\n\n+Y 3 +X 5\n", b"GIF89a",
+     b"II+\0\x08\0\0\0" + b"\xff" * 9,
      b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\0ftyp", b"RIFF\x08\0\0\0WEBPVP8X", b"\x59\xa6\x6a\x95"],
 )  # fmt: skip
 def test_a_known_format_without_a_size_is_not_decoded(data: bytes, no_decoder: None) -> None:
