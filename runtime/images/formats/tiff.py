@@ -14,7 +14,8 @@ from runtime.images.formats.zeros import HOLE, ZEROS
 _WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION = 256, 257, 259, 274
 _STRIPS, _TILES = (273, 279), (324, 325)  # where each begins, and how many bytes it has
 _WHOLE_NUMBERS = {1: "B", 6: "b", 3: "H", 8: "h", 4: "I", 9: "i", 16: "Q", 17: "q"}
-_LZW, _DEFLATE = (5,), (8, 32946)
+_NO_ZEROS = (4, 5)  # fax group 4 has no such code, and LZW none that it repeats
+_DEFLATE = (8, 32946)
 
 
 def directory(data: bytes, tags: Collection[int]) -> dict[int, tuple[int, ...]]:
@@ -59,19 +60,21 @@ def tiff_orientation(data: bytes) -> int:
 
 
 def tiff_damage(data: bytes) -> str:
-    """What is missing of the strips or tiles: their ends, or pixels where zeros stand; '' where nothing is seen to be.
+    """What is missing: the directory, the end of a strip or tile, pixels where zeros stand; '' where nothing is seen.
 
     Without compression nothing is seen, and libtiff refuses what is cut.
     """
+    if tiff_size(data) is None:
+        return "truncated TIFF: it ends before its directory, or the directory has no size"
     values = directory(data, (_COMPRESSION, *_STRIPS, *_TILES))
     compression = (values.get(_COMPRESSION) or (1,))[0]
     starts, counts = (values.get(s) or values.get(t) or () for s, t in zip(_STRIPS, _TILES, strict=True))
     for start, count in zip(starts, counts, strict=False) if compression != 1 else ():
         if start + count > len(data):
             return "truncated TIFF: its pixels go on beyond its end"
-        if compression not in _LZW + _DEFLATE or data.find(ZEROS, start, start + count) < 0:
+        if compression not in _NO_ZEROS + _DEFLATE or data.find(ZEROS, start, start + count) < 0:
             continue
-        if compression in _LZW or not _inflates(data[start : start + count]):  # LZW writes no code over and over
+        if compression in _NO_ZEROS or not _inflates(data[start : start + count]):
             return f"corrupt TIFF: {HOLE}"
     return ""
 
