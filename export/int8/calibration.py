@@ -15,7 +15,7 @@ from isodet.selection import evenly_spread
 from runtime.card.card import Card
 from runtime.datasets import read_split
 from runtime.images.image import IMAGE_SUFFIXES, Image, ImageError, letterbox, read_image
-from runtime.images.picture_files import pictures_in
+from runtime.images.picture_files import files_in, left_out_text, list_pictures
 
 
 @dataclass
@@ -78,9 +78,12 @@ def calibration_pictures(
     if annotations is None and images is not None:
         if not images.is_dir():
             raise CalibrationError(f"{images}: no such folder of calibration pictures")
-        paths = pictures_in(images)
+        paths, left_out = list_pictures(files_in(images))
         if not paths:
-            raise CalibrationError(f"{images}: no picture in this calibration folder ({', '.join(IMAGE_SUFFIXES)})")
+            others = f"; {left_out_text(left_out)}" if left_out else ""
+            raise CalibrationError(
+                f"{images}: no picture in this calibration folder ({', '.join(IMAGE_SUFFIXES)}){others}"
+            )
         return Pictures(evenly_spread(paths, count), str(images))
     if annotations is not None:
         splits: list[dict[str, Any]] = [

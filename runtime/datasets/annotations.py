@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from runtime.images.formats.boxes import HEIC_ADVICE
+from runtime.images.picture_files import is_heic
 
 
 class DatasetError(ValueError):
@@ -63,6 +66,11 @@ class Problem:
     image_id: int | None
     annotation_id: int | None = None
     detail: str = ""
+
+
+def left_out(paths: Iterable[Path]) -> list[Problem]:
+    """A problem for each file among the pictures that is not read as one."""
+    return [Problem(HEIC if is_heic(path) else LEFT_OUT, None, detail=str(path)) for path in paths]
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,7 @@ NO_ANNOTATION = "pictures without an annotation file (not read)"
 NO_PICTURE = "label files without a picture (not read)"
 BORROWED = "annotation files that name another one's picture (taken for the picture of their own name)"
 LEFT_OUT = "files among the pictures that are no pictures that are read (left out)"
+HEIC = f"pictures in HEIC, which are not read (left out; {HEIC_ADVICE})"
 
 
 class Row(NamedTuple):

@@ -20,7 +20,6 @@ from runtime.datasets.annotations import (
     BORROWED,
     BROKEN_ENTRY,
     FROM_0,
-    LEFT_OUT,
     NO_ANNOTATION,
     NO_BBOX,
     NO_CLASS,
@@ -36,6 +35,7 @@ from runtime.datasets.annotations import (
     choose_classes,
     clipped_box,
     flag_of,
+    left_out,
     make_record,
     nearest_class,
     rotation_of,
@@ -141,7 +141,7 @@ def read_voc(
         annotated = {entry.path for entry in entries}
         unread = [path for path in places.alone() if path not in annotated]
         problems += [Problem(NO_ANNOTATION, None, detail=str(path)) for path in unread]
-        problems += [Problem(LEFT_OUT, None, detail=str(path)) for path in places.left_out]
+        problems += left_out(places.left_out)
     problems += [Problem(FROM_0, None, detail=where) for where in counting.against]
     problems += [Problem(BORROWED, entry.image_id, detail=entry.borrowed) for entry in entries if entry.borrowed]
     told = Problems(tuple(problems), (counting.note,) if counting.note else ())

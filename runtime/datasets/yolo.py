@@ -16,7 +16,6 @@ from runtime.datasets.annotations import (
     ABSENT_CLASS,
     BROKEN_ENTRY,
     KEY_POINTS,
-    LEFT_OUT,
     NO_BBOX,
     NO_CLASS,
     NO_FILE,
@@ -32,6 +31,7 @@ from runtime.datasets.annotations import (
     choose_classes,
     clipped_box,
     decoded_text,
+    left_out,
     make_record,
 )
 from runtime.datasets.yolo_places import YoloPlaces, lost_labels, yolo_places
@@ -88,7 +88,7 @@ def read_yolo(
             + _another_machine(problems)
         )
     problems += [Problem(NO_PICTURE, None, detail=lost_labels(path)) for path in places.alone]
-    problems += [Problem(LEFT_OUT, None, detail=str(path)) for path in places.left_out]
+    problems += left_out(places.left_out)
     told = Problems((*absences, *problems), places.notes)
     ids = tuple(range(1, len(names) + 1))
     files = (*places.named_by, *read) or (annotations,)

@@ -21,7 +21,7 @@ from runtime.datasets.yolo_files import (
     read_data_yaml,
     read_obj_data,
 )
-from runtime.images.picture_files import files_in, list_pictures
+from runtime.images.picture_files import files_in, left_out_text, list_pictures
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def yolo_places(annotations: Path, images: Path | None, classes: Sequence[str] |
     else:
         places = picture_list_places(annotations, annotations, images, classes)
     if not places.pairs:
-        raise DatasetError(f"{annotations}: expected pictures in {places.folder}; there is none")
+        left_out = f" ({left_out_text(places.left_out)})" if places.left_out else ""
+        raise DatasetError(f"{annotations}: expected pictures in {places.folder}; there is none{left_out}")
     require_labels(annotations, places)
     return places
 

@@ -5,8 +5,6 @@ Training, validation and deployment all use this letterbox, so that a model sees
 
 from __future__ import annotations
 
-import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.files.write import replacing
-from runtime.images.encoded import apply_orientation, exif_orientation, too_large
-from runtime.images.holes import jpeg_has_hole, webp_has_hole
+from runtime.images.encoded import apply_orientation, encoded_format, exif_orientation, refusal
 
 Image = NDArray[np.uint8]
 """uint8 [H, W, 3], blue-green-red as OpenCV and cameras give it."""
@@ -68,11 +65,10 @@ def decode_image(data: bytes, path: str | Path) -> Image:
     """The encoded picture `data` as uint8 [H, W, 3] BGR; `path` names it in an `ImageError`."""
     if not data:
         raise ImageError(path, "the file is empty")
-    damage = too_large(data) or _damage(data)
-    if damage:
-        raise ImageError(path, damage)
+    if reason := refusal(data):
+        raise ImageError(path, reason)
     try:
-        tiff = data[:4] in (b"II*\0", b"MM\0*")  # OpenCV scales its 16-bit samples in several ways, PNG's in one
+        tiff = encoded_format(data) == "TIFF"  # OpenCV scales its 16-bit samples in several ways, PNG's in one
         # All but TIFF are turned here: OpenCV leaves some WebP and all AVIF as they are stored.
         how = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if tiff else cv2.IMREAD_IGNORE_ORIENTATION)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
@@ -84,6 +80,8 @@ def decode_image(data: bytes, path: str | Path) -> Image:
         image = np.right_shift(image, 8, dtype=np.uint16).astype(np.uint8)
     if image.dtype != np.uint8:
         raise ImageError(path, f"has {image.dtype} samples; expected 8 or 16 bits, so convert it with a range of yours")
+    if image.ndim == 2:  # as it gives a PFM of one channel
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     pixels: Image = np.asarray(image, np.uint8)
     return pixels if tiff else apply_orientation(pixels, exif_orientation(data))
 
@@ -104,62 +102,6 @@ def write_image(path: str | Path, image: Image) -> None:
         raise ImageError(path, f"cannot be encoded as {path.suffix}")
     with replacing(path) as partial:
         partial.write_bytes(data.tobytes())
-
-
-# ---------------------------------------------------------------------------------------------
-# truncation
-
-
-def _damage(data: bytes) -> str:
-    """What is wrong with the container of an encoded picture, or '' where nothing is seen to be."""
-    if data.startswith(b"\xff\xd8"):
-        if not _jpeg_ends(data):
-            return "truncated JPEG: it ends before its end-of-image marker"
-        return f"corrupt JPEG: {_HOLE}" if jpeg_has_hole(data) else ""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png_damage(data)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
-        return "truncated WebP: it is shorter than its header says"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and webp_has_hole(data):
-        return f"corrupt WebP: {_HOLE}"
-    if data[:2] == b"BM" and len(data) < int.from_bytes(data[2:6], "little"):
-        return "truncated BMP: it is shorter than its header says"
-    return ""
-
-
-_HOLE = "zeros stand where its pixels were, as after a loss of power; copy or make it again"
-
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # not a stuffed 0xFF of the pixels, not a restart marker
-
-
-def _jpeg_ends(data: bytes) -> bool:
-    # Walk the segments: a search for the marker alone would be content with the one of the EXIF thumbnail.
-    position = 2
-    while match := _MARKER.search(data, position):
-        marker = match[1][0]
-        if marker == 0xD9:
-            return True
-        if marker == 0xDA and data.endswith(b"\xff\xd9"):  # pixels have no such pair: no need to search them
-            return True
-        position = match.end()
-        if marker not in (0x01, 0xD8):  # these two have no length
-            position += max(2, int.from_bytes(data[position : position + 2], "big"))
-    return False
-
-
-def _png_damage(data: bytes) -> str:
-    position = 8
-    while position + 12 <= len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        kind, end = data[position + 4 : position + 8], position + 12 + length
-        if end > len(data):
-            break
-        if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            return f"corrupt PNG: the checksum of its {kind.decode('latin-1')} chunk is wrong"
-        if kind == b"IEND":
-            return ""
-        position = end
-    return "truncated PNG: it ends before its IEND chunk"
 
 
 # ---------------------------------------------------------------------------------------------

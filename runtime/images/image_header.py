@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
-from runtime.images.encoded import JPEG_FRAMES, exif_orientation, jpeg_segments
+from runtime.images.encoded import encoded_format, encoded_size, exif_orientation
 from runtime.images.image import ImageError, read_image
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD = 1 << 18
 """Bytes read at first; a JPEG's EXIF and size lie within its first few segments of at most 64 KiB."""
 
@@ -25,25 +23,10 @@ def image_size(path: Path) -> tuple[int, int]:
         raise ImageError(path, f"cannot be read: {error.strerror}") from None
     except ValueError as error:  # a NUL, or half of a surrogate pair
         raise ImageError(path, f"is no name that a file can have: {error}") from None
-    size: tuple[int, int] | None = None
-    if head.startswith(b"\xff\xd8"):
-        size = _jpeg_size(head)
-    elif head.startswith(_PNG) and head[12:16] == b"IHDR" and b"eXIf" not in head:
-        width, height = struct.unpack(">II", head[16:24])
-        # An eXIf chunk may follow the pixels, and a file that does not end may have lost it.
-        size = (height, width) if len(head) < _HEAD and head.rstrip(b"\0")[-8:-4] == b"IEND" else None
-    elif head.startswith(b"BM") and len(head) >= 26 and struct.unpack("<I", head[14:18])[0] >= 40:
-        width, height = struct.unpack("<ii", head[18:26])
-        size = (abs(height), width)
-    if size is None or min(size) < 1:
+    size, name = encoded_size(head), encoded_format(head)
+    if name == "PNG" and (len(head) == _HEAD or head.rstrip(b"\0")[-8:-4] != b"IEND"):
+        size = None  # an eXIf chunk may follow the pixels, and a file that does not end may have lost it
+    if size is None or min(size) < 1 or name not in ("JPEG", "PNG", "BMP"):
         image = read_image(path)
         return image.shape[0], image.shape[1]
-    return size
-
-
-def _jpeg_size(head: bytes) -> tuple[int, int] | None:
-    for marker, segment in jpeg_segments(head):
-        if marker in JPEG_FRAMES and len(segment) >= 5:
-            height, width = struct.unpack(">HH", segment[1:5])
-            return (width, height) if exif_orientation(head) >= 5 else (height, width)
-    return None
+    return size[::-1] if exif_orientation(head) >= 5 else size

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from runtime.images.encoded import encoded_format
+from runtime.images.formats.boxes import HEIC_ADVICE
 from runtime.images.image import IMAGE_SUFFIXES
 
 _NO_DATA = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
@@ -18,6 +20,7 @@ _MOTION = {".mjpeg", ".mjpg"}
 """JPEGs one after the other: a video, though it begins as a picture does."""
 _NOT_READ = {
     ".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jpx", ".jxl", ".psd", ".svg", ".tga", ".exr", ".hdr",
+    ".pbm", ".pgm", ".ppm", ".pnm", ".pam", ".pfm", ".ras",
     ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", *_MOTION, *_RAW,
 }  # fmt: skip
 """Suffixes of pictures and videos that are not read as pictures of a data set."""
@@ -73,24 +76,34 @@ def list_pictures(paths: Iterable[Path]) -> Listing:
         suffix = path.suffix.lower()
         if suffix in IMAGE_SUFFIXES:
             pictures.append(path)
-        elif suffix in _TEXT:
             continue
-        elif path.name.lower().endswith(_BACKUPS):
-            if _content(path) == "picture":
+        if suffix in _TEXT:
+            continue
+        content = _content(path)
+        if path.name.lower().endswith(_BACKUPS):
+            if content == "picture":
                 left_out.append(path)
-        elif is_picture(path):
+        elif content == "picture" and suffix not in _MOTION | _RAW:
             pictures.append(path)
-        elif suffix in _NOT_READ or _content(path):
+        elif suffix in _NOT_READ or content:
             left_out.append(path)
     return Listing(pictures, left_out)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is to be read as a picture: by its content, or else by its suffix."""
+    """Whether a file is to be read as a picture: by its content, or else by its suffix.
+
+    HEIC is one: its reader says what to do, and the decoder of videos would not.
+    """
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return True
-    return suffix not in _MOTION | _RAW and _content(path) == "picture"
+    return suffix not in _MOTION | _RAW and _content(path) in ("picture", "HEIC")
+
+
+def is_heic(path: Path) -> bool:
+    """Whether the content of a file is HEIC, as iPhones write it."""
+    return _content(path) == "HEIC"
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -99,23 +112,27 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def left_out_text(paths: Sequence[Path]) -> str:
-    """'3 files are no pictures that are read (.gif, .heic)'."""
+    """'3 files are no pictures that are read (.gif, .heic)', and what to do with those in HEIC."""
     suffixes = sorted({path.suffix or path.name for path in paths})
     shown = ", ".join(suffixes[:6]) + (", ..." if len(suffixes) > 6 else "")
-    return f"{len(paths)} files are no pictures that are read ({shown})"
+    heic = sum(map(is_heic, paths))
+    advice = f"; {heic} are HEIC: {HEIC_ADVICE}" if heic else ""
+    return f"{len(paths)} files are no pictures that are read ({shown}){advice}"
 
 
 def _content(path: Path) -> str:
-    """'picture' for JPEG, PNG, BMP, WebP and TIFF, 'other' for pictures that are not read, '' for anything else."""
+    """'picture' for JPEG, PNG, BMP, WebP and TIFF; 'HEIC'; 'other' for what is not read; '' for anything else."""
     try:
         with path.open("rb") as file:
-            head = file.read(32)
+            head = file.read(256)
     except OSError:
         return ""  # a link to nothing, or no permission: whoever names the file is told
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")):
+    name = encoded_format(head)
+    if name == "HEIC":
+        return name
+    if name in ("JPEG", "PNG", "WebP", "TIFF") or (name == "BMP" and head[6:10] == b"\0\0\0\0"):
         return "picture"
-    if (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or (head[:2] == b"BM" and head[6:10] == b"\0\0\0\0"):
-        return "picture"
-    isobmff = head[4:8] == b"ftyp"  # HEIC, AVIF, MP4
-    others = (b"GIF8", b"\0\0\0\x0cjP", b"\0\0\0\x0cJXL", b"\xff\x0a", b"8BPS")
-    return "other" if isobmff or head.startswith(others) else ""
+    if head[4:8] == b"ftyp":  # AVIF, MP4
+        return "other"
+    others = (b"\0\0\0\x0cJXL", b"\xff\x0a", b"8BPS")
+    return "other" if name in ("GIF", "JPEG 2000") or head.startswith(others) else ""

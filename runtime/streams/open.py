@@ -90,6 +90,7 @@ def describe(origin: Origin) -> Description:
         if not found:
             deeper = next((p for p in path.glob("*/**/*") if p.suffix.lower() in IMAGE_SUFFIXES), None)
             advice = "" if deeper is None else f"; there are some below: '{path}/**/*{deeper.suffix}'"
+            advice += f"; {left_out_text(left_out)}" if left_out else ""
             raise StreamError(f"{path}: no pictures in this folder (expected {', '.join(IMAGE_SUFFIXES)}){advice}")
         return Description(root.name or "pictures", "folder", root, tuple(found), tuple(left_out))
     if is_picture(path):
