@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from isodet.errors import IsodetError
+
 if TYPE_CHECKING:
     from models.quant.ranges import Method
 
@@ -21,7 +23,7 @@ InputForm = Literal["uint8-nhwc", "float-nchw"]
 """uint8 [B, H, W, 3], BGR, 0 to 255; or float32 [B, 3, H, W], RGB, 0 to 1."""
 
 
-class ExportError(RuntimeError):
+class ExportError(IsodetError, RuntimeError):
     """An artifact that was not written; the message says which step refused it and what to do."""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 from pathlib import Path
+from typing import Any
 
 
 class IsodetError(Exception):
@@ -19,3 +21,7 @@ class IsodetError(Exception):
     ) -> None:
         super().__init__(message)
         self.key, self.path, self.image = key, None if path is None else Path(path), image
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, whatever the constructor takes: errors of other processes come pickled."""
+        return copyreg.__newobj__, (type(self), *self.args), *super().__reduce__()[2:]  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from isodet.errors import IsodetError
 from models.config.model import model_config, own_parts_of
 from models.config.parse import ConfigError
 from models.custom.find import OwnPartMissing, require_environment
@@ -20,7 +21,7 @@ from models.tensor_files import TensorFileError, first_mismatches, load_tensors
 FORMAT = 1
 
 
-class CheckpointError(ValueError):
+class CheckpointError(IsodetError, ValueError):
     """A file that is not a usable isodet checkpoint; the message names it and what is wrong."""
 
 

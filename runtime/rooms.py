@@ -14,10 +14,12 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from isodet.errors import IsodetError
+
 _OURS = Path(__file__).resolve().parents[1] / "models"
 
 
-class RoomError(ImportError):
+class RoomError(IsodetError, ImportError):  # type: ignore[misc]  # ImportError's `path` is a text
     """Two packages of one name that cannot be told apart; the message names both."""
 
 

@@ -7,13 +7,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from isodet.errors import IsodetError
 from runtime.artifact import read_card
 from runtime.card.card import Card, sha256_file
 from runtime.datasets import FORMATS, read_dataset, read_split
 from runtime.datasets.annotations import CocoDataset
 
 
-class RunsError(ValueError):
+class RunsError(IsodetError, ValueError):
     """A file that was not named and that no run has; the message says how to get or name it."""
 
 

@@ -17,6 +17,7 @@ import onnx
 
 from export.audit.inspector import inspected, parsed
 from export.audit.layers import ConvLayer, network_layers
+from isodet.errors import IsodetError
 from models.quant.graph import PREDICTIONS
 from runtime.artifact import read_card
 from runtime.backends import BackendError
@@ -26,7 +27,7 @@ PRECISIONS = ("int8", "fp16", "fp32")
 _READABLE = {"network": "the typed network", "inspector": "the engine's inspector"}
 
 
-class AuditError(RuntimeError):
+class AuditError(IsodetError, RuntimeError):
     """A file that does not compute in what was asked for; `audit` has every layer."""
 
     def __init__(self, message: str, audit: Audit):

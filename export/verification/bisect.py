@@ -30,6 +30,7 @@ from export.verification.tensor_matching import (
     tensors,
 )
 from export.verification.verify import find_checkpoint
+from isodet.errors import IsodetError
 from models.checkpoint import build_detector
 from models.quant import FakeQuant, QuantConv2d
 from runtime import Card, ImageError, letterbox, read_card, read_image
@@ -45,7 +46,7 @@ _OTHER_WEIGHT = {"fp32": 1e-5, "fp16": 2e-3, "int8": 1e-5}  # rounding to float1
 _AT_ONCE = 96  # tensors that are held in memory
 
 
-class BisectError(RuntimeError):
+class BisectError(IsodetError, RuntimeError):
     """Two graphs that cannot be compared; the message says why."""
 
 

@@ -23,6 +23,7 @@ from export.options import Progress
 from export.verification.detection_diff import drift, drift_by_image
 from export.verification.scores import NotScored, Score, Verification
 from export.verification.targets import places
+from isodet.errors import IsodetError
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import Intake
 from runtime import Card, Detector, read_card
@@ -42,7 +43,7 @@ TOLERANCE = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}
 """mAP points that an artifact of each precision may lose."""
 
 
-class VerifyError(ValueError):
+class VerifyError(IsodetError, ValueError):
     """Verification cannot be done; the message names the file and says what to give."""
 
 

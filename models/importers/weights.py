@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from isodet.errors import IsodetError
 from models.tensor_files import TensorFileError, load_tensors
 
 
-class ImportRefused(ValueError):
+class ImportRefused(IsodetError, ValueError):
     """A file that cannot become an isodet checkpoint; the message says why and what comes nearest."""
 
 

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from isodet.errors import IsodetError
 from models.detector import Detector, Raw
 from models.layers.fuse import fuse, require_eval
 from models.quant.convolution import QuantConv2d
@@ -27,7 +28,7 @@ from models.quant.ranges import Method
 PREDICTIONS = ("head.cls", "head.box", "head.quality")
 
 
-class QuantError(ValueError):
+class QuantError(IsodetError, ValueError):
     """A network that cannot be quantised; the message says where and what to do."""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import IsodetError
 from runtime.card.card import Card, file_kind
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 OUTPUTS = ("num_dets", "boxes", "scores", "labels")
 
 
-class BackendError(RuntimeError):
+class BackendError(IsodetError, RuntimeError):
     """A model that cannot be loaded or run here; the message names the file or device and what to do."""
 
 

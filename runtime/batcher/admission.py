@@ -9,6 +9,7 @@ from collections import deque
 from concurrent.futures import Future
 from typing import Literal, get_args
 
+from isodet.errors import IsodetError
 from runtime.batcher.metrics import Tally
 from runtime.batcher.queue import FairQueue, Request
 
@@ -17,7 +18,7 @@ Policy = Literal["block", "drop_oldest", "refuse"]
 stream that has most waiting, is given up for it; `submit` raises `QueueFull`."""
 
 
-class BatcherError(RuntimeError):
+class BatcherError(IsodetError, RuntimeError):
     """A frame that was not run."""
 
 

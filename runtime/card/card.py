@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from isodet.errors import IsodetError
 from runtime.card.seal import is_broken, sealed
 from runtime.images.image import FILL, FixedSize, Resize, ShortSide
 
@@ -29,7 +30,7 @@ LOAD_ANYWAY = "take it as it is with BackendOptions(check_hashes=False), on the 
 _SEAL = "card"  # its name among the hashes
 
 
-class CardError(ValueError):
+class CardError(IsodetError, ValueError):
     """A card that is not there or cannot be used; the message names the file and the key."""
 
 

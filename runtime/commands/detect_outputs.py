@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 
+from isodet.errors import IsodetError
 from runtime.files.write import fitting, partial_path
 from runtime.images.image import Image, ImageError, write_image
 from runtime.streams.open import Description
@@ -27,7 +28,7 @@ _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 """What a file system says to a name that it does not take, where it takes others."""
 
 
-class DetectError(RuntimeError):
+class DetectError(IsodetError, RuntimeError):
     """Detection that cannot start or whose results cannot be kept; the message says what to do."""
 
 

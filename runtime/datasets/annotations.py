@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import IsodetError
 
-class DatasetError(ValueError):
+
+class DatasetError(IsodetError, ValueError):
     """An annotation file that cannot be used; the message names the file, the key or line, and what to do."""
 
 

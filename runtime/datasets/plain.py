@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from isodet.errors import IsodetError
 from runtime.datasets.annotations import (
     ABSENT_CLASS,
     BROKEN_ENTRY,
@@ -82,7 +83,7 @@ def read_list(
     return CocoDataset(annotations, images, names, ids, tuple(records), Problems(tuple(problems)), files)
 
 
-class _Broken(ValueError):
+class _Broken(IsodetError, ValueError):
     """An entry of the list of which nothing can be used; begins with its key."""
 
 

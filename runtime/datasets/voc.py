@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from isodet.errors import IsodetError
 from runtime.datasets.annotations import (
     ABSENT_CLASS,
     BAD_FLAG,
@@ -72,7 +73,7 @@ class _Entry(NamedTuple):
     """What its <filename> is, where that is another .xml's picture and this one's own was taken; else nothing."""
 
 
-class _Broken(ValueError):
+class _Broken(IsodetError, ValueError):
     """An XML file of which nothing can be used."""
 
 

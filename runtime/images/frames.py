@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
+from isodet.errors import IsodetError
 from runtime.images.encoded import MAX_PIXELS as MAX_PIXELS
 from runtime.images.image import Image, read_image
 from runtime.images.region import Region
@@ -28,7 +29,7 @@ _ON_CUDA = (2, 13)
 """kDLCUDA and kDLCUDAManaged."""
 
 
-class FrameError(ValueError):
+class FrameError(IsodetError, ValueError):
     """A frame that is not a picture for the detector; the message states what was expected and what came."""
 
 

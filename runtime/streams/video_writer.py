@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from isodet.errors import IsodetError
 from runtime.files.write import partial_path
 from runtime.images.image import Image
 
@@ -30,7 +31,7 @@ _FAT_LARGEST = (1 << 32) - 1
 """Bytes of the largest file on FAT, as memory cards have it."""
 
 
-class VideoError(RuntimeError):
+class VideoError(IsodetError, RuntimeError):
     """A video that cannot be begun; the message says what to do."""
 
 

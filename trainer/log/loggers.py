@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from isodet.errors import IsodetError
 from models.config.parse import to_mapping
 from runtime.files.write import write_text
 from trainer.config.log import Tracker
@@ -23,7 +24,7 @@ _IDS = "trackers.json"
 """In the run's folder: by tracker, the name it has for the run, under which a resumed run goes on."""
 
 
-class RecordsError(ValueError):
+class RecordsError(IsodetError, ValueError):
     """A tracker that cannot be started; the message names it and what to do."""
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import IsodetError
 from models.config.parse import ConfigError
 from runtime.card.card import Card
 from runtime.datasets import FORMATS, read_dataset, read_split
@@ -32,7 +33,7 @@ _LEAST_SIDE = 4.0
 """Pixels; there is nothing to see in less."""
 
 
-class MiningError(ValueError):
+class MiningError(IsodetError, ValueError):
     """Nothing that could be mined; the message says what to do."""
 
 

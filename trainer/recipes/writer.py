@@ -14,11 +14,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from isodet.errors import IsodetError
+
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
 
-class RecipeError(ValueError):
+class RecipeError(IsodetError, ValueError):
     """A data set that cannot be made as asked; the message says what to change."""
 
 
