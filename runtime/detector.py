@@ -249,8 +249,8 @@ def _detect_on_device(
             f"copy it: {COPY}"
         )
     if color != "bgr":
-        raise FrameError("color: frames on a device are taken as BGR; turn them there: frame.flip(-1) with PyTorch, "
-                         "cupy.ascontiguousarray(frame[..., ::-1]) with CuPy")  # fmt: skip
+        raise FrameError.of("color", "frames on a device are taken as BGR; turn them there: frame.flip(-1) with "
+                            "PyTorch, cupy.ascontiguousarray(frame[..., ::-1]) with CuPy")  # fmt: skip
     rule = detector.card.resize_rule()
     taken = [_taken(detector, frame, index, region) for index, frame in enumerate(frames)]
     results: list[Detections] = []

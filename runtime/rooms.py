@@ -51,11 +51,11 @@ def find_models() -> None:
         return
     advice = "both cannot be used in one program: rename yours, or run an exported .onnx, which needs no models"
     if not places:
-        raise RoomError(f"{spec.origin} hides isodet's package {_OURS}; {advice}")
+        raise RoomError(f"{spec.origin} hides isodet's package {_OURS}; {advice}", path=spec.origin)
     names = sorted({path.stem for path in _OURS.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()})
     for name in names:
         hiding = [p for place in places for p in (place / f"{name}.py", place / name / "__init__.py") if p.is_file()]
         if hiding and name != "__init__":
-            raise RoomError(f"{hiding[0]} hides isodet's {_OURS / name}; {advice}")
+            raise RoomError(f"{hiding[0]} hides isodet's {_OURS / name}; {advice}", path=hiding[0])
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)

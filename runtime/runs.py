@@ -48,10 +48,10 @@ def validation_data(
         raise RunsError("a folder of images alone is not enough: give its annotations, too")
     split = _val_split(card, Path(source))
     if "annotations" not in split:
-        raise RunsError(f"{source}: its card names no validation data; give --annotations FILE (--images FOLDER)")
+        raise RunsError.at(source, "its card names no validation data; give --annotations FILE (--images FOLDER)")
     kind = split.get("format", "auto")
     if kind not in ("auto", *FORMATS):
-        raise RunsError(f"{source}: its card names validation data of the unknown format {kind!r}; give --annotations")
+        raise RunsError.at(source, f"its card names validation data of the unknown format {kind!r}; give --annotations")
     return read_split(split, card.classes, "val")
 
 
@@ -71,9 +71,10 @@ def _val_split(card: Card, source: Path) -> dict[str, Any]:
     for checkpoint in sorted(folder.glob("*.pt")):
         if sha256_file(checkpoint) == card.hashes.get("checkpoint"):
             return _named_val(read_card(checkpoint))
-    raise RunsError(
-        f"{source}: the validation data that its card names, {split['annotations']}, is not beside it, nor the "
-        "checkpoint that knows where it is; give --annotations FILE (--images FOLDER)"
+    raise RunsError.at(
+        source,
+        f"the validation data that its card names, {split['annotations']}, is not beside it, nor the "
+        "checkpoint that knows where it is; give --annotations FILE (--images FOLDER)",
     )
 
 

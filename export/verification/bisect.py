@@ -129,9 +129,10 @@ def bisect(artifact: str | Path, against: str | Path | None = None, image: str |
     artifact = Path(artifact)
     card = read_card(artifact)
     if card.kind != "onnx":
-        raise BisectError(
-            f"{artifact}: is {'an engine, whose tensors nobody sees' if card.kind == 'engine' else 'a checkpoint'}; "
-            "bisect the ONNX file that an engine was built from"
+        raise BisectError.at(
+            artifact,
+            f"is {'an engine, whose tensors nobody sees' if card.kind == 'engine' else 'a checkpoint'}; "
+            "bisect the ONNX file that an engine was built from",
         )
     load_onnxruntime()  # before the long work
     checkpoint = Path(against) if against is not None else find_checkpoint(artifact)
@@ -159,7 +160,7 @@ def _validation_picture(card: Card, checkpoint: Path) -> Image:
     for record in dataset.records:
         with contextlib.suppress(ImageError):
             return read_image(record.path)
-    raise BisectError(f"{dataset.annotations}: none of its pictures can be read; name one with --image FILE")
+    raise BisectError.at(dataset.annotations, "none of its pictures can be read; name one with --image FILE")
 
 
 def compare(
@@ -179,7 +180,7 @@ def compare(
     if precision != "fp32":  # rounding may choose other candidates: behind the choice there is nothing to compare
         pairs = [(tensor, name) for tensor, name in pairs if tensor.ordered]
     if not any(tensor.weight for tensor, _ in pairs):
-        raise BisectError(f"{artifact}: it has no layer in common with the checkpoint; is it the one it came from?")
+        raise BisectError.at(artifact, "it has no layer in common with the checkpoint; is it the one it came from?")
     every = tensors(candidate)
     errors = _errors(candidate, reference, pairs, inputs)
     known: dict[str, float] = {}

@@ -73,12 +73,12 @@ def verify(
     if not paths:
         raise VerifyError("no artifact to verify was given")
     if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise VerifyError(f"tolerance: expected 0 or more mAP points, got {tolerance}")
+        raise VerifyError.of("tolerance", f"expected 0 or more mAP points, got {tolerance}")
     checkpoint = Path(against) if against is not None else find_checkpoint(paths[0])
     detector = Detector(checkpoint, device=device)
     if detector.card.kind != "checkpoint":
-        raise VerifyError(
-            f"{checkpoint}: the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
+        raise VerifyError.at(
+            checkpoint, f"the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
         )
     cards = {path: _card(path, checkpoint, detector.card) for path in paths}  # before the long work, not after it
     if any(card.kind == "onnx" and card.nms["kind"] != "plugin" for card in cards.values()):
@@ -86,9 +86,10 @@ def verify(
     if dataset is None:
         dataset = validation_data(detector.card, checkpoint, annotations, images)
     if not any((~record.crowd).any() for record in dataset.records):
-        raise VerifyError(
-            f"{dataset.annotations}: it has no box in any of its {len(dataset.records)} pictures, so there is nothing "
-            "to score; give annotations with boxes: --annotations FILE"
+        raise VerifyError.at(
+            dataset.annotations,
+            f"it has no box in any of its {len(dataset.records)} pictures, so there is nothing "
+            "to score; give annotations with boxes: --annotations FILE",
         )
     as_trained = None
     if detector.card.resize:  # a graph letterboxes: what that costs is not what the export costs
@@ -130,9 +131,10 @@ def _card(path: Path, checkpoint: Path, reference: Card) -> Card:
     """The card of an artifact. Raises `VerifyError` where it cannot be compared with the reference."""
     card = read_card(path)
     if card.classes != reference.classes:
-        raise VerifyError(
-            f"{path}: its classes ({_few(card.classes)}) are not those of {checkpoint} ({_few(reference.classes)}); "
-            "name the checkpoint it was exported from with --against CHECKPOINT"
+        raise VerifyError.at(
+            path,
+            f"its classes ({_few(card.classes)}) are not those of {checkpoint} ({_few(reference.classes)}); "
+            "name the checkpoint it was exported from with --against CHECKPOINT",
         )
     return card
 
@@ -212,13 +214,13 @@ def find_checkpoint(artifact: Path) -> Path:
     """The checkpoint beside `artifact` whose sha256 its card names. Raises `VerifyError` where there is none."""
     card = read_card(artifact)
     if card.kind == "checkpoint":
-        raise VerifyError(f"{artifact}: is a checkpoint; name what was exported from it")
+        raise VerifyError.at(artifact, "is a checkpoint; name what was exported from it")
     wanted = card.hashes.get("checkpoint")
     for path in sorted(artifact.resolve().parent.glob("*.pt")):
         if wanted is not None and sha256_file(path) == wanted:
             return path
-    raise VerifyError(
-        f"{artifact}: the checkpoint it was exported from is not beside it; name it with --against CHECKPOINT"
+    raise VerifyError.at(
+        artifact, "the checkpoint it was exported from is not beside it; name it with --against CHECKPOINT"
     )
 
 

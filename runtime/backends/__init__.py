@@ -147,7 +147,7 @@ def _load(path: str | Path, device: str, threads: int | None, options: BackendOp
 
     check_device(device)
     if threads is not None and threads < 1:
-        raise BackendError(f"threads: expected at least 1, got {threads}")
+        raise BackendError.of("threads", f"expected at least 1, got {threads}")
     options = options or DEFAULT
     kind = file_kind(path)
     if kind == "onnx":
@@ -172,4 +172,4 @@ def where(backend: Backend) -> str:
 def check_device(device: str) -> None:
     """Raise `BackendError` unless `device` is auto, cpu, cuda or cuda:N."""
     if device not in ("auto", "cpu", "cuda") and not (device.startswith("cuda:") and device[5:].isdecimal()):
-        raise BackendError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
+        raise BackendError.of("device", f"expected auto, cpu, cuda or cuda:N, got {device!r}")

@@ -24,8 +24,8 @@ def read_coco_results(path: str | PathLike[str], dataset: CocoDataset) -> dict[i
     content = read_annotation_json(path)
     if not isinstance(content, list):
         kind = "COCO annotations" if isinstance(content, dict) and "images" in content else "something else"
-        raise DatasetError(
-            f"{path}: expected COCO results, a JSON list of {{image_id, category_id, bbox, score}}; this is {kind}"
+        raise DatasetError.at(
+            path, f"expected COCO results, a JSON list of {{image_id, category_id, bbox, score}}; this is {kind}"
         )
     label_of = {category: label for label, category in enumerate(dataset.category_ids)}
     rows: dict[int, list[tuple[float, list[float], int]]] = {record.id: [] for record in dataset.records}

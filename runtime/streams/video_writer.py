@@ -89,9 +89,9 @@ class VideoWriter:
             self._writer = None
             self._partial.unlink(missing_ok=True)
             _try_writing(self._partial, self.path)
-            raise VideoError(
-                f"{self.path}: this OpenCV cannot write mp4v video of {size_wh[0]}x{size_wh[1]} pixels; use --no-save "
-                "with --json"
+            raise VideoError.at(
+                self.path,
+                f"this OpenCV cannot write mp4v video of {size_wh[0]}x{size_wh[1]} pixels; use --no-save with --json",
             )
 
     def _write(self, image: Image) -> None:

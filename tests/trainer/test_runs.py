@@ -15,6 +15,7 @@ import torch
 
 from models.checkpoint import read_checkpoint, save_checkpoint
 from models.config.parse import ConfigError
+from runtime.runs import RunsError
 from tests.trainer.tiny import tiny_config
 from trainer.__main__ import main
 from trainer.config.train import TrainConfig

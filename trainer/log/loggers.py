@@ -91,8 +91,8 @@ class WandbWriter:
                 dir=str(run), config=to_mapping(config), settings=wandb.Settings(silent=True, console="off"),
             )  # fmt: skip
         except wandb.Error as error:
-            raise RecordsError(
-                f"log: wandb cannot start: {error}; run `wandb login`, set WANDB_MODE=offline, or take it out of log"
+            raise RecordsError.of(
+                "log", f"wandb cannot start: {error}; run `wandb login`, set WANDB_MODE=offline, or take it out of log"
             ) from error
         _keep_id(run, "wandb", identity)
         self.where = f"W&B: {self._run.settings.sync_dir if self._run.offline else self._run.url}"
@@ -129,9 +129,10 @@ class MlflowWriter:
                 self._client.update_run(known, status="RUNNING")
         except (MlflowException, ImportError) as error:  # the second: a store whose packages are not there
             again = f" (the run is {known} by {run / _IDS}; without that file a new one starts)" if known else ""
-            raise RecordsError(
-                f"log: mlflow cannot start: {error}{again}; set MLFLOW_TRACKING_URI to a server that is there, install "
-                "isodet[mlflow], or take mlflow out of log"
+            raise RecordsError.of(
+                "log",
+                f"mlflow cannot start: {error}{again}; set MLFLOW_TRACKING_URI to a server that is there, install "
+                "isodet[mlflow], or take mlflow out of log",
             ) from error
         _keep_id(run, "mlflow", self._id)
         self.where = f"MLflow: run {self._id} of experiment {name}, {self._client.tracking_uri}"

@@ -56,7 +56,7 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunsError(f"{folder}: no such folder of runs; name one, or train with `trainer fit`")
+        raise RunsError.at(folder, "no such folder of runs; name one, or train with `trainer fit`")
     paths = [
         path for path in folder.iterdir()
         if path.is_dir() and not path.name.startswith(".") and any((path / name).exists() for name in _OF_A_RUN)

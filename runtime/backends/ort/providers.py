@@ -55,5 +55,5 @@ def engine_folder(path: str | Path, options: BackendOptions, version: str) -> Pa
         folder = Path(home) / f"{model}-{version}"
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BackendError(f"{path}: no place for the engines that are built of it: {error}") from None
+        raise BackendError.at(path, f"no place for the engines that are built of it: {error}") from None
     return folder

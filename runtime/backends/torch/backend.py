@@ -180,9 +180,10 @@ class TorchBackend:
         if self._device.type == "cpu":
             raise BackendError(f"cuda_graphs needs a GPU; the device is the CPU here ({self.why})")
         if not isinstance(self.card.resize_rule(), FixedSize):
-            raise BackendError(
-                "cuda_graphs: this model takes each picture in a size of its own (short-side rule), and a recording "
-                "is of one; export it, which gives it one size"
+            raise BackendError.of(
+                "cuda_graphs",
+                "this model takes each picture in a size of its own (short-side rule), and a recording "
+                "is of one; export it, which gives it one size",
             )
 
     def _tensor(self, images: NDArray[np.uint8] | Sequence[DeviceFrame]) -> torch.Tensor:
@@ -258,5 +259,7 @@ def _resolve(device: str) -> tuple[torch.device, str]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = int(device.partition(":")[2] or 0)
     if index >= count:
-        raise BackendError(f"device {device}: PyTorch finds {count} CUDA devices here; use cpu, or check nvidia-smi")
+        raise BackendError(
+            f"device {device}: PyTorch finds {count} CUDA devices here; use cpu, or check nvidia-smi", key="device"
+        )
     return torch.device("cuda", index), "as asked"

@@ -122,19 +122,20 @@ def system() -> str:
 
 
 def _not_here(path: Path, card: Card, why: str) -> BackendError:
-    return BackendError(f"{path}: built for {built_for(card)}; {why}. Build it again here: {card.engine['rebuild']}")
+    return BackendError.at(path, f"built for {built_for(card)}; {why}. Build it again here: {card.engine['rebuild']}")
 
 
 def _device_index(path: Path, device: str, card: Card) -> int:
     """The number of the CUDA device. Raises `BackendError` where there is none."""
     if device == "cpu":
-        raise BackendError(f"{path}: an engine runs on an NVIDIA GPU only; give the ONNX file for device cpu")
+        raise BackendError.at(path, "an engine runs on an NVIDIA GPU only; give the ONNX file for device cpu")
     index, count = int(device.partition(":")[2] or 0), cuda_device_count()
     if count == 0:
-        raise BackendError(
-            f"{path}: built for {built_for(card)}, and there is no CUDA device here (check nvidia-smi); the ONNX file "
-            "that it was built from runs on a CPU"
+        raise BackendError.at(
+            path,
+            f"built for {built_for(card)}, and there is no CUDA device here (check nvidia-smi); the ONNX file "
+            "that it was built from runs on a CPU",
         )
     if index >= count:
-        raise BackendError(f"device {device}: CUDA finds {count} devices here; check nvidia-smi")
+        raise BackendError(f"device {device}: CUDA finds {count} devices here; check nvidia-smi", key="device")
     return index
