@@ -26,7 +26,8 @@ def newest(*names: str, runs: str | PathLike[str] = "runs") -> Path:
             return found[-1]
     raise RunsError(
         f"no file was named, and there is no {' or '.join(names)} in {Path(runs)}/*/; "
-        "name one, or train with `trainer fit`"
+        "name one, or train with `trainer fit`",
+        path=runs,
     )
 
 

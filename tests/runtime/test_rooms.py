@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A regular installation: no editable finder serves the submodules."""
     folder = tmp_path_factory.mktemp("site")
-    for room in ("models", "runtime", "trainer", "export"):
+    for room in ("isodet", "models", "runtime", "trainer", "export"):
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 

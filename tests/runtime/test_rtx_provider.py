@@ -22,6 +22,7 @@ from runtime.backends import BackendError
 from runtime.backends.ort import backend as ort
 from runtime.backends.ort import rtx as ort_rtx
 from runtime.backends.ort.providers import rtx_settings
+from tests.at_fault import raises
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.runtime.conftest import make_card
 from tests.runtime.test_gpu_onnx import REAL, Session, pictures, same
@@ -140,7 +141,7 @@ def test_the_providers_settings(onnx_file: OnnxFile, plugin: Any, tmp_path: Path
     ort.OrtBackend(onnx_file(), "cuda:0", options=graphs)
     ort.OrtBackend(onnx_file(size=(64, 64)), "cuda:0", options=graphs)
     assert len(list(cache.iterdir())) == 3  # nothing is taken that another version built, or of another model
-    with pytest.raises(BackendError, match='engine_cache: expected with provider="tensorrt" or "rtx"'):
+    with raises(BackendError, key="engine_cache"):
         BackendOptions(engine_cache=cache)
 
 
@@ -152,7 +153,7 @@ def test_the_device_is_the_one_that_was_asked_for(onnx_file: OnnxFile, plugin: A
     ort.OrtBackend(onnx_file(), "cuda", options=RTX)
     assert Options.asked[-1][0] == [plugin.devices.pop()]
     for name in ("cuda", "cuda:3"):
-        with pytest.raises(BackendError, match=f'device {name}: provider="rtx" has cuda:1, cuda:2 here'):
+        with raises(BackendError, key="device"):
             Detector(onnx_file(), device=name, options=RTX)
     with pytest.raises(BackendError, match=r"provider='rtx'.* needs a GPU; device cpu is the CPU here"):
         Detector(onnx_file(), device="cpu", options=RTX)

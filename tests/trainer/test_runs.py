@@ -16,6 +16,7 @@ import torch
 from models.checkpoint import read_checkpoint, save_checkpoint
 from models.config.parse import ConfigError
 from runtime.runs import RunsError
+from tests.at_fault import raises
 from tests.trainer.tiny import tiny_config
 from trainer.__main__ import main
 from trainer.config.train import TrainConfig
@@ -160,7 +161,7 @@ def test_folders_that_are_no_runs_and_runs_without_a_checkpoint(runs: Path) -> N
     assert set(found) == {"a"}
     assert found["a"].state == "not started" and found["a"].detector == "atss"
     assert read_run(runs / "folder").problem.startswith("not a run: none of config.yaml")
-    with pytest.raises(RunsError, match="nowhere: no such folder of runs"):
+    with raises(RunsError, path=runs / "nowhere"):
         list_runs(runs / "nowhere")
 
 

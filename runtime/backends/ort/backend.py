@@ -147,7 +147,7 @@ class OrtBackend:
         batch = inputs[0].shape[0]
         fixed = batch if isinstance(batch, int) else None
         if (fixed or "dynamic") != self.card.batch:
-            raise CardError.at(path, f"card: batch is {self.card.batch!r}, but the graph takes {fixed or 'any batch'}")
+            raise CardError.at(path, f"{self.card.batch!r}, but the graph takes {fixed or 'any batch'}", key="batch")
         return fixed
 
     def __call__(self, images: Images) -> RawOutputs:

@@ -178,7 +178,7 @@ class TorchBackend:
     def _check_graphs(self) -> None:
         """Raise `BackendError` where there can be no recordings."""
         if self._device.type == "cpu":
-            raise BackendError(f"cuda_graphs needs a GPU; the device is the CPU here ({self.why})")
+            raise BackendError.of("cuda_graphs", f"needs a GPU; the device is the CPU here ({self.why})")
         if not isinstance(self.card.resize_rule(), FixedSize):
             raise BackendError.of(
                 "cuda_graphs",
