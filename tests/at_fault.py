@@ -22,5 +22,6 @@ def raises(
     with pytest.raises(kind) as caught:
         yield caught
     error = caught.value
-    assert (type(error), error.key, error.path, error.image) == (kind, key, None if path is None else Path(path), image)
+    expected = (kind, key, None if path is None else Path(path), image)
+    assert (type(error), error.key, error.path, error.image) == expected, f"{error!r} names {vars(error)}"
     assert all(str(name) in str(error) for name in named), error

@@ -58,7 +58,7 @@ class EngineOptions:
                 ("timing-cache", self.timing_cache is not None, "it measures nothing while it builds"),
             ):
                 if asked:
-                    raise ExportError(f"{name}: TensorRT-RTX has no such thing: {instead}; leave it out")
+                    raise ExportError.of(name, f"TensorRT-RTX has no such thing: {instead}; leave it out")
         elif self.sm:
             raise ExportError.of(
                 "sm",
