@@ -44,3 +44,7 @@ class IsodetError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """As it is, whatever the constructor takes: errors of other processes come pickled."""
         return copyreg.__newobj__, (type(self), *self.args), *super().__reduce__()[2:]  # type: ignore[attr-defined]
+
+
+class ArgumentError(IsodetError, ValueError):
+    """An argument that a function or a class cannot take; `key` is its name."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
-from isodet.errors import IsodetError
+from isodet.errors import ArgumentError, IsodetError
 from runtime.images.encoded import MAX_PIXELS as MAX_PIXELS
 from runtime.images.image import Image, read_image
 from runtime.images.region import Region
@@ -45,7 +45,7 @@ class Taken(NamedTuple):
 def take(frame: Frame, index: int, color: Color = "bgr", region: Region | None = None) -> Taken:
     """One frame, looked at through `region`. Raises `FrameError` naming its `index`, `ImageError` for a broken file."""
     if color not in ("bgr", "rgb"):
-        raise ValueError(f"color: expected bgr or rgb, got {color!r}")
+        raise ArgumentError.of("color", f"expected bgr or rgb, got {color!r}")
     # Arrays first: asking for an abstract class takes longer than all the rest.
     if isinstance(frame, np.ndarray) or not isinstance(frame, (str, PathLike)):
         from_file, image = False, _checked(frame, index)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from isodet.errors import ArgumentError
 from runtime.backends import BackendError, RawOutputs, load_backend
 from runtime.backends.cuda.devices import cuda_device_count
 from runtime.backends.ort.backend import OrtBackend
@@ -44,7 +45,7 @@ def test_thresholds(detector: Detector, onnx_file: OnnxFile) -> None:
     assert len(Detector(onnx_file(), threshold=0.5)(frame(1, 204, 20))[0]) == 1
     assert len(detector(frame(1, 0, 20), threshold=0.0)[0]) == 0  # num_dets is 0, the slots are not
     for bad in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="threshold: expected a score from 0 to 1"):
+        with raises(ArgumentError, key="threshold"):
             detector(frame(1, 204, 20), threshold=bad)
 
 
