@@ -11,6 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isodet.errors import IsodetError
+
 try:
     from runtime.lazy import lazy_names
     from runtime.rooms import find_models
@@ -42,8 +44,8 @@ _HOME = {
 }  # fmt: skip
 
 __all__ = [
-    "Audit", "AuditError", "EngineExport", "EngineOptions", "ExportError", "Gate", "OnnxExport", "OnnxOptions",
-    "Verification", "VerifyError", "audit_file", "to_engine", "to_onnx", "verify",
+    "Audit", "AuditError", "EngineExport", "EngineOptions", "ExportError", "Gate", "IsodetError", "OnnxExport",
+    "OnnxOptions", "Verification", "VerifyError", "audit_file", "to_engine", "to_onnx", "verify",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isodet.errors import IsodetError
 from runtime.lazy import lazy_names
 from runtime.telemetry import silence
 
@@ -89,6 +90,7 @@ __all__ = [
     "FrameError",
     "ImageError",
     "ImageRecord",
+    "IsodetError",
     "Letterbox",
     "QueueFull",
     "SourceFrame",

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isodet.errors import IsodetError
+
 try:
     from runtime.lazy import lazy_names
     from runtime.rooms import find_models
@@ -43,8 +45,8 @@ _HOME = {
 }  # fmt: skip
 
 __all__ = [
-    "FitResult", "TrainConfig", "TrainingError", "check_data", "find_resumable", "fit", "mine_negatives", "new_config",
-    "new_recipe", "read_config",
+    "FitResult", "IsodetError", "TrainConfig", "TrainingError", "check_data", "find_resumable", "fit", "mine_negatives",
+    "new_config", "new_recipe", "read_config",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from isodet.errors import IsodetError
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("room", ["runtime", "trainer", "export"])
 def test_every_name_that_a_room_offers_is_there_and_listed(room: str) -> None:
     module = importlib.import_module(room)
-    assert set(module.__all__) <= set(module._HOME) and set(module.__all__) <= set(dir(module))
+    assert set(module.__all__) - {"IsodetError"} <= set(module._HOME) and set(module.__all__) <= set(dir(module))
+    assert module.IsodetError is IsodetError  # which costs nothing to load
     for name in module._HOME:
         home = importlib.import_module(f"{room}.{module._HOME[name]}")
         assert getattr(module, name) is getattr(home, name) is vars(module)[name]
