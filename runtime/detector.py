@@ -280,7 +280,7 @@ def _taken(detector: Detector, frame: Any, index: int, region: Region | None) ->
         try:
             x1, y1, x2, y2 = region.window(whole.size_hw)
         except ValueError as error:
-            raise FrameError(f"frame {index}: {error}") from None
+            raise FrameError(f"frame {index}: {error}", key="roi") from None
         seen = replace(whole, pointer=whole.pointer + y1 * whole.pitch + 3 * x1, size_hw=(y2 - y1, x2 - x1))
     height, width = detector.card.frame_hw
     placement = detector.card.resize_rule().fit(seen.size_hw)

@@ -56,7 +56,7 @@ def take(frame: Frame, index: int, color: Color = "bgr", region: Region | None =
         try:
             x1, y1, x2, y2 = region.window(frame_hw)
         except ValueError as error:
-            raise FrameError(f"frame {index}: {error}") from None
+            raise FrameError(f"frame {index}: {error}", key="roi") from None
         image = image[y1:y2, x1:x2]
     if image.shape[0] * image.shape[1] > MAX_PIXELS:
         got = f"{image.shape[1]}x{image.shape[0]}"

@@ -34,7 +34,7 @@ class ImageError(IsodetError, ValueError):
     path: Path
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}", path=path)
+        super().__init__(f"{path}: {reason}", path=path, image=Path(path).name)
         self.reason = reason
 
 

@@ -75,7 +75,7 @@ def test_a_picture_is_a_source(folder: Path) -> None:
     assert (source.kind, source.name, source.count, source.is_video) == ("picture", "frame1", 1, False)
     (only,) = source
     assert (only.image == frame(1)).all() and (only.index, only.time_s, only.path) == (0, 0.0, folder / "frame1.png")
-    with raises(ImageError, path=folder / "frame3.png"):
+    with raises(ImageError, path=folder / "frame3.png", image="frame3.png"):
         open_source(folder / "frame3.png")
 
 

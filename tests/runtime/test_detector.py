@@ -82,7 +82,7 @@ def test_the_forms_of_input(detector: Detector, tmp_path: Path) -> None:
     assert [r.names[0] for r in detector([b, tmp_path / "a.png"])] == ["bee", "ant"]
     assert detector([]) == [] and detector(np.zeros((0, 4, 4, 3), np.uint8)) == []
     assert detector(a[:, ::-1])[0].names[0] == "ant"
-    with raises(ImageError, path=tmp_path / "gone.jpg"):
+    with raises(ImageError, path=tmp_path / "gone.jpg", image="gone.jpg"):
         detector(tmp_path / "gone.jpg")
 
 

@@ -88,7 +88,7 @@ def test_a_changed_picture_is_read_anew_and_a_missing_one_is_missing(shapes: Coc
     write_image(path, np.zeros((5, 7, 3), np.uint8))  # not of the annotated size: there is no room for it
     assert pictures.read(path).shape == (5, 7, 3)
     path.unlink()
-    with raises(ImageError, path=path):
+    with raises(ImageError, path=path, image=path.name):
         pictures.read(path)
 
 

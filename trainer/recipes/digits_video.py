@@ -62,7 +62,7 @@ def _naming_videos() -> Iterator[None]:
     try:
         yield
     except VideoError as error:
-        raise RecipeError(str(error)) from None
+        raise RecipeError(str(error), path=error.path) from None
 
 
 def _bounce(position: npt.NDArray[np.float64], limit: tuple[int, int]) -> tuple[int, int]:

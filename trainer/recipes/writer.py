@@ -63,7 +63,7 @@ def write_dataset(
     """
     for split, (count, _) in splits.items():
         if count < 1:
-            raise RecipeError(f"{split}: expected at least 1 image, got {count}")
+            raise RecipeError.of(split, f"expected at least 1 image, got {count}")
     if out.exists() and (not out.is_dir() or any(p.name != ".partial" for p in out.iterdir())):
         raise RecipeError.at(out, "already holds files; name a new folder, or delete this one first")
     partial = out / ".partial"

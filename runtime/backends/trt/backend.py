@@ -59,7 +59,7 @@ class TrtBackend:
         try:
             self._context = self._makes_context()
         except BackendError as error:
-            raise type(error)(f"{path}: on {found.name}: {error}") from None
+            raise type(error)(f"{path}: on {found.name}: {error}", path=path) from None
 
     def __call__(self, images: Images) -> RawOutputs:
         if len(images) > self.max_batch:
