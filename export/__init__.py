@@ -36,5 +36,6 @@ if TYPE_CHECKING:
     from export.verification.scores import Verification as Verification
     from export.verification.verify import VerifyError as VerifyError
     from export.verification.verify import verify as verify
+    from isodet.errors import IsodetError as IsodetError
 
 lazy_names(__name__)

@@ -80,23 +80,25 @@ def to_engine(
     source = Path(source)
     kind = file_kind(source)
     if kind == "engine":
-        raise ExportError(f"{source}: is an engine already; give the checkpoint or the ONNX file that it came from")
+        raise ExportError.at(source, "is an engine already; give the checkpoint or the ONNX file that it came from")
     if kind != "checkpoint" and onnx_options.int8 not in (None, Int8(half=True)):
-        raise ExportError(f"{source}: its ranges are in it; give the checkpoint it came from to calibrate it otherwise")
+        raise ExportError.at(source, "its ranges are in it; give the checkpoint it came from to calibrate it otherwise")
     if kind != "checkpoint" and onnx_options.nms != "auto":
-        raise ExportError(
-            f"nms: {source} has its NMS in it; give the checkpoint it came from, or `exporter onnx CHECKPOINT --nms "
-            f"{onnx_options.nms}` first"
+        raise ExportError.of(
+            "nms",
+            f"{source} has its NMS in it; give the checkpoint it came from, or `exporter onnx CHECKPOINT --nms "
+            f"{onnx_options.nms}` first",
         )
     if kind != "checkpoint" and replace(onnx_options, precision=None, int8=None, nms="auto") != OnnxOptions():
-        raise ExportError(f"{source}: is a graph already; give the checkpoint it came from for another form of it")
+        raise ExportError.at(source, "is a graph already; give the checkpoint it came from for another form of it")
     gpus = cuda_device_count()
     library = choose_library(options.engine, gpus)  # before minutes are spent on a graph for nobody
     options.check_flavour(library.flavour)
     if library.flavour == "rtx" and onnx_options.nms in ("plugin", "onnx"):
-        raise ExportError(
-            f"nms: TensorRT-RTX has no operator for {onnx_options.nms}; take auto, portable, loop or none, or build "
-            "with --engine tensorrt"
+        raise ExportError.of(
+            "nms",
+            f"TensorRT-RTX has no operator for {onnx_options.nms}; take auto, portable, loop or none, or build "
+            "with --engine tensorrt",
         )
     with tempfile.TemporaryDirectory(prefix="isodet-") as scratch:
         graph, checkpoint = source, None
@@ -156,7 +158,9 @@ def _graph_options(onnx_options: OnnxOptions, options: EngineOptions, card: Card
     """Of the graph on the way, in the precision of the engine or else of the checkpoint. `ExportError` for two."""
     asked, of_engine = onnx_options.precision, options.precision
     if asked is not None and of_engine is not None and asked != of_engine:
-        raise ExportError(f"precision: {of_engine} of the engine and {asked} of its graph; precision is in the graph")
+        raise ExportError.of(
+            "precision", f"{of_engine} of the engine and {asked} of its graph; precision is in the graph"
+        )
     precision = of_engine or asked or ("int8" if card.quantization else None)
     int8 = onnx_options.int8 or (Int8(half=True) if precision == "int8" else None)
     return replace(onnx_options, precision=precision, int8=int8)
@@ -165,10 +169,11 @@ def _graph_options(onnx_options: OnnxOptions, options: EngineOptions, card: Card
 def _check_precision(graph: Path, card: Card, asked: Precision | None) -> None:
     if asked is None or asked == card.precision:
         return
-    raise ExportError(
-        f"{graph}: is {card.precision}, and {asked} was asked for; precision is in the graph, and no builder changes "
+    raise ExportError.at(
+        graph,
+        f"is {card.precision}, and {asked} was asked for; precision is in the graph, and no builder changes "
         f"it: give the checkpoint instead (`exporter trt CHECKPOINT --{asked}`), or a graph from `exporter onnx "
-        f"CHECKPOINT --precision {asked}`"
+        f"CHECKPOINT --precision {asked}`",
     )
 
 
@@ -178,7 +183,7 @@ def _destination(source: Path, out: str | Path | None, precision: str) -> Path:
         return source.with_name(f"{stem}.engine" if precision == "fp32" else f"{stem}.{precision}.engine")
     out = Path(out)
     if out.is_dir() or out.resolve() == source.resolve():
-        raise ExportError(f"{out}: expected the name of the engine to write, such as {source.stem}.engine")
+        raise ExportError.at(out, f"expected the name of the engine to write, such as {source.stem}.engine")
     return out
 
 

@@ -76,7 +76,7 @@ def to_onnx(
     with contextlib.suppress(CardError):  # of what is none of ours, reading it says more
         found = file_kind(checkpoint)
     if found != "checkpoint":
-        raise ExportError(f"{checkpoint}: is an {found} file; expected a checkpoint (.pt)")
+        raise ExportError.at(checkpoint, f"is an {found} file; expected a checkpoint (.pt)")
     checked_by = onnxruntime_version()  # before the long work
     detector, card_json = build_detector(checkpoint)
     card = Card.from_json(card_json, checkpoint)
@@ -85,9 +85,9 @@ def to_onnx(
     frame = frame_of(options, card)
     require_writable(out)
     if out.resolve() == checkpoint.resolve():
-        raise ExportError(f"{out}: is the checkpoint itself; expected the name of the ONNX file to write")
+        raise ExportError.at(out, "is the checkpoint itself; expected the name of the ONNX file to write")
     if out.suffix != ".onnx":
-        raise ExportError(f"{out}: expected a name that ends in .onnx, which other tools tell the file by")
+        raise ExportError.at(out, "expected a name that ends in .onnx, which other tools tell the file by")
     gate = gate.for_int8(options.int8)
     given = gate.annotations is not None or gate.images is not None
     data = _data(card, checkpoint, gate, say) if gate.verify or given else None

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from isodet.errors import IsodetError
+
 if TYPE_CHECKING:
     from models.quant.ranges import Method
 
@@ -21,7 +23,7 @@ InputForm = Literal["uint8-nhwc", "float-nchw"]
 """uint8 [B, H, W, 3], BGR, 0 to 255; or float32 [B, 3, H, W], RGB, 0 to 1."""
 
 
-class ExportError(RuntimeError):
+class ExportError(IsodetError, RuntimeError):
     """An artifact that was not written; the message says which step refused it and what to do."""
 
 
@@ -56,15 +58,17 @@ class Int8:
         from models.quant.ranges import METHODS  # imports torch, which naming options need not
 
         if self.calibrate not in (*METHODS, "best"):
-            raise CalibrationError(f"calibrate: expected {', '.join(METHODS)} or best, got {self.calibrate!r}")
+            raise CalibrationError.of("calibrate", f"expected {', '.join(METHODS)} or best, got {self.calibrate!r}")
         if self.pictures < 1:
-            raise CalibrationError(f"calibration: expected 1 or more pictures, got {self.pictures}")
+            raise CalibrationError.of("calibration", f"expected 1 or more pictures, got {self.pictures}")
         if self.cpu and self.half:
-            raise CalibrationError("half: a CPU computes in float32 what is not 8 bits; leave out one of cpu and half")
+            raise CalibrationError.of(
+                "half", "a CPU computes in float32 what is not 8 bits; leave out one of cpu and half"
+            )
         if self.keep_map is not None and not 0 <= self.keep_map < math.inf:
-            raise CalibrationError(f"keep-mAP: expected 0 or more mAP points, got {self.keep_map}")
+            raise CalibrationError.of("keep-mAP", f"expected 0 or more mAP points, got {self.keep_map}")
         if self.ranges is not None and (self.calibration is not None or self.calibration_images is not None):
-            raise CalibrationError("ranges: a file of ranges needs no calibration pictures; name one of the two")
+            raise CalibrationError.of("ranges", "a file of ranges needs no calibration pictures; name one of the two")
 
 
 @dataclass(frozen=True)
@@ -93,21 +97,22 @@ class OnnxOptions:
             ("input", self.input, get_args(InputForm)),
         ):  # fmt: skip
             if value not in legal:
-                raise ExportError(f"{name}: expected one of {', '.join(map(str, legal))}, got {value!r}")
+                raise ExportError.of(name, f"expected one of {', '.join(map(str, legal))}, got {value!r}")
         if not 18 <= self.opset <= 23:
-            raise ExportError(f"opset: expected 18 to 23, got {self.opset}; 20 is read by every supported backend")
+            raise ExportError.of("opset", f"expected 18 to 23, got {self.opset}; 20 is read by every supported backend")
         if self.batch is not None and self.batch < 1:
-            raise ExportError(f"batch: expected 1 or more, or none for a free batch, got {self.batch}")
+            raise ExportError.of("batch", f"expected 1 or more, or none for a free batch, got {self.batch}")
         if self.certificate and self.nms != "portable":
-            raise ExportError(
-                f"certificate: only the portable NMS has one, this graph's is {self.nms}: loop and onnx are exact "
-                "always, and TensorRT's plugin has no such output"
+            raise ExportError.of(
+                "certificate",
+                f"only the portable NMS has one, this graph's is {self.nms}: loop and onnx are exact "
+                "always, and TensorRT's plugin has no such output",
             )
         if self.int8 is not None and self.precision != "int8":
-            raise ExportError(f"int8: options of 8 bits, and the precision is {self.precision}; expected int8")
+            raise ExportError.of("int8", f"options of 8 bits, and the precision is {self.precision}; expected int8")
         size = self.source_size_hw
         if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)):
-            raise ExportError(f"source-size: expected H,W in pixels, got {size}")
+            raise ExportError.of("source-size", f"expected H,W in pixels, got {size}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
-            raise ExportError(f"tolerance: expected 0 or more mAP points, got {self.tolerance}")
+            raise ExportError.of("tolerance", f"expected 0 or more mAP points, got {self.tolerance}")
 
     def for_int8(self, int8: Int8 | None) -> Gate:
         """What `Int8.keep_map` promises holds for the artifact, too, unless a tolerance was named."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from isodet.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from isodet.errors import IsodetError as IsodetError
     from models.assigners.assignment import BACKGROUND as BACKGROUND
     from models.assigners.assignment import IGNORED as IGNORED
     from models.backbones import build_backbone as build_backbone

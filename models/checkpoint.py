@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from isodet.errors import IsodetError
 from models.config.model import model_config, own_parts_of
 from models.config.parse import ConfigError
 from models.custom.find import OwnPartMissing, require_environment
@@ -21,7 +22,7 @@ from models.tensor_files import TensorFileError, first_mismatches, load_tensors
 FORMAT = 1
 
 
-class CheckpointError(ValueError):
+class CheckpointError(IsodetError, ValueError):
     """A file that is not a usable isodet checkpoint; the message names it and what is wrong."""
 
 
@@ -44,7 +45,7 @@ def save_checkpoint(
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer makes the first into the second
-        raise CheckpointError(_not_written(path, temporary, model, error)) from error
+        raise CheckpointError(_not_written(path, temporary, model, error), path=path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,15 +74,15 @@ def read_checkpoint(path: str | Path, mapped: bool = False, check_hashes: bool =
     try:
         content = load_tensors(path, mapped, check_hashes)
     except TensorFileError as error:
-        raise CheckpointError(f"{path}: cannot read this checkpoint: {error}") from error
+        raise CheckpointError.at(path, f"cannot read this checkpoint: {error}") from error
     if not isinstance(content, dict) or not {"format", "card", "model"} <= content.keys():
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path}: not an isodet checkpoint (it holds: {keys}); expected one from `trainer fit`")
+        raise CheckpointError.at(path, f"not an isodet checkpoint (it holds: {keys}); expected one from `trainer fit`")
     if not isinstance(content["card"], dict):
-        raise CheckpointError(f"{path}: card: expected keys and values, got {type(content['card']).__name__}")
+        raise CheckpointError.at(path, f"card: expected keys and values, got {type(content['card']).__name__}")
     if not isinstance(content["format"], int) or content["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path}: checkpoint format {content['format']!r}, this isodet reads {FORMAT}; use the isodet that wrote it"
+        raise CheckpointError.at(
+            path, f"checkpoint format {content['format']!r}, this isodet reads {FORMAT}; use the isodet that wrote it"
         )
     _require_weights(path, content["model"])
     return {"resume": None, **content}
@@ -89,11 +90,13 @@ def read_checkpoint(path: str | Path, mapped: bool = False, check_hashes: bool =
 
 def _require_weights(path: Path, model: Any) -> None:
     if not isinstance(model, dict):
-        raise CheckpointError(f"{path}: model: expected tensors by name, got {type(model).__name__}")
+        raise CheckpointError.at(path, f"expected tensors by name, got {type(model).__name__}", key="model")
     for name, tensor in model.items():
         plain = isinstance(name, str) and isinstance(tensor, torch.Tensor)
         if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise CheckpointError(f"{path}: model: {name!r}: expected a dense tensor, got {type(tensor).__name__}")
+            raise CheckpointError.at(
+                path, f"{name!r}: expected a dense tensor, got {type(tensor).__name__}", key="model"
+            )
 
 
 def _require_finite(path: str | Path, model: Mapping[str, torch.Tensor]) -> None:
@@ -118,28 +121,29 @@ def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detecto
     except OwnPartMissing as error:
         training = content["card"].get("training")
         found = training.get("code") if isinstance(training, dict) else None
-        raise CheckpointError(
-            f"{path}: {error}. This detector's network has code of its maker's own, which a checkpoint names but does "
+        raise CheckpointError.at(
+            path,
+            f"{error}. This detector's network has code of its maker's own, which a checkpoint names but does "
             f"not bring; install it, or put its folder on PYTHONPATH (its training looked in {found or 'no folder'}). "
-            "An ONNX file exported from the checkpoint needs none of it"
+            "An ONNX file exported from the checkpoint needs none of it",
         ) from error
     except (ConfigError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}", key=getattr(error, "key", None), path=path) from error
     if quantization := content["card"].get("quantization"):
         layers = quantization.get("float_layers", ()) if isinstance(quantization, dict) else None
         if not isinstance(layers, (list, tuple)) or not all(isinstance(layer, str) for layer in layers):
-            raise CheckpointError(f"{path}: card.quantization: expected names of layers as its float_layers")
+            raise CheckpointError.at(path, "expected names of layers as its float_layers", key="card.quantization")
         try:
             detector = quantise(detector.eval(), layers)
         except QuantError as error:
-            raise CheckpointError(f"{path}: card.quantization: {error}") from error
+            raise CheckpointError.at(path, str(error), key="card.quantization") from error
     wanted, given = detector.state_dict(), content["model"]
     if told := first_mismatches(given, wanted):
-        raise CheckpointError(f"{path}: its weights do not fit its own card: {told}")
+        raise CheckpointError.at(path, f"its weights do not fit its own card: {told}")
     other = [name for name in given if given[name].is_floating_point() != wanted[name].is_floating_point()]
     if other:
         types = f"expected {wanted[other[0]].dtype}, got {given[other[0]].dtype}"
-        raise CheckpointError(f"{path}: model: {other[0]}: {types}")
+        raise CheckpointError.at(path, f"{other[0]}: {types}", key="model")
     _require_finite(path, given)
     detector.load_state_dict(given)
     return detector.eval(), content["card"]
@@ -153,7 +157,7 @@ def start_from(detector: Detector, path: str | Path) -> str:
     """
     content = read_checkpoint(path)
     if content["card"].get("quantization"):
-        raise CheckpointError(f"{path}: it is 8-bit already; start from the float checkpoint that it came from")
+        raise CheckpointError.at(path, "it is 8-bit already; start from the float checkpoint that it came from")
     given, wanted = dict(content["model"]), detector.state_dict()
     theirs, ours = content["card"].get("classes"), list(detector.config.classes)
     fresh = {}
@@ -169,7 +173,7 @@ def start_from(detector: Detector, path: str | Path) -> str:
             given = {key: value for key, value in given.items() if key not in keys}
             given |= {key: wanted[key] for key in keys if key in wanted}
     if told := first_mismatches(given, wanted):
-        raise CheckpointError(f"{path}: its weights do not fit this model beyond the prediction layers: {told}")
+        raise CheckpointError.at(path, f"its weights do not fit this model beyond the prediction layers: {told}")
     _require_finite(path, given)
     detector.load_state_dict(given)
     anew = "; ".join(f"{layer} starts anew ({why})" for layer, why in fresh.items())

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isodet.errors import IsodetError
 
-class TensorFileError(ValueError):
+
+class TensorFileError(IsodetError, ValueError):
     """A file that is not one of plain tensors; the message is the reason, without the path."""
 
     def __init__(self, reason: str, pickled: str = "") -> None:

@@ -27,6 +27,7 @@ except ImportError as error:
     raise ImportError(f"cannot import cv2 ({error}). {advice}") from error
 
 if TYPE_CHECKING:
+    from isodet.errors import IsodetError as IsodetError
     from runtime.artifact import read_card as read_card
     from runtime.backends.options import BackendOptions as BackendOptions
     from runtime.backends.protocol import Backend as Backend

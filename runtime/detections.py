@@ -10,6 +10,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import ArgumentError
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -56,26 +58,32 @@ class Detections:
             if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
                 got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
                 wanted = str(list(shape)).replace("-1", "D")
-                raise ValueError(f"Detections.{name}: expected a NumPy array {np.dtype(dtype)} {wanted}, got {got}")
+                raise ArgumentError.of(
+                    f"Detections.{name}", f"expected a NumPy array {np.dtype(dtype)} {wanted}, got {got}"
+                )
         if not count:
             return
         # The checks of every call in few operations of NumPy: after a network's run each is out of the caches.
         boxes, scores, labels = self.boxes_xyxy, self.scores, self.labels
         if not np.isfinite(boxes).all():
-            raise ValueError(f"Detections.boxes_xyxy: expected finite pixels, got {_first(boxes, ~np.isfinite(boxes))}")
+            raise ArgumentError.of(
+                "Detections.boxes_xyxy", f"expected finite pixels, got {_first(boxes, ~np.isfinite(boxes))}"
+            )
         if not (boxes[:, 2:] >= boxes[:, :2]).all():
             bad = (boxes[:, 2:] < boxes[:, :2]).any(1)
-            raise ValueError(f"Detections.boxes_xyxy: expected x1 <= x2 and y1 <= y2, got {_first(boxes, bad)}")
+            raise ArgumentError.of("Detections.boxes_xyxy", f"expected x1 <= x2 and y1 <= y2, got {_first(boxes, bad)}")
         if not (scores[0] <= 1 and scores[-1] >= 0 and (scores[1:] <= scores[:-1]).all()):
             outside = ~((scores >= 0) & (scores <= 1))
             if outside.any():
-                raise ValueError(f"Detections.scores: expected 0 to 1, got {_first(scores, outside)}")
-            raise ValueError("Detections.scores: expected descending scores; sort boxes, scores and labels first")
+                raise ArgumentError.of("Detections.scores", f"expected 0 to 1, got {_first(scores, outside)}")
+            raise ArgumentError.of(
+                "Detections.scores", "expected descending scores; sort boxes, scores and labels first"
+            )
         # As unsigned numbers those below zero are the largest.
         if not (labels.view(np.uint32) < len(self.class_names)).all():
             top = len(self.class_names) - 1
             unknown = (labels < 0) | (labels > top)
-            raise ValueError(f"Detections.labels: expected 0 to {top}, got {_first(labels, unknown)}")
+            raise ArgumentError.of("Detections.labels", f"expected 0 to {top}, got {_first(labels, unknown)}")
 
     @classmethod
     def empty(cls, class_names: Sequence[str]) -> Detections:
@@ -90,11 +98,15 @@ class Detections:
         ValueError for no parts, or parts of different classes.
         """
         if not parts:
-            raise ValueError("merge: expected at least one Detections; nothing found is Detections.empty(class_names)")
+            raise ArgumentError.of(
+                "parts", "expected at least one Detections to merge; nothing found is Detections.empty(class_names)"
+            )
         names = parts[0].class_names
         for part in parts[1:]:
             if part.class_names != names:
-                raise ValueError(f"merge: expected detections of the same classes, got {names} and {part.class_names}")
+                raise ArgumentError.of(
+                    "parts", f"expected detections of the same classes, got {names} and {part.class_names}"
+                )
         scores = np.concatenate([part.scores for part in parts])
         order = np.argsort(-scores, kind="stable")
         boxes = np.concatenate([part.boxes_xyxy for part in parts])
@@ -140,7 +152,7 @@ class Detections:
         another name of it. Raises ValueError for a class that the detector does not know, or both names at once.
         """
         if threshold is not None and score is not None:
-            raise ValueError("filter: threshold and score are one thing; give one of them")
+            raise ArgumentError.of("score", "the same as threshold; give one of them")
         lowest = threshold if score is None else score
         keep = np.ones(len(self), np.bool_)
         if isinstance(lowest, Mapping):
@@ -152,7 +164,7 @@ class Detections:
             keep &= self.scores >= np.float32(lowest)
         if classes is not None:
             if isinstance(classes, str):
-                raise ValueError(f"classes: expected a list of names or labels, got the text {classes!r}")
+                raise ArgumentError.of("classes", f"expected a list of names or labels, got the text {classes!r}")
             keep &= np.isin(self.labels, [self._label(c) for c in classes])
         return self[keep]
 
@@ -161,7 +173,7 @@ class Detections:
             return self.class_names.index(wanted)
         if not isinstance(wanted, str) and 0 <= wanted < len(self.class_names):
             return int(wanted)
-        raise ValueError(f"classes: unknown class {wanted!r}; known: {', '.join(self.class_names)}")
+        raise ArgumentError.of("classes", f"unknown class {wanted!r}; known: {', '.join(self.class_names)}")
 
     def to_json(self) -> list[dict[str, Any]]:
         """One JSON-ready object for each detection: box_xyxy (2 decimals), score (4 decimals), label, name."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import ArgumentError
 from runtime.backends.load import load_backend
 from runtime.backends.protocol import Backend, BackendError, Images, RawOutputs
 from runtime.capacity import Capacity
@@ -255,16 +256,18 @@ class Detector:
             return _check_threshold(threshold)
         if isinstance(threshold, str):
             if threshold != "card":
-                raise ValueError(f'threshold: expected a score, scores by class name, or "card"; got {threshold!r}')
+                raise ArgumentError.of(
+                    "threshold", f'expected a score, scores by class name, or "card"; got {threshold!r}'
+                )
             threshold = self.card.thresholds
         unknown = sorted(set(threshold) - set(self.class_names))
         if unknown:
-            raise ValueError(f"threshold: unknown class {unknown[0]!r}; known: {', '.join(self.class_names)}")
+            raise ArgumentError.of("threshold", f"unknown class {unknown[0]!r}; known: {', '.join(self.class_names)}")
         scores = [_check_threshold(threshold.get(name, self.card.threshold)) for name in self.class_names]
         return np.array(scores, np.float32)
 
 
 def _check_threshold(threshold: float) -> float:
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold: expected a score from 0 to 1, got {threshold!r}")
+        raise ArgumentError.of("threshold", f"expected a score from 0 to 1, got {threshold!r}")
     return float(threshold)

@@ -7,13 +7,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from isodet.errors import IsodetError
 from runtime.artifact import read_card
 from runtime.card.card import Card, sha256_file
 from runtime.datasets import FORMATS, read_dataset, read_split
 from runtime.datasets.annotations import CocoDataset
 
 
-class RunsError(ValueError):
+class RunsError(IsodetError, ValueError):
     """A file that was not named and that no run has; the message says how to get or name it."""
 
 
@@ -25,7 +26,8 @@ def newest(*names: str, runs: str | PathLike[str] = "runs") -> Path:
             return found[-1]
     raise RunsError(
         f"no file was named, and there is no {' or '.join(names)} in {Path(runs)}/*/; "
-        "name one, or train with `trainer fit`"
+        "name one, or train with `trainer fit`",
+        path=runs,
     )
 
 
@@ -47,10 +49,10 @@ def validation_data(
         raise RunsError("a folder of images alone is not enough: give its annotations, too")
     split = _val_split(card, Path(source))
     if "annotations" not in split:
-        raise RunsError(f"{source}: its card names no validation data; give --annotations FILE (--images FOLDER)")
+        raise RunsError.at(source, "its card names no validation data; give --annotations FILE (--images FOLDER)")
     kind = split.get("format", "auto")
     if kind not in ("auto", *FORMATS):
-        raise RunsError(f"{source}: its card names validation data of the unknown format {kind!r}; give --annotations")
+        raise RunsError.at(source, f"its card names validation data of the unknown format {kind!r}; give --annotations")
     return read_split(split, card.classes, "val")
 
 
@@ -70,9 +72,10 @@ def _val_split(card: Card, source: Path) -> dict[str, Any]:
     for checkpoint in sorted(folder.glob("*.pt")):
         if sha256_file(checkpoint) == card.hashes.get("checkpoint"):
             return _named_val(read_card(checkpoint, check_hashes=False))
-    raise RunsError(
-        f"{source}: the validation data that its card names, {split['annotations']}, is not beside it, nor the "
-        "checkpoint that knows where it is; give --annotations FILE (--images FOLDER)"
+    raise RunsError.at(
+        source,
+        f"the validation data that its card names, {split['annotations']}, is not beside it, nor the "
+        "checkpoint that knows where it is; give --annotations FILE (--images FOLDER)",
     )
 
 

@@ -13,6 +13,7 @@ from isodet.rooms import find_rooms
 find_rooms("models", "runtime")
 
 if TYPE_CHECKING:
+    from isodet.errors import IsodetError as IsodetError
     from models.config.parse import ConfigError as ConfigError
     from trainer.check.data import check_data as check_data
     from trainer.config.train import TrainConfig as TrainConfig

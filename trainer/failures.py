@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from isodet.errors import IsodetError
+
 _LOST: dict[int, str] = {
     errno.ENOSPC: "shared memory is full: give /dev/shm more room (docker run --shm-size=1g), or lower batch_size",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
@@ -15,7 +17,7 @@ _LOST: dict[int, str] = {
 """What to do where a loader process could not send a batch, by the system's number for why."""
 
 
-class LostBatch(RuntimeError):
+class LostBatch(IsodetError, RuntimeError):
     """A loader process made a batch that it could not send."""
 
 
@@ -28,7 +30,7 @@ def why_lost(error: Exception) -> str:
     return _LOST.get(number or 0, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
-class TrainingError(RuntimeError):
+class TrainingError(IsodetError, RuntimeError):
     """Training cannot go on; the message says where it stands and what to do."""
 
 

@@ -28,7 +28,7 @@ def import_detector(
     Arguments are those of `models.importers.import_checkpoint`. Raises `ImportRefused`; then nothing is written.
     """
     if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
-        raise ImportRefused(f"{path}: it would be overwritten by its own import; name another file with --out")
+        raise ImportRefused.at(path, "it would be overwritten by its own import; name another file with --out")
     imported = import_checkpoint(path, source, classes, input_size_hw or COCO_INPUT_HW, style, norm_eps, resize)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     card = checkpoint_card(imported.config, {"imported_file": sha256_file(path)}, created=now)

@@ -76,9 +76,10 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
     amp = pick_amp(config.amp, device)
     train, val = train_data(config), val_data(config)
     if all(record.crowd.all() for record in train.records):
-        raise DatasetError(
-            f"{train.annotations}: none of its {len(train)} training images has an object to train on "
-            f"({train.problems.summary() or 'no annotation was found: do the files lie where they are looked for?'})"
+        raise DatasetError.at(
+            train.annotations,
+            f"none of its {len(train)} training images has an object to train on "
+            f"({train.problems.summary() or 'no annotation was found: do the files lie where they are looked for?'})",
         )
     require_objects(val)
     if config.batch_size == "auto":

@@ -92,9 +92,10 @@ class State:
         teacher is another than before.
         """
         if self.distillation is not None and saved.get("teacher") != self.distillation.teacher_sha256:
-            raise TrainingError(
-                f"distill.teacher: {self.distillation.config.teacher} is another file than the one that this run was "
-                "started with; put that one back, or start a new run"
+            raise TrainingError.of(
+                "distill.teacher",
+                f"{self.distillation.config.teacher} is another file than the one that this run was "
+                "started with; put that one back, or start a new run",
             )
         for name in _PARTS:
             if name in saved:
@@ -189,8 +190,8 @@ def compiled(model: nn.Module) -> Callable[[torch.Tensor], Any]:
             return network(images)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(str(error).split())[:300]
-            raise TrainingError(
-                f"compile: torch.compile cannot work here; set compile=false. It said: {reason}"
+            raise TrainingError.of(
+                "compile", f"torch.compile cannot work here; set compile=false. It said: {reason}"
             ) from error
 
     return forward

@@ -17,6 +17,7 @@ import onnx
 
 from export.audit.inspector import inspected, parsed
 from export.audit.layers import ConvLayer, network_layers
+from isodet.errors import IsodetError
 from models.quant.graph import PREDICTIONS
 from runtime.artifact import read_card
 from runtime.backends.options import BackendOptions
@@ -27,11 +28,11 @@ PRECISIONS = ("int8", "fp16", "fp32")
 _READABLE = {"network": "the typed network", "inspector": "the engine's inspector"}
 
 
-class AuditError(RuntimeError):
+class AuditError(IsodetError, RuntimeError):
     """A file that does not compute in what was asked for; `audit` has every layer."""
 
-    def __init__(self, message: str, audit: Audit):
-        super().__init__(message)
+    def __init__(self, message: str, audit: Audit, path: str | Path | None = None):
+        super().__init__(message, path=path)
         self.audit = audit
 
 
@@ -69,7 +70,7 @@ class Audit:
     def require(self, what: str, allow: Sequence[str] = ()) -> None:
         """Raise `AuditError` where something asked for is not so. what: the file, for the message."""
         if not self.layers:
-            raise AuditError(f"{what}: no convolution was found to audit", self)
+            raise AuditError(f"{what}: no convolution was found to audit", self, what)
         missed = self.missed(allow)
         if missed:
             shown = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
@@ -77,6 +78,7 @@ class Audit:
                 f"{what}: {self.asked} was asked for, but {len(missed)} layers are not ({self.shares()}): {shown}; "
                 "allow them by name or pattern with --allow where that is meant",
                 self,
+                what,
             )
 
     def shares(self) -> str:
@@ -119,7 +121,7 @@ class Audit:
             floats = tuple(str(name) for name in content["float_layers"])
             return cls(str(content["asked"]), str(content["source"]), layers, floats, float(content["compiled"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise CardError(f"{source}: card: engine.audit: cannot be read ({error!r})") from None
+            raise CardError.at(source, f"cannot be read ({error!r})", key="engine.audit") from None
 
 
 def audit_file(path: str | Path, device: str = "auto", check_hashes: bool = True) -> Audit:
@@ -131,7 +133,7 @@ def audit_file(path: str | Path, device: str = "auto", check_hashes: bool = True
     path = Path(path)
     kind = file_kind(path)
     if kind == "checkpoint":
-        raise CardError(f"{path}: a checkpoint has no precision yet; audit the .onnx or .engine made from it")
+        raise CardError.at(path, "a checkpoint has no precision yet; audit the .onnx or .engine made from it")
     card = read_card(path, check_hashes)
     if kind == "onnx":
         return audit_network(load_graph(path), card)
@@ -170,7 +172,7 @@ def load_graph(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path)
     except Exception as error:  # those of protobuf, of onnx and of the system have no common base
-        raise CardError(f"{path}: cannot be read as ONNX: {' '.join(str(error).split())}") from None
+        raise CardError.at(path, f"cannot be read as ONNX: {' '.join(str(error).split())}") from None
 
 
 def float_layers(card: Card) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def int8_of(arguments: argparse.Namespace, wanted: bool = True, engine: bool = F
         getattr(arguments, "keep_map", None), tuple(getattr(arguments, "float_layer", ())),
     )  # fmt: skip
     if not wanted and options != Int8(half=engine):
-        raise CalibrationError("int8: options of 8 bits were given, and 8 bits were not asked for; add --int8")
+        raise CalibrationError.of("int8", "options of 8 bits were given, and 8 bits were not asked for; add --int8")
     return options if wanted else None
 
 

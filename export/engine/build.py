@@ -61,9 +61,10 @@ def build(
     logger = collecting_logger(library, messages)
     load_plugins(library, logger)
     if needs_plugin and not has_plugin(library):
-        raise ExportError(
-            f"{onnx}: its NMS is the plugin {PLUGIN}, which {library.name} does not have; export it again with "
-            "--nms auto or --nms portable"
+        raise ExportError.at(
+            onnx,
+            f"its NMS is the plugin {PLUGIN}, which {library.name} does not have; export it again with "
+            "--nms auto or --nms portable",
         )
     try:
         builder: tensorrt.Builder = trt.Builder(logger)
@@ -91,7 +92,7 @@ def build(
     if monitor.stopped is not None:
         raise monitor.stopped
     if plan is None:
-        raise ExportError(f"{onnx}: {library.name} cannot build it: {messages.why()}")
+        raise ExportError.at(onnx, f"{library.name} cannot build it: {messages.why()}")
     if cache is not None:
         keep_cache(config, cache, say)
     return Plan(bytes(plan), seconds, profile, tf32, plugin, tuple(dict.fromkeys(messages.warnings)))
@@ -127,16 +128,17 @@ def _profile(
 ) -> tuple[int, int, int]:
     """One profile for the one input; a fixed batch needs none."""
     if network.num_inputs != 1:
-        raise ExportError(f"{onnx}: expected one input, the images, got {network.num_inputs}")
+        raise ExportError.at(onnx, f"expected one input, the images, got {network.num_inputs}")
     images: tensorrt.ITensor = network.get_input(0)
     batch, *rest = tuple(images.shape)
     if any(size < 1 for size in rest):
-        raise ExportError(f"{onnx}: {images.name}: expected fixed sizes but for the batch, got {[batch, *rest]}")
+        raise ExportError.at(onnx, f"{images.name}: expected fixed sizes but for the batch, got {[batch, *rest]}")
     if batch > 0:
         if options.batch is not None and set(options.batch) != {batch}:
-            raise ExportError(
-                f"batch: the graph takes exactly {batch} images, not {options.batch}; export it with a free batch, or "
-                "leave --batch out"
+            raise ExportError.of(
+                "batch",
+                f"the graph takes exactly {batch} images, not {options.batch}; export it with a free batch, or "
+                "leave --batch out",
             )
         return batch, batch, batch
     least, tuned, most = options.batch or DEFAULT_BATCH
@@ -160,7 +162,7 @@ def _configure(library: Library, config: tensorrt.IBuilderConfig, options: Engin
         for i, sm in enumerate(options.sm):
             if not hasattr(trt.ComputeCapability, f"SM{sm}"):
                 known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
-                raise ExportError(f"sm: {library.name} builds for {', '.join(known)}, not for SM{sm}")
+                raise ExportError.of("sm", f"{library.name} builds for {', '.join(known)}, not for SM{sm}")
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i)
 
 

@@ -39,15 +39,15 @@ class EngineOptions:
             ("precision", self.precision, (None, *get_args(Precision))), ("engine", self.engine, get_args(EngineName)),
         ):  # fmt: skip
             if value not in legal:
-                raise ExportError(f"{name}: expected one of {', '.join(map(str, legal))}, got {value!r}")
+                raise ExportError.of(name, f"expected one of {', '.join(map(str, legal))}, got {value!r}")
         if self.batch is not None:
             numbers = len(self.batch) == 3 and all(isinstance(n, int) for n in self.batch)
             if not numbers or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
-                raise ExportError(f"batch: expected MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX, got {self.batch}")
+                raise ExportError.of("batch", f"expected MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX, got {self.batch}")
         if self.workspace_gb is not None and not self.workspace_gb > 0:
-            raise ExportError(f"workspace: expected more than 0 gigabytes, got {self.workspace_gb}")
+            raise ExportError.of("workspace", f"expected more than 0 gigabytes, got {self.workspace_gb}")
         if any(not 50 <= sm <= 999 for sm in self.sm) or len(set(self.sm)) != len(self.sm):
-            raise ExportError(f"sm: expected different compute capabilities such as 86 (for 8.6), got {self.sm}")
+            raise ExportError.of("sm", f"expected different compute capabilities such as 86 (for 8.6), got {self.sm}")
 
     def check_flavour(self, flavour: str) -> None:
         """Raise `ExportError` for what the library that was chosen cannot do."""
@@ -58,9 +58,10 @@ class EngineOptions:
                 ("timing-cache", self.timing_cache is not None, "it measures nothing while it builds"),
             ):
                 if asked:
-                    raise ExportError(f"{name}: TensorRT-RTX has no such thing: {instead}; leave it out")
+                    raise ExportError.of(name, f"TensorRT-RTX has no such thing: {instead}; leave it out")
         elif self.sm:
-            raise ExportError(
-                "sm: TensorRT builds for the GPU that it runs on; leave it out, take --hardware-compatible for other "
-                "GPUs since Ampere, or --engine rtx"
+            raise ExportError.of(
+                "sm",
+                "TensorRT builds for the GPU that it runs on; leave it out, take --hardware-compatible for other "
+                "GPUs since Ampere, or --engine rtx",
             )

@@ -32,7 +32,7 @@ def onnx_model(
         try:
             deploy.halve()
         except ValueError as error:
-            raise ExportError(f"precision: {error}") from error
+            raise ExportError.of("precision", str(error)) from error
         say(f"float16: {before:.1f} MB of weights are {_state_megabytes(deploy):.1f} MB now")
     model = _trace(deploy, options, kind)
     if options.simplify:

@@ -18,7 +18,7 @@ def nms_kind(options: OnnxOptions, post: PostprocessConfig, say: Callable[[str],
     if not why_not or options.nms not in ("auto", "plugin"):
         return options.nms
     if options.nms == "plugin":
-        raise ExportError(f"nms: {why_not}; export with --nms portable")
+        raise ExportError.of("nms", f"{why_not}; export with --nms portable")
     say(f"NMS: portable, and no plugin, because {why_not}")
     return "portable"
 
@@ -27,9 +27,10 @@ def precision_of(options: OnnxOptions, card: Card) -> Precision:
     """What the file will have. Raises `ExportError` for what this checkpoint cannot become."""
     wanted = options.precision or ("int8" if card.quantization else "fp32")
     if card.quantization and wanted != "int8":
-        raise ExportError(
-            f"precision: the checkpoint is 8-bit already, so it cannot be exported as {wanted}; export the float "
-            "checkpoint that it came from"
+        raise ExportError.of(
+            "precision",
+            f"the checkpoint is 8-bit already, so it cannot be exported as {wanted}; export the float "
+            "checkpoint that it came from",
         )
     return wanted
 
@@ -44,5 +45,5 @@ def framed(source_hw: tuple[int, int], size_hw: tuple[int, int]) -> Frame:
     placement = Letterbox.fit(source_hw, size_hw)
     if min(placement.resized_hw) < 2:
         (h, w), (height, width) = placement.source_hw, placement.size_hw
-        raise ExportError(f"source-size: a frame of {h}x{w} becomes a line in an input of {height}x{width}")
+        raise ExportError.of("source-size", f"a frame of {h}x{w} becomes a line in an input of {height}x{width}")
     return Frame(placement.source_hw, placement.resized_hw, placement.size_hw, FILL)

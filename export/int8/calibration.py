@@ -60,7 +60,9 @@ class Pictures:
         if self.unreadable:
             say(f"calibration: {len(self.unreadable)} pictures cannot be read, the first: {self.unreadable[0]}")
         if self.used == 0:
-            raise CalibrationError(f"calibration: none of the {len(self.paths)} pictures of {self.source} can be read")
+            raise CalibrationError.of(
+                "calibration", f"none of the {len(self.paths)} pictures of {self.source} can be read"
+            )
         if self.used < asked:
             say(f"calibration: {self.used} pictures of {self.source}, fewer than the {asked} asked for")
 
@@ -74,15 +76,15 @@ def calibration_pictures(
     Raises `CalibrationError` where there are none, `DatasetError` where they cannot be read.
     """
     if count < 1:
-        raise CalibrationError(f"calibration: expected 1 or more pictures, got {count}")
+        raise CalibrationError.of("calibration", f"expected 1 or more pictures, got {count}")
     if annotations is None and images is not None:
         if not images.is_dir():
-            raise CalibrationError(f"{images}: no such folder of calibration pictures")
+            raise CalibrationError.at(images, "no such folder of calibration pictures")
         paths, left_out = list_pictures(files_in(images))
         if not paths:
             others = f"; {left_out_text(left_out)}" if left_out else ""
-            raise CalibrationError(
-                f"{images}: no picture in this calibration folder ({', '.join(IMAGE_SUFFIXES)}){others}"
+            raise CalibrationError.at(
+                images, f"no picture in this calibration folder ({', '.join(IMAGE_SUFFIXES)}){others}"
             )
         return Pictures(evenly_spread(paths, count), str(images))
     if annotations is not None:
@@ -93,7 +95,7 @@ def calibration_pictures(
         named = card.training.get("data", {}).get("train", {})
         splits = list(named) if isinstance(named, (list, tuple)) else [named]
         if not splits or any("annotations" not in split for split in splits):
-            raise CalibrationError(f"{checkpoint}: its card names no training data to calibrate on; give "
+            raise CalibrationError.at(checkpoint, "its card names no training data to calibrate on; give "
                                    "--calibration FILE (--calibration-images FOLDER), or the folder alone")  # fmt: skip
     paths, labels = [], set()
     for split in splits:
@@ -102,7 +104,7 @@ def calibration_pictures(
         labels |= {int(label) for record in dataset.records for label in np.unique(record.labels)}
     source = str(splits[0]["annotations"]) + (f" and {len(splits) - 1} others" if len(splits) > 1 else "")
     if not paths:
-        raise CalibrationError(f"{source}: no picture to calibrate on")
+        raise CalibrationError.at(source, "no picture to calibrate on")
     notes = []
     if len(labels) <= 1 < len(card.classes):
         which = f"only objects of the class {card.classes[labels.pop()]!r}" if labels else "no objects"

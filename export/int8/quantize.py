@@ -92,14 +92,16 @@ def quantized(
 
 def _refuse_for_trained(options: Int8, checkpoint: Path) -> None:
     if options.keep_map is not None or options.float_layers or options.calibrate == "best":
-        raise CalibrationError(
-            f"{checkpoint}: it was trained as 8 bits and exports as it is: its ranges are its own, and float layers "
-            "are chosen before that training, with qat.float_layers"
+        raise CalibrationError.at(
+            checkpoint,
+            "it was trained as 8 bits and exports as it is: its ranges are its own, and float layers "
+            "are chosen before that training, with qat.float_layers",
         )
     if not options.cpu and replace(options, half=False) != Int8():
-        raise CalibrationError(
-            f"{checkpoint}: it was trained as 8 bits and brings its own ranges; leave out --calibrate, --calibration "
-            "with what belongs to it, and --ranges: they are for float checkpoints, and for --cpu"
+        raise CalibrationError.at(
+            checkpoint,
+            "it was trained as 8 bits and brings its own ranges; leave out --calibrate, --calibration "
+            "with what belongs to it, and --ranges: they are for float checkpoints, and for --cpu",
         )
 
 
@@ -113,9 +115,10 @@ def _ranges(
     if options.ranges is not None:
         found = read_ranges(options.ranges, checkpoint, sha256)
         if missing := form.unknown(found.tensors):
-            raise CalibrationError(
-                f"{options.ranges}: nothing is said of the tensor {missing[0]} and {len(missing) - 1} others; leave "
-                "--ranges out to observe them anew"
+            raise CalibrationError.at(
+                options.ranges,
+                f"nothing is said of the tensor {missing[0]} and {len(missing) - 1} others; leave "
+                "--ranges out to observe them anew",
             )
         say(f"calibration: ranges of {found.images} pictures from {options.ranges}")
         return found
@@ -196,9 +199,10 @@ def _kept(trial: _Trial, method: Method, options: Int8, say: Callable[[str], Non
             )
             ranking = sorted(errors, key=lambda name: -errors[name])
         if not ranking:
-            raise ExportError(
-                f"keep-mAP: {whole - reached:.2f} mAP points are lost even with every layer in float, more than "
-                f"{options.keep_map:g}: the ranges of sums alone cost that; calibrate by another method"
+            raise ExportError.of(
+                "keep-mAP",
+                f"{whole - reached:.2f} mAP points are lost even with every layer in float, more than "
+                f"{options.keep_map:g}: the ranges of sums alone cost that; calibrate by another method",
             )
         float_layers = (*float_layers, ranking.pop(0))
         before, reached = reached, trial.score(float_layers, method)

@@ -63,31 +63,33 @@ def read_ranges(path: Path, checkpoint: Path, sha256: str) -> RangesFile:
         content = json.loads(path.read_text(encoding="utf-8"))
         damaged = isinstance(content, dict) and is_broken(content, _SEAL)
     except FileNotFoundError:
-        raise CalibrationError(f"{path}: no such file of ranges{advice}") from None
+        raise CalibrationError.at(path, f"no such file of ranges{advice}") from None
     except OSError as error:
-        raise CalibrationError(f"{path}: cannot read this file of ranges: {error.strerror}") from None
+        raise CalibrationError.at(path, f"cannot read this file of ranges: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # malformed JSON, or bytes that are not UTF-8
-        raise CalibrationError(f"{path}: not a whole file of ranges: {error}{advice}") from None
+        raise CalibrationError.at(path, f"not a whole file of ranges: {error}{advice}") from None
     if not isinstance(content, dict) or content.get("kind") != _KIND:
-        raise CalibrationError(f"{path}: not a file of ranges; expected one that `exporter onnx --int8` wrote")
+        raise CalibrationError.at(path, "not a file of ranges; expected one that `exporter onnx --int8` wrote")
     if content.get("format") != FORMAT:
-        raise CalibrationError(f"{path}: format {content.get('format')!r}, this isodet reads {FORMAT}{advice}")
+        raise CalibrationError.at(path, f"format {content.get('format')!r}, this isodet reads {FORMAT}{advice}")
     if content.get("checkpoint_sha256") != sha256:
-        raise CalibrationError(
-            f"{path}: these are ranges of another network: of the checkpoint with the hash "
-            f"{str(content.get('checkpoint_sha256'))[:12]}, and {checkpoint} has {sha256[:12]}{advice}"
+        raise CalibrationError.at(
+            path,
+            "these are ranges of another network: of the checkpoint with the hash "
+            f"{str(content.get('checkpoint_sha256'))[:12]}, and {checkpoint} has {sha256[:12]}{advice}",
         )
     tensors = content.get("tensors")
     if not isinstance(tensors, dict) or not tensors:
-        raise CalibrationError(f"{path}: tensors: expected an object with a range for each tensor{advice}")
+        raise CalibrationError.at(path, f"expected an object with a range for each tensor{advice}", key="tensors")
     images = content.get("images")
     if not isinstance(images, int) or images < 1:
-        raise CalibrationError(f"{path}: images: expected how many were observed, got {images!r}{advice}")
+        raise CalibrationError.at(path, f"expected how many were observed, got {images!r}{advice}", key="images")
     found = {name: _ranges(path, name, values) for name, values in tensors.items()}
     if damaged:  # after what is wrong with a key, which says more
-        raise CalibrationError(
-            f"{path}: edited or damaged after it was written: it does not fit its own hash; copy it again, or take the "
-            f"line {_SEAL!r} out of a file that was edited on purpose{advice}"
+        raise CalibrationError.at(
+            path,
+            "edited or damaged after it was written: it does not fit its own hash; copy it again, or take the "
+            f"line {_SEAL!r} out of a file that was edited on purpose{advice}",
         )
     return RangesFile(sha256, images, str(content.get("source", "")), found, str(content.get("created", "")))
 
@@ -96,10 +98,10 @@ def _ranges(path: Path, name: str, values: Any) -> Ranges:
     wanted = ("low", "high", *METHODS)
     numbers: list[Any] = [values.get(key) if isinstance(values, dict) else None for key in wanted]
     if not all(_is_finite(n) for n in numbers):
-        raise CalibrationError(f"{path}: {name}: expected the numbers {', '.join(wanted)}, got {str(values)[:80]}")
+        raise CalibrationError.at(path, f"expected the numbers {', '.join(wanted)}, got {str(values)[:80]}", key=name)
     low, high, *magnitudes = map(float, numbers)
     if low > 0 or high < 0 or min(magnitudes) < 0:
-        raise CalibrationError(f"{path}: {name}: expected low <= 0 <= high and magnitudes of 0 or more")
+        raise CalibrationError.at(path, "expected low <= 0 <= high and magnitudes of 0 or more", key=name)
     return Ranges(low, high, dict(zip(METHODS, magnitudes, strict=True)))
 
 

@@ -86,7 +86,7 @@ def sensitivity(
     """
     for name, value, least in (("images", images, 1), ("map-images", map_images, 1), ("map-layers", map_layers, 0)):
         if value < least:
-            raise CalibrationError(f"{name}: expected {least} or more, got {value}")
+            raise CalibrationError.of(name, f"expected {least} or more, got {value}")
     options = options or Int8()
     if options.cpu or options.calibrate == "best" or options.keep_map is not None:
         raise CalibrationError("sensitivity: measures one method in TensorRT's form, with all layers")

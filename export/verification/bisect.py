@@ -30,6 +30,7 @@ from export.verification.tensor_matching import (
     tensors,
 )
 from export.verification.verify import find_checkpoint
+from isodet.errors import IsodetError
 from models.checkpoint import build_detector
 from models.quant import FakeQuant, QuantConv2d
 from runtime.artifact import read_card
@@ -47,7 +48,7 @@ _OTHER_WEIGHT = {"fp32": 1e-5, "fp16": 2e-3, "int8": 1e-5}  # rounding to float1
 _AT_ONCE = 96  # tensors that are held in memory
 
 
-class BisectError(RuntimeError):
+class BisectError(IsodetError, RuntimeError):
     """Two graphs that cannot be compared; the message says why."""
 
 
@@ -130,9 +131,10 @@ def bisect(artifact: str | Path, against: str | Path | None = None, image: str |
     artifact = Path(artifact)
     card = read_card(artifact)
     if card.kind != "onnx":
-        raise BisectError(
-            f"{artifact}: is {'an engine, whose tensors nobody sees' if card.kind == 'engine' else 'a checkpoint'}; "
-            "bisect the ONNX file that an engine was built from"
+        raise BisectError.at(
+            artifact,
+            f"is {'an engine, whose tensors nobody sees' if card.kind == 'engine' else 'a checkpoint'}; "
+            "bisect the ONNX file that an engine was built from",
         )
     load_onnxruntime()  # before the long work
     checkpoint = Path(against) if against is not None else find_checkpoint(artifact)
@@ -160,7 +162,7 @@ def _validation_picture(card: Card, checkpoint: Path) -> Image:
     for record in dataset.records:
         with contextlib.suppress(ImageError):
             return read_image(record.path)
-    raise BisectError(f"{dataset.annotations}: none of its pictures can be read; name one with --image FILE")
+    raise BisectError.at(dataset.annotations, "none of its pictures can be read; name one with --image FILE")
 
 
 def compare(
@@ -180,7 +182,7 @@ def compare(
     if precision != "fp32":  # rounding may choose other candidates: behind the choice there is nothing to compare
         pairs = [(tensor, name) for tensor, name in pairs if tensor.ordered]
     if not any(tensor.weight for tensor, _ in pairs):
-        raise BisectError(f"{artifact}: it has no layer in common with the checkpoint; is it the one it came from?")
+        raise BisectError.at(artifact, "it has no layer in common with the checkpoint; is it the one it came from?")
     every = tensors(candidate)
     errors = _errors(candidate, reference, pairs, inputs)
     known: dict[str, float] = {}

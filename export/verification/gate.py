@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 class GateError(ExportError):
     """The artifact lost more mAP than allowed; `verification` has the numbers, `bisection` the layer, where known."""
 
-    def __init__(self, message: str, verification: Verification, bisection: Bisection | None = None):
-        super().__init__(message)
+    def __init__(
+        self, message: str, verification: Verification, bisection: Bisection | None = None, path: Path | None = None
+    ):
+        super().__init__(message, path=path)
         self.verification = verification
         self.bisection = bisection
 
@@ -34,7 +36,7 @@ class GateError(ExportError):
         named = self.bisection
         if named is not None and named.artifact == old:
             named = replace(named, artifact=new)
-        return GateError(str(self), self.verification.renamed(old, new), named)
+        return GateError(str(self), self.verification.renamed(old, new), named, new)
 
 
 def pass_gate(
@@ -58,7 +60,7 @@ def pass_gate(
         raise GateError(
             f"the export loses {-score.delta_map:.2f} mAP points ({verification.reference.evaluation.map:.2f} in "
             f"PyTorch, {score.evaluation.map:.2f} exported), more than {score.tolerance:g}; nothing was written{note}",
-            verification, bisection,
+            verification, bisection, out,
         )  # fmt: skip
     return verification
 

@@ -34,8 +34,8 @@ def check_folder(folder: Path) -> None:
             file.write(b"room for a report")
             file.flush()
     except OSError as error:
-        raise VerifyError(
-            f"{folder}: no report can be written here: {error.strerror}; name another folder with --report"
+        raise VerifyError.at(
+            folder, f"no report can be written here: {error.strerror}; name another folder with --report"
         ) from None
 
 

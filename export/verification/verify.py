@@ -22,6 +22,7 @@ from export.options import Progress
 from export.verification.detection_diff import drift, drift_by_image
 from export.verification.scores import NotScored, Score, Verification
 from export.verification.targets import places
+from isodet.errors import IsodetError
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import Intake
 from runtime.artifact import read_card
@@ -42,7 +43,7 @@ TOLERANCE = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}
 """mAP points that an artifact of each precision may lose."""
 
 
-class VerifyError(ValueError):
+class VerifyError(IsodetError, ValueError):
     """Verification cannot be done; the message names the file and says what to give."""
 
 
@@ -72,13 +73,13 @@ def verify(
     if not paths:
         raise VerifyError("no artifact to verify was given")
     if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise VerifyError(f"tolerance: expected 0 or more mAP points, got {tolerance}")
+        raise VerifyError.of("tolerance", f"expected 0 or more mAP points, got {tolerance}")
     checkpoint = Path(against) if against is not None else find_checkpoint(paths[0])
     # One that was found was compared by the hash of all its bytes.
     detector = Detector(checkpoint, device=device, options=BackendOptions(check_hashes=against is not None))
     if detector.card.kind != "checkpoint":
-        raise VerifyError(
-            f"{checkpoint}: the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
+        raise VerifyError.at(
+            checkpoint, f"the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
         )
     cards = {path: _card(path, checkpoint, detector.card) for path in paths}  # before the long work, not after it
     if any(card.kind == "onnx" and card.nms["kind"] != "plugin" for card in cards.values()):
@@ -86,9 +87,10 @@ def verify(
     if dataset is None:
         dataset = validation_data(detector.card, checkpoint, annotations, images)
     if not any((~record.crowd).any() for record in dataset.records):
-        raise VerifyError(
-            f"{dataset.annotations}: it has no box in any of its {len(dataset.records)} pictures, so there is nothing "
-            "to score; give annotations with boxes: --annotations FILE"
+        raise VerifyError.at(
+            dataset.annotations,
+            f"it has no box in any of its {len(dataset.records)} pictures, so there is nothing "
+            "to score; give annotations with boxes: --annotations FILE",
         )
     as_trained = None
     if detector.card.resize:  # a graph letterboxes: what that costs is not what the export costs
@@ -130,9 +132,10 @@ def _card(path: Path, checkpoint: Path, reference: Card) -> Card:
     """The card of an artifact. Raises `VerifyError` where it cannot be compared with the reference."""
     card = read_card(path)
     if card.classes != reference.classes:
-        raise VerifyError(
-            f"{path}: its classes ({_few(card.classes)}) are not those of {checkpoint} ({_few(reference.classes)}); "
-            "name the checkpoint it was exported from with --against CHECKPOINT"
+        raise VerifyError.at(
+            path,
+            f"its classes ({_few(card.classes)}) are not those of {checkpoint} ({_few(reference.classes)}); "
+            "name the checkpoint it was exported from with --against CHECKPOINT",
         )
     return card
 
@@ -216,13 +219,13 @@ def find_checkpoint(artifact: Path) -> Path:
     """The checkpoint beside `artifact` whose sha256 its card names. Raises `VerifyError` where there is none."""
     card = read_card(artifact)
     if card.kind == "checkpoint":
-        raise VerifyError(f"{artifact}: is a checkpoint; name what was exported from it")
+        raise VerifyError.at(artifact, "is a checkpoint; name what was exported from it")
     wanted = card.hashes.get("checkpoint")
     for path in sorted(artifact.resolve().parent.glob("*.pt")):
         if wanted is not None and sha256_file(path) == wanted:
             return path
-    raise VerifyError(
-        f"{artifact}: the checkpoint it was exported from is not beside it; name it with --against CHECKPOINT"
+    raise VerifyError.at(
+        artifact, "the checkpoint it was exported from is not beside it; name it with --against CHECKPOINT"
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from isodet.errors import ArgumentError
 from models.boxes import box_area
 
 _STRIP = 150
@@ -89,7 +90,7 @@ def iterate(suppresses: Tensor, rounds: int = 16) -> tuple[Tensor, Tensor]:
     leave boxes too many, never too few, because `rounds` is even.
     """
     if rounds < 2 or rounds % 2:
-        raise ValueError(f"rounds: expected an even number, at least 2, got {rounds}")
+        raise ArgumentError.of("rounds", f"expected an even number, at least 2, got {rounds}")
     stands = before = torch.ones_like(suppresses[:, :1])  # [B, 1, K]
     for _ in range(rounds):
         before, stands = stands, none_of(torch.matmul(stands, suppresses))

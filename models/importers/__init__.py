@@ -60,9 +60,10 @@ def import_checkpoint(
         source = "torchvision" if torchvision.recognises(state) else "mmdet" if mmdet.recognises(state) else None
     if source is None:
         found = ", ".join(list(state)[:3])
-        raise ImportRefused(
-            f"{path}: neither torchvision's nor mmdetection's (it holds {found}); imported are torchvision's "
-            f"{', '.join(torchvision.NAMES)} and mmdetection's {', '.join(mmdet.NAMES)}"
+        raise ImportRefused.at(
+            path,
+            f"neither torchvision's nor mmdetection's (it holds {found}); imported are torchvision's "
+            f"{', '.join(torchvision.NAMES)} and mmdetection's {', '.join(mmdet.NAMES)}",
         )
     try:
         if source == "torchvision":
@@ -77,7 +78,7 @@ def import_checkpoint(
             own["resize"] = {"short": resize[0], "long": resize[1]}
         return _checked(converted, source, names, merge(converted.model, own))
     except (ImportRefused, ConfigError) as error:
-        raise ImportRefused(f"{path}: {error}") from error
+        raise ImportRefused.at(path, str(error)) from error
 
 
 def _checked(converted: Converted, source: Source, classes: tuple[str, ...] | None, model: dict[str, Any]) -> Imported:

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from isodet.errors import IsodetError
 from models.tensor_files import TensorFileError, load_tensors
 
 
-class ImportRefused(ValueError):
+class ImportRefused(IsodetError, ValueError):
     """A file that cannot become an isodet checkpoint; the message says why and what comes nearest."""
 
 
@@ -40,18 +41,18 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = load_tensors(path)
     except TensorFileError as error:
         told = _objects_inside(path, error.pickled) if error.pickled else f"{path}: {error}"
-        raise ImportRefused(told) from error
+        raise ImportRefused(told, path=path) from error
     meta = content.get("meta") if isinstance(content, Mapping) else None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
     if not isinstance(content, Mapping) or not content:
-        raise ImportRefused(f"{path}: expected weights by name, got {type(content).__name__}")
+        raise ImportRefused.at(path, f"expected weights by name, got {type(content).__name__}")
     strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if strange:
-        raise ImportRefused(
-            f"{path}: expected weights by name (alone, or under state_dict or model), but {strange[0]!r} is no tensor"
+        raise ImportRefused.at(
+            path, f"expected weights by name (alone, or under state_dict or model), but {strange[0]!r} is no tensor"
         )
     state = {str(key).removeprefix("module."): value for key, value in content.items()}
     return state, dict(meta) if isinstance(meta, Mapping) else {}

@@ -9,6 +9,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from isodet.errors import IsodetError
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -19,7 +21,7 @@ class Fusable(Protocol):
     def fuse(self) -> nn.Module: ...
 
 
-class FuseError(RuntimeError):
+class FuseError(IsodetError, RuntimeError):
     """A fused network does not compute what its training form computes."""
 
 

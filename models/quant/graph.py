@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from isodet.errors import IsodetError
 from models.detector import Detector, Raw
 from models.layers.fuse import fuse, require_eval
 from models.quant.convolution import QuantConv2d
@@ -27,7 +28,7 @@ from models.quant.ranges import Method
 PREDICTIONS = ("head.cls", "head.box", "head.quality")
 
 
-class QuantError(ValueError):
+class QuantError(IsodetError, ValueError):
     """A network that cannot be quantised; the message says where and what to do."""
 
 
@@ -75,13 +76,13 @@ class QuantDetector(Detector):
         finally:
             self.train(training)
         if images == 0:
-            raise QuantError("calibration: expected images to observe, got none")
+            raise QuantError.of("calibration", "expected images to observe, got none")
         return found, images
 
     def set_ranges(self, ranges: Mapping[str, Ranges], method: Method) -> None:
         """Round as `observe` found it, by `method`. Raises `QuantError` where `ranges` leaves a tensor out."""
         if missing := self.unknown(ranges):
-            raise QuantError(f"ranges: nothing is said of the tensor {missing[0]} (and {len(missing) - 1} others)")
+            raise QuantError.of("ranges", f"nothing is said of the tensor {missing[0]} (and {len(missing) - 1} others)")
         names, fake_quants = tensors(self.graph), self.fake_quants
         for group in self._groups:
             parts = [ranges[name] for member in group for name in names[member]]

@@ -15,5 +15,5 @@ def parse_device(device: str) -> tuple[Literal["auto", "cpu", "cuda"], int]:
     kind, colon, number = device.partition(":")
     numbered = kind == "cuda" and number.isascii() and number.isdigit()
     if kind not in ("auto", "cpu", "cuda") or (colon and not numbered):
-        raise BackendError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
+        raise BackendError.of("device", f"expected auto, cpu, cuda or cuda:N, got {device!r}")
     return cast(Literal["auto", "cpu", "cuda"], kind), int(number or 0)

@@ -31,7 +31,7 @@ def load_backend(
 def _load(path: str | Path, device: str, threads: int | None, options: BackendOptions | None) -> Backend:
     parse_device(device)
     if threads is not None and threads < 1:
-        raise BackendError(f"threads: expected at least 1, got {threads}")
+        raise BackendError.of("threads", f"expected at least 1, got {threads}")
     options = options or DEFAULT
     kind = file_kind(path)
     if kind == "onnx":

@@ -65,26 +65,27 @@ class BackendOptions:
     def __post_init__(self) -> None:
         for name, values in (("provider", ("cuda", "tensorrt", "rtx")), ("autocast", ("none", "bf16", "fp16"))):
             if getattr(self, name) not in values:
-                raise BackendError(f"{name}: expected {', '.join(values)}; got {getattr(self, name)!r}")
+                raise BackendError.of(name, f"expected {', '.join(values)}; got {getattr(self, name)!r}")
         if self.engine_cache is not None and self.provider == "cuda":
-            raise BackendError('engine_cache: expected with provider="tensorrt" or "rtx", which build engines')
+            raise BackendError.of("engine_cache", 'expected with provider="tensorrt" or "rtx", which build engines')
         if self.cuda_graphs and self.provider == "tensorrt":
-            raise BackendError(
-                'cuda_graphs: not with provider="tensorrt", which takes other sizes as they come; build an engine '
-                "(exporter trt) for both"
+            raise BackendError.of(
+                "cuda_graphs",
+                'not with provider="tensorrt", which takes other sizes as they come; build an engine '
+                "(exporter trt) for both",
             )
 
         if self.cuda_graphs and self.compile:
-            raise BackendError(
-                "cuda_graphs: not with compile, which may compile again in any call, and that cannot be recorded"
+            raise BackendError.of(
+                "cuda_graphs", "not with compile, which may compile again in any call, and that cannot be recorded"
             )
 
-    def check(self, kind: Kind, path: object) -> None:
+    def check(self, kind: Kind, path: str | PathLike[str]) -> None:
         """Raise `BackendError` where something was asked for that a file of this kind does not have."""
         for field in fields(self):
             if getattr(self, field.name) != field.default and kind not in _OF[field.name]:
                 whose = " and ".join(_FILES[k] for k in _OF[field.name])
-                raise BackendError(f"{path}: {field.name} is a choice for {whose}")
+                raise BackendError(f"{path}: {field.name} is a choice for {whose}", key=field.name, path=path)
 
 
 DEFAULT = BackendOptions()

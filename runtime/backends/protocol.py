@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import IsodetError
 from runtime.card.card import Card
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ TimedCall = Callable[[Any], tuple["RawOutputs", dict[str, float]]]
 once, at its end, so that these are its parts and not its speed."""
 
 
-class BackendError(RuntimeError):
+class BackendError(IsodetError, RuntimeError):
     """A model that cannot be loaded or run here; the message names the file or device and what to do."""
 
 

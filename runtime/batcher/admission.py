@@ -9,6 +9,7 @@ from collections import deque
 from concurrent.futures import Future
 from typing import Literal, get_args
 
+from isodet.errors import ArgumentError, IsodetError
 from runtime.batcher.metrics import Tally
 from runtime.batcher.queue import FairQueue, Request
 
@@ -17,7 +18,7 @@ Policy = Literal["block", "drop_oldest", "refuse"]
 stream that has most waiting, is given up for it; `submit` raises `QueueFull`."""
 
 
-class BatcherError(RuntimeError):
+class BatcherError(IsodetError, RuntimeError):
     """A frame that was not run."""
 
 
@@ -42,9 +43,9 @@ class Admission:
 
     def __init__(self, queue: int, policy: Policy, tally: Tally) -> None:
         if queue < 1:
-            raise ValueError(f"queue: expected at least 1, got {queue}")
+            raise ArgumentError.of("queue", f"expected at least 1, got {queue}")
         if policy not in get_args(Policy):
-            raise ValueError(f"policy: expected {', '.join(get_args(Policy))}, got {policy!r}")
+            raise ArgumentError.of("policy", f"expected {', '.join(get_args(Policy))}, got {policy!r}")
         self.queue, self.policy, self.tally = queue, policy, tally
         self.waiting, self.blocked = FairQueue(), FairQueue()
         self.turned_away: deque[tuple[Request, BatcherError]] = deque()

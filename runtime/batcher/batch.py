@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import ArgumentError
 from runtime.backends.protocol import Backend, OutOfMemory, RawOutputs, rows_of
 from runtime.batcher.queue import Request
 from runtime.detections import Detections
@@ -40,7 +41,7 @@ def prepare(
     Raises `FrameError`, `ImageError`, or ValueError for the other arguments.
     """
     if deadline_ms is not None and not deadline_ms >= 0:
-        raise ValueError(f"deadline_ms: expected milliseconds from 0, got {deadline_ms}")
+        raise ArgumentError.of("deadline_ms", f"expected milliseconds from 0, got {deadline_ms}")
     limits = detector.threshold if threshold is None else detector.limits(threshold)
     region = None if roi is None else Region.of(roi)
     image, frame_hw = take(frame, 0, color, region)

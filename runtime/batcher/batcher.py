@@ -11,6 +11,7 @@ from concurrent.futures import Future, InvalidStateError
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from isodet.errors import ArgumentError
 from runtime.backends.protocol import Backend
 from runtime.batcher.admission import Admission, BatcherClosed, Policy
 from runtime.batcher.batch import Canvas, Outcome, answer, infer, prepare
@@ -59,10 +60,11 @@ class Batcher:
         policy: Policy = "block",
         workers: int = 1,
     ) -> None:
-        if min(max_batch, workers) < 1:
-            raise ValueError(f"max_batch, workers: expected at least 1, got {max_batch}, {workers}")
+        for name, count in (("max_batch", max_batch), ("workers", workers)):
+            if count < 1:
+                raise ArgumentError.of(name, f"expected at least 1, got {count}")
         if not 0 <= max_wait_ms < math.inf:
-            raise ValueError(f"max_wait_ms: expected milliseconds from 0, got {max_wait_ms}")
+            raise ArgumentError.of("max_wait_ms", f"expected milliseconds from 0, got {max_wait_ms}")
         backend = detector.backend
         contexts = [backend, *(backend.context() for _ in range(workers - 1))]
         self.detector = detector

@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from isodet.errors import ArgumentError
 from runtime.backends.options import BackendOptions
 from runtime.backends.protocol import Backend
 from runtime.bench.stages import BARE, STAGES, WHOLE, nms_shares, notes, time_turn
@@ -141,7 +142,7 @@ def bench(
     if seconds <= 0 or warmup < 0 or (iterations is not None and iterations < 1):
         raise ValueError(f"expected seconds > 0, warmup >= 0, iterations >= 1; got {seconds}, {warmup}, {iterations}")
     if min(streams, default=1) < 1:
-        raise ValueError(f"streams: expected at least 1, got {min(streams)}")
+        raise ArgumentError.of("streams", f"expected at least 1, got {min(streams)}")
     if picture is None:
         frame = _synthetic(frame_hw)
         encoded = cv2.imencode(".jpg", frame)[1].tobytes()
@@ -199,9 +200,11 @@ def _batch_sizes(detector: Detector, given: Sequence[int] | None) -> tuple[int, 
     fixed = detector.backend.fixed_batch
     sizes = tuple(dict.fromkeys(given or (fixed or 1,)))
     if min(sizes) < 1:
-        raise ValueError(f"batch sizes: expected at least 1, got {min(sizes)}")
+        raise ArgumentError.of("batch_sizes", f"expected at least 1, got {min(sizes)}")
     if fixed is not None and any(size != fixed for size in sizes):
-        raise ValueError(f"batch sizes: the graph takes batches of {fixed} only, got {', '.join(map(str, sizes))}")
+        raise ArgumentError.of(
+            "batch_sizes", f"the graph takes batches of {fixed} only, got {', '.join(map(str, sizes))}"
+        )
     return sizes
 
 
@@ -226,7 +229,7 @@ def _timing(size: int, stage: str, seconds: list[float]) -> StageTiming:
 def _synthetic(frame_hw: tuple[int, int]) -> Image:
     """Blots of some pixels' size: a JPEG of plain noise would take several times as long to decode as a photograph."""
     if min(frame_hw) < 1:
-        raise ValueError(f"frame size: expected at least 1x1 pixel, got {frame_hw[0]}x{frame_hw[1]}")
+        raise ArgumentError.of("frame_hw", f"expected at least 1x1 pixel, got {frame_hw[0]}x{frame_hw[1]}")
     height, width = frame_hw
     coarse = np.random.default_rng(0).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)

@@ -11,11 +11,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from isodet.errors import IsodetError
 from runtime.card.seal import is_broken, sealed
 from runtime.images.image import FILL, FixedSize, Resize, ShortSide
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT = 1
 METADATA_KEY = "isodet"
@@ -29,8 +34,13 @@ LOAD_ANYWAY = "take it as it is with BackendOptions(check_hashes=False), on the 
 _SEAL = "card"  # its name among the hashes
 
 
-class CardError(ValueError):
+class CardError(IsodetError, ValueError):
     """A card that is not there or cannot be used; the message names the file and the key."""
+
+    @classmethod
+    def at(cls, path: str | PathLike[str], reason: str, *, key: str | None = None) -> Self:
+        """The error of the file `path`, or of `key` of the card in it; the message begins with them."""
+        return super().at(path, reason) if key is None else cls(f"{path}: card: {key}: {reason}", key=key, path=path)
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,7 @@ class Card:
     def _check(self, key: str, good: bool, expected: str) -> None:
         if not good:
             value = self.nms.get(key[4:]) if key.startswith("nms.") else getattr(self, key)
-            raise CardError(f"{key}: expected {expected}, got {value!r}")
+            raise CardError.of(key, f"expected {expected}, got {value!r}")
 
     @property
     def frame_hw(self) -> tuple[int, int]:
@@ -188,35 +198,40 @@ class Card:
             content = json.loads(content) if isinstance(content, str) else content
             damaged = check_hashes and isinstance(content, Mapping) and is_broken(content, _SEAL, "hashes")
         except (ValueError, RecursionError) as error:  # numbers of thousands of digits and deep nesting, too
-            raise CardError(f"{source}: its card is not valid JSON ({error})") from None
+            raise CardError.at(source, f"its card is not valid JSON ({error})") from None
         if not isinstance(content, Mapping) or "format" not in content:
-            raise CardError(f"{source}: not an isodet card (expected a JSON object with the key 'format')")
+            raise CardError.at(source, "not an isodet card (expected a JSON object with the key 'format')")
         version = content["format"]
         if not _is_int(version) or version < 1:
-            raise CardError(f"{source}: card: format: expected a whole number of at least 1, got {version!r}")
+            raise CardError.at(source, f"expected a whole number of at least 1, got {version!r}", key="format")
         if version > FORMAT:
             raise CardError(
-                f"{source}: card: format {version} is newer than the {FORMAT} that this isodet reads; upgrade isodet"
+                f"{source}: card: format {version} is newer than the {FORMAT} that this isodet reads; upgrade isodet",
+                key="format",
+                path=source,
             )
         fields = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(content) - set(fields) - {"format"})
         if unknown:
-            raise CardError(f"{source}: card: unknown key {unknown[0]!r}; valid: {', '.join(fields)}")
+            raise CardError(
+                f"{source}: card: unknown key {unknown[0]!r}; valid: {', '.join(fields)}", key=unknown[0], path=source
+            )
         for name, f in fields.items():
             if name not in content and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-                raise CardError(f"{source}: card: missing key {name!r}")
+                raise CardError(f"{source}: card: missing key {name!r}", key=name, path=source)
         values = {key: value for key, value in content.items() if key != "format"}
         if isinstance(values.get("hashes"), Mapping):  # a seal is of a file; who writes the card anew makes another
             values["hashes"] = {key: value for key, value in values["hashes"].items() if key != _SEAL}
         try:
             card = cls(**values)
         except CardError as error:
-            raise CardError(f"{source}: card: {error}") from None
+            raise CardError(f"{source}: card: {error}", key=error.key, path=source) from None
         if damaged:  # after what is wrong with a key, which says more
-            raise CardError(
-                f"{source}: its card was edited or damaged after it was written: it does not fit its own hash, "
+            raise CardError.at(
+                source,
+                "its card was edited or damaged after it was written: it does not fit its own hash, "
                 f"hashes.{_SEAL}; copy the file again or make it anew; where it was edited on purpose, take that key "
-                f"out, or {LOAD_ANYWAY}"
+                f"out, or {LOAD_ANYWAY}",
             )
         return card
 
@@ -232,20 +247,22 @@ def file_kind(path: str | Path) -> Literal["checkpoint", "onnx", "engine"]:
         with open(path, "rb") as file:
             start = file.read(4)
     except FileNotFoundError:
-        raise CardError(f"{path}: no such model file") from None
+        raise CardError.at(path, "no such model file") from None
     except IsADirectoryError:
-        raise CardError(f"{path}: is a folder, expected a model file (.onnx, .engine or .pt)") from None
+        raise CardError.at(path, "is a folder, expected a model file (.onnx, .engine or .pt)") from None
     except OSError as error:
-        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
+        raise CardError.at(path, f"cannot be read: {error.strerror}") from None
     except ValueError as error:  # a NUL in it
-        raise CardError(f"{str(path)!r}: no name that a file can have: {error}") from None
+        raise CardError(f"{str(path)!r}: no name that a file can have: {error}", path=path) from None
     if start == b"PK\x03\x04":  # torch.save writes a zip archive
         return "checkpoint"
     if start[:1] == b"\x08":  # ModelProto begins with its field 1, ir_version
         return "onnx"
     if start[1:] == b"trt":  # ftrt, TensorRT; vtrt, TensorRT-RTX
         return "engine"
-    raise CardError(f"{path}: neither an ONNX file, nor an engine, nor a PyTorch checkpoint (it starts with {start!r})")
+    raise CardError.at(
+        path, f"neither an ONNX file, nor an engine, nor a PyTorch checkpoint (it starts with {start!r})"
+    )
 
 
 def sha256_file(path: str | Path) -> str:

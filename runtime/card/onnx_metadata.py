@@ -16,9 +16,10 @@ def read_onnx_card(path: str | Path, check_hashes: bool = True) -> Card:
     """The card in the metadata of the ONNX file at `path`. Raises `CardError` where there is none of ours."""
     metadata = read_onnx_metadata(path)
     if METADATA_KEY not in metadata:
-        raise CardError(
-            f"{path}: an ONNX file without an isodet card (metadata key '{METADATA_KEY}'); "
-            "export it with `exporter onnx CHECKPOINT`"
+        raise CardError.at(
+            path,
+            f"an ONNX file without an isodet card (metadata key '{METADATA_KEY}'); "
+            "export it with `exporter onnx CHECKPOINT`",
         )
     return Card.from_json(metadata[METADATA_KEY], Path(path), check_hashes)
 
@@ -38,11 +39,11 @@ def read_onnx_metadata(path: str | Path) -> dict[str, str]:
                     entry = dict(_entry(content, start, end))
                     metadata[entry.get(1, "")] = entry.get(2, "")
     except OSError as error:
-        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
+        raise CardError.at(path, f"cannot be read: {error.strerror}") from None
     except (ValueError, UnicodeDecodeError) as error:  # ValueError: ours below, and mmap's for an empty file
-        raise CardError(f"{path}: not a whole ONNX file ({error}); it may be truncated") from None
+        raise CardError.at(path, f"not a whole ONNX file ({error}); it may be truncated") from None
     if not has_graph:
-        raise CardError(f"{path}: not an ONNX model: it has no graph")
+        raise CardError.at(path, "not an ONNX model: it has no graph")
     return metadata
 
 
@@ -69,9 +70,9 @@ def graph_sha256(path: str | Path) -> str:
                 beside = Path(path).parent / name
                 digest.update(f"{name} {sha256_file(beside) if beside.is_file() else 'missing'}".encode())
     except OSError as error:
-        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
+        raise CardError.at(path, f"cannot be read: {error.strerror}") from None
     except (ValueError, UnicodeDecodeError) as error:
-        raise CardError(f"{path}: not a whole ONNX file ({error}); it may be truncated") from None
+        raise CardError.at(path, f"not a whole ONNX file ({error}); it may be truncated") from None
     return digest.hexdigest()
 
 
@@ -86,9 +87,10 @@ def was_edited(path: str | Path, card: Card) -> bool:
 def require_unedited(path: str | Path, card: Card, instead: str = LOAD_ANYWAY) -> None:
     """Raise `CardError` where `was_edited`. instead: what else may be done, for the error."""
     if was_edited(path, card):
-        raise CardError(
-            f"{path}: its graph was edited or damaged after the export: it is not the one that its card was made of; "
-            f"copy it again or export it anew, or {instead}"
+        raise CardError.at(
+            path,
+            "its graph was edited or damaged after the export: it is not the one that its card was made of; "
+            f"copy it again or export it anew, or {instead}",
         )
 
 

@@ -43,28 +43,33 @@ def read_sidecar(engine: str | Path, check_hashes: bool = True) -> Card:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise CardError(
-            f"{engine}: its sidecar {path.name} is not beside it; copy both files, or build the engine again with "
-            "`exporter trt` (an engine of somebody else has none and cannot be used here)"
+        raise CardError.at(
+            engine,
+            f"its sidecar {path.name} is not beside it; copy both files, or build the engine again with "
+            "`exporter trt` (an engine of somebody else has none and cannot be used here)",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise CardError(f"{path}: cannot be read: {error}") from None
+        raise CardError.at(path, f"cannot be read: {error}") from None
     card = Card.from_json(text, path, check_hashes=False)
     if card.kind != "engine":
-        raise CardError(f"{path}: card: kind: expected engine, got {card.kind!r}; this is not the sidecar of an engine")
+        reason = f"expected engine, got {card.kind!r}; this is not the sidecar of an engine"
+        raise CardError.at(path, reason, key="kind")
     for key, kind in ENGINE_KEYS.items():
         if not isinstance(card.engine.get(key), kind):
-            raise CardError(f"{path}: card: engine.{key}: expected {kind.__name__}, got {card.engine.get(key)!r}")
+            reason = f"expected {kind.__name__}, got {card.engine.get(key)!r}"
+            raise CardError.at(path, reason, key=f"engine.{key}")
     profile = card.engine["profile"]
     if len(profile) != 3 or not all(isinstance(n, int) for n in profile) or not 1 <= profile[0] <= profile[2]:
-        raise CardError(f"{path}: card: engine.profile: expected [least, tuned for, most] images, got {profile!r}")
+        reason = f"expected [least, tuned for, most] images, got {profile!r}"
+        raise CardError.at(path, reason, key="engine.profile")
     size, expected = engine.stat().st_size, card.engine["bytes"]
     if size < expected:
-        raise CardError(f"{engine}: truncated: {size} of {expected} bytes; copy it again")
+        raise CardError.at(engine, f"truncated: {size} of {expected} bytes; copy it again")
     if check_hashes and sha256_file(engine) != card.hashes.get("engine"):
         raise CardError(
             f"{engine} and {path.name} do not belong together: the sidecar describes an engine with another SHA-256; "
-            "copy both from the same place, or build the engine again"
+            "copy both from the same place, or build the engine again",
+            path=engine,
         )
     return Card.from_json(text, path, check_hashes)  # last: what is wrong with a key says more
 

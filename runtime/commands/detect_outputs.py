@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 
+from isodet.errors import IsodetError
 from runtime.files.write import fitting, partial_path
 from runtime.images.image import Image, ImageError, write_image
 from runtime.streams.open import Description
@@ -27,7 +28,7 @@ _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 """What a file system says to a name that it does not take, where it takes others."""
 
 
-class DetectError(RuntimeError):
+class DetectError(IsodetError, RuntimeError):
     """Detection that cannot start or whose results cannot be kept; the message says what to do."""
 
 
@@ -49,7 +50,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DetectError(f"{path}: cannot make this output folder: {error.strerror}") from None
+        raise DetectError.at(path, f"cannot make this output folder: {error.strerror}") from None
 
 
 def output_folder(what: Description, name: str, folder: Path, alone: bool) -> Path:
@@ -78,7 +79,7 @@ def refuse_to_overwrite(sources: list[Description], names: list[str], folder: Pa
         written = (annotated_path(source, name, target.resolve(), picture) for picture in source.pictures)
         same = source.root is not None and source.root.resolve() == target.resolve()
         if same or not originals.isdisjoint(written):
-            raise DetectError(f"{target}: results would overwrite their sources there; choose another output folder")
+            raise DetectError.at(target, "results would overwrite their sources there; choose another output folder")
 
 
 class SourceOutput:
@@ -156,7 +157,7 @@ class Lines:
         if path is None:
             return
         if path.is_dir():
-            raise DetectError(f"{path}: is a folder; expected the name of the file of JSON lines")
+            raise DetectError.at(path, "is a folder; expected the name of the file of JSON lines")
         make_folder(path.parent)
         self._partial = partial_path(path)
         with _naming(path):

@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from isodet.rooms import ROOMS, RoomError
+from isodet.errors import IsodetError
+from isodet.rooms import ROOMS
 from runtime.commands.signals import Terminated, terminating
 
 OURS = (*ROOMS, "isodet")
@@ -47,8 +48,8 @@ def exit_status(arguments: argparse.Namespace, program: str, extra: str, interru
         advice = f"needs the package {error.name!r}: pip install 'isodet[{extra}]'"
         print(f"{program} {arguments.command}: error: {advice}", file=sys.stderr)
         return 1
-    except (ValueError, OSError, RuntimeError, RoomError) as error:
-        if type(error).__module__.partition(".")[0] not in (*OURS, "builtins"):
+    except (IsodetError, ValueError, OSError, RuntimeError) as error:
+        if not isinstance(error, IsodetError) and type(error).__module__.partition(".")[0] not in (*OURS, "builtins"):
             raise
         print(f"{program} {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -55,7 +55,7 @@ def read_dataset(
     path = Path(annotations)
     folder = None if images is None else Path(images)
     if folder is not None and not os.path.isdir(folder):
-        raise DatasetError(f"{folder}: no such images folder (file names in {path} are relative to it)")
+        raise DatasetError.at(folder, f"no such images folder (file names in {path} are relative to it)")
     kind = tell_format(path) if format == "auto" else format
     if kind == "voc":
         dataset = read_voc(path, folder, classes, check_files, allow_absent, voc_origin)

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import IsodetError
 from runtime.images.formats.boxes import HEIC_ADVICE
 from runtime.images.picture_files import is_heic
 
 
-class DatasetError(ValueError):
+class DatasetError(IsodetError, ValueError):
     """An annotation file that cannot be used; the message names the file, the key or line, and what to do."""
 
 
@@ -28,11 +29,11 @@ def read_annotation_json(path: Path, object_hook: Callable[[dict[str, Any]], Any
     try:
         return json.loads(path.read_bytes(), object_hook=object_hook)
     except FileNotFoundError:
-        raise DatasetError(f"{path}: no such annotation file") from None
+        raise DatasetError.at(path, "no such annotation file") from None
     except OSError as error:
-        raise DatasetError(f"{path}: cannot read this annotation file: {error.strerror}") from None
+        raise DatasetError.at(path, f"cannot read this annotation file: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # malformed JSON, bytes that are not UTF-8, lists in lists in lists
-        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+        raise DatasetError.at(path, f"not valid JSON ({error})") from None
 
 
 EVERY_CLASS = -1
@@ -286,10 +287,10 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
     try:
         lines = decoded_text(Path(path).read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: class names cannot be read: {error}") from error
+        raise DatasetError.at(path, f"class names cannot be read: {error}") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
-        raise DatasetError(f"{path}: expected class names, one a line; it has none")
+        raise DatasetError.at(path, "expected class names, one a line; it has none")
     require_distinct(names, str(path))
     return names
 

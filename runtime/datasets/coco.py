@@ -84,7 +84,7 @@ def _read(
 ) -> CocoDataset:
     content = _content_of(path)
     if not os.path.isdir(folder):
-        raise CocoError(f"{folder}: no such images folder (file names in {path} are relative to it)")
+        raise CocoError.at(folder, f"no such images folder (file names in {path} are relative to it)")
     problems: list[Problem] = []
     names, ids, known = _categories(content, path, classes, allow_absent, problems)
     label_of = {known[category]: label for label, category in enumerate(ids) if category in known}
@@ -97,10 +97,11 @@ def _read(
     ]
     if not records:
         if first_missing is None:
-            raise CocoError(f"{path}: none of its {len(images)} images can be used: {Problems(tuple(problems)).why()}")
-        raise CocoError(
-            f"{path}: none of its {len(images)} image files is in {folder} (the first: {first_missing!r}); "
-            "check that the images folder is the one that file_name is relative to"
+            raise CocoError.at(path, f"none of its {len(images)} images can be used: {Problems(tuple(problems)).why()}")
+        raise CocoError.at(
+            path,
+            f"none of its {len(images)} image files is in {folder} (the first: {first_missing!r}); "
+            "check that the images folder is the one that file_name is relative to",
         )
     return CocoDataset(path, folder, names, ids, tuple(records), Problems(tuple(problems)))
 
@@ -127,20 +128,22 @@ def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
 def _content_of(path: Path) -> dict[str, Any]:
     content = read_annotation_json(path, _without_outlines)
     if foreign := "" if isinstance(content, dict) and "images" in content else foreign_json(content):
-        raise CocoError(f"{path}: {foreign}")
+        raise CocoError.at(path, foreign)
     if not isinstance(content, dict):
-        raise CocoError(f"{path}: expected a JSON object with images, annotations, categories; got a {_kind(content)}")
+        raise CocoError.at(path, f"expected a JSON object with images, annotations, categories; got a {_kind(content)}")
     for key in ("images", "annotations", "categories"):
         if key not in content:
             raise CocoError(
-                f"{path}: missing key '{key}' (COCO object annotations have images, annotations, categories)"
+                f"{path}: missing key '{key}' (COCO object annotations have images, annotations, categories)",
+                key=key,
+                path=path,
             )
         if not isinstance(content[key], list) or not all(isinstance(entry, dict) for entry in content[key]):
-            raise CocoError(f"{path}: {key}: expected a list of objects, got {_kind(content[key])}")
+            raise CocoError.at(path, f"expected a list of objects, got {_kind(content[key])}", key=key)
     if not content["images"]:
-        raise CocoError(f"{path}: images: empty dataset, expected at least one image")
+        raise CocoError.at(path, "empty dataset, expected at least one image", key="images")
     if not content["categories"]:
-        raise CocoError(f"{path}: categories: expected at least one category, got none")
+        raise CocoError.at(path, "expected at least one category, got none", key="categories")
     return content
 
 
@@ -156,13 +159,15 @@ def _categories(
         category_id = required_id(category, f"{path}: categories[{i}]")
         name = category.get("name")
         if not isinstance(name, str) or not name:
-            raise CocoError(f"{path}: categories[{i}].name: expected text, got {name!r}")
+            raise CocoError.at(path, f"categories[{i}].name: expected text, got {name!r}")
         if category_id in by_id:
-            raise CocoError(f"{path}: categories: id {category_id} is there twice ({by_id[category_id]!r}, {name!r})")
+            raise CocoError.at(
+                path, f"id {category_id} is there twice ({by_id[category_id]!r}, {name!r})", key="categories"
+            )
         if i in roots:
             continue
         if name in taken:
-            raise CocoError(f"{path}: categories: the name {name!r} is there twice; class names must differ")
+            raise CocoError.at(path, f"the name {name!r} is there twice; class names must differ", key="categories")
         by_id[category_id] = name
         taken[name] = category_id
     number_of = numbered(list(by_id))
@@ -193,9 +198,9 @@ def _objects(
         annotation_id, image_id, category = (id_of(annotation.get(key)) for key in ("id", "image_id", "category_id"))
         if annotation.get("id") is not None:
             if annotation_id is None:
-                raise CocoError(f"{path}: annotations[{i}].id: expected a whole number, got {annotation['id']!r}")
+                raise CocoError.at(path, f"annotations[{i}].id: expected a whole number, got {annotation['id']!r}")
             if annotation_id in seen:
-                raise CocoError(f"{path}: annotations[{i}].id: the annotation id {annotation_id} is there twice")
+                raise CocoError.at(path, f"annotations[{i}].id: the annotation id {annotation_id} is there twice")
             seen.add(annotation_id)
         number = annotation_id if isinstance(annotation_id, int) else None
         image = None if image_id is None else images.get(image_id)

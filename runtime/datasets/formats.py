@@ -32,9 +32,9 @@ def tell_format(path: Path) -> Format:
         with path.open("rb") as file:
             head = file.read(4096)
     except FileNotFoundError:
-        raise DatasetError(f"{path}: no such annotation file") from None
+        raise DatasetError.at(path, "no such annotation file") from None
     except OSError as error:
-        raise DatasetError(f"{path}: cannot read this annotation file: {error.strerror}") from None
+        raise DatasetError.at(path, f"cannot read this annotation file: {error.strerror}") from None
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         head = head.decode("utf-16", errors="ignore").encode()
     head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -43,12 +43,12 @@ def tell_format(path: Path) -> Format:
         return "list" if head.startswith(b"[") else "coco"
     if head.startswith(b"["):
         if suffix == ".cfg":
-            raise DatasetError(f"{path}: {foreign.DARKNET_CFG}")
+            raise DatasetError.at(path, foreign.DARKNET_CFG)
         return "list"
     if head.startswith(b"<"):
         if _is_cvat(head):
-            raise DatasetError(f"{path}: {foreign.CVAT_XML}")
-        raise DatasetError(f"{path}: one file of Pascal VOC annotations; name the folder that holds all of them")
+            raise DatasetError.at(path, foreign.CVAT_XML)
+        raise DatasetError.at(path, "one file of Pascal VOC annotations; name the folder that holds all of them")
     if suffix in (".yaml", ".yml", ".data"):
         return "yolo"
     if suffix == ".txt":
@@ -56,12 +56,13 @@ def tell_format(path: Path) -> Format:
     if suffix in (".csv", ".tsv"):
         if suffix == ".csv" and is_table(path):
             return "list"
-        raise DatasetError(f"{path}: {foreign.TABLE}")
+        raise DatasetError.at(path, foreign.TABLE)
     if suffix in (".tfrecord", ".record", ".tfrecords"):
-        raise DatasetError(f"{path}: {foreign.TFRECORD}")
-    raise DatasetError(
-        f"{path}: not an annotation file that is known: expected COCO JSON, a JSON list, a folder of Pascal VOC .xml, "
-        "or a YOLO data.yaml"
+        raise DatasetError.at(path, foreign.TFRECORD)
+    raise DatasetError.at(
+        path,
+        "not an annotation file that is known: expected COCO JSON, a JSON list, a folder of Pascal VOC .xml, "
+        "or a YOLO data.yaml",
     )
 
 
@@ -74,12 +75,13 @@ def _list_format(path: Path) -> Format:
     if annotations_of_list(path, lines) is not None:
         return "voc"
     if is_label_file(path):
-        raise DatasetError(f"{path}: the labels of one picture; name the folder that holds all of them, or a data.yaml")
+        raise DatasetError.at(path, "the labels of one picture; name the folder that holds all of them, or a data.yaml")
     if any(os.path.isfile(path.parent / line) for line in lines[:20]):
         return "yolo"
-    raise DatasetError(
-        f"{path}: lists names, not pictures (the first: {lines[0]!r}), and no .xml of these names lies beside it; a "
-        "list of Pascal VOC lies in ImageSets/Main/ beside Annotations/, or in the folder above the .xml files"
+    raise DatasetError.at(
+        path,
+        f"lists names, not pictures (the first: {lines[0]!r}), and no .xml of these names lies beside it; a "
+        "list of Pascal VOC lies in ImageSets/Main/ beside Annotations/, or in the folder above the .xml files",
     )
 
 
@@ -95,14 +97,15 @@ def _folder_format(path: Path) -> Format:
     texts = [p for p in files if p.suffix.lower() == ".txt" and p.name != "classes.txt"]
     txt = next((p for p in texts if p.with_suffix("") in stems or is_label_file(p)), None)
     if xml is not None and txt is not None:
-        raise DatasetError(
-            f"{path}: it holds {xml.name} and {txt.name}, Pascal VOC and YOLO; say which is meant with format: voc "
-            "or format: yolo (trainer new: --format)"
+        raise DatasetError.at(
+            path,
+            f"it holds {xml.name} and {txt.name}, Pascal VOC and YOLO; say which is meant with format: voc "
+            "or format: yolo (trainer new: --format)",
         )
     if xml is not None:
         with xml.open("rb") as file:
             if _is_cvat(file.read(4096)):
-                raise DatasetError(f"{xml}: {foreign.CVAT_XML}")
+                raise DatasetError.at(xml, foreign.CVAT_XML)
         return "voc"
     if txt is not None or os.path.isfile(path / "classes.txt"):
         return "yolo"
@@ -110,17 +113,17 @@ def _folder_format(path: Path) -> Format:
         return "coco"
     other = next((p for p in files if p.suffix.lower() == ".json"), None)
     if other is not None and (kind := _foreign_of(other)):
-        raise DatasetError(f"{other}: {kind}")
+        raise DatasetError.at(other, kind)
     table = next((p for p in files if p.suffix.lower() in (".csv", ".tsv")), None)
     if table is not None:
         if _tables(path):
             return "list"
-        raise DatasetError(f"{table}: {foreign.TABLE}")
+        raise DatasetError.at(table, foreign.TABLE)
     record = next((p for p in files if p.suffix.lower() in (".tfrecord", ".record", ".tfrecords")), None)
     if record is not None:
-        raise DatasetError(f"{record}: {foreign.TFRECORD}")
-    raise DatasetError(
-        f"{path}: a folder without annotations: expected Pascal VOC .xml or YOLO .txt files in it, or a COCO .json"
+        raise DatasetError.at(record, foreign.TFRECORD)
+    raise DatasetError.at(
+        path, "a folder without annotations: expected Pascal VOC .xml or YOLO .txt files in it, or a COCO .json"
     )
 
 
@@ -150,13 +153,13 @@ def json_of_folder(path: Path, split: str) -> Path:
             called = [file for file in files if set(re.split(r"[^a-z]+", file.stem.lower())) & set(words)]
             if len(called) != 1:
                 names = ", ".join(file.name for file in files[:5])
-                raise DatasetError(f"{place}: it holds {len(files)} COCO files ({names}); name the one that is meant")
+                raise DatasetError.at(place, f"it holds {len(files)} COCO files ({names}); name the one that is meant")
             files = called
         if files:
             return files[0]
     if len(tables := _tables(path)) == 1:
         return tables[0]
-    raise DatasetError(f"{path}: expected one COCO .json in this folder, or in its folder for {split}; there is none")
+    raise DatasetError.at(path, f"expected one COCO .json in this folder, or in its folder for {split}; there is none")
 
 
 def _json_places(path: Path, split: str) -> list[Path]:

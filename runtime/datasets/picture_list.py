@@ -55,7 +55,7 @@ def list_lines(path: Path) -> list[str]:
     try:
         text = decoded_text(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot read this list of pictures: {error}") from None
+        raise DatasetError.at(path, f"cannot read this list of pictures: {error}") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from isodet.errors import IsodetError
 from runtime.datasets.annotations import (
     ABSENT_CLASS,
     BROKEN_ENTRY,
@@ -76,26 +77,27 @@ def read_list(
         records.append(record)
     if not records:
         why = f"no such file {first_missing}" if first_missing else f"the first: {problems[len(absent)].detail}"
-        raise DatasetError(f"{annotations}: none of its {len(content)} images can be used ({why})")
+        raise DatasetError.at(annotations, f"none of its {len(content)} images can be used ({why})")
     files = (annotations, names_file) if names_file is not None else ()
     ids = tuple(range(1, len(names) + 1))
     return CocoDataset(annotations, images, names, ids, tuple(records), Problems(tuple(problems)), files)
 
 
-class _Broken(ValueError):
+class _Broken(IsodetError, ValueError):
     """An entry of the list of which nothing can be used; begins with its key."""
 
 
 def _content_of(path: Path) -> list[Any]:
     content = table_entries(path) if path.suffix.lower() == ".csv" else read_annotation_json(path)
     if not isinstance(content, list) or not content:
-        raise DatasetError(f"{path}: expected a JSON list of {{filename, width, height, ann}}, at least one")
+        raise DatasetError.at(path, "expected a JSON list of {filename, width, height, ann}, at least one")
     if foreign := foreign_json(content):
-        raise DatasetError(f"{path}: {foreign}")
+        raise DatasetError.at(path, foreign)
     if isinstance(content[0], dict) and "image_id" in content[0]:
-        raise DatasetError(
-            f"{path}: a list of detections (COCO results) or of bare annotations, not a data set: expected "
-            "objects with filename and ann"
+        raise DatasetError.at(
+            path,
+            "a list of detections (COCO results) or of bare annotations, not a data set: expected "
+            "objects with filename and ann",
         )
     return content
 
@@ -116,9 +118,10 @@ def _known_classes(
         return texts
     if classes is not None:
         return classes
-    raise DatasetError(
-        f"{path}: its labels are numbers; write their class names, one a line, into {path.stem}.classes.txt or "
-        "classes.txt beside it, or give the classes"
+    raise DatasetError.at(
+        path,
+        f"its labels are numbers; write their class names, one a line, into {path.stem}.classes.txt or "
+        "classes.txt beside it, or give the classes",
     )
 
 

@@ -27,14 +27,14 @@ def part_of(dataset: CocoDataset, split: str, share: float) -> CocoDataset:
     pictures.
     """
     if not 0 < share < 1:
-        raise DatasetError(f"{dataset.annotations}: val_share: expected a share between 0 and 1, got {share}")
+        raise DatasetError.at(dataset.annotations, f"expected a share between 0 and 1, got {share}", key="val_share")
     if split not in ("train", "val"):
-        raise DatasetError(f"{dataset.annotations}: val_share: a share is for train and val, not for {split}")
+        raise DatasetError.at(dataset.annotations, f"a share is for train and val, not for {split}", key="val_share")
     chosen = for_validation([record.path for record in dataset.records], share)
     kept = tuple(r for r, is_val in zip(dataset.records, chosen, strict=True) if is_val == (split == "val"))
     if not kept or len(kept) == len(dataset):
-        raise DatasetError(
-            f"{dataset.annotations}: val_share: its {len(dataset)} pictures cannot be parted: one, or all alike"
+        raise DatasetError.at(
+            dataset.annotations, f"its {len(dataset)} pictures cannot be parted: one, or all alike", key="val_share"
         )
     note = f"{len(kept)} of {len(dataset)} pictures, by a hash of their names (val_share {share:g})"
     notes = (*dataset.problems.notes, note)

@@ -39,9 +39,9 @@ def table_entries(path: Path) -> list[dict[str, Any]]:
     try:
         rows = list(csv.DictReader(io.StringIO(decoded_text(path.read_bytes()), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: cannot read this table: {error}") from None
+        raise DatasetError.at(path, f"cannot read this table: {error}") from None
     if not rows or not set(rows[0]) >= _NEEDED:
-        raise DatasetError(f"{path}: {foreign.TABLE}")
+        raise DatasetError.at(path, foreign.TABLE)
     entries: dict[str, dict[str, Any]] = {}
     for row in rows:
         name = row["filename"] or ""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from isodet.errors import IsodetError
 from runtime.datasets.annotations import (
     ABSENT_CLASS,
     BAD_FLAG,
@@ -74,7 +75,7 @@ class _Entry(NamedTuple):
     """What its <filename> is, where that is another .xml's picture and this one's own was taken; else nothing."""
 
 
-class _Broken(ValueError):
+class _Broken(IsodetError, ValueError):
     """An XML file of which nothing can be used."""
 
 
@@ -113,17 +114,18 @@ def read_voc(
                 continue
             entries.append(entry)
     if not entries:
-        raise DatasetError(
-            f"{annotations}: none of its {len(files)} annotations can be used; the first: {problems[0].reason}, "
+        raise DatasetError.at(
+            annotations,
+            f"none of its {len(files)} annotations can be used; the first: {problems[0].reason}, "
             f"{problems[0].detail} (pictures are looked for in {pictures}; name their folder as images "
-            "where they are elsewhere)"
+            "where they are elsewhere)",
         )
     known = sorted({item.name for entry in entries for item in entry.objects if item.name})
     if not known and classes is None:
-        raise DatasetError(f"{annotations}: there is no object in its {len(entries)} images, so it has no classes")
+        raise DatasetError.at(annotations, f"there is no object in its {len(entries)} images, so it has no classes")
     names, absent = choose_classes(known, classes, str(annotations), allow_absent=True)
     if len(absent) == len(names) and known and not allow_absent:
-        raise DatasetError(f"{annotations}: it has none of the classes; {nearest_class(names[0], known)}")
+        raise DatasetError.at(annotations, f"it has none of the classes; {nearest_class(names[0], known)}")
     problems += [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
     label_of = {name: label for label, name in enumerate(names)}
     written = [

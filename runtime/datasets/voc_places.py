@@ -93,14 +93,15 @@ def voc_places(annotations: Path, images: Path | None) -> VocPlaces:
         if not files and folder != annotations:
             folder, files = annotations, xml_in(annotations)
         if not files:
-            raise DatasetError(f"{folder}: expected .xml files of Pascal VOC in it; there is none")
+            raise DatasetError.at(folder, "expected .xml files of Pascal VOC in it; there is none")
         return VocPlaces(tuple(files), folder, images or _pictures_of(folder, files[0]), True)
     names = list_names(annotations)
     at = annotations_of_list(annotations, names)
     if at is None:
-        raise DatasetError(
-            f"{annotations}: lists names (the first: {names[0]!r}), and no .xml of these names lies beside it; "
-            "expected ImageSets/Main/NAME.txt beside Annotations/, or a list in the folder above the .xml files"
+        raise DatasetError.at(
+            annotations,
+            f"lists names (the first: {names[0]!r}), and no .xml of these names lies beside it; "
+            "expected ImageSets/Main/NAME.txt beside Annotations/, or a list in the folder above the .xml files",
         )
     files = [_named(at, name, annotations, number) for number, name in enumerate(names, start=1)]
     return VocPlaces(tuple(files), at, images or _pictures_of(at, files[0]), False)
@@ -116,10 +117,10 @@ def list_names(path: Path) -> list[str]:
     try:
         lines = decoded_text(path.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot read this list of names: {error}") from None
+        raise DatasetError.at(path, f"cannot read this list of names: {error}") from None
     names = [line.strip() for line in lines if line.strip()]
     if not names:
-        raise DatasetError(f"{path}: expected names of images, one a line; it has none")
+        raise DatasetError.at(path, "expected names of images, one a line; it has none")
     return names
 
 

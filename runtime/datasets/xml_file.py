@@ -6,10 +6,12 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from isodet.errors import IsodetError
+
 _DECLARATION = re.compile(rb"""^(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._:-]+)["'][^>]*\?>""")
 
 
-class XmlError(ValueError):
+class XmlError(IsodetError, ValueError):
     """A file that is no XML that can be read; the message says why, without the file's name."""
 
 

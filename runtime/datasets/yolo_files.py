@@ -37,11 +37,11 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(decoded_text(path.read_bytes()), Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot read this file: {error}") from None
+        raise DatasetError.at(path, f"cannot read this file: {error}") from None
     except yaml.YAMLError as error:
-        raise DatasetError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise DatasetError.at(path, f"not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or "names" not in content:
-        raise DatasetError(f"{path}: expected a YOLO data.yaml with names and a key for each split")
+        raise DatasetError.at(path, "expected a YOLO data.yaml with names and a key for each split")
     return {key: value for key, value in content.items() if value not in _NOTHING}
 
 
@@ -50,12 +50,14 @@ def names_of(names: Any, path: Path) -> list[str]:
     if isinstance(names, dict):
         keys = {int(key) if isinstance(key, str) and key.isdecimal() else key: key for key in names}
         if set(keys) != set(range(len(names))):
-            raise DatasetError(
-                f"{path}: names: expected numbers from 0 to {len(names) - 1} without gaps, got {_short(names)}"
+            raise DatasetError.at(
+                path, f"expected numbers from 0 to {len(names) - 1} without gaps, got {_short(names)}", key="names"
             )
         names = [names[keys[i]] for i in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise DatasetError(f"{path}: names: expected a list of class names, or numbers and names, got {_short(names)}")
+        raise DatasetError.at(
+            path, f"expected a list of class names, or numbers and names, got {_short(names)}", key="names"
+        )
     require_distinct(names, f"{path}: names")
     return names
 
@@ -65,7 +67,7 @@ def entries_of(content: dict[str, Any], key: str, path: Path) -> list[str]:
     entries = content.get(key) or []
     listed = entries if isinstance(entries, list) else [entries]
     if not all(isinstance(entry, str) for entry in listed):
-        raise DatasetError(f"{path}: {key}: expected a path or a list of paths, got {_short(entries)}")
+        raise DatasetError.at(path, f"expected a path or a list of paths, got {_short(entries)}", key=key)
     return listed
 
 
@@ -92,7 +94,7 @@ def key_point_numbers(content: dict[str, Any], path: Path) -> int:
         else []
     )
     if len(sides) != 2 or sides[0] < 1 or sides[1] not in (2, 3):
-        raise DatasetError(f"{path}: kpt_shape: expected [points, 2 or 3], got {_short(shape)}")
+        raise DatasetError.at(path, f"expected [points, 2 or 3], got {_short(shape)}", key="kpt_shape")
     return sides[0] * sides[1]
 
 
@@ -130,9 +132,9 @@ def class_names(place: Path, classes: Sequence[str] | None) -> tuple[Sequence[st
             return names_of(content["names"], path), (path,)
     if classes is not None:
         return classes, ()
-    raise DatasetError(
-        f"{place}: its labels are numbers; write their class names, one a line, into classes.txt there, or give the "
-        "classes"
+    raise DatasetError.at(
+        place,
+        "its labels are numbers; write their class names, one a line, into classes.txt there, or give the classes",
     )
 
 
@@ -145,7 +147,7 @@ def read_obj_data(path: Path) -> dict[str, str]:
     try:
         lines = decoded_text(path.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot read this file: {error}") from None
+        raise DatasetError.at(path, f"cannot read this file: {error}") from None
     pairs = [line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#")]
     return {key.strip(): value.strip() for key, _, value in pairs}
 

@@ -59,20 +59,22 @@ def yolo_places(annotations: Path, images: Path | None, classes: Sequence[str] |
         places = picture_list_places(annotations, annotations, images, classes)
     if not places.pairs:
         left_out = f" ({left_out_text(places.left_out)})" if places.left_out else ""
-        raise DatasetError(f"{annotations}: expected pictures in {places.folder}; there is none{left_out}")
+        raise DatasetError.at(annotations, f"expected pictures in {places.folder}; there is none{left_out}")
     require_labels(annotations, places)
     return places
 
 
 def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
     if images is not None:
-        raise DatasetError(f"{path}: it names its own images; leave the images folder out")
+        raise DatasetError.at(path, "it names its own images; leave the images folder out")
     content = read_data_yaml(path)
     known = names_of(content["names"], path)
     entries = entries_of(content, split, path)
     if not entries:
         there = [key for key in ("train", "val", "test") if content.get(key)]
-        raise DatasetError(f"{path}: missing key '{split}' (it has: {', '.join(there) or 'no split'})")
+        raise DatasetError(
+            f"{path}: missing key '{split}' (it has: {', '.join(there) or 'no split'})", key=split, path=path
+        )
     root = path.parent / "".join(entries_of(content, "path", path)[:1])
     if not os.path.isdir(root):
         root = path.parent  # `path` is often that of the machine that wrote it
@@ -98,7 +100,7 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
             found = [(picture, _label_file(picture)) for picture in listed.pictures]
             notes += listed.notes
         else:
-            raise DatasetError(f"{path}: {split}: no such folder or list of pictures: {place}")
+            raise DatasetError.at(path, f"no such folder or list of pictures: {place}", key=split)
         if pairs and found and not any(os.path.isfile(label) for _, label in found):
             notes.append(f"none of the {len(found)} pictures of {place} has a label file (all are without objects)")
         pairs += found
@@ -131,18 +133,18 @@ def obj_data_places(path: Path, images: Path | None, classes: Sequence[str] | No
     key = {"val": "valid"}.get(split, split)
     lists = {name: content[name] for name in ("train", "valid", "test") if content.get(name)}
     if not lists:
-        raise DatasetError(
-            f"{path}: expected Darknet's obj.data with train = LIST.txt and names = FILE; it has no list"
+        raise DatasetError.at(
+            path, "expected Darknet's obj.data with train = LIST.txt and names = FILE; it has no list"
         )
     notes: tuple[str, ...] = ()
     if key not in lists and len(lists) == 1:  # as CVAT writes it: one list is the data set
         key = next(iter(lists))
         notes = (f"{path.name} has one list, {key}, which was read",)
     if key not in lists:
-        raise DatasetError(f"{path}: missing key '{key}' (it has: {', '.join(lists)})")
+        raise DatasetError(f"{path}: missing key '{key}' (it has: {', '.join(lists)})", key=key, path=path)
     place = place_of(lists[key], path.parent)
     if not os.path.isfile(place):
-        raise DatasetError(f"{path}: {key}: no such list of pictures: {place}")
+        raise DatasetError.at(path, f"no such list of pictures: {place}", key=key)
     places = picture_list_places(place, path, images, classes)
     if content.get("names") and os.path.isfile(place_of(content["names"], path.parent)):
         file = place_of(content["names"], path.parent)
@@ -157,10 +159,11 @@ def require_labels(annotations: Path, places: YoloPlaces) -> None:
         return  # the reader tells which pictures are missing
     if os.path.isfile(annotations) and any(_has_labels(folder) for folder in {label.parent for _, label in present}):
         return  # a split of pictures without objects
-    raise DatasetError(
-        f"{annotations}: none of the {len(places.pairs)} pictures in {places.folder} has a label file there (the first "
+    raise DatasetError.at(
+        annotations,
+        f"none of the {len(places.pairs)} pictures in {places.folder} has a label file there (the first "
         f"would be {present[0][1]}); check the images folder, or what the folder of labels is called. Where all "
-        "pictures are without objects, give one of them an empty label file"
+        "pictures are without objects, give one of them an empty label file",
     )
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from isodet.errors import IsodetError
 from runtime.datasets.annotations import EVERY_CLASS, CocoDataset
 from runtime.detections import Detections
 
 METRICS = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
-class EvaluationError(ValueError):
+class EvaluationError(IsodetError, ValueError):
     """A detector and a dataset that cannot be judged together; the message says why."""
 
 

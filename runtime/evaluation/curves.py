@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import ArgumentError
 from runtime.evaluation.matching import IGNORED, ImageMatch, objects_per_class
 
 Values = NDArray[np.float64]
@@ -120,7 +121,7 @@ def recommended(
 ) -> tuple[Values, dict[str, float]]:
     """Thresholds [C] to judge by, and those that were measured, by class name; the others are `fallback`."""
     if precision is not None and not 0 < precision <= 1:
-        raise ValueError(f"precision: expected a number above 0 and at most 1, got {precision}")
+        raise ArgumentError.of("precision", f"expected a number above 0 and at most 1, got {precision}")
     chosen = {curve.name: curve.recommend(precision) for curve in class_curves}
     measured = {name: choice.threshold for name, choice in chosen.items() if choice is not None}
     return np.array([measured.get(curve.name, fallback) for curve in class_curves], np.float64), measured

@@ -140,11 +140,12 @@ def evaluate(
     Raises `EvaluationError` when the classes differ, when no image can be judged, or when pycocotools is not installed.
     """
     if batch_size < 1:
-        raise EvaluationError(f"batch_size: expected at least 1, got {batch_size}")
+        raise EvaluationError.of("batch_size", f"expected at least 1, got {batch_size}")
     if detector.class_names != dataset.class_names:
-        raise EvaluationError(
-            f"{dataset.annotations}: its classes differ from the model's: {_difference(detector, dataset)}; "
-            "read it with read_dataset(..., classes=detector.class_names)"
+        raise EvaluationError.at(
+            dataset.annotations,
+            f"its classes differ from the model's: {_difference(detector, dataset)}; "
+            "read it with read_dataset(..., classes=detector.class_names)",
         )
     coco_engine()  # before the long work, not after it
     started = time.perf_counter()
@@ -170,9 +171,9 @@ def evaluate(
         skipped = [file for *_, files in parts for file in files]
     seconds = time.perf_counter() - started
     if not found:
-        raise EvaluationError(
-            f"{dataset.annotations}: none of its {len(dataset.records)} images can be read; {skipped[0][0]}: "
-            f"{skipped[0][1]}"
+        raise EvaluationError.at(
+            dataset.annotations,
+            f"none of its {len(dataset.records)} images can be read; {skipped[0][0]}: {skipped[0][1]}",
         )
     dataset = replace(dataset, records=tuple(judged))
     return judge_detections(found, dataset, seconds, tuple(skipped), max_dets)
@@ -187,7 +188,7 @@ def judge_detections(
     seconds, skipped: as the evaluation has them. Raises `EvaluationError`.
     """
     if not max_dets or list(max_dets) != sorted({*max_dets}) or max_dets[0] < 1:
-        raise EvaluationError(f"max_dets: expected rising whole numbers of at least 1, got {list(max_dets)}")
+        raise EvaluationError.of("max_dets", f"expected rising whole numbers of at least 1, got {list(max_dets)}")
     metrics, per_class = coco_metrics(found, dataset, max_dets)
     matches = match(found, dataset)
     _, thresholds = recommended(curves(matches, dataset.class_names), metrics["threshold"])
@@ -224,9 +225,10 @@ def _read_ahead(records: Sequence[ImageRecord], batch_size: int) -> Iterator[lis
 def require_objects(dataset: CocoDataset) -> None:
     """Raise `DatasetError` for a data set without an object to find: nothing could be said but NaN."""
     if all(record.crowd.all() for record in dataset.records):
-        raise DatasetError(
-            f"{dataset.annotations}: none of its {len(dataset)} images has an object to find, so that there is no mAP "
-            f"({dataset.problems.summary() or 'no annotation was found: do the files lie where they are looked for?'})"
+        raise DatasetError.at(
+            dataset.annotations,
+            f"none of its {len(dataset)} images has an object to find, so that there is no mAP "
+            f"({dataset.problems.summary() or 'no annotation was found: do the files lie where they are looked for?'})",
         )
 
 

@@ -24,7 +24,7 @@ def write_report(measurement: Measurement, folder: Path, title: str, count: int 
     Raises `EvaluationError` where `folder` is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise EvaluationError(f"{folder}: is a file, expected a folder for the report")
+        raise EvaluationError.at(folder, "is a file, expected a folder for the report")
     plots = {path.name: path for path in write_plots(measurement, folder)}
     write_text(folder / "metrics.json", json.dumps(measurement.to_json(), indent=1, ensure_ascii=False) + "\n")
     e = measurement.evaluation

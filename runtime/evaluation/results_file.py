@@ -27,8 +27,8 @@ def read_coco_results(path: str | PathLike[str], dataset: CocoDataset) -> dict[i
         if isinstance(content, dict):
             keys = f"an object ({', '.join(map(str, list(content)[:5])) or 'empty'})"
             kind = "COCO annotations" if "images" in content else keys
-        raise DatasetError(
-            f"{path}: expected COCO results, a JSON list of {{image_id, category_id, bbox, score}}; this is {kind}"
+        raise DatasetError.at(
+            path, f"expected COCO results, a JSON list of {{image_id, category_id, bbox, score}}; this is {kind}"
         )
     label_of = {category: label for label, category in enumerate(dataset.category_ids)}
     rows: dict[int, list[tuple[float, list[float], int]]] = {record.id: [] for record in dataset.records}

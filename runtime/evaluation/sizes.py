@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from isodet.errors import ArgumentError
 from runtime.datasets.annotations import CocoDataset
 from runtime.detections import Detections
 from runtime.evaluation.coco_eval import MOST, coco_judge, mean_points
@@ -45,12 +46,12 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
         except ValueError:
             bucket = Bucket("", 0, 0)
         if not (colon and dash and bucket.name and 0 <= bucket.low < bucket.high and math.isfinite(bucket.low)):
-            raise ValueError(
-                "buckets: expected NAME:LOW-HIGH in pixels of the root of an area, as tiny:0-16,large:96-inf; "
-                f"got {part!r}"
+            raise ArgumentError.of(
+                "buckets",
+                f"expected NAME:LOW-HIGH in pixels of the root of an area, as tiny:0-16,large:96-inf; got {part!r}",
             )
         if bucket.name in [other.name for other in buckets]:
-            raise ValueError(f"buckets: {bucket.name!r} is there twice")
+            raise ArgumentError.of("buckets", f"{bucket.name!r} is there twice")
         buckets.append(bucket)
     return tuple(buckets)
 

@@ -85,8 +85,8 @@ def take_on_device(
     resized on the GPU, because that gives other pixels than what the model was verified with.
     """
     if color != "bgr":
-        raise FrameError("color: frames on a device are taken as BGR; turn them there: frame.flip(-1) with PyTorch, "
-                         "cupy.ascontiguousarray(frame[..., ::-1]) with CuPy")  # fmt: skip
+        raise FrameError.of("color", "frames on a device are taken as BGR; turn them there: frame.flip(-1) with "
+                            "PyTorch, cupy.ascontiguousarray(frame[..., ::-1]) with CuPy")  # fmt: skip
     if not on_device(frame):
         raise FrameError(f"frame {index}: in host memory, and others are on a device; expected one kind in one call")
     (whole,) = device_frames(frame, f"frame {index}", batch=False)
@@ -97,7 +97,7 @@ def take_on_device(
     try:
         x1, y1, x2, y2 = region.window(whole.size_hw)
     except ValueError as error:
-        raise FrameError(f"frame {index}: {error}") from None
+        raise FrameError(f"frame {index}: {error}", key="roi") from None
     pointer = whole.pointer + y1 * whole.pitch + 3 * x1
     return replace(whole, pointer=pointer, size_hw=(y2 - y1, x2 - x1)), whole.size_hw
 

@@ -6,6 +6,8 @@ reading.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +81,10 @@ def exif_orientation(data: bytes) -> int:
     name = encoded_format(data)
     if name == "AVIF":
         return boxes.avif_orientation(data)
-    body = {"JPEG": jpeg.jpeg_exif, "PNG": raster.exif_chunk, "WebP": raster.exif_chunk, "TIFF": bytes}.get(name)
+    bodies: dict[str, Callable[[bytes], bytes]] = {
+        "JPEG": jpeg.jpeg_exif, "PNG": raster.exif_chunk, "WebP": raster.exif_chunk, "TIFF": bytes,
+    }  # fmt: skip
+    body = bodies.get(name or "")
     value = tiff.tiff_orientation(body(data)) if body else 1
     return value if 1 <= value <= 8 else 1
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
+from isodet.errors import ArgumentError, IsodetError
 from runtime.images.encoded import MAX_PIXELS as MAX_PIXELS
 from runtime.images.image import Image, read_image
 from runtime.images.region import Region
@@ -28,7 +29,7 @@ _ON_CUDA = (2, 13)
 """kDLCUDA and kDLCUDAManaged."""
 
 
-class FrameError(ValueError):
+class FrameError(IsodetError, ValueError):
     """A frame that is not a picture for the detector; the message states what was expected and what came."""
 
 
@@ -44,7 +45,7 @@ class Taken(NamedTuple):
 def take(frame: Frame, index: int, color: Color = "bgr", region: Region | None = None) -> Taken:
     """One frame, looked at through `region`. Raises `FrameError` naming its `index`, `ImageError` for a broken file."""
     if color not in ("bgr", "rgb"):
-        raise ValueError(f"color: expected bgr or rgb, got {color!r}")
+        raise ArgumentError.of("color", f"expected bgr or rgb, got {color!r}")
     # Arrays first: asking for an abstract class takes longer than all the rest.
     if isinstance(frame, np.ndarray) or not isinstance(frame, (str, PathLike)):
         from_file, image = False, _checked(frame, index)
@@ -55,7 +56,7 @@ def take(frame: Frame, index: int, color: Color = "bgr", region: Region | None =
         try:
             x1, y1, x2, y2 = region.window(frame_hw)
         except ValueError as error:
-            raise FrameError(f"frame {index}: {error}") from None
+            raise FrameError(f"frame {index}: {error}", key="roi") from None
         image = image[y1:y2, x1:x2]
     if image.shape[0] * image.shape[1] > MAX_PIXELS:
         got = f"{image.shape[1]}x{image.shape[0]}"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from isodet.errors import IsodetError
 from runtime.files.write import replacing
 from runtime.images.encoded import apply_orientation, encoded_format, exif_orientation, refusal
 
@@ -25,16 +25,14 @@ FILL = 114
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-class ImageError(ValueError):
+class ImageError(IsodetError, ValueError):
     """A picture file that cannot be used: missing, not a picture, or cut short."""
 
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = Path(path)
-        self.reason = reason
+    path: Path
 
-    def __reduce__(self) -> tuple[Any, ...]:  # loader processes send their errors home pickled
-        return type(self), (self.path, self.reason)
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}", path=path, image=Path(path).name)
+        self.reason = reason
 
 
 def read_image(path: str | Path) -> Image:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import ArgumentError
 from runtime.detections import Detections
 
 Roi = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.generic]
@@ -36,15 +37,17 @@ class Region:
         except (TypeError, ValueError):
             points = np.empty(0)
         if not np.isfinite(points).all() or not (points.shape == (4,) or (points.ndim == 2 and points.shape[1] == 2)):
-            raise ValueError(f"roi: expected (x1, y1, x2, y2), or corners [(x, y), ...] of a polygon; got {roi!r}")
+            raise ArgumentError.of(
+                "roi", f"expected (x1, y1, x2, y2), or corners [(x, y), ...] of a polygon; got {roi!r}"
+            )
         if points.ndim == 2 and len(points) < 3:
-            raise ValueError(f"roi: expected at least 3 corners of a polygon, got {len(points)}")
+            raise ArgumentError.of("roi", f"expected at least 3 corners of a polygon, got {len(points)}")
         if points.ndim == 2:
             (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         else:
             x1, y1, x2, y2 = points.tolist()
         if x2 <= x1 or y2 <= y1:
-            raise ValueError(f"roi: expected x1 < x2 and y1 < y2, got {roi!r}")
+            raise ArgumentError.of("roi", f"expected x1 < x2 and y1 < y2, got {roi!r}")
         polygon = tuple((x, y) for x, y in points.tolist()) if points.ndim == 2 else None
         return cls((x1, y1, x2, y2), polygon)
 
@@ -54,7 +57,9 @@ class Region:
         x1, y1 = max(0, math.floor(self.box_xyxy[0])), max(0, math.floor(self.box_xyxy[1]))
         x2, y2 = min(width, math.ceil(self.box_xyxy[2])), min(height, math.ceil(self.box_xyxy[3]))
         if x2 <= x1 or y2 <= y1:
-            raise ValueError(f"roi: {self.box_xyxy} lies outside of this frame of {width}x{height} (width x height)")
+            raise ArgumentError.of(
+                "roi", f"{self.box_xyxy} lies outside of this frame of {width}x{height} (width x height)"
+            )
         return x1, y1, x2, y2
 
     def to_frame(self, found: Detections, frame_hw: tuple[int, int]) -> Detections:

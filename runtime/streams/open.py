@@ -91,7 +91,7 @@ def describe(origin: Origin) -> Description:
             deeper = next((p for p in path.glob("*/**/*") if p.suffix.lower() in IMAGE_SUFFIXES), None)
             advice = "" if deeper is None else f"; there are some below: '{path}/**/*{deeper.suffix}'"
             advice += f"; {left_out_text(left_out)}" if left_out else ""
-            raise StreamError(f"{path}: no pictures in this folder (expected {', '.join(IMAGE_SUFFIXES)}){advice}")
+            raise StreamError.at(path, f"no pictures in this folder (expected {', '.join(IMAGE_SUFFIXES)}){advice}")
         return Description(root.name or "pictures", "folder", root, tuple(found), tuple(left_out))
     if is_picture(path):
         return Description(path.stem, "picture", root.parent, (path,))
@@ -136,17 +136,15 @@ def open_source(
     path = Path(str(source)).absolute()  # what stands before a colon, FFmpeg takes for a protocol
     try:
         capture = open_capture(str(path), shown, advice, decoder, timeout_s, cancelled)
-    except StreamError:
+    except StreamError as error:
         codec = undecoded(path, decoder)
-        if not codec:
-            raise
-        raise StreamError(f"{shown}: cannot be opened; {codec}") from None
+        raise StreamError(f"{shown}: cannot be opened; {codec}" if codec else str(error), path=path) from None
     return of_capture(capture, found.name, found.kind, shown, advice, every, source, cancelled, path, decoder)
 
 
 def _missing(source: str) -> StreamError:
-    return StreamError(
-        f"{source}: no such file or folder (expected a picture, folder, glob, video, webcam number or URL)"
+    return StreamError.at(
+        source, "no such file or folder (expected a picture, folder, glob, video, webcam number or URL)"
     )
 
 
@@ -159,7 +157,7 @@ def _matches(text: str) -> list[Path] | None:
     found = [p for p in matches if p.is_file() and (p.suffix.lower() in known or is_picture(p))]
     found = sorted(found, key=lambda p: [key for part in p.parts for key in _keys(part)])
     if not found:
-        raise StreamError(f"{text}: matches no picture and no video (expected {', '.join(known)})")
+        raise StreamError.at(text, f"matches no picture and no video (expected {', '.join(known)})")
     return found
 
 

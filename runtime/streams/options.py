@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from isodet.errors import ArgumentError
 from runtime.streams.capture import DECODERS, DecoderName
 
 State = Literal["idle", "connecting", "running", "stalled", "retrying", "ended", "failed"]
@@ -51,16 +52,16 @@ class StreamOptions:
         for name in ("queue", "every", "files_at_once"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"StreamOptions.{name}: expected a whole number of at least 1, got {value!r}")
+                raise ArgumentError.of(f"StreamOptions.{name}", f"expected a whole number of at least 1, got {value!r}")
         for name in ("stall_s", "backoff_s", "backoff_max_s", "give_up_s"):
             value = getattr(self, name)
             if not (value is None and name == "give_up_s") and not 0 < value < float("inf"):
-                raise ValueError(f"StreamOptions.{name}: expected a positive number of seconds, got {value!r}")
+                raise ArgumentError.of(f"StreamOptions.{name}", f"expected a positive number of seconds, got {value!r}")
         if self.keep not in ("auto", "newest", "all"):
-            raise ValueError(f"StreamOptions.keep: expected auto, newest or all, got {self.keep!r}")
+            raise ArgumentError.of("StreamOptions.keep", f"expected auto, newest or all, got {self.keep!r}")
         if self.decoder not in DECODERS:
             names = f"{', '.join(DECODERS[:-1])} or {DECODERS[-1]}"
-            raise ValueError(f"StreamOptions.decoder: expected {names}, got {self.decoder!r}")
+            raise ArgumentError.of("StreamOptions.decoder", f"expected {names}, got {self.decoder!r}")
 
 
 @dataclass(frozen=True)

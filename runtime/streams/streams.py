@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from isodet.errors import ArgumentError
 from runtime.images.image import Image, ImageError
 from runtime.streams.open import camera, expand, open_source
 from runtime.streams.options import SourceState, StreamOptions
@@ -95,7 +96,7 @@ class Streams:
         A live source has one frame in a batch at most, its newest.
         """
         if size is not None and size < 1:
-            raise ValueError(f"size: expected at least 1, got {size}")
+            raise ArgumentError.of("size", f"expected at least 1, got {size}")
         size = size or len(self._readers)
         while (frames := self._gather(size)) is not None:
             yield frames

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import IsodetError
 from runtime.detections import Detections
 
 LOW_SCORE = 0.1
@@ -12,7 +13,7 @@ LOW_SCORE = 0.1
 Zhang et al. 2022, section 3)."""
 
 
-class TrackError(RuntimeError):
+class TrackError(IsodetError, RuntimeError):
     """Tracking that cannot be had here; the message says what to install."""
 
 

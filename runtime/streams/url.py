@@ -8,8 +8,10 @@ import threading
 
 import cv2
 
+from isodet.errors import IsodetError
 
-class StreamError(ValueError):
+
+class StreamError(IsodetError, ValueError):
     """A source that cannot be opened, that gives no frame, or that went away; the message names it."""
 
 

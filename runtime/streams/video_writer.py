@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from isodet.errors import IsodetError
 from runtime.files.write import partial_path
 from runtime.images.image import Image
 
@@ -30,7 +31,7 @@ _FAT_LARGEST = (1 << 32) - 1
 """Bytes of the largest file on FAT, as memory cards have it."""
 
 
-class VideoError(RuntimeError):
+class VideoError(IsodetError, RuntimeError):
     """A video that cannot be begun; the message says what to do."""
 
 
@@ -88,9 +89,9 @@ class VideoWriter:
             self._writer = None
             self._partial.unlink(missing_ok=True)
             _try_writing(self._partial, self.path)
-            raise VideoError(
-                f"{self.path}: this OpenCV cannot write mp4v video of {size_wh[0]}x{size_wh[1]} pixels; use --no-save "
-                "with --json"
+            raise VideoError.at(
+                self.path,
+                f"this OpenCV cannot write mp4v video of {size_wh[0]}x{size_wh[1]} pixels; use --no-save with --json",
             )
 
     def _write(self, image: Image) -> None:

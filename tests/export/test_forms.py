@@ -24,6 +24,7 @@ from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
 from runtime.backends.load import load_backend
 from runtime.backends.protocol import BackendError
+from tests.at_fault import raises
 
 
 @pytest.fixture
@@ -105,23 +106,23 @@ def test_training_forms_and_state_dicts_are_refused(tmp_path: Path, untrained: C
         Deploy(detector.train())
     deploy, _ = load_detector(checkpoint)
     torch.save({"model": deploy.state_dict()}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match="not an isodet checkpoint"):
+    with raises(CheckpointError, path=tmp_path / "state.pt"):
         export.to_onnx(tmp_path / "state.pt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["state.pt", "w.pt"]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "key"),
     [
-        ({"nms": "soft"}, "nms: expected one of auto, portable, loop, onnx, plugin, none, got 'soft'"),
-        ({"precision": "fp8"}, "precision: expected one of"),
-        ({"input": "nv12"}, "input: expected one of uint8-nhwc, float-nchw"),
-        ({"source_size_hw": (0, 640)}, "source-size: expected H,W"),
-        ({"certificate": True}, "certificate: only the portable NMS has one"),
+        ({"nms": "soft"}, "nms"),
+        ({"precision": "fp8"}, "precision"),
+        ({"input": "nv12"}, "input"),
+        ({"source_size_hw": (0, 640)}, "source-size"),
+        ({"certificate": True}, "certificate"),
     ],
 )
-def test_options_that_no_graph_has(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ExportError, match=message):
+def test_options_that_no_graph_has(options: dict[str, Any], key: str) -> None:
+    with raises(ExportError, key=key):
         export.OnnxOptions(**options)
 
 

@@ -22,6 +22,7 @@ from models.config.model import model_config
 from models.layers.blocks import ConvNorm
 from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
+from tests.at_fault import raises
 from tests.export.damaged import boxes_moved
 
 CLASSES = ("a", "b", "c")
@@ -126,17 +127,15 @@ def test_simplify_shrinks_the_graph_and_not_the_result(
     assert drift({0: a[0]}, {0: b[0]}).box_max_px < 1e-3
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"), [({"opset": 9}, "opset: expected 18 to 23"), ({"batch": 0}, "batch: expected 1 or more")]
-)
-def test_wrong_arguments(keys: dict[str, int], message: str) -> None:
-    with pytest.raises(ExportError, match=message):
+@pytest.mark.parametrize(("keys", "key"), [({"opset": 9}, "opset"), ({"batch": 0}, "batch")])
+def test_wrong_arguments(keys: dict[str, int], key: str) -> None:
+    with raises(ExportError, key=key):
         export.OnnxOptions(**keys)
 
 
 def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"w\.pt"):
+    with raises(CheckpointError, path=tmp_path / "w.pt"):
         export.to_onnx(tmp_path / "w.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
@@ -218,13 +217,13 @@ def test_a_graph_that_scores_less_is_not_written(
 
 def test_verification_names_what_is_missing(shapes_run: Path, tmp_path: Path) -> None:
     shutil.copy(shapes_run / "best.onnx", tmp_path)
-    with pytest.raises(export.VerifyError, match="name it with --against CHECKPOINT"):
+    with raises(export.VerifyError, path=tmp_path / "best.onnx"):
         export.verify([tmp_path / "best.onnx"])
     with pytest.raises(export.VerifyError, match="no artifact"):
         export.verify([])
-    with pytest.raises(export.VerifyError, match="tolerance: expected 0 or more"):
+    with raises(export.VerifyError, key="tolerance"):
         export.verify([tmp_path / "best.onnx"], tolerance=-1)
-    with pytest.raises(export.VerifyError, match="must be a PyTorch checkpoint"):
+    with raises(export.VerifyError, path=tmp_path / "best.onnx"):
         export.verify([shapes_run / "best.pt"], against=tmp_path / "best.onnx")
 
 

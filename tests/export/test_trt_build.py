@@ -31,6 +31,7 @@ from runtime import Card
 from runtime.artifact import read_card
 from runtime.backends.trt.library import Library
 from runtime.card.sidecar import sidecar_path
+from tests.at_fault import raises
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.fake_trt import VERSIONS, fake_trt
 
@@ -56,7 +57,7 @@ def test_a_fixed_batch_has_no_profile() -> None:
     lib = library("tensorrt-11.4", shape=(4, 8, 8, 3))
     assert build(lib, Path("m.onnx"), EngineOptions()).profile == (4, 4, 4)
     assert lib.trt.seen["set"] == []
-    with pytest.raises(ExportError, match=r"the graph takes exactly 4 images, not \(1, 2, 8\)"):
+    with raises(ExportError, key="batch"):
         build(lib, Path("m.onnx"), EngineOptions(batch=(1, 2, 8)))
 
 
@@ -72,33 +73,33 @@ def test_other_platforms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flavour", "keys", "message"),
+    ("flavour", "keys", "key"),
     [
-        ("rtx", {"hardware_compatible": True}, "hardware-compatible: TensorRT-RTX has no such thing"),
-        ("rtx", {"version_compatible": True}, "version-compatible: TensorRT-RTX has no such thing"),
-        ("rtx", {"timing_cache": "x"}, "timing-cache: TensorRT-RTX has no such thing: it measures nothing"),
-        ("tensorrt", {"sm": (86,)}, "sm: TensorRT builds for the GPU that it runs on"),
+        ("rtx", {"hardware_compatible": True}, "hardware-compatible"),
+        ("rtx", {"version_compatible": True}, "version-compatible"),
+        ("rtx", {"timing_cache": "x"}, "timing-cache"),
+        ("tensorrt", {"sm": (86,)}, "sm"),
     ],
 )
-def test_what_a_library_cannot_do_is_refused(flavour: str, keys: dict[str, Any], message: str) -> None:
-    with pytest.raises(ExportError, match=message):
+def test_what_a_library_cannot_do_is_refused(flavour: str, keys: dict[str, Any], key: str) -> None:
+    with raises(ExportError, key=key):
         EngineOptions(**keys).check_flavour(flavour)
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("keys", "key"),
     [
-        ({"precision": "fp8"}, "precision: expected one of None, fp32, fp16, int8, got 'fp8'"),
-        ({"batch": (1, 4)}, "batch: expected MIN,OPT,MAX"),
-        ({"batch": (4, 2, 8)}, "batch: expected MIN,OPT,MAX"),
-        ({"batch": (0, 2, 8)}, "batch: expected MIN,OPT,MAX"),
-        ({"workspace_gb": 0.0}, "workspace: expected more than 0"),
-        ({"sm": (8,)}, "sm: expected different compute capabilities"),
-        ({"sm": (86, 86)}, "sm: expected different compute capabilities"),
+        ({"precision": "fp8"}, "precision"),
+        ({"batch": (1, 4)}, "batch"),
+        ({"batch": (4, 2, 8)}, "batch"),
+        ({"batch": (0, 2, 8)}, "batch"),
+        ({"workspace_gb": 0.0}, "workspace"),
+        ({"sm": (8,)}, "sm"),
+        ({"sm": (86, 86)}, "sm"),
     ],
 )
-def test_options_that_no_engine_has(keys: dict[str, Any], message: str) -> None:
-    with pytest.raises(ExportError, match=message):
+def test_options_that_no_engine_has(keys: dict[str, Any], key: str) -> None:
+    with raises(ExportError, key=key):
         EngineOptions(**keys)
 
 
@@ -275,8 +276,8 @@ def test_precision_is_in_the_graph(tmp_path: Path, gpu_machine: Callable[..., An
     source = fp16_graph(tmp_path / "m.onnx")
     with pytest.raises(ExportError, match=r"is fp16, and int8 was asked for; .* --int8.* --precision int8"):
         to_engine(source, options=EngineOptions(precision="int8"))
-    with pytest.raises(ExportError, match="expected the name of the engine to write, such as m.engine"):
+    with raises(ExportError, path=tmp_path):
         to_engine(source, tmp_path)
     engine = to_engine(source, gate=Gate(verify=False)).path
-    with pytest.raises(ExportError, match="is an engine already"):
+    with raises(ExportError, path=engine):
         to_engine(engine)

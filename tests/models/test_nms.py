@@ -9,7 +9,9 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isodet.errors import ArgumentError
 from models.deploy.nms import portable_nms
+from tests.at_fault import raises
 
 
 def greedy(boxes: np.ndarray, labels: np.ndarray, threshold: float) -> list[bool]:
@@ -76,7 +78,7 @@ def test_a_longer_chain_leaves_boxes_too_many_never_too_few():
 
 
 def test_an_odd_number_of_rounds_is_refused():
-    with pytest.raises(ValueError, match="even"):
+    with raises(ArgumentError, key="rounds"):
         portable_nms(torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64), 0.5, rounds=3)
 
 

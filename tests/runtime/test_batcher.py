@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isodet.errors import ArgumentError
 from runtime import BatcherClosed, DeadlineExpired, FrameDropped, QueueFull
 from runtime.backends.protocol import BackendError, OutOfMemory
 from runtime.card.card import Card
 from runtime.detections import Detections
 from runtime.detector import Detector, FrameError
+from tests.at_fault import raises
 from tests.runtime.echo import FOREVER, Echo, Gate, frame, number
 
 
@@ -269,12 +271,12 @@ def test_what_is_no_frame_is_refused_by_submit(card: Card) -> None:
             batcher.submit(np.zeros((4, 4), np.uint8))
         with pytest.raises(FrameError, match="a grey picture"):
             asyncio.run(batcher.detect(np.zeros((4, 4), np.uint8)))
-        with pytest.raises(ValueError, match="deadline_ms: expected"):
+        with raises(ArgumentError, key="deadline_ms"):
             batcher.submit(frame(0), deadline_ms=-1)
         assert batcher.metrics().submitted == 0 and batcher.metrics().p50_ms is None
     with pytest.raises(BatcherClosed):
         batcher.submit(frame(0))
     for wrong in ({"max_batch": 0}, {"queue": 0}, {"workers": 0}, {"max_wait_ms": -1}, {"max_wait_ms": float("nan")},
                   {"policy": "newest"}):  # fmt: skip
-        with pytest.raises(ValueError, match="expected"):
+        with raises(ArgumentError, key=next(iter(wrong))):
             Detector(Echo(card)).batcher(**wrong)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import pytest
 from runtime.artifact import read_card
 from runtime.card.card import Card, CardError, sha256_file
 from runtime.card.onnx_metadata import read_onnx_metadata
+from tests.at_fault import raises
 
 
 def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
@@ -25,55 +26,60 @@ def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "key"),
     [
-        ({"format": 2}, "format 2 is newer than the 1 that this isodet reads; upgrade"),
-        ({"format": "1"}, "format: expected a whole number"),
-        ({"format": True}, "format: expected a whole number"),
-        ({"kind": "cake"}, "kind: expected checkpoint, onnx or engine, got 'cake'"),
-        ({"classes": []}, "classes: expected a list of at least one"),
-        ({"classes": "ant"}, "classes: expected a list"),
-        ({"classes": ["a", "a"]}, "classes: expected class names that differ"),
-        ({"classes": ["a", 3]}, "classes: expected a list"),
-        ({"input_size_hw": [32]}, "input_size_hw: expected"),
-        ({"input_size_hw": [32, 0]}, "input_size_hw: expected"),
-        ({"input_size_hw": [32.0, 32.0]}, "input_size_hw: expected"),
-        ({"batch": 0}, "batch: expected dynamic"),
-        ({"batch": "any"}, "batch: expected dynamic"),
-        ({"input": "float-nchw"}, "color: expected rgb, the order of float-nchw"),
-        ({"color": "rgb"}, "color: expected bgr"),
-        ({"letterbox": {"align": "center", "fill": 114, "interpolation": "linear"}}, "letterbox: expected"),
-        ({"letterbox": "top-left"}, "letterbox: expected an object"),
-        ({"input": "yuv"}, "input: expected uint8-nhwc or float-nchw"),
-        ({"source_size_hw": [1080]}, "source_size_hw: expected"),
-        ({"nms": {"kind": "soft", "iou": 0.6, "candidates": 10, "detections": 1}}, "nms.kind: expected one of auto"),
+        ({"format": "1"}, "format"),
+        ({"format": True}, "format"),
+        ({"kind": "cake"}, "kind"),
+        ({"classes": []}, "classes"),
+        ({"classes": "ant"}, "classes"),
+        ({"classes": ["a", "a"]}, "classes"),
+        ({"classes": ["a", 3]}, "classes"),
+        ({"input_size_hw": [32]}, "input_size_hw"),
+        ({"input_size_hw": [32, 0]}, "input_size_hw"),
+        ({"input_size_hw": [32.0, 32.0]}, "input_size_hw"),
+        ({"batch": 0}, "batch"),
+        ({"batch": "any"}, "batch"),
+        ({"input": "float-nchw"}, "color"),
+        ({"color": "rgb"}, "color"),
+        ({"letterbox": {"align": "center", "fill": 114, "interpolation": "linear"}}, "letterbox"),
+        ({"letterbox": "top-left"}, "letterbox"),
+        ({"input": "yuv"}, "input"),
+        ({"source_size_hw": [1080]}, "source_size_hw"),
+        ({"nms": {"kind": "soft", "iou": 0.6, "candidates": 10, "detections": 1}}, "nms.kind"),
         (
             {"nms": {"kind": "auto", "iou": 0.6, "candidates": 10, "detections": 1, "sigma": 0.5}},
-            "nms: expected keys that this isodet knows, not .'sigma'",
+            "nms",
         ),
         (
             {"nms": {"kind": "portable", "iou": 0.6, "candidates": 10, "detections": 1, "certificate": "yes"}},
-            "nms.certificate: expected true or false",
+            "nms.certificate",
         ),
-        ({"precision": "fp8"}, "precision: expected"),
-        ({"threshold": 1.5}, "threshold: expected a score"),
-        ({"score_threshold": "low"}, "score_threshold: expected a score"),
-        ({"nms": {"kind": "portable", "iou": 0.6, "candidates": 10}}, "nms.detections: expected a value"),
+        ({"precision": "fp8"}, "precision"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"score_threshold": "low"}, "score_threshold"),
+        ({"nms": {"kind": "portable", "iou": 0.6, "candidates": 10}}, "nms.detections"),
         (
             {"nms": {"kind": "portable", "iou": 0.6, "candidates": 10, "detections": 0}},
-            "nms.detections: expected a whole",
+            "nms.detections",
         ),
-        ({"nms": {"kind": "portable", "iou": "x", "candidates": 10, "detections": 1}}, "nms.iou: expected a number"),
-        ({"versions": {"torch": 2}}, "versions: expected an object of texts"),
-        ({"model": []}, "model: expected an object"),
-        ({"created": 5}, "created: expected"),
-        ({"colour": "bgr"}, "unknown key 'colour'"),
+        ({"nms": {"kind": "portable", "iou": "x", "candidates": 10, "detections": 1}}, "nms.iou"),
+        ({"versions": {"torch": 2}}, "versions"),
+        ({"model": []}, "model"),
+        ({"created": 5}, "created"),
+        ({"colour": "bgr"}, "colour"),
     ],
 )
-def test_bad_cards_name_the_source_and_the_key(card: Card, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(CardError, match=message) as error:
+def test_bad_cards_name_the_source_and_the_key(card: Card, change: dict[str, Any], key: str) -> None:
+    with raises(CardError, key=key, path="some/file.onnx") as error:
         Card.from_json({**card.to_json(), **change}, "some/file.onnx")
     assert str(error.value).startswith("some/file.onnx: card: ")
+
+
+def test_a_card_of_a_later_format_asks_for_a_later_isodet(card: Card) -> None:
+    with raises(CardError, key="format", path="x") as error:
+        Card.from_json({**card.to_json(), "format": 2}, "x")
+    assert "upgrade isodet" in str(error.value)
 
 
 def test_raw_frames_of_another_size_than_the_graph_takes_become_that_size_first(card: Card) -> None:
@@ -89,7 +95,7 @@ def test_missing_and_foreign_cards(card: Card) -> None:
     for key in ("kind", "classes", "input_size_hw", "score_threshold", "nms"):
         content = card.to_json()
         del content[key]
-        with pytest.raises(CardError, match=f"missing key '{key}'"):
+        with raises(CardError, key=key, path="x"):
             Card.from_json(content, "x")
     with pytest.raises(CardError, match="not an isodet card"):
         Card.from_json({"model": "yolo"}, "x")
@@ -141,9 +147,9 @@ def test_broken_files_are_refused(onnx_file: Callable[..., Path], tmp_path: Path
     path.write_bytes(b"hello")
     with pytest.raises(CardError, match="neither an ONNX file, nor an engine, nor a PyTorch checkpoint"):
         read_card(path)
-    with pytest.raises(CardError, match="no such model file"):
+    with raises(CardError, path=tmp_path / "gone.onnx"):
         read_card(tmp_path / "gone.onnx")
-    with pytest.raises(CardError, match="is a folder"):
+    with raises(CardError, path=tmp_path):
         read_card(tmp_path)
 
 

@@ -24,6 +24,7 @@ from runtime.images.image import read_image, write_image
 from runtime.streams.open import open_source
 from runtime.streams.options import StreamOptions
 from runtime.streams.track import Tracker, TrackError
+from tests.at_fault import raises
 
 Model = Callable[..., Path]
 
@@ -115,7 +116,7 @@ def test_a_glob_keeps_its_folders(detector: Detector, tmp_path: Path) -> None:
     assert sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")) == [
         "a/1.png", "b/1.png",
     ]  # fmt: skip
-    with pytest.raises(DetectError, match="would overwrite"):
+    with raises(DetectError, path=tmp_path / "in"):
         detect(f"{tmp_path}/in/*/*.png", detector, out=tmp_path / "in")
 
 

@@ -19,6 +19,7 @@ from runtime.backends.torch.backend import TorchBackend, wait_for
 from runtime.card.card import Card
 from runtime.images.device_frames import LEGACY_STREAM, device_frames
 from runtime.images.frames import listed
+from tests.at_fault import raises
 from tests.runtime.echo import Echo, frame, number
 from tests.runtime.engines import frames, pixels_as_boxes
 from tests.runtime.test_torch_backend import PixelDetector
@@ -118,7 +119,7 @@ def test_what_is_refused_says_what_to_do(detector: Detector, given: Any, message
 
 
 def test_colours_are_not_turned_in_silence(detector: Detector) -> None:
-    with pytest.raises(FrameError, match=r"taken as BGR; turn them there: frame\.flip"):
+    with raises(FrameError, key="color"):
         detector(OnGpu(frame(1)), color="rgb")  # type: ignore[arg-type]
 
 

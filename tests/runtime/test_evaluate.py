@@ -20,6 +20,7 @@ from runtime.datasets.coco import CocoDataset, read_coco
 from runtime.detector import Detector
 from runtime.evaluation.evaluate import Evaluation, EvaluationError, evaluate
 from runtime.images.image import letterbox, write_image
+from tests.at_fault import raises
 
 Files = Callable[..., tuple[Path, Path]]
 Found = tuple[list[list[float]], list[float], list[int]]
@@ -177,7 +178,7 @@ def test_a_broken_picture_is_left_out_with_its_objects(coco_files: Files, make_c
     assert "1 unreadable" in result.table() and result.to_json()["skipped"][0]["path"] == str(broken)
     for record in dataset.records:
         record.path.write_bytes(b"")
-    with pytest.raises(EvaluationError, match="none of its 9 images can be read"):
+    with raises(EvaluationError, path=dataset.annotations):
         evaluate(oracle(make_card_with, {}), dataset)
 
 
@@ -204,7 +205,7 @@ def test_classes_must_agree(coco_files: Files, make_card_with: Callable[..., Car
     dataset = read_coco(*coco_files(coco_content()), classes=["cat", "bee", "ant"])
     with pytest.raises(EvaluationError, match="the same names in another order"):
         evaluate(detector, dataset)
-    with pytest.raises(EvaluationError, match="batch_size"):
+    with raises(EvaluationError, key="batch_size"):
         evaluate(detector, dataset, batch_size=0)
 
 

@@ -12,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isodet.errors import ArgumentError
 from runtime import Detections, Detector, FrameError
 from runtime.card.card import Card
 from runtime.images.frames import MAX_PIXELS, listed, take
 from runtime.images.image import FixedSize, write_image
 from runtime.images.region import Region
+from tests.at_fault import raises
 from tests.runtime.echo import Echo, frame, number
 from trainer.augment import resized_placement
 
@@ -35,7 +37,7 @@ def test_rgb_is_bgr_the_other_way_round_and_files_are_what_they_are(detector: De
     rgb = np.ascontiguousarray(frame(1234567)[..., ::-1])
     found = detector([rgb, str(tmp_path / "a.png"), rgb[::2]], color="rgb")
     assert [number(d) for d in found] == [1234567] * 3 and number(detector(rgb)[0]) != 1234567
-    with pytest.raises(ValueError, match="color: expected bgr or rgb, got 'gray'"):
+    with raises(ArgumentError, key="color"):
         detector(rgb, color="gray")  # type: ignore[arg-type]
 
 
@@ -125,20 +127,14 @@ def test_a_region_outside_names_the_frame(detector: Detector) -> None:
 
 
 @pytest.mark.parametrize(
-    ("roi", "message"),
+    "roi",
     [
-        ((1, 2, 3), "expected .x1, y1, x2, y2., or corners"),
-        ((5, 2, 3, 9), "expected x1 < x2"),
-        ([(0, 0), (4, 4)], "at least 3 corners"),
-        ([(0, 0), (4, 0), (9, 0)], "y1 < y2"),
-        ((0, 0, float("nan"), 4), "expected"),
-        ("left", "expected"),
-        ([(0, 0), (1, 2, 3)], "expected"),
-        (None, "expected"),
+        (1, 2, 3), (5, 2, 3, 9), [(0, 0), (4, 4)], [(0, 0), (4, 0), (9, 0)], (0, 0, float("nan"), 4), "left",
+        [(0, 0), (1, 2, 3)], None,
     ],
-)
-def test_what_is_no_region(roi: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"roi: .*{message}"):
+)  # fmt: skip
+def test_what_is_no_region(roi: Any) -> None:
+    with raises(ArgumentError, key="roi"):
         Region.of(roi)
 
 

@@ -17,6 +17,7 @@ import pytest
 from runtime import BackendOptions, Detector
 from runtime.backends.ort import backend as ort
 from runtime.backends.protocol import BackendError, OutOfMemory
+from tests.at_fault import raises
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 
 OnnxFile = Callable[..., Path]
@@ -197,7 +198,7 @@ def test_auto_says_what_it_chose_and_why(
     assert Detector(onnx_file(), device="cpu").runs_on.endswith("on cpu (as asked)") and len(caplog.records) == 4
     with pytest.raises(BackendError, match=r"cuda_graphs=True.* needs a GPU; device auto is the CPU here"):
         Detector(onnx_file(), options=GRAPHS)
-    with pytest.raises(BackendError, match="device cuda: CUDA finds 0 devices here"):
+    with raises(BackendError, key="device"):
         Detector(onnx_file(), device="cuda")
 
 
@@ -264,7 +265,7 @@ def test_an_output_of_unknown_size(onnx_file: OnnxFile, gpu: Any, monkeypatch: p
                 for o in REAL.get_outputs(session)]  # fmt: skip
 
     monkeypatch.setattr(Session, "get_outputs", outputs)
-    with pytest.raises(BackendError, match=r"cuda_graphs: boxes is \['batch', 'found', 4\]: expected sizes that are k"):
+    with raises(BackendError, key="cuda_graphs"):
         ort.OrtBackend(onnx_file(), "cuda", options=GRAPHS)
     assert not ort.OrtBackend(onnx_file(), "cuda").takes_device_frames
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from isodet.errors import ArgumentError
 from runtime.datasets.annotations import EVERY_CLASS, CocoDataset
 from runtime.detections import Detections
 from runtime.evaluation.coco_eval import coco_judge
 from runtime.evaluation.curves import Curve, curves, recommended
 from runtime.evaluation.matching import IGNORED, INVENTED, greedy, match, pairwise_iou
+from tests.at_fault import raises
 
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
@@ -127,5 +129,5 @@ def test_a_precision_out_of_reach_and_one_that_is_none() -> None:
     missing = Curve("bee", 0, np.array([0.9]), np.array([False]))
     assert missing.recommend() is None and math.isnan(missing.at(0.5).recall) and missing.at(0.5).precision == 0
     for bad in (0.0, 1.1, math.nan):
-        with pytest.raises(ValueError, match="precision: expected"):
+        with raises(ArgumentError, key="precision"):
             recommended([curve], 0.3, bad)

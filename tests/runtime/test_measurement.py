@@ -15,6 +15,7 @@ import pytest
 
 import runtime.evaluation.coco_eval
 import runtime.evaluation.evaluate
+from isodet.errors import ArgumentError
 from runtime.__main__ import main
 from runtime.datasets.annotations import CocoDataset
 from runtime.datasets.coco import read_coco
@@ -27,6 +28,7 @@ from runtime.evaluation.matching import match
 from runtime.evaluation.plots import write_plots
 from runtime.evaluation.report import write_report
 from runtime.evaluation.sizes import Bucket, bucket_scores, parse_buckets
+from tests.at_fault import raises
 
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
@@ -95,7 +97,7 @@ def test_cocos_own_sizes_as_buckets_are_cocos_numbers(scene: Scene) -> None:
     "text", ["", "tiny", "tiny:5", "tiny:16-0", "tiny:-1-5", ":0-5", "a:0-5,a:5-9", "a:x-y", "a:nan-5", "a:inf-inf"]
 )
 def test_buckets_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match="buckets: "):
+    with raises(ArgumentError, key="buckets"):
         parse_buckets(text)
     assert parse_buckets(" tiny:0-16, big:16-inf") == (Bucket("tiny", 0, 16), Bucket("big", 16, math.inf))
 

@@ -22,6 +22,7 @@ from runtime.backends.ort import backend as ort
 from runtime.backends.ort import rtx as ort_rtx
 from runtime.backends.ort.providers import rtx_settings
 from runtime.backends.protocol import BackendError
+from tests.at_fault import raises
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.runtime.conftest import make_card
 from tests.runtime.test_gpu_onnx import REAL, Session, pictures, same
@@ -142,7 +143,7 @@ def test_the_providers_settings(onnx_file: OnnxFile, plugin: Any, tmp_path: Path
     assert len(list(cache.iterdir())) == 3  # nothing is taken that another version built, or of another model
     ort.OrtBackend(onnx_file(), "cuda:0", options=BackendOptions(provider="rtx", engine_cache=cache))
     assert len(list(cache.iterdir())) == 4  # or without the recordings
-    with pytest.raises(BackendError, match='engine_cache: expected with provider="tensorrt" or "rtx"'):
+    with raises(BackendError, key="engine_cache"):
         BackendOptions(engine_cache=cache)
 
 
@@ -154,7 +155,7 @@ def test_the_device_is_the_one_that_was_asked_for(onnx_file: OnnxFile, plugin: A
     ort.OrtBackend(onnx_file(), "cuda", options=RTX)
     assert Options.asked[-1][0] == [plugin.devices.pop()]
     for name in ("cuda", "cuda:3"):
-        with pytest.raises(BackendError, match=f'device {name}: provider="rtx" has cuda:1, cuda:2 here'):
+        with raises(BackendError, key="device"):
             Detector(onnx_file(), device=name, options=RTX)
     with pytest.raises(BackendError, match=r"provider='rtx'.* needs a GPU; device cpu is the CPU here"):
         Detector(onnx_file(), device="cpu", options=RTX)

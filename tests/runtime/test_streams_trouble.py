@@ -18,6 +18,7 @@ from runtime.streams import reader as stream_reader
 from runtime.streams.capture import without_password
 from runtime.streams.open import describe, open_source
 from runtime.streams.reader import Reader
+from tests.at_fault import raises
 from tests.runtime.cameras import QUICK, FakeCapture, HttpCamera, cameras, clip, file_of, picture, until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
@@ -290,7 +291,7 @@ def test_pyav_reads_what_opencv_reads(tmp_path: Path) -> None:
     with pytest.raises(StreamError, match="webcams are read by the decoder opencv"):
         open_source(0, decoder="pyav")
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(StreamError, match=r"text\.mp4: cannot be opened \(Invalid data"):
+    with raises(StreamError, path=tmp_path / "text.mp4"):
         open_source(tmp_path / "text.mp4", decoder="pyav")
 
 

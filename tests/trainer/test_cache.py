@@ -15,6 +15,7 @@ from models.config.parse import ConfigError
 from runtime.datasets.annotations import CocoDataset
 from runtime.datasets.coco import read_coco
 from runtime.images.image import FixedSize, ImageError, read_image, write_image
+from tests.at_fault import raises
 from trainer.config.data import DataConfig, SplitConfig
 from trainer.config.train import AugmentConfig
 from trainer.data import cache
@@ -87,7 +88,7 @@ def test_a_changed_picture_is_read_anew_and_a_missing_one_is_missing(shapes: Coc
     write_image(path, np.zeros((5, 7, 3), np.uint8))  # not of the annotated size: there is no room for it
     assert pictures.read(path).shape == (5, 7, 3)
     path.unlink()
-    with pytest.raises(ImageError, match="no such picture file"):
+    with raises(ImageError, path=path, image=path.name):
         pictures.read(path)
 
 

@@ -19,6 +19,7 @@ from models.config.parse import ConfigError, to_mapping
 from models.detector import Detector, Raw
 from models.loss import criterion
 from runtime.card.card import sha256_file
+from tests.at_fault import raises
 from tests.trainer.interrupted import go_on, stop_before_epoch
 from tests.trainer.processes import two
 from tests.trainer.tiny import CUT_ALIKE, TINY, one_object, tiny_config
@@ -180,7 +181,7 @@ def test_another_teacher_is_not_resumed_with(data: Path, teacher: Path, tmp_path
     content = read_checkpoint(mine)
     save_checkpoint(mine, {k: v + 1 for k, v in content["model"].items()}, content["card"])
     assert sha256_file(mine) != sha256_file(teacher)
-    with pytest.raises(TrainingError, match=r"distill\.teacher: .*mine\.pt is another file"):
+    with raises(TrainingError, key="distill.teacher"):
         go_on(tmp_path / "runs")
 
 

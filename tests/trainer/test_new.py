@@ -16,6 +16,7 @@ from runtime.datasets.annotations import DatasetError
 from runtime.datasets.coco import CocoError, read_coco
 from runtime.images.image import write_image
 from runtime.runs import validation_data
+from tests.at_fault import raises
 from trainer.config_reader import read_config
 from trainer.data.datasets import train_data, val_data
 from trainer.new import config as new
@@ -191,7 +192,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, hardware: Hardware) -> No
         new_config(tmp_path / "a.json", *data)
     with pytest.raises(ConfigError, match="64 to 4096, got 20"):
         new_config(tmp_path / "b.yaml", *data, size=20)
-    with pytest.raises(CocoError, match="nothing.json"):
+    with raises(CocoError, path=tmp_path / "nothing.json"):
         new_config(tmp_path / "b.yaml", tmp_path / "nothing.json", *data[1:])
     _edit(data[2], categories=[{"id": 1, "name": "cats"}])
     with pytest.raises(CocoError, match="cat"):
@@ -239,7 +240,7 @@ def test_recipes(tmp_path: Path) -> None:
     path = new_recipe("shapes", tmp_path / "shapes", progress=lambda done, total: calls.append((done, total)))
     assert path == tmp_path / "shapes" / "shapes.yaml" and read_config(path).name == "shapes"
     assert calls[-1] == (300, 300)
-    with pytest.raises(RecipeError, match="already holds files"):
+    with raises(RecipeError, path=tmp_path / "shapes"):
         new_recipe("shapes", tmp_path / "shapes")
     with pytest.raises(ConfigError, match="one of digits, shapes"):
         new_recipe("digit", tmp_path / "x")

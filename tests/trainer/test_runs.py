@@ -15,13 +15,15 @@ import torch
 
 from models.checkpoint import read_checkpoint, save_checkpoint
 from models.config.parse import ConfigError
+from runtime.runs import RunsError
+from tests.at_fault import raises
 from tests.trainer.tiny import tiny_config
 from trainer.__main__ import main
 from trainer.config.train import TrainConfig
 from trainer.loop import fit
 from trainer.run import lock as running
 from trainer.run.folder import find_resumable
-from trainer.run.list import RunListError, by_map, list_runs, read_run
+from trainer.run.list import by_map, list_runs, read_run
 from trainer.run.lock import is_training, training_in
 
 PICTURES = (8, 4)
@@ -159,7 +161,7 @@ def test_folders_that_are_no_runs_and_runs_without_a_checkpoint(runs: Path) -> N
     assert set(found) == {"a"}
     assert found["a"].state == "not started" and found["a"].detector == "atss"
     assert read_run(runs / "folder").problem.startswith("not a run: none of config.yaml")
-    with pytest.raises(RunListError, match="nowhere: no such folder of runs"):
+    with raises(RunsError, path=runs / "nowhere"):
         list_runs(runs / "nowhere")
 
 

@@ -44,9 +44,10 @@ def starting(loader: DataLoader[Any]) -> Iterator[Any]:
             errno.EAGAIN: "raise the limit of processes (ulimit -u)",
             errno.ENOMEM: "memory is short",
         }.get(error.errno or 0, "semaphores need a /dev/shm that can be written (docker run --shm-size, --ipc)")
-        raise TrainingError(
-            f"data.workers: {loader.num_workers} loader processes cannot be started ({error}): {advice}; or set "
-            "data.workers=0, which reads pictures in the training process"
+        raise TrainingError.of(
+            "data.workers",
+            f"{loader.num_workers} loader processes cannot be started ({error}): {advice}; or set "
+            "data.workers=0, which reads pictures in the training process",
         ) from error
 
 

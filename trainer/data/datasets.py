@@ -41,7 +41,7 @@ def train_data(config: TrainConfig, repeat: bool = True) -> CocoDataset:
         parts = _numbered(datasets)
         records = [r for part, count in zip(parts, times, strict=True) for r in part * count]
         if not records:
-            raise DatasetError(f"{dataset.annotations}: no image has an object to train on (data.empty_images is drop)")
+            raise DatasetError.at(dataset.annotations, "no image has an object to train on (data.empty_images is drop)")
         dataset = replace(dataset, records=tuple(records))
     return dataset
 
@@ -84,7 +84,7 @@ def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
     names = datasets[0].class_names
     for dataset in datasets:
         if dataset.class_names != names:
-            raise DatasetError(f"{dataset.annotations}: its classes differ from those of {datasets[0].annotations}")
+            raise DatasetError.at(dataset.annotations, f"its classes differ from those of {datasets[0].annotations}")
     absent = [{p.detail for p in dataset.problems.items if p.reason == ABSENT_CLASS} for dataset in datasets]
     for detail in sorted(set.intersection(*absent)):
         known = [name for name in names if repr(name) not in set.intersection(*absent)]

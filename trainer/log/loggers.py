@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from isodet.errors import IsodetError
 from models.config.parse import to_mapping
 from runtime.files.write import write_text
 from trainer.config.log import Tracker
@@ -23,7 +24,7 @@ _IDS = "trackers.json"
 """In the run's folder: by tracker, the name it has for the run, under which a resumed run goes on."""
 
 
-class RecordsError(ValueError):
+class RecordsError(IsodetError, ValueError):
     """A tracker that cannot be started; the message names it and what to do."""
 
 
@@ -94,8 +95,8 @@ class WandbWriter:
                 dir=str(run), config=to_mapping(config), settings=wandb.Settings(silent=True, console="off"),
             )  # fmt: skip
         except wandb.Error as error:
-            raise RecordsError(
-                f"log: wandb cannot start: {error}; run `wandb login`, set WANDB_MODE=offline, or take it out of log"
+            raise RecordsError.of(
+                "log", f"wandb cannot start: {error}; run `wandb login`, set WANDB_MODE=offline, or take it out of log"
             ) from error
         _keep_id(run, "wandb", identity)
         self.where = f"W&B: {self._run.settings.sync_dir if self._run.offline else self._run.url}"
@@ -132,9 +133,10 @@ class MlflowWriter:
                 self._client.update_run(known, status="RUNNING")
         except (MlflowException, ImportError) as error:  # the second: a store whose packages are not there
             again = f" (the run is {known} by {run / _IDS}; without that file a new one starts)" if known else ""
-            raise RecordsError(
-                f"log: mlflow cannot start: {error}{again}; set MLFLOW_TRACKING_URI to a server that is there, install "
-                "isodet[mlflow], or take mlflow out of log"
+            raise RecordsError.of(
+                "log",
+                f"mlflow cannot start: {error}{again}; set MLFLOW_TRACKING_URI to a server that is there, install "
+                "isodet[mlflow], or take mlflow out of log",
             ) from error
         _keep_id(run, "mlflow", self._id)
         self.where = f"MLflow: run {self._id} of experiment {name}, {self._client.tracking_uri}"

@@ -59,11 +59,11 @@ def convert(
     out = Path(out)
     folder = out.with_suffix("") if to in ("coco", "list") else out
     if to in ("coco", "list") and out.suffix.lower() != ".json":
-        raise DatasetError(f"{out}: {to} is one file; expected a name that ends in .json")
+        raise DatasetError.at(out, f"{to} is one file; expected a name that ends in .json")
     beside = [out.with_suffix(".classes.txt")] if to == "list" else []
     for path in (out, *beside, *([] if pictures == "leave" else [folder])):
         if path.exists() or path.is_symlink():
-            raise DatasetError(f"{path}: already exists; choose another --out, or remove it first")
+            raise DatasetError.at(path, "already exists; choose another --out, or remove it first")
     dataset = read_dataset(source, images, classes, format, split, voc_origin=voc_origin)
     names = relative_names(dataset, by_stem=to in ("voc", "yolo"))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -113,9 +113,10 @@ def relative_names(dataset: CocoDataset, by_stem: bool) -> list[str]:
         name = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
         stem = (name.with_suffix("") if by_stem else name).as_posix()
         if stem in taken:
-            raise DatasetError(
-                f"{dataset.annotations}: images {taken[stem].id} ({taken[stem].path}) and {record.id} ({record.path}) "
-                "would have the same name; rename one of the files"
+            raise DatasetError.at(
+                dataset.annotations,
+                f"images {taken[stem].id} ({taken[stem].path}) and {record.id} ({record.path}) "
+                "would have the same name; rename one of the files",
             )
         taken[stem] = record
         names.append(name.as_posix())
@@ -126,9 +127,10 @@ def require_pictures(dataset: CocoDataset) -> None:
     """Raise `DatasetError` for the first file of `dataset` that is no picture by its content."""
     for record in dataset.records:
         if not cv2.haveImageReader(str(record.path)):
-            raise DatasetError(
-                f"{dataset.annotations}: image {record.id} names {record.path}, which is not a picture; it is not "
-                "copied: remove the entry, or put the picture there"
+            raise DatasetError.at(
+                dataset.annotations,
+                f"image {record.id} names {record.path}, which is not a picture; it is not "
+                "copied: remove the entry, or put the picture there",
             )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.errors import IsodetError
 from models.config.parse import ConfigError
 from runtime.card.card import Card
 from runtime.datasets import FORMATS, read_dataset, read_split
@@ -32,7 +33,7 @@ _LEAST_SIDE = 4.0
 """Pixels; there is nothing to see in less."""
 
 
-class MiningError(ValueError):
+class MiningError(IsodetError, ValueError):
     """Nothing that could be mined; the message says what to do."""
 
 
@@ -84,9 +85,9 @@ def mine_negatives(
         ("limit", limit, 1, 10**6),
     ):
         if not low <= value <= high:
-            raise MiningError(f"{name}: expected {low} to {high}, got {value}")
+            raise MiningError.of(name, f"expected {low} to {high}, got {value}")
     if Path(out).resolve() in {path.resolve() for path in (*dataset.files, dataset.annotations)}:
-        raise MiningError(f"{out}: these are the annotations; expected another name for the negatives")
+        raise MiningError.at(out, "these are the annotations; expected another name for the negatives")
     rows: list[dict[str, Any]] = []
     skipped, detections = [], 0
     for done, record in enumerate(dataset.records, start=1):
@@ -109,7 +110,7 @@ def mine_negatives(
         if progress is not None:
             progress(done, len(dataset.records))
     if len(skipped) == len(dataset.records):
-        raise MiningError(f"{dataset.annotations}: none of its {len(skipped)} pictures can be read; the first: "
+        raise MiningError.at(dataset.annotations, f"none of its {len(skipped)} pictures can be read; the first: "
                           f"{skipped[0][0]}: {skipped[0][1]}")  # fmt: skip
     if not rows:
         raise MiningError(f"no false positive among {detections} detections at a score of {score:g} and more in "
@@ -140,7 +141,7 @@ def training_data(
     split = card.training.get("data", {}).get("train", {})
     kind: Any = split.get("format", "auto") if isinstance(split, dict) else ""
     if kind not in ("auto", *FORMATS) or not split.get("annotations"):
-        raise MiningError(f"{source}: its card names no single set of training data; give --annotations (--images)")
+        raise MiningError.at(source, "its card names no single set of training data; give --annotations (--images)")
     return read_split(split, card.classes, "train")
 
 

@@ -30,7 +30,7 @@ def digits_video(
     Raises `RecipeError` when a number is out of range or OpenCV cannot encode MP4.
     """
     if min(size_hw) < 64:
-        raise RecipeError(f"size_hw: expected a height and width of at least 64 px, got {size_hw}")
+        raise RecipeError.of("size_hw", f"expected a height and width of at least 64 px, got {size_hw}")
     if out.suffix.lower() != ".mp4" or seconds <= 0 or fps < 1:
         raise RecipeError(f"expected an .mp4 path, seconds > 0 and fps >= 1, got {out}, {seconds}, {fps}")
     rng, material = np.random.default_rng([seed, 2]), load_material(VAL_SAMPLES)
@@ -62,7 +62,7 @@ def _naming_videos() -> Iterator[None]:
     try:
         yield
     except VideoError as error:
-        raise RecipeError(str(error)) from None
+        raise RecipeError(str(error), path=error.path) from None
 
 
 def _bounce(position: npt.NDArray[np.float64], limit: tuple[int, int]) -> tuple[int, int]:

@@ -14,11 +14,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from isodet.errors import IsodetError
+
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
 
-class RecipeError(ValueError):
+class RecipeError(IsodetError, ValueError):
     """A data set that cannot be made as asked; the message says what to change."""
 
 
@@ -39,7 +41,7 @@ def for_pictures(recipe: str, size_hw: tuple[int, int]) -> str:
     64 px.
     """
     if min(size_hw) < 64:
-        raise RecipeError(f"size_hw: expected a height and width of at least 64 px, got {size_hw}")
+        raise RecipeError.of("size_hw", f"expected a height and width of at least 64 px, got {size_hw}")
     height, width = (-(-side // 32) * 32 for side in size_hw)
     return recipe.replace("@HEIGHT@", str(height)).replace("@WIDTH@", str(width))
 
@@ -61,9 +63,9 @@ def write_dataset(
     """
     for split, (count, _) in splits.items():
         if count < 1:
-            raise RecipeError(f"{split}: expected at least 1 image, got {count}")
+            raise RecipeError.of(split, f"expected at least 1 image, got {count}")
     if out.exists() and (not out.is_dir() or any(p.name != ".partial" for p in out.iterdir())):
-        raise RecipeError(f"{out}: already holds files; name a new folder, or delete this one first")
+        raise RecipeError.at(out, "already holds files; name a new folder, or delete this one first")
     partial = out / ".partial"
     if partial.exists():  # left by a run that was killed
         shutil.rmtree(partial)
@@ -103,5 +105,5 @@ def write_dataset(
 def _write_jpeg(path: Path, scene: Scene) -> None:
     ok, data = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, scene.jpeg_quality])
     if not ok:
-        raise RecipeError(f"{path}: OpenCV could not encode this {scene.image.shape} picture as JPEG")
+        raise RecipeError.at(path, f"OpenCV could not encode this {scene.image.shape} picture as JPEG")
     path.write_bytes(data.tobytes())

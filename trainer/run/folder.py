@@ -86,7 +86,7 @@ def _resume(last: Path, changed_data: bool) -> Resume:
     content = read_checkpoint(last)
     state = content["resume"]
     if state is None:
-        raise CheckpointError(f"{last}: holds weights but no training state; resume from a run's last.pt")
+        raise CheckpointError.at(last, "holds weights but no training state; resume from a run's last.pt")
     if not state.get("finished"):
         config = read_config(last.parent / "config.yaml", resolved=True)
         if "finished" in state or state["epoch"] < config.schedule.epochs:

@@ -13,12 +13,9 @@ import yaml
 
 from models.checkpoint import CheckpointError, read_checkpoint
 from runtime.files.yaml import parse_yaml
+from runtime.runs import RunsError
 from trainer.log.metrics import read_metrics
 from trainer.run.lock import is_training
-
-
-class RunListError(ValueError):
-    """A folder that holds no runs because it is none; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,11 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
     """Every run in `folder`, the newest first. A run that cannot be read is listed with the reason; a folder that has
     nothing of a run, as of data, is none.
 
-    Raises `RunListError` where `folder` is no folder.
+    Raises `RunsError` where `folder` is no folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunListError(f"{folder}: no such folder of runs; name one, or train with `trainer fit`")
+        raise RunsError.at(folder, "no such folder of runs; name one, or train with `trainer fit`")
     paths = [
         path for path in folder.iterdir()
         if path.is_dir() and not path.name.startswith(".") and any((path / name).exists() for name in _OF_A_RUN)

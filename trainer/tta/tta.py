@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from isodet.errors import ArgumentError
 from models.deploy.graph import Deploy
 from runtime.backends.torch.backend import TorchBackend
 from runtime.detections import Detections
@@ -52,7 +53,9 @@ def parse_views(text: str) -> tuple[View, ...]:
         except ValueError:
             added = (0.0,)
         if not all(0.25 <= scale <= 4 for scale in added):
-            raise ValueError(f"tta: expected flip, scales, or factors from 0.25 to 4, as flip,0.75,1.25; got {part!r}")
+            raise ArgumentError.of(
+                "tta", f"expected flip, scales, or factors from 0.25 to 4, as flip,0.75,1.25; got {part!r}"
+            )
         scales += [scale for scale in added if scale not in scales]
     return tuple(View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,)))
 

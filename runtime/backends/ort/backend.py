@@ -50,9 +50,10 @@ class OrtBackend(Backend):
         options.check("onnx", path)
         self._path, self.card = path, read_onnx_card(path, options.check_hashes)
         if self.card.nms["kind"] == "plugin":
-            raise BackendError(
-                f"{path}: its NMS is TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime has not; build an engine "
-                "of it, or export with --nms auto, whose one file runs in both"
+            raise BackendError.at(
+                path,
+                "its NMS is TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime has not; build an engine "
+                "of it, or export with --nms auto, whose one file runs in both",
             )
         if options.check_hashes:
             require_unedited(path, self.card)
@@ -60,7 +61,7 @@ class OrtBackend(Backend):
         self.device, self.why = _resolve(device, options)
         asked_for = options.cuda_graphs or options.provider != "cuda"  # what there is on a GPU only
         if asked_for and self.device == "cpu":
-            raise BackendError(f"{path}: {options} needs a GPU; device {device} is the CPU here ({self.why})")
+            raise BackendError.at(path, f"{options} needs a GPU; device {device} is the CPU here ({self.why})")
         session_options = onnxruntime.SessionOptions()
         session_options.log_severity_level = 3  # errors; they are raised, too
         if threads is not None:
@@ -71,7 +72,7 @@ class OrtBackend(Backend):
             if self.device == "cpu":
                 raise _cannot_load(path, self.device, error) from None
             if device != "auto" or asked_for:
-                raise BackendError(f"{path}: cannot run on {self.device}: {_line(error)}") from None
+                raise BackendError.at(path, f"cannot run on {self.device}: {_line(error)}") from None
             _log.warning("%s: cannot run on %s, so it runs on the CPU: %s", path, self.device, _line(error))
             self.device, self.why = "cpu", f"it cannot run on {self.device}: {_line(error)}"
             try:
@@ -123,7 +124,7 @@ class OrtBackend(Backend):
             return BoundSession(self._session, self.card, index, self.fixed_batch, options.cuda_graphs, graph_id)
         except BackendError as error:
             if options.cuda_graphs:
-                raise BackendError(f"cuda_graphs: {error}") from None
+                raise BackendError.of("cuda_graphs", str(error)) from None
             _log.info("frames are copied through ordinary memory: %s", error)
             return None
 
@@ -137,17 +138,17 @@ class OrtBackend(Backend):
             kind, shape, written = "tensor(float)", [3, height, width], f"float32 [B, 3, {height}, {width}]"
         if len(inputs) != 1 or inputs[0].type != kind or list(inputs[0].shape[1:]) != shape:
             got = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise CardError(f"{path}: expected one input, {written}, as its card says; got {got}")
+            raise CardError.at(path, f"expected one input, {written}, as its card says; got {got}")
         expected = {name: _TYPES[name] for name in output_names(self.card)}
         if {o.name: o.type for o in outputs} != expected:
             got = ", ".join(f"{o.name} {o.type}" for o in outputs)
             wanted = ", ".join(f"{name} {kind}" for name, kind in expected.items())
-            raise CardError(f"{path}: expected the outputs {wanted}; got {got}")
+            raise CardError.at(path, f"expected the outputs {wanted}; got {got}")
         self._input = inputs[0].name
         batch = inputs[0].shape[0]
         fixed = batch if isinstance(batch, int) else None
         if (fixed or "dynamic") != self.card.batch:
-            raise CardError(f"{path}: card: batch is {self.card.batch!r}, but the graph takes {fixed or 'any batch'}")
+            raise CardError.at(path, f"{self.card.batch!r}, but the graph takes {fixed or 'any batch'}", key="batch")
         return fixed
 
     def __call__(self, images: Images) -> RawOutputs:
@@ -199,12 +200,12 @@ def _resolve(device: str, options: BackendOptions) -> tuple[str, str]:
     if device == "auto":
         return "cpu", "CUDA finds no device here" if provided else "this onnxruntime is built for the CPU"
     if not provided:
-        raise BackendError(f"device {device}: {no_cuda_provider()}")
-    raise BackendError(f"device {device}: CUDA finds {count} devices here; use cpu, or check nvidia-smi")
+        raise BackendError(f"device {device}: {no_cuda_provider()}", key="device")
+    raise BackendError(f"device {device}: CUDA finds {count} devices here; use cpu, or check nvidia-smi", key="device")
 
 
 def _cannot_load(path: str | Path, device: str, error: Exception) -> BackendError:
-    return BackendError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it on {device}: {_line(error)}")
+    return BackendError.at(path, f"ONNX Runtime {onnxruntime.__version__} cannot load it on {device}: {_line(error)}")
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -59,5 +59,5 @@ def engine_folder(path: str | Path, card: Card, options: BackendOptions, most: i
         folder = Path(home) / f"{model}-{version}"
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BackendError(f"{path}: no place for the engines that are built of it: {error}") from None
+        raise BackendError.at(path, f"no place for the engines that are built of it: {error}") from None
     return folder

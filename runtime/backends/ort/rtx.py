@@ -32,12 +32,15 @@ def plugin() -> ModuleType:
     if version < _OLDEST or not hasattr(onnxruntime, "register_execution_provider_library"):
         raise BackendError(
             f'provider="rtx": onnxruntime {onnxruntime.__version__} is too old for it: expected 1.25 or later '
-            "(pip install -U onnxruntime, with Python 3.11 or later)"
+            "(pip install -U onnxruntime, with Python 3.11 or later)",
+            key="provider",
         )
     try:
         import onnxruntime_ep_nv_tensorrt_rtx as package
     except ImportError as error:
-        raise BackendError(f"provider=\"rtx\" needs its plugin: pip install 'isodet[rtx-ep]' ({error})") from error
+        raise BackendError(
+            f"provider=\"rtx\" needs its plugin: pip install 'isodet[rtx-ep]' ({error})", key="provider"
+        ) from error
     with _lock:
         name = package.get_ep_name()
         if name not in _registered:
@@ -46,7 +49,8 @@ def plugin() -> ModuleType:
             except Exception as error:  # onnxruntime's errors have no common base but Exception
                 raise BackendError(
                     f'provider="rtx": its library does not load: {_line(error)} (libcuda and libnvidia-ml come with '
-                    "NVIDIA's driver, the rest with the package)"
+                    "NVIDIA's driver, the rest with the package)",
+                    key="provider",
                 ) from error
             _registered.add(name)
     return package
@@ -69,7 +73,7 @@ def find_device(device: str) -> tuple[str, str]:
     index = min(devices) if device == "auto" else parse_device(device)[1]
     if index not in devices:
         others = ", ".join(f"cuda:{other}" for other in sorted(devices))
-        raise BackendError(f'device {device}: provider="rtx" has {others} here')
+        raise BackendError(f'device {device}: provider="rtx" has {others} here', key="device")
     why = f"the first of {len(devices)} devices of {plugin().get_ep_name()}" if device == "auto" else "as asked"
     return f"cuda:{index}", why
 
@@ -106,7 +110,8 @@ def _devices() -> dict[int, Any]:
     devices = {d.memory_info(memory).device_id: d for d in onnxruntime.get_ep_devices() if d.ep_name == name}
     if not devices:
         raise BackendError(
-            f'provider="rtx": no device: {_why_none(name)}; provider="cuda" runs on NVIDIA GPUs that this one does not'
+            f'provider="rtx": no device: {_why_none(name)}; provider="cuda" runs on NVIDIA GPUs that this one does not',
+            key="provider",
         )
     return devices
 

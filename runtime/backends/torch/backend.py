@@ -172,11 +172,12 @@ class TorchBackend(Backend):
     def _check_graphs(self) -> None:
         """Raise `BackendError` where there can be no recordings."""
         if self._device.type == "cpu":
-            raise BackendError(f"cuda_graphs needs a GPU; the device is the CPU here ({self.why})")
+            raise BackendError.of("cuda_graphs", f"needs a GPU; the device is the CPU here ({self.why})")
         if not isinstance(self.card.resize_rule(), FixedSize):
-            raise BackendError(
-                "cuda_graphs: this model takes each picture in a size of its own (short-side rule), and a recording "
-                "is of one; export it, which gives it one size"
+            raise BackendError.of(
+                "cuda_graphs",
+                "this model takes each picture in a size of its own (short-side rule), and a recording "
+                "is of one; export it, which gives it one size",
             )
 
     def _tensor(self, images: Images) -> torch.Tensor:
@@ -275,5 +276,7 @@ def _resolve(device: str) -> tuple[torch.device, str]:
         return torch.device("cpu"), "as asked"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= count:
-        raise BackendError(f"device {device}: PyTorch finds {count} CUDA devices here; use cpu, or check nvidia-smi")
+        raise BackendError(
+            f"device {device}: PyTorch finds {count} CUDA devices here; use cpu, or check nvidia-smi", key="device"
+        )
     return torch.device("cuda", index), "as asked"

@@ -87,7 +87,7 @@ class RecordedModule:
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
             said = str(cause or error).strip().partition("\n")[0]
-            raise BackendError(
-                f"cuda_graphs: {self._name} cannot record a batch of {rows}: {said}; run it without cuda_graphs"
+            raise BackendError.of(
+                "cuda_graphs", f"{self._name} cannot record a batch of {rows}: {said}; run it without cuda_graphs"
             ) from error
         return Recorded(graph, images, outputs)

@@ -57,7 +57,7 @@ class TrtBackend(Backend):
         try:
             self._context = self._makes_context()
         except BackendError as error:
-            raise type(error)(f"{path}: on {found.name}: {error}") from None
+            raise type(error)(f"{path}: on {found.name}: {error}", path=path) from None
 
     def __call__(self, images: Images) -> RawOutputs:
         if len(images) > self.max_batch:
@@ -118,20 +118,21 @@ def system() -> str:
 
 
 def _not_here(path: Path, card: Card, why: str) -> BackendError:
-    return BackendError(f"{path}: built for {built_for(card)}; {why}. Build it again here: {card.engine['rebuild']}")
+    return BackendError.at(path, f"built for {built_for(card)}; {why}. Build it again here: {card.engine['rebuild']}")
 
 
 def _device_index(path: Path, device: str, card: Card) -> int:
     """The number of the CUDA device. Raises `BackendError` where there is none."""
     kind, index = parse_device(device)
     if kind == "cpu":
-        raise BackendError(f"{path}: an engine runs on an NVIDIA GPU only; give the ONNX file for device cpu")
+        raise BackendError.at(path, "an engine runs on an NVIDIA GPU only; give the ONNX file for device cpu")
     count = cuda_device_count()
     if count == 0:
-        raise BackendError(
-            f"{path}: built for {built_for(card)}, and there is no CUDA device here (check nvidia-smi); the ONNX file "
-            "that it was built from runs on a CPU"
+        raise BackendError.at(
+            path,
+            f"built for {built_for(card)}, and there is no CUDA device here (check nvidia-smi); the ONNX file "
+            "that it was built from runs on a CPU",
         )
     if index >= count:
-        raise BackendError(f"device {device}: CUDA finds {count} devices here; check nvidia-smi")
+        raise BackendError(f"device {device}: CUDA finds {count} devices here; check nvidia-smi", key="device")
     return index
