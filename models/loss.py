@@ -16,24 +16,8 @@ from models.config.model import BoxConfig, LossConfig, ModelConfig
 from models.config.network import is_own
 from models.custom.call import own_box_loss, own_class_loss
 from models.detector import Raw
-from models.losses import (
-    balanced_l1_loss,
-    bce_loss,
-    centerness,
-    ciou_loss,
-    diou_loss,
-    eiou_loss,
-    focal_loss,
-    ghm_weights,
-    giou_loss,
-    hardest,
-    iou_linear_loss,
-    iou_log_loss,
-    l1_loss,
-    quality_focal_loss,
-    smooth_l1_loss,
-    varifocal_loss,
-)
+from models.losses.boxes import centerness
+from models.losses.classification import hardest, smoothed
 from models.priors import Priors
 
 REGION = -2
@@ -89,7 +73,7 @@ def criterion(
         target = matched[image, prior]
         target_boxes = gt_boxes_xyxy[image, target]  # [P, 4]
         positives = (matched >= 0).sum(dim=1).to(raw.logits.dtype)  # [B]
-        if config.assign.kind != "center":
+        if config.assign.part.counts_over == "image":
             positives = positives.clamp(min=1)
         share = _share(config.loss, positives, total)  # [B]
 
@@ -99,7 +83,7 @@ def criterion(
     overlaps = iou(boxes.detach(), target_boxes)  # [P]
 
     classes = torch.zeros_like(raw.logits)  # [B, N, C] in 0..1
-    score_is_quality = config.loss.cls in ("qfl", "vfl")
+    score_is_quality = config.loss.part.teaches_iou
     classes[image, prior, gt_labels[image, target]] = overlaps if score_is_quality else torch.ones_like(overlaps)
     cls = _classification(config.loss, raw.logits, classes, matched, share, total)
 
@@ -109,7 +93,7 @@ def criterion(
         middle = centerness(mine.points, target_boxes)  # [P]
         quality = (_bce(raw, image, prior, middle) * share[image]).sum()
         if config.box.weighting == "centerness":
-            least = 1e-6 if config.assign.kind == "center" else 1.0
+            least = 1.0 if config.assign.part.counts_over == "image" else 1e-6
             per_prior = torch.zeros_like(raw.logits[..., 0]).index_put((image, prior), middle)  # [B, N]
             weight, share_of_boxes = middle, _share(config.loss, per_prior.sum(dim=1), total, least)
     elif config.quality == "iou":
@@ -138,47 +122,32 @@ def _classification(
 
     matched: [B, N] says what is ignored. share: [B], what an image's loss counts.
     """
-    counted = (matched != IGNORED)[..., None]  # [B, N, 1]
-    if config.cls == "ghm":
-        return (ghm_weights(logits, targets, counted, config.bins, total) * bce_loss(logits, targets)).sum()
+    counted, positive = matched != IGNORED, matched >= 0  # [B, N]
+    if config.smoothing:  # the background is not in doubt
+        targets = smoothed(targets, positive[..., None] * config.smoothing)
     if is_own(config.cls):
         each = own_class_loss(config, logits, targets)
-    elif config.cls == "bce":
-        each = bce_loss(logits, targets, (matched >= 0)[..., None] * config.smoothing)
-    elif config.cls == "qfl":
-        each = quality_focal_loss(logits, targets, config.gamma)
-    elif config.cls == "vfl":
-        each = varifocal_loss(logits, targets, 0.75 if config.alpha is None else config.alpha, config.gamma)
+    elif config.part.of_batch:
+        total_loss: Tensor = config.part.configured(config)(logits, targets, counted[..., None], total=total).sum()
+        return total_loss
     else:
-        each = focal_loss(logits, targets, 0.25 if config.alpha is None else config.alpha, config.gamma)
+        each = config.part.configured(config)(logits, targets)
     if config.hard_negatives:
         per_prior = each.detach().sum(dim=-1)  # [B, N]
-        counted = hardest(per_prior, matched >= 0, matched == BACKGROUND, config.hard_negatives)[..., None]
-    return (each.masked_fill(~counted, 0).sum(dim=(1, 2)) * share).sum()
+        counted = hardest(per_prior, positive, matched == BACKGROUND, config.hard_negatives)
+    return (each.masked_fill(~counted[..., None], 0).sum(dim=(1, 2)) * share).sum()
 
 
 def _per_box(config: BoxConfig, boxes: Tensor, codes: Tensor, target_boxes: Tensor, anchors: Tensor) -> Tensor:
     """Losses [P] of decoded boxes [P, 4], or of their codes [P, 4] relative to anchors [P, 4]."""
     if is_own(config.loss):
         return own_box_loss(config, boxes, target_boxes)
-    if config.loss in ("l1", "smooth_l1", "balanced_l1"):
-        target_codes = encode_delta(anchors, target_boxes, config.stds)
-        if config.loss == "l1":
-            return l1_loss(codes, target_codes).sum(dim=-1)
-        if config.loss == "smooth_l1":
-            return smooth_l1_loss(codes, target_codes, config.beta).sum(dim=-1)
-        return balanced_l1_loss(codes, target_codes, config.beta).sum(dim=-1)
-    if config.loss == "iou_log":
-        return iou_log_loss(boxes, target_boxes)
-    if config.loss == "iou_linear":
-        return iou_linear_loss(boxes, target_boxes)
-    if config.loss == "diou":
-        return diou_loss(boxes, target_boxes)
-    if config.loss == "ciou":
-        return ciou_loss(boxes, target_boxes)
-    if config.loss == "eiou":
-        return eiou_loss(boxes, target_boxes)
-    return giou_loss(boxes, target_boxes)
+    loss = config.part.configured(config)
+    if config.part.of == "codes":
+        each: Tensor = loss(codes, encode_delta(anchors, target_boxes, config.stds))
+        return each.sum(dim=-1)
+    each = loss(boxes, target_boxes)
+    return each
 
 
 def _bce(raw: Raw, image: Tensor, prior: Tensor, target: Tensor) -> Tensor:

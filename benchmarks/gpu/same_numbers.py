@@ -12,6 +12,7 @@ from benchmarks.gpu.networks import TINY, Scene, network_config, random_scene
 from benchmarks.gpu.stage import Row, Setting
 from benchmarks.untrained import calm_network
 from models.assigners import assign
+from models.config.choices import ASSIGNERS
 from models.config.model import ModelConfig
 from models.detector import Detector
 from models.loss import criterion
@@ -41,7 +42,7 @@ def rows(setting: Setting) -> Iterator[Row]:
             yield from against_cpu(setting, config, f"{detector} {backbone['name']}")
             if setting.small and backbone["name"] != "resnet18":
                 break
-    for kind in ("atss", "iou", "center", "topk"):
+    for kind in ASSIGNERS:
         yield assignment(setting, kind)
     for detector in DETECTORS if not setting.small else ("atss",):
         yield from curves(setting, detector)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.backbones import Backbone, build_backbone
+from models.config.choices import BACKBONES
 from models.config.model import BackboneConfig, model_config
-from models.config.network import BACKBONES
 from models.config.parse import ConfigError
 from models.detector import Detector
 from models.layers.fuse import FuseError, assert_fused, fuse

@@ -13,7 +13,7 @@ from models.config.model import model_config
 from models.config.parse import ConfigError
 from models.detector import Detector as Network
 from models.detector import Raw
-from models.losses import quality_focal_loss
+from models.losses.classification import quality_focal_loss
 from models.losses.precision import wide
 from runtime.card.card import sha256_file
 from trainer.config.distill import DistillConfig, require_comparable
