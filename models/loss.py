@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isodet.shapes import assert_shape
 from models.assigners import BACKGROUND, IGNORED, assign
 from models.boxes import iou
 from models.coders import decode, encode_delta
@@ -66,6 +67,13 @@ def criterion(
 
     regions: False where the caller knows that no label is `REGION`; looking makes the host wait for a GPU.
     """
+    B, N, C = len(raw.logits), len(priors.boxes_xyxy), len(config.classes)
+    assert_shape("raw.logits", raw.logits, B, N, C)
+    assert_shape("raw.boxes", raw.boxes, B, N, 4)
+    if raw.quality is not None:
+        assert_shape("raw.quality", raw.quality, B, N)
+    assert_shape("gt_boxes_xyxy", gt_boxes_xyxy, B, None, 4)
+    assert_shape("gt_labels", gt_labels, *gt_boxes_xyxy.shape[:2])
     with torch.no_grad():
         ignored = gt_labels == REGION if regions else None
         matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0, ignored, sizes_hw)  # [B, N]
@@ -127,11 +135,11 @@ def _classification(
         targets = smoothed(targets, positive[..., None] * config.smoothing)
     if is_own(config.cls):
         each = own_class_loss(config, logits, targets)
-    elif config.part.of_batch:
-        total_loss: Tensor = config.part.configured(config)(logits, targets, counted[..., None], total=total).sum()
-        return total_loss
     else:
-        each = config.part.configured(config)(logits, targets)
+        loss: Callable[..., Tensor] = config.part.configured(config)
+        if config.part.of_batch:
+            return loss(logits, targets, counted[..., None], total=total).sum()
+        each = loss(logits, targets)
     if config.hard_negatives:
         per_prior = each.detach().sum(dim=-1)  # [B, N]
         counted = hardest(per_prior, positive, matched == BACKGROUND, config.hard_negatives)
@@ -142,12 +150,10 @@ def _per_box(config: BoxConfig, boxes: Tensor, codes: Tensor, target_boxes: Tens
     """Losses [P] of decoded boxes [P, 4], or of their codes [P, 4] relative to anchors [P, 4]."""
     if is_own(config.loss):
         return own_box_loss(config, boxes, target_boxes)
-    loss = config.part.configured(config)
+    loss: Callable[..., Tensor] = config.part.configured(config)
     if config.part.of == "codes":
-        each: Tensor = loss(codes, encode_delta(anchors, target_boxes, config.stds))
-        return each.sum(dim=-1)
-    each = loss(boxes, target_boxes)
-    return each
+        return loss(codes, encode_delta(anchors, target_boxes, config.stds)).sum(dim=-1)
+    return loss(boxes, target_boxes)
 
 
 def _bce(raw: Raw, image: Tensor, prior: Tensor, target: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.shapes import assert_shape
 from runtime.backends import RawOutputs
 
 
@@ -15,6 +16,9 @@ def suppress(candidates: RawOutputs, iou_threshold: float, detections: int) -> R
     Overlaps are float32 and compared with the largest float32 that is not above the threshold, as in the graph
     (`models.deploy.nms`), so that both keep the same boxes.
     """
+    assert_shape("scores", candidates.scores, None, None)
+    assert_shape("boxes", candidates.boxes, *candidates.scores.shape, 4)
+    assert_shape("labels", candidates.labels, *candidates.scores.shape)
     batch, kept = len(candidates.scores), min(detections, candidates.scores.shape[1])
     count = np.zeros((batch, 1), np.int32)
     boxes, scores = np.zeros((batch, kept, 4), np.float32), np.zeros((batch, kept), np.float32)

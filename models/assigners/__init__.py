@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from isodet.shapes import assert_shape
 from models.assigners.assignment import BACKGROUND, IGNORED
 from models.assigners.regions import in_regions
 from models.config.model import AssignConfig
@@ -33,6 +34,12 @@ def assign(
     gt_ignore: [B, G] bool, which boxes are ignore regions (`config.ignore_iof`). sizes_hw: [B, 2], the images' own
     padded sizes in pixels (`config.padding`); unless given, all fill the batch.
     """
+    B, G = gt_valid.shape
+    assert_shape("gt_boxes_xyxy", gt_boxes_xyxy, B, G, 4)
+    if gt_ignore is not None:
+        assert_shape("gt_ignore", gt_ignore, B, G)
+    if sizes_hw is not None:
+        assert_shape("sizes_hw", sizes_hw, B, 2)
     available = regions = None
     if config.padding == "absent" and sizes_hw is not None:
         available = priors.within(sizes_hw)
@@ -46,6 +53,7 @@ def assign(
         matched = own_matches(config, priors, gt_boxes_xyxy, gt_valid)
     else:
         matched = config.part.configured(config)(priors, gt_boxes_xyxy, gt_valid, available=available)
+    assert_shape(f"the matches of {config.kind}", matched, B, len(priors.boxes_xyxy))
     if available is not None:
         matched = matched.masked_fill(~available, IGNORED)
     if regions is not None:

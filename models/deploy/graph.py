@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from isodet.shapes import assert_shape
 from models.coders import decode
 from models.config.model import ModelConfig
 from models.deploy.graph_input import Intake
@@ -74,6 +75,7 @@ class Deploy(nn.Module):
 
     def detections(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """The outputs from `candidates`: above the threshold, after NMS, the best D."""
+        assert_shape("boxes", boxes, *scores.shape, 4)
         outputs = self.nms(boxes, self.admitted(boxes, scores), labels)
         # All but the boxes are counts, scores and labels, which have no fourth coordinate.
         return tuple(self.intake.to_frame(out) if out.ndim == 3 else out for out in outputs)
@@ -93,7 +95,9 @@ class Deploy(nn.Module):
         threshold have score 0. size_hw: of the images that `raw` is of; None means the configured size.
         """
         post, size_hw = self.config.postprocess, size_hw or self.config.input_size_hw
-        grid = self.grid(size_hw)
+        grid, B = self.grid(size_hw), len(raw.logits)
+        assert_shape("raw.logits", raw.logits, B, len(grid.strides), len(self.config.classes))
+        assert_shape("raw.boxes", raw.boxes, B, len(grid.strides), 4)
         if post.level_candidates == 0:
             scores, point, label = self._best(raw.logits, raw.quality, post.candidates)
         else:

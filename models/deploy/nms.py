@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from isodet.shapes import assert_shape
 from models.boxes import box_area
 
 _STRIP = 150
@@ -34,6 +35,7 @@ class PortableNms(nn.Module):
         self.certificate, self.dtype = certificate, dtype
 
     def forward(self, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        assert_shape("scores", scores, *labels.shape)
         suppresses = suppression(boxes_xyxy, labels, self.iou_threshold).to(self.dtype)
         stands, exact = iterate(suppresses)
         outputs = best(stands, boxes_xyxy, scores, labels, self.detections)
@@ -52,6 +54,7 @@ def suppression(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Ten
     """[B, K, K] bool: candidate i, if it stands, fells j. It is better, of the same class, and overlaps it by more
     than `iou_threshold`.
     """
+    assert_shape("boxes_xyxy", boxes_xyxy, *labels.shape, 4)
     count, area, labels = boxes_xyxy.shape[1], box_area(boxes_xyxy), labels.int()
     # Operations on K x K numbers are what NMS costs, and i only fells what comes after it: strips of rows leave out
     # what lies left of them, and their intermediate results are small enough for a cache.
