@@ -41,7 +41,7 @@ def _alone(value: Tensor) -> Tensor:
     return value
 
 
-def criterion(
+def detection_loss(
     config: ModelConfig,
     raw: Raw,
     priors: Priors,

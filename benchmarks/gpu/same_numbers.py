@@ -15,7 +15,7 @@ from models.assigners import assign
 from models.config.choices import ASSIGNERS
 from models.config.model import ModelConfig
 from models.detector import Detector
-from models.loss import criterion
+from models.loss import detection_loss
 
 DETECTORS = ("atss", "fcos", "retinanet")
 LIMITS = {"outputs": 1e-4, "losses": 1e-4, "gradients": 1e-3}
@@ -77,7 +77,7 @@ def numbers(model: Detector, scene: Scene, device: str, dtype: torch.dtype | Non
     images, boxes, labels = (t.to(device) for t in (scene.images, scene.boxes_xyxy, scene.labels))
     with torch.autocast(device, dtype) if dtype is not None else nullcontext():
         raw = network(images)
-    losses = criterion(model.config, raw, network.priors(), boxes, labels)
+    losses = detection_loss(model.config, raw, network.priors(), boxes, labels)
     scale = SCALE if dtype == torch.float16 else 1.0
     (losses.total * scale).backward()
     # Without its mean, as a class's bias: what is left is what the picture says.

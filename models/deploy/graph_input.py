@@ -16,7 +16,7 @@ InputForm = Literal["uint8-nhwc", "float-nchw"]
 
 
 @dataclass(frozen=True)
-class Frame:
+class FrameGeometry:
     """Where a frame of one size lies in the network's input; `runtime.images.image.Letterbox` without its pixels."""
 
     source_hw: tuple[int, int]
@@ -26,13 +26,13 @@ class Frame:
     """Grey of what is right of the frame and below it."""
 
 
-class Intake(nn.Module):
+class GraphInput(nn.Module):
     """Graph input to float32 [B, 3, H, W], BGR, 0 to 255, of the network's size."""
 
     scale: Tensor
     limit: Tensor
 
-    def __init__(self, form: InputForm = "uint8-nhwc", frame: Frame | None = None):
+    def __init__(self, form: InputForm = "uint8-nhwc", frame: FrameGeometry | None = None):
         """frame: of that raw size the input is, and the letterbox is inside; None: the input is letterboxed already."""
         super().__init__()
         self.form, self.frame = form, frame

@@ -60,7 +60,7 @@ def logit_loss(
     Dense Teacher (Zhou et al., ECCV 2022, and its code): the sum of |t - s|^2 BCE(s, t) over the priors of which the
     teacher's largest probability is the highest, a share `region` (the paper's: 0.01), divided by the sum of those
     probabilities. Two things differ: the share is each image's own, so that batches over processes are one batch,
-    and the divisor is at least 1, as the criterion's are. Where both say the same the loss and its gradient are 0.
+    and the divisor is at least 1, as the detection loss's are. Where both say the same the loss and its gradient are 0.
     Logits are divided by `temperature` and the loss multiplied by its square (Hinton et al., 2015, section 2).
     """
     targets = (wide(teacher) / temperature).sigmoid()
