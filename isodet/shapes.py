@@ -18,7 +18,7 @@ def assert_shape(name: str, value: Shaped, *expected: int | EllipsisType | None)
     """Raise `AssertionError` unless the shape of `value` is the `expected` one; the message has both.
 
     None stands for any length, and a first `...` for any number of dimensions. Where a graph is traced with a free
-    batch, give None or another tensor's length for it: a number would fix it.
+    batch, give None for it or `other.shape[0]`: a number would fix it, and `len(other)` is one.
     """
     assert _fits(value.shape, expected), (
         f"{name}: expected the shape {_listed(expected)}, got {_listed(value.shape)}"

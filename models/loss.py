@@ -67,7 +67,7 @@ def detection_loss(
 
     regions: False where the caller knows that no label is `REGION`; looking makes the host wait for a GPU.
     """
-    B, N, C = len(raw.logits), len(priors.boxes_xyxy), len(config.classes)
+    B, N, C = raw.logits.shape[0], len(priors.boxes_xyxy), len(config.classes)
     assert_shape("raw.logits", raw.logits, B, N, C)
     assert_shape("raw.boxes", raw.boxes, B, N, 4)
     if raw.quality is not None:

@@ -95,7 +95,7 @@ class Deploy(nn.Module):
         threshold have score 0. size_hw: of the images that `raw` is of; None means the configured size.
         """
         post, size_hw = self.config.postprocess, size_hw or self.config.input_size_hw
-        grid, B = self.grid(size_hw), len(raw.logits)
+        grid, B = self.grid(size_hw), raw.logits.shape[0]
         assert_shape("raw.logits", raw.logits, B, len(grid.strides), len(self.config.classes))
         assert_shape("raw.boxes", raw.boxes, B, len(grid.strides), 4)
         if post.level_candidates == 0:

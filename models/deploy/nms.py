@@ -88,8 +88,8 @@ def keep_until_stable(suppresses: Tensor, rounds: int = 16) -> tuple[Tensor, Ten
     suppresses [B, K, K]: 1 where i suppresses j, else 0. Starting from "all are kept" and applying the rule to all
     at once, candidate i is final after as many rounds as its chain of suppressors is long; the fixed point is exactly
     the sequential greedy result ("cluster NMS", Zheng et al., 2021), and two equal rounds in succession prove it.
-    Chains on real candidates are a few links long (at most 11 among thousands of random sets); one longer than `rounds` would
-    leave boxes too many, never too few, because `rounds` is even.
+    Chains on real candidates are a few links long (at most 11 among thousands of random sets); one longer than
+    `rounds` would leave boxes too many, never too few, because `rounds` is even.
     """
     if rounds < 2 or rounds % 2:
         raise ValueError(f"rounds: expected an even number, at least 2, got {rounds}")
