@@ -82,7 +82,7 @@ class BoxConfig:
     unit: Literal["stride", "pixel", "anchor"] = "stride"
     """ltrb: what a distance is counted in; anchor: the anchor's width and height."""
     loss: BoxLossName | Own = "giou"
-    """Of overlap, on decoded boxes, as your own is; or of distance (l1, smooth_l1, balanced_l1), on delta codes."""
+    """Of overlap, on decoded boxes, as your own is; or of distance, as l1 is, on delta codes."""
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     """Of your own loss."""
     beta: float = 1.0
