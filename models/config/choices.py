@@ -120,6 +120,7 @@ BOX_LOSSES: dict[str, BoxLossPart] = {
     "diou": BoxLossPart(f"{_BOXES}:diou_loss"),
     "ciou": BoxLossPart(f"{_BOXES}:ciou_loss"),
     "eiou": BoxLossPart(f"{_BOXES}:eiou_loss"),
+    "alpha_diou": BoxLossPart(f"{_BOXES}:alpha_diou_loss"),
     "iou_log": BoxLossPart(f"{_BOXES}:iou_log_loss"),
     "iou_linear": BoxLossPart(f"{_BOXES}:iou_linear_loss"),
     "l1": BoxLossPart(f"{_BOXES}:l1_loss", of="codes"),

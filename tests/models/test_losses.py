@@ -128,6 +128,13 @@ def test_gradients_are_those_of_the_value(function):
 # ---------------------------------------------------------------------------------------- formulas
 
 
+def test_alpha_diou_is_its_papers_formula():
+    pred, target = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[2.0, 0.0, 6.0, 4.0]])
+    expected = 1 - (8 / 24) ** 3 + (4 / 52) ** 3  # IoU 8 / 24, centers 2 px apart, the hull's diagonal squared 52
+    assert math.isclose(float(losses.alpha_diou_loss(pred, target)), expected, rel_tol=1e-6)
+    torch.testing.assert_close(losses.alpha_diou_loss(pred, target, alpha=1.0), losses.diou_loss(pred, target))
+
+
 @given(st.floats(-8, 8), st.floats(0, 1), st.floats(0.1, 1), st.sampled_from([0.5, 1.0, 2.0]))
 def test_varifocal_is_equation_2(logit, q, alpha, gamma):
     p = 1 / (1 + math.exp(-logit))
