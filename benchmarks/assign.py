@@ -20,7 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.assigners import BACKGROUND, assign_atss
+from models.assigners import BACKGROUND
+from models.assigners.atss import assign_atss
 from models.boxes import iou
 from models.config.model import AnchorConfig
 from models.priors import Priors, feature_sizes, priors

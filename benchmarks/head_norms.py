@@ -33,7 +33,7 @@ from models.checkpoint import save_checkpoint
 from models.config.model import ModelConfig, model_config
 from models.config.parse import to_mapping
 from models.detector import Detector
-from models.loss import criterion
+from models.loss import detection_loss
 from runtime import Card, read_card
 from runtime.images.image import letterbox, read_image
 from trainer.config.train import TrainConfig
@@ -134,7 +134,7 @@ def _training_step(config: TrainConfig) -> Callable[[], None]:
     def step() -> None:
         with torch.autocast(device.type, amp, enabled=amp is not None):
             raw = model(batch.images)
-        criterion(config.model, raw, model.priors(), batch.boxes_xyxy, batch.labels).total.backward()
+        detection_loss(config.model, raw, model.priors(), batch.boxes_xyxy, batch.labels).total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.checkpoint import load_detector
-from models.deploy.nms import iterate, none_of, suppression
+from models.deploy.nms import keep_until_stable, none_of, suppression
 from runtime.images.image import letterbox, read_image
 
 KINDS = ("objects", "scattered", "whole pixels", "chain")
@@ -62,10 +62,10 @@ def greedy(boxes: Tensor, labels: Tensor, threshold: float) -> Tensor:
 
 def rounds_of(suppresses: Tensor) -> int:
     """How many rounds change something."""
-    stands = torch.ones_like(suppresses[:, :1])
+    kept = torch.ones_like(suppresses[:, :1])
     for done in range(suppresses.shape[1] + 1):
-        before, stands = stands, none_of(torch.matmul(stands, suppresses))
-        if torch.equal(stands, before):
+        before, kept = kept, none_of(torch.matmul(kept, suppresses))
+        if torch.equal(kept, before):
             return done
     raise AssertionError("a chain longer than there are candidates")
 
@@ -76,7 +76,7 @@ def from_pictures(checkpoint: Path, folder: Path) -> Iterator[tuple[Tensor, Tens
     for path in sorted(folder.glob("*.jpg")):
         image = torch.from_numpy(letterbox(read_image(path), (height, width))[0])[None]
         with torch.inference_mode():
-            pixels = deploy.intake(image)
+            pixels = deploy.graph_input(image)
             raw = deploy.detector.network(deploy.detector.pixels.normalised(pixels))
             boxes, _, labels = deploy.candidates(raw)
         yield boxes, labels
@@ -86,8 +86,8 @@ def row(name: str, sets: list[tuple[Tensor, Tensor]], threshold: float) -> str:
     differ = withheld = silent = most = 0
     for boxes, labels in tqdm(sets, desc=name, leave=False):
         suppresses = suppression(boxes, labels, threshold).float()
-        stands, exact = iterate(suppresses)
-        other = not torch.equal(stands[0], greedy(boxes[0], labels[0], threshold))
+        kept, exact = keep_until_stable(suppresses)
+        other = not torch.equal(kept[0], greedy(boxes[0], labels[0], threshold))
         differ, withheld = differ + other, withheld + (not exact.item())
         silent, most = silent + (other and bool(exact.item())), max(most, rounds_of(suppresses))
     return f"| {name} | {sets[0][0].shape[1]} | {len(sets)} | {differ} | {withheld} | {silent} | {most} |"

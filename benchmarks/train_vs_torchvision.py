@@ -25,7 +25,7 @@ import torchvision
 from benchmarks.torchvision_peers import CHANNELS, DEPTH, SIZE, WIDTH, torchvision_inputs, torchvision_model
 from models.config.model import model_config
 from models.detector import Detector
-from models.loss import criterion
+from models.loss import detection_loss
 from runtime import read_coco
 from runtime.images.image import FixedSize
 from trainer.config.train import AugmentConfig, OptimConfig
@@ -52,7 +52,7 @@ def isodet_step(detector: str, norm: str, batch: Batch, classes: int, amp: bool)
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             raw = model(batch.images)
-        criterion(config, raw, model.priors(), batch.boxes_xyxy, batch.labels).total.backward()
+        detection_loss(config, raw, model.priors(), batch.boxes_xyxy, batch.labels).total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

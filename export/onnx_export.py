@@ -31,7 +31,7 @@ from export.verification.gate import pass_gate
 from export.verification.scores import Verification
 from models.checkpoint import build_detector
 from models.deploy.graph import Deploy
-from models.deploy.graph_input import Intake
+from models.deploy.graph_input import GraphInput
 from models.layers.fuse import assert_fused
 from runtime.card.card import Card, CardError, file_kind, sha256_file
 from runtime.datasets.annotations import CocoDataset
@@ -95,7 +95,7 @@ def to_onnx(
     if precision == "int8":
         made = quantized(detector, card, checkpoint, options.int8 or Int8(), data, say, progress)
         detector, card = made.detector, replace(card, quantization=made.quantization)
-    reference = Deploy(detector, Intake(frame=frame)).eval()
+    reference = Deploy(detector, GraphInput(frame=frame)).eval()
     difference = assert_fused(detector, reference.detector, torch.from_numpy(_real_pixels(card.input_size_hw, data)))
     say(f"folded: raw outputs agree to {difference:.1e} of their scale")
 

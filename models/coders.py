@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from isodet.shapes import assert_shape
 from models.config.model import BoxConfig
 from models.priors import Priors
 
@@ -24,6 +25,8 @@ def encode_delta(anchors_xyxy: Tensor, boxes_xyxy: Tensor, stds: Sequence[float]
 
     R-CNN (Girshick et al., 2014), appendix C. Boxes and anchors must have positive sides.
     """
+    assert_shape("anchors_xyxy", anchors_xyxy, ..., 4)
+    assert_shape("boxes_xyxy", boxes_xyxy, ..., 4)
     anchor_wh = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
     box_wh = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
     shift = (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:] - anchors_xyxy[..., :2] - anchors_xyxy[..., 2:]) / 2 / anchor_wh
@@ -37,6 +40,8 @@ def decode_delta(
 
     stds: four numbers, or a tensor [4] where `codes` are, which spares a copy from the host.
     """
+    assert_shape("anchors_xyxy", anchors_xyxy, ..., 4)
+    assert_shape("codes", codes, ..., 4)
     codes = codes * (stds if isinstance(stds, Tensor) else codes.new_tensor(stds))
     anchor_wh = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
     centre = (anchors_xyxy[..., :2] + anchors_xyxy[..., 2:]) / 2 + codes[..., :2] * anchor_wh
@@ -47,6 +52,8 @@ def decode_delta(
 
 def encode_ltrb(points_xy: Tensor, strides: Tensor, boxes_xyxy: Tensor) -> Tensor:
     """Distances [..., 4] from points [..., 2] to the left, top, right, bottom sides, in strides [...]."""
+    assert_shape("points_xy", points_xy, *strides.shape, 2)
+    assert_shape("boxes_xyxy", boxes_xyxy, ..., 4)
     near = points_xy - boxes_xyxy[..., :2]
     far = boxes_xyxy[..., 2:] - points_xy
     return torch.cat([near, far], dim=-1) / strides[..., None]
@@ -54,6 +61,8 @@ def encode_ltrb(points_xy: Tensor, strides: Tensor, boxes_xyxy: Tensor) -> Tenso
 
 def decode_ltrb(points_xy: Tensor, strides: Tensor, dist_ltrb: Tensor) -> Tensor:
     """Boxes [..., 4] xyxy of distances [..., 4] in strides."""
+    assert_shape("points_xy", points_xy, *strides.shape, 2)
+    assert_shape("dist_ltrb", dist_ltrb, ..., 4)
     return _around(points_xy, dist_ltrb * strides[..., None])
 
 
@@ -67,6 +76,7 @@ def decode(config: BoxConfig, priors: Priors, codes: Tensor, stds: Tensor | None
     ltrb codes are logs of distances by default: an exponential is positive without a dead half, unlike a ReLU.
     stds: `config.stds` as a tensor [4] where `codes` are; None copies them there.
     """
+    assert_shape("codes", codes, ..., *priors.boxes_xyxy.shape)
     if config.code == "delta":
         return decode_delta(priors.boxes_xyxy, codes, config.stds if stds is None else stds, config.clamp)
     if config.activation == "relu":

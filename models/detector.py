@@ -47,7 +47,7 @@ class Pixels(nn.Module):
 
 
 class Detector(nn.Module):
-    """uint8 BGR images [B, H, W, 3] -> `Raw`, always; `criterion` and `Deploy` are its two readers."""
+    """uint8 BGR images [B, H, W, 3] -> `Raw`, always; `detection_loss` and `Deploy` are its two readers."""
 
     def __init__(self, config: ModelConfig, load_weights: bool = True):
         super().__init__()

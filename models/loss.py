@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isodet.shapes import assert_shape
 from models.assigners import BACKGROUND, IGNORED, assign
 from models.boxes import iou
 from models.coders import decode, encode_delta
@@ -16,24 +17,8 @@ from models.config.model import BoxConfig, LossConfig, ModelConfig
 from models.config.network import is_own
 from models.custom.call import own_box_loss, own_class_loss
 from models.detector import Raw
-from models.losses import (
-    balanced_l1_loss,
-    bce_loss,
-    centerness,
-    ciou_loss,
-    diou_loss,
-    eiou_loss,
-    focal_loss,
-    ghm_weights,
-    giou_loss,
-    hardest,
-    iou_linear_loss,
-    iou_log_loss,
-    l1_loss,
-    quality_focal_loss,
-    smooth_l1_loss,
-    varifocal_loss,
-)
+from models.losses.boxes import centerness
+from models.losses.classification import hardest, smoothed
 from models.priors import Priors
 
 REGION = -2
@@ -56,7 +41,7 @@ def _alone(value: Tensor) -> Tensor:
     return value
 
 
-def criterion(
+def detection_loss(
     config: ModelConfig,
     raw: Raw,
     priors: Priors,
@@ -82,6 +67,13 @@ def criterion(
 
     regions: False where the caller knows that no label is `REGION`; looking makes the host wait for a GPU.
     """
+    B, N, C = raw.logits.shape[0], len(priors.boxes_xyxy), len(config.classes)
+    assert_shape("raw.logits", raw.logits, B, N, C)
+    assert_shape("raw.boxes", raw.boxes, B, N, 4)
+    if raw.quality is not None:
+        assert_shape("raw.quality", raw.quality, B, N)
+    assert_shape("gt_boxes_xyxy", gt_boxes_xyxy, B, None, 4)
+    assert_shape("gt_labels", gt_labels, *gt_boxes_xyxy.shape[:2])
     with torch.no_grad():
         ignored = gt_labels == REGION if regions else None
         matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0, ignored, sizes_hw)  # [B, N]
@@ -89,7 +81,7 @@ def criterion(
         target = matched[image, prior]
         target_boxes = gt_boxes_xyxy[image, target]  # [P, 4]
         positives = (matched >= 0).sum(dim=1).to(raw.logits.dtype)  # [B]
-        if config.assign.kind != "center":
+        if config.assign.part.counts_over == "image":
             positives = positives.clamp(min=1)
         share = _share(config.loss, positives, total)  # [B]
 
@@ -99,7 +91,7 @@ def criterion(
     overlaps = iou(boxes.detach(), target_boxes)  # [P]
 
     classes = torch.zeros_like(raw.logits)  # [B, N, C] in 0..1
-    score_is_quality = config.loss.cls in ("qfl", "vfl")
+    score_is_quality = config.loss.part.teaches_iou
     classes[image, prior, gt_labels[image, target]] = overlaps if score_is_quality else torch.ones_like(overlaps)
     cls = _classification(config.loss, raw.logits, classes, matched, share, total)
 
@@ -109,7 +101,7 @@ def criterion(
         middle = centerness(mine.points, target_boxes)  # [P]
         quality = (_bce(raw, image, prior, middle) * share[image]).sum()
         if config.box.weighting == "centerness":
-            least = 1e-6 if config.assign.kind == "center" else 1.0
+            least = 1.0 if config.assign.part.counts_over == "image" else 1e-6
             per_prior = torch.zeros_like(raw.logits[..., 0]).index_put((image, prior), middle)  # [B, N]
             weight, share_of_boxes = middle, _share(config.loss, per_prior.sum(dim=1), total, least)
     elif config.quality == "iou":
@@ -138,47 +130,30 @@ def _classification(
 
     matched: [B, N] says what is ignored. share: [B], what an image's loss counts.
     """
-    counted = (matched != IGNORED)[..., None]  # [B, N, 1]
-    if config.cls == "ghm":
-        return (ghm_weights(logits, targets, counted, config.bins, total) * bce_loss(logits, targets)).sum()
+    counted, positive = matched != IGNORED, matched >= 0  # [B, N]
+    if config.smoothing:  # the background is not in doubt
+        targets = smoothed(targets, positive[..., None] * config.smoothing)
     if is_own(config.cls):
         each = own_class_loss(config, logits, targets)
-    elif config.cls == "bce":
-        each = bce_loss(logits, targets, (matched >= 0)[..., None] * config.smoothing)
-    elif config.cls == "qfl":
-        each = quality_focal_loss(logits, targets, config.gamma)
-    elif config.cls == "vfl":
-        each = varifocal_loss(logits, targets, 0.75 if config.alpha is None else config.alpha, config.gamma)
     else:
-        each = focal_loss(logits, targets, 0.25 if config.alpha is None else config.alpha, config.gamma)
+        loss: Callable[..., Tensor] = config.part.configured(config)
+        if config.part.of_batch:
+            return loss(logits, targets, counted[..., None], total=total).sum()
+        each = loss(logits, targets)
     if config.hard_negatives:
         per_prior = each.detach().sum(dim=-1)  # [B, N]
-        counted = hardest(per_prior, matched >= 0, matched == BACKGROUND, config.hard_negatives)[..., None]
-    return (each.masked_fill(~counted, 0).sum(dim=(1, 2)) * share).sum()
+        counted = hardest(per_prior, positive, matched == BACKGROUND, config.hard_negatives)
+    return (each.masked_fill(~counted[..., None], 0).sum(dim=(1, 2)) * share).sum()
 
 
 def _per_box(config: BoxConfig, boxes: Tensor, codes: Tensor, target_boxes: Tensor, anchors: Tensor) -> Tensor:
     """Losses [P] of decoded boxes [P, 4], or of their codes [P, 4] relative to anchors [P, 4]."""
     if is_own(config.loss):
         return own_box_loss(config, boxes, target_boxes)
-    if config.loss in ("l1", "smooth_l1", "balanced_l1"):
-        target_codes = encode_delta(anchors, target_boxes, config.stds)
-        if config.loss == "l1":
-            return l1_loss(codes, target_codes).sum(dim=-1)
-        if config.loss == "smooth_l1":
-            return smooth_l1_loss(codes, target_codes, config.beta).sum(dim=-1)
-        return balanced_l1_loss(codes, target_codes, config.beta).sum(dim=-1)
-    if config.loss == "iou_log":
-        return iou_log_loss(boxes, target_boxes)
-    if config.loss == "iou_linear":
-        return iou_linear_loss(boxes, target_boxes)
-    if config.loss == "diou":
-        return diou_loss(boxes, target_boxes)
-    if config.loss == "ciou":
-        return ciou_loss(boxes, target_boxes)
-    if config.loss == "eiou":
-        return eiou_loss(boxes, target_boxes)
-    return giou_loss(boxes, target_boxes)
+    loss: Callable[..., Tensor] = config.part.configured(config)
+    if config.part.of == "codes":
+        return loss(codes, encode_delta(anchors, target_boxes, config.stds)).sum(dim=-1)
+    return loss(boxes, target_boxes)
 
 
 def _bce(raw: Raw, image: Tensor, prior: Tensor, target: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from models.loss import REGION, Losses, criterion
+from models.loss import REGION, Losses, detection_loss
 from trainer.config.auxiliary import auxiliary_model
 from trainer.config.train import OptimConfig, TrainConfig
 from trainer.data.train_set import Batch
@@ -107,7 +107,7 @@ def losses(
         return group.total(mine if usable else torch.zeros_like(mine))
 
     regions = bool((batch.labels.numpy() == REGION).any())  # in host memory, where nobody waits for the answer
-    terms: Losses | HelpedLosses = criterion(
+    terms: Losses | HelpedLosses = detection_loss(
         config.model, look.raw, grid, boxes, labels, sizes_hw, total, regions=regions
     )
     if state.whole is not None:
@@ -116,7 +116,7 @@ def losses(
             distill = state.distillation.loss(images, look.raw, look.levels, amp, total)
         if config.auxiliary is not None and look.auxiliary is not None:
             coarse = auxiliary_model(config.auxiliary, config.model)
-            aux = config.auxiliary.weight * criterion(
+            aux = config.auxiliary.weight * detection_loss(
                 coarse, look.auxiliary, grid, boxes, labels, sizes_hw, total, regions=regions
             ).total  # fmt: skip
         terms = HelpedLosses(terms.cls, terms.box, terms.quality, distill, aux)

@@ -1,4 +1,4 @@
-"""The loss on the validation pictures: the training's own criterion, without augmentation and without learning."""
+"""The loss on the validation pictures: the training's own loss, without augmentation and without learning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from models.detector import Detector
-from models.loss import Losses, criterion
+from models.loss import Losses, detection_loss
 from runtime.datasets.annotations import CocoDataset
 from trainer.config.train import TrainConfig
 from trainer.data.batch_wait import Waiting, received
@@ -38,7 +38,7 @@ def validation_losses(
                 raw = model(pictures)
             grid = model.priors((pictures.shape[1], pictures.shape[2]))
             boxes, labels, sizes = (part.to(device) for part in (batch.boxes_xyxy, batch.labels, batch.sizes_hw))
-            losses = criterion(config.model, raw, grid, boxes, labels, sizes)
+            losses = detection_loss(config.model, raw, grid, boxes, labels, sizes)
             total += torch.stack(list(losses)) * len(pictures)
             images += len(pictures)
     model.train(training)

@@ -12,9 +12,10 @@ from benchmarks.gpu.networks import TINY, Scene, network_config, random_scene
 from benchmarks.gpu.stage import Row, Setting
 from benchmarks.untrained import calm_network
 from models.assigners import assign
+from models.config.choices import ASSIGNERS
 from models.config.model import ModelConfig
 from models.detector import Detector
-from models.loss import criterion
+from models.loss import detection_loss
 
 DETECTORS = ("atss", "fcos", "retinanet")
 LIMITS = {"outputs": 1e-4, "losses": 1e-4, "gradients": 1e-3}
@@ -41,7 +42,7 @@ def rows(setting: Setting) -> Iterator[Row]:
             yield from against_cpu(setting, config, f"{detector} {backbone['name']}")
             if setting.small and backbone["name"] != "resnet18":
                 break
-    for kind in ("atss", "iou", "center", "topk"):
+    for kind in ASSIGNERS:
         yield assignment(setting, kind)
     for detector in DETECTORS if not setting.small else ("atss",):
         yield from curves(setting, detector)
@@ -76,7 +77,7 @@ def numbers(model: Detector, scene: Scene, device: str, dtype: torch.dtype | Non
     images, boxes, labels = (t.to(device) for t in (scene.images, scene.boxes_xyxy, scene.labels))
     with torch.autocast(device, dtype) if dtype is not None else nullcontext():
         raw = network(images)
-    losses = criterion(model.config, raw, network.priors(), boxes, labels)
+    losses = detection_loss(model.config, raw, network.priors(), boxes, labels)
     scale = SCALE if dtype == torch.float16 else 1.0
     (losses.total * scale).backward()
     # Without its mean, as a class's bias: what is left is what the picture says.

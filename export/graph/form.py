@@ -12,21 +12,21 @@ from export.graph.plan import frame_of
 from export.graph.tracing import check_weights, simplified, trace
 from export.options import ExportError, InputForm, NmsKind, OnnxOptions, Precision
 from models.deploy.graph import Deploy
-from models.deploy.graph_input import Frame, Intake
+from models.deploy.graph_input import FrameGeometry, GraphInput
 from models.detector import Detector as Network
 from runtime.backends.protocol import OUTPUTS
 from runtime.card.card import Card
 
 
 def onnx_model(
-    detector: Network, frame: Frame | None, kind: NmsKind, precision: Precision, options: OnnxOptions,
+    detector: Network, frame: FrameGeometry | None, kind: NmsKind, precision: Precision, options: OnnxOptions,
     say: Callable[[str], None],
 ) -> onnx.ModelProto:  # fmt: skip
     """The traced graph, with the functions that its NMS needs to run here."""
     rest_is_half = precision == "int8" and options.int8 is not None and options.int8.half
     half, config = precision == "fp16" or rest_is_half, detector.config
     nms = nms_module(kind, config.postprocess, len(config.classes), options.certificate, half)
-    deploy = Deploy(detector, Intake(options.input, frame), nms).eval()
+    deploy = Deploy(detector, GraphInput(options.input, frame), nms).eval()
     if half:
         before = _state_megabytes(deploy)
         try:
@@ -48,7 +48,7 @@ def float_forms(detector: Network, card: Card) -> tuple[onnx.ModelProto, onnx.Mo
     certificate = bool(card.nms.get("certificate"))
     options = OnnxOptions(nms=kind, certificate=certificate, source_size_hw=card.source_size_hw, input=form)
     nms = nms_module(kind, detector.config.postprocess, len(card.classes), certificate, False)
-    deploy = Deploy(detector, Intake(form, frame_of(options, card)), nms).eval()
+    deploy = Deploy(detector, GraphInput(form, frame_of(options, card)), nms).eval()
     traced = _trace(deploy, options, kind)
     simple = simplified(traced)
     return add_functions(traced, kind, deploy, False), add_functions(simple, kind, deploy, False)

@@ -117,11 +117,11 @@ class LoopNms(nn.Module):
 
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         suppresses = suppression(boxes, labels, self.post.nms_iou).to(self.dtype)
-        stands = torch.onnx.ops.symbolic(
-            f"{_OWN_DOMAIN}::Settle", (torch.ones_like(suppresses[:, :1]), suppresses), dtype=self.dtype,
+        kept = torch.onnx.ops.symbolic(
+            f"{_OWN_DOMAIN}::KeepUntilStable", (torch.ones_like(suppresses[:, :1]), suppresses), dtype=self.dtype,
             shape=(scores.shape[0], 1, scores.shape[1]), version=1,
         )  # fmt: skip
-        return best(stands[:, 0] > 0.5, boxes, scores, labels, self.post.detections)
+        return best(kept[:, 0] > 0.5, boxes, scores, labels, self.post.detections)
 
 
 class OnnxNms(nn.Module):
@@ -135,11 +135,11 @@ class OnnxNms(nn.Module):
         ranks = torch.arange(scores.shape[1], 0, -1, dtype=torch.float32)
         ranks = by_class(torch.where(scores > 0, ranks, 0.0), labels, self.classes)
         # NonMaxSuppression clips nothing, but compares sides: the box of no candidate is made empty.
-        stands = torch.onnx.ops.symbolic(
+        kept = torch.onnx.ops.symbolic(
             f"{_OWN_DOMAIN}::Select", (boxes, ranks.transpose(1, 2), torch.zeros_like(scores)), dtype=torch.float32,
             shape=scores.shape, version=1,
         )  # fmt: skip
-        return best(stands > 0.5, boxes, scores, labels, self.post.detections)
+        return best(kept > 0.5, boxes, scores, labels, self.post.detections)
 
 
 class NoNms(nn.Module):
@@ -172,7 +172,7 @@ def add_functions(model: ModelProto, kind: NmsKind, deploy: Deploy, half: bool) 
     if kind in ("auto", "plugin"):
         function = _plugin_body(model, deploy, opset, half)
     elif kind == "loop":
-        function = onnx.parser.parse_function(_SETTLE % {"opset": opset})
+        function = onnx.parser.parse_function(_KEEP_UNTIL_STABLE % {"opset": opset})
     elif kind == "onnx":
         values = {"opset": opset, "kept": post.detections, "iou": f"{float32_below(post.nms_iou):.9g}"}
         function = onnx.parser.parse_function(_SELECT % values)
@@ -244,13 +244,13 @@ def as_function(model: ModelProto, name: str, domain: str, attributes: list[str]
     )  # fmt: skip
 
 
-_SETTLE = """
+_KEEP_UNTIL_STABLE = """
 <opset_import: ["" : %(opset)d], domain: "isodet">
-Settle (start, suppresses) => (stands)
+KeepUntilStable (start, suppresses) => (kept)
 {
   rounds = Constant <value: tensor = int64 {9223372036854775807}> ()
   yes = Constant <value: tensor = bool {1}> ()
-  stands = Loop (rounds, yes, start) <body: graph = settle_rounds (int64 number, bool go, now) => (bool more, last) {
+  kept = Loop (rounds, yes, start) <body: graph = stable_rounds (int64 number, bool go, now) => (bool more, last) {
       first_hits = MatMul (now, suppresses)
       first = HardSigmoid <alpha: float = -1.0, beta: float = 1.0> (first_hits)
       last_hits = MatMul (first, suppresses)
@@ -264,7 +264,7 @@ Settle (start, suppresses) => (stands)
 
 _SELECT = """
 <opset_import: ["" : %(opset)d], domain: "isodet">
-Select (boxes, ranks, nothing) => (stands)
+Select (boxes, ranks, nothing) => (kept)
 {
   most = Constant <value_ints: ints = [%(kept)d]> ()
   iou = Constant <value_floats: floats = [%(iou)s]> ()
@@ -274,6 +274,6 @@ Select (boxes, ranks, nothing) => (stands)
   image_and_candidate = Gather <axis: int = 1> (picked, columns)
   count = Shape <start: int = 0, end: int = 1> (picked)
   ones = ConstantOfShape <value: tensor = float[1] {1}> (count)
-  stands = ScatterND (nothing, image_and_candidate, ones)
+  kept = ScatterND (nothing, image_and_candidate, ones)
 }
 """

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from export.graph.nms import why_no_plugin
 from export.options import ExportError, NmsKind, OnnxOptions, Precision
 from models.config.model import PostprocessConfig
-from models.deploy.graph_input import Frame
+from models.deploy.graph_input import FrameGeometry
 from runtime.card.card import Card
 from runtime.images.image import FILL, Letterbox
 
@@ -35,15 +35,15 @@ def precision_of(options: OnnxOptions, card: Card) -> Precision:
     return wanted
 
 
-def frame_of(options: OnnxOptions, card: Card) -> Frame | None:
+def frame_of(options: OnnxOptions, card: Card) -> FrameGeometry | None:
     """The letterbox that the graph is to hold, if any."""
     return None if options.source_size_hw is None else framed(options.source_size_hw, card.input_size_hw)
 
 
-def framed(source_hw: tuple[int, int], size_hw: tuple[int, int]) -> Frame:
+def framed(source_hw: tuple[int, int], size_hw: tuple[int, int]) -> FrameGeometry:
     """The letterbox of raw frames of `source_hw` into `size_hw`. Raises `ExportError` where it would leave a line."""
     placement = Letterbox.fit(source_hw, size_hw)
     if min(placement.resized_hw) < 2:
         (h, w), (height, width) = placement.source_hw, placement.size_hw
         raise ExportError.of("source-size", f"a frame of {h}x{w} becomes a line in an input of {height}x{width}")
-    return Frame(placement.source_hw, placement.resized_hw, placement.size_hw, FILL)
+    return FrameGeometry(placement.source_hw, placement.resized_hw, placement.size_hw, FILL)

@@ -24,7 +24,7 @@ from export.verification.scores import NotScored, Score, Verification
 from export.verification.targets import places
 from isodet.errors import IsodetError
 from models.deploy.graph import Deploy
-from models.deploy.graph_input import Intake
+from models.deploy.graph_input import GraphInput
 from runtime.artifact import read_card
 from runtime.backends.options import BackendOptions
 from runtime.backends.ort.library import load_onnxruntime
@@ -211,7 +211,7 @@ def with_frames(detector: Detector, card: Card) -> Detector:
     """The same PyTorch model behind the letterbox of the graph of `card`, which takes raw frames of one size."""
     backend = detector.backend
     assert isinstance(backend, TorchBackend) and isinstance(backend.model, Deploy), "a checkpoint's"
-    deploy = Deploy(backend.model.detector, Intake(frame=framed(card.frame_hw, card.input_size_hw)))
+    deploy = Deploy(backend.model.detector, GraphInput(frame=framed(card.frame_hw, card.input_size_hw)))
     return Detector(TorchBackend(deploy, replace(backend.card, source_size_hw=card.source_size_hw), backend.device))
 
 

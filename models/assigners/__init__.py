@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from isodet.shapes import assert_shape
 from models.assigners.assignment import BACKGROUND, IGNORED
-from models.assigners.atss import assign_atss
-from models.assigners.center import assign_center
-from models.assigners.iou import assign_iou
 from models.assigners.regions import in_regions
-from models.assigners.topk import assign_topk
 from models.config.model import AssignConfig
 from models.config.network import is_own
 from models.custom.call import own_matches
 from models.priors import Priors
 
-__all__ = ["BACKGROUND", "IGNORED", "assign", "assign_atss", "assign_center", "assign_iou", "assign_topk"]
+__all__ = ["BACKGROUND", "IGNORED", "assign"]
 
 
 def assign(
@@ -37,35 +34,28 @@ def assign(
     gt_ignore: [B, G] bool, which boxes are ignore regions (`config.ignore_iof`). sizes_hw: [B, 2], the images' own
     padded sizes in pixels (`config.padding`); unless given, all fill the batch.
     """
+    B, G = gt_valid.shape
+    assert_shape("gt_boxes_xyxy", gt_boxes_xyxy, B, G, 4)
+    if gt_ignore is not None:
+        assert_shape("gt_ignore", gt_ignore, B, G)
+    if sizes_hw is not None:
+        assert_shape("sizes_hw", sizes_hw, B, 2)
     available = regions = None
     if config.padding == "absent" and sizes_hw is not None:
         available = priors.within(sizes_hw)
     if config.ignore_iof is not None and gt_ignore is not None and gt_ignore.any():
-        by_points = config.kind in ("center", "topk")
-        regions = in_regions(priors, gt_boxes_xyxy, gt_ignore, config.ignore_iof, by_points)
+        regions = in_regions(priors, gt_boxes_xyxy, gt_ignore, config.ignore_iof, by_points=config.part.of_points)
         if config.ignore_over == "objects":
             available = ~regions if available is None else available & ~regions
     if available is not None and available.all():
         available = None  # nothing is missing, and grids can be searched as grids
-    matched = _assign(config, priors, gt_boxes_xyxy, gt_valid, available)
+    if is_own(config.kind):
+        matched = own_matches(config, priors, gt_boxes_xyxy, gt_valid)
+    else:
+        matched = config.part.configured(config)(priors, gt_boxes_xyxy, gt_valid, available=available)
+    assert_shape(f"the matches of {config.kind}", matched, B, len(priors.boxes_xyxy))
     if available is not None:
         matched = matched.masked_fill(~available, IGNORED)
     if regions is not None:
         matched = matched.masked_fill((matched == BACKGROUND) & regions, IGNORED)
     return matched
-
-
-def _assign(
-    config: AssignConfig, priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, available: Tensor | None
-) -> Tensor:
-    if is_own(config.kind):
-        return own_matches(config, priors, gt_boxes_xyxy, gt_valid)
-    if config.kind == "atss":
-        return assign_atss(priors, gt_boxes_xyxy, gt_valid, config.topk, available)
-    if config.kind == "topk":
-        return assign_topk(priors, gt_boxes_xyxy, gt_valid, config.topk, available)
-    if config.kind == "iou":
-        return assign_iou(priors, gt_boxes_xyxy, gt_valid, config.pos_iou, config.neg_iou, config.rescue, available)
-    return assign_center(
-        priors, gt_boxes_xyxy, gt_valid, config.radius, config.range_factor, config.range_ends, available
-    )

@@ -12,9 +12,6 @@ import torchvision
 from torch import Tensor, nn
 
 from models.backbones.custom import OwnBackbone
-from models.backbones.mobilenet import MOBILENETS, MobileNet
-from models.backbones.repvgg import RepVGG
-from models.backbones.resnet import RESNETS, ResNet
 from models.backbones.stages import Backbone, set_norms
 from models.backbones.timm import TimmBackbone
 from models.config.model import BackboneConfig
@@ -24,10 +21,7 @@ from models.tensor_files import TensorFileError, load_tensors
 
 __all__ = [
     "Backbone",
-    "MobileNet",
     "OwnBackbone",
-    "RepVGG",
-    "ResNet",
     "TimmBackbone",
     "build_backbone",
     "imagenet_at_hand",
@@ -47,13 +41,8 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbon
         backbone = TimmBackbone(config.name.removeprefix("timm:"), weights == "imagenet", own)
     elif is_own(config.name):
         backbone = OwnBackbone(config)
-    elif config.name in RESNETS:
-        block, depths, groups, group_width = RESNETS[config.name]
-        backbone = ResNet(block, depths, config.width, groups, group_width, config.style, config.dilated)
-    elif config.name in MOBILENETS:
-        backbone = MobileNet(config.name, config.width, config.dilated)
     else:
-        backbone = RepVGG(config.name, config.width)
+        backbone = config.part.load()(config)
     set_norms(backbone, config.norm, config.norm_eps)
     if weights is not None and not isinstance(backbone, TimmBackbone):
         _load_weights(backbone.network if isinstance(backbone, OwnBackbone) else backbone, config.name, weights)

@@ -6,6 +6,7 @@ import torchvision
 from torch import Tensor, nn
 
 from models.backbones.stages import Backbone, keep_resolution
+from models.config.network import BackboneConfig
 from models.layers.blocks import fold_sequence
 from models.layers.fuse import require_eval
 
@@ -19,16 +20,16 @@ class MobileNet(Backbone):
     Parameter names are torchvision's, so its files load as they are.
     """
 
-    def __init__(self, name: str, width: float = 1.0, dilated: bool = False):
+    def __init__(self, config: BackboneConfig):
         super().__init__()
         build = {"mobilenet_v2": torchvision.models.mobilenet_v2,
-                 "mobilenet_v3_large": torchvision.models.mobilenet_v3_large}[name]  # fmt: skip
-        self.features: nn.Sequential = build(weights=None, width_mult=width).features
-        self.ends = [*MOBILENETS[name], len(self.features)]
-        self.dilated = dilated
+                 "mobilenet_v3_large": torchvision.models.mobilenet_v3_large}[config.name]  # fmt: skip
+        self.features: nn.Sequential = build(weights=None, width_mult=config.width).features
+        self.ends = [*MOBILENETS[config.name], len(self.features)]
+        self.dilated = config.dilated
         channels = tuple(self.features[end - 1].out_channels for end in self.ends[1:])
-        self.channels = (channels[0], channels[1], channels[3]) if dilated else channels
-        if dilated:
+        self.channels = (channels[0], channels[1], channels[3]) if self.dilated else channels
+        if self.dilated:
             keep_resolution(self.stem_and_stages()[4])
 
     def forward(self, x: Tensor) -> list[Tensor]:

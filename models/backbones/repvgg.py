@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.backbones.resnet import scaled
 from models.backbones.stages import Backbone
+from models.config.network import BackboneConfig
 from models.layers.reparam import QARepVGGBlock, RepConv
 
 # Table 2: blocks of the four stages; factors on 64, 128, 256 and on 512 channels. The stem has at most 64.
@@ -21,13 +22,13 @@ _SIZES: dict[str, tuple[tuple[int, int, int, int], float, float]] = {
 class RepVGG(Backbone):
     """Blocks of three branches, each of which deploys to one 3x3 convolution."""
 
-    def __init__(self, name: str, width: float = 1.0):
+    def __init__(self, config: BackboneConfig):
         super().__init__()
-        family, size = name.split("_")
+        family, size = config.name.split("_")
         block = RepConv if family == "repvgg" else QARepVGGBlock
         blocks, a, b = _SIZES[size]
         widths = (min(64, 64 * a), 64 * a, 128 * a, 256 * a, 512 * b)
-        channels = [scaled(round(c), width) for c in widths]
+        channels = [scaled(round(c), config.width) for c in widths]
         self.channels = tuple(channels[1:])
         self.stem = block(3, channels[0], stride=2)
         self.stages = nn.ModuleList()

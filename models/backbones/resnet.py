@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.backbones.stages import Backbone, keep_resolution
+from models.config.network import BackboneConfig
 from models.layers.fuse import require_eval
 
 # Block, depth of the four stages, groups, channels of a group at 64 planes.
@@ -32,21 +31,13 @@ class ResNet(Backbone):
     `pytorch` in its 3x3, `caffe` in its first 1x1, as the original networks did.
     """
 
-    def __init__(
-        self,
-        block: type[BasicBlock] | type[Bottleneck],
-        depths: tuple[int, ...],
-        width: float = 1.0,
-        groups: int = 1,
-        group_width: int = 64,
-        style: Literal["pytorch", "caffe"] = "pytorch",
-        dilated: bool = False,
-    ):
+    def __init__(self, config: BackboneConfig):
         super().__init__()
-        planes = [scaled(c, width) for c in (64, 128, 256, 512)]
+        block, depths, groups, group_width = RESNETS[config.name]
+        planes = [scaled(c, config.width) for c in (64, 128, 256, 512)]
         channels = tuple(p * block.expansion for p in planes)
-        self.dilated = dilated
-        self.channels = (channels[0], channels[1], channels[3]) if dilated else channels
+        self.dilated = config.dilated
+        self.channels = (channels[0], channels[1], channels[3]) if self.dilated else channels
         self.conv1 = nn.Conv2d(3, planes[0], 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
         self.relu = nn.ReLU(inplace=True)
@@ -61,12 +52,12 @@ class ResNet(Backbone):
                     shortcut = nn.Conv2d(c_in, p * block.expansion, 1, stride, bias=False)
                     downsample = nn.Sequential(shortcut, nn.BatchNorm2d(p * block.expansion))
                 made = block(c_in, p, stride, downsample, groups, group_width)
-                if style == "caffe" and stride == 2:
+                if config.style == "caffe" and stride == 2:
                     made.conv1.stride, made.conv2.stride = (2, 2), (1, 1)
                 blocks.append(made)
                 c_in = p * block.expansion
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
-        if dilated:
+        if self.dilated:
             keep_resolution(self.stem_and_stages()[4])
         for m in self.modules():
             if isinstance(m, nn.Conv2d):

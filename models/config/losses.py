@@ -6,13 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from models.config.choices import (
+    ASSIGNERS,
+    BOX_LOSSES,
+    CLASS_LOSSES,
+    AssignerName,
+    AssignerPart,
+    BoxLossName,
+    BoxLossPart,
+    ClassLossName,
+    ClassLossPart,
+    either,
+)
 from models.config.network import IN_ARGUMENTS, is_own, require_own
 from models.config.parse import ConfigError, Own, require, require_defaults
 
 
 @dataclass(frozen=True)
 class AssignConfig:
-    kind: Literal["atss", "iou", "center", "topk"] | Own = "atss"
+    kind: AssignerName | Own = "atss"
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     """Of your own assigner."""
     topk: int = 9
@@ -51,6 +63,11 @@ class AssignConfig:
         if is_own(self.kind):
             require_defaults(self, ("kind", "arguments"), IN_ARGUMENTS)
 
+    @property
+    def part(self) -> AssignerPart:
+        """The assigner, or what is true of a user's own."""
+        return ASSIGNERS.get(self.kind, AssignerPart(self.kind))
+
 
 @dataclass(frozen=True)
 class BoxConfig:
@@ -64,10 +81,8 @@ class BoxConfig:
     """ltrb: how an output becomes a distance."""
     unit: Literal["stride", "pixel", "anchor"] = "stride"
     """ltrb: what a distance is counted in; anchor: the anchor's width and height."""
-    loss: Literal[
-        "giou", "diou", "ciou", "eiou", "iou_log", "iou_linear", "l1", "smooth_l1", "balanced_l1"
-    ] | Own = "giou"  # fmt: skip
-    """Of overlap, on decoded boxes, as your own is; or of distance (the last three), on delta codes."""
+    loss: BoxLossName | Own = "giou"
+    """Of overlap, on decoded boxes, as your own is; or of distance, as l1 is, on delta codes."""
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     """Of your own loss."""
     beta: float = 1.0
@@ -89,12 +104,17 @@ class BoxConfig:
             raise ConfigError(f"beta: {IN_ARGUMENTS}")
         require(self.weight > 0, "weight", "a positive number", self.weight)
 
+    @property
+    def part(self) -> BoxLossPart:
+        """The loss, or what is true of a user's own."""
+        return BOX_LOSSES.get(self.loss, BoxLossPart(self.loss))
+
 
 @dataclass(frozen=True)
 class LossConfig:
     """The loss of classes; the one of boxes is `box.loss`. `normaliser` is about all terms."""
 
-    cls: Literal["focal", "qfl", "vfl", "ghm", "bce"] | Own = "focal"
+    cls: ClassLossName | Own = "focal"
     """qfl and vfl (quality focal, varifocal) teach the score of an object's class the IoU of the predicted box."""
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     """Of your own loss."""
@@ -116,20 +136,32 @@ class LossConfig:
         require_own(self.cls, "cls", self.arguments)
         if is_own(self.cls):
             require_defaults(self, ("cls", "arguments", "hard_negatives"), IN_ARGUMENTS)
-        most = "below 1" if self.cls == "focal" else "at most 1"
-        fits = self.alpha is None or 0 < self.alpha < 1 or (self.alpha == 1 and self.cls != "focal")
-        require(fits, "alpha", f"null or a number above 0 and {most}", self.alpha)
-        if self.alpha is not None and self.cls not in ("focal", "vfl"):
-            raise ConfigError(f"alpha: {self.cls} has no such weight; use cls: focal or vfl, or leave alpha out")
+        part = self.part
+        fits = self.alpha is None or 0 < self.alpha <= 1
+        require(fits, "alpha", "null or a number above 0 and at most 1", self.alpha)
+        if self.alpha is not None and "alpha" not in part.reads:
+            others = either(name for name, other in CLASS_LOSSES.items() if "alpha" in other.reads)
+            raise ConfigError(f"alpha: {self.cls} has no such weight; use cls: {others}, or leave alpha out")
         require(0 <= self.gamma <= 10, "gamma", "0 to 10", self.gamma)
-        if self.cls == "qfl" and 0 < self.gamma < 1:
-            raise ConfigError(f"gamma: qfl has an endless slope below 1, got {self.gamma}; use 0 or 1..10")
         require(2 <= self.bins <= 1000, "bins", "2 to 1000", self.bins)
         require(0 <= self.smoothing < 1, "smoothing", "0 up to 1", self.smoothing)
-        if self.smoothing > 0 and self.cls != "bce":
-            raise ConfigError(f"smoothing: {self.cls} needs the targets as they are; use cls: bce, or smoothing: 0")
+        for limit in part.limits:
+            value = getattr(self, limit.key)
+            require(limit.fits(value), limit.key, limit.expected, value)
+        if self.smoothing > 0 and not part.takes_smoothing:
+            others = either(name for name, other in CLASS_LOSSES.items() if other.takes_smoothing)
+            raise ConfigError(
+                f"smoothing: {self.cls} needs the targets as they are; use cls: {others}, or smoothing: 0"
+            )
         require(self.hard_negatives >= 0, "hard_negatives", "0 or a positive ratio", self.hard_negatives)
-        if self.hard_negatives > 0 and self.cls == "ghm":
-            raise ConfigError("hard_negatives: ghm weighs by the density of all points; use another cls, or 0")
-        if self.normaliser == "image" and self.cls == "ghm":
-            raise ConfigError("normaliser: ghm is a mean over the batch already; use another cls, or normaliser: batch")
+        if self.hard_negatives > 0 and part.of_batch:
+            raise ConfigError(f"hard_negatives: {self.cls} weighs by all points of the batch; use another cls, or 0")
+        if self.normaliser == "image" and part.of_batch:
+            raise ConfigError(
+                f"normaliser: {self.cls} is a mean over the batch already; use another cls, or normaliser: batch"
+            )
+
+    @property
+    def part(self) -> ClassLossPart:
+        """The loss, or what is true of a user's own."""
+        return CLASS_LOSSES.get(self.cls, ClassLossPart(self.cls))

@@ -167,16 +167,16 @@ class ModelConfig:
             raise ConfigError("neck.levels: a dilated backbone ends at stride 16, so levels begin at 4 or below")
         if self.head.block == "shuffle" and (self.neck.channels % 4 or (self.head.channels or 4) % 4):
             raise ConfigError("head.block: shuffle has four groups, so channels of neck and head are multiples of 4")
-        if self.box.code == "ltrb" and self.box.loss in ("l1", "smooth_l1", "balanced_l1"):
+        if self.box.code == "ltrb" and self.box.part.of == "codes":
             raise ConfigError(f"box.loss: {self.box.loss} is defined on delta codes; use giou with code: ltrb")
-        if self.loss.cls in ("qfl", "vfl") and self.quality != "none":
+        if self.loss.part.teaches_iou and self.quality != "none":
             raise ConfigError(
                 f"loss.cls: {self.loss.cls} makes the class score the box's quality, and a quality branch would count "
                 f"it twice; set quality: none, or loss.cls: focal with quality: {self.quality}"
             )
         if self.head.quality_on == "cls" and self.quality == "none":
             raise ConfigError("head.quality_on: cls chooses the tower of a branch, but quality is none; leave it out")
-        if self.assign.kind in ("center", "topk") and self.anchors.per_cell > 1:
+        if self.assign.part.of_points and self.anchors.per_cell > 1:
             raise ConfigError(
                 f"anchors: assign.kind {self.assign.kind} needs one anchor per cell, because all of a cell share its "
                 f"centre; got {self.anchors.per_cell}"

@@ -6,13 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from models.config.choices import BACKBONES, NECKS, BackbonePart, NeckName, NeckPart, either
 from models.config.parse import ConfigError, Own, check_own_name, nearest, require, require_defaults
-
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
-RESNEXTS = ("resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d")
-MOBILENETS = ("mobilenet_v2", "mobilenet_v3_large")
-REPVGGS = tuple(f"{family}_{size}" for family in ("repvgg", "qarepvgg") for size in ("a0", "a1", "a2", "b0", "b1"))
-BACKBONES = RESNETS + RESNEXTS + MOBILENETS + REPVGGS
 
 IN_ARGUMENTS = "your own part does not read this key, what it needs goes into arguments"
 
@@ -62,20 +57,21 @@ class BackboneConfig:
             raise ConfigError(f"name: expected a backbone or timm:NAME, or your own package.module:Name, got {name!r}"
                               f"{nearest(name, BACKBONES)}")  # fmt: skip
         require_own(name, "name", self.arguments)
+        part = self.part
         require(0.1 <= self.width <= 4, "width", "a multiplier from 0.1 to 4", self.width)
         require(0 <= self.frozen_stages <= 5, "frozen_stages", "0 to 5 (stem and four stages)", self.frozen_stages)
         require(self.norm_eps is None or 0 <= self.norm_eps < 1, "norm_eps", "null, or 0 up to 1", self.norm_eps)
         if self.weights is not None and self.width != 1.0:
             raise ConfigError(f"weights: {self.weights!r} needs width 1.0, got width {self.width}; set weights: null")
         if self.weights in ("imagenet", "imagenet_v1"):
-            if own or name in (*REPVGGS, "resnext101_32x4d") or (timm and self.weights != "imagenet"):
+            if own or not part.imagenet or (timm and self.weights != "imagenet"):
                 raise ConfigError(f"weights: torchvision has no ImageNet weights for {name}; use null or a path")
             if self.norm == "gn" or self.style == "caffe":
                 what = "GroupNorms" if self.norm == "gn" else "style: caffe"
                 raise ConfigError(f"weights: torchvision's ImageNet weights are not made for {what}; give a path")
-        if self.style == "caffe" and (name not in RESNETS + RESNEXTS or name in ("resnet18", "resnet34")):
+        if self.style == "caffe" and not part.bottlenecks:
             raise ConfigError(f"style: caffe is about bottlenecks, of which {name} has none; set style: pytorch")
-        if name in REPVGGS and (self.norm == "gn" or self.dilated):
+        if part.folds and (self.norm == "gn" or self.dilated):
             key = "norm: gn" if self.norm == "gn" else "dilated: true"
             raise ConfigError(f"{key} does not fit {name}, whose branches fold into one plain 3x3 convolution by their "
                               "BatchNorms; use a ResNet or a MobileNet")  # fmt: skip
@@ -88,10 +84,15 @@ class BackboneConfig:
             raise ConfigError("name: a network of timm comes as it is: norm: bn or frozen, frozen_stages: 0, dilated: "
                               "false, width: 1; for more choose a backbone that isodet has itself")  # fmt: skip
 
+    @property
+    def part(self) -> BackbonePart:
+        """The backbone, or what is true of timm's and of a user's own."""
+        return BACKBONES.get(self.name, BackbonePart(self.name))
+
 
 @dataclass(frozen=True)
 class NeckConfig:
-    kind: Literal["fpn", "pafpn", "bifpn", "reppan"] | Own = "fpn"
+    kind: NeckName | Own = "fpn"
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     """Of your own neck."""
     channels: int = 256
@@ -116,7 +117,14 @@ class NeckConfig:
         if is_own(self.kind):
             require_defaults(self, ("kind", "arguments", "channels", "levels"), IN_ARGUMENTS)
             return
-        if self.depth > 1 and self.kind in ("fpn", "pafpn"):
-            raise ConfigError(f"depth: {self.kind} has one pass; kinds that repeat are bifpn and reppan")
-        if first == last and self.kind != "fpn":
-            raise ConfigError(f"levels: {self.kind} exchanges between levels and needs two or more; use kind: fpn")
+        if self.depth > 1 and not self.part.repeats:
+            others = either(name for name, other in NECKS.items() if other.repeats)
+            raise ConfigError(f"depth: {self.kind} has one pass; a kind that repeats is {others}")
+        if first == last and not self.part.one_level:
+            others = either(name for name, other in NECKS.items() if other.one_level)
+            raise ConfigError(f"levels: {self.kind} exchanges between levels and needs two or more; use kind: {others}")
+
+    @property
+    def part(self) -> NeckPart:
+        """The neck, or what is true of a user's own."""
+        return NECKS.get(self.kind, NeckPart(self.kind))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from isodet.shapes import assert_shape
 from models.coders import decode
 from models.config.model import ModelConfig
-from models.deploy.graph_input import Intake
+from models.deploy.graph_input import GraphInput
 from models.deploy.nms import PortableNms
 from models.detector import Detector, Raw
 from models.layers.fuse import fuse
@@ -20,9 +21,9 @@ from models.priors import Priors
 class Deploy(nn.Module):
     """Pictures -> EfficientNMS_TRT's four outputs, or what another `nms` makes of the candidates.
 
-    The pictures are uint8 BGR [B, H, W, 3], letterboxed, unless `intake` takes another form. num_dets int32 [B, 1],
-    boxes float32 [B, D, 4] xyxy pixels of the pictures, scores float32 [B, D] falling, labels int32 [B, D]; slots past
-    `num_dets` are zero.
+    The pictures are uint8 BGR [B, H, W, 3], letterboxed, unless `graph_input` takes another form. num_dets int32
+    [B, 1], boxes float32 [B, D, 4] xyxy pixels of the pictures, scores float32 [B, D] falling, labels int32 [B, D];
+    slots past `num_dets` are zero.
     """
 
     prior_boxes: Tensor
@@ -30,7 +31,7 @@ class Deploy(nn.Module):
     box_stds: Tensor
     box_limit: Tensor
 
-    def __init__(self, detector: Detector, intake: Intake | None = None, nms: nn.Module | None = None):
+    def __init__(self, detector: Detector, graph_input: GraphInput | None = None, nms: nn.Module | None = None):
         """Takes a detector in eval mode and keeps a fused copy of it.
 
         nms: (boxes [B, K, 4], scores [B, K], labels [B, K]) -> outputs, of which only boxes have three dimensions; None
@@ -40,7 +41,7 @@ class Deploy(nn.Module):
         self.config: ModelConfig = detector.config
         post = self.config.postprocess
         self.detector = fuse(detector)
-        self.intake = intake or Intake()
+        self.graph_input = graph_input or GraphInput()
         self.nms = nms or PortableNms(post.nms_iou, post.detections)
         self.body_dtype = torch.float32
         grid = detector.priors()
@@ -68,15 +69,16 @@ class Deploy(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = self.intake(images)
+        x = self.graph_input(images)
         raw = self.detector.network(self.detector.pixels.normalised(x).to(self.body_dtype))
         return self.detections(*self.candidates(raw, (x.shape[2], x.shape[3])))
 
     def detections(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """The outputs from `candidates`: above the threshold, after NMS, the best D."""
+        assert_shape("boxes", boxes, *scores.shape, 4)
         outputs = self.nms(boxes, self.admitted(boxes, scores), labels)
         # All but the boxes are counts, scores and labels, which have no fourth coordinate.
-        return tuple(self.intake.to_frame(out) if out.ndim == 3 else out for out in outputs)
+        return tuple(self.graph_input.to_frame(out) if out.ndim == 3 else out for out in outputs)
 
     def admitted(self, boxes: Tensor, scores: Tensor) -> Tensor:
         """Scores [B, K] of `candidates`, 0 for those that are not to be detected, whatever NMS says."""
@@ -93,7 +95,9 @@ class Deploy(nn.Module):
         threshold have score 0. size_hw: of the images that `raw` is of; None means the configured size.
         """
         post, size_hw = self.config.postprocess, size_hw or self.config.input_size_hw
-        grid = self.grid(size_hw)
+        grid, B = self.grid(size_hw), raw.logits.shape[0]
+        assert_shape("raw.logits", raw.logits, B, len(grid.strides), len(self.config.classes))
+        assert_shape("raw.boxes", raw.boxes, B, len(grid.strides), 4)
         if post.level_candidates == 0:
             scores, point, label = self._best(raw.logits, raw.quality, post.candidates)
         else:

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isodet.shapes import assert_shape
+
 InputForm = Literal["uint8-nhwc", "float-nchw"]
 """uint8 [B, H, W, 3], BGR, 0 to 255 as cameras give it; or float32 [B, 3, H, W], RGB, 0 to 1."""
 
 
 @dataclass(frozen=True)
-class Frame:
+class FrameGeometry:
     """Where a frame of one size lies in the network's input; `runtime.images.image.Letterbox` without its pixels."""
 
     source_hw: tuple[int, int]
@@ -24,13 +26,13 @@ class Frame:
     """Grey of what is right of the frame and below it."""
 
 
-class Intake(nn.Module):
+class GraphInput(nn.Module):
     """Graph input to float32 [B, 3, H, W], BGR, 0 to 255, of the network's size."""
 
     scale: Tensor
     limit: Tensor
 
-    def __init__(self, form: InputForm = "uint8-nhwc", frame: Frame | None = None):
+    def __init__(self, form: InputForm = "uint8-nhwc", frame: FrameGeometry | None = None):
         """frame: of that raw size the input is, and the letterbox is inside; None: the input is letterboxed already."""
         super().__init__()
         self.form, self.frame = form, frame
@@ -41,6 +43,8 @@ class Intake(nn.Module):
             self.register_buffer("limit", torch.tensor([w, h] * 2, dtype=torch.float32), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        sides = (None, None) if self.frame is None else self.frame.source_hw
+        assert_shape("images", images, None, *((*sides, 3) if self.form == "uint8-nhwc" else (3, *sides)))
         # A cast first: TensorRT knows uint8 only at the border.
         x = images.float().permute(0, 3, 1, 2) if self.form == "uint8-nhwc" else images.flip(1) * 255
         if self.frame is None:

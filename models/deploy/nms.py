@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from isodet.errors import ArgumentError
+from isodet.shapes import assert_shape
 from models.boxes import box_area
 
 _STRIP = 150
@@ -35,27 +36,29 @@ class PortableNms(nn.Module):
         self.certificate, self.dtype = certificate, dtype
 
     def forward(self, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        assert_shape("scores", scores, *labels.shape)
         suppresses = suppression(boxes_xyxy, labels, self.iou_threshold).to(self.dtype)
-        stands, exact = iterate(suppresses)
-        outputs = best(stands, boxes_xyxy, scores, labels, self.detections)
+        kept, exact = keep_until_stable(suppresses)
+        outputs = best(kept, boxes_xyxy, scores, labels, self.detections)
         return (*outputs, exact) if self.certificate else outputs
 
 
 def portable_nms(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float, rounds: int = 16) -> Tensor:
     """Which candidates greedy class-aware NMS keeps, [B, K] bool; candidates are sorted by falling score.
 
-    boxes_xyxy [B, K, 4], labels [B, K]. See `suppression` and `iterate`.
+    boxes_xyxy [B, K, 4], labels [B, K]. See `suppression` and `keep_until_stable`.
     """
-    return iterate(suppression(boxes_xyxy, labels, iou_threshold).float(), rounds)[0]
+    return keep_until_stable(suppression(boxes_xyxy, labels, iou_threshold).float(), rounds)[0]
 
 
 def suppression(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """[B, K, K] bool: candidate i, if it stands, fells j. It is better, of the same class, and overlaps it by more
-    than `iou_threshold`.
+    """[B, K, K] bool: candidate i, if it is kept, suppresses j. It is better, of the same class, and overlaps it by
+    more than `iou_threshold`.
     """
+    assert_shape("boxes_xyxy", boxes_xyxy, *labels.shape, 4)
     count, area, labels = boxes_xyxy.shape[1], box_area(boxes_xyxy), labels.int()
-    # Operations on K x K numbers are what NMS costs, and i only fells what comes after it: strips of rows leave out
-    # what lies left of them, and their intermediate results are small enough for a cache.
+    # Operations on K x K numbers are what NMS costs, and i only suppresses what comes after it: strips of rows
+    # leave out what lies left of them, and their intermediate results are small enough for a cache.
     height = max(_STRIP, -(-count // 4))
     strips = []
     for top in range(0, count, height):
@@ -80,21 +83,21 @@ def _overlap(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     return width * (a_y2.minimum(b_y2) - a_y1.maximum(b_y1))
 
 
-def iterate(suppresses: Tensor, rounds: int = 16) -> tuple[Tensor, Tensor]:
-    """Which candidates stand, [B, K] bool, and whether that is certainly final, [B, 1] bool.
+def keep_until_stable(suppresses: Tensor, rounds: int = 16) -> tuple[Tensor, Tensor]:
+    """Which candidates are kept, [B, K] bool, and whether that is certainly final, [B, 1] bool.
 
-    suppresses [B, K, K]: 1 where i fells j, else 0. Starting from "all stand" and applying the rule to all at once,
-    candidate i is final after as many rounds as its chain of suppressors is long; the fixed point is exactly the
-    sequential greedy result ("cluster NMS", Zheng et al., 2021), and two equal rounds in succession prove it. Chains on
-    real candidates are a few links long (at most 11 among thousands of random sets); one longer than `rounds` would
-    leave boxes too many, never too few, because `rounds` is even.
+    suppresses [B, K, K]: 1 where i suppresses j, else 0. Starting from "all are kept" and applying the rule to all
+    at once, candidate i is final after as many rounds as its chain of suppressors is long; the fixed point is exactly
+    the sequential greedy result ("cluster NMS", Zheng et al., 2021), and two equal rounds in succession prove it.
+    Chains on real candidates are a few links long (at most 11 among thousands of random sets); one longer than
+    `rounds` would leave boxes too many, never too few, because `rounds` is even.
     """
     if rounds < 2 or rounds % 2:
         raise ArgumentError.of("rounds", f"expected an even number, at least 2, got {rounds}")
-    stands = before = torch.ones_like(suppresses[:, :1])  # [B, 1, K]
+    kept = before = torch.ones_like(suppresses[:, :1])  # [B, 1, K]
     for _ in range(rounds):
-        before, stands = stands, none_of(torch.matmul(stands, suppresses))
-    return stands[:, 0] > 0.5, (stands == before).all(dim=-1)
+        before, kept = kept, none_of(torch.matmul(kept, suppresses))
+    return kept[:, 0] > 0.5, (kept == before).all(dim=-1)
 
 
 def none_of(counts: Tensor) -> Tensor:
@@ -106,14 +109,14 @@ def none_of(counts: Tensor) -> Tensor:
     return (1 - counts).clamp(min=0)
 
 
-def best(stands: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, detections: int) -> tuple[Tensor, ...]:
-    """The four outputs: of the candidates [B, K] that stand and have a score, the first D = min(detections, K)."""
+def best(kept: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, detections: int) -> tuple[Tensor, ...]:
+    """The four outputs: of the candidates [B, K] that are `kept` and have a score, the first D = min(detections, K)."""
     count = scores.shape[1]
     # Ranks, not scores: topk may order equal scores as it likes, and differs between backends.
     ranks = torch.arange(count, 0, -1, dtype=torch.float32, device=scores.device)
-    ranks, index = torch.where(stands & (scores > 0), ranks, 0.0).topk(min(detections, count), dim=1)  # [B, D]
-    kept = ranks > 0
-    ones, counted = kept.to(boxes.dtype), kept.int()
+    ranks, index = torch.where(kept & (scores > 0), ranks, 0.0).topk(min(detections, count), dim=1)  # [B, D]
+    filled = ranks > 0
+    ones, counted = filled.to(boxes.dtype), filled.int()
     return (
         counted.sum(dim=1, keepdim=True, dtype=torch.int32),
         boxes.gather(1, index[..., None].expand(-1, -1, 4)) * ones[..., None],

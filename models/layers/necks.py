@@ -32,8 +32,8 @@ def build_neck(config: NeckConfig, c_in: Sequence[int]) -> nn.Module:
         except Exception as error:  # whatever somebody's constructor raises
             raise ConfigError(f"{part.where}: {failure(error)}") from error
         return neck
-    kinds: dict[str, type[Pyramid]] = {"fpn": FPN, "pafpn": PAFPN, "bifpn": BiFPN, "reppan": RepPAN}
-    return kinds[config.kind](config, c_in)
+    made: nn.Module = config.part.load()(config, c_in)
+    return made
 
 
 class Pyramid(nn.Module):

@@ -70,6 +70,15 @@ def eiou_loss(pred_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
     return 1 - iou(pred_xyxy, target_xyxy, _EPS) + _centre_distance(pred_xyxy, target_xyxy) + apart
 
 
+def alpha_diou_loss(pred_xyxy: Tensor, target_xyxy: Tensor, alpha: float = 3.0) -> Tensor:
+    """1 - IoU^alpha + (d^2 / c^2)^alpha [...] (He et al., Alpha-IoU, NeurIPS 2021), d and c as in DIoU; alpha 3 there.
+
+    Above an IoU of 0.58 its slope is steeper than DIoU's: boxes that are nearly right are made exact.
+    """
+    pred_xyxy, target_xyxy = wide(pred_xyxy), wide(target_xyxy)
+    return 1 - iou(pred_xyxy, target_xyxy, _EPS) ** alpha + _centre_distance(pred_xyxy, target_xyxy) ** alpha
+
+
 def _hull_wh(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Sides [..., 2] of the smallest box around both."""
     low, high = torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])

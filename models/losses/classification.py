@@ -11,14 +11,17 @@ from torch import Tensor
 from models.losses.precision import wide
 
 
-def bce_loss(logits: Tensor, targets: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
-    """Binary cross entropy per element, against targets moved towards 1/2.
+def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy per element."""
+    return F.binary_cross_entropy_with_logits(wide(logits), targets, reduction="none")
 
-    smoothing e, a number or one per element [...], gives t (1 - e) + e / 2: label smoothing (Szegedy et al.,
-    2016, section 7) of a choice between two.
+
+def smoothed(targets: Tensor, smoothing: float | Tensor) -> Tensor:
+    """Targets moved towards 1/2: t (1 - e) + e / 2 for a `smoothing` e, a number or one per element [...].
+
+    Label smoothing (Szegedy et al., 2016, section 7) of a choice between two.
     """
-    logits = wide(logits)
-    return F.binary_cross_entropy_with_logits(logits, targets * (1 - smoothing) + smoothing / 2, reduction="none")
+    return targets * (1 - smoothing) + smoothing / 2
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -53,6 +56,13 @@ def varifocal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: 
 def _power(x: Tensor, gamma: float) -> Tensor:
     """x^gamma for x in 0..1; below gamma = 1 the slope at 0 is infinite, and is cut off."""
     return (x.clamp(min=1e-12) if 0 < gamma < 1 else x) ** gamma
+
+
+def ghm_loss(
+    logits: Tensor, targets: Tensor, counted: Tensor, bins: int = 10, total: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Cross entropy per element, weighed by `ghm_weights`: the sum is the loss of the batch."""
+    return ghm_weights(logits, targets, counted, bins, total) * bce_loss(logits, targets)
 
 
 @torch.no_grad()

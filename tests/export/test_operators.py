@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from export.graph.form import _trace
 from export.graph.form import simplified as _simplified
 from export.options import OnnxOptions
+from models.config.choices import NECKS
 from models.config.model import ModelConfig, model_config
 from models.config.parse import ConfigError
 from models.deploy.graph import Deploy
@@ -88,7 +89,7 @@ def test_every_block_norm_and_neck_is_dense_standard_operators_of_fixed_shape(no
     heads = [head for head in legal_heads() if (head["norm"] == "gn") == (norm == "gn")]
     assert len(heads) == (3 if norm == "gn" else 10)  # repconv has bn only
     torch.manual_seed(0)
-    model = fuse(Crossings(heads, ("fpn", "pafpn", "bifpn", "reppan")).eval())
+    model = fuse(Crossings(heads, tuple(NECKS)).eval())
     program = torch.onnx.export(
         model, (torch.zeros(2, 64, 96, 3, dtype=torch.uint8),), dynamo=True, opset_version=20, verbose=False
     )

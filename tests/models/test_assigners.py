@@ -15,8 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.assigners import BACKGROUND, IGNORED, assign, assign_atss, assign_center, assign_iou, assign_topk
+from models.assigners import BACKGROUND, IGNORED, assign
+from models.assigners.atss import assign_atss
 from models.assigners.candidates import nearest
+from models.assigners.center import assign_center
+from models.assigners.iou import assign_iou
+from models.assigners.topk import assign_topk
 from models.config.model import AnchorConfig, AssignConfig
 from models.priors import Priors, feature_sizes, priors
 

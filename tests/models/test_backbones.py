@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.backbones import Backbone, build_backbone
+from models.config.choices import BACKBONES
 from models.config.model import BackboneConfig, model_config
-from models.config.network import BACKBONES
 from models.config.parse import ConfigError
 from models.detector import Detector
 from models.layers.fuse import FuseError, assert_fused, fuse
-from models.loss import criterion
+from models.loss import detection_loss
 from trainer.optim import parameter_groups
 
 
@@ -213,7 +213,7 @@ def test_frozen_norms_neither_count_nor_learn_and_the_optimiser_never_sees_them(
     before = {key: value.clone() for key, value in model.state_dict().items()}
     raw = model(torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8))
     boxes, labels = torch.tensor([[[4.0, 4.0, 40.0, 50.0]]] * 2), torch.zeros(2, 1, dtype=torch.long)
-    criterion(model.config, raw, model.priors(), boxes, labels).total.backward()
+    detection_loss(model.config, raw, model.priors(), boxes, labels).total.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1).step()
     changed = moved(model, before)
     assert not {n for n in changed if n.startswith("backbone") and ("bn" in n or "downsample.1" in n or ".conv1." in n

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from models.config.model import ModelConfig, model_config
 from models.deploy.graph import Deploy
-from models.deploy.graph_input import Frame, Intake
+from models.deploy.graph_input import FrameGeometry, GraphInput
 from models.detector import Detector
 
 SIZE = (64, 96)
@@ -78,8 +78,8 @@ def test_it_neither_waits_nor_copies_from_the_host(keys: dict[str, Any]) -> None
 
 
 def test_nor_does_the_letterbox_inside() -> None:
-    frame = Frame((48, 96), (48, 96), SIZE, 114)
-    assert watched(Deploy(Detector(small()).eval(), Intake(frame=frame)).eval(), (48, 96)).illegal == []
+    frame = FrameGeometry((48, 96), (48, 96), SIZE, 114)
+    assert watched(Deploy(Detector(small()).eval(), GraphInput(frame=frame)).eval(), (48, 96)).illegal == []
 
 
 def test_the_watch_sees_what_it_looks_for() -> None:

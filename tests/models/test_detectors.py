@@ -13,7 +13,7 @@ from models.config.parse import ConfigError
 from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.layers.fuse import FuseError, assert_fused, fuse
-from models.loss import criterion
+from models.loss import detection_loss
 
 PRESETS = ("atss", "retinanet", "fcos")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "repvgg_a0")
@@ -75,7 +75,7 @@ def test_any_range_of_levels(levels, p6_from):
     assert model(images()).logits.shape[1] == len(model.priors().boxes_xyxy)
 
 
-# -------------------------------------------------------------------------------------- criterion
+# ---------------------------------------------------------------------------------- the loss
 
 CROSSINGS = [
     (kind, code, quality)
@@ -93,7 +93,7 @@ def test_every_crossing_learns(kind, code, quality):
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     history = []
     for _ in range(20):
-        losses = criterion(config, model(images()), model.priors(), BOXES, LABELS)
+        losses = detection_loss(config, model(images()), model.priors(), BOXES, LABELS)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -108,7 +108,7 @@ def test_every_crossing_learns(kind, code, quality):
 def test_without_objects_there_is_nothing_to_learn_about_boxes(preset, G):
     config = small(detector=preset)
     model = network(config)
-    losses = criterion(config, model(images()), model.priors(), torch.zeros(2, G, 4), torch.full((2, G), -1))
+    losses = detection_loss(config, model(images()), model.priors(), torch.zeros(2, G, 4), torch.full((2, G), -1))
     assert losses.cls > 0 and losses.box == 0 and losses.quality == 0
     losses.total.backward()  # and the loss has a graph all the same
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -120,10 +120,10 @@ def test_padding_changes_no_loss(preset):
     config = small(detector=preset)
     model = network(config).eval()
     raw, grid = model(images()), model.priors()
-    tight = criterion(config, raw, grid, BOXES, LABELS)
+    tight = detection_loss(config, raw, grid, BOXES, LABELS)
     wide_boxes = torch.cat([BOXES, torch.tensor([4.0, 6.0, 40.0, 50.0]).expand(2, 3, 4)], dim=1)
     wide_labels = torch.cat([LABELS, torch.full((2, 3), -1)], dim=1)
-    for a, b in zip(tight, criterion(config, raw, grid, wide_boxes, wide_labels), strict=True):
+    for a, b in zip(tight, detection_loss(config, raw, grid, wide_boxes, wide_labels), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -236,4 +236,4 @@ def test_an_inference_first_does_not_spoil_training():
         Deploy(model.eval())(images())
         model.priors()
     model.train()
-    criterion(model.config, model(images()), model.priors(), BOXES, LABELS).total.backward()
+    detection_loss(model.config, model(images()), model.priors(), BOXES, LABELS).total.backward()

@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.assigners import BACKGROUND, IGNORED, assign, assign_atss, assign_center, assign_iou
+from models.assigners import BACKGROUND, IGNORED, assign
+from models.assigners.atss import assign_atss
+from models.assigners.center import assign_center
+from models.assigners.iou import assign_iou
 from models.boxes import iou
 from models.coders import decode_delta, decode_ltrb, encode_delta, encode_ltrb
 from models.config.model import AnchorConfig, AssignConfig, NeckConfig
 from models.layers.necks import FPN
-from models.losses import centerness, focal_loss, giou_loss
+from models.losses.boxes import centerness, giou_loss
+from models.losses.classification import focal_loss
 from models.priors import feature_sizes, priors
 
 STRIDES = (8, 16, 32, 64, 128)

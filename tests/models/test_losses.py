@@ -10,19 +10,23 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import losses
-from models.losses import balanced_l1_loss, bce_loss, focal_loss, ghm_weights, hardest, varifocal_loss
+from models.config.choices import BOX_LOSSES
+from models.losses import boxes as losses
+from models.losses.boxes import balanced_l1_loss
+from models.losses.classification import (
+    bce_loss,
+    focal_loss,
+    ghm_weights,
+    hardest,
+    quality_focal_loss,
+    smoothed,
+    varifocal_loss,
+)
 
-OVERLAP = [
-    losses.iou_log_loss,
-    losses.iou_linear_loss,
-    losses.giou_loss,
-    losses.diou_loss,
-    losses.ciou_loss,
-    losses.eiou_loss,
-]
-DISTANCE = [losses.l1_loss, losses.smooth_l1_loss, losses.balanced_l1_loss]
-SOFT = [bce_loss, losses.quality_focal_loss, varifocal_loss]
+OVERLAP = [part.load() for part in BOX_LOSSES.values() if part.of == "boxes"]
+DISTANCE = [part.load() for part in BOX_LOSSES.values() if part.of == "codes"]
+WITHOUT_PULL = (losses.iou_log_loss, losses.iou_linear_loss)
+SOFT = [bce_loss, quality_focal_loss, varifocal_loss]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # -------------------------------------------------------------------------------------- finiteness
@@ -71,7 +75,7 @@ def test_overlap_losses_are_finite_and_never_negative(function, pred, target):
     assert loss >= -1e-5
 
 
-@pytest.mark.parametrize("function", [losses.giou_loss, losses.diou_loss, losses.ciou_loss, losses.eiou_loss])
+@pytest.mark.parametrize("function", [function for function in OVERLAP if function not in WITHOUT_PULL])
 def test_a_prediction_without_overlap_is_pulled_towards_the_object(function):
     _, gradient = value_and_gradient(function, *PAIRS["disjoint"], torch.float32)
     assert gradient[0, 2] < 0 and gradient[0, 3] < 0  # the sides that face the object move to it
@@ -124,6 +128,13 @@ def test_gradients_are_those_of_the_value(function):
 # ---------------------------------------------------------------------------------------- formulas
 
 
+def test_alpha_diou_is_its_papers_formula():
+    pred, target = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[2.0, 0.0, 6.0, 4.0]])
+    expected = 1 - (8 / 24) ** 3 + (4 / 52) ** 3  # IoU 8 / 24, centers 2 px apart, the hull's diagonal squared 52
+    assert math.isclose(float(losses.alpha_diou_loss(pred, target)), expected, rel_tol=1e-6)
+    torch.testing.assert_close(losses.alpha_diou_loss(pred, target, alpha=1.0), losses.diou_loss(pred, target))
+
+
 @given(st.floats(-8, 8), st.floats(0, 1), st.floats(0.1, 1), st.sampled_from([0.5, 1.0, 2.0]))
 def test_varifocal_is_equation_2(logit, q, alpha, gamma):
     p = 1 / (1 + math.exp(-logit))
@@ -133,12 +144,9 @@ def test_varifocal_is_equation_2(logit, q, alpha, gamma):
 
 
 def test_label_smoothing_moves_targets_towards_a_half():
-    logits, targets = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(
-        logits, torch.tensor([[0.95, 0.05]]), reduction="none"
-    )
-    torch.testing.assert_close(bce_loss(logits, targets, 0.1), expected)
-    assert torch.equal(bce_loss(logits, targets, 0.0), bce_loss(logits, targets, torch.zeros(1, 1)))
+    targets = torch.tensor([[1.0, 0.0]])
+    torch.testing.assert_close(smoothed(targets, 0.1), torch.tensor([[0.95, 0.05]]))
+    assert torch.equal(smoothed(targets, torch.zeros(1, 1)), targets)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.11, 3.0])

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import losses
+from models.losses import boxes as losses
+from models.losses.classification import bce_loss, focal_loss, quality_focal_loss
 
 BOX = {
     "iou_log": losses.iou_log_loss,
@@ -92,21 +93,27 @@ def test_code_losses(golden, name, function, options):
 def test_focal_loss(golden, name, alpha, gamma):
     data = golden("losses")
     logits, targets = torch.from_numpy(data["cls_logits"]).requires_grad_(), one_hot(data)
-    check(data, name, losses.focal_loss(logits, targets, alpha, gamma), logits, torch.from_numpy(data["cls_weight"]))
+    check(
+        data,
+        name,
+        focal_loss(logits, targets, alpha, gamma),
+        logits,
+        torch.from_numpy(data["cls_weight"]),
+    )
 
 
 def test_quality_focal_loss(golden):
     data = golden("losses")
     logits = torch.from_numpy(data["cls_logits"]).requires_grad_()
     targets = one_hot(data) * torch.from_numpy(data["qfl_scores"])[:, None]
-    loss = losses.quality_focal_loss(logits, targets, gamma=2.0).sum(dim=-1)  # the reference adds the classes up
+    loss = quality_focal_loss(logits, targets, gamma=2.0).sum(dim=-1)  # the reference adds the classes up
     check(data, "qfl_beta2", loss, logits, torch.from_numpy(data["cls_weight"]))
 
 
 def test_cross_entropy_of_the_quality_branch(golden):
     data = golden("losses")
     logits = torch.from_numpy(data["ctr_logits"]).requires_grad_()
-    loss = losses.bce_loss(logits, torch.from_numpy(data["ctr_target"]))
+    loss = bce_loss(logits, torch.from_numpy(data["ctr_target"]))
     check(data, "centerness_bce", loss, logits, torch.from_numpy(data["ctr_weight"]))
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.config.choices import NECKS
 from models.config.model import NeckConfig, model_config
 from models.config.parse import ConfigError
 from models.detector import Detector
@@ -16,7 +17,7 @@ from models.layers.fuse import FuseError, fuse, fused_difference
 from models.layers.necks import BiFPN, ConstantSum, WeightedSum, build_neck
 from models.priors import feature_sizes
 
-KINDS = ("fpn", "pafpn", "bifpn", "reppan")
+KINDS = tuple(NECKS)
 CHANNELS = (16, 24, 32, 40)
 
 

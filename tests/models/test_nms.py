@@ -15,7 +15,7 @@ from tests.at_fault import raises
 
 
 def greedy(boxes: np.ndarray, labels: np.ndarray, threshold: float) -> list[bool]:
-    """Best first: a box stands unless a standing better one of its class overlaps it by more than `threshold`."""
+    """Best first: a box is kept unless a kept better one of its class overlaps it by more than `threshold`."""
     standing: list[int] = []
     for i, (x1, y1, x2, y2) in enumerate(boxes):
         for j in standing:
@@ -63,7 +63,7 @@ def test_it_is_greedy_suppression_where_rows_come_in_strips(seed, count):
 
 @pytest.mark.parametrize("length", [2, 9, 16, 17])
 def test_chains_as_long_as_the_rounds_are_exact(length):
-    """Each box overlaps only its neighbours: every second one stands."""
+    """Each box overlaps only its neighbours: every second one is kept."""
     boxes = torch.tensor([[[10.0 * i, 0.0, 10.0 * i + 30.0, 10.0] for i in range(length)]])
     labels = torch.zeros(1, length, dtype=torch.int64)
     assert portable_nms(boxes, labels, 0.45)[0].tolist() == [i % 2 == 0 for i in range(length)]
@@ -84,7 +84,7 @@ def test_an_odd_number_of_rounds_is_refused():
 
 @pytest.mark.parametrize("height, threshold", [(5.0, 0.5), (6.0, 0.6), (3.0, 0.3), (7.0, 0.7)])
 def test_overlap_equal_to_the_threshold_is_decided_as_torchvision_does(height, threshold):
-    """It compares a float32 IoU with a double: 0.5 stands, 0.6 falls, because its nearest float32 is larger."""
+    """It compares a float32 IoU with a double: 0.5 is kept, 0.6 is not, because its nearest float32 is larger."""
     boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, height]]])
     kept = portable_nms(boxes, torch.zeros(1, 2, dtype=torch.int64), threshold)[0]
     expected = torchvision.ops.nms(boxes[0], torch.tensor([0.9, 0.8]), threshold)

@@ -12,7 +12,7 @@ from models.config.parse import merge
 from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.importers import fitted, mmdet
-from models.loss import criterion
+from models.loss import detection_loss
 
 FILES = {
     "full_mmdet_atss": "atss",
@@ -109,8 +109,8 @@ def test_losses_of_a_batch(imported):
     sizes = torch.from_numpy(np.stack([data[f"img{i}_pad_shape_hw"] for i in (0, 1)]))
     with torch.no_grad():
         raw = detector.network(x)
-        losses = criterion(detector.config, raw, detector.priors(), boxes, labels, sizes)
-        everything = criterion(detector.config, raw, detector.priors(), boxes, labels)
+        losses = detection_loss(detector.config, raw, detector.priors(), boxes, labels, sizes)
+        everything = detection_loss(detector.config, raw, detector.priors(), boxes, labels)
     close(losses.cls, data["loss/loss_cls"])
     close(losses.box, data["loss/loss_bbox"])
     close(losses.quality, data.get("loss/loss_centerness", np.zeros(())))

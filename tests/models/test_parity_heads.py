@@ -13,7 +13,7 @@ from models.config.parse import merge
 from models.deploy.graph import Deploy
 from models.detector import Detector, Raw
 from models.importers import mmdet, torchvision
-from models.loss import criterion
+from models.loss import detection_loss
 
 MMDET = {"head_mmdet_atss": "atss", "head_mmdet_retinanet": "retinanet",
          "head_mmdet_fcos_plain": "fcos", "head_mmdet_fcos_improved": "fcos-improved"}  # fmt: skip
@@ -190,7 +190,7 @@ def test_losses_and_gradients_of_mmdetection(golden, file, case, empty):
     data = golden(file)
     detector, features, boxes, labels = training_of(data, file, empty)
     sizes = torch.from_numpy(np.stack([data[f"img{i}_pad_shape_hw"] for i in (0, 1)]))
-    losses = criterion(detector.config, Raw(*detector.head(features)), detector.priors(), boxes, labels, sizes)
+    losses = detection_loss(detector.config, Raw(*detector.head(features)), detector.priors(), boxes, labels, sizes)
     close(losses.cls, data[f"{case}/loss_cls"])
     close(losses.box, data[f"{case}/loss_bbox"])
     close(losses.quality, data.get(f"{case}/loss_centerness", np.zeros(())))
@@ -209,7 +209,7 @@ def test_matching_losses_and_gradients_of_torchvision(golden, file):
     matched = assign(detector.config.assign, detector.priors(), boxes, labels >= 0)
     for i in (0, 1):
         np.testing.assert_array_equal(matched[i], data[f"img{i}_matched_idxs"])
-    losses = criterion(detector.config, Raw(*detector.head(features)), detector.priors(), boxes, labels)
+    losses = detection_loss(detector.config, Raw(*detector.head(features)), detector.priors(), boxes, labels)
     close(losses.cls, data["loss/classification"])
     close(losses.box, data["loss/bbox_regression"])
     close(losses.quality, data.get("loss/bbox_ctrness", np.zeros(())))

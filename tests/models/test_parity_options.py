@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.assigners import assign_center, assign_iou
+from models.assigners.center import assign_center
+from models.assigners.iou import assign_iou
 from models.coders import decode, decode_delta, decode_ltrb, encode_delta
 from models.config.model import AnchorConfig, BoxConfig, model_config
 from models.config.parse import ConfigError

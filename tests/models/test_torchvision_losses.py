@@ -14,7 +14,7 @@ from models.config.model import model_config
 from models.config.parse import ConfigError
 from models.detector import Raw
 from models.importers.torchvision import NAMES, conventions
-from models.loss import Losses, criterion
+from models.loss import Losses, detection_loss
 from models.priors import feature_sizes, priors
 
 SIZE, CLASSES = (96, 160), 4
@@ -62,7 +62,9 @@ def our_losses(name: str, said: dict[str, Tensor], boxes: list[Tensor], labels: 
     all_boxes = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True)
     all_labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
     quality = said["bbox_ctrness"][..., 0] if "bbox_ctrness" in said else None
-    return criterion(config, Raw(said["cls_logits"], said["bbox_regression"], quality), grid, all_boxes, all_labels)
+    return detection_loss(
+        config, Raw(said["cls_logits"], said["bbox_regression"], quality), grid, all_boxes, all_labels
+    )
 
 
 def targets_of(batch: str) -> tuple[list[Tensor], list[Tensor]]:

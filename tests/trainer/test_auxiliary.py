@@ -13,7 +13,7 @@ from models.assigners import assign
 from models.checkpoint import read_checkpoint
 from models.config.parse import ConfigError
 from models.detector import Detector
-from models.loss import criterion
+from models.loss import detection_loss
 from tests.trainer.interrupted import go_on, stop_before_epoch
 from tests.trainer.processes import two
 from tests.trainer.tiny import CUT_ALIKE, one_object, tiny_config
@@ -62,9 +62,9 @@ def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data: P
     grid = state.model.priors()
     other = auxiliary_model(settings.auxiliary, settings.model)
     assert other.assign.topk == 2 * settings.model.assign.topk
-    wanted = 0.5 * criterion(other, answer, grid, batch.boxes_xyxy, batch.labels).total
+    wanted = 0.5 * detection_loss(other, answer, grid, batch.boxes_xyxy, batch.labels).total
     assert terms[3].item() == 0 and terms[4].item() == pytest.approx(wanted.item(), rel=1e-5)
-    lead = criterion(settings.model, state.model(batch.images), grid, batch.boxes_xyxy, batch.labels)
+    lead = detection_loss(settings.model, state.model(batch.images), grid, batch.boxes_xyxy, batch.labels)
     torch.testing.assert_close(terms.total, lead.total + wanted)
     terms[4].backward()
     assert all(p.grad is None for p in state.model.head.parameters())

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from models.config.model import model_config
 from models.detector import Raw
-from models.loss import REGION, criterion
+from models.loss import REGION, detection_loss
 from models.priors import feature_sizes, priors
 from runtime.datasets.coco import CocoDataset, read_coco
 from runtime.images.image import FixedSize, letterbox, read_image
@@ -150,7 +150,7 @@ def test_crowds_are_regions_that_reach_the_loss(tmp_path: Path) -> None:
     grid = priors(feature_sizes((128, 128), (3, 7)), (8, 16, 32, 64, 128), config.anchors)
     N = len(grid.boxes_xyxy)
     raw = Raw(torch.zeros(2, N, 3, requires_grad=True), torch.zeros(2, N, 4), torch.zeros(2, N))
-    criterion(config, raw, grid, batch.boxes_xyxy, batch.labels, batch.sizes_hw).cls.backward()
+    detection_loss(config, raw, grid, batch.boxes_xyxy, batch.labels, batch.sizes_hw).cls.backward()
     learnt = raw.logits.grad.abs().sum(dim=-1) > 0  # type: ignore[union-attr]
     x1, y1, x2, y2 = sample.boxes_xyxy[0]
     x, y = grid.points.unbind(-1)

@@ -17,7 +17,7 @@ import export
 from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
 from models.config.parse import ConfigError, to_mapping
 from models.detector import Detector, Raw
-from models.loss import criterion
+from models.loss import detection_loss
 from runtime.card.card import sha256_file
 from tests.at_fault import raises
 from tests.trainer.interrupted import go_on, stop_before_epoch
@@ -123,7 +123,7 @@ def test_the_terms_are_the_criterions_and_one_more(data: Path, teacher: Path) ->
     batch = one_object()
     terms = losses(settings, state, batch, torch.device("cpu"), None, Group())
     raw: Raw = state.model(batch.images)
-    plain = criterion(settings.model, raw, state.model.priors(), batch.boxes_xyxy, batch.labels)
+    plain = detection_loss(settings.model, raw, state.model.priors(), batch.boxes_xyxy, batch.labels)
     torch.testing.assert_close(torch.stack(list(terms))[:3], torch.stack(list(plain)))
     assert len(terms) == 5 and float(terms[4]) == 0 and terms.total.item() > plain.total.item()
     rates = {id(p): g["lr"] for g in state.optimizer.param_groups for p in g["params"]}

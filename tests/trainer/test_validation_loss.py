@@ -1,4 +1,4 @@
-"""Validation losses: the criterion's own, recorded beside the mAP, and without a trace in the weights."""
+"""Validation losses: the detection loss's own, recorded beside the mAP, and without a trace in the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.checkpoint import build_detector, read_checkpoint
-from models.loss import criterion
+from models.loss import detection_loss
 from runtime.datasets.coco import read_coco
 from runtime.images.image import letterbox, read_image
 from tests.trainer.tiny import tiny_config
@@ -73,7 +73,9 @@ def test_it_is_the_criterion_on_letterboxed_pictures(data: Path, run: Path) -> N
             boxes[i, : len(record.labels)] = torch.from_numpy(placement.to_input(record.boxes_xyxy))
             labels[i, : len(record.labels)] = torch.from_numpy(record.labels)
         with torch.no_grad():
-            losses = criterion(settings.model, model(torch.from_numpy(np.stack(images))), model.priors(), boxes, labels)
+            losses = detection_loss(
+                settings.model, model(torch.from_numpy(np.stack(images))), model.priors(), boxes, labels
+            )
         sums += torch.stack(list(losses)) * len(records)
     torch.testing.assert_close(ours, sums / len(val.records), rtol=1e-5, atol=1e-6)
 

@@ -31,9 +31,9 @@ class AuxiliaryConfig:
         if quantised:
             raise ConfigError("auxiliary: a network that trains as 8 bits (qat) has no pyramid of its own to read; "
                               "leave auxiliary out")  # fmt: skip
-        if is_own(model.assign.kind) and self.coarse != 1:
-            raise ConfigError(f"auxiliary.coarse: what is coarse of your own assigner ({model.assign.kind}) is not "
-                              "known; set coarse: 1")  # fmt: skip
+        if self.coarse != 1 and not (model.assign.part.grown or model.assign.part.shrunk):
+            assigner = f"your own assigner ({model.assign.kind})" if is_own(model.assign.kind) else model.assign.kind
+            raise ConfigError(f"auxiliary.coarse: what is coarse of {assigner} is not known; set coarse: 1")
 
 
 def auxiliary_model(config: AuxiliaryConfig, model: ModelConfig) -> ModelConfig:
@@ -46,8 +46,7 @@ def coarse(assign: AssignConfig, factor: float) -> AssignConfig:
     """`assign` with its constraint on positives relaxed by `factor`."""
     if factor == 1:
         return assign
-    if assign.kind in ("atss", "topk"):
-        return replace(assign, topk=round(factor * assign.topk))
-    if assign.kind == "center":
-        return replace(assign, radius=factor * assign.radius)
-    return replace(assign, pos_iou=assign.pos_iou / factor, neg_iou=assign.neg_iou / factor)
+    keys = {key: factor * getattr(assign, key) for key in assign.part.grown}
+    keys |= {key: getattr(assign, key) / factor for key in assign.part.shrunk}
+    whole = {key: round(value) for key, value in keys.items() if isinstance(getattr(assign, key), int)}
+    return replace(assign, **keys | whole)

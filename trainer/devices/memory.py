@@ -8,7 +8,7 @@ import torch
 
 from models.config.parse import ConfigError
 from models.detector import Detector as Network
-from models.loss import criterion
+from models.loss import detection_loss
 from trainer.config.train import TrainConfig
 from trainer.devices.free_memory import available_memory
 from trainer.optim import build_optimizer
@@ -103,7 +103,7 @@ class Probe:
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             raw = self.model(pixels)
         grid = self.model.priors((height, width))
-        return criterion(self.config.model, raw, grid, boxes.expand(images, self.objects, 4), labels).total
+        return detection_loss(self.config.model, raw, grid, boxes.expand(images, self.objects, 4), labels).total
 
 
 def _powers(most: int) -> list[int]:

@@ -13,7 +13,7 @@ from models.config.model import model_config
 from models.config.parse import ConfigError
 from models.detector import Detector as Network
 from models.detector import Raw
-from models.losses import quality_focal_loss
+from models.losses.classification import quality_focal_loss
 from models.losses.precision import wide
 from runtime.card.card import sha256_file
 from trainer.config.distill import DistillConfig, require_comparable
@@ -60,7 +60,7 @@ def logit_loss(
     Dense Teacher (Zhou et al., ECCV 2022, and its code): the sum of |t - s|^2 BCE(s, t) over the priors of which the
     teacher's largest probability is the highest, a share `region` (the paper's: 0.01), divided by the sum of those
     probabilities. Two things differ: the share is each image's own, so that batches over processes are one batch,
-    and the divisor is at least 1, as the criterion's are. Where both say the same the loss and its gradient are 0.
+    and the divisor is at least 1, as the detection loss's are. Where both say the same the loss and its gradient are 0.
     Logits are divided by `temperature` and the loss multiplied by its square (Hinton et al., 2015, section 2).
     """
     targets = (wide(teacher) / temperature).sigmoid()

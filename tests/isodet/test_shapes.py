@@ -1,0 +1,40 @@
+"""Shapes are asserted with both in the message; `python -O` leaves that out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isodet.shapes import assert_shape
+
+
+@pytest.mark.parametrize("expected", [(0, 4), (None, 4), (..., 4), (...,), (..., 0, 4)])
+def test_a_shape_that_fits(expected):
+    assert_shape("boxes", np.zeros((0, 4)), *expected)
+
+
+def test_a_scalar_has_the_shape_of_nothing():
+    assert_shape("count", np.zeros(()))
+
+
+@pytest.mark.parametrize(
+    "expected, told",
+    [((2, 4), r"\[2, 4\]"), ((None, 5), r"\[any, 5\]"), ((..., 3, 4, 4), r"\[..., 3, 4, 4\]"), ((4,), r"\[4\]"),
+     ((), r"\[\]"), ((..., 3), r"\[..., 3\]")],
+)  # fmt: skip
+def test_a_shape_that_does_not_fit_is_told_beside_the_expected_one(expected, told):
+    with pytest.raises(AssertionError, match=rf"^boxes: expected the shape {told}, got \[3, 4\]$"):
+        assert_shape("boxes", np.zeros((3, 4)), *expected)
+
+
+def test_an_optimised_interpreter_asserts_nothing():
+    code = "import numpy as np; from isodet.shapes import assert_shape; assert_shape('boxes', np.zeros(3), 4)"
+    root = Path(__file__).parents[2]
+    results = [subprocess.run([sys.executable, *flag, "-c", code], cwd=root, capture_output=True, timeout=60)
+               for flag in ([], ["-O"])]  # fmt: skip
+    assert results[0].returncode == 1 and b"boxes: expected the shape [4], got [3]" in results[0].stderr
+    assert results[1].returncode == 0, results[1].stderr
