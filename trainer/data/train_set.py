@@ -51,6 +51,16 @@ class Batch(NamedTuple):
     image_ids: Sequence[int]
     sizes_hw: torch.Tensor
     """int64 [B,2] pixels: the input that each picture alone would be, padding of its own included."""
+    regions: bool = True
+    """False where no label is `models.loss.REGION`, which spares looking for one on a GPU."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; it looks for regions while the labels are in host memory, where nobody waits."""
+        regions = bool((self.labels.numpy() == REGION).any()) if self.labels.device.type == "cpu" else self.regions
+        images, boxes, labels, sizes_hw = (
+            part.to(device, non_blocking=True) for part in (self.images, self.boxes_xyxy, self.labels, self.sizes_hw)
+        )
+        return Batch(images, boxes, labels, self.image_ids, sizes_hw, regions)
 
 
 def resize_rule(model: ModelConfig) -> Resize:
@@ -82,6 +92,7 @@ class TrainSet(Dataset["Sample | None"]):
         epochs: int | None = None,
     ) -> None:
         """`epochs`: of the whole training, for what ends before it does; None where nothing ends."""
+        self._dataset = dataset
         self.records = dataset.records
         self.pictures = pictures or Pictures()
         self.resize = resize
@@ -94,6 +105,10 @@ class TrainSet(Dataset["Sample | None"]):
         self._sources = None
         if augment is not None:
             self._sources = make_sources(augment, dataset.records, self._picture, _read_negative)
+
+    def plain(self) -> TrainSet:
+        """The same pictures without augmentation."""
+        return TrainSet(self._dataset, self.resize, None, self.seed, self.pictures)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -200,6 +215,14 @@ def collate(
             image[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
     sizes = torch.tensor([sample.image.shape[:2] for sample in usable], dtype=torch.int64).reshape(-1, 2)
     return Batch(torch.from_numpy(images), boxes, labels, tuple(sample.image_id for sample in usable), sizes)
+
+
+def blank_batch(size_hw: tuple[int, int], device: torch.device) -> Batch:
+    """A black picture of `size_hw` without an object."""
+    return Batch(
+        torch.zeros(1, *size_hw, 3, dtype=torch.uint8, device=device), torch.zeros(1, 0, 4, device=device),
+        torch.zeros(1, 0, dtype=torch.int64, device=device), (), torch.tensor([size_hw], device=device), regions=False,
+    )  # fmt: skip
 
 
 def init_worker(worker: int) -> None:
