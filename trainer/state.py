@@ -132,9 +132,7 @@ def starting_model(config: TrainConfig, resumed: bool) -> tuple[Network, str]:
     return model, started
 
 
-def new_state(
-    config: TrainConfig, detector: Network, amp: torch.dtype | None, total_steps: int, group: Group
-) -> State:
+def new_state(config: TrainConfig, detector: Network, amp: torch.dtype | None, total_steps: int, group: Group) -> State:
     """The start of a training of `detector`, where it is, over `total_steps` optimiser steps.
 
     Raises `ConfigError` or `CheckpointError` for a teacher that cannot teach it.
