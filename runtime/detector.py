@@ -17,7 +17,7 @@ from runtime.capacity import Capacity
 from runtime.card.card import Card
 from runtime.detections import Detections
 from runtime.images.device_frames import COPY, DeviceFrame, device_frames
-from runtime.images.frames import Color, Frame, listed, on_device, take
+from runtime.images.frames import Color, Frame, as_list, load_frame, on_device
 from runtime.images.frames import FrameError as FrameError
 from runtime.images.image import FILL, Image, Letterbox
 from runtime.images.region import Region, Roi
@@ -101,13 +101,13 @@ class Detector:
         """
         limits = self.threshold if threshold is None else self.limits(threshold)
         region = None if roi is None else Region.of(roi)
-        given = listed(frames)
+        given = as_list(frames)
         if any(map(on_device, given)):
             return _detect_on_device(self, given, limits, color, region)
         results: list[Detections] = []
         step = self.backend.max_batch
         for start in range(0, len(given), step):  # read and letterboxed a chunk at a time, to bound memory
-            chunk = [take(frame, start + i, color, region) for i, frame in enumerate(given[start : start + step])]
+            chunk = [load_frame(frame, start + i, color, region) for i, frame in enumerate(given[start : start + step])]
             for _, same in groupby(chunk, lambda taken: self.place(taken.image).size_hw):  # one, unless short-side
                 group = list(same)
                 images, placements = self.preprocess([taken.image for taken in group])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runtime.backends import Backend, OutOfMemory, RawOutputs, host_memory, rows_of
 from runtime.batcher.queue import Request
 from runtime.detections import Detections
-from runtime.images.frames import Color, Frame, take
+from runtime.images.frames import Color, Frame, load_frame
 from runtime.images.image import FILL, Image
 from runtime.images.region import Region, Roi
 
@@ -43,7 +43,7 @@ def prepare(
         raise ValueError(f"deadline_ms: expected milliseconds from 0, got {deadline_ms}")
     limits = detector.threshold if threshold is None else detector.limits(threshold)
     region = None if roi is None else Region.of(roi)
-    image, frame_hw = take(frame, 0, color, region)
+    image, frame_hw = load_frame(frame, 0, color, region)
     placement = detector.place(image)
     wait_ms, deadline = max_wait_ms, math.inf
     if deadline_ms is not None:

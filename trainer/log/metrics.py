@@ -1,4 +1,4 @@
-"""What a run writes down: the progress line, metrics.csv, and what it gives to the writers of records."""
+"""What a run writes down: the progress line, metrics.csv, and what it gives to the loggers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.loss import Losses
 from runtime.evaluation.evaluate import Evaluation
 from runtime.files.write import write_text
 from trainer.config.train import TrainConfig
-from trainer.log.loggers import open_writers
+from trainer.log.loggers import open_loggers
 
 SCORES = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 LOSSES = ("loss", "loss_cls", "loss_box", "loss_quality")
@@ -58,7 +58,7 @@ class MetricsLog:
         done = start_epoch * steps
         # From this step on, older events do not count. An epoch's are at its last step, which stays.
         purge = done + 1 if done + start_step else None
-        self.writers = open_writers(config, run, purge) if writes else []
+        self.loggers = open_loggers(config, run, purge) if writes else []
         self.interval = 0.5 if sys.stderr.isatty() else 15.0
         self.bar = tqdm(
             total=epochs * steps, initial=done + start_step, unit="step", disable=quiet, file=sys.stderr,
@@ -73,7 +73,7 @@ class MetricsLog:
     @property
     def places(self) -> list[str]:
         """Sentences on where else the numbers are kept."""
-        return [writer.where for writer in self.writers if writer.where]
+        return [logger.where for logger in self.loggers if logger.where]
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch, self.images, self.batches, self.train_seconds, self.wait_seconds = epoch, 0, 0, 0.0, 0.0
@@ -146,7 +146,7 @@ class MetricsLog:
             tqdm.write(f"warning: {text}", file=sys.stderr)
 
     def end_epoch(self, step: int, lr: float, evaluation: Evaluation | None) -> dict[str, float]:
-        """Write the epoch's row to metrics.csv and give it to the writers; returns it."""
+        """Write the epoch's row to metrics.csv and give it to the loggers; returns it."""
         n = max(self.batches, 1)
         row: dict[str, float] = {"epoch": self.epoch + 1, "step": step, "lr": lr, "loss": sum(self.sums.values()) / n}
         row |= {f"loss_{name}": total / n for name, total in self.sums.items()}
@@ -159,8 +159,8 @@ class MetricsLog:
         self.rows.append(row)
         if self.writes:
             named = {_by_split(key): value for key, value in row.items() if key not in ("epoch", "step")}
-            for writer in self.writers:
-                writer.epoch(named, step)
+            for logger in self.loggers:
+                logger.epoch(named, step)
             self._write()
         return row
 
@@ -178,8 +178,8 @@ class MetricsLog:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.close()
         stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
-        for writer in self.writers:
-            writer.close("finished" if kind is None else "interrupted" if stopped else "failed")
+        for logger in self.loggers:
+            logger.close("finished" if kind is None else "interrupted" if stopped else "failed")
 
 
 def _by_split(column: str) -> str:

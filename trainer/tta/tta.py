@@ -17,7 +17,7 @@ from models.deploy.graph import Deploy
 from runtime import Detections, Detector
 from runtime.backends.torch.backend import TorchBackend
 from runtime.detector import Threshold
-from runtime.images.frames import Color, Frame, listed, take
+from runtime.images.frames import Color, Frame, as_list, load_frame
 from runtime.images.image import FixedSize, Image, Letterbox, Resize, ShortSide
 from runtime.images.region import Region, Roi
 from trainer.tta.box_fusion import Candidates, Nms, greedy_nms, merge
@@ -56,7 +56,7 @@ def parse_views(text: str) -> tuple[View, ...]:
     return tuple(View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,)))
 
 
-class MergedDetector(Detector):
+class TtaDetector(Detector):
     """A `Detector` of a checkpoint whose candidates, of all `views` together, are merged by `nms`.
 
     The candidates of each view are mapped back to the frame first, so that those of all views are judged alike. Under
@@ -87,12 +87,12 @@ class MergedDetector(Detector):
         limits = self.threshold if threshold is None else self.limits(threshold)
         per_class = np.broadcast_to(np.asarray(limits, np.float32), len(self.class_names))
         results = []
-        for index, frame in enumerate(listed(frames)):
-            image, frame_hw = take(frame, index, color, region)
-            found = self._merged(image)
+        for index, frame in enumerate(as_list(frames)):
+            image, frame_hw = load_frame(frame, index, color, region)
+            detections = self._merged(image)
             if region is not None:
-                found = region.to_frame(found, frame_hw)
-            results.append(found[found.scores >= per_class[found.labels]])
+                detections = region.to_frame(detections, frame_hw)
+            results.append(detections[detections.scores >= per_class[detections.labels]])
         return results
 
     def _merged(self, frame: Image) -> Detections:
