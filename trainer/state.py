@@ -62,8 +62,8 @@ class State:
         """Tensors, numbers and text only. Random numbers are those of this process: what a loader process draws
         depends on seed, epoch and picture alone."""
         saved: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
-        if not saved["beside"]:  # a plain training's file has no such key
-            del saved["beside"]
+        if self.config.distill is None and self.config.auxiliary is None:
+            del saved["beside"]  # which a plain training's file does not have
         saved |= {name: getattr(self, name) for name in _NUMBERS}
         saved["plateau"], saved["steps_per_epoch"] = asdict(self.plateau), self.steps_per_epoch
         if self.model.distillation is not None:

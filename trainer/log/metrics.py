@@ -84,8 +84,9 @@ class MetricsLog:
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch so far."""
+        terms = _TERMS if len(self.terms) > 3 else _TERMS[:3]
         return {
-            "sums": [self.sums.get(name, 0.0) for name in _TERMS], "images": self.images, "batches": self.batches,
+            "sums": [self.sums.get(name, 0.0) for name in terms], "images": self.images, "batches": self.batches,
             "train_seconds": self.train_seconds, "wait_seconds": self.wait_seconds,
             "seconds": time.monotonic() - self.epoch_started,
         }  # fmt: skip
