@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,11 +136,7 @@ def _prepare(
     if data_changed:
         state.batch = 0
 
-    folder = None if resume is None else RunFolder(resume.run)
-    if group.main:
-        folder = RunFolder.new(runs, config) if resume is None else RunFolder.reopened(resume.run)
-    folder = group.gather(folder)[0]
-    assert folder is not None, "the main process has made it"
+    folder = _folder(config, runs, resume, group)
     if group.main:
         stack.enter_context(training_in(folder.path))
     start_step = steps_per_epoch(state.batch, config.optim.accumulate)
@@ -149,21 +146,15 @@ def _prepare(
     stop = stack.enter_context(StopRequest())
     checkpoints = Checkpoints(config, folder, card, state, log, stop, resume is not None, group)
 
-    for line in _introduction(state, len(train.records), len(val.records), folder.path):
-        log.say(line)
-    for name, dataset in (("train", train), ("val", val)):
-        if summary := dataset.problems.summary():
-            log.warn(f"{name}: {summary}")
-    for line in (started_from, describe(state.model.distillation), ranges, pictures.describe(), *log.places):
-        if line:
-            log.say(line)
+    run = _Run(
+        config, resume, group, train, val, train_set, batches, state, card, folder.path, log, checkpoints, state.epoch
+    )
+    _introduce(run, (started_from, describe(state.model.distillation), ranges, pictures.describe(), *log.places))
     if data_changed:
         log.warn(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
     elif other_steps:
         log.say(f"an epoch has other steps than before the checkpoint: epoch {state.epoch + 1} starts again")
-    return _Run(
-        config, resume, group, train, val, train_set, batches, state, card, folder.path, log, checkpoints, state.epoch
-    )
+    return run
 
 
 def _data(config: TrainConfig) -> tuple[CocoDataset, CocoDataset]:
@@ -178,6 +169,16 @@ def _data(config: TrainConfig) -> tuple[CocoDataset, CocoDataset]:
     return train, val
 
 
+def _folder(config: TrainConfig, runs: Path, resume: Resume | None, group: Group) -> RunFolder:
+    """The run's folder, which the main process makes or opens again."""
+    folder = None
+    if group.main:
+        folder = RunFolder.new(runs, config) if resume is None else RunFolder.reopened(resume.run)
+    folder = group.gather(folder)[0]
+    assert folder is not None, "the main process is the first"
+    return folder
+
+
 def _train(run: _Run, epoch: int) -> None:
     """The steps of `epoch`, from its first batch that is not done yet."""
     config, state, log, checkpoints = run.config, run.state, run.log, run.checkpoints
@@ -188,7 +189,7 @@ def _train(run: _Run, epoch: int) -> None:
     with dead_processes(checkpoints.said):
         batches = timed(run.batches.begin(epoch, state.batch, checkpoints.waiting), log.waited)
         train_epoch(state, batches, len(run.batches), log, checkpoints.after_step, checkpoints.said)
-    typical = epoch > run.first_epoch or config.schedule.epochs - run.first_epoch == 1  # the first fills caches
+    typical = epoch > run.first_epoch or config.schedule.epochs - run.first_epoch == 1  # before, caches fill
     if typical and not run.advised and (line := advice(log.wait_share, config, run.device, run.train.records)):
         log.say(line)
         run.advised = True
@@ -282,22 +283,29 @@ def deployable(model: Network, card: Card, device: torch.device) -> Detector:
     return Detector(TorchBackend(deploy, card, device), threshold=0.0)
 
 
-def _introduction(state: State, train_images: int, val_images: int, run: Path) -> list[str]:
-    config, group, m = state.config, state.model.group, state.config.model
-    parameters = sum(p.numel() for p in state.detector.parameters())
+def _introduce(run: _Run, notes: Iterable[str]) -> None:
+    """Say what is trained, on what and where, what is wrong with the data, and those of `notes` that are not empty."""
+    config, group, m = run.config, run.group, run.config.model
+    parameters = sum(p.numel() for p in run.state.detector.parameters())
     height, width = m.input_size_hw
-    precision = str(state.model.amp or torch.float32).removeprefix("torch.")
+    precision = str(run.state.model.amp or torch.float32).removeprefix("torch.")
     lines = [
         f"{m.detector} (assign {m.assign.kind}, box {m.box.code}, quality {m.quality}) on {m.backbone.name} "
         f"x{m.backbone.width:g}: {parameters / 1e6:.1f} M parameters, {len(m.classes)} classes, {height}x{width} px",
-        f"train {train_images} images, val {val_images}; batch {config.batch_size} x "
+        f"train {len(run.train.records)} images, val {len(run.val.records)}; batch {config.batch_size} x "
         f"{f'{group.size} processes x ' if group.size > 1 else ''}"
-        f"{config.optim.accumulate}; {state.model.device.type}, {precision}; into {run}",
+        f"{config.optim.accumulate}; {run.device.type}, {precision}; into {run.folder}",
     ]
     if config.optim.base_batch is not None:
         rate = learning_rate(config.optim, config.images_per_batch, group.size)
         lines.append(f"learning rate {rate:g}: {config.optim.lr:g} is meant for batches of {config.optim.base_batch}")
-    return lines
+    for line in lines:
+        run.log.say(line)
+    for name, dataset in (("train", run.train), ("val", run.val)):
+        if summary := dataset.problems.summary():
+            run.log.warn(f"{name}: {summary}")
+    for note in filter(None, notes):
+        run.log.say(note)
 
 
 def _scores(e: Evaluation) -> str:

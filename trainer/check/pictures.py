@@ -85,8 +85,8 @@ def sample_sheet(
     if not usable:
         return []
     chosen = [usable[i] for i in np.unique(np.linspace(0, len(usable) - 1, count).astype(int))]
-    plain = TrainSet(dataset, resize_rule(config.model), None, config.seed)
     augmented = TrainSet(dataset, resize_rule(config.model), config.augment, config.seed)
+    plain = augmented.plain()
     columns = min(_COLUMNS, len(chosen))
     images: list[Image] = []
     captions: list[str] = []
