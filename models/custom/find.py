@@ -166,7 +166,7 @@ def _target(kind: Kind, name: str) -> Callable[..., Any]:
         wanted = "a class of torch.nn.Module" if kind.module else "a plain Python function"
         got = f"the class {target.__name__}" if isinstance(target, type) else f"of type {type(target).__name__}"
         raise ConfigError(f"{where}: expected {wanted} for the {kind.noun}, but this is {got}")
-    return target  # type: ignore[no-any-return]
+    return target
 
 
 def _fits(kind: Kind, value: Any) -> bool:

@@ -48,7 +48,9 @@ class Sources:
 
     def picture(self, rng: np.random.Generator) -> Picture | None:
         """Any training picture; None where five in a row cannot be used."""
-        for _ in range(_TRIES if self.reader is not None else 0):
+        if self.reader is None:
+            return None
+        for _ in range(_TRIES):
             picture = self.reader.read(int(rng.integers(len(self.reader))))
             if picture is not None:
                 return picture
