@@ -77,12 +77,13 @@ def _try_step(config: ModelConfig, targets: tuple[tuple[Callable[..., Any], str]
                     _require_gradient(kind.where(_name(config, kind)), loss, output)
         with _saying("model backwards"):
             losses.total.backward()
-        with torch.no_grad():
-            plain = _pyramid(detector.eval(), "in eval mode", images)
-            with _saying("model after fuse()"):
-                fused_detector = fuse(detector)
-            fused = _pyramid(fused_detector, "after fuse()", images)
-    for kind in (kind for kind in plain if is_own(_name(config, kind))):
+        if networks := [kind for kind in (BACKBONE, NECK) if is_own(_name(config, kind))]:
+            with torch.no_grad():
+                plain = _pyramid(detector.eval(), "in eval mode", images)
+                with _saying("model after fuse()"):
+                    fused_detector = fuse(detector)
+                fused = _pyramid(fused_detector, "after fuse()", images)
+    for kind in networks:
         pairs = zip(fused[kind], plain[kind], strict=True)
         error = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in pairs)
         if not error <= _LARGEST_FUSE_ERROR:
