@@ -33,7 +33,7 @@ from trainer.data.loader import training_batches
 from trainer.data.train_set import Batch, TrainSet, resize_rule
 from trainer.devices.distributed import Group
 from trainer.devices.precision import pick_amp
-from trainer.extras.averaging import build_average
+from trainer.extras.averaging import exponential_average
 from trainer.optim import Plateau, build_optimizer, build_schedule
 
 SIZE, WIDTH, CHANNELS, DEPTH = 320, 0.5, 64, 2
@@ -127,7 +127,7 @@ def train_torchvision(
     optimizer = build_optimizer(model, config.optim)
     total = len(batches) * config.schedule.epochs
     schedule = build_schedule(optimizer, total, config.schedule, Plateau())
-    average = build_average(model, config.optim.ema)
+    average = exponential_average(model, config.optim.ema) if config.optim.ema else None
     amp = pick_amp(config.amp, device)
     done = 0
     for epoch in range(config.schedule.epochs):

@@ -64,14 +64,15 @@ class Detector(nn.Module):
 
     def network(self, x: Tensor) -> Raw:
         """From normalised float images [B, 3, H, W] on."""
-        return self._read(self.neck(self.backbone(x)))
+        return self.read(self.neck(self.backbone(x)))
 
     def with_levels(self, images: Tensor) -> tuple[Raw, list[Tensor]]:
         """`forward`, and the L pyramid levels [B, c, h, w] that the head read. A `QuantDetector` has none to show."""
         levels = list(self.neck(self.backbone(self.pixels(images))))
-        return self._read(levels), levels
+        return self.read(levels), levels
 
-    def _read(self, levels: Sequence[Tensor]) -> Raw:
+    def read(self, levels: Sequence[Tensor]) -> Raw:
+        """What the head says of the L pyramid levels [B, c, h, w]."""
         logits, boxes, quality = self.head(levels)
         return Raw(logits.float(), boxes.float(), None if quality is None else quality.float())
 

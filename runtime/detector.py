@@ -18,7 +18,7 @@ from runtime.capacity import Capacity
 from runtime.card.card import Card
 from runtime.detections import Detections
 from runtime.images.device_frames import COPY, DeviceFrame, take_on_device
-from runtime.images.frames import Color, Frame, listed, on_device, take
+from runtime.images.frames import Color, Frame, as_list, load_frame, on_device
 from runtime.images.frames import FrameError as FrameError
 from runtime.images.image import FILL, Image, Letterbox
 from runtime.images.region import Region, Roi
@@ -121,7 +121,7 @@ class Detector:
         """
         limits = self.threshold if threshold is None else self.limits(threshold)
         region = None if roi is None else Region.of(roi)
-        frames = listed(frames)
+        frames = as_list(frames)
         load = self._load_device_frame if any(map(on_device, frames)) else self._load
         detections: list[Detections] = []
         step = self.backend.max_batch
@@ -136,7 +136,7 @@ class Detector:
         return detections
 
     def _load(self, frame: Any, index: int, color: Color, region: Region | None) -> _Placed:
-        taken = take(frame, index, color, region)
+        taken = load_frame(frame, index, color, region)
         return _Placed(taken.image, self.place(taken.image), taken.frame_hw)
 
     def _load_device_frame(self, frame: Any, index: int, color: Color, region: Region | None) -> _Placed:

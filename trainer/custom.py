@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.config.network import is_own
 from models.config.parse import ConfigError
-from models.custom.find import AUGMENTATION, failure, look_in, own_part, require_environment, require_module_of
+from models.custom.find import AUGMENTATION, look_in, own_part, require_environment, require_module_of
 from models.custom_trial import try_own_parts as try_model_parts
 from runtime.images.image import Image
 from trainer.config.custom import OwnAugmentConfig, own_names
@@ -50,13 +50,14 @@ def require_installed(model: Mapping[str, Any], over: Mapping[str, Any], checkpo
     What the configuration `over` names itself is the user's, and may lie in its folder.
     """
     sections = [(model.get(name), over.get(name), key) for name, key in _NAMED_BY.items()]
-    theirs = [
+    names = [
         str(section.get(key))
-        for section, mine, key in sections
-        if isinstance(section, Mapping) and not (isinstance(mine, Mapping) and mine.get(key) == section.get(key))
+        for section, named_again, key in sections
+        if isinstance(section, Mapping)
+        and not (isinstance(named_again, Mapping) and named_again.get(key) == section.get(key))
     ]
     try:
-        require_environment(name for name in theirs if is_own(name))
+        require_environment(name for name in names if is_own(name))
     except ConfigError as error:
         raise ConfigError(
             f"init: {checkpoint}: {error}. A checkpoint does not say where code is found: put its folder on PYTHONPATH "
@@ -82,27 +83,27 @@ def _applied(
 ) -> tuple[Image, Boxes, Labels]:
     part = own_part(AUGMENTATION, step.name, step.arguments)
     # Copies, because a picture or its boxes may be somebody else's too: what a step draws into must not stay.
-    given = image.copy(), boxes_xyxy.copy(), labels.copy()
-    try:
-        result = part(*given, rng)
-    except Exception as error:  # whatever somebody's code raises
-        raise ConfigError(f"{part.where}: {failure(error)}") from error
-    if not isinstance(result, tuple) or len(result) != 3 or not all(isinstance(x, np.ndarray) for x in result):
-        raise ConfigError(f"{part.where}: expected (image, boxes, labels), three arrays; got {_kinds(result)}")
+    result = part(image.copy(), boxes_xyxy.copy(), labels.copy(), rng)
+    if not _fits(result):
+        parts = result if isinstance(result, (tuple, list)) else (result,)
+        got = ", ".join(f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else type(x).__name__ for x in parts)
+        raise ConfigError(
+            f"{part.where}: expected (image uint8 [h, w, 3], boxes_xyxy [G, 4] of finite floats, labels [G] of "
+            f"integers), a tuple of arrays; got {type(result).__name__}: {got}"
+        )
     image, boxes_xyxy, labels = result
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ConfigError(f"{part.where}: expected a picture uint8 [h, w, 3]; got {image.dtype} {list(image.shape)}")
-    if boxes_xyxy.shape != (len(labels), 4) or labels.ndim != 1:
-        raise ConfigError(
-            f"{part.where}: expected boxes [G, 4] and labels [G] of one length; got {list(boxes_xyxy.shape)} and "
-            f"{list(labels.shape)}"
-        )
-    if boxes_xyxy.dtype.kind != "f" or labels.dtype.kind != "i" or not np.isfinite(boxes_xyxy).all():
-        raise ConfigError(
-            f"{part.where}: expected finite boxes of a float type and labels of an integer type; got "
-            f"{boxes_xyxy.dtype} and {labels.dtype}"
-        )
     return image, boxes_xyxy.astype(np.float32, copy=False), labels.astype(np.int64, copy=False)
+
+
+def _fits(result: Any) -> bool:
+    if not (isinstance(result, tuple) and len(result) == 3 and all(isinstance(x, np.ndarray) for x in result)):
+        return False
+    image, boxes, labels = result
+    picture = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
+    objects = labels.ndim == 1 and boxes.shape == (len(labels), 4)
+    return bool(
+        picture and objects and boxes.dtype.kind == "f" and labels.dtype.kind == "i" and np.isfinite(boxes).all()
+    )
 
 
 def _tried(step: OwnAugmentConfig) -> OwnAugmentConfig:
@@ -114,13 +115,7 @@ def _tried(step: OwnAugmentConfig) -> OwnAugmentConfig:
     boxes = np.array([[10, 10, 50, 40], [60, 20, 150, 90], [0, 0, 160, 96]], np.float32)
     for count in (3, 0):
         labels = np.arange(count, dtype=np.int64)
-        _, _, given = _applied(step, picture, boxes[:count], labels, rng)
-        if not np.isin(given, labels).all():
-            raise ConfigError(f"{part.where}: it gave labels {given.tolist()} that were not in the picture")
+        _, _, after = _applied(step, picture, boxes[:count], labels, rng)
+        if not np.isin(after, labels).all():
+            raise ConfigError(f"{part.where}: it gave labels {after.tolist()} that were not in the picture")
     return step
-
-
-def _kinds(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {', '.join(type(x).__name__ for x in value) or 'nothing'}"
-    return type(value).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from isodet.errors import IsodetError
@@ -67,16 +67,11 @@ def dead_processes(saved: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
-def not_finite(what: str, epoch: int, values: Sequence[float], image_ids: Sequence[int], saved: str) -> str:
-    """The message for a loss or a gradient with NaN or infinity in it.
-
-    `values` are cls, box, quality and, where something helps the training, distill and aux.
-    """
-    said = ", ".join(
-        f"{name} {value}" for name, value in zip(("cls", "box", "quality", "distill", "aux"), values, strict=False)
-    )
+def not_finite(quantity: str, epoch: int, losses: Mapping[str, float], image_ids: Sequence[int], saved: str) -> str:
+    """The message for a loss or a gradient (`quantity`) with NaN or infinity in it; `losses` by name."""
+    values = ", ".join(f"{name} {value}" for name, value in losses.items())
     return (
-        f"the {what} is not finite in epoch {epoch + 1} ({said}) on images "
+        f"the {quantity} is not finite in epoch {epoch + 1} ({values}) on images "
         f"{list(image_ids)}; {saved} Lower optim.lr, lengthen schedule.warmup_steps, set amp=off, or leave such "
         "batches out with optim.on_nan=skip"
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from models.deploy.graph import Deploy
 from models.detector import Detector as Network
-from models.quant import QuantDetector
+from models.loss import Losses
 from runtime.backends.torch.backend import TorchBackend
 from runtime.card.card import Card
 from runtime.datasets.annotations import CocoDataset, DatasetError
@@ -22,7 +23,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.cache import pictures_for
 from trainer.data.data_wait import advice, timed
 from trainer.data.datasets import different_origins, train_data, val_data
-from trainer.data.loader import training_batches
+from trainer.data.loader import Batches, training_batches
 from trainer.data.train_set import TrainSet, resize_rule
 from trainer.devices.distributed import Group, check_parallel, local_device, local_processes, process_group
 from trainer.devices.memory import automatic_batch
@@ -31,7 +32,7 @@ from trainer.extras.averaging import estimate_norms
 from trainer.extras.distill import describe
 from trainer.extras.qat import calibrate, follow_ranges, last_moving_epoch
 from trainer.failures import Interrupted, TrainingError, dead_processes
-from trainer.log.metrics import HELP, Records
+from trainer.log.metrics import MetricsLog
 from trainer.log.plots import validation_sheet
 from trainer.log.report import left_out, write_report
 from trainer.optim import learning_rate, refresh_rates, steps_per_epoch
@@ -39,7 +40,7 @@ from trainer.run.checkpoints import Checkpoints
 from trainer.run.folder import Resume, RunFolder, make_card
 from trainer.run.lock import training_in
 from trainer.run.stop import StopRequest
-from trainer.state import new_state, seed_everything, starting_model
+from trainer.state import State, new_state, seed_everything, starting_model
 from trainer.step import train_epoch
 from trainer.validation_loss import validation_losses
 
@@ -64,16 +65,101 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     finish the step, save and raise `Interrupted`, a KeyboardInterrupt. Raises `ConfigError`, `DatasetError`,
     `CheckpointError`, `RecordsError`, `EvaluationError` or `TrainingError`, each saying what to do.
     """
-    with deterministic(config.deterministic), process_group(config.device) as group:
-        return _fit(config, runs, resume, quiet, group)
+    with deterministic(config.deterministic), process_group(config.device) as group, ExitStack() as stack:
+        run = _prepare(config, Path(runs), resume, quiet, group, stack)
+        for epoch in range(run.state.epoch, run.config.schedule.epochs):
+            _train(run, epoch)
+            if _validate_and_save(run, epoch):
+                break
+        return _finish(run)
 
 
-def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bool, group: Group) -> FitResult:
+@dataclass
+class _Run:
+    """What the steps of `fit` share, and what one leaves for the next."""
+
+    config: TrainConfig
+    resume: Resume | None
+    group: Group
+    train: CocoDataset
+    val: CocoDataset
+    train_set: TrainSet
+    batches: Batches
+    state: State
+    card: Card
+    folder: Path
+    log: MetricsLog
+    checkpoints: Checkpoints
+    first_epoch: int
+    """That this process trains."""
+    evaluation: Evaluation | None = None
+    """The last one of an epoch."""
+    advised: bool = False
+    """Whether something was said of the time that pictures take."""
+    unusable: int = 0
+    """Training pictures that the log has named as unusable."""
+    warned: set[str] = field(default_factory=set)
+    """Kinds of warnings on the evaluation that were given."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.state.model.device
+
+
+def _prepare(
+    config: TrainConfig, runs: Path, resume: Resume | None, quiet: bool, group: Group, stack: ExitStack
+) -> _Run:
+    """Data, network and run folder, locked and opened for writing until `stack` ends; the log says what they are."""
     device = pick_device(config.device)
     if group.size > 1 and device.type == "cuda":
         device = local_device()
     check_parallel(config, group, device)
     amp = pick_amp(config.amp, device)
+    train, val = _data(config)
+    if config.batch_size == "auto":
+        objects = max(len(record.labels) for record in train.records)
+        fitting = automatic_batch(config, device, amp, max(len(train) // group.size, 1), objects)
+        config = replace(config, batch_size=min(group.gather(fitting)))
+    seed_everything(config.seed)
+    card = make_card(config, train, val, amp)
+    data_changed = resume is not None and resume.changes(card)
+
+    pictures = pictures_for(config.data, train.records, local_processes())
+    train_set = TrainSet(
+        train, resize_rule(config.model), config.augment, config.seed, pictures, config.schedule.epochs
+    )
+    batches = training_batches(config, train_set, device, group)
+    detector, started_from = starting_model(config, resume is not None)
+    ranges = calibrate(detector.to(device), config, train_set, device) if resume is None else ""
+    steps = steps_per_epoch(len(batches), config.optim.accumulate)
+    state = new_state(config, detector.to(device), amp, steps * config.schedule.epochs, group)
+    other_steps = resume is not None and state.resume(resume.state, group.rank)
+    if data_changed:
+        state.batch = 0
+
+    folder = _folder(config, runs, resume, group)
+    if group.main:
+        stack.enter_context(training_in(folder.path))
+    start_step = steps_per_epoch(state.batch, config.optim.accumulate)
+    log = stack.enter_context(
+        MetricsLog(config, folder.path, steps, state.epoch, quiet or not group.main, start_step, group.main)
+    )
+    stop = stack.enter_context(StopRequest())
+    checkpoints = Checkpoints(config, folder, card, state, log, stop, resume is not None, group)
+
+    run = _Run(
+        config, resume, group, train, val, train_set, batches, state, card, folder.path, log, checkpoints, state.epoch
+    )
+    _introduce(run, (started_from, describe(state.model.distillation), ranges, pictures.describe(), *log.places))
+    if data_changed:
+        log.warn(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
+    elif other_steps:
+        log.say(f"an epoch has other steps than before the checkpoint: epoch {state.epoch + 1} starts again")
+    return run
+
+
+def _data(config: TrainConfig) -> tuple[CocoDataset, CocoDataset]:
+    """The training and the validation data; raises `DatasetError` where one of them has no object."""
     train, val = train_data(config), val_data(config)
     if all(record.crowd.all() for record in train.records):
         raise DatasetError.at(
@@ -82,139 +168,112 @@ def _fit(config: TrainConfig, runs: str | Path, resume: Resume | None, quiet: bo
             f"({train.problems.summary() or 'no annotation was found: do the files lie where they are looked for?'})",
         )
     require_objects(val)
-    if config.batch_size == "auto":
-        objects = max(len(record.labels) for record in train.records)
-        fitting = automatic_batch(config, device, amp, max(len(train) // group.size, 1), objects)
-        config = replace(config, batch_size=min(group.gather(fitting)))
-    seed_everything(config.seed)
-    card = make_card(config, train, val, amp)
-    changed = resume is not None and resume.changes(card)
-    pictures = pictures_for(config.data, train.records, local_processes())
-    train_set = TrainSet(
-        train, resize_rule(config.model), config.augment, config.seed, pictures, config.schedule.epochs
-    )
-    batches = training_batches(config, train_set, device, group)
-    accumulate, epochs = config.optim.accumulate, config.schedule.epochs
-    steps = steps_per_epoch(len(batches), accumulate)
-    model, started = starting_model(config, resume is not None)
-    ranges = ""
-    if isinstance(model, QuantDetector) and resume is None:
-        plain = TrainSet(train, train_set.resize, None, config.seed, pictures)
-        ranges = calibrate(model.to(device), config, plain, device)
-    state = new_state(config, model.to(device), amp, steps * epochs, group)
-    other_epochs = False
-    if resume is not None:
-        rates = [float(rate) for rate in state.schedule.base_lrs]
-        state.load_state_dict(resume.state, group.rank)
-        other_epochs = state.keep_pace(resume.state.get("steps_per_epoch", steps), rates)
-        state.batch = 0 if changed else state.batch
-    folder = None if resume is None else RunFolder(resume.run)
+    return train, val
+
+
+def _folder(config: TrainConfig, runs: Path, resume: Resume | None, group: Group) -> RunFolder:
+    """The run's folder, which the main process makes or opens again."""
+    folder = None
     if group.main:
-        folder = RunFolder.new(Path(runs), config) if resume is None else RunFolder.reopened(resume.run)
+        folder = RunFolder.new(runs, config) if resume is None else RunFolder.reopened(resume.run)
     folder = group.gather(folder)[0]
-    assert folder is not None, "the main process has made it"
+    assert folder is not None, "the main process is the first"
+    return folder
 
-    start_step = steps_per_epoch(state.batch, accumulate)
-    quiet = quiet or not group.main
-    helped = [name for name, part in zip(HELP, (config.distill, config.auxiliary), strict=True) if part is not None]
-    with (
-        training_in(folder.path) if group.main else nullcontext(),
-        Records(config, folder.path, steps, state.epoch, quiet, start_step, group.main, helped) as records,
-        StopRequest() as stop,
-    ):
-        checkpoints = Checkpoints(config, folder, card, state, records, stop, resume is not None, group)
-        for line in _introduction(config, state.model, train, val, device, amp, folder.path, group):
-            records.say(line)
-        for name, dataset in (("train", train), ("val", val)):
-            if summary := dataset.problems.summary():
-                records.warn(f"{name}: {summary}")
-        if origins := different_origins(config, train, val):
-            records.warn(origins)
-        for line in filter(None, (started, describe(state.distillation), ranges, pictures.describe())):
-            records.say(line)
-        for line in (writer.where for writer in records.writers if writer.where):
-            records.say(line)
-        if changed:
-            records.warn(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
-        elif other_epochs:
-            records.say(f"an epoch has other steps than before the checkpoint: epoch {state.epoch + 1} starts again")
 
-        def judge(model: Network) -> Evaluation:
-            group.share_buffers(model)
-            detector, part = deployable(model, card, device), (group.rank, group.size)
-            return evaluate(detector, val, config.images_per_batch, checkpoints.validating, part, group.gather)
+def _train(run: _Run, epoch: int) -> None:
+    """The steps of `epoch`, from its first batch that is not done yet."""
+    config, state, log, checkpoints = run.config, run.state, run.log, run.checkpoints
+    log.begin_epoch(epoch)
+    follow_ranges(state.detector, epoch < last_moving_epoch(config))
+    if run.resume is not None and state.batch:
+        log.load_state_dict(run.resume.state["records"])
+    with dead_processes(checkpoints.said):
+        batches = timed(run.batches.begin(epoch, state.batch, checkpoints.waiting), log.waited)
+        train_epoch(state, batches, len(run.batches), log, checkpoints.after_step, checkpoints.said)
+    typical = epoch > run.first_epoch or config.schedule.epochs - run.first_epoch == 1  # before, caches fill
+    if typical and not run.advised and (line := advice(log.wait_share, config, run.device, run.train.records)):
+        log.say(line)
+        run.advised = True
+    if unusable := run.train_set.unusable[run.unusable :]:
+        run.unusable += len(unusable)
+        log.warn(
+            f"{run.unusable} of {len(run.train_set)} training pictures cannot be used, as logged; one is {unusable[0]}"
+        )
 
-        last, told, first, advised, warned = None, 0, state.epoch, "", set[str]()
-        for epoch in range(first, epochs):
-            records.begin_epoch(epoch)
-            follow_ranges(state.model, epoch < last_moving_epoch(config))
-            if resume is not None and state.batch:
-                records.load_state_dict(resume.state["records"])
-            with dead_processes(checkpoints.said):
-                train_epoch(
-                    config, state, timed(batches.begin(epoch, state.batch, checkpoints.waiting), records.waited),
-                    len(batches), device, amp, group, records, checkpoints.after_step, checkpoints.said,
-                )  # fmt: skip
-            typical = epoch > first or epochs - first == 1  # the first starts processes and fills caches
-            if typical and not advised and (advised := advice(records.wait_share, config, device, train.records)):
-                records.say(advised)
-            if unusable := train_set.unusable[told:]:
-                told += len(unusable)
-                records.warn(
-                    f"{told} of {len(train_set)} training pictures cannot be used, as logged; one is {unusable[0]}"
-                )
 
-            evaluation, improved, dropped = None, False, False
-            if (epoch + 1) % config.val_interval == 0 or epoch + 1 == epochs:
-                last = evaluation = judge(state.deployed)
-                improved = not evaluation.map < state.best_map  # nan (nothing to find) never loses
-                dropped = state.plateau.update(not evaluation.map <= state.best_map, config.schedule)
-                state.best_map = evaluation.map if improved else state.best_map
-                records.say(f"epoch {epoch + 1}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
-                for note in filter(None, (_unreadable(evaluation), evaluation.nan_note(), evaluation.cap_note())):
-                    kind = note.partition(":")[0]  # its numbers change from epoch to epoch
-                    if kind not in warned:
-                        records.warn(note)
-                    warned.add(kind)
-                if group.main:
-                    if config.val_loss:
-                        with dead_processes(checkpoints.said):
-                            measured = validation_losses(
-                                config, state.deployed, val, device, amp, checkpoints.waiting_to_judge
-                            )
-                        records.validated(measured)
-                    validation_sheet(val, evaluation, folder.path / "plots" / "validation.jpg")
-            state.epoch, state.batch = epoch + 1, 0
-            if state.swa is not None and state.epoch > epochs - config.schedule.swa_epochs:
-                state.swa.update_parameters(state.model)
-            records.end_epoch(state.epoch * steps, float(state.schedule.get_last_lr()[0]), evaluation)
-            if dropped:
-                refresh_rates(state.schedule)
-                records.say(f"no better mAP for {config.schedule.patience} validations: the learning rate drops")
-            stopped = evaluation is not None and state.plateau.stops(config.schedule)
-            over = stopped or state.epoch == epochs
-            checkpoints.end_epoch(evaluation, improved, finished=over and state.swa is None)
-            if stopped and state.epoch < epochs:
-                records.say(f"no better mAP for {config.schedule.early_stop} validations: the run ends early")
-                break
-        if state.swa is not None:
-            averaged = state.swa.module
-            with dead_processes(checkpoints.said):
-                arriving = batches.begin(epochs, waiting=checkpoints.waiting_to_judge)
-                estimate_norms(averaged, arriving, device, amp, checkpoints.averaging)
-            evaluation = judge(averaged)  # type: ignore[arg-type]
-            improved = evaluation.map > state.best_map
-            state.best_map = max(state.best_map, evaluation.map)
-            records.say(f"averaged weights: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
-            checkpoints.end_run(averaged.state_dict(), evaluation, improved)
-            last = last or evaluation
-        if group.main:
-            if last is not None:
-                write_plots(measure(last, val), folder.path / "plots")
-            left = left_out(train, val, train_set.unusable, last.skipped if last else ())
-            write_report(folder.path, config, records.rows, last.per_class if last else None, left)
+def _validate_and_save(run: _Run, epoch: int) -> bool:
+    """What follows the steps of `epoch`: its scores, its row, last.pt and best.pt. Says whether the run is to end."""
+    config, state, log, schedule = run.config, run.state, run.log, run.config.schedule
+    evaluation, improved, dropped = None, False, False
+    if (epoch + 1) % config.val_interval == 0 or epoch + 1 == schedule.epochs:
+        run.evaluation = evaluation = _evaluate(run, state.averages.deployed)
+        improved, dropped = state.count_validation(evaluation.map)
+        log.say(f"epoch {epoch + 1}: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
+        _warn_of(run, evaluation)
+        if run.group.main:
+            if config.val_loss:
+                log.validated(_validation_losses(run))
+            validation_sheet(run.val, evaluation, run.folder / "plots" / "validation.jpg")
+    state.epoch, state.batch = epoch + 1, 0
+    if state.epoch > schedule.epochs - schedule.swa_epochs:
+        state.averages.after_averaged_epoch()
+    log.end_epoch(state.epoch * state.steps_per_epoch, float(state.schedule.get_last_lr()[0]), evaluation)
+    if dropped:
+        refresh_rates(state.schedule)
+        log.say(f"no better mAP for {schedule.patience} validations: the learning rate drops")
+    stopped = evaluation is not None and state.plateau.stops(schedule)
+    over = stopped or state.epoch == schedule.epochs
+    run.checkpoints.end_epoch(evaluation, improved, finished=over and not schedule.swa_epochs)
+    if stopped and state.epoch < schedule.epochs:
+        log.say(f"no better mAP for {schedule.early_stop} validations: the run ends early")
+    return over
+
+
+def _finish(run: _Run) -> FitResult:
+    """Averaged weights where they were asked for, the plots and the report."""
+    state, swa = run.state, run.state.averages.swa
+    if swa is not None:
+        averaged: Network = swa.module  # type: ignore[assignment]
+        with dead_processes(run.checkpoints.said):
+            batches = run.batches.begin(run.config.schedule.epochs, waiting=run.checkpoints.waiting_to_judge)
+            estimate_norms(averaged, batches, run.device, state.model.amp, run.checkpoints.averaging)
+        evaluation = _evaluate(run, averaged)
+        improved = evaluation.map > state.best_map
+        state.best_map = max(state.best_map, evaluation.map)
+        run.log.say(f"averaged weights: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
+        run.checkpoints.end_run(averaged.state_dict(), evaluation, improved)
+        run.evaluation = run.evaluation or evaluation
+    last = run.evaluation
     assert last is not None, "the last epoch is always validated, and a finished run is not resumed"
-    return FitResult(folder.path, folder.path / "best.pt", state.best_map, last)
+    if run.group.main:
+        write_plots(measure(last, run.val), run.folder / "plots")
+        left = left_out(run.train, run.val, run.train_set.unusable, last.skipped)
+        write_report(run.folder, run.config, run.log.rows, last.per_class, left)
+    return FitResult(run.folder, run.folder / "best.pt", state.best_map, last)
+
+
+def _evaluate(run: _Run, model: Network) -> Evaluation:
+    """What `model` scores on the validation data, of which each process judges a part."""
+    run.group.share_buffers(model)
+    detector, part = deployable(model, run.card, run.device), (run.group.rank, run.group.size)
+    batch = run.config.images_per_batch
+    return evaluate(detector, run.val, batch, run.checkpoints.validating, part, run.group.gather)
+
+
+def _validation_losses(run: _Run) -> Losses:
+    model, wait = run.state.averages.deployed, run.checkpoints.waiting_to_judge
+    with dead_processes(run.checkpoints.said):
+        return validation_losses(run.config, model, run.val, run.device, run.state.model.amp, wait)
+
+
+def _warn_of(run: _Run, evaluation: Evaluation) -> None:
+    """What makes the scores doubtful, each kind once in a run."""
+    for note in filter(None, (_unreadable(evaluation), evaluation.nan_note(), evaluation.cap_note())):
+        kind = note.partition(":")[0]  # its numbers change from epoch to epoch
+        if kind not in run.warned:
+            run.log.warn(note)
+        run.warned.add(kind)
 
 
 def deployable(model: Network, card: Card, device: torch.device) -> Detector:
@@ -226,23 +285,31 @@ def deployable(model: Network, card: Card, device: torch.device) -> Detector:
     return Detector(TorchBackend(deploy, card, device), threshold=0.0)
 
 
-def _introduction(
-    config: TrainConfig, model: Network, train: CocoDataset, val: CocoDataset, device: torch.device,
-    amp: torch.dtype | None, run: Path, group: Group,
-) -> list[str]:  # fmt: skip
-    m, parameters = config.model, sum(p.numel() for p in model.parameters())
+def _introduce(run: _Run, notes: Iterable[str]) -> None:
+    """Say what is trained, on what and where, what is wrong with the data, and those of `notes` that are not empty."""
+    config, group, m = run.config, run.group, run.config.model
+    parameters = sum(p.numel() for p in run.state.detector.parameters())
     height, width = m.input_size_hw
+    precision = str(run.state.model.amp or torch.float32).removeprefix("torch.")
     lines = [
         f"{m.detector} (assign {m.assign.kind}, box {m.box.code}, quality {m.quality}) on {m.backbone.name} "
         f"x{m.backbone.width:g}: {parameters / 1e6:.1f} M parameters, {len(m.classes)} classes, {height}x{width} px",
-        f"train {len(train.records)} images, val {len(val.records)}; batch {config.batch_size} x "
+        f"train {len(run.train.records)} images, val {len(run.val.records)}; batch {config.batch_size} x "
         f"{f'{group.size} processes x ' if group.size > 1 else ''}"
-        f"{config.optim.accumulate}; {device.type}, {str(amp or torch.float32).removeprefix('torch.')}; into {run}",
+        f"{config.optim.accumulate}; {run.device.type}, {precision}; into {run.folder}",
     ]
     if config.optim.base_batch is not None:
         rate = learning_rate(config.optim, config.images_per_batch, group.size)
         lines.append(f"learning rate {rate:g}: {config.optim.lr:g} is meant for batches of {config.optim.base_batch}")
-    return lines
+    for line in lines:
+        run.log.say(line)
+    for name, dataset in (("train", run.train), ("val", run.val)):
+        if summary := dataset.problems.summary():
+            run.log.warn(f"{name}: {summary}")
+    if origins := different_origins(config, run.train, run.val):
+        run.log.warn(origins)
+    for note in filter(None, notes):
+        run.log.say(note)
 
 
 def _scores(e: Evaluation) -> str:

@@ -21,7 +21,8 @@ from trainer.failures import TrainingError, dead_processes
 from trainer.log.metrics import as_floats
 from trainer.optim import learning_rate
 from trainer.state import State, new_state, seed_everything, starting_model
-from trainer.step import clip_gradients, losses
+from trainer.step import clip_gradients
+from trainer.training_model import total_loss
 
 SMOOTHING = 0.9
 """Weight of the past in the smoothed loss."""
@@ -106,9 +107,9 @@ def find_lr(
             group["lr"] = rate * scale * factor
         total = 0.0
         for _ in range(config.optim.accumulate):
-            terms = losses(config, state, next(endless), device, amp, Group())
-            state.scaler.scale(terms.total / config.optim.accumulate).backward()
-            total += sum(as_floats(terms)) / config.optim.accumulate
+            losses = state.forward(next(endless).to(device))
+            state.scaler.scale(total_loss(losses) / config.optim.accumulate).backward()
+            total += sum(as_floats(losses.values())) / config.optim.accumulate
         _step(state, config.optim.clip_norm)
         if progress is not None:
             progress(next(done), steps)
@@ -132,7 +133,7 @@ def _endless(batches: Batches) -> Iterator[Batch]:
 
 def _step(state: State, clip_norm: float) -> None:
     state.scaler.unscale_(state.optimizer)
-    clip_gradients(state.learner, clip_norm)
+    clip_gradients(state.model, clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

@@ -110,10 +110,10 @@ def parameter_groups(
     groups: list[dict[str, Any]] = []
     trainable = [p for p in model.parameters() if p.requires_grad]
     for factor in sorted({factors.get(p, 1.0) for p in trainable}, reverse=True) or [1.0]:
-        mine = [p for p in trainable if factors.get(p, 1.0) == factor]
+        members = [p for p in trainable if factors.get(p, 1.0) == factor]
         rate = {} if lr is None else {"lr": lr * factor}
-        groups.append({"params": [p for p in mine if p.ndim > 1], "weight_decay": weight_decay, **rate})
-        groups.append({"params": [p for p in mine if p.ndim <= 1], "weight_decay": 0.0, **rate})
+        groups.append({"params": [p for p in members if p.ndim > 1], "weight_decay": weight_decay, **rate})
+        groups.append({"params": [p for p in members if p.ndim <= 1], "weight_decay": 0.0, **rate})
     return groups
 
 

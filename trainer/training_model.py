@@ -1,62 +1,117 @@
-"""The network in training with what learns beside it: nothing of that is validated, averaged, deployed or exported."""
+"""The network in training: what learns, and every loss that it learns from.
+
+Only the detector is validated, averaged, deployed and exported; what learns beside it is thrown away.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from models.detector import Detector as Network
-from models.detector import Raw
+from models.detector import Detector, Raw
 from models.layers.heads import Head
+from models.loss import detection_loss
+from trainer.config.auxiliary import auxiliary_model
+from trainer.config.train import TrainConfig
+from trainer.data.train_set import Batch, blank_batch
+from trainer.devices.distributed import Group
+from trainer.extras.distill import build_adapters, build_distillation
+from trainer.failures import TrainingError
+
+T = TypeVar("T")
+Outputs = tuple[Raw, list[Tensor], Raw | None]
+"""The detector's output, the pyramid levels [B, teacher's channels, h, w] that a teacher's are compared with (none
+without that loss), and the auxiliary head's output."""
 
 
-class HelpedLosses(NamedTuple):
-    """`Losses`, and the weighted ones of teacher and auxiliary head; 0 for what is not there."""
+class TrainingModel(nn.Module):
+    """A detector, the modules that are trained with it (adapters to a teacher, an auxiliary head; often none), and the
+    losses of all of them."""
 
-    cls: Tensor
-    box: Tensor
-    quality: Tensor
-    distill: Tensor
-    aux: Tensor
+    def __init__(self, config: TrainConfig, detector: Detector, amp: torch.dtype | None, group: Group) -> None:
+        """Around `detector`, on its device, computing under autocast to `amp`, as one of the processes of `group`.
+
+        Raises `ConfigError` or `CheckpointError` for a teacher that cannot teach it.
+        """
+        super().__init__()
+        self.config, self.amp, self.group = config, amp, group
+        self.detector = detector
+        self.distillation = build_distillation(config, detector)
+        heads = {}
+        if config.auxiliary is not None:
+            self.auxiliary = auxiliary_model(config.auxiliary, config.model)
+            first, last = config.model.neck.levels
+            heads["auxiliary"] = Head(self.auxiliary, last - first + 1)
+        self.beside = nn.ModuleDict({"adapters": build_adapters(self.distillation, detector), **heads})
+        self.beside.to(self.device)
+        self.compares_levels = self.distillation is not None and self.distillation.config.features > 0
+        self._compute = compiled(self.outputs) if config.compile else self.outputs
 
     @property
-    def total(self) -> Tensor:
-        return self.cls + self.box + self.quality + self.distill + self.aux
+    def device(self) -> torch.device:
+        return next(self.detector.parameters()).device
 
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted losses of a batch on the model's device, scalars in float32, by name: cls, box, quality, and
+        distill and aux where there is a teacher or an auxiliary head.
 
-class Look(NamedTuple):
-    """What training sees of B images."""
+        Of a batch that processes share, this one's part of the losses: a process without pictures takes part with a
+        blank one that teaches nothing, because the others wait for it.
+        """
+        usable = len(batch.images) > 0
+        images, boxes, labels, _, sizes_hw, regions = (
+            batch if usable else blank_batch(self.config.model.input_size_hw, self.device)
+        )
 
-    raw: Raw
-    levels: list[Tensor]
-    """Pyramid levels [B, teacher's channels, h, w], where a teacher is compared with them."""
-    auxiliary: Raw | None
-    """The auxiliary head's answer, where there is one."""
+        def total(part: Tensor) -> Tensor:
+            return self.group.total(part if usable else torch.zeros_like(part))
 
+        with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
+            raw, levels, auxiliary = self._compute(images)
+        priors = self.detector.priors((images.shape[1], images.shape[2]))
+        truth = (priors, boxes, labels, sizes_hw, total)
+        losses = detection_loss(self.config.model, raw, *truth, regions=regions)._asdict()
+        if self.distillation is not None:
+            losses["distill"] = self.distillation.loss(images, raw, levels, self.amp, total)
+        if self.config.auxiliary is not None and auxiliary is not None:
+            coarse = detection_loss(self.auxiliary, auxiliary, *truth, regions=regions)
+            losses["aux"] = self.config.auxiliary.weight * coarse.total
+        return losses if usable else {name: 0 * loss for name, loss in losses.items()}
 
-class Learner(nn.Module):
-    """A detector, and the modules that are trained with it and thrown away."""
-
-    def __init__(self, detector: Network, adapters: nn.ModuleList, auxiliary: Head | None, levels: bool) -> None:
-        """`adapters`: a 1x1 convolution per level that makes it as wide as the teacher's, or none. `auxiliary`: a head
-        on the same pyramid. `levels`: whether the pyramid is asked for."""
-        super().__init__()
-        self.detector, self.levels = detector, levels
-        self.beside = nn.ModuleDict({"adapters": adapters})
-        if auxiliary is not None:
-            self.beside["auxiliary"] = auxiliary
-
-    def forward(self, images: Tensor) -> Look:
-        """uint8 BGR images [B, H, W, 3] -> everything that a loss asks for."""
-        if not self.levels and "auxiliary" not in self.beside:
-            return Look(self.detector(images), [], None)
+    def outputs(self, images: Tensor) -> Outputs:
+        """What the losses ask for of images uint8 BGR [B, H, W, 3]."""
+        if not self.compares_levels and "auxiliary" not in self.beside:
+            return self.detector(images), [], None
         raw, pyramid = self.detector.with_levels(images)
-        auxiliary, adapters = None, list(self.beside["adapters"].children())
+        auxiliary, levels = None, pyramid if self.compares_levels else []
         if "auxiliary" in self.beside:
             logits, boxes, quality = self.beside["auxiliary"](pyramid)
             auxiliary = Raw(logits.float(), boxes.float(), None if quality is None else quality.float())
-        levels = pyramid if self.levels else []
-        if adapters:
+        if adapters := list(self.beside["adapters"].children()):
             levels = [adapt(level) for adapt, level in zip(adapters, levels, strict=True)]
-        return Look(raw, levels, auxiliary)
+        return raw, levels, auxiliary
+
+
+def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
+    """The sum of weighted `losses`, a scalar: what is learned from."""
+    return reduce(torch.add, losses.values())
+
+
+def compiled(network: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
+    """`network` through torch.compile; raises `TrainingError`, at its first images, where no compiler works."""
+    compiled_network = torch.compile(network)
+
+    def run(images: Tensor) -> T:
+        try:
+            return compiled_network(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:300]
+            raise TrainingError.of(
+                "compile", f"torch.compile cannot work here; set compile=false. It said: {reason}"
+            ) from error
+
+    return run

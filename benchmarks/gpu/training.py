@@ -100,7 +100,7 @@ def precisions(setting: Setting, config: ModelConfig, size: int) -> Iterator[Row
 
 def measured(setting: Setting, training: Training, precision: Precision, size: int) -> Iterator[Row]:
     """Images a second at a size of batch, or why there are none."""
-    config = training.state.model.config
+    config = training.state.detector.config
 
     def rows(what: str) -> Iterator[Row]:
         images_per_s, peak = speed(setting, training, made_batch(setting, config, size))

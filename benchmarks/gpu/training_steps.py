@@ -18,7 +18,7 @@ from trainer.config_reader import train_config
 from trainer.data.train_set import Batch
 from trainer.devices.distributed import Group
 from trainer.devices.precision import pick_amp
-from trainer.log.metrics import Records
+from trainer.log.metrics import MetricsLog
 from trainer.state import new_state
 from trainer.step import train_epoch
 
@@ -35,16 +35,16 @@ BACKWARD = 3.0
 """A training step's operations over a forward pass's: as many again for each of the two gradients."""
 
 
-class Curve(Records):
-    """Records that keep each step's losses and write nothing."""
+class Curve(MetricsLog):
+    """A log that keeps each step's losses and writes nothing."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config, Path("nowhere"), 1, quiet=True, writes=False)
         self.totals: list[float] = []
 
-    def batch(self, losses: list[float], images: int) -> None:
+    def batch(self, losses: Mapping[str, float], images: int) -> None:
         super().batch(losses, images)
-        self.totals.append(sum(losses))
+        self.totals.append(sum(losses.values()))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Training:
     @cached_property
     def flops(self) -> float:
         """Floating-point operations of a step, for each picture."""
-        return BACKWARD * forward_flops(self.state.model)
+        return BACKWARD * forward_flops(self.state.detector)
 
     def steps(self, batch: Batch, count: int) -> None:
         """Train on `batch` so many times."""
@@ -100,7 +100,7 @@ class Training:
 
     def run(self, batches: Iterator[Batch], count: int) -> None:
         self.state.batch = 0
-        train_epoch(self.config, self.state, batches, count, self.device, self.amp, Group(), self.curve, nothing, str)
+        train_epoch(self.state, batches, count, self.curve, nothing, str)
 
 
 def nothing() -> None:

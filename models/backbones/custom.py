@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.backbones.stages import Backbone
 from models.config.model import BackboneConfig
 from models.config.parse import ConfigError
-from models.custom.find import BACKBONE, failure, own_part
+from models.custom.find import BACKBONE, own_part
 
 
 class OwnBackbone(Backbone):
@@ -19,10 +19,7 @@ class OwnBackbone(Backbone):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         part = own_part(BACKBONE, config.name, config.arguments)
-        try:
-            network = part()
-        except Exception as error:  # whatever somebody's constructor raises
-            raise ConfigError(f"{part.where}: {failure(error)}") from error
+        network = part()
         channels = getattr(network, "channels", None)
         widths = tuple(channels) if isinstance(channels, (list, tuple)) else ()
         if len(widths) != 4 or not all(isinstance(c, int) and c > 0 for c in widths):

@@ -6,8 +6,6 @@ would teach the last class without a word.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -20,10 +18,10 @@ from models.priors import Priors
 def own_matches(config: AssignConfig, priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor) -> Tensor:
     """Matched box index per prior, [B, N] int64, by the assigner `config.kind`; see `models.assigners`."""
     part = own_part(ASSIGNER, config.kind, config.arguments)
-    with torch.no_grad():
-        matched = part(priors, gt_boxes_xyxy, gt_valid)
     shape = (len(gt_valid), len(priors.boxes_xyxy))
-    _require(part, matched, shape, torch.int64, "[B, N] int64, for each prior an object's index, -1 or -2")
+    with torch.no_grad():
+        matched = _called(part, (priors, gt_boxes_xyxy, gt_valid), shape, torch.int64,
+                          "[B, N] int64, for each prior an object's index, -1 or -2")  # fmt: skip
     objects = gt_valid.shape[1]
     fine = (matched >= -2) & (matched < objects)
     if objects:
@@ -39,25 +37,21 @@ def own_matches(config: AssignConfig, priors: Priors, gt_boxes_xyxy: Tensor, gt_
 
 def own_box_loss(config: BoxConfig, pred_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
     """Losses [P] of decoded boxes [P, 4] against [P, 4] by the loss `config.loss`."""
-    part = own_part(BOX_LOSS, config.loss, config.arguments)
-    each = part(pred_xyxy, target_xyxy)
-    _require(part, each, (len(pred_xyxy),), torch.float32, "[P] float32, one loss for each pair of boxes")
-    return each
+    part, shape = own_part(BOX_LOSS, config.loss, config.arguments), (len(pred_xyxy),)
+    return _called(part, (pred_xyxy, target_xyxy), shape, torch.float32, "[P] float32, one loss for each pair of boxes")
 
 
 def own_class_loss(config: LossConfig, logits: Tensor, targets: Tensor) -> Tensor:
     """Losses [B, N, C] of logits [B, N, C] against 0/1 targets [B, N, C] by the loss `config.cls`."""
-    part = own_part(CLASS_LOSS, config.cls, config.arguments)
-    each = part(logits, targets)
-    _require(part, each, tuple(logits.shape), torch.float32, "[B, N, C] float32, a loss for each element")
-    return each
+    part, shape = own_part(CLASS_LOSS, config.cls, config.arguments), tuple(logits.shape)
+    return _called(part, (logits, targets), shape, torch.float32, "[B, N, C] float32, a loss for each element")
 
 
-def _require(part: OwnPart, given: Any, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
-    if isinstance(given, Tensor) and tuple(given.shape) == shape and given.dtype == dtype:
-        return
-    if isinstance(given, Tensor):
-        got = f"{list(given.shape)} {str(given.dtype).removeprefix('torch.')}"
-    else:
-        got = type(given).__name__
-    raise ConfigError(f"{part.where}: expected {what}, here {list(shape)}; got {got}")
+def _called(part: OwnPart, given: tuple[object, ...], shape: tuple[int, ...], dtype: torch.dtype, form: str) -> Tensor:
+    result = part(*given)
+    if not isinstance(result, Tensor):
+        raise ConfigError(f"{part.where}: expected {form}, here {list(shape)}; got {type(result).__name__}")
+    if tuple(result.shape) != shape or result.dtype != dtype:
+        got = f"{list(result.shape)} {str(result.dtype).removeprefix('torch.')}"
+        raise ConfigError(f"{part.where}: expected {form}, here {list(shape)}; got {got}")
+    return result

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from models.config.model import NeckConfig
 from models.config.network import is_own
-from models.config.parse import ConfigError
-from models.custom.find import NECK, failure, own_part
+from models.custom.find import NECK, own_part
 from models.layers.blocks import ConvNorm, DepthwiseConv
 from models.layers.fuse import require_eval
 from models.layers.reparam import RepConv
@@ -26,11 +25,7 @@ def build_neck(config: NeckConfig, c_in: Sequence[int]) -> nn.Module:
     Raises `ConfigError` where it is a user's own and cannot be made.
     """
     if is_own(config.kind):
-        part = own_part(NECK, config.kind, config.arguments)
-        try:
-            neck: nn.Module = part(tuple(c_in), config.channels, config.levels)
-        except Exception as error:  # whatever somebody's constructor raises
-            raise ConfigError(f"{part.where}: {failure(error)}") from error
+        neck: nn.Module = own_part(NECK, config.kind, config.arguments)(tuple(c_in), config.channels, config.levels)
         return neck
     made: nn.Module = config.part.load()(config, c_in)
     return made

@@ -15,7 +15,7 @@ from isodet.errors import ArgumentError
 from runtime.backends.protocol import Backend, OutOfMemory, RawOutputs, rows_of
 from runtime.batcher.queue import Request
 from runtime.detections import Detections
-from runtime.images.frames import Color, Frame, take
+from runtime.images.frames import Color, Frame, load_frame
 from runtime.images.image import FILL, Image
 from runtime.images.region import Region, Roi
 
@@ -44,7 +44,7 @@ def prepare(
         raise ArgumentError.of("deadline_ms", f"expected milliseconds from 0, got {deadline_ms}")
     limits = detector.threshold if threshold is None else detector.limits(threshold)
     region = None if roi is None else Region.of(roi)
-    image, frame_hw = take(frame, 0, color, region)
+    image, frame_hw = load_frame(frame, 0, color, region)
     placement = detector.place(image)
     wait_ms, deadline = max_wait_ms, math.inf
     if deadline_ms is not None:

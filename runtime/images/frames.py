@@ -33,7 +33,7 @@ class FrameError(IsodetError, ValueError):
     """A frame that is not a picture for the detector; the message states what was expected and what came."""
 
 
-class Taken(NamedTuple):
+class LoadedFrame(NamedTuple):
     """A frame as the detector sees it."""
 
     image: Image
@@ -42,7 +42,7 @@ class Taken(NamedTuple):
     """The whole frame, pixels."""
 
 
-def take(frame: Frame, index: int, color: Color = "bgr", region: Region | None = None) -> Taken:
+def load_frame(frame: Frame, index: int, color: Color = "bgr", region: Region | None = None) -> LoadedFrame:
     """One frame, looked at through `region`. Raises `FrameError` naming its `index`, `ImageError` for a broken file."""
     if color not in ("bgr", "rgb"):
         raise ArgumentError.of("color", f"expected bgr or rgb, got {color!r}")
@@ -66,10 +66,10 @@ def take(frame: Frame, index: int, color: Color = "bgr", region: Region | None =
         )
     if color == "rgb" and not from_file:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8)
-    return Taken(image, frame_hw)
+    return LoadedFrame(image, frame_hw)
 
 
-def listed(frames: Any) -> Sequence[Frame]:
+def as_list(frames: Any) -> Sequence[Frame]:
     """The frames of one call, in order. Raises `FrameError` for what is neither a frame nor several."""
     if isinstance(frames, (list, tuple)):
         return frames

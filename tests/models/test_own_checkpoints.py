@@ -58,7 +58,7 @@ def test_a_checkpoint_needs_the_code_of_its_network_and_no_other(
         ("os.path:join", "os is Python's own module"),
         ("trap:launch", "expected a class of torch.nn.Module for the backbone, but this is of type function"),
         ("trap:Launch", "but this is the class Launch"),
-        ("trap:Lazy", "gives the backbone nothing by position, but it takes 1"),
+        ("trap:Lazy", r"expected Lazy\(\*, your arguments\).*; got Lazy\(target"),
         ("torch.nn:Sequential", "hide a typo"),
         ("torch:load", "but this is of type function"),
         ("torch.hub:load", "but this is of type function"),

@@ -18,7 +18,7 @@ from runtime.backends.protocol import BackendError
 from runtime.backends.torch.backend import TorchBackend, wait_for
 from runtime.card.card import Card
 from runtime.images.device_frames import LEGACY_STREAM, device_frames
-from runtime.images.frames import listed
+from runtime.images.frames import as_list
 from tests.at_fault import raises
 from tests.runtime.echo import Echo, frame, number
 from tests.runtime.engines import frames, pixels_as_boxes
@@ -140,7 +140,7 @@ def test_whose_stream_is_waited_for() -> None:
     given.__cuda_array_interface__["stream"] = None  # as the interface says it: nothing to wait for
     assert streams(given) == [None]
     again = device_frames(device_frames(given, "x")[0], "x")
-    assert again[0].owner is given and listed(given)[0].owner is given  # type: ignore[union-attr]  # it is kept alive
+    assert again[0].owner is given and as_list(given)[0].owner is given  # type: ignore[union-attr]  # it is kept alive
 
 
 def test_a_tensors_stream_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from isodet.errors import ArgumentError
 from runtime import Detections, Detector, FrameError
 from runtime.card.card import Card
-from runtime.images.frames import MAX_PIXELS, listed, take
+from runtime.images.frames import MAX_PIXELS, as_list, load_frame
 from runtime.images.image import FixedSize, write_image
 from runtime.images.region import Region
 from tests.at_fault import raises
@@ -59,7 +59,7 @@ def test_deployment_sees_the_pixels_that_training_saw(h: int, w: int) -> None:
 
 def test_arrays_of_other_libraries_in_host_memory(detector: Detector) -> None:
     tensor = torch.from_numpy(frame(77).copy())
-    assert np.shares_memory(take(tensor, 0).image, tensor.numpy())  # type: ignore[arg-type]
+    assert np.shares_memory(load_frame(tensor, 0).image, tensor.numpy())  # type: ignore[arg-type]
     batch = torch.stack([tensor, tensor + 1])
     assert [number(d) for d in detector(batch)] == [77, 77 + 0x010101]  # type: ignore[arg-type]
     for wrong, message in (
@@ -98,7 +98,7 @@ def test_what_looks_like_a_frame(detector: Detector) -> None:
     with pytest.raises(FrameError, match=r"frame 0: .* got Image; numpy.asarray\(frame\), with color='rgb'"):
         detector([picture])
     with pytest.raises(FrameError, match="expected a uint8 .* got set"):
-        listed({1})
+        as_list({1})
 
 
 def test_huge_frames_want_a_region(detector: Detector) -> None:

@@ -32,7 +32,7 @@ def stop_before_epoch(number: int, settings: TrainConfig, runs: Path) -> None:
 
 def ask_at_end_of_epoch(number: int, settings: TrainConfig, runs: Path) -> None:
     """Train with a SIGTERM that comes while the run writes down its epoch `number` (from 1)."""
-    real = trainer.loop.Records.end_epoch
+    real = trainer.loop.MetricsLog.end_epoch
 
     def ending(self: object, *arguments: object) -> object:
         row = real(self, *arguments)  # type: ignore[arg-type]
@@ -41,13 +41,13 @@ def ask_at_end_of_epoch(number: int, settings: TrainConfig, runs: Path) -> None:
         return row
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(trainer.loop.Records, "end_epoch", ending)
+        patch.setattr(trainer.loop.MetricsLog, "end_epoch", ending)
         fit(settings, runs, quiet=True)
 
 
 def ask_at_step(number: int, settings: TrainConfig, runs: Path) -> None:
     """Train with a SIGTERM that comes with the optimiser's step `number` (from 1) of all epochs."""
-    real, steps = trainer.loop.Records.step, []
+    real, steps = trainer.loop.MetricsLog.step, []
 
     def step(self: object) -> None:
         real(self)  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def ask_at_step(number: int, settings: TrainConfig, runs: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(trainer.loop.Records, "step", step)
+        patch.setattr(trainer.loop.MetricsLog, "step", step)
         fit(settings, runs, quiet=True)
 
 

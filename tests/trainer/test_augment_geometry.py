@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.images.image import FILL, FixedSize, ShortSide
+from tests.trainer.tiny import InOrder
 from trainer.augment import augment, resized_placement
 from trainer.augment.crop import random_crop
 from trainer.augment.geometry import Picture, Placement, affine, flip_vertical, random_size
@@ -148,8 +149,7 @@ def test_mosaic_tiles_the_input_and_boxes_stay_on_their_pixels(seed: int, size_h
         pictures.append(Picture(image, np.array([[10, 20, 60, 50]], np.float32), np.array([channel])))
     config = AugmentConfig(flip=0, scale_probability=0, color_probability=0, min_visible=0.0,
                            mosaic=MosaicConfig(probability=1))  # fmt: skip
-    draws = iter(pictures[1:] * 2)
-    sources = Sources(lambda index: next(draws), 3)
+    sources = Sources(InOrder(pictures[1:] * 2))
     none = np.zeros((0, 4), np.float32)
     view = Picture(*augment(np.zeros((50, 50, 3), np.uint8), none, np.zeros(0, np.int64), FixedSize(size_hw), config,
                             np.random.default_rng(seed), sources))  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.trainer.tiny import InOrder
 from trainer.augment.geometry import Picture
 from trainer.augment.paste import Patch, cut_patch, paste, paste_all, uncovered
 from trainer.augment.sources import Sources, copyable
@@ -173,10 +175,12 @@ def test_what_may_be_copied() -> None:
 
 def test_sources_without_anything_to_give() -> None:
     rng = np.random.default_rng(0)
-    gone = Sources(lambda index: None, 3, np.array([0, 1]), (Negative("x.png", (0, 0, 5, 5), 0.5, "a"),))  # type: ignore[arg-type]
+    negative = Negative(Path("x.png"), (0, 0, 5, 5), 0.5, "a")
+    gone = Sources(InOrder([None] * 9), np.array([0, 1]), (negative,))
     assert gone.picture(rng) is None and gone.object_patches(copy(), rng) == []
     assert gone.negative_patch(negatives(), rng) is None
-    assert Sources(lambda index: None, 0).object_patches(copy(), rng) == []
-    outside = Sources(lambda index: None, 0, negatives=(Negative("x", (50, 50, 60, 60), 0.5, "a"),),  # type: ignore[arg-type]
-                      read_negative=lambda negative: np.zeros((40, 40, 3), np.uint8))  # fmt: skip
+    assert Sources().picture(rng) is None and Sources().object_patches(copy(), rng) == []
+    assert Sources(negatives=(negative,)).negative_patch(negatives(), rng) is None
+    black = np.zeros((40, 40, 3), np.uint8)
+    outside = Sources(InOrder([], black), negatives=(Negative(Path("x"), (50, 50, 60, 60), 0.5, "a"),))
     assert outside.negative_patch(negatives(), rng) is None

@@ -23,7 +23,7 @@ from trainer.devices.distributed import Group
 from trainer.log.metrics import read_metrics
 from trainer.loop import fit
 from trainer.state import new_state
-from trainer.step import losses
+from trainer.training_model import total_loss
 
 PICTURES = (8, 3)
 KEYS = [*CUT_ALIKE, "batch_size=2", "auxiliary={weight: 0.5, depth: 1, coarse: 2}", "model.head.depth=2"]
@@ -56,22 +56,24 @@ def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data: P
     torch.manual_seed(0)
     state = new_state(settings, Detector(settings.model), None, 10, Group())
     batch = one_object()
-    terms = losses(settings, state, batch, torch.device("cpu"), None, Group())
-    assert state.whole is not None and len(terms) == 5
-    answer = state.whole(batch.images).auxiliary
-    grid = state.model.priors()
+    model, detector = state.model, state.detector
+    terms = model(batch)
+    assert [*terms] == ["cls", "box", "quality", "aux"]
+    *_, answer = model.outputs(batch.images)
+    grid = detector.priors()
     other = auxiliary_model(settings.auxiliary, settings.model)
     assert other.assign.topk == 2 * settings.model.assign.topk
+    assert answer is not None
     wanted = 0.5 * detection_loss(other, answer, grid, batch.boxes_xyxy, batch.labels).total
-    assert terms[3].item() == 0 and terms[4].item() == pytest.approx(wanted.item(), rel=1e-5)
-    lead = detection_loss(settings.model, state.model(batch.images), grid, batch.boxes_xyxy, batch.labels)
-    torch.testing.assert_close(terms.total, lead.total + wanted)
-    terms[4].backward()
-    assert all(p.grad is None for p in state.model.head.parameters())
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in state.model.neck.parameters())
-    assert all(p.grad is not None for p in state.whole.beside.parameters())
+    assert terms["aux"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    lead = detection_loss(settings.model, detector(batch.images), grid, batch.boxes_xyxy, batch.labels)
+    torch.testing.assert_close(total_loss(terms), lead.total + wanted)
+    terms["aux"].backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is None for p in detector.head.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in detector.neck.parameters())
+    assert all(p.grad is not None for p in model.beside.parameters())
     rates = {id(p) for g in state.optimizer.param_groups for p in g["params"]}
-    assert rates == {id(p) for p in state.whole.parameters()}
+    assert rates == {id(p) for p in model.parameters()}
 
 
 def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data: Path, run: Path, tmp_path: Path) -> None:

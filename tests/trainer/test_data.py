@@ -106,7 +106,7 @@ def test_broken_vanished_and_turned_pictures_are_left_out_once_logged(
         sizes = [[len(batch.images) for batch in loader] for _ in range(2)]
     assert sizes == [[3, 2, 4]] * 2
     assert train.unusable == [cut, gone, turned]
-    messages = [record.getMessage() for record in caplog.records if record.name == "trainer.data.train_set"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "trainer.data.reader"]
     assert len(messages) == 3
     assert str(cut) in messages[0] and "truncated" in messages[0] and f"image id {shapes.records[2].id}" in messages[0]
     assert str(gone) in messages[1]

@@ -32,8 +32,7 @@ from trainer.log.metrics import HELP, read_metrics
 from trainer.loop import fit
 from trainer.run.checkpoint_card import checkpoint_card
 from trainer.state import new_state
-from trainer.step import losses
-from trainer.training_model import Learner
+from trainer.training_model import TrainingModel, total_loss
 
 PICTURES = (8, 3)
 KEYS = [*CUT_ALIKE, "batch_size=2"]
@@ -73,36 +72,36 @@ def taught_config(data: Path, teacher: Path, *overrides: str) -> TrainConfig:
     return config(data, f"distill.teacher={teacher}", *BOTH, *overrides)
 
 
-def started(settings: TrainConfig) -> tuple[Distillation, Learner, Tensor]:
+def started(settings: TrainConfig) -> tuple[Distillation, TrainingModel, Tensor]:
     torch.manual_seed(0)
     state = new_state(settings, Detector(settings.model), None, 10, Group())
-    assert state.distillation is not None and state.whole is not None
-    return state.distillation, state.whole, torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    assert state.model.distillation is not None
+    return state.model.distillation, state.model, torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(data: Path, teacher: Path, amp: torch.dtype | None) -> None:
-    made, learner, images = started(taught_config(data, teacher, *WIDER))
-    learner.detector.load_state_dict(made.teacher.state_dict())
-    assert not [*learner.beside.parameters()]
-    learner.eval()
+    made, model, images = started(taught_config(data, teacher, *WIDER))
+    model.detector.load_state_dict(made.teacher.state_dict())
+    assert not [*model.beside.parameters()]
+    model.eval()
     with torch.autocast("cpu", amp, enabled=amp is not None):
-        look = learner(images)
-    loss = made.loss(images, look.raw, look.levels, amp, alone)
+        raw, levels, _ = model.outputs(images)
+    loss = made.loss(images, raw, levels, amp, alone)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(0, abs=1e-6)
-    assert all(p.grad is None or float(p.grad.abs().max()) < 1e-5 for p in learner.parameters())
+    assert all(p.grad is None or float(p.grad.abs().max()) < 1e-5 for p in model.parameters())
 
 
 def test_the_gradient_reaches_the_student_and_its_adapters_only(data: Path, teacher: Path) -> None:
-    made, learner, images = started(taught_config(data, teacher))
+    made, model, images = started(taught_config(data, teacher))
     before = {name: value.clone() for name, value in made.teacher.state_dict().items()}
-    look = learner.train()(images)
-    assert [level.shape[1] for level in look.levels] == [24, 24, 24] and not made.teacher.training
-    made.loss(images, look.raw, look.levels, None, alone).backward()  # type: ignore[no-untyped-call]
+    raw, levels, _ = model.train().outputs(images)
+    assert [level.shape[1] for level in levels] == [24, 24, 24] and not made.teacher.training
+    made.loss(images, raw, levels, None, alone).backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None for p in made.teacher.parameters())
-    head = learner.detector.head
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*learner.beside.parameters()][:2])
+    head = model.detector.head
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*model.beside.parameters()][:2])
     assert head.cls.weight.grad is not None and head.cls.weight.grad.abs().sum() > 0
     assert head.box.weight.grad is None  # boxes are not taught
     assert all(torch.equal(value, made.teacher.state_dict()[name]) for name, value in before.items())
@@ -121,14 +120,15 @@ def test_the_terms_are_the_criterions_and_one_more(data: Path, teacher: Path) ->
     torch.manual_seed(0)
     state = new_state(settings, Detector(settings.model), None, 10, Group())
     batch = one_object()
-    terms = losses(settings, state, batch, torch.device("cpu"), None, Group())
-    raw: Raw = state.model(batch.images)
-    plain = detection_loss(settings.model, raw, state.model.priors(), batch.boxes_xyxy, batch.labels)
-    torch.testing.assert_close(torch.stack(list(terms))[:3], torch.stack(list(plain)))
-    assert len(terms) == 5 and float(terms[4]) == 0 and terms.total.item() > plain.total.item()
+    terms = state.model(batch)
+    raw: Raw = state.detector(batch.images)
+    plain = detection_loss(settings.model, raw, state.detector.priors(), batch.boxes_xyxy, batch.labels)
+    assert [*terms] == ["cls", "box", "quality", "distill"]
+    torch.testing.assert_close(torch.stack(list(terms.values()))[:3], torch.stack(list(plain)))
+    assert total_loss(terms).item() > plain.total.item()
     rates = {id(p): g["lr"] for g in state.optimizer.param_groups for p in g["params"]}
-    assert state.beside is not None and {rates[id(p)] for p in state.beside.parameters()} == set(rates.values())
-    assert "distill 0.5" in not_finite("loss", 0, [1.0, 2.0, math.nan, 0.5], [3], "")
+    assert {rates[id(p)] for p in state.model.beside.parameters()} == set(rates.values())
+    assert "distill 0.5" in not_finite("loss", 0, {"cls": math.nan, "distill": 0.5}, [3], "")
 
 
 def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data: Path, taught: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import trainer.step
 from models.checkpoint import read_checkpoint
 from models.config.parse import ConfigError
 from tests.trainer.processes import two
@@ -22,6 +21,7 @@ from trainer.data.loader import BatchOrder
 from trainer.devices.distributed import Group, check_parallel
 from trainer.loop import fit
 from trainer.run.folder import find_resumable
+from trainer.training_model import TrainingModel
 
 PICTURES = (12, 3)
 KEYS = [*CUT_ALIKE, "batch_size=2", "model.backbone.width=0.25", "optim.ema=0.9", "optim.accumulate=2"]
@@ -83,15 +83,15 @@ def test_a_process_without_a_usable_picture_takes_part(data: Path, tmp_path: Pat
 
 def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_path: Path, single: Path) -> None:
     def dying(rank: int) -> object:
-        real, calls = trainer.step.losses, []
+        real, calls = TrainingModel.forward, []
 
-        def losses(*arguments: object) -> object:
+        def forward(*arguments: object) -> object:
             calls.append(1)
             if rank == 1 and len(calls) == 6:  # in the second epoch, two batches after a save
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments)  # type: ignore[arg-type]
 
-        trainer.step.losses = losses  # type: ignore[assignment]
+        TrainingModel.forward = forward  # type: ignore[assignment, method-assign]
         return main(command(data, tmp_path, "checkpoint_steps=1"))
 
     assert two(dying, tmp_path / "err") == [1, -signal.SIGKILL]
@@ -105,15 +105,15 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_pat
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(data: Path, tmp_path: Path) -> None:
     def asked(rank: int) -> object:
-        real = trainer.step.losses
+        real = TrainingModel.forward
 
-        def losses(*arguments: object) -> object:
+        def forward(*arguments: object) -> object:
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-                trainer.step.losses = real
+                TrainingModel.forward = real  # type: ignore[method-assign]
             return real(*arguments)  # type: ignore[arg-type]
 
-        trainer.step.losses = losses  # type: ignore[assignment]
+        TrainingModel.forward = forward  # type: ignore[assignment, method-assign]
         return main(command(data, tmp_path))
 
     assert two(asked, tmp_path / "err") == [1, 1]

@@ -20,8 +20,9 @@ from runtime.datasets.annotations import DatasetError
 from tests.at_fault import raises
 from tests.trainer.tiny import tiny_config
 from trainer.config.train import TrainConfig
+from trainer.data.train_set import Batch
 from trainer.loop import TrainingError, fit
-from trainer.state import State
+from trainer.training_model import TrainingModel
 
 PICTURES = (14, 3)
 
@@ -54,18 +55,18 @@ def test_a_full_disk_names_file_and_room_and_leaves_the_old_file(data: Path, tmp
 def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, calls = trainer.step.losses, []
+    real, calls = TrainingModel.forward, []
 
-    def poisoned(settings: TrainConfig, state: State, *others: object) -> object:
+    def poisoned(self: TrainingModel, batch: Batch) -> dict[str, torch.Tensor]:
         calls.append(1)
         if len(calls) in (2, 5):
-            for module in state.model.modules():  # what activations without bound leave behind
+            for module in self.detector.modules():  # what activations without bound leave behind
                 if isinstance(module, torch.nn.BatchNorm2d):
                     module.running_mean.fill_(float("nan"))  # type: ignore[union-attr]
-        terms = real(settings, state, *others)  # type: ignore[arg-type]
-        return terms._replace(cls=terms.cls * float("nan")) if len(calls) in (2, 5) else terms
+        terms = real(self, batch)
+        return terms | {"cls": terms["cls"] * float("nan")} if len(calls) in (2, 5) else terms
 
-    monkeypatch.setattr(trainer.step, "losses", poisoned)
+    monkeypatch.setattr(TrainingModel, "forward", poisoned)
     skip = ["optim.on_nan=skip", "optim.nan_limit=2", "schedule.epochs=1"]
     run = fit(config(data, *skip), tmp_path).run
     said = capsys.readouterr().err
@@ -79,17 +80,17 @@ def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
         fit(config(data, "optim.on_nan=skip", "optim.nan_limit=1"), tmp_path, quiet=True)
     with pytest.raises(TrainingError, match=r"not finite .*the last good checkpoint, .*last\.pt, holds epoch 1 after "
                        r"batch 4\. .*optim.on_nan=skip"):  # fmt: skip
-        monkeypatch.setattr(trainer.step, "losses", _nan_at(5, real))
+        monkeypatch.setattr(TrainingModel, "forward", _nan_at(5, real))
         fit(config(data), tmp_path, quiet=True)
 
 
-def _nan_at(number: int, real: Callable[..., object]) -> Callable[..., object]:
+def _nan_at(number: int, real: Callable[..., dict[str, torch.Tensor]]) -> Callable[..., dict[str, torch.Tensor]]:
     calls: list[int] = []
 
-    def poisoned(*arguments: object) -> object:
+    def poisoned(*arguments: object) -> dict[str, torch.Tensor]:
         calls.append(1)
         terms = real(*arguments)
-        return terms._replace(cls=terms.cls * float("nan")) if len(calls) == number else terms  # type: ignore[attr-defined]
+        return terms | {"cls": terms["cls"] * float("nan")} if len(calls) == number else terms
 
     return poisoned
 

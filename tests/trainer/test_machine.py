@@ -15,7 +15,7 @@ from trainer.config_reader import read_config
 from trainer.devices.memory import Probe, largest_batch
 from trainer.devices.precision import deterministic, pick_amp, pick_device, worker_count
 from trainer.loop import TrainingError, fit
-from trainer.state import compiled
+from trainer.training_model import compiled
 
 PICTURES = (8, 2)
 

@@ -17,7 +17,8 @@ from trainer.devices.distributed import Group
 from trainer.loop import TrainingError, fit
 from trainer.recipes.shapes import make_shapes
 from trainer.state import State, new_state, seed_everything
-from trainer.step import LEAST_SCALE, losses, optimizer_step
+from trainer.step import LEAST_SCALE, optimizer_step
+from trainer.training_model import total_loss
 
 CPU = torch.device("cpu")
 TINY = ["schedule.epochs=1", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.width=0.125",
@@ -47,7 +48,7 @@ def started(config: TrainConfig, amp: torch.dtype | None = None) -> tuple[State,
 def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(
     config: TrainConfig, amp: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, batch = started(config)
+    state, batch = started(config, amp)
     inside, assigned, real = set(), [], models.loss.assign
     for module in state.model.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -58,13 +59,13 @@ def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(
         return real(rule, priors, boxes, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(models.loss, "assign", watched)
-    terms = losses(config, state, batch, CPU, amp, Group())
+    terms = state.model(batch)
     assert amp in inside and assigned == [(torch.float32, torch.float32, False)]
-    assert {term.dtype for term in terms} == {torch.float32}
-    terms.total.backward()
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    total_loss(terms).backward()  # type: ignore[no-untyped-call]
     assert {p.grad.dtype for p in state.model.parameters() if p.grad is not None} == {torch.float32}
-    plain = losses(config, started(config)[0], batch, CPU, None, Group())
-    torch.testing.assert_close(terms.total, plain.total, rtol=0.05, atol=0)
+    plain = started(config)[0].model(batch)
+    torch.testing.assert_close(total_loss(terms), total_loss(plain), rtol=0.05, atol=0)
 
 
 def scaled(state: State) -> torch.amp.GradScaler:
@@ -79,8 +80,8 @@ def test_scaled_gradients_take_the_step_that_plain_ones_do(config: TrainConfig) 
         state, batch = started(config)
         if scaling:
             scaled(state)
-        state.scaler.scale(losses(config, state, batch, CPU, None, Group()).total).backward()
-        assert optimizer_step(config.optim, state)
+        state.scaler.scale(total_loss(state.model(batch))).backward()
+        assert optimizer_step(state)
         ends.append(torch.cat([p.detach().flatten() for p in state.model.parameters()]))
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
 
@@ -88,8 +89,8 @@ def test_scaled_gradients_take_the_step_that_plain_ones_do(config: TrainConfig) 
 def test_an_overflow_costs_the_step_and_halves_the_scale(config: TrainConfig) -> None:
     state, batch = started(config)
     scaler, before = scaled(state), [p.detach().clone() for p in state.model.parameters()]
-    scaler.scale(losses(config, state, batch, CPU, None, Group()).total * float("inf")).backward()
-    assert optimizer_step(config.optim, state)  # everyday's: nobody is told
+    scaler.scale(total_loss(state.model(batch)) * float("inf")).backward()
+    assert optimizer_step(state)  # everyday's: nobody is told
     assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
     assert scaler.get_scale() == 512
 
@@ -99,8 +100,8 @@ def test_a_step_that_is_left_out_does_not_stop_the_next(config: TrainConfig) -> 
     state, batch = started(config)
     scaler = state.scaler = torch.amp.GradScaler("cpu", init_scale=LEAST_SCALE / 2)
     for factor, usable in ((float("inf"), False), (1.0, True)):
-        scaler.scale(losses(config, state, batch, CPU, None, Group()).total * factor).backward()
-        assert optimizer_step(config.optim, state) is usable
+        scaler.scale(total_loss(state.model(batch)) * factor).backward()
+        assert optimizer_step(state) is usable
 
 
 def test_gradients_that_never_recover_end_the_run_with_the_images_named(

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer.config.train import OptimConfig, ScheduleConfig
 from trainer.data.train_set import Batch
-from trainer.extras.averaging import build_average, estimate_norms
+from trainer.extras.averaging import Averages, estimate_norms, exponential_average
 from trainer.optim import build_optimizer, group_size, lr_factor, steps_per_epoch
 
 
@@ -125,8 +125,7 @@ def test_norms_and_biases_do_not_decay(kind: str) -> None:
 def test_the_average_follows_its_formula_with_the_ramp() -> None:
     model = nn.Linear(1, 1, bias=False)
     model.register_buffer("count", torch.tensor(0))
-    average = build_average(model, decay=0.5)
-    assert average is not None
+    average = exponential_average(model, decay=0.5)
     expected = float("nan")
     for n, value in enumerate([1.0, 3.0, -2.0, 8.0]):
         model.weight.data.fill_(value)
@@ -139,8 +138,11 @@ def test_the_average_follows_its_formula_with_the_ramp() -> None:
     assert not math.isnan(expected)
 
 
-def test_no_average_for_a_decay_of_zero() -> None:
-    assert build_average(nn.Linear(1, 1), 0.0) is None
+def test_without_averages_what_learns_is_deployed() -> None:
+    model = nn.Linear(1, 1)
+    averages = Averages.of(model, 0.0, 0)  # type: ignore[arg-type]
+    assert averages.deployed is model and averages.parts() == {}  # type: ignore[comparison-overlap]
+    assert Averages.of(model, 0.5, 0).parts().keys() == {"average"}  # type: ignore[arg-type]
 
 
 def test_averaged_norms_have_the_plain_mean_of_all_batches_and_frozen_ones_their_own() -> None:

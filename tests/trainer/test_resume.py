@@ -145,7 +145,7 @@ def test_a_signal_finishes_the_step_saves_and_names_the_command(
 
         def signalled(*arguments: object) -> None:
             *others, after_step, saved = arguments
-            state = others[1]
+            state = others[0]
 
             def asked() -> None:
                 if state.epoch == 1 and state.batch == 2:  # type: ignore[attr-defined]
@@ -256,7 +256,7 @@ def test_annotations_that_changed_are_refused_with_both_hashes_or_accepted_when_
 
 
 def test_annotations_that_change_under_a_run_do_not_change_it(data: Path, tmp_path: Path) -> None:
-    copy, real = tmp_path / "data", trainer.loop.Records.step
+    copy, real = tmp_path / "data", trainer.loop.MetricsLog.step
     shutil.copytree(data, copy)
     file = copy / "train.json"
     old = sha256_file(file)
@@ -266,7 +266,7 @@ def test_annotations_that_change_under_a_run_do_not_change_it(data: Path, tmp_pa
         real(self)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.loop.Records, "step", step)
+        patch.setattr(trainer.loop.MetricsLog, "step", step)
         run = fit(config(copy, "schedule.epochs=1"), tmp_path, quiet=True).run
     content = read_checkpoint(run / "last.pt")
     assert content["resume"]["records"]["images"] == 14  # every picture, as they were read at the start

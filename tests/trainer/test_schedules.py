@@ -129,16 +129,16 @@ def test_averaged_weights_are_the_mean_of_the_last_epochs(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     after: list[dict[str, torch.Tensor]] = []
-    real = trainer.loop.Records.end_epoch
+    real = trainer.loop.MetricsLog.end_epoch
 
     def keeping(self: object, *arguments: object) -> object:
-        after.append({k: v.clone() for k, v in states[-1].model.named_parameters()})
+        after.append({k: v.clone() for k, v in states[-1].detector.named_parameters()})
         return real(self, *arguments)  # type: ignore[arg-type]
 
     states = []
     build = trainer.loop.new_state
     monkeypatch.setattr(trainer.loop, "new_state", lambda *a: states.append(build(*a)) or states[-1])
-    monkeypatch.setattr(trainer.loop.Records, "end_epoch", keeping)
+    monkeypatch.setattr(trainer.loop.MetricsLog, "end_epoch", keeping)
     scripted(monkeypatch, [1, 1, 1, 5])
     settings = config(data, "schedule.swa_epochs=2", "schedule.swa_lr=0.5", "optim.lr=0.008")
     result = fit(settings, tmp_path, quiet=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from models.checkpoint import read_checkpoint
+from runtime.images.image import Image
+from trainer.augment.geometry import Picture
 from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
 from trainer.data.train_set import Batch
@@ -24,6 +27,22 @@ CUT_ALIKE = ["model.backbone.norm=gn", "model.neck.norm=gn", "model.head.norm=gn
 def tiny_config(data: Path, *overrides: str) -> TrainConfig:
     """The recipe in the folder `data`, as small as `TINY` makes it, with `overrides` on top."""
     return read_config(data / "shapes.yaml", [*TINY, *overrides])
+
+
+class InOrder:
+    """A reader of training pictures that gives `pictures` one after the other, and `background` for every file."""
+
+    def __init__(self, pictures: Sequence[Picture | None], background: Image | None = None) -> None:
+        self.pictures, self._left, self._background = pictures, iter(pictures), background
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, index: int) -> Picture | None:
+        return next(self._left)
+
+    def background(self, path: Path) -> Image | None:
+        return self._background
 
 
 def one_object() -> Batch:

@@ -50,7 +50,7 @@ def augment(
     if sources is None:
         if asked := needs_sources(config):
             raise ValueError(f"augment: {', '.join(asked)} need `sources` to draw from")
-        sources = Sources(lambda index: None, 0)
+        sources = Sources()
     run = _Run(config, sources, rng)
     if run.fires(config.multi_scale.probability):
         resize = random_size(resize, config.multi_scale, rng)

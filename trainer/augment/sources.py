@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,25 +22,36 @@ from trainer.prepare.negatives import Negative, read_negatives
 _TRIES = 5
 
 
+class Reader(Protocol):
+    """Training pictures, however they are read (`trainer.data.reader`)."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Picture | None:
+        """A picture and its objects, None where it cannot be used."""
+
+    def background(self, path: Path) -> Image | None:
+        """The picture that a hard negative is cut from, None where it cannot be read."""
+
+
 @dataclass(frozen=True)
 class Sources:
     """Draws are functions of the generator and the files alone, so that every loader process draws the same."""
 
-    read: Callable[[int], Picture | None]
-    """A training picture by its index, None where it cannot be used."""
-    count: int
-    """Of training pictures."""
+    reader: Reader | None = None
+    """Of the training pictures; without one there are no others."""
     holders: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """[O] the picture of every object that may be copied."""
     negatives: Sequence[Negative] = ()
-    read_negative: Callable[[Negative], Image | None] = lambda negative: None
     transforms: Sequence[Transform] = ()
     """Of torchvision, then of albumentations."""
 
     def picture(self, rng: np.random.Generator) -> Picture | None:
         """Any training picture; None where five in a row cannot be used."""
+        if self.reader is None:
+            return None
         for _ in range(_TRIES):
-            picture = self.read(int(rng.integers(self.count)))
+            picture = self.reader.read(int(rng.integers(len(self.reader))))
             if picture is not None:
                 return picture
         return None
@@ -49,9 +62,9 @@ class Sources:
         As many as `config.count` draws, fewer where that picture has fewer, none where it cannot be used.
         """
         count = int(rng.integers(config.count[0], config.count[1] + 1))
-        if not len(self.holders):
+        if self.reader is None or not len(self.holders):
             return []
-        picture = self.read(int(self.holders[rng.integers(len(self.holders))]))
+        picture = self.reader.read(int(self.holders[rng.integers(len(self.holders))]))
         if picture is None:
             return []
         height, width = picture.image.shape[:2]
@@ -63,10 +76,10 @@ class Sources:
 
     def negative_patch(self, config: HardNegativesConfig, rng: np.random.Generator) -> Patch | None:
         """A mined false positive, drawn evenly, as background."""
-        if not self.negatives:
+        if self.reader is None or not self.negatives:
             return None
         negative = self.negatives[int(rng.integers(len(self.negatives)))]
-        image = self.read_negative(negative)
+        image = self.reader.background(negative.path)
         if image is None:
             return None
         height, width = image.shape[:2]
@@ -90,13 +103,11 @@ def copyable(boxes_xyxy: Boxes, labels: Labels, size_hw: tuple[int, int], config
     return rows[~others.any(1)]
 
 
-def make_sources(
-    config: AugmentConfig,
-    records: Sequence[ImageRecord],
-    read: Callable[[int], Picture | None],
-    read_negative: Callable[[Negative], Image | None],
-) -> Sources:
-    """What `config` needs. Raises `ConfigError` for a file of negatives or a transform that cannot be used."""
+def make_sources(config: AugmentConfig, records: Sequence[ImageRecord], reader: Reader) -> Sources:
+    """What `config` needs of the pictures of `records`, which `reader` reads.
+
+    Raises `ConfigError` for a file of negatives or a transform that cannot be used.
+    """
     negatives: Sequence[Negative] = ()
     if config.hard_negatives.probability and config.hard_negatives.file is not None:
         negatives = read_negatives(config.hard_negatives.file)
@@ -107,5 +118,4 @@ def make_sources(
             for r in records
         ]
         holders = np.repeat(np.arange(len(records)), counts)
-    transforms = make_transforms(config)
-    return Sources(read, len(records), holders, negatives, read_negative, transforms)
+    return Sources(reader, holders, negatives, make_transforms(config))

@@ -109,9 +109,8 @@ def _sheet(
     dataset: CocoDataset, chosen: list[int], config: TrainConfig, augment: AugmentConfig, path: Path
 ) -> list[Image]:
     """Write the sheet; returns its pictures, row by row."""
-    resize = resize_rule(config.model)
-    before = TrainSet(dataset, resize, None, config.seed)
-    after = TrainSet(dataset, resize, augment, config.seed)
+    after = TrainSet(dataset, resize_rule(config.model), augment, config.seed)
+    before = after.plain()
     images: list[Image] = []
     captions: list[str] = []
     for index in chosen:

@@ -70,8 +70,8 @@ def sample_sheet(
     if not usable:
         return []
     chosen = evenly_spread(usable, count)
-    plain = TrainSet(dataset, resize_rule(config.model), None, config.seed)
     augmented = TrainSet(dataset, resize_rule(config.model), config.augment, config.seed)
+    plain = augmented.plain()
     columns = min(_COLUMNS, len(chosen))
     images: list[Image] = []
     captions: list[str] = []

@@ -17,7 +17,7 @@ def evaluation(arguments: argparse.Namespace) -> int:
     from runtime.evaluation.evaluate import evaluate, require_objects
     from runtime.runs import newest, validation_data
     from trainer.run.checkpoint_card import keep_thresholds
-    from trainer.tta.tta import MergedDetector, View
+    from trainer.tta.tta import TtaDetector, View
 
     checkpoint = arguments.checkpoint
     if checkpoint is None:
@@ -28,7 +28,7 @@ def evaluation(arguments: argparse.Namespace) -> int:
         detector = Detector(checkpoint, device=arguments.device)
     else:
         views = (View(),) if arguments.tta is None else arguments.tta
-        detector = MergedDetector(checkpoint, arguments.nms, views, arguments.device)
+        detector = TtaDetector(checkpoint, arguments.nms, views, arguments.device)
         title += f", NMS {arguments.nms}, {len(views)} views of each image"
         print(f"merging: {arguments.nms} over {len(views)} views of each image")
     if arguments.save_thresholds and detector.card.kind != "checkpoint":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,19 +15,15 @@ from torch.utils.data import Dataset
 
 from models.config.model import ModelConfig
 from models.loss import REGION
-from runtime.datasets.annotations import CocoDataset, ImageRecord
-from runtime.datasets.orientation import upright
-from runtime.images.image import FILL, FixedSize, Image, ImageError, Resize, ShortSide, read_image
+from runtime.datasets.annotations import CocoDataset
+from runtime.images.image import FILL, FixedSize, Image, Resize, ShortSide
 from trainer.augment import augment, resized_placement, visible_boxes
-from trainer.augment.geometry import Picture
 from trainer.augment.pipeline import closed
 from trainer.augment.sources import make_sources
 from trainer.config.train import AugmentConfig
-from trainer.data.cache import Pictures, reduced_hw
+from trainer.data.cache import Pictures
+from trainer.data.reader import PictureReader
 from trainer.data.shared_memory import SharedMemory
-from trainer.prepare.negatives import Negative
-
-log = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
@@ -51,6 +46,16 @@ class Batch(NamedTuple):
     image_ids: Sequence[int]
     sizes_hw: torch.Tensor
     """int64 [B,2] pixels: the input that each picture alone would be, padding of its own included."""
+    regions: bool = True
+    """False where no label is `models.loss.REGION`, which spares looking for one on a GPU."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; it looks for regions while the labels are in host memory, where nobody waits."""
+        regions = bool((self.labels.numpy() == REGION).any()) if self.labels.device.type == "cpu" else self.regions
+        images, boxes, labels, sizes_hw = (
+            part.to(device, non_blocking=True) for part in (self.images, self.boxes_xyxy, self.labels, self.sizes_hw)
+        )
+        return Batch(images, boxes, labels, self.image_ids, sizes_hw, regions)
 
 
 def resize_rule(model: ModelConfig) -> Resize:
@@ -83,17 +88,21 @@ class TrainSet(Dataset["Sample | None"]):
     ) -> None:
         """`epochs`: of the whole training, for what ends before it does; None where nothing ends."""
         self.records = dataset.records
-        self.pictures = pictures or Pictures()
+        self.reader = PictureReader(dataset.records, pictures or Pictures())
         self.resize = resize
         self.augment = augment
         self.seed = seed
         self.epochs = epochs
         self.crowds = sum(int(record.crowd.sum()) for record in dataset.records)
         # Shared: persistent loader processes hold a copy of this object, but see the same numbers.
-        self._shared = SharedMemory(8 + len(dataset.records))
-        self._sources = None
-        if augment is not None:
-            self._sources = make_sources(augment, dataset.records, self._picture, _read_negative)
+        self._shared = SharedMemory(8)
+        self._sources = None if augment is None else make_sources(augment, dataset.records, self.reader)
+
+    def plain(self) -> TrainSet:
+        """The same pictures, by the same reader, without augmentation."""
+        views = copy(self)
+        views.augment = None
+        return views
 
     def __len__(self) -> int:
         return len(self.records)
@@ -107,17 +116,12 @@ class TrainSet(Dataset["Sample | None"]):
         return self._shared.array(1, np.int64)
 
     @property
-    def _unusable(self) -> NDArray[np.bool_]:
-        """[images] that turned out to be of no use."""
-        return self._shared.array(len(self.records), np.bool_, offset=8)
-
-    @property
     def unusable(self) -> list[Path]:
         """Pictures that could not be used so far."""
-        return [self.records[i].path for i in np.flatnonzero(self._unusable).tolist()]
+        return self.reader.unusable
 
     def __getitem__(self, index: int) -> Sample | None:
-        image_id, picture = self.records[index].id, self._picture(index)
+        image_id, picture = self.records[index].id, self.reader.read(index)
         if picture is None:
             return None
         if self.augment is None:
@@ -129,43 +133,6 @@ class TrainSet(Dataset["Sample | None"]):
         # Masked, because generators take no negative seeds.
         rng = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch, index])
         return Sample(*augment(*picture, self.resize, config, rng, self._sources), image_id)
-
-    def _picture(self, index: int) -> Picture | None:
-        """A picture and its objects as read, None (logged once) where it cannot be used."""
-        record = self.records[index]
-        try:
-            image, record = _read(record, self.pictures)
-        except ImageError as error:
-            if not self._unusable[index]:
-                self._unusable[index] = True
-                log.warning("%s; image id %d is left out of training", error, record.id)
-            return None
-        return Picture(image, record.boxes_xyxy, np.where(record.crowd, REGION, record.labels))
-
-
-def _read_negative(negative: Negative) -> Image | None:
-    try:
-        return read_image(negative.path)
-    except ImageError as error:
-        log.warning("%s; it was a source of hard negatives", error)
-        return None
-
-
-def _read(record: ImageRecord, pictures: Pictures) -> tuple[Image, ImageRecord]:
-    """The picture, and the record in the picture's own pixels: turned with it, and reduced with it."""
-    image = pictures.read(record.path)
-    h, w = image.shape[:2]
-    if (h, w) == reduced_hw((record.height, record.width), pictures.reduce_to):
-        whole = record
-    elif (w, h) == reduced_hw((record.height, record.width), pictures.reduce_to):
-        whole = upright(record, (record.width, record.height))
-    else:
-        whole = upright(record, (h, w))  # whose error names both sizes
-    if (h, w) == (whole.height, whole.width):
-        return image, whole
-    scale = np.array([w / whole.width, h / whole.height] * 2)
-    boxes = (whole.boxes_xyxy * scale).astype(np.float32)
-    return image, replace(whole, height=h, width=w, boxes_xyxy=boxes)
 
 
 def _new(shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -200,6 +167,14 @@ def collate(
             image[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
     sizes = torch.tensor([sample.image.shape[:2] for sample in usable], dtype=torch.int64).reshape(-1, 2)
     return Batch(torch.from_numpy(images), boxes, labels, tuple(sample.image_id for sample in usable), sizes)
+
+
+def blank_batch(size_hw: tuple[int, int], device: torch.device) -> Batch:
+    """A black picture of `size_hw` without an object."""
+    return Batch(
+        torch.zeros(1, *size_hw, 3, dtype=torch.uint8, device=device), torch.zeros(1, 0, 4, device=device),
+        torch.zeros(1, 0, dtype=torch.int64, device=device), (), torch.tensor([size_hw], device=device), regions=False,
+    )  # fmt: skip
 
 
 def init_worker(worker: int) -> None:

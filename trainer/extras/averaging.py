@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
+from models.detector import Detector
 from trainer.data.train_set import Batch
 
 
-def build_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Exponential moving average of weights and buffers, or None for a decay of 0.
+@dataclass(frozen=True)
+class Averages:
+    """The averages of a detector's weights in a training, of which there may be none."""
+
+    detector: Detector
+    """The weights that learn."""
+    ema: AveragedModel | None
+    """Of every step."""
+    swa: AveragedModel | None
+    """Of the ends of the last epochs; its BatchNorms need `estimate_norms`."""
+
+    @classmethod
+    def of(cls, detector: Detector, decay: float, swa_epochs: int) -> Averages:
+        """`decay`: of the exponential average, 0 for none. `swa_epochs`: how many epochs the plain mean is of."""
+        ema = exponential_average(detector, decay) if decay else None
+        return cls(detector, ema, AveragedModel(detector) if swa_epochs else None)
+
+    @property
+    def deployed(self) -> Detector:
+        """The weights that are validated, saved and exported: the exponential average where there is one."""
+        return self.detector if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    def parts(self) -> dict[str, AveragedModel]:
+        """Those that there are, by their names in a checkpoint."""
+        return {name: part for name, part in (("average", self.ema), ("swa", self.swa)) if part is not None}
+
+    def after_step(self) -> None:
+        if self.ema is not None:
+            self.ema.update_parameters(self.detector)
+
+    def after_averaged_epoch(self) -> None:
+        """To be called at the end of each of the last `swa_epochs` epochs."""
+        if self.swa is not None:
+            self.swa.update_parameters(self.detector)
+
+
+def exponential_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of weights and buffers.
 
     The decay ramps up as (1 + n) / (10 + n), so that a short run is not an average of its random start.
     """
-    if decay == 0:
-        return None
 
     def update(averages: Sequence[Tensor], currents: Sequence[Tensor], n: Tensor | int) -> None:
         weight = 1 - min(decay, (1 + int(n)) / (10 + int(n)))
@@ -28,11 +64,6 @@ def build_average(model: nn.Module, decay: float) -> AveragedModel | None:
             torch._foreach_copy_(list(averages), list(currents))
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-
-
-def build_swa(model: nn.Module, epochs: int) -> AveragedModel | None:
-    """The plain mean of the weights it is updated with, or None for 0 epochs. Its BatchNorms need `estimate_norms`."""
-    return AveragedModel(model) if epochs else None
 
 
 @torch.no_grad()

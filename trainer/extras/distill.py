@@ -39,15 +39,15 @@ class Distillation:
         config = self.config
         with torch.no_grad(), torch.autocast(images.device.type, amp, enabled=amp is not None):
             if config.features:
-                theirs, their_levels = self.teacher.with_levels(images)
+                teacher, teacher_levels = self.teacher.with_levels(images)
             else:
-                theirs, their_levels = self.teacher(images), []
+                teacher, teacher_levels = self.teacher(images), []
         loss = raw.logits.new_zeros(())
         if config.logits:
-            part = logit_loss(raw.logits, theirs.logits, config.region, config.temperature, total)
+            part = logit_loss(raw.logits, teacher.logits, config.region, config.temperature, total)
             loss = loss + config.logits * part
         if config.features:
-            part = feature_loss(levels, their_levels, config.temperature, total)
+            part = feature_loss(levels, teacher_levels, config.temperature, total)
             loss = loss + config.features * part
         return loss
 
@@ -83,9 +83,9 @@ def feature_loss(
     the KL divergence of the student's from the teacher's, averaged over channels and images, summed over levels.
     """
     loss = student[0].new_zeros((), dtype=torch.float32)
-    for mine, theirs in zip(student, teacher, strict=True):
-        log_mine, log_theirs = ((wide(x).flatten(2) / temperature).log_softmax(dim=-1) for x in (mine, theirs))
-        loss = loss + (log_theirs.exp() * (log_theirs - log_mine)).sum() / mine.shape[1]
+    for levels in zip(student, teacher, strict=True):
+        log_s, log_t = ((wide(level).flatten(2) / temperature).log_softmax(dim=-1) for level in levels)
+        loss = loss + (log_t.exp() * (log_t - log_s)).sum() / log_s.shape[1]
     return temperature**2 * loss / total(loss.new_tensor(float(len(student[0]))))
 
 
@@ -126,10 +126,10 @@ def build_adapters(distillation: Distillation | None, model: Network) -> nn.Modu
     """A 1x1 convolution for each level of `model` where the teacher's pyramid is compared and has another width."""
     adapters = nn.ModuleList()
     if distillation is not None and distillation.config.features:
-        mine, theirs = model.config.neck.channels, distillation.teacher.config.neck.channels
+        channels, teacher_channels = model.config.neck.channels, distillation.teacher.config.neck.channels
         first, last = model.config.neck.levels
-        if mine != theirs:
-            adapters.extend(nn.Conv2d(mine, theirs, 1) for _ in range(first, last + 1))
+        if channels != teacher_channels:
+            adapters.extend(nn.Conv2d(channels, teacher_channels, 1) for _ in range(first, last + 1))
     return adapters
 
 

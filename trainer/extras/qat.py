@@ -10,34 +10,39 @@ import torch
 from torch import nn
 
 from isodet.selection import evenly_spread
+from models.detector import Detector
 from models.quant import FakeQuant, QuantDetector
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import TrainSet
 
 
-def calibrate(model: QuantDetector, config: TrainConfig, plain: TrainSet, device: torch.device) -> str:
-    """Observe the ranges on pictures spread over `plain`, the training set without augmentation; returns a sentence."""
-    assert config.qat is not None
+def calibrate(detector: Detector, config: TrainConfig, train_set: TrainSet, device: torch.device) -> str:
+    """Observe the ranges on pictures spread over `train_set`, without augmentation; returns a sentence.
+
+    A detector that does not train as 8 bits stays as it is, and the sentence is empty.
+    """
+    if config.qat is None or not isinstance(detector, QuantDetector):
+        return ""
     qat = config.qat
-    images = model.calibrate(_batches(plain, qat.images, device), qat.method, qat.percentile)
+    images = detector.calibrate(_batches(train_set.plain(), qat.images, device), qat.method, qat.percentile)
     return (
-        f"8 bits in {len(model.layers)} convolutions; ranges by {qat.method} on {images} training pictures, following "
-        f"until epoch {last_moving_epoch(config)}"
+        f"8 bits in {len(detector.layers)} convolutions; ranges by {qat.method} on {images} training pictures, "
+        f"following until epoch {last_moving_epoch(config)}"
     )
 
 
 def _batches(plain: TrainSet, count: int, device: torch.device, size: int = 8) -> Iterator[torch.Tensor]:
     """`count` pictures, in batches of one size each."""
-    waiting: dict[tuple[int, ...], list[np.ndarray[Any, Any]]] = {}
+    by_shape: dict[tuple[int, ...], list[np.ndarray[Any, Any]]] = {}
     for index in evenly_spread(range(len(plain)), count):
         sample = plain[index]
         if sample is None:  # cannot be read, which the log says
             continue
-        batch = waiting.setdefault(sample.image.shape, [])
+        batch = by_shape.setdefault(sample.image.shape, [])
         batch.append(sample.image)
         if len(batch) == size:
-            yield torch.from_numpy(np.stack(waiting.pop(sample.image.shape))).to(device)
-    for batch in waiting.values():
+            yield torch.from_numpy(np.stack(by_shape.pop(sample.image.shape))).to(device)
+    for batch in by_shape.values():
         yield torch.from_numpy(np.stack(batch)).to(device)
 
 

@@ -28,7 +28,7 @@ class RecordsError(IsodetError, ValueError):
     """A tracker that cannot be started; the message names it and what to do."""
 
 
-class Writer(Protocol):
+class Logger(Protocol):
     where: str
     """A sentence on where the records are; empty where nobody needs to be told."""
 
@@ -39,30 +39,30 @@ class Writer(Protocol):
         """The process is done with the run."""
 
 
-def open_writers(config: TrainConfig, run: Path, purge_step: int | None) -> list[Writer]:
+def open_loggers(config: TrainConfig, run: Path, purge_step: int | None) -> list[Logger]:
     """TensorBoard and what `config.log` names, for the run folder `run`; a resumed run goes on where it is known.
 
     Without TensorBoard, which nobody asked for by name, the log says so, and metrics.csv has all numbers.
 
     purge_step: events of TensorBoard from this step on do not count. Raises `RecordsError`.
     """
-    kinds: dict[Tracker, Callable[[TrainConfig, Path], Writer]] = {"wandb": WandbWriter, "mlflow": MlflowWriter}
-    writers: list[Writer] = []
+    kinds: dict[Tracker, Callable[[TrainConfig, Path], Logger]] = {"wandb": WandbLogger, "mlflow": MlflowLogger}
+    loggers: list[Logger] = []
     try:
-        writers.append(TensorBoardWriter(run, purge_step))
+        loggers.append(TensorBoardLogger(run, purge_step))
     except ImportError as error:
         _log.warning("no TensorBoard, metrics.csv has the numbers (%s): pip install 'isodet[train]'", error)
     try:
         for name in config.log:
-            writers.append(kinds[name](config, run))
+            loggers.append(kinds[name](config, run))
     except BaseException:
-        for writer in writers:
-            writer.close("failed")
+        for logger in loggers:
+            logger.close("failed")
         raise
-    return writers
+    return loggers
 
 
-class TensorBoardWriter:
+class TensorBoardLogger:
     where = ""
 
     def __init__(self, run: Path, purge_step: int | None) -> None:
@@ -79,7 +79,7 @@ class TensorBoardWriter:
         self._board.close()
 
 
-class WandbWriter:
+class WandbLogger:
     """A run of Weights & Biases, in project $WANDB_PROJECT or isodet; WANDB_MODE=offline keeps it in the run's folder.
 
     A resumed run has the same id: W&B continues it, or `wandb sync` does.
@@ -108,7 +108,7 @@ class WandbWriter:
         self._run.finish(exit_code=0 if ended == "finished" else 1)
 
 
-class MlflowWriter:
+class MlflowLogger:
     """A run of MLflow, in experiment $MLFLOW_EXPERIMENT_NAME or isodet, where $MLFLOW_TRACKING_URI says.
 
     A server that is gone for a while costs the numbers of those epochs, which the log says, and not the training.

@@ -1,4 +1,4 @@
-"""What a run writes down: the progress line, metrics.csv, and what it gives to the writers of records."""
+"""What a run writes down: the progress line, metrics.csv, and what it gives to the loggers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import resource
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from models.loss import Losses
 from runtime.evaluation.evaluate import Evaluation
 from runtime.files.write import write_text
 from trainer.config.train import TrainConfig
-from trainer.log.loggers import open_writers
+from trainer.log.loggers import open_loggers
 
 SCORES = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 LOSSES = ("loss", "loss_cls", "loss_box", "loss_quality")
 VAL_LOSSES = tuple(f"val_{name}" for name in LOSSES)
 HELP = ("loss_distill", "loss_aux")
 """Terms of the loss where there is a teacher or an auxiliary head."""
+_TERMS = tuple(name.removeprefix("loss_") for name in (*LOSSES[1:], *HELP))
+"""In their order in a checkpoint, which has the first three or all."""
 COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, *VAL_LOSSES, "seconds", *HELP, "data_wait")
 """data_wait: per cent of the training time in which the next batch was waited for."""
 
@@ -37,27 +39,26 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-class Records:
+class MetricsLog:
     """Collects the losses of an epoch, shows them while it runs and writes a row when it ends."""
 
     def __init__(
         self, config: TrainConfig, run: Path, steps: int, start_epoch: int = 0, quiet: bool = False,
-        start_step: int = 0, writes: bool = True, helped: Sequence[str] = (),
+        start_step: int = 0, writes: bool = True,
     ) -> None:  # fmt: skip
         """Of a run with epochs of `steps`, resumed after `start_epoch` epochs and `start_step` steps of the next.
 
-        Of several processes one `writes`; the others are to be `quiet`. `helped`: which of `HELP` there are. Raises
-        `RecordsError`.
+        Of several processes one `writes`; the others are to be `quiet`. Raises `RecordsError`.
         """
-        self.terms = (*LOSSES[1:], *HELP) if helped else LOSSES[1:]
-        self.absent = set(HELP) - set(helped)
+        absent = {"distill": config.distill is None, "aux": config.auxiliary is None}
+        self.terms = tuple(name for name in _TERMS if not absent.get(name))
         self.writes = writes
         self.run = run
         self.epochs = epochs = config.schedule.epochs
         done = start_epoch * steps
         # From this step on, older events do not count. An epoch's are at its last step, which stays.
         purge = done + 1 if done + start_step else None
-        self.writers = open_writers(config, run, purge) if writes else []
+        self.loggers = open_loggers(config, run, purge) if writes else []
         self.interval = 0.5 if sys.stderr.isatty() else 15.0
         self.bar = tqdm(
             total=epochs * steps, initial=done + start_step, unit="step", disable=quiet, file=sys.stderr,
@@ -69,24 +70,32 @@ class Records:
         self.rows: list[dict[str, float]] = [r for r in read_metrics(run / "metrics.csv") if r["epoch"] <= start_epoch]
         self.begin_epoch(start_epoch)
 
+    @property
+    def places(self) -> list[str]:
+        """Sentences on where else the numbers are kept."""
+        return [logger.where for logger in self.loggers if logger.where]
+
     def begin_epoch(self, epoch: int) -> None:
         self.epoch, self.images, self.batches, self.train_seconds, self.wait_seconds = epoch, 0, 0, 0.0, 0.0
-        self.sums = [0.0] * len(self.terms)
+        self.sums = dict.fromkeys(self.terms, 0.0)
         self.val_losses: dict[str, float] = {}
         self.epoch_started = time.monotonic()
         self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch so far."""
+        terms = _TERMS if len(self.terms) > 3 else _TERMS[:3]
         return {
-            "sums": list(self.sums), "images": self.images, "batches": self.batches,
+            "sums": [self.sums.get(name, 0.0) for name in terms], "images": self.images, "batches": self.batches,
             "train_seconds": self.train_seconds, "wait_seconds": self.wait_seconds,
             "seconds": time.monotonic() - self.epoch_started,
         }  # fmt: skip
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on with an epoch that was interrupted: its means and times are those of both parts."""
-        self.sums, self.images, self.batches = list(saved["sums"]), saved["images"], saved["batches"]
+        sums = dict(zip(_TERMS, saved["sums"], strict=False))
+        self.sums = {name: sums[name] for name in self.terms}
+        self.images, self.batches = saved["images"], saved["batches"]
         self.train_seconds, self.epoch_started = saved["train_seconds"], time.monotonic() - saved["seconds"]
         self.wait_seconds = saved.get("wait_seconds", 0.0)
 
@@ -99,21 +108,18 @@ class Records:
         """Of the epoch's training time so far, 0..1."""
         return min(1.0, self.wait_seconds / max(self.train_seconds, 1e-9))
 
-    def batch(self, losses: list[float], images: int) -> None:
-        """Count a batch and refresh the progress line."""
+    def batch(self, losses: Mapping[str, float], images: int) -> None:
+        """Count a batch with its `losses` by name, and refresh the progress line."""
         self.images += images
         self.batches += 1
-        self.sums = [a + b for a, b in zip(self.sums, losses, strict=True)]
+        self.sums = {name: total + losses[name] for name, total in self.sums.items()}
         self.train_seconds = time.monotonic() - self.epoch_started
-        means = {name.removeprefix("loss_"): s / self.batches for name, s in self._shown().items()}
+        means = {name: total / self.batches for name, total in self.sums.items()}
         self.bar.set_postfix_str(
             f"loss {sum(means.values()):.3f} ({' '.join(f'{name} {mean:.3f}' for name, mean in means.items())}) "
             f"{self.images / self.train_seconds:.0f} img/s, {100 * self.wait_share:.0f}% waiting, {_memory()}",
             refresh=False,
         )
-
-    def _shown(self) -> dict[str, float]:
-        return {name: s for name, s in zip(self.terms, self.sums, strict=True) if name not in self.absent}
 
     def validating(self, done: int, total: int) -> None:
         """Refresh the progress line while the network is judged, in a log file as rarely as while it learns."""
@@ -141,10 +147,10 @@ class Records:
             tqdm.write(f"warning: {text}", file=sys.stderr)
 
     def end_epoch(self, step: int, lr: float, evaluation: Evaluation | None) -> dict[str, float]:
-        """Write the epoch's row to metrics.csv and give it to the writers; returns it."""
+        """Write the epoch's row to metrics.csv and give it to the loggers; returns it."""
         n = max(self.batches, 1)
-        row: dict[str, float] = {"epoch": self.epoch + 1, "step": step, "lr": lr, "loss": sum(self.sums) / n}
-        row |= {name: total / n for name, total in self._shown().items()}
+        row: dict[str, float] = {"epoch": self.epoch + 1, "step": step, "lr": lr, "loss": sum(self.sums.values()) / n}
+        row |= {f"loss_{name}": total / n for name, total in self.sums.items()}
         row["images_per_s"] = self.images / max(self.train_seconds, 1e-9)
         if evaluation is not None:
             row |= {key: getattr(evaluation, key) for key in SCORES}
@@ -154,8 +160,8 @@ class Records:
         self.rows.append(row)
         if self.writes:
             named = {_by_split(key): value for key, value in row.items() if key not in ("epoch", "step")}
-            for writer in self.writers:
-                writer.epoch(named, step)
+            for logger in self.loggers:
+                logger.epoch(named, step)
             self._write()
         return row
 
@@ -167,14 +173,14 @@ class Records:
             writer.writerow({k: int(v) if k in ("epoch", "step") else f"{v:.6g}" for k, v in row.items()})
         write_text(self.run / "metrics.csv", text.getvalue())
 
-    def __enter__(self) -> Records:
+    def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.close()
         stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
-        for writer in self.writers:
-            writer.close("finished" if kind is None else "interrupted" if stopped else "failed")
+        for logger in self.loggers:
+            logger.close("finished" if kind is None else "interrupted" if stopped else "failed")
 
 
 def _by_split(column: str) -> str:

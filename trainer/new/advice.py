@@ -36,7 +36,7 @@ def this_hardware() -> Hardware:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Recommendation:
     """A value for the YAML, and the sentence that says why."""
 
     value: str
@@ -79,7 +79,7 @@ def _multiple_of_32(side: float) -> int:
     return max(64, int(np.ceil(round(side, 3) / 32)) * 32)
 
 
-def choose_levels(sides: NDArray[np.float64], size_hw: tuple[int, int], hardware: Hardware) -> Choice:
+def choose_levels(sides: NDArray[np.float64], size_hw: tuple[int, int], hardware: Hardware) -> Recommendation:
     """First and last pyramid level for objects of these sides (input pixels)."""
     low, high = np.quantile(sides, [0.25, 0.95])
     first = 2 if low < 12 and hardware.kind == "gpu" else 3
@@ -89,10 +89,10 @@ def choose_levels(sides: NDArray[np.float64], size_hw: tuple[int, int], hardware
     why = f"a quarter of the objects is below {low:.0f} px at this size, 5 % above {high:.0f} px"
     if low < 12:
         why += "; P2 helps the small ones" if first == 2 else "; P2 would help the small ones, at 4 times the cost"
-    return Choice(f"[{first}, {last}]", why)
+    return Recommendation(f"[{first}, {last}]", why)
 
 
-def choose_batch(size_hw: tuple[int, int], images: int, hardware: Hardware) -> Choice:
+def choose_batch(size_hw: tuple[int, int], images: int, hardware: Hardware) -> Recommendation:
     """Images in a batch, a power of two."""
     if hardware.kind == "cpu":
         batch, why = (8 if size_hw[0] * size_hw[1] <= 320 * 320 else 4), f"training on {hardware.name}"
@@ -105,40 +105,42 @@ def choose_batch(size_hw: tuple[int, int], images: int, hardware: Hardware) -> C
         )
     if batch > images / 4:
         batch, why = max(1, images // 4), f"only {images} training images"
-    return Choice(str(2 ** int(np.log2(batch))), why)
+    return Recommendation(str(2 ** int(np.log2(batch))), why)
 
 
-def choose_epochs(images: int, batch: int, hardware: Hardware) -> Choice:
+def choose_epochs(images: int, batch: int, hardware: Hardware) -> Recommendation:
     """Epochs, so that small data sets get enough steps and large ones end."""
     steps, least, most = (3_000, 5, 100) if hardware.kind == "cpu" else (10_000, 12, 300)
     each = max(1, images // batch)
     epochs = int(np.clip(-(-steps // each), least, most))
-    return Choice(str(epochs), f"{images} images are {each} steps an epoch, {epochs * each} in all")
+    return Recommendation(str(epochs), f"{images} images are {each} steps an epoch, {epochs * each} in all")
 
 
-def choose_flip(classes: Sequence[str]) -> Choice:
+def choose_flip(classes: Sequence[str]) -> Recommendation:
     """Mirroring off where a mirrored object would be another class, or none."""
     symbols = [name for name in classes if re.fullmatch(r"\W*(\w|\d+)\W*", name)]
     if len(symbols) >= max(1, len(classes) // 2):
-        return Choice("0", f"classes like {one_line(symbols[0])} are letters or digits: mirrored, they are others")
+        return Recommendation(
+            "0", f"classes like {one_line(symbols[0])} are letters or digits: mirrored, they are others"
+        )
     for name in classes:
         words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
         if set(words) & {"left", "right", "text", "letter", "digit", "arrow"}:
-            return Choice("0", f"class {one_line(name)} is not the same in a mirror")
-    return Choice(
+            return Recommendation("0", f"class {one_line(name)} is not the same in a mirror")
+    return Recommendation(
         "0.5", "no class name speaks of left, right, letters or digits; set 0 where a mirror changes the class"
     )
 
 
-def choose_weights(backbone: str) -> Choice:
+def choose_weights(backbone: str) -> Recommendation:
     """ImageNet weights where torchvision can get them from here; a config must run as it is written."""
     from models.backbones import imagenet_at_hand  # imports torch, which nothing else here needs
 
     if imagenet_at_hand(backbone):
-        return Choice(
+        return Recommendation(
             "imagenet", "torchvision fetches these weights once; null trains from scratch and takes far longer"
         )
-    return Choice(
+    return Recommendation(
         "null", "from scratch, because torchvision's server did not answer when this was written; with a network "
         "set imagenet, without one a path to the file: either needs far fewer epochs",
     )  # fmt: skip

@@ -11,7 +11,7 @@ from runtime.evaluation.evaluate import Evaluation
 from trainer.config.train import TrainConfig
 from trainer.devices.distributed import Group
 from trainer.failures import Interrupted
-from trainer.log.metrics import Records
+from trainer.log.metrics import MetricsLog
 from trainer.run.folder import RunFolder
 from trainer.run.stop import StopRequest
 from trainer.state import State
@@ -24,13 +24,13 @@ class Checkpoints:
     """Saves at the end of epochs, within them when one is due, and when a signal asks to stop."""
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, card: Card, state: State, records: Records, stop: StopRequest,
+        self, config: TrainConfig, folder: RunFolder, card: Card, state: State, log: MetricsLog, stop: StopRequest,
         resumed: bool, group: Group,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.card = config, folder, card
-        self.state, self.records, self.stop = state, records, stop
+        self.state, self.log, self.stop = state, log, stop
         self._there, self.group = resumed, group
-        self.device = next(state.model.parameters()).device
+        self.device = state.model.device
         self._saved()
 
     def _saved(self) -> None:
@@ -57,7 +57,7 @@ class Checkpoints:
 
     def validating(self, done: int, total: int) -> None:
         """The progress of a validation, which is not worth waiting for when asked to stop."""
-        self.records.validating(done, total)
+        self.log.validating(done, total)
         if self.stop.signal and self.group.size == 1:  # several are not at the same picture, and wait for its end
             self.stop_here()
 
@@ -119,10 +119,10 @@ class Checkpoints:
         state, progress = self.state, {"epoch": self.state.epoch}
         if state.batch:
             progress["batch"] = state.batch
-        saved = state.state_dict() | {"finished": finished, "records": self.records.state_dict()}
+        saved = state.state_dict() | {"finished": finished, "records": self.log.state_dict()}
         if self.group.size > 1:
             saved["process_rng"] = self.group.gather(saved["rng"])
         if self.group.main:
-            self.folder.save(state.deployed.state_dict(), self.card, evaluation, progress, saved, improved)
+            self.folder.save(state.averages.deployed.state_dict(), self.card, evaluation, progress, saved, improved)
         self._there = True
         self._saved()

@@ -60,7 +60,7 @@ def parse_views(text: str) -> tuple[View, ...]:
     return tuple(View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,)))
 
 
-class MergedDetector(Detector):
+class TtaDetector(Detector):
     """A `Detector` of a checkpoint whose candidates, of all `views` together, are merged by `nms`.
 
     The candidates of each view are mapped back to the frame first, so that those of all views are judged alike. Under

@@ -19,7 +19,7 @@ from trainer.__main__ import main
 from trainer.config_reader import read_config
 from trainer.recipes.shapes import make_shapes
 from trainer.run.checkpoint_card import checkpoint_card
-from trainer.tta.tta import MergedDetector, View, parse_views, scaled
+from trainer.tta.tta import TtaDetector, View, parse_views, scaled
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def frames(count: int = 3) -> list[np.ndarray]:
 
 
 def test_hard_nms_of_one_view_is_the_deployed_detector(folder: Path) -> None:
-    deployed, merged = Detector(folder / "best.pt", device="cpu"), MergedDetector(folder / "best.pt", device="cpu")
+    deployed, merged = Detector(folder / "best.pt", device="cpu"), TtaDetector(folder / "best.pt", device="cpu")
     total = 0
     for a, b in zip(deployed(frames(), threshold=0.0), merged(frames(), threshold=0.0), strict=True):
         total += len(a)
@@ -64,8 +64,8 @@ def test_hard_nms_of_one_view_is_the_deployed_detector(folder: Path) -> None:
 
 
 def test_a_mirrored_view_sees_the_mirrored_frame(folder: Path) -> None:
-    straight = MergedDetector(folder / "best.pt", device="cpu")
-    mirrored = MergedDetector(folder / "best.pt", views=(View(flip=True),), device="cpu")
+    straight = TtaDetector(folder / "best.pt", device="cpu")
+    mirrored = TtaDetector(folder / "best.pt", views=(View(flip=True),), device="cpu")
     for frame in frames():
         (a,), (b,) = straight(np.ascontiguousarray(frame[:, ::-1]), threshold=0.0), mirrored(frame, threshold=0.0)
         width = frame.shape[1]
@@ -80,7 +80,7 @@ def test_a_mirrored_view_sees_the_mirrored_frame(folder: Path) -> None:
 def test_views_are_merged_in_the_frame(folder: Path, nms: str) -> None:
     """Three sizes, mirrored and not: boxes stay in the frame and in order, and come back into its pixels."""
     views = parse_views("flip,scales")
-    detector = MergedDetector(folder / "best.pt", nms, views, "cpu")  # type: ignore[arg-type]
+    detector = TtaDetector(folder / "best.pt", nms, views, "cpu")  # type: ignore[arg-type]
     for frame, found in zip(frames(), detector(frames(), threshold=0.0), strict=True):
         assert 0 < len(found) <= detector.card.nms["detections"]
         assert found.boxes_xyxy[:, 2].max() > 60 and found.boxes_xyxy.max() <= max(frame.shape)

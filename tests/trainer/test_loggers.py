@@ -21,7 +21,7 @@ from models.config.parse import ConfigError
 from tests.trainer.tiny import tiny_config
 from trainer.config.train import TrainConfig
 from trainer.failures import Interrupted
-from trainer.log import metrics as records
+from trainer.log import metrics
 from trainer.log.loggers import RecordsError, flattened
 from trainer.log.metrics import read_metrics
 from trainer.loop import fit
@@ -54,7 +54,7 @@ def test_only_a_run_needs_tensorboard_and_trains_without(
 
 
 class Stopper:
-    """A writer that stops the run at its first epoch, as a signal does."""
+    """A logger that stops the run at its first epoch, as a signal does."""
 
     where = ""
 
@@ -104,11 +104,11 @@ def test_a_folder_of_the_same_name_is_no_package(data: Path, monkeypatch: pytest
         config(data, "log=[wandb]")
 
 
-def test_writers_get_the_rows_by_split_and_are_told_how_it_ended(
+def test_loggers_get_the_rows_by_split_and_are_told_how_it_ended(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopper = Stopper()
-    monkeypatch.setattr(records, "open_writers", lambda *_: [stopper])
+    monkeypatch.setattr(metrics, "open_loggers", lambda *_: [stopper])
     with pytest.raises(Interrupted):
         fit(config(data), tmp_path, quiet=True)
     ((step, values),) = stopper.epochs
