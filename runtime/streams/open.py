@@ -75,11 +75,12 @@ def describe(origin: Origin) -> Description:
         return Description(re.sub(r"[^A-Za-z0-9.-]+", "_", host) or "stream", "url", None, ())
     path, matches = Path(str(origin)), _matches(str(origin))
     if matches is not None:
-        pictures = [p for p in matches if is_picture(p)]
+        pictures, left_out = list_pictures(p for p in matches if is_picture(p))
         if not pictures:
-            raise StreamError(f"{origin}: matches no pictures, but {len(matches)} videos; open them one by one")
+            others = left_out_text(left_out) if left_out else f"{len(matches)} videos; open them one by one"
+            raise StreamError(f"{origin}: matches no pictures, but {others}")
         root = Path(os.path.commonpath([p.parent.resolve() for p in pictures]))
-        return Description(root.name or "pictures", "folder", root, tuple(pictures))
+        return Description(root.name or "pictures", "folder", root, tuple(pictures), tuple(left_out))
     if not path.exists():
         raise _missing(str(origin))
     root = path.resolve()

@@ -221,11 +221,14 @@ def test_a_folder_leaves_heic_out_and_says_what_to_do(tmp_path: Path, caplog: py
     (tmp_path / "1.heic").write_bytes(HEICS[0])
     with pytest.raises(StreamError, match=r"no pictures in this folder .*1 are HEIC: convert it to JPEG"):
         open_source(tmp_path)
+    with pytest.raises(StreamError, match=r"matches no pictures, but .*1 are HEIC: convert it to JPEG"):
+        open_source(str(tmp_path / "*"))
     write_image(tmp_path / "2.png", np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "3.gif").write_bytes(b"GIF89a")
     assert [path.name for path in list_pictures(sorted(tmp_path.iterdir())).left_out] == ["1.heic", "3.gif"]
     with caplog.at_level(logging.WARNING):
-        assert len(list(open_source(tmp_path))) == 1
+        assert len(list(open_source(tmp_path))) == len(list(open_source(str(tmp_path / "*")))) == 1
+    assert "(.heic); 1 are HEIC" in caplog.text, "of the glob"
     assert "2 files are no pictures that are read (.gif, .heic); 1 are HEIC: convert it to JPEG" in caplog.text
 
 

@@ -12,7 +12,7 @@ from runtime.images.formats.zeros import HOLE, ZEROS
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF: the segments that hold the size
 _SEQUENTIAL, _PROGRESSIVE = {0xC0, 0xC1, 0xC9}, {0xC2, 0xCA}
 _DHT, _EOI, _SOS = 0xC4, 0xD9, 0xDA
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # not a stuffed 0xFF of the pixels, not a restart marker
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # not a stuffed 0xFF of the pixels, not a restart marker
 _COEFFICIENTS = (1 << 64) - 1
 
 

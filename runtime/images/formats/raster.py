@@ -11,7 +11,7 @@ from runtime.images.formats.zeros import HOLE, ZEROS
 # As OpenCV reads them: one white space ends a number, comments may follow.
 _PORTABLE = re.compile(rb"P[1-6]\s(?:\s|#[^\r\n]*[\r\n])*(\d{1,10})\s(?:\s|#[^\r\n]*[\r\n])*(\d{1,10})\s")
 _PORTABLE_FLOAT = re.compile(rb"P[Ff]\s+(\d{1,10})\s+(\d{1,10})\s")
-_PORTABLE_ANY = re.compile(rb"P7\s.*?^\s*ENDHDR\s", re.DOTALL | re.MULTILINE)
+_PORTABLE_ANY = re.compile(rb"P7\s.*?^[ \t]*ENDHDR\s", re.DOTALL | re.MULTILINE)
 _RADIANCE = re.compile(rb"\n-Y\s+(\d{1,10})\s+\+X\s+(\d{1,10})\s")
 
 
