@@ -35,7 +35,7 @@ def test_it_is_the_training_again_a_fifth_as_long_at_a_tenth_of_the_rate(shapes_
     own = read_checkpoint(shapes_run / "best.pt")["card"]["training"]
     config = qat_config(shapes_run / "best.pt")
     assert config.schedule.epochs == max(3, round(own["schedule"]["epochs"] / 5))
-    assert config.optim.lr == own["optim"]["lr"] / 10
+    assert config.optim.lr == own["optim"]["lr"] * 0.1
     assert config.qat is not None and config.name == "shapes-qat" and config.init == str(shapes_run / "best.pt")
     assert qat_config(shapes_run / "best.pt", ["qat.freeze=1", "optim.lr=0.5"]).optim.lr == 0.5
 
