@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from export.verification.verify import TOLERANCE
 from runtime import Detector, read_card, read_coco, read_image
 from runtime.evaluation.evaluate import evaluate
 
@@ -30,10 +31,10 @@ def test_shapes_are_learned_and_the_onnx_file_scores_the_same(shapes_run: Path) 
     val = read_coco(data / "val.json", data / "val")
     onnx = evaluate(Detector(shapes_run / "best.onnx"), val)
     torch = evaluate(Detector(shapes_run / "best.pt"), val)
-    assert torch.map > 50
-    assert onnx.map == pytest.approx(torch.map, abs=0.1)
+    assert torch.map > 50  # learned: unlearned weights score 0, and the recipe's shapes are large and plain
+    assert onnx.map == pytest.approx(torch.map, abs=TOLERANCE["fp32"])  # what the gate promises
     card = read_card(shapes_run / "best.onnx")
-    assert card.metrics["map"] == pytest.approx(onnx.map, abs=1e-3)
+    assert card.metrics["map"] == pytest.approx(onnx.map, abs=1e-3)  # a card has 3 decimals
     assert card.verification["passed"] is True
     assert card.classes == ("circle", "square", "triangle")
 
@@ -46,7 +47,7 @@ def test_a_run_folder_holds_what_the_readme_says(shapes_run: Path) -> None:
     assert rows[-1]["map"] and not rows[0]["map"]  # validated every fifth epoch only
     for name in ("plots/loss.png", "plots/map.png", "plots/validation.jpg", "plots/curves.png", "plots/confusion.png"):
         picture = cv2.imread(str(shapes_run / name))
-        assert picture is not None and np.ptp(picture) > 50, name
+        assert picture is not None and np.ptp(picture) > 50, name  # not blank: ink on paper, of 255 levels
     page = (shapes_run / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/") == 5 and "http" not in page.replace("http://www.w3.org", "")
     assert list((shapes_run / "tensorboard").glob("events.*"))
@@ -79,7 +80,7 @@ def test_the_commands_walk_the_road(shapes_run: Path, tmp_path: Path) -> None:
     assert verified.returncode == 0, verified.stderr
     assert verified.stdout.rstrip().endswith("passed")
     report = json.loads((tmp_path / "verify.json").read_text())
-    assert report["passed"] and abs(report["artifacts"][0]["delta_map"]) <= 0.1
+    assert report["passed"] and abs(report["artifacts"][0]["delta_map"]) <= TOLERANCE["fp32"]
     assert "data:image/jpeg" in (tmp_path / "verify.html").read_text()
 
     picture = sorted((cwd / "data" / "val").glob("*.jpg"))[0]

@@ -39,6 +39,7 @@ def test_methods_on_a_normal_distribution_with_an_outlier():
     histogram.add(x)
     ranges = {method: histogram.range(method) for method in METHODS}
     assert ranges["minmax"] == 60.0
+    # A histogram knows a value to the width of its bin.
     assert ranges["percentile"] == pytest.approx(float(x.abs().quantile(0.9999)), abs=60 / BINS)
 
     def error(limit: float) -> float:
@@ -46,8 +47,9 @@ def test_methods_on_a_normal_distribution_with_an_outlier():
 
     best = min(np.linspace(3, 60, 200), key=error)  # brute force, on the values themselves
     # An eighth of the bins is the least that is kept: 7.5 of 60.
+    # The candidates lie 60 / 128 apart and count errors at the middles of bins: 5 % is for both.
     assert error(ranges["mse"]) <= 1.05 * error(max(best, 7.5))
-    assert ranges["entropy"] < 20
+    assert ranges["entropy"] < 20  # of the bulk, which ends below 5; the outlier at 60 does not set it
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -61,4 +63,4 @@ def test_nothing_but_zeros_and_a_single_value(method):
     quant.settle(method)
     assert torch.equal(quant(torch.zeros(3)), torch.zeros(3))
     histogram.add(torch.tensor([2.0, float("nan"), float("inf")]))  # what is not finite says nothing of the range
-    assert histogram.range(method) == pytest.approx(2.0, rel=1e-3)
+    assert histogram.range(method) == pytest.approx(2.0, rel=1 / BINS)  # to half a bin

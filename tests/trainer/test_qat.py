@@ -36,7 +36,7 @@ def test_it_is_the_training_again_a_fifth_as_long_at_a_tenth_of_the_rate(shapes_
     own = read_checkpoint(shapes_run / "best.pt")["card"]["training"]
     config = qat_config(shapes_run / "best.pt")
     assert config.schedule.epochs == max(3, round(own["schedule"]["epochs"] / 5))
-    assert config.optim.lr == pytest.approx(own["optim"]["lr"] / 10)
+    assert config.optim.lr == own["optim"]["lr"] * 0.1
     assert config.qat is not None and config.name == "shapes-qat" and config.init == str(shapes_run / "best.pt")
     assert qat_config(shapes_run / "best.pt", ["qat.freeze=1", "optim.lr=0.5"]).optim.lr == 0.5
 
@@ -46,6 +46,7 @@ def test_the_checkpoint_says_what_it_is_and_keeps_its_map(shapes_run: Path, quan
     assert card.precision == "int8" and card.quantization["kind"] == "qat" and card.quantization["images"] == 16
     assert isinstance(build_detector(quantised / "best.pt")[0], QuantDetector)
     before, after = (read_card(run / "best.pt").metrics["map"] for run in (shapes_run, quantised))
+    # Wrong ranges cost tens of points; three are what two short epochs may cost, whose weights differ by processor.
     assert before > 20 and after > before - 3, (before, after)
     text = "".join(path.read_text() for path in quantised.glob("config.yaml"))
     assert "qat:" in text
@@ -69,6 +70,7 @@ def test_ranges_follow_in_the_first_epoch_and_stay_in_the_second(shapes_run: Pat
     still = fit(qat_config(shapes_run / "best.pt", [*SHORT, "optim.ema=0", "qat.freeze=0"]), tmp_path, quiet=True)
     first, never, moved = (ranges(result.run / "last.pt") for result in (one, still, two))
     assert first and all(torch.equal(value, never[key]) for key, value in first.items())
+    # Nearly all: the range of a tensor that is zero, or whose largest value comes in every epoch, has no way to go.
     assert sum(not torch.equal(value, moved[key]) for key, value in first.items()) > 0.9 * len(first)
 
 
