@@ -6,8 +6,6 @@ reading.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -81,16 +79,8 @@ def exif_orientation(data: bytes) -> int:
     name = encoded_format(data)
     if name == "AVIF":
         return boxes.avif_orientation(data)
-<<<<<<< HEAD
-    bodies: dict[str, Callable[[bytes], bytes]] = {
-        "JPEG": jpeg.jpeg_exif, "PNG": raster.exif_chunk, "WebP": raster.exif_chunk, "TIFF": bytes,
-    }  # fmt: skip
-    body = bodies.get(name or "")
-    value = tiff.tiff_orientation(body(data)) if body else 1
-=======
-    body = {"JPEG": jpeg.jpeg_exif, "PNG": raster.exif_chunk, "WebP": raster.exif_chunk}.get(name, lambda data: data)
-    value = tiff.tiff_orientation(body(data))
->>>>>>> s7-a
+    exif = {"JPEG": jpeg.jpeg_exif, "PNG": raster.exif_chunk, "WebP": raster.exif_chunk}.get(name or "")
+    value = tiff.tiff_orientation(data if exif is None else exif(data))
     return value if 1 <= value <= 8 else 1
 
 
