@@ -29,9 +29,9 @@ import torch
 from torch import nn
 
 import export
+from isodet.strict import to_mapping
 from models.checkpoint import save_checkpoint
 from models.config.model import ModelConfig, model_config
-from models.config.parse import to_mapping
 from models.detector import Detector
 from models.loss import criterion
 from runtime import Card, read_card

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from isodet.strict import to_mapping
 from models.checkpoint import save_checkpoint
 from models.config.model import ModelConfig
-from models.config.parse import to_mapping
 from models.detector import Detector
 from runtime import Card
 

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from isodet.strict import ConfigError
 from models.backbones import build_backbone
 from models.config.model import BackboneConfig, BoxConfig, LossConfig, ModelConfig, NeckConfig
 from models.config.network import is_own
-from models.config.parse import ConfigError
 from models.custom.call import own_box_loss, own_class_loss, own_matches
 from models.custom.find import ASSIGNER, BACKBONE, BOX_LOSS, CLASS_LOSS, NECK, failure, own_part
 from models.layers.fuse import fuse

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from isodet.strict import ConfigError, build, merge
 from models.config.model import model_config
-from models.config.parse import ConfigError, build, merge
 from runtime.datasets.annotations import DatasetError, read_class_names
 from trainer.config.custom import own_names
 from trainer.config.files import read_mapping, read_override

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.strict import ConfigError
 from models.config.network import is_own
-from models.config.parse import ConfigError
 from models.custom.find import AUGMENTATION, failure, look_in, own_part, require_environment, require_module_of
 from models.custom_trial import try_own_parts as try_model_parts
 from runtime.images.image import Image

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from isodet.strict import ConfigError, Own, require, require_defaults
 from models.config.network import IN_ARGUMENTS, is_own, require_own
-from models.config.parse import ConfigError, Own, require, require_defaults
 
 
 @dataclass(frozen=True)

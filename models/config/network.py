@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from models.config.parse import ConfigError, Own, check_own_name, nearest, require, require_defaults
+from isodet.strict import ConfigError, Own, check_own_name, nearest, require, require_defaults
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 RESNEXTS = ("resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isodet.strict import ConfigError
 from models.config.model import AssignConfig, BoxConfig, LossConfig
-from models.config.parse import ConfigError
 from models.custom.find import ASSIGNER, BOX_LOSS, CLASS_LOSS, OwnPart, own_part
 from models.priors import Priors
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import nn
 
-from models.config.parse import ConfigError, check_own_name, converted, nearest, readable, to_mapping
+from isodet.strict import ConfigError, check_own_name, converted, nearest, readable, to_mapping
 
 _NOT_THEIRS = ("<", *(str(Path(__file__).parents[2] / room) + os.sep for room in ("models", "trainer")))
 _LIBRARIES = {"torch", "numpy", "cv2", "importlib"}

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isodet.strict import ConfigError
 from models.config.model import NeckConfig
 from models.config.network import is_own
-from models.config.parse import ConfigError
 from models.custom.find import NECK, failure, own_part
 from models.layers.blocks import ConvNorm, DepthwiseConv
 from models.layers.fuse import require_eval

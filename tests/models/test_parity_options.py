@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from isodet.strict import ConfigError
 from models.assigners import assign_center, assign_iou
 from models.coders import decode, decode_delta, decode_ltrb, encode_delta
 from models.config.model import AnchorConfig, BoxConfig, model_config
-from models.config.parse import ConfigError
 from models.importers import torchvision
 from models.priors import Priors, priors
 

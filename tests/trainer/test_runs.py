@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint, save_checkpoint
-from models.config.parse import ConfigError
 from tests.trainer.tiny import tiny_config
 from trainer.__main__ import main
 from trainer.config.train import TrainConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from models.config.parse import ConfigError, merge
+from isodet.strict import ConfigError, merge
 from runtime.files.write import absolute_path
 from runtime.files.yaml import parse_yaml
 from trainer.config.custom import joined_folders

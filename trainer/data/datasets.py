@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from models.config.parse import to_mapping
+from isodet.strict import to_mapping
 from runtime.datasets import read_split
 from runtime.datasets.annotations import (
     ABSENT_CLASS,

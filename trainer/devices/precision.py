@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 
 
 def pick_device(name: str) -> torch.device:

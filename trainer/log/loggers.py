@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from models.config.parse import to_mapping
+from isodet.strict import to_mapping
 from runtime.files.write import write_text
 from trainer.config.log import Tracker
 from trainer.config.train import TrainConfig

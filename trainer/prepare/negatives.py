@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from runtime.card.card import Card
 from runtime.datasets import FORMATS, read_dataset, read_split
 from runtime.datasets.annotations import CocoDataset
