@@ -36,7 +36,8 @@ def try_own_parts(config: TrainConfig) -> TrainConfig:
         try:
             steps.append(_tried(step))
         except ConfigError as error:
-            raise ConfigError(str(error).replace("augment.own", f"augment.own[{i}]", 1)) from error
+            error.args = (str(error).replace("augment.own", f"augment.own[{i}]", 1),)
+            raise
     augment = replace(config.augment, own=tuple(steps))
     return replace(config, model=try_model_parts(config.model), augment=augment, code=tuple(folders[:-1]))
 
