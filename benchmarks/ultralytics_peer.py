@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from runtime import Card, Detector
 from runtime.backends import RawOutputs
+from runtime.card.card import Nms
 from runtime.evaluation.evaluate import Evaluation, evaluate
 from trainer.config.train import TrainConfig
 from trainer.data.datasets import val_data
@@ -71,6 +72,6 @@ def train_yolo(config: TrainConfig, out: Path) -> Evaluation:
         verbose=False,
     )  # fmt: skip
     trained = YOLO(str(out / "yolo-runs" / config.name / "weights" / "last.pt"))
-    nms = {"kind": "ultralytics", "iou": 0.7, "candidates": 1000, "detections": DETECTIONS}
+    nms: Nms = {"kind": "portable", "iou": 0.7, "candidates": 1000, "detections": DETECTIONS}
     card = Card("checkpoint", config.model.classes, config.model.input_size_hw, LOWEST_SCORE, nms)
     return evaluate(Detector(UltralyticsBackend(trained, card)), val_data(config))

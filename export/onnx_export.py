@@ -34,7 +34,7 @@ from models.deploy.graph import Deploy
 from models.deploy.graph_input import Intake
 from models.layers.fuse import assert_fused
 from runtime import Card, CocoDataset, CocoError
-from runtime.card.card import CardError, file_kind, sha256_file
+from runtime.card.card import CardError, Nms, file_kind, sha256_file
 from runtime.files.write import replacing, require_writable
 from runtime.images.image import letterbox, read_image
 from runtime.runs import RunsError, validation_data
@@ -161,7 +161,9 @@ def _real_pixels(size_hw: tuple[int, int], data: CocoDataset | None, count: int 
 def _onnx_card(
     card: Card, checkpoint: Path, options: OnnxOptions, kind: NmsKind, precision: Precision, checked_by: str
 ) -> Card:  # fmt: skip
-    nms = {**card.nms, "kind": kind, **({"certificate": True} if options.certificate else {})}
+    nms: Nms = {**card.nms, "kind": kind}
+    if options.certificate:
+        nms["certificate"] = True
     return replace(
         card, kind="onnx", batch=options.batch or "dynamic", precision=precision, nms=nms, metrics={}, verification={},
         input=options.input, color="bgr" if options.input == "uint8-nhwc" else "rgb",

@@ -204,9 +204,9 @@ def check_own_name(value: str, path: str) -> Own:
 
 
 def _has_shape_of(hint: Any, value: Any) -> bool:
-    """Whether a mapping meets a dataclass, or a list a tuple."""
+    """Whether a mapping meets a type of mappings, or a list a tuple."""
     if isinstance(value, Mapping):
-        return dataclasses.is_dataclass(hint)
+        return dataclasses.is_dataclass(hint) or typing.is_typeddict(hint) or typing.get_origin(hint) is Mapping
     listed = isinstance(value, Sequence) and not isinstance(value, str)
     return listed and typing.get_origin(hint) is tuple
 
