@@ -26,7 +26,7 @@ import torchvision
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from models.config.parse import build
+from isodet.strict import build
 from runtime.datasets.coco import CocoDataset, read_coco
 from runtime.images.image import FixedSize
 from trainer.augment import color, jitter_color, random_placement

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from trainer.config_reader import read_config
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes

@@ -29,12 +29,13 @@ import torch
 from torch import nn
 
 import export
+from isodet.strict import to_mapping
 from models.checkpoint import save_checkpoint
 from models.config.model import ModelConfig, model_config
-from models.config.parse import to_mapping
 from models.detector import Detector
 from models.loss import detection_loss
 from runtime import Card, read_card
+from runtime.card.card import Nms
 from runtime.images.image import letterbox, read_image
 from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
@@ -104,7 +105,7 @@ def untrained(norm: str, path: Path) -> Path:
 
 def _card(config: ModelConfig) -> Card:
     post = config.postprocess
-    nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
+    nms: Nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
     return Card("checkpoint", config.classes, config.input_size_hw, post.score_threshold, nms, model=to_mapping(config))
 
 

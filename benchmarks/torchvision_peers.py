@@ -26,6 +26,7 @@ from models.backbones import build_backbone
 from models.config.model import BackboneConfig
 from runtime import Card, Detector
 from runtime.backends.protocol import Backend, Images, RawOutputs
+from runtime.card.card import Nms
 from runtime.evaluation.evaluate import Evaluation, evaluate
 from trainer.config.train import TrainConfig
 from trainer.data.datasets import train_data, val_data
@@ -146,6 +147,6 @@ def train_torchvision(
             progress(done, total)
     final = model if average is None else average.module
     torch.save(final.state_dict(), weights)
-    nms = {"kind": "torchvision", "iou": 0.5, "candidates": 1000, "detections": DETECTIONS}
+    nms: Nms = {"kind": "portable", "iou": 0.5, "candidates": 1000, "detections": DETECTIONS}
     card = Card("checkpoint", config.model.classes, config.model.input_size_hw, 0.05, nms)
     return evaluate(Detector(TorchvisionBackend(final, card)), val_data(config))

@@ -11,6 +11,7 @@ import numpy as np
 
 from runtime import Card, Detector
 from runtime.backends.protocol import Backend, Images, RawOutputs
+from runtime.card.card import Nms
 from runtime.evaluation.evaluate import Evaluation, evaluate
 from trainer.config.train import TrainConfig
 from trainer.data.datasets import val_data
@@ -70,6 +71,6 @@ def train_yolo(config: TrainConfig, out: Path) -> Evaluation:
         verbose=False,
     )  # fmt: skip
     trained = YOLO(str(out / "yolo-runs" / config.name / "weights" / "last.pt"))
-    nms = {"kind": "ultralytics", "iou": 0.7, "candidates": 1000, "detections": DETECTIONS}
+    nms: Nms = {"kind": "portable", "iou": 0.7, "candidates": 1000, "detections": DETECTIONS}
     card = Card("checkpoint", config.model.classes, config.model.input_size_hw, LOWEST_SCORE, nms)
     return evaluate(Detector(UltralyticsBackend(trained, card)), val_data(config))

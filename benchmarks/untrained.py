@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from isodet.strict import to_mapping
 from models.checkpoint import save_checkpoint
 from models.config.model import ModelConfig
-from models.config.parse import to_mapping
 from models.detector import Detector
 from runtime import Card
+from runtime.card.card import Nms
 
 
 def calm_network(config: ModelConfig) -> Detector:
@@ -62,7 +63,7 @@ def untrained(path: Path, config: ModelConfig) -> Path:
 def card_of(config: ModelConfig, quantization: Mapping[str, Any] | None = None) -> Card:
     """What a checkpoint of such a network says; `quantization`: of one of 8 bits."""
     post = config.postprocess
-    nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
+    nms: Nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
     return Card(
         "checkpoint", config.classes, config.input_size_hw, post.score_threshold, nms, model=to_mapping(config),
         quantization=quantization or {}, precision="int8" if quantization else "fp32",

@@ -33,7 +33,7 @@ from models.checkpoint import build_detector
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import GraphInput
 from models.layers.fuse import assert_fused
-from runtime.card.card import Card, CardError, file_kind, sha256_file
+from runtime.card.card import Card, CardError, Nms, file_kind, sha256_file
 from runtime.datasets.annotations import CocoDataset
 from runtime.datasets.coco import CocoError
 from runtime.files.write import replacing, require_writable
@@ -162,7 +162,9 @@ def _real_pixels(size_hw: tuple[int, int], data: CocoDataset | None, count: int 
 def _onnx_card(
     card: Card, checkpoint: Path, options: OnnxOptions, kind: NmsKind, precision: Precision, checked_by: str
 ) -> Card:  # fmt: skip
-    nms = {**card.nms, "kind": kind, **({"certificate": True} if options.certificate else {})}
+    nms: Nms = {**card.nms, "kind": kind}
+    if options.certificate:
+        nms["certificate"] = True
     return replace(
         card, kind="onnx", batch=options.batch or "dynamic", precision=precision, nms=nms, metrics={}, verification={},
         input=options.input, color="bgr" if options.input == "uint8-nhwc" else "rgb",

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from isodet.errors import IsodetError
+from isodet.strict import ConfigError
 from models.config.model import model_config, own_parts_of
-from models.config.parse import ConfigError
 from models.custom.find import OwnPartMissing, require_environment
 from models.deploy.graph import Deploy
 from models.detector import Detector

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isodet.strict import ConfigError
 from models.config.model import ModelConfig
 from models.config.network import is_own
-from models.config.parse import ConfigError
 from models.custom.call import own_matches
 from models.custom.find import ASSIGNER, BACKBONE, BOX_LOSS, CLASS_LOSS, NECK, Kind, failure, own_part
 from models.detector import Detector

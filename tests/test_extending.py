@@ -15,8 +15,8 @@ import yaml
 from torch.utils.data import DataLoader
 
 import export
+from isodet.strict import ConfigError, merge
 from models.checkpoint import CheckpointError, read_checkpoint
-from models.config.parse import ConfigError, merge
 from models.deploy.graph import Deploy
 from runtime import Detector
 from runtime.datasets.coco import read_coco

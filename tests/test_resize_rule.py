@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import export
 from export.verification.report import write_reports
+from isodet.strict import ConfigError
 from models.checkpoint import load_detector
-from models.config.parse import ConfigError
 from runtime import Card, CardError, Detector, read_card, read_coco, read_image
 from runtime.images.image import ShortSide
 from trainer.config_reader import read_config

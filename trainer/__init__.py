@@ -14,7 +14,7 @@ find_rooms("models", "runtime")
 
 if TYPE_CHECKING:
     from isodet.errors import IsodetError as IsodetError
-    from models.config.parse import ConfigError as ConfigError
+    from isodet.strict import ConfigError as ConfigError
     from trainer.check.data import check_data as check_data
     from trainer.config.train import TrainConfig as TrainConfig
     from trainer.config_reader import read_config as read_config

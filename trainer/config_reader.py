@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from isodet.strict import ConfigError, build, dotted_keys, merge
 from models.config.model import model_config
-from models.config.parse import ConfigError, build, merge
 from runtime.datasets.annotations import DatasetError, read_class_names
 from trainer.config.custom import own_names
 from trainer.config.files import read_mapping, read_override
@@ -37,7 +37,9 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool 
             require_teacher(config)
         return config
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        if error.key is None:  # what the user's parts and checkpoints cannot do begins with their key
+            error.key = next((key for key in dotted_keys(TrainConfig) if str(error).startswith(f"{key}: ")), None)
+        raise error.of_file(path) from None
 
 
 def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -116,4 +118,4 @@ def qat_config(checkpoint: str | Path, overrides: Sequence[str] = ()) -> TrainCo
     try:
         return train_config(with_overrides(mapping, overrides))
     except ConfigError as error:
-        raise ConfigError(f"{checkpoint}: its training as QAT: {error}") from None
+        raise error.of_file(checkpoint, "its training as QAT: ") from None

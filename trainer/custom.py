@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isodet.strict import ConfigError
 from models.config.network import is_own
-from models.config.parse import ConfigError
 from models.custom.find import AUGMENTATION, look_in, own_part, require_environment, require_module_of
 from models.custom_trial import try_own_parts as try_model_parts
 from runtime.images.image import Image
@@ -36,7 +36,8 @@ def try_own_parts(config: TrainConfig) -> TrainConfig:
         try:
             steps.append(_tried(step))
         except ConfigError as error:
-            raise ConfigError(str(error).replace("augment.own", f"augment.own[{i}]", 1)) from error
+            error.args = (str(error).replace("augment.own", f"augment.own[{i}]", 1),)
+            raise
     augment = replace(config.augment, own=tuple(steps))
     return replace(config, model=try_model_parts(config.model), augment=augment, code=tuple(folders[:-1]))
 

@@ -11,12 +11,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from isodet.strict import ConfigError
 from models.backbones.custom import OwnBackbone
 from models.backbones.stages import Backbone, set_norms
 from models.backbones.timm import TimmBackbone
 from models.config.model import BackboneConfig
 from models.config.network import is_own
-from models.config.parse import ConfigError
 from models.tensor_files import TensorFileError, load_tensors
 
 __all__ = [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from isodet.strict import ConfigError
 from models.backbones.stages import Backbone
 from models.config.model import BackboneConfig
-from models.config.parse import ConfigError
 from models.custom.find import BACKBONE, own_part
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from isodet.strict import ConfigError
 from models.backbones.stages import Backbone
-from models.config.parse import ConfigError
 
 STRIDES = (4, 8, 16, 32)
 

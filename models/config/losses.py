@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from isodet.strict import ConfigError, Own, require, require_defaults
 from models.config.choices import (
     ASSIGNERS,
     BOX_LOSSES,
@@ -19,7 +20,6 @@ from models.config.choices import (
     either,
 )
 from models.config.network import IN_ARGUMENTS, is_own, require_own
-from models.config.parse import ConfigError, Own, require, require_defaults
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from isodet.strict import ConfigError, build, merge, require
 from models.config.losses import AssignConfig, BoxConfig, LossConfig
 from models.config.network import BackboneConfig, NeckConfig, is_own
-from models.config.parse import ConfigError, build, merge, require
 from models.config.unsupported import refuse_undeployable
 
 

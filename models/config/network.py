@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from isodet.strict import ConfigError, Own, check_own_name, nearest, require, require_defaults
 from models.config.choices import BACKBONES, NECKS, BackbonePart, NeckName, NeckPart, either
-from models.config.parse import ConfigError, Own, check_own_name, nearest, require, require_defaults
 
 IN_ARGUMENTS = "your own part does not read this key, what it needs goes into arguments"
 

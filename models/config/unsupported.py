@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 
 ANYTHING = r"^(?!False$|None$)"
 """Matches whatever a key that isodet does not have is set to, unless that is nothing."""

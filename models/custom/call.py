@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from isodet.strict import ConfigError
 from models.config.model import AssignConfig, BoxConfig, LossConfig
-from models.config.parse import ConfigError
 from models.custom.find import ASSIGNER, BOX_LOSS, CLASS_LOSS, OwnPart, own_part
 from models.priors import Priors
 

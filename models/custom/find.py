@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.config.parse import ConfigError, check_own_name, converted, nearest, readable, to_mapping
+from isodet.strict import ConfigError, check_own_name, converted, nearest, readable, to_mapping
 
 _ISODET = ("<", *(str(Path(__file__).parents[2] / room) + os.sep for room in ("models", "trainer")))
 _LIBRARIES = {"torch", "numpy", "cv2", "importlib"}

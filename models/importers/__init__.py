@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from isodet.strict import ConfigError, merge
 from models.config.model import ModelConfig, model_config
-from models.config.parse import ConfigError, merge
 from models.detector import Detector
 from models.importers import coco, mmdet, torchvision
 from models.importers.weights import Converted, ImportRefused, read_weights

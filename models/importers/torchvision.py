@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.config.parse import merge
+from isodet.strict import merge
 from models.importers.resnet import backbone_of
 from models.importers.weights import Converted, ImportRefused, sha256_starts
 

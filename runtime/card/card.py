@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from isodet.errors import IsodetError
+from isodet.strict import ConfigError, UnknownKeyError, build, converted, require
 from runtime.card.seal import is_broken, sealed
 from runtime.images.image import FILL, FixedSize, Resize, ShortSide
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 METADATA_KEY = "isodet"
-NMS_KINDS = ("auto", "portable", "loop", "onnx", "plugin", "none")
 COLORS = {"uint8-nhwc": "bgr", "float-nchw": "rgb"}
 """Forms of a graph's input and their channel order: uint8 [B, H, W, 3], 0 to 255, or float32 [B, 3, H, W], 0 to 1."""
 LETTERBOX = {"align": "top-left", "fill": FILL, "interpolation": "linear"}
@@ -43,124 +44,115 @@ class CardError(IsodetError, ValueError):
         return super().at(path, reason) if key is None else cls(f"{path}: card: {key}: {reason}", key=key, path=path)
 
 
+class _Nms(TypedDict):
+    kind: Literal["auto", "portable", "loop", "onnx", "plugin", "none"]
+    iou: float
+    candidates: int
+    detections: int
+
+
+class Nms(_Nms, total=False):
+    """NMS of a graph: K candidates enter it, D detections are kept.
+
+    The kind `plugin` needs TensorRT; with `none` the graph gives candidates, which the runtime suppresses. With
+    `certificate: true` there is an output `nms_exact`.
+    """
+
+    certificate: bool
+
+
 @dataclass(frozen=True)
 class Card:
-    """Everything that is needed to run a model and to know where it comes from. Raises `CardError` for bad values."""
+    """Everything that is needed to run a model and to know where it comes from. Raises `CardError` for bad values.
+
+    classes: Names of labels 0..C-1.
+    input_size_hw: Pixels.
+    score_threshold: Lowest score the graph keeps.
+    input: Form of the graph's input, see `COLORS`.
+    color: Channel order that the graph takes.
+    source_size_hw: Pixels of the raw frames that the graph takes, where it holds the letterbox; its boxes are in their
+        pixels.
+    resize: {} for the letterbox into `input_size_hw`, else the fields of a checkpoint's
+        `runtime.images.image.ShortSide`.
+    quantization: {} for floats, else of int8: kind (ptq or qat), method of the ranges, images that were observed,
+        float_layers (convolutions that stay in float besides the predictions).
+    threshold: Recommended threshold of an application; applied by the runtime after the graph.
+    thresholds: Recommended threshold of single classes, by name; `threshold` is that of the others. Applied where
+        asked for: `Detector(..., threshold="card")`.
+    versions: Of packages, by name; git_commit and git_dirty (yes or no) of the folder that the training was started in.
+    hashes: sha256, by what was hashed. In a file `card` is that of the card itself (`card_text`).
+    model: The ModelConfig as a mapping.
+    training: The resolved TrainConfig as a mapping; {} when unknown.
+    created: ISO 8601.
+    engine: {} but for an engine: what it was built by, for and from; the keys are `runtime.card.sidecar.ENGINE_KEYS`.
+    """
 
     kind: Literal["checkpoint", "onnx", "engine"]
     classes: tuple[str, ...]
-    """Names of labels 0..C-1."""
     input_size_hw: tuple[int, int]
-    """Pixels."""
     score_threshold: float
-    """Lowest score the graph keeps."""
-    nms: Mapping[str, Any]
-    """kind, iou, candidates (K) and detections (D); certificate (true) where there is an output `nms_exact`. The kind
-    `plugin` needs TensorRT; with `none` the graph gives candidates, which the runtime suppresses."""
+    nms: Nms
     batch: int | Literal["dynamic"] = "dynamic"
-    input: str = "uint8-nhwc"
-    """Form of the graph's input, see `COLORS`."""
-    color: str = "bgr"
-    """Channel order that the graph takes."""
+    input: Literal["uint8-nhwc", "float-nchw"] = "uint8-nhwc"
+    color: Literal["bgr", "rgb"] = "bgr"
     source_size_hw: tuple[int, int] | None = None
-    """Pixels of the raw frames that the graph takes, where it holds the letterbox; its boxes are in their pixels."""
     letterbox: Mapping[str, Any] = field(default_factory=lambda: dict(LETTERBOX))
     resize: Mapping[str, Any] = field(default_factory=dict)
-    """{} for the letterbox into `input_size_hw`, else the short-side rule of a checkpoint: short, long, multiple,
-    floor, fill_bgr (see `runtime.images.image.ShortSide`)."""
-    precision: str = "fp32"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     quantization: Mapping[str, Any] = field(default_factory=dict)
-    """{} for floats, else of int8: kind (ptq or qat), method of the ranges, images that were observed, float_layers
-    (convolutions that stay in float besides the predictions)."""
     threshold: float = 0.3
-    """Recommended threshold of an application; applied by the runtime after the graph."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    """Recommended threshold of single classes, by name; `threshold` is that of the others. Applied where asked for:
-    `Detector(..., threshold="card")`."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of packages, by name; git_commit and git_dirty (yes or no) of the folder that the training was started in."""
     hashes: Mapping[str, str] = field(default_factory=dict)
-    """sha256, by what was hashed. In a file `card` is that of the card itself (`card_text`)."""
     model: Mapping[str, Any] = field(default_factory=dict)
-    """The ModelConfig as a mapping."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved TrainConfig as a mapping; {} when unknown."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
-    """ISO 8601."""
     verification: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
-    """{} but for an engine: what it was built by, for and from; the keys are `runtime.card.sidecar.ENGINE_KEYS`."""
 
     def __post_init__(self) -> None:
-        for name in ("classes", "input_size_hw", "source_size_hw"):
-            value = getattr(self, name)
-            if isinstance(value, list):  # JSON has no tuples
-                object.__setattr__(self, name, tuple(value))
-        for name in ("score_threshold", "threshold"):
-            if _is_int(getattr(self, name)) and 0 <= getattr(self, name) <= 1:
-                object.__setattr__(self, name, float(getattr(self, name)))
-        self._check("kind", self.kind in ("checkpoint", "onnx", "engine"), "checkpoint, onnx or engine")
-        names_ok = isinstance(self.classes, tuple) and all(isinstance(c, str) and c for c in self.classes)
-        self._check("classes", names_ok and bool(self.classes), "a list of at least one class name")
-        self._check("classes", len(set(self.classes)) == len(self.classes), "class names that differ")
-        for name in ("input_size_hw", "source_size_hw"):
-            size = getattr(self, name)
-            size_ok = isinstance(size, tuple) and len(size) == 2 and all(_is_int(s) and 1 <= s <= 1 << 16 for s in size)
-            none_ok = name == "source_size_hw" and size is None
-            self._check(name, size_ok or none_ok, "[height, width] in pixels")
-        self._check(
-            "batch", self.batch == "dynamic" or (_is_int(self.batch) and self.batch >= 1), "dynamic or 1 and more"
+        try:
+            values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            for name, value in converted(typing.get_type_hints(Card), set(), values, "").items():
+                object.__setattr__(self, name, value)  # lists of JSON are tuples now, whole numbers floats
+            self._check()
+        except ConfigError as error:
+            raise CardError(str(error), key=error.key) from None
+
+    def _check(self) -> None:
+        require(bool(self.classes) and all(self.classes), "classes", "a list of at least one class name", self.classes)
+        require(len(set(self.classes)) == len(self.classes), "classes", "class names that differ", self.classes)
+        for key, size in (("input_size_hw", self.input_size_hw), ("source_size_hw", self.source_size_hw)):
+            fits = size is None or all(1 <= side <= 1 << 16 for side in size)
+            require(fits, key, "[height, width] in pixels", size)
+        require(self.batch == "dynamic" or self.batch >= 1, "batch", "dynamic or 1 and more", self.batch)
+        require(
+            self.color == COLORS[self.input], "color", f"{COLORS[self.input]}, the order of {self.input}", self.color
         )
-        self._check("input", isinstance(self.input, str) and self.input in COLORS, " or ".join(COLORS))
-        self._check("color", self.color == COLORS[self.input], f"{COLORS[self.input]}, the order of {self.input}")
-        self._check("precision", self.precision in ("fp32", "fp16", "int8"), "fp32, fp16 or int8")
-        for name in ("score_threshold", "threshold"):
-            value = getattr(self, name)
-            self._check(name, isinstance(value, float) and 0 <= value <= 1, "a score from 0 to 1")
-        for name in ("letterbox", "nms", "versions", "hashes", "model", "training", "metrics", "verification"):
-            self._check(name, isinstance(getattr(self, name), Mapping), "an object with keys")
-        for name in ("resize", "quantization"):
-            self._check(name, isinstance(getattr(self, name), Mapping), "an object with keys")
+        for name, score in {"score_threshold": self.score_threshold, "threshold": self.threshold}.items():
+            require(0 <= score <= 1, name, "a score from 0 to 1", score)
+        for name, score in self.thresholds.items():
+            require(name in self.classes, f"thresholds.{name}", "the name of a class as key", name)
+            require(0 <= score <= 1, f"thresholds.{name}", "a score from 0 to 1", score)
+        require(0 <= self.nms["iou"] <= 1, "nms.iou", "a number from 0 to 1", self.nms["iou"])
+        require(self.nms["candidates"] >= 1, "nms.candidates", "a whole number of at least 1", self.nms["candidates"])
+        require(self.nms["detections"] >= 1, "nms.detections", "a whole number of at least 1", self.nms["detections"])
         layers = self.quantization.get("float_layers", ())
         layers_ok = isinstance(layers, (list, tuple)) and all(isinstance(layer, str) for layer in layers)
-        self._check("quantization", layers_ok, "names of layers as its float_layers")
-        known = {"short", "long", "multiple", "floor", "fill_bgr"}
-        self._check(
-            "resize", not self.resize or set(self.resize) == known, f"{{}} or the keys {', '.join(sorted(known))}"
-        )
-        numbers = [self.resize.get(key, 1) for key in ("short", "long", "multiple")]
-        fill = self.resize.get("fill_bgr", (0, 0, 0))
-        good = all(_is_int(n) and 1 <= n <= 1 << 20 for n in numbers) and isinstance(fill, (list, tuple))
-        good = good and len(fill) == 3 and all(_is_int(n) and 0 <= n <= 255 for n in fill)
-        self._check("resize", good, "short, long and multiple in pixels, and fill_bgr as three numbers from 0 to 255")
-        self._check("resize", not self.resize or self.kind == "checkpoint", "{}: a graph has one input size")
-        self._check("letterbox", dict(self.letterbox) == LETTERBOX, f"{LETTERBOX}, the one that this version does")
-        for key in ("kind", "iou", "candidates", "detections"):
-            self._check(f"nms.{key}", key in self.nms, "a value (kind, iou, candidates and detections are needed)")
-        self._check("nms.kind", self.nms["kind"] in NMS_KINDS, f"one of {', '.join(NMS_KINDS)}")
-        unknown = sorted(set(self.nms) - {"kind", "iou", "candidates", "detections", "certificate"})
-        self._check("nms", not unknown, f"keys that this isodet knows, not {unknown}; a newer isodet may read it")
-        self._check("nms.certificate", self.nms.get("certificate", False) in (True, False), "true or false")
-        iou = self.nms["iou"]  # not a number compares with nothing: NMS would keep everything
-        self._check("nms.iou", isinstance(iou, (int, float)) and 0 <= iou <= 1, "a number from 0 to 1")
-        for key in ("candidates", "detections"):
-            self._check(f"nms.{key}", _is_int(self.nms[key]) and self.nms[key] >= 1, "a whole number of at least 1")
-        for name in ("versions", "hashes"):
-            texts = getattr(self, name).values()
-            self._check(name, all(isinstance(v, str) for v in texts), "an object of texts")
-        self._check("created", isinstance(self.created, str), "a time as text")
-        is_engine = isinstance(self.engine, Mapping) and bool(self.engine) == (self.kind == "engine")
-        self._check("engine", is_engine, "an object with keys for an engine, {} for anything else")
-        self._check("thresholds", isinstance(self.thresholds, Mapping), "an object with keys")
-        for name, value in self.thresholds.items():
-            score = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-            self._check("thresholds", name in self.classes and score, "scores from 0 to 1 by the names of classes")
-
-    def _check(self, key: str, good: bool, expected: str) -> None:
-        if not good:
-            value = self.nms.get(key[4:]) if key.startswith("nms.") else getattr(self, key)
-            raise CardError.of(key, f"expected {expected}, got {value!r}")
+        require(layers_ok, "quantization.float_layers", "names of layers", layers)
+        require(not self.resize or self.kind == "checkpoint", "resize", "{}: a graph has one input size", self.resize)
+        rule = self.resize_rule()
+        if isinstance(rule, ShortSide):
+            good = all(1 <= pixels <= 1 << 20 for pixels in (rule.short, rule.long, rule.multiple))
+            require(good, "resize", "short, long and multiple in pixels", self.resize)
+            require(
+                all(0 <= v <= 255 for v in rule.fill_bgr), "resize.fill_bgr", "numbers from 0 to 255", rule.fill_bgr
+            )
+        require(dict(self.letterbox) == LETTERBOX, "letterbox", f"{LETTERBOX}, the one that this version does",
+                self.letterbox)  # fmt: skip
+        is_engine = bool(self.engine) == (self.kind == "engine")
+        require(is_engine, "engine", "an object with keys for an engine, {} for anything else", self.engine)
 
     @property
     def frame_hw(self) -> tuple[int, int]:
@@ -173,9 +165,7 @@ class Card:
         """
         if not self.resize:
             return FixedSize(self.frame_hw)
-        r = self.resize
-        b, g, red = r["fill_bgr"]
-        return ShortSide(int(r["short"]), int(r["long"]), int(r["multiple"]), bool(r["floor"]), (b, g, red))
+        return build(ShortSide, self.resize, "resize")
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON-ready objects; `Card.from_json` of it gives an equal card."""
@@ -200,32 +190,24 @@ class Card:
         except (ValueError, RecursionError) as error:  # numbers of thousands of digits and deep nesting, too
             raise CardError.at(source, f"its card is not valid JSON ({error})") from None
         if not isinstance(content, Mapping) or "format" not in content:
-            raise CardError.at(source, "not an isodet card (expected a JSON object with the key 'format')")
+            raise CardError(f"{source}: not an isodet card (expected a JSON object with the key 'format')", path=source)
         version = content["format"]
-        if not _is_int(version) or version < 1:
-            raise CardError.at(source, f"expected a whole number of at least 1, got {version!r}", key="format")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise CardError(f"{source}: card: format: expected a whole number of at least 1, got {version!r}",
+                            key="format", path=source)  # fmt: skip
         if version > FORMAT:
             raise CardError(
                 f"{source}: card: format {version} is newer than the {FORMAT} that this isodet reads; upgrade isodet",
-                key="format",
-                path=source,
-            )
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(content) - set(fields) - {"format"})
-        if unknown:
-            raise CardError(
-                f"{source}: card: unknown key {unknown[0]!r}; valid: {', '.join(fields)}", key=unknown[0], path=source
-            )
-        for name, f in fields.items():
-            if name not in content and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-                raise CardError(f"{source}: card: missing key {name!r}", key=name, path=source)
+                key="format", path=source,
+            )  # fmt: skip
         values = {key: value for key, value in content.items() if key != "format"}
         if isinstance(values.get("hashes"), Mapping):  # a seal is of a file; who writes the card anew makes another
             values["hashes"] = {key: value for key, value in values["hashes"].items() if key != _SEAL}
         try:
-            card = cls(**values)
-        except CardError as error:
-            raise CardError(f"{source}: card: {error}", key=error.key, path=source) from None
+            card = build(cls, values)
+        except (ConfigError, CardError) as error:
+            newer = "; a newer isodet may read it" if isinstance(error, UnknownKeyError) else ""
+            raise CardError(f"{source}: card: {error}{newer}", key=error.key, path=source) from None
         if damaged:  # after what is wrong with a key, which says more
             raise CardError.at(
                 source,
@@ -272,10 +254,6 @@ def sha256_file(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from export.verification.detection_diff import drift
+from isodet.strict import to_mapping
 from models.checkpoint import load_detector, save_checkpoint
 from models.config.model import ModelConfig
-from models.config.parse import to_mapping
 from models.detector import Detector as Network
 from runtime import Card, Detections
 from tests.export.edges import BOX_PX, SCORE, unexplained

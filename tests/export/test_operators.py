@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from export.graph.form import _trace
 from export.graph.form import simplified as _simplified
 from export.options import OnnxOptions
+from isodet.strict import ConfigError
 from models.config.choices import NECKS
 from models.config.model import ModelConfig, model_config
-from models.config.parse import ConfigError
 from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.layers.fuse import fuse

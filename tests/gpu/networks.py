@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import torch
 
+from isodet.strict import to_mapping
 from models.config.model import ModelConfig, model_config
-from models.config.parse import to_mapping
 from models.deploy.graph import Deploy
 from models.detector import Detector as Network
 from runtime import BackendOptions, Detections, Detector

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from isodet.strict import ConfigError, build
 from models.assigners import BACKGROUND, IGNORED, assign
 from models.config.model import AnchorConfig, AssignConfig
-from models.config.parse import ConfigError, build
 from models.priors import Priors, feature_sizes, priors
 
 KINDS = ("atss", "iou", "center", "topk")

@@ -11,10 +11,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from isodet.strict import ConfigError
 from models.backbones import Backbone, build_backbone
 from models.config.choices import BACKBONES
 from models.config.model import BackboneConfig, model_config
-from models.config.parse import ConfigError
 from models.detector import Detector
 from models.layers.fuse import FuseError, assert_fused, fuse
 from models.loss import detection_loss

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isodet.strict import ConfigError
 from models.config.model import model_config
-from models.config.parse import ConfigError
 from models.detector import Detector
 from models.layers.blocks import ConvNorm, DepthwiseConv, ImplicitConv, LevelAffine, LevelNorm, ShuffleConv
 from models.layers.fuse import FuseError, assert_fused, fuse

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from isodet.strict import to_mapping
 from models.checkpoint import CheckpointError, build_detector, load_detector, read_checkpoint, save_checkpoint
 from models.config.model import model_config
-from models.config.parse import to_mapping
 from models.detector import Detector
 from tests.at_fault import raises
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from isodet.strict import ConfigError, build
 from models.assigners import BACKGROUND, IGNORED, assign
 from models.boxes import iou
 from models.coders import decode
 from models.config.choices import ASSIGNERS, BOX_LOSSES
 from models.config.model import LossConfig, ModelConfig, model_config
-from models.config.parse import ConfigError, build
 from models.detector import Raw
 from models.layers.heads import Head
 from models.loss import detection_loss

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from isodet.strict import ConfigError
 from models.config.model import ModelConfig, model_config
-from models.config.parse import ConfigError
 from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.layers.fuse import FuseError, assert_fused, fuse

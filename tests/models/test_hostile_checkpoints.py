@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from isodet.strict import to_mapping
 from models.checkpoint import CheckpointError, save_checkpoint
 from models.config.model import PRESETS, model_config
-from models.config.parse import to_mapping
 from models.detector import Detector as Network
 from runtime import Card, CardError, Detector
 from tests.at_fault import raises

@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from isodet.strict import merge
 from models.config.model import model_config
-from models.config.parse import merge
 from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.importers import Imported, ImportRefused, coco, import_checkpoint, mmdet

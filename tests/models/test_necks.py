@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isodet.strict import ConfigError
 from models.config.choices import NECKS
 from models.config.model import NeckConfig, model_config
-from models.config.parse import ConfigError
 from models.detector import Detector
 from models.layers.fuse import FuseError, fuse, fused_difference
 from models.layers.necks import BiFPN, ConstantSum, WeightedSum, build_neck

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from isodet.strict import ConfigError
 from models.config.model import ModelConfig
-from models.config.parse import ConfigError
 from models.custom.find import AUGMENTATION, own_part
 from models.detector import Detector
 from tests.models.own_folder import ALL, GOOD, read

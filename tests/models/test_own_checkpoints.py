@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from isodet.strict import to_mapping
 from models.checkpoint import CheckpointError, build_detector, save_checkpoint
 from models.config.model import ModelConfig, model_config
-from models.config.parse import to_mapping
 from models.detector import Detector
 from tests.models.own_folder import ALL, forget, read
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from tests.models.own_folder import read
 
 NET = "model: {backbone: {name: other:Net}}"

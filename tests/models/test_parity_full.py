@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from isodet.strict import merge
 from models.config.model import model_config
-from models.config.parse import merge
 from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.importers import fitted, mmdet

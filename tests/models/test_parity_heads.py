@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from isodet.strict import merge
 from models.assigners import assign
 from models.config.model import model_config
-from models.config.parse import merge
 from models.deploy.graph import Deploy
 from models.detector import Detector, Raw
 from models.importers import mmdet, torchvision

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from isodet.strict import ConfigError
 from models.assigners.center import assign_center
 from models.assigners.iou import assign_iou
 from models.coders import decode, decode_delta, decode_ltrb, encode_delta
 from models.config.model import AnchorConfig, BoxConfig, model_config
-from models.config.parse import ConfigError
 from models.importers import torchvision
 from models.priors import Priors, priors
 

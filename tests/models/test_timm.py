@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from isodet.strict import ConfigError
 from models.backbones import Backbone, build_backbone
 from models.config.model import BackboneConfig, model_config
-from models.config.parse import ConfigError
 from models.detector import Detector
 
 with_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra: isodet[timm]")

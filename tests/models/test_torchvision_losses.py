@@ -10,8 +10,8 @@ import torchvision
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
+from isodet.strict import ConfigError
 from models.config.model import model_config
-from models.config.parse import ConfigError
 from models.detector import Raw
 from models.importers.torchvision import NAMES, conventions
 from models.loss import Losses, detection_loss

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from isodet.strict import ConfigError
 from models.config.choices import BACKBONES
 from models.config.model import AssignConfig, BoxConfig, HeadConfig, PostprocessConfig, model_config
 from models.config.network import BackboneConfig, NeckConfig
-from models.config.parse import ConfigError
 from models.config.unsupported import REFUSED, refuse_undeployable
 
 SECTIONS = {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 from runtime.artifact import read_card
 from runtime.card.card import Card, CardError, sha256_file
 from runtime.card.onnx_metadata import read_onnx_metadata
-from tests.at_fault import raises
 
 
 def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
@@ -26,60 +26,60 @@ def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "key"),
+    ("change", "message"),
     [
-        ({"format": "1"}, "format"),
-        ({"format": True}, "format"),
-        ({"kind": "cake"}, "kind"),
-        ({"classes": []}, "classes"),
-        ({"classes": "ant"}, "classes"),
-        ({"classes": ["a", "a"]}, "classes"),
-        ({"classes": ["a", 3]}, "classes"),
-        ({"input_size_hw": [32]}, "input_size_hw"),
-        ({"input_size_hw": [32, 0]}, "input_size_hw"),
-        ({"input_size_hw": [32.0, 32.0]}, "input_size_hw"),
-        ({"batch": 0}, "batch"),
-        ({"batch": "any"}, "batch"),
-        ({"input": "float-nchw"}, "color"),
-        ({"color": "rgb"}, "color"),
-        ({"letterbox": {"align": "center", "fill": 114, "interpolation": "linear"}}, "letterbox"),
-        ({"letterbox": "top-left"}, "letterbox"),
-        ({"input": "yuv"}, "input"),
-        ({"source_size_hw": [1080]}, "source_size_hw"),
-        ({"nms": {"kind": "soft", "iou": 0.6, "candidates": 10, "detections": 1}}, "nms.kind"),
+        ({"format": 2}, "format 2 is newer than the 1 that this isodet reads; upgrade"),
+        ({"format": "1"}, "format: expected a whole number"),
+        ({"format": True}, "format: expected a whole number"),
+        ({"kind": "cake"}, "kind: expected one of checkpoint, onnx, engine, got 'cake'"),
+        ({"classes": []}, "classes: expected a list of at least one"),
+        ({"classes": "ant"}, "classes: expected a list"),
+        ({"classes": ["a", "a"]}, "classes: expected class names that differ"),
+        ({"classes": ["a", 3]}, r"classes\[1\]: expected text"),
+        ({"input_size_hw": [32]}, "input_size_hw: expected"),
+        ({"input_size_hw": [32, 0]}, "input_size_hw: expected"),
+        ({"input_size_hw": [32.0, 32.0]}, r"input_size_hw\[0\]: expected"),
+        ({"batch": 0}, "batch: expected dynamic"),
+        ({"batch": "any"}, "batch: expected a whole number or one of dynamic, got 'any'"),
+        ({"input": "float-nchw"}, "color: expected rgb, the order of float-nchw"),
+        ({"color": "rgb"}, "color: expected bgr"),
+        ({"letterbox": {"align": "center", "fill": 114, "interpolation": "linear"}}, "letterbox: expected"),
+        ({"letterbox": "top-left"}, "letterbox: expected a mapping"),
+        ({"input": "yuv"}, "input: expected one of uint8-nhwc, float-nchw"),
+        ({"source_size_hw": [1080]}, "source_size_hw: expected"),
+        ({"nms": {"kind": "soft", "iou": 0.6, "candidates": 10, "detections": 1}}, "nms.kind: expected one of auto"),
         (
             {"nms": {"kind": "auto", "iou": 0.6, "candidates": 10, "detections": 1, "sigma": 0.5}},
-            "nms",
+            "unknown key 'nms.sigma'.*; a newer isodet may read it",
         ),
         (
             {"nms": {"kind": "portable", "iou": 0.6, "candidates": 10, "detections": 1, "certificate": "yes"}},
-            "nms.certificate",
+            "nms.certificate: expected true or false",
         ),
-        ({"precision": "fp8"}, "precision"),
-        ({"threshold": 1.5}, "threshold"),
-        ({"score_threshold": "low"}, "score_threshold"),
-        ({"nms": {"kind": "portable", "iou": 0.6, "candidates": 10}}, "nms.detections"),
+        ({"precision": "fp8"}, "precision: expected"),
+        ({"threshold": 1.5}, "threshold: expected a score"),
+        ({"score_threshold": "low"}, "score_threshold: expected a number, got 'low'"),
+        ({"nms": {"kind": "portable", "iou": 0.6, "candidates": 10}}, "missing key 'nms.detections'"),
         (
             {"nms": {"kind": "portable", "iou": 0.6, "candidates": 10, "detections": 0}},
-            "nms.detections",
+            "nms.detections: expected a whole",
         ),
-        ({"nms": {"kind": "portable", "iou": "x", "candidates": 10, "detections": 1}}, "nms.iou"),
-        ({"versions": {"torch": 2}}, "versions"),
-        ({"model": []}, "model"),
-        ({"created": 5}, "created"),
-        ({"colour": "bgr"}, "colour"),
+        ({"nms": {"kind": "portable", "iou": "x", "candidates": 10, "detections": 1}}, "nms.iou: expected a number"),
+        ({"versions": {"torch": 2}}, "versions.torch: expected text, got 2"),
+        ({"model": []}, "model: expected a mapping"),
+        ({"created": 5}, "created: expected"),
+        ({"colour": "bgr"}, "unknown key 'colour'; did you mean 'color'"),
     ],
 )
-def test_bad_cards_name_the_source_and_the_key(card: Card, change: dict[str, Any], key: str) -> None:
-    with raises(CardError, key=key, path="some/file.onnx") as error:
+def test_bad_cards_name_the_source_and_the_key(card: Card, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CardError, match=message) as error:
         Card.from_json({**card.to_json(), **change}, "some/file.onnx")
     assert str(error.value).startswith("some/file.onnx: card: ")
-
-
-def test_a_card_of_a_later_format_asks_for_a_later_isodet(card: Card) -> None:
-    with raises(CardError, key="format", path="x") as error:
-        Card.from_json({**card.to_json(), "format": 2}, "x")
-    assert "upgrade isodet" in str(error.value)
+    assert error.value.path == Path("some/file.onnx")
+    named = re.split(r"[.\[]", error.value.key or "")[0]
+    assert named in str(error.value) and named == (
+        "color" if "input" in change and "color:" in message else [*change][0]
+    )
 
 
 def test_raw_frames_of_another_size_than_the_graph_takes_become_that_size_first(card: Card) -> None:
@@ -95,7 +95,7 @@ def test_missing_and_foreign_cards(card: Card) -> None:
     for key in ("kind", "classes", "input_size_hw", "score_threshold", "nms"):
         content = card.to_json()
         del content[key]
-        with raises(CardError, key=key, path="x"):
+        with pytest.raises(CardError, match=f"missing key '{key}'"):
             Card.from_json(content, "x")
     with pytest.raises(CardError, match="not an isodet card"):
         Card.from_json({"model": "yolo"}, "x")
@@ -147,9 +147,9 @@ def test_broken_files_are_refused(onnx_file: Callable[..., Path], tmp_path: Path
     path.write_bytes(b"hello")
     with pytest.raises(CardError, match="neither an ONNX file, nor an engine, nor a PyTorch checkpoint"):
         read_card(path)
-    with raises(CardError, path=tmp_path / "gone.onnx"):
+    with pytest.raises(CardError, match="no such model file"):
         read_card(tmp_path / "gone.onnx")
-    with raises(CardError, path=tmp_path):
+    with pytest.raises(CardError, match="is a folder"):
         read_card(tmp_path)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models.config.parse import ConfigError, build
+from isodet.strict import ConfigError, build
 from trainer.check.augment import NAMES, alone, switched_on
 from trainer.config.augment import AugmentConfig
 from trainer.config.train import dump_config
@@ -96,7 +96,7 @@ def test_what_closes_before_it_begins_is_refused(tmp_path: Path) -> None:
 
 
 def config_mapping(config: Any) -> Any:
-    from models.config.parse import to_mapping
+    from isodet.strict import to_mapping
 
     return to_mapping(config)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from models.config.parse import ConfigError, build
+from isodet.strict import ConfigError, build
 from runtime.datasets.coco import CocoDataset, read_coco
 from runtime.detections import Detections
 from runtime.images.image import FixedSize, ShortSide, write_image

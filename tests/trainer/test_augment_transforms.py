@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.config.parse import ConfigError, build
+from isodet.strict import ConfigError, build
 from trainer.augment.geometry import Picture
 from trainer.augment.transforms import AlbumentationsTransforms, TorchvisionTransforms, make_transforms
 from trainer.config.augment import AugmentConfig

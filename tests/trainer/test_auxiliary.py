@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import export
+from isodet.strict import ConfigError
 from models.assigners import assign
 from models.checkpoint import read_checkpoint
-from models.config.parse import ConfigError
 from models.detector import Detector
 from models.loss import detection_loss
 from tests.trainer.interrupted import go_on, stop_before_epoch

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from runtime.datasets.annotations import CocoDataset
 from runtime.datasets.coco import read_coco
 from runtime.images.image import FixedSize, ImageError, read_image, write_image

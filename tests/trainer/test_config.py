@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from isodet.strict import ConfigError, to_mapping
 from models.checkpoint import save_checkpoint
 from models.config.model import PRESETS, model_config
-from models.config.parse import ConfigError, to_mapping
 from models.detector import Detector
 from models.quant import QuantDetector
 from trainer.config.train import dump_config

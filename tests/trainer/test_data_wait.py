@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import trainer.data.cache
-from models.config.parse import build
+from isodet.strict import build
 from runtime.datasets.annotations import ImageRecord, make_record
 from trainer.config.data import DataConfig
 from trainer.config.train import TrainConfig

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint
-from models.config.parse import ConfigError
 from runtime.datasets.annotations import ABSENT_CLASS, CocoDataset, DatasetError
 from runtime.images.image import read_image, write_image
 from trainer.check.data import check_data

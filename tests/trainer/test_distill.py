@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import export
+from isodet.strict import ConfigError, to_mapping
 from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
-from models.config.parse import ConfigError, to_mapping
 from models.detector import Detector, Raw
 from models.loss import detection_loss
 from runtime.card.card import sha256_file

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint
-from models.config.parse import ConfigError
 from tests.trainer.processes import two
 from tests.trainer.tiny import CUT_ALIKE, TINY, tiny_config
 from trainer.__main__ import main

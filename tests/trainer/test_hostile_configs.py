@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from runtime.datasets.annotations import DatasetError
 from runtime.images.image import write_image
 from tests.runtime.test_hostile_annotations import BAD_YAML

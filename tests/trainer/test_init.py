@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from isodet.strict import ConfigError
 from models.checkpoint import CheckpointError, read_checkpoint, start_from
 from models.config.model import model_config
-from models.config.parse import ConfigError
 from models.detector import Detector
 from trainer.__main__ import main
 from trainer.config_reader import read_config

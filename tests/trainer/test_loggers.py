@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from tests.trainer.tiny import tiny_config
 from trainer.config.train import TrainConfig
 from trainer.failures import Interrupted

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from isodet.strict import ConfigError
 from models.checkpoint import CheckpointError, read_checkpoint
-from models.config.parse import ConfigError
 from runtime.datasets.coco import CocoError
 from tests.at_fault import raises
 from tests.trainer.interrupted import stop_before_epoch

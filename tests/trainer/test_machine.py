@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import trainer.loop
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from tests.trainer.tiny import tiny_config
 from trainer.config_reader import read_config
 from trainer.devices.memory import Probe, largest_batch

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from models.config.parse import ConfigError, to_mapping
+from isodet.strict import ConfigError, to_mapping
 from runtime.card.card import Card
 from runtime.datasets.annotations import DatasetError
 from runtime.datasets.coco import CocoError, read_coco

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import export
+from isodet.strict import ConfigError
 from models.checkpoint import CheckpointError, build_detector, read_checkpoint
-from models.config.parse import ConfigError
 from models.quant import QuantDetector
 from runtime import Detector, read_card
 from tests.at_fault import raises

@@ -17,8 +17,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import trainer.loop
+from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint, save_checkpoint
-from models.config.parse import ConfigError
 from models.detector import Detector
 from runtime.card.card import sha256_file
 from tests.trainer.interrupted import ask_at_end_of_epoch, ask_at_step

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint, save_checkpoint
-from models.config.parse import ConfigError
 from runtime.runs import RunsError
 from tests.at_fault import raises
 from tests.trainer.tiny import tiny_config

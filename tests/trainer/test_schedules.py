@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import trainer.loop
+from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint
-from models.config.parse import ConfigError
 from models.detector import Detector
 from tests.trainer.interrupted import ask_at_step, go_on
 from tests.trainer.tiny import TINY, rates, tiny_config, weights

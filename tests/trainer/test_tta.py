@@ -25,8 +25,8 @@ from trainer.tta.tta import TtaDetector, View, parse_views, scaled
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights that finds a lot, its data, and the shapes data."""
+    from isodet.strict import to_mapping
     from models.checkpoint import save_checkpoint
-    from models.config.parse import to_mapping
 
     root = tmp_path_factory.mktemp("views")
     make_shapes(root / "data", train_images=2, val_images=6, size_hw=(72, 96))

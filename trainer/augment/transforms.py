@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from models.config.parse import ConfigError, nearest
+from isodet.strict import ConfigError, nearest
 from runtime.images.image import Image
 from trainer.augment.geometry import Picture
 from trainer.config.augment import AugmentConfig

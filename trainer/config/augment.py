@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.config.parse import require
+from isodet.strict import require
 from trainer.config.augment_sections import (
     AutoConfig,
     BlurConfig,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from models.config.parse import ConfigError, nearest, require
+from isodet.strict import ConfigError, nearest, require
 
 Range = tuple[float, float]
 

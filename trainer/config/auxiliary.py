@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from isodet.strict import ConfigError, require
 from models.config.model import AssignConfig, ModelConfig
 from models.config.network import is_own
-from models.config.parse import ConfigError, require
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from isodet.strict import Own, require
 from models.config.model import ModelConfig, own_parts_of
-from models.config.parse import Own, require
 
 
 @dataclass(frozen=True)

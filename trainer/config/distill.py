@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from isodet.strict import ConfigError, require
 from models.config.model import ModelConfig
-from models.config.parse import ConfigError, require
 
 
 @dataclass(frozen=True)

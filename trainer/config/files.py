@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from models.config.parse import ConfigError, merge
+from isodet.strict import ConfigError, merge
 from runtime.files.write import absolute_path
 from runtime.files.yaml import parse_yaml
 from trainer.config.custom import joined_folders
@@ -77,14 +77,14 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         if isinstance(code, list) and all(isinstance(folder, str) for folder in code):
             mapping["code"] = [_placed(folder, path.parent, "code") for folder in code]
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise error.of_file(path) from None
     bases = mapping.pop("_base_", None)
     if bases is None:
         return mapping
     if isinstance(bases, str):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
-        raise ConfigError(f"{path}: _base_: expected a path or a list of paths, got {bases!r}")
+        raise ConfigError(f"{path}: _base_: expected a path or a list of paths, got {bases!r}", key="_base_")
     below: dict[str, Any] = {}
     for base in bases:
         above = read_mapping(path.parent / base, (*seen, path))
@@ -110,7 +110,7 @@ def _placed(value: str, folder: Path, key: str) -> str:
     try:
         return str(absolute_path(folder / Path(value).expanduser()))
     except (OSError, ValueError, RuntimeError) as error:  # a NUL; ~user of a user that is not there
-        raise ConfigError(f"{key}: expected a path, got {value!r:.80}: {error}") from None
+        raise ConfigError(f"{key}: expected a path, got {value!r:.80}: {error}", key=key) from None
 
 
 def _load(text: str) -> Any:

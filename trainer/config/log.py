@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Literal
 
-from models.config.parse import ConfigError, require
+from isodet.strict import ConfigError, require
 
 Tracker = Literal["wandb", "mlflow"]
 

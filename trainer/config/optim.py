@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from models.config.parse import ConfigError, merge, require
+from isodet.strict import ConfigError, merge, require
 
 _DETECTION: dict[str, Any] = {"kind": "step", "gamma": 0.1, "warmup_steps": 500}
 PRESETS: dict[str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from models.config.parse import require
+from isodet.strict import require
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Literal
 
 import yaml
 
+from isodet.strict import ConfigError, require, to_mapping
 from models.config.model import ModelConfig
-from models.config.parse import ConfigError, require, to_mapping
 from trainer.config.augment import AugmentConfig
 from trainer.config.auxiliary import AuxiliaryConfig
 from trainer.config.data import DataConfig

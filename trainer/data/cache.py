@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from runtime.datasets.annotations import ImageRecord
 from runtime.files.write import cache_folder
 from runtime.images.image import Image, read_image

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.config.parse import to_mapping
+from isodet.strict import to_mapping
 from runtime.datasets import read_split
 from runtime.datasets.annotations import (
     ABSENT_CLASS,

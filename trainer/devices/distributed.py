@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from trainer.config.train import TrainConfig
 
 T = TypeVar("T")

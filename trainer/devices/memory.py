@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from models.detector import Detector as Network
 from models.loss import detection_loss
 from trainer.config.train import TrainConfig

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from runtime.backends.device import parse_device
 from runtime.backends.protocol import BackendError
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from isodet.strict import ConfigError
 from models.checkpoint import CheckpointError, build_detector, read_checkpoint
 from models.config.model import model_config
-from models.config.parse import ConfigError
 from models.detector import Detector as Network
 from models.detector import Raw
 from models.losses.classification import quality_focal_loss

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from isodet.errors import IsodetError
-from models.config.parse import to_mapping
+from isodet.strict import to_mapping
 from runtime.files.write import write_text
 from trainer.config.log import Tracker
 from trainer.config.train import TrainConfig

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from runtime.datasets import Format, Origin, read_dataset
 from runtime.datasets.annotations import CocoDataset
 from runtime.files.write import replacing

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isodet.errors import IsodetError
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 from runtime.card.card import Card
 from runtime.datasets import FORMATS, read_dataset, read_split
 from runtime.datasets.annotations import CocoDataset

@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from isodet.strict import to_mapping
 from models.checkpoint import read_checkpoint, save_checkpoint
 from models.config.model import ModelConfig
-from models.config.parse import to_mapping
 from runtime.card.card import Card
 from runtime.images.image import ShortSide
 from trainer.data.train_set import resize_rule

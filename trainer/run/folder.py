@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from isodet.strict import ConfigError, to_mapping
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from models.config.parse import ConfigError, to_mapping
 from runtime.card.card import Card
 from runtime.datasets import fingerprint
 from runtime.datasets.annotations import CocoDataset

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from models.config.parse import ConfigError
+from isodet.strict import ConfigError
 
 _LOCKED = "config.yaml"
 """A run has it from its first moment to its last, and nothing replaces it."""

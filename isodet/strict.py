@@ -1,7 +1,7 @@
-"""Typed configuration: the one strict function that turns mappings into dataclasses.
+"""The strict reader: the one function that turns mappings, as YAML and JSON give them, into dataclasses.
 
-`build` is used for every configuration of the project: an unknown key, a wrong type or a value out of range is a
-`ConfigError` that names the dotted path and, for a key, the nearest valid one.
+Configurations and cards are read by it: an unknown key, a wrong type or a value out of range is a `ConfigError` that
+names the dotted path and, for a key, the nearest valid one.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, Union
+
+from isodet.errors import IsodetError
 
 T = TypeVar("T")
 
@@ -20,48 +24,64 @@ Own = NewType("Own", str)
 """The name of a user's own part, `package.module:Name`; `models.custom.find` says what may be one."""
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says where, what was expected and what to do."""
+class ConfigError(IsodetError, ValueError):
+    """A configuration that cannot be used; the message says where, what was expected and what to do.
+
+    `key` is the dotted key, where there is one. A check in `__post_init__` begins its message with the field's name and
+    a colon; `build` takes the key from there and puts the path above it in front.
+    """
+
+    def of_file(self, path: str | Path, where: str = "") -> ConfigError:
+        """This error with the name of its file in front, and `where` in it."""
+        self.args, self.path = (f"{path}: {where}{self}",), Path(path)
+        return self
 
 
 class UnknownKeyError(ConfigError):
-    """A key that nobody reads. The message has one of the same name that stands elsewhere, else the nearest beside it.
+    """A key that nobody reads; `beside` lists the keys that are valid where it stands."""
 
-    beside: the keys that are valid where it stands. everywhere: all keys of the config, dotted, where they are known.
+    beside: tuple[str, ...] = ()
+
+
+def _unknown(key: str, beside: Iterable[str], everywhere: Sequence[str] = ()) -> UnknownKeyError:
+    """The message names up to three keys of the same name that stand elsewhere, or the nearest key beside it.
+
+    everywhere: all keys of the config, dotted, where they are known.
     """
-
-    def __init__(self, key: str, beside: Iterable[str], everywhere: Sequence[str] = ()) -> None:
-        self.key, self.beside = key, tuple(beside)
-        last = key.rpartition(".")[2]
-        same = [f"'{other}'" for other in everywhere if other.rpartition(".")[2] == last][:3]
-        super().__init__(
-            f"unknown key '{key}'" + (f"; did you mean {' or '.join(same)}?" if same else nearest(last, self.beside))
-        )
+    last = key.rpartition(".")[2]
+    same = [f"'{other}'" for other in everywhere if other.rpartition(".")[2] == last][:3]
+    advice = f"; did you mean {' or '.join(same)}?" if same else nearest(last, beside)
+    error = UnknownKeyError(f"unknown key '{key}'{advice}", key=key)
+    error.beside = tuple(beside)
+    return error
 
 
 def build(kind: type[T], mapping: Any, path: str = "") -> T:
-    """Build the dataclass `kind` from a plain mapping (as YAML or JSON give it).
+    """The dataclass `kind` from a plain mapping (as YAML or JSON give it); `path` is the dotted key it stands under.
 
-    Raises `ConfigError` naming the dotted `path` of the first key that is unknown, missing, of the
-    wrong type or out of range.
+    Raises `ConfigError` with the key of the first value that is unknown, missing, of the wrong type or out of range.
     """
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
-    needed = {
-        name
-        for name, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
+    needed = {name for name, f in fields.items() if default_of(f) is dataclasses.MISSING}
     try:
         values = converted({name: hints[name] for name in fields}, needed, mapping, path)
     except UnknownKeyError as error:
         if path:
             raise
-        raise UnknownKeyError(error.key, error.beside, tuple(dotted_keys(kind))) from None
+        raise _unknown(str(error.key), error.beside, tuple(dotted_keys(kind))) from None
     try:
         return kind(**values)
-    except ConfigError as error:  # raised by __post_init__, which does not know where it stands
-        raise ConfigError(f"{path}.{error}" if path else str(error)) from None
+    except ConfigError as error:  # of __post_init__, which does not know where it stands
+        key = re.match(r"((\w+)[\w.\[\]]*):", f"{error.key or error}:")
+        error.key = _join(path, key[1]) if key and key[2] in fields else path or None
+        error.args = (f"{path}.{error}" if path else str(error),)
+        raise
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a dataclass's field, `dataclasses.MISSING` where it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def dotted_keys(kind: Any, path: str = "") -> Iterator[str]:
@@ -73,19 +93,20 @@ def dotted_keys(kind: Any, path: str = "") -> Iterator[str]:
                 yield from dotted_keys(part, _join(path, name))
 
 
-def converted(hints: Mapping[str, Any], needed: set[str], mapping: Any, path: str) -> dict[str, Any]:
+def converted(hints: Mapping[str, Any], needed: Set[str], mapping: Any, path: str) -> dict[str, Any]:
     """The values of `mapping` as the types that `hints` names for their keys; those `needed` must be there.
 
     Raises `ConfigError` as `build` does.
     """
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{path or 'config'}: expected a mapping of keys, got {_shown(mapping)}")
+        raise ConfigError(f"{path or 'config'}: expected a mapping of keys, got {_shown(mapping)}", key=path or None)
     for key in mapping:
         if key not in hints:
-            raise UnknownKeyError(_join(path, key), hints)
+            raise _unknown(_join(path, key), hints)
     for name in hints:
         if name in needed and name not in mapping:
-            raise ConfigError(f"missing key '{_join(path, name)}' (expected {_described(hints[name])})")
+            key = _join(path, name)
+            raise ConfigError(f"missing key '{key}' (expected {described(hints[name])})", key=key)
     return {name: _convert(hints[name], mapping[name], _join(path, name)) for name in hints if name in mapping}
 
 
@@ -142,7 +163,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value in args and any(type(value) is type(a) and value == a for a in args):
             return value
         near = nearest(str(value), [str(a) for a in args]) if isinstance(value, str) else ""
-        raise ConfigError(f"{path}: expected {_described(hint)}, got {_shown(value)}{near}")
+        raise ConfigError(f"{path}: expected {described(hint)}, got {_shown(value)}{near}", key=path)
     elif origin is tuple:
         if isinstance(value, Sequence) and not isinstance(value, str):
             if args[-1] is Ellipsis:
@@ -159,29 +180,33 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-    elif origin is Mapping:  # a part's arguments, which are read where its signature is known
+    elif origin is Mapping:
         if isinstance(value, Mapping):
-            return {str(key): item for key, item in value.items()}
+            return {str(key): _convert(args[1], item, _join(path, key)) for key, item in value.items()}
+    elif typing.is_typeddict(hint):
+        return converted(typing.get_type_hints(hint), hint.__required_keys__, value, path)
+    elif hint is Any:  # as a part's arguments, which are read where its signature is known
+        return value
     elif hint is Own:
         if isinstance(value, str):
             return check_own_name(value, path)
     elif isinstance(value, hint):
         return value
-    raise ConfigError(f"{path}: expected {_described(hint)}, got {_shown(value)}")
+    raise ConfigError(f"{path}: expected {described(hint)}, got {_shown(value)}", key=path)
 
 
 def check_own_name(value: str, path: str) -> Own:
     """`value` as the name of an own part; a ConfigError at `path` where it is no `package.module:Name`."""
     module, _, name = value.partition(":")
     if not (name.isidentifier() and all(word.isidentifier() for word in module.split("."))):
-        raise ConfigError(f"{path}: your own part is named package.module:Name, got {value!r}")
+        raise ConfigError(f"{path}: your own part is named package.module:Name, got {value!r}", key=path)
     return Own(value)
 
 
 def _has_shape_of(hint: Any, value: Any) -> bool:
-    """Whether a mapping meets a dataclass, or a list a tuple."""
+    """Whether a mapping meets a type of mappings, or a list a tuple."""
     if isinstance(value, Mapping):
-        return dataclasses.is_dataclass(hint)
+        return dataclasses.is_dataclass(hint) or typing.is_typeddict(hint) or typing.get_origin(hint) is Mapping
     listed = isinstance(value, Sequence) and not isinstance(value, str)
     return listed and typing.get_origin(hint) is tuple
 
@@ -196,17 +221,18 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _described(hint: Any) -> str:
+def described(hint: Any) -> str:
+    """The type `hint` in words, for "expected ..."."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_described(a) for a in args)
+        return " or ".join(described(a) for a in args)
     if origin is Literal:
         return "one of " + ", ".join(str(a) for a in args)
     if origin is tuple:
         if args[-1] is Ellipsis:
-            return f"a list of {_described(args[0])}"
-        return f"a list of {len(args)} values ({', '.join(_described(a) for a in args)})"
-    if dataclasses.is_dataclass(hint) or origin is Mapping:
+            return f"a list of {described(args[0])}"
+        return f"a list of {len(args)} values ({', '.join(described(a) for a in args)})"
+    if dataclasses.is_dataclass(hint) or origin is Mapping or typing.is_typeddict(hint):
         return "a mapping of keys"
     names: dict[Any, str] = {
         Own: "package.module:Name of your own part", float: "a number",
@@ -236,11 +262,11 @@ def _join(path: str, key: Any) -> str:
 def require(condition: bool, key: str, expected: str, value: Any) -> None:
     """Raise a ConfigError for `key` unless `condition`; for `__post_init__` checks."""
     if not condition:
-        raise ConfigError(f"{key}: expected {expected}, got {_shown(value)}")
+        raise ConfigError(f"{key}: expected {expected}, got {_shown(value)}", key=key)
 
 
 def require_defaults(config: Any, apart_from: tuple[str, ...], reason: str) -> None:
     """Raise a ConfigError for the first key of `config`, not counting `apart_from`, that is not as it is by default."""
     for f in dataclasses.fields(config):
         if f.name not in apart_from and getattr(config, f.name) != f.default:
-            raise ConfigError(f"{f.name}: {reason}; leave it at {to_mapping(f.default)}")
+            raise ConfigError(f"{f.name}: {reason}; leave it at {to_mapping(f.default)}", key=f.name)
