@@ -24,31 +24,42 @@ from models.config.network import IN_ARGUMENTS, is_own, require_own
 
 @dataclass(frozen=True)
 class AssignConfig:
+    """Which priors answer for which object (docs/architecture.md).
+
+    kind: The rule: the paper's adaptive threshold (atss), IoU thresholds (iou), points near the center (center), the
+        nearest points (topk), or your own assigner.
+    arguments: Arguments of your own assigner.
+    topk: atss: candidates per level and object. topk: the same, and all that lie inside the object are positive.
+    pos_iou: iou: an anchor of at least this IoU is the object's. What lies between the two thresholds is ignored.
+    neg_iou: iou: an anchor below this IoU is background.
+    rescue: iou: who gets the anchors that overlap an object most: that object, whatever else they overlap (overwrite,
+        mmdetection), or the object that they overlap most themselves (restore, torchvision).
+    radius: center: half the side of the sampling square around an object's center, in strides; 0 is the whole box.
+    range_factor: center: a level of stride s takes the objects whose farthest side lies within [f/2 * s, f * s], f this
+        factor.
+    range_ends: center: whether the two ends of that range belong to it (inclusive, the authors' code) or not (strict,
+        torchvision).
+    padding: Priors beyond an image's own padded size, in a batch with larger images: background like any other, or
+        absent from candidates and losses (mmdetection's anchor heads).
+    ignore_iof: A prior with more than this share of its area in an ignore region (COCO's crowds) teaches no background;
+        center and topk ask whether the point lies inside. null: regions are background (torchvision, mmdetection as it
+        ships).
+    ignore_over: What gives way to an ignore region: background only, so that an object in a crowd keeps its priors; or
+        objects too, which then cannot use those priors (mmdetection's `ignore_iof_thr`).
+    """
+
     kind: AssignerName | Own = "atss"
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
-    """Of your own assigner."""
     topk: int = 9
-    """atss: candidates per level and object. topk: the same, all positive where they lie inside the object."""
     pos_iou: float = 0.5
     neg_iou: float = 0.4
-    """iou: at least `pos_iou` is an object, below `neg_iou` is background, between is ignored."""
     rescue: Literal["overwrite", "restore"] = "overwrite"
-    """iou: anchors that overlap an object most are that object's (mmdetection), or their own best's (torchvision)."""
     radius: float = 1.5
-    """center: half side of the sampling square around an object's centre, in strides; 0 = its whole box."""
     range_factor: float = 8.0
-    """center: level l takes objects whose farthest side is within [f/2, f] strides of level l, f this factor."""
     range_ends: Literal["inclusive", "strict"] = "inclusive"
-    """center: whether the two ends of that range belong to it (the authors' code) or not (torchvision)."""
     padding: Literal["background", "absent"] = "background"
-    """Priors beyond an image's own padded size in a batch of larger images: background like any other, or not there
-    at all, neither as candidates nor in a loss (mmdetection's anchor heads)."""
     ignore_iof: float | None = 0.5
-    """Ignore regions (COCO's crowds): priors of which more than this share lies in one teach no background; center
-    and topk ask whether the point itself does. Null: regions are background (torchvision, mmdetection as it ships)."""
     ignore_over: Literal["background", "objects"] = "background"
-    """What gives way to a region: background only, so that an object in a crowd keeps its priors; or objects too,
-    whose candidates those priors are not (mmdetection's `ignore_iof_thr`)."""
 
     def __post_init__(self) -> None:
         require(self.topk >= 1, "topk", "at least 1", self.topk)
@@ -71,26 +82,31 @@ class AssignConfig:
 
 @dataclass(frozen=True)
 class BoxConfig:
+    """How a box is coded, and the loss of boxes.
+
+    code: delta: offsets and log sizes relative to an anchor. ltrb: distances from a point to the four sides.
+    stds: delta: the four codes are divided by these when a box is encoded.
+    clamp: delta: log sizes are held within +-ln(1000 / 16), or only below it (upper, torchvision).
+    activation: ltrb: how an output becomes a distance.
+    unit: ltrb: the unit of a distance; anchor is the anchor's width and height.
+    loss: l1, smooth_l1 and balanced_l1 compare delta codes. The others, and your own, compare decoded boxes.
+    arguments: Arguments of your own loss.
+    beta: smooth_l1, balanced_l1: where the curve becomes a line, in units of the code (Detectron's RetinaNet: 0.11).
+    weight: Weight of this loss beside the one of classes.
+    weighting: With a centerness branch, boxes count by their centerness targets and are divided by the sum of these
+        (FCOS's authors, mmdetection). none: all count alike and are divided by the number of positives (torchvision).
+    """
+
     code: Literal["delta", "ltrb"] = "delta"
-    """delta: offsets and log sizes relative to an anchor. ltrb: distances from a point."""
     stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
-    """delta: what each code is divided by when encoding."""
     clamp: Literal["both", "upper"] = "both"
-    """delta: log sizes are held within +-ln(1000 / 16), or only below it (torchvision)."""
     activation: Literal["exp", "relu"] = "exp"
-    """ltrb: how an output becomes a distance."""
     unit: Literal["stride", "pixel", "anchor"] = "stride"
-    """ltrb: what a distance is counted in; anchor: the anchor's width and height."""
     loss: BoxLossName | Own = "giou"
-    """Of overlap, on decoded boxes, as your own is; or of distance, as l1 is, on delta codes."""
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
-    """Of your own loss."""
     beta: float = 1.0
-    """smooth_l1, balanced_l1: where the curve becomes a line, in units of the code (Detectron's RetinaNet: 0.11)."""
     weight: float = 2.0
     weighting: Literal["centerness", "none"] = "centerness"
-    """With a centerness branch, boxes count by its targets and are divided by their sum (FCOS's authors,
-    mmdetection); none: all count alike and are divided by the positives (torchvision)."""
 
     def __post_init__(self) -> None:
         require(min(self.stds) > 0, "stds", "four positive numbers", self.stds)
@@ -112,25 +128,29 @@ class BoxConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The loss of classes; the one of boxes is `box.loss`. `normaliser` is about all terms."""
+    """The loss of classes (the one of boxes is `box.loss`), and what all terms are divided by.
+
+    cls: qfl and vfl (quality focal, varifocal) teach the score of an object's class the IoU of the predicted box.
+    arguments: Arguments of your own loss.
+    alpha: focal: the weight of objects; background has 1 - alpha. vfl: the weight of background. null: the papers' 0.25
+        and 0.75.
+    gamma: focal, qfl, vfl: how strongly points that are already right are damped; 0 is not at all.
+    bins: ghm: number of bins over the range of gradients; each bin counts alike.
+    smoothing: bce: how far the targets at positive points move towards 1/2. Background keeps its targets.
+    hard_negatives: Background points that count for each positive one: the hardest of the image; 0: all count. SSD has
+        3.
+    normaliser: batch: sums are divided by the positives of the batch. image: each image's sum is divided by its own
+        positives, and the images are averaged, so that all images count alike (torchvision's RetinaNet).
+    """
 
     cls: ClassLossName | Own = "focal"
-    """qfl and vfl (quality focal, varifocal) teach the score of an object's class the IoU of the predicted box."""
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
-    """Of your own loss."""
     alpha: float | None = None
-    """focal: the weight of objects, background has 1 - alpha. vfl: of background. Null: the papers' 0.25 and 0.75."""
     gamma: float = 2.0
-    """focal, qfl, vfl: how strongly what is right already is damped; 0 not at all."""
     bins: int = 10
-    """ghm: parts of the range of gradients that count alike."""
     smoothing: float = 0.0
-    """bce: how far the targets at positive points move towards 1/2 (the background is not in doubt)."""
     hard_negatives: float = 0.0
-    """Background points that count for each positive one, the hardest of the image; 0: all do. SSD has 3."""
     normaliser: Literal["batch", "image"] = "batch"
-    """Sums are divided by the positives of the batch; or each image's by its own, and averaged over images, so that
-    an image with few objects counts as much as one with many (torchvision's RetinaNet)."""
 
     def __post_init__(self) -> None:
         require_own(self.cls, "cls", self.arguments)

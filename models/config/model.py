@@ -14,25 +14,32 @@ from models.config.unsupported import refuse_undeployable
 
 @dataclass(frozen=True)
 class HeadConfig:
+    """The head that all levels share: two towers, and the predictions.
+
+    depth: Convolutions in each of the two towers.
+    channels: Width of the towers; null is the neck's.
+    norm: sepbn: the convolutions are shared and each level has BatchNorms of its own. gn: the papers' norm, and the
+        choice for batches of one or two images (docs/benchmarks/head_norms.md).
+    block: Block of the towers: 3x3 (conv); depthwise 3x3 and 1x1 (dw); 3x3 in four groups and a shuffle (shuffle); 3x3,
+        1x1 and identity, which fold into one (repconv).
+    implicit: Learnable vectors around the prediction convolutions, as in YOLOR. They fold into the convolutions.
+    conv_bias: A bias in the towers' convolutions beside the norm, as in the code of FCOS's authors. Without a norm
+        there always is one.
+    level_scales: A learnable factor on each level's box codes. Without it the factor is 1, as in torchvision and
+        RetinaNet.
+    quality_on: The tower that feeds the quality branch. cls: FCOS's first paper and mmdetection's plain FCOS.
+    prior: Score that every class starts with: bias = -log((1 - prior) / prior) (RetinaNet paper, section 4.1).
+    """
+
     depth: int = 4
-    """Convolutions in each of the two towers."""
     channels: int | None = None
-    """Tower width; null means the neck's."""
     norm: Literal["gn", "bn", "sepbn", "none"] = "sepbn"
-    """sepbn: BatchNorms with statistics of their own for each level behind shared convolutions. gn: what the papers'
-    heads have, and the choice for batches of one or two images (docs/benchmarks/head_norms.md)."""
     block: Literal["conv", "dw", "shuffle", "repconv"] = "conv"
-    """Of the towers: 3x3; depthwise 3x3 and 1x1; 3x3 in four groups and a shuffle; 3x3 + 1x1 + identity that fold."""
     implicit: bool = False
-    """YOLOR's learnable vectors around the prediction convolutions; they fold into them."""
     conv_bias: bool = False
-    """A bias in the towers' convolutions beside a norm too, as in FCOS's authors' code; without a norm there is one."""
     level_scales: bool = True
-    """A learnable factor on each level's box codes; false: 1, as in torchvision and RetinaNet."""
     quality_on: Literal["box", "cls"] = "box"
-    """The tower that feeds the quality branch; cls: FCOS's first paper and mmdetection's plain FCOS."""
     prior: float = 0.01
-    """Score every class starts with (RetinaNet paper, section 4.1: bias = -log((1 - prior) / prior))."""
 
     def __post_init__(self) -> None:
         require(0 <= self.depth <= 8, "depth", "0 to 8", self.depth)
@@ -44,19 +51,22 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class AnchorConfig:
-    """`len(ratios) * scales_per_octave` anchors in every cell; point detectors use their centres only."""
+    """`len(ratios) * scales_per_octave` anchors in every cell. Detectors of points use their centers only.
+
+    size: Side of the smallest square anchor, in strides.
+    scales_per_octave: Sizes of anchors from one level to the next.
+    ratios: Height over width.
+    offset: Where in its cell a prior stands: 0.5 is the center, 0 the corner (torchvision; mmdetection's anchors).
+    stride_rule: Distance of neighboring cells: 2**level, or input side // grid side on each axis (torchvision).
+    whole_pixels: Cut octave sizes to whole pixels and round the corners of anchors (torchvision).
+    """
 
     size: float = 8.0
-    """Side of the smallest square anchor, in strides."""
     scales_per_octave: int = 1
     ratios: tuple[float, ...] = (1.0,)
-    """Height over width."""
     offset: float = 0.5
-    """Where in its cell a prior stands: 0.5 the centre, 0 the corner (torchvision; mmdetection's anchors)."""
     stride_rule: Literal["nominal", "padded_over_grid"] = "nominal"
-    """Distance of neighbouring cells: 2**level, or input side // grid side on each axis (torchvision)."""
     whole_pixels: bool = False
-    """Octave sizes cut to whole pixels and anchor corners rounded (torchvision)."""
 
     def __post_init__(self) -> None:
         require(self.size > 0, "size", "a positive number of strides", self.size)
@@ -71,12 +81,16 @@ class AnchorConfig:
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """What the network's first layer does to uint8 BGR pixels. Defaults are ImageNet's."""
+    """What the network's first layer does to uint8 BGR pixels. The defaults are ImageNet's.
+
+    order: Channel order that the backbone expects.
+    mean: Mean of each channel, in `order`, on the scale 0..255.
+    std: Standard deviation of each channel, in `order`, on the scale 0..255.
+    """
 
     order: Literal["rgb", "bgr"] = "rgb"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    """In `order`, on the scale 0..255."""
 
     def __post_init__(self) -> None:
         require(min(self.std) > 0, "std", "three positive numbers", self.std)
@@ -84,19 +98,21 @@ class PixelConfig:
 
 @dataclass(frozen=True)
 class ResizeConfig:
-    """How a picture becomes the network's input."""
+    """How a picture becomes the network's input.
+
+    rule: letterbox: into `input_size_hw`. short-side: the papers' rule, which gives each picture a size of its own. A
+        graph exported from such a model has one size and letterboxes into `input_size_hw`.
+    short: short-side: length of the short side in pixels, unless the long side would pass `long`.
+    long: short-side: largest length of the long side in pixels.
+    multiple: short-side: the result is padded on the right and at the bottom to multiples of this.
+    rounding: short-side: how resized sides are rounded: nearest as in mmdetection, floor as in torchvision.
+    """
 
     rule: Literal["letterbox", "short-side"] = "letterbox"
-    """letterbox: into `input_size_hw`. short-side: the papers' rule, each picture to a size of its own; a graph
-    exported from such a model has one size and letterboxes into `input_size_hw`."""
     short: int = 800
-    """short-side: pixels of the short side,"""
     long: int = 1333
-    """unless the long side would be longer than this;"""
     multiple: int = 32
-    """then padded, right and below, to multiples of this."""
     rounding: Literal["nearest", "floor"] = "nearest"
-    """Of the resized sides: nearest as mmdetection, floor as torchvision."""
 
     def __post_init__(self) -> None:
         require(self.short >= 64, "short", "at least 64 px", self.short)
@@ -106,23 +122,30 @@ class ResizeConfig:
 
 @dataclass(frozen=True)
 class PostprocessConfig:
+    """From raw outputs to detections.
+
+    score_threshold: Lowest score that the graph keeps. An application's own threshold is applied later, by the runtime.
+    threshold_on: What `score_threshold` is compared with: the final score, or the class probability alone
+        (mmdetection).
+    score: The score with a quality branch: sqrt(class * quality), or class * quality (product, mmdetection).
+    nms_iou: NMS drops a box whose IoU with a better one of its class is above this.
+    candidates: K: boxes that enter NMS, over all classes and levels.
+    level_candidates: Most boxes of K that may come from one level, as in the papers; 0: no limit.
+    level_by: What the best of a level are chosen by: the final score, or the class probability alone (mmdetection).
+    empty_boxes: What happens to boxes that have no area inside the input: they are dropped, or kept like any other
+        (torchvision).
+    detections: D: most detections per image.
+    """
+
     score_threshold: float = 0.05
-    """Lowest score the graph keeps; an application's own threshold is applied later, by the runtime."""
     threshold_on: Literal["score", "class"] = "score"
-    """What `score_threshold` is compared with: the final score, or the class probability alone (mmdetection)."""
     score: Literal["geometric", "product"] = "geometric"
-    """With a quality branch, a score is sqrt(class * quality), or class * quality (mmdetection)."""
     nms_iou: float = 0.6
     candidates: int = 1000
-    """K: boxes that enter NMS, over all classes and levels."""
     level_candidates: int = 0
-    """At most so many of K come from one level, as in the papers; 0: no limit."""
     level_by: Literal["score", "class"] = "score"
-    """What the best of a level are best by: the final score, or the class probability alone (mmdetection)."""
     empty_boxes: Literal["drop", "keep"] = "drop"
-    """Boxes of which clipping to the input leaves no area: dropped, or detections like any other (torchvision)."""
     detections: int = 100
-    """D: most detections per image."""
 
     def __post_init__(self) -> None:
         require(0 <= self.score_threshold < 1, "score_threshold", "0 up to 1", self.score_threshold)
@@ -139,9 +162,27 @@ class PostprocessConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """A detector: what it finds, and what it is made of.
+
+    classes: Names of the classes, in the order of the labels; in a file also the path of a text file with a name per
+        line.
+    detector: A preset for `assign`, `anchors`, `box` and `quality`. It lies under the keys that are given.
+    input_size_hw: Height and width of the network's input in pixels, multiples of 32.
+    backbone: The network that reads the picture.
+    neck: The feature pyramid.
+    head: The towers and the predictions.
+    anchors: The priors.
+    assign: Which priors answer for which object.
+    box: How a box is coded and learned.
+    loss: How classes are learned.
+    quality: A branch that says how good a box is, and what it learns; none: no such branch.
+    pixels: Normalization of the input.
+    resize: How a picture becomes the input.
+    postprocess: From raw outputs to detections.
+    """
+
     classes: tuple[str, ...]
     detector: Literal["atss", "retinanet", "fcos"] = "atss"
-    """The preset that the keys `assign`, `anchors`, `box`, `quality` were filled from."""
     input_size_hw: tuple[int, int] = (640, 640)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)

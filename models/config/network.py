@@ -26,27 +26,31 @@ def require_own(name: str, key: str, arguments: Mapping[str, Any] | None) -> Non
 
 @dataclass(frozen=True)
 class BackboneConfig:
+    """The network that turns a picture into features.
+
+    name: One of isodet's own networks, `timm:` and the name of a network that the package timm offers with features, or
+        your own `package.module:Name` (docs/extending.md).
+    arguments: Arguments of your own backbone.
+    width: Multiplier of every channel count, rounded to multiples of 8. ImageNet weights need 1.0.
+    weights: `imagenet` (torchvision's best weights, which torchvision downloads), `imagenet_v1` (torchvision's first,
+        which the papers started from), the path of a state dict, or null.
+    style: Where a bottleneck strides: in its 3x3 (pytorch), or in its first 1x1 as the original ResNets do (caffe).
+    norm: frozen: BatchNorms that never learn. sync: BatchNorms with the statistics of all processes, on GPUs only; in
+        one process or on a CPU it is bn. gn: GroupNorms.
+    norm_eps: Epsilon of every norm; null is the network's own.
+    frozen_stages: How many of the stem and the four stages, in this order, never learn. Their BatchNorms are fixed too.
+    dilated: C5 keeps stride 16, dilated by 2, and takes the place of C4. Convolutions make the levels above from it.
+    """
+
     name: str = "resnet50"
-    """One of `BACKBONES`, or `timm:` and the name of a network that the package timm offers with features, or your own
-    `package.module:Name` (docs/extending.md)."""
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
-    """Of your own backbone."""
     width: float = 1.0
-    """Multiplier on every channel count (rounded to 8); ImageNet weights need 1.0."""
     weights: str | None = None
-    """`imagenet` (torchvision's own file, its best; downloaded by torchvision), `imagenet_v1` (its first, which the
-    papers' results started from), a path to a state dict, or null."""
     style: Literal["pytorch", "caffe"] = "pytorch"
-    """Where a bottleneck strides: in its 3x3, or in its first 1x1 as the original ResNets do."""
     norm: Literal["bn", "frozen", "sync", "gn"] = "bn"
-    """frozen: BatchNorms that never learn; sync: their statistics over all processes, which torch has
-    on GPUs only (in one process it is bn, on a CPU too); gn: GroupNorms instead."""
     norm_eps: float | None = None
-    """Epsilon of every norm; null: the network's own."""
     frozen_stages: int = 0
-    """How many of the stem and the four stages, in this order, never learn; their BatchNorms are fixed too."""
     dilated: bool = False
-    """C5 keeps stride 16, dilated by 2, and takes C4's place; the levels above come from it by convolutions."""
 
     def __post_init__(self) -> None:
         timm, name = self.name.startswith("timm:"), self.name
@@ -92,18 +96,26 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class NeckConfig:
+    """The feature pyramid.
+
+    kind: The form of the pyramid, or your own neck.
+    arguments: Arguments of your own neck.
+    channels: Width of every level.
+    levels: First and last pyramid level; level l has stride 2**l.
+    depth: bifpn: how many times the pyramid is crossed. reppan: blocks in each of its nodes.
+    p6_from: The first level above the backbone's last is made of the level below it (p5), or of the backbone's feature
+        (c5).
+    p7_relu: A ReLU on P6 before the convolution that makes P7, as in the RetinaNet paper.
+    norm: Norm behind each convolution.
+    """
+
     kind: NeckName | Own = "fpn"
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
-    """Of your own neck."""
     channels: int = 256
     levels: tuple[int, int] = (3, 7)
-    """First and last pyramid level; level l has stride 2**l."""
     depth: int = 1
-    """bifpn: how many times the pyramid is crossed; reppan: blocks in each of its nodes."""
     p6_from: Literal["p5", "c5"] = "p5"
-    """What the first level above the backbone's last is made of: the level below it, or the backbone's feature."""
     p7_relu: bool = True
-    """ReLU on P6 before the convolution that makes P7, as in the RetinaNet paper."""
     norm: Literal["none", "bn", "gn"] = "none"
 
     def __post_init__(self) -> None:

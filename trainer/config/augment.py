@@ -29,42 +29,61 @@ from trainer.config.custom import OwnAugmentConfig
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """In the order in which it happens: on the picture, with the one resize, on the input's pixels."""
+    """What may happen to a training picture, in the order of the keys: on the picture, with the one resize, on the
+    input's pixels.
+
+    own: Your own augmentations, in this order, on the picture as it was read.
+    hard_negatives: Pastes false positives of an earlier training.
+    copy_paste: Pastes objects of other pictures.
+    flip: Probability of mirroring left and right. Use 0 where left and right matter (digits, text, signs).
+    flip_vertical: Probability of mirroring top and bottom, for pictures from above.
+    trivial: One random operation (TrivialAugment).
+    auto: A learned policy (AutoAugment).
+    torchvision: Transforms of torchvision.transforms.v2, each `Name: {its arguments}`.
+    albumentations: Transforms of albumentations (an extra), each `Name: {its arguments}`.
+    crop: A random crop around objects.
+    multi_scale: Another input size.
+    mosaic: Four pictures in one.
+    scale_probability: Probability of resizing by a factor from `scale`, and cropping or placing at random.
+    scale: Smallest and largest factor, on top of the letterbox's own. [0.1, 2] is large-scale jitter (Ghiasi 2021).
+    color_probability: Probability of changing brightness, contrast, saturation and hue.
+    brightness: Largest relative change of brightness.
+    contrast: Largest relative change of contrast.
+    saturation: Largest relative change of saturation.
+    hue: Largest change of hue, as a share of the color circle.
+    distort: Gamma, gray pictures, swapped channels.
+    blur: Gaussian and motion blur.
+    noise: Gaussian noise.
+    jpeg: Artifacts of JPEG.
+    mixup: Two pictures laid over each other.
+    min_visible: A box that a crop cuts, or a paste covers, stays while at least this share of its area is visible.
+    """
 
     own: tuple[OwnAugmentConfig, ...] = ()
-    """Your own, in this order, on the picture as it was read."""
     hard_negatives: HardNegativesConfig = field(default_factory=HardNegativesConfig)
     copy_paste: CopyPasteConfig = field(default_factory=CopyPasteConfig)
     flip: float = 0.5
-    """Probability of mirroring left and right; 0 where left and right matter (digits, text, signs)."""
     flip_vertical: float = 0.0
-    """Probability of mirroring top and bottom; for pictures from above."""
     trivial: TrivialConfig = field(default_factory=TrivialConfig)
     auto: AutoConfig = field(default_factory=AutoConfig)
     torchvision: tuple[dict, ...] = ()
-    """Transforms of torchvision.transforms.v2, each `Name: {its arguments}`."""
     albumentations: tuple[dict, ...] = ()
-    """Transforms of albumentations (an extra), each `Name: {its arguments}`."""
     crop: CropConfig = field(default_factory=CropConfig)
     multi_scale: MultiScaleConfig = field(default_factory=MultiScaleConfig)
     mosaic: MosaicConfig = field(default_factory=MosaicConfig)
     scale_probability: float = 1.0
-    """Probability of resizing by a factor from `scale` and cropping or placing at random."""
     scale: Range = (0.6, 1.6)
-    """Smallest and largest factor on top of the letterbox's own; [0.1, 2] is large-scale jitter (Ghiasi 2021)."""
     color_probability: float = 0.8
     brightness: float = 0.2
     contrast: float = 0.25
     saturation: float = 0.3
     hue: float = 0.02
-    """Largest relative change each (hue: share of the colour circle)."""
     distort: DistortConfig = field(default_factory=DistortConfig)
     blur: BlurConfig = field(default_factory=BlurConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     jpeg: JpegConfig = field(default_factory=JpegConfig)
     mixup: MixupConfig = field(default_factory=MixupConfig)
     min_visible: float = 0.3
-    """A box cut by a crop, or covered by a paste, is kept while at least this share of its area can be seen."""
 
     def __post_init__(self) -> None:
         for key in ("flip", "flip_vertical", "scale_probability", "color_probability", "min_visible"):

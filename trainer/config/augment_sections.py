@@ -22,20 +22,26 @@ OPERATIONS = (
 
 @dataclass(frozen=True)
 class HardNegativesConfig:
+    """False positives of an earlier training, pasted as background.
+
+    probability: Probability for each picture.
+    file: The file that `trainer mine-negatives` wrote.
+    count: Fewest and most pastes in one picture.
+    scale: Factor on the size relative to the picture that the crop comes from.
+    margin: Surroundings taken along on each side, as a share of the crop's own sides. They fade out.
+    blend: poisson: gradients only, by cv2.seamlessClone, so that light and color are the new picture's. It is slower.
+    place: same_height: as high in the picture as it was found, within 5 % of the height, and anywhere along the width.
+    empty_only: Paste only onto pictures without objects. Otherwise also beside objects, never over one.
+    """
+
     probability: float = 0.0
     file: str | None = None
-    """What `trainer mine-negatives` wrote: false positives of an earlier training."""
     count: tuple[int, int] = (1, 2)
     scale: Range = (0.9, 1.1)
-    """Factor on the size relative to the picture, which is that of the picture the crop comes from."""
     margin: float = 0.15
-    """Surroundings taken along on each side, as a share of the crop's own sides; they fade out."""
     blend: Literal["feather", "poisson"] = "feather"
-    """poisson: gradients only, by cv2.seamlessClone, so that light and colour are the new picture's (slower)."""
     place: Literal["same_height", "anywhere"] = "same_height"
-    """same_height: as high in the picture as it was found, within 5 % of the height; anywhere along the width."""
     empty_only: bool = True
-    """Only onto pictures without objects; false: also beside objects, never over one."""
 
     def __post_init__(self) -> None:
         _check_paste(self)
@@ -45,20 +51,29 @@ class HardNegativesConfig:
 
 @dataclass(frozen=True)
 class CopyPasteConfig:
+    """Objects of other training pictures, pasted as objects.
+
+    probability: Probability for each picture.
+    count: Fewest and most pastes in one picture.
+    scale: Factor on the size relative to the picture that the object comes from.
+    sides: Take only objects whose side (root of the area) is in this share of their picture's: [0, 0.1] copies small
+        ones. An object is left out where its rectangle, with the surroundings, shows a part of another object.
+    margin: Surroundings taken along on each side, as a share of the object's own sides. They fade out.
+    blend: poisson: gradients only, by cv2.seamlessClone, so that light and color are the new picture's. It is slower.
+    place: same_height: as high in the picture as it was found, within 5 % of the height, and anywhere along the width.
+    max_cover: No other object may lose more than this share of its box to one paste.
+    close_epochs: Off in this many epochs at the end.
+    """
+
     probability: float = 0.0
     count: tuple[int, int] = (1, 3)
     scale: Range = (0.8, 1.25)
-    """Factor on the size relative to the picture, which is that of the picture the object comes from."""
     sides: Range = (0.0, 0.4)
-    """Only objects whose side (root of the area) is in this share of their picture's: [0, 0.1] copies small ones. None
-    is taken whose rectangle, surroundings included, shows a part of another object."""
     margin: float = 0.15
     blend: Literal["feather", "poisson"] = "feather"
     place: Literal["same_height", "anywhere"] = "anywhere"
     max_cover: float = 0.3
-    """No other object may lose more than this share of its box to one paste."""
     close_epochs: int = 0
-    """Off in this many epochs at the end."""
 
     def __post_init__(self) -> None:
         _check_paste(self)
@@ -76,13 +91,16 @@ def _check_paste(config: HardNegativesConfig | CopyPasteConfig) -> None:
 
 @dataclass(frozen=True)
 class TrivialConfig:
-    """TrivialAugment (Müller, Hutter 2021): one operation, drawn evenly, at a strength drawn evenly."""
+    """TrivialAugment (Müller, Hutter 2021): one operation, drawn evenly, at a strength drawn evenly.
+
+    probability: Probability for each picture.
+    strength: 1 reaches up to shear 0.3, shift 0.3 of the side, 30 degrees, and factors from 0.1 to 1.9.
+    geometric: Also operations that move pixels; otherwise those on color only.
+    """
 
     probability: float = 0.0
     strength: float = 1.0
-    """1: up to shear 0.3, shift 0.3 of the side, turn 30 degrees, factors 0.1 to 1.9."""
     geometric: bool = True
-    """false: operations on colour only."""
 
     def __post_init__(self) -> None:
         _probability(self.probability)
@@ -91,11 +109,15 @@ class TrivialConfig:
 
 @dataclass(frozen=True)
 class AutoConfig:
-    """AutoAugment for detection (Zoph et al. 2019): one sub-policy, drawn evenly, its steps each by its probability."""
+    """AutoAugment for detection (Zoph et al. 2019): one sub-policy, drawn evenly, its steps each by its probability.
+
+    probability: Probability for each picture.
+    policy: v0: the paper's policy. Or your own list of sub-policies, each a list of steps [operation, probability,
+        level 0..10].
+    """
 
     probability: float = 0.0
     policy: Literal["v0"] | tuple[tuple[tuple[str, float, float], ...], ...] = "v0"
-    """v0: the paper's; or your own list of sub-policies of steps [operation, probability, level 0..10]."""
 
     def __post_init__(self) -> None:
         _probability(self.probability)
@@ -111,21 +133,24 @@ class AutoConfig:
 
 @dataclass(frozen=True)
 class CropConfig:
-    """A random crop around objects (after SSD, Liu et al. 2016, and RandomIoUCrop): small objects come out larger."""
+    """A random crop around objects (after SSD, Liu et al. 2016, and RandomIoUCrop): small objects come out larger.
+
+    probability: Probability for each picture.
+    sides: Height and width of the crop, as shares of the picture's.
+    aspect: Width over height of the crop, relative to the picture's own.
+    measure: share: every object in the crop keeps that share of its box, so that small and large ones count alike; the
+        crop holds one object, drawn evenly, whole where it fits. iou: the crop overlaps some object by that IoU (SSD),
+        which a small object can never reach.
+    least: The least share or IoU is drawn from these.
+    tries: A crop that does not reach `least` is drawn again this many times. Then the picture stays whole.
+    """
 
     probability: float = 0.0
     sides: Range = (0.3, 1.0)
-    """Height and width of the crop, as shares of the picture's."""
     aspect: Range = (0.5, 2.0)
-    """Width over height of the crop, relative to the picture's own."""
     measure: Literal["share", "iou"] = "share"
-    """share: every object in the crop keeps that share of its box, so that small and large ones count alike, and the
-    crop holds one object, drawn evenly, whole where it fits. iou: the crop overlaps some object by that IoU (SSD),
-    which a small object can never reach."""
     least: tuple[float, ...] = (0.5, 0.7, 0.9, 1.0)
-    """One of these is drawn as the least share or IoU."""
     tries: int = 40
-    """A crop that does not fulfil `least` is drawn again so many times; then the picture stays whole."""
 
     def __post_init__(self) -> None:
         _probability(self.probability)
@@ -137,13 +162,16 @@ class CropConfig:
 
 @dataclass(frozen=True)
 class MultiScaleConfig:
-    """Another input size; a batch is padded to its largest picture, so memory follows the upper end."""
+    """Another input size. A batch is padded to its largest picture, so memory follows the upper end.
+
+    probability: Probability for each picture.
+    factor: Factor on the input's sides; under the short-side rule on the short and the long side.
+    multiple: Sides of the input are rounded to multiples of this.
+    """
 
     probability: float = 0.0
     factor: Range = (0.75, 1.25)
-    """Of the input's sides; under the short-side rule of the short and the long side."""
     multiple: int = 32
-    """Sides of the input are rounded to multiples of this."""
 
     def __post_init__(self) -> None:
         _probability(self.probability)
@@ -153,15 +181,18 @@ class MultiScaleConfig:
 
 @dataclass(frozen=True)
 class MosaicConfig:
-    """Four pictures in one (YOLOv4, Bochkovskiy et al. 2020): small objects, and objects cut by edges."""
+    """Four pictures in one (YOLOv4, Bochkovskiy et al. 2020): small objects, and objects cut by edges.
+
+    probability: Probability for each picture.
+    scale: Factor on each picture, on top of the letterbox's own; it replaces augment.scale.
+    center: Where the four meet, as a share of the input's sides.
+    close_epochs: Off in this many epochs at the end, so that training ends on pictures as they are (YOLOX).
+    """
 
     probability: float = 0.0
     scale: Range = (0.5, 1.2)
-    """Of each picture, on top of the letterbox's own; instead of augment.scale."""
     center: Range = (0.3, 0.7)
-    """Where the four meet, as a share of the input's sides."""
     close_epochs: int = 10
-    """Off in this many epochs at the end, so that training ends on pictures as they are (YOLOX)."""
 
     def __post_init__(self) -> None:
         _probability(self.probability)
@@ -172,14 +203,18 @@ class MosaicConfig:
 
 @dataclass(frozen=True)
 class DistortConfig:
-    """Photometric distortion beyond brightness, contrast, saturation and hue, which have keys of their own above."""
+    """Photometric distortion beyond brightness, contrast, saturation and hue, which are keys of `augment` itself.
+
+    probability: Probability for each picture.
+    gamma: Smallest and largest exponent of the pixels.
+    grey: Share of the distorted pictures that lose their color.
+    shuffle: Share of the distorted pictures whose channels change places.
+    """
 
     probability: float = 0.0
     gamma: Range = (0.7, 1.5)
     grey: float = 0.1
-    """Share of the distorted pictures that lose their colour."""
     shuffle: float = 0.1
-    """Share of the distorted pictures whose channels change places."""
 
     def __post_init__(self) -> None:
         _probability(self.probability)
@@ -190,13 +225,18 @@ class DistortConfig:
 
 @dataclass(frozen=True)
 class BlurConfig:
+    """Blur, Gaussian or along a line.
+
+    probability: Probability for each picture.
+    sigma: Standard deviation of the Gaussian, in input pixels.
+    motion: Share of the blurred pictures that are blurred along a line, as by a moving camera.
+    length: Length of that line, in input pixels.
+    """
+
     probability: float = 0.0
     sigma: Range = (0.4, 1.6)
-    """Of the Gaussian, input pixels."""
     motion: float = 0.3
-    """Share that is blurred along a line instead, as a moving camera does."""
     length: Range = (3.0, 9.0)
-    """Of that line, input pixels."""
 
     def __post_init__(self) -> None:
         _probability(self.probability)
@@ -207,11 +247,16 @@ class BlurConfig:
 
 @dataclass(frozen=True)
 class NoiseConfig:
+    """Gaussian noise.
+
+    probability: Probability for each picture.
+    sigma: Standard deviation, in gray levels of 0..255.
+    grey: Share with the same noise in all three channels.
+    """
+
     probability: float = 0.0
     sigma: Range = (2.0, 15.0)
-    """Standard deviation, grey levels of 0..255."""
     grey: float = 0.5
-    """Share with the same noise in all three channels."""
 
     def __post_init__(self) -> None:
         _probability(self.probability)
@@ -221,6 +266,12 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class JpegConfig:
+    """Compression as JPEG and back.
+
+    probability: Probability for each picture.
+    quality: Lowest and highest quality, 1 to 100.
+    """
+
     probability: float = 0.0
     quality: tuple[int, int] = (30, 90)
 
@@ -231,13 +282,16 @@ class JpegConfig:
 
 @dataclass(frozen=True)
 class MixupConfig:
-    """Two views laid over each other (Zhang et al. 2019, for detection): the objects of both stay targets."""
+    """Two views laid over each other (Zhang et al. 2019, for detection): the objects of both stay targets.
+
+    probability: Probability for each picture.
+    alpha: The weight is drawn from Beta(alpha, alpha): 1 gives anything, 8 mostly 0.3 to 0.7.
+    close_epochs: Off in this many epochs at the end.
+    """
 
     probability: float = 0.0
     alpha: float = 8.0
-    """The weight is drawn from Beta(alpha, alpha): 1 anything, 8 mostly 0.3 to 0.7."""
     close_epochs: int = 10
-    """Off in this many epochs at the end."""
 
     def __post_init__(self) -> None:
         _probability(self.probability)

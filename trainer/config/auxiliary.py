@@ -11,13 +11,17 @@ from models.config.network import is_own
 
 @dataclass(frozen=True)
 class AuxiliaryConfig:
+    """A second head on the pyramid, in training only, with a coarser assignment (docs/training.md).
+
+    weight: Weight of its loss beside the head's own; YOLOv7's is 0.25.
+    depth: Convolutions in each of its two towers: fewer than the head's, so that the pyramid has to do the work.
+    coarse: How many more positives its assignment allows: `assign.topk` (YOLOv7: 20 candidates for 10) or
+        `assign.radius` times this, or the IoU thresholds divided by it. 1 is the head's own assignment.
+    """
+
     weight: float = 0.25
-    """Of its loss beside the head's own; YOLOv7's is 0.25."""
     depth: int = 1
-    """Convolutions in each of its two towers: fewer than the head's, so that it speaks for the pyramid."""
     coarse: float = 2.0
-    """How much more its assignment allows: times `assign.topk` (YOLOv7: 20 candidates for 10) or `assign.radius`, or
-    the IoU thresholds divided by it; 1: the head's own assignment."""
 
     def __post_init__(self) -> None:
         require(0 < self.weight <= 10, "weight", "above 0, at most 10", self.weight)

@@ -12,8 +12,14 @@ from models.config.model import ModelConfig, own_parts_of
 
 @dataclass(frozen=True)
 class OwnAugmentConfig:
+    """An augmentation of your own (docs/extending.md).
+
+    name: `package.module:function`.
+    arguments: Its arguments.
+    probability: Probability for each picture.
+    """
+
     name: Own
-    """`package.module:function` (docs/extending.md)."""
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     probability: float = 1.0
 

@@ -10,22 +10,26 @@ from isodet.strict import require
 
 @dataclass(frozen=True)
 class SplitConfig:
+    """A data set (docs/data.md).
+
+    annotations: COCO JSON, a JSON list, a folder of Pascal VOC .xml, YOLO's data.yaml or folder of labels.
+    images: Folder that file names are relative to; null: where the format has it.
+    format: auto looks at the content. Only a folder that holds both .xml and labels in .txt needs another value.
+    split: Which split of a YOLO data.yaml; null: the one with the name of this section (train or val).
+    voc_origin: What coordinates of Pascal VOC files count from: 1 as the development kit's, 0 as most tools write.
+        auto: 0 where a coordinate below 1 or a fraction in the set proves it.
+    val_share: For one data set under both `train` and `val` that has no split: the share of its pictures that
+        validates. val has these, train the others; a hash of the name decides. 0: all pictures.
+    repeat: How many times an epoch sees these pictures; for training only.
+    """
+
     annotations: str
-    """COCO JSON, a JSON list, a folder of Pascal VOC .xml, YOLO's data.yaml or folder of labels (docs/data.md)."""
     images: str | None = None
-    """Folder that file names are relative to; null: where the format has it."""
     format: Literal["auto", "coco", "voc", "yolo", "list"] = "auto"
-    """auto: told by content; only a folder that holds both .xml and labels in .txt needs to be told."""
     split: Literal["train", "val", "test"] | None = None
-    """Which split of a YOLO data.yaml; null: the one of the same name as this key (train or val)."""
     voc_origin: Literal["auto", 0, 1] = "auto"
-    """What coordinates of Pascal VOC files count from: 1 as the development kit's, 0 as most tools write. auto: 0 where
-    a coordinate below 1 or a fraction in the set proves it."""
     val_share: float = 0.0
-    """For one data set under both keys that has no split: the share of its pictures that validates. val has these,
-    train the others; they are chosen by a hash of their names. 0: all pictures."""
     repeat: int = 1
-    """How many times an epoch sees these images; for training only."""
 
     def __post_init__(self) -> None:
         require(0 <= self.val_share < 1, "val_share", "0, or a share below 1", self.val_share)
@@ -34,25 +38,32 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
+    """Which pictures are trained and validated on, in which order, and where decoded ones are kept.
+
+    train: One data set, or a list of data sets that are trained on together.
+    val: The data set that validates.
+    workers: Processes that load pictures. auto: none on a CPU, where they would compete for its cores; else up to 8.
+    empty_images: Training pictures without an object to train on: background to learn from, or left out.
+    sampling: class_balanced: pictures with rare classes come several times an epoch (`trainer.data.sampling`).
+    repeat_threshold: class_balanced: classes in a smaller share of the pictures than this are repeated (0.1 for small
+        data).
+    reduce_to: Training pictures with a longer side are reduced to this many pixels after decoding, cached or not; 0:
+        never.
+    cache: Keep decoded training pictures. What does not fit into `cache_gib` is decoded each time, as without a cache.
+    cache_gib: Most GiB of memory or disk that the cache takes.
+    cache_dir: disk: the folder; null: isodet/ in $XDG_CACHE_HOME or ~/.cache.
+    """
+
     train: SplitConfig | tuple[SplitConfig, ...]
-    """One split, or a list of splits that are trained on together."""
     val: SplitConfig
     workers: int | Literal["auto"] = "auto"
-    """Loader processes. auto: none on a CPU (they would fight over its cores), else up to 8."""
     empty_images: Literal["keep", "drop"] = "keep"
-    """Training images without an object to train on: backgrounds to learn from, or left out."""
     sampling: Literal["uniform", "class_balanced"] = "uniform"
-    """class_balanced: images with rare classes come several times an epoch (`trainer.data.sampling`)."""
     repeat_threshold: float = 0.001
-    """class_balanced: classes in a smaller share of the images than this are repeated (0.1 for small data)."""
     reduce_to: int = 0
-    """Longest side in pixels to which larger training pictures are reduced after decoding, cached or not; 0: never."""
     cache: Literal["none", "ram", "disk"] = "none"
-    """Keep decoded training pictures; what does not fit into `cache_gib` is decoded each time, as without a cache."""
     cache_gib: float = 4.0
-    """Most GiB of memory or disk that the cache takes."""
     cache_dir: str | None = None
-    """disk: where; null: isodet/ in $XDG_CACHE_HOME or ~/.cache."""
 
     def __post_init__(self) -> None:
         require(self.workers == "auto" or self.workers >= 0, "workers", "auto, or 0 and more", self.workers)

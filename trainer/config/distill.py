@@ -10,17 +10,21 @@ from models.config.model import ModelConfig
 
 @dataclass(frozen=True)
 class DistillConfig:
+    """Learning from a bigger detector, too (docs/training.md).
+
+    teacher: A checkpoint in float, trained or imported, of the same classes in the same order.
+    logits: Weight of the loss between both classifications, which needs the same priors; 0: none.
+    region: logits: share of an image's priors that are taught, those of which the teacher is surest. Small inputs have
+        few priors and need a larger share.
+    features: Weight of the loss between both pyramids, which needs the same levels; 0: none.
+    temperature: Logits and features are divided by this before they become probabilities; above 1 softens them.
+    """
+
     teacher: str
-    """A checkpoint in float, trained or imported, of the same classes in the same order."""
     logits: float = 1.0
-    """Weight of the loss between both classifications, which needs the same priors; 0: none."""
     region: float = 0.01
-    """logits: share of an image's priors that are taught, those of which the teacher is surest. Small inputs have few
-    priors, and need a larger share."""
     features: float = 0.0
-    """Weight of the loss between both pyramids, which needs the same levels; 0: none."""
     temperature: float = 1.0
-    """What logits and features are divided by before they become probabilities; above 1 softens them."""
 
     def __post_init__(self) -> None:
         require(bool(self.teacher), "teacher", "the path of a checkpoint", self.teacher)

@@ -19,34 +19,40 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class OptimConfig:
+    """The optimizer.
+
+    kind: The optimizer's rule.
+    lr: Learning rate after the warm-up.
+    base_batch: The batch that `lr` is meant for: the rate becomes lr * images per step of all processes / base_batch
+        (Goyal et al., "Accurate, Large Minibatch SGD", 2017). null: `lr` as it is.
+    momentum: sgd: momentum.
+    nesterov: sgd: Nesterov's form of the momentum.
+    betas: adam, adamw, nadam: decay of the two averages.
+    weight_decay: Never on norms and biases. adamw decays weights, the others add it to the gradient (L2).
+    backbone_lr: The backbone's rate over that of neck and head.
+    stage_decay: Each stage of the backbone has the rate of the one above it times this, down to the stem.
+    clip_norm: Largest norm of the gradient; 0: no clipping.
+    accumulate: Batches per optimizer step.
+    ema: Decay of averaged weights, which are then what is validated and saved as best; 0: none. After n steps it is
+        min(ema, (1 + n) / (10 + n)).
+    on_nan: A loss or a gradient that is not finite stops the run, or the batch is left out, logged and counted.
+    nan_limit: skip: the run stops when more batches than this were left out.
+    """
+
     kind: Literal["sgd", "adam", "adamw", "nadam"] = "sgd"
     lr: float = 0.01
     base_batch: int | None = None
-    """The batch that `lr` is meant for: it is scaled by images per step (of all processes) over this (Goyal et al.,
-    "Accurate, Large Minibatch SGD", 2017); null: taken as it is."""
     momentum: float = 0.9
-    """sgd only."""
     nesterov: bool = False
-    """sgd only: Nesterov's momentum."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """adam, adamw, nadam."""
     weight_decay: float = 1e-4
-    """Never on norms and biases. adamw decays weights, the others their gradient (L2)."""
     backbone_lr: float = 1.0
-    """The backbone's rate over that of neck and head."""
     stage_decay: float = 1.0
-    """Each stage of the backbone has the rate of the one above it times this, down to the stem; 1 = all the same."""
     clip_norm: float = 10.0
-    """Largest gradient norm; 0 = no clipping."""
     accumulate: int = 1
-    """Batches per optimiser step."""
     ema: float = 0.0
-    """Decay of the averaged weights that are validated and saved as best; 0 = none. It starts lower, as
-    (1 + n) / (10 + n) after n steps."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is not finite stops the run, or is left out, named and counted."""
     nan_limit: int = 20
-    """skip: how many may be left out in a run before it stops after all."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "lr", "a positive number", self.lr)
@@ -68,28 +74,36 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
+    """The number of epochs, and the learning rate over them.
+
+    preset: Published schedules: 12, 24, 36 epochs; a tenth of the rate after 8 and 11, 16 and 22, 27 and 33; 500 steps
+        of warm-up. It lies under the keys that are given; on the command line it replaces what the file says of them.
+    epochs: Epochs of the run.
+    kind: cosine falls to `final`; step multiplies the rate by `gamma` at `milestones`; plateau does so after
+        `patience`.
+    warmup_steps: Optimizer steps of linear warm-up, at most a tenth of the run.
+    milestones: step: parts of the run after which the rate is multiplied by `gamma`.
+    gamma: step, plateau: factor on the rate.
+    final: cosine: the last rate over the first.
+    patience: plateau: the rate is multiplied by `gamma` after so many validations in a row without a better mAP.
+    early_stop: End the run after so many validations in a row without a better mAP; 0: never.
+    swa_epochs: Stochastic weight averaging (Izmailov et al., 2018) over this many epochs at the end. The mean of the
+        weights after each of them gets BatchNorm statistics from one pass over the training pictures, is validated and
+        written to swa.pt, and to best.pt if it is better. 0: none. Not together with `optim.ema` or `early_stop`.
+    swa_lr: The constant rate of these epochs over the first; the schedule proper ends before them.
+    """
+
     preset: Literal["1x", "2x", "3x"] | None = None
-    """Published schedules: 12, 24, 36 epochs, tenth of the rate after 8 and 11, 16 and 22, 27 and 33, 500 warm-up
-    steps. Laid under the other keys when a config is read."""
     epochs: int = 12
     kind: Literal["cosine", "step", "constant", "plateau"] = "cosine"
     warmup_steps: int = 500
-    """Optimiser steps of linear warm-up; never more than a tenth of the run."""
     milestones: tuple[float, ...] = (0.667, 0.917)
-    """step: parts of the run after which the rate is multiplied by `gamma` (8 and 11 of 12 epochs)."""
     gamma: float = 0.1
-    """step, plateau."""
     final: float = 0.01
-    """cosine: the last rate over the first."""
     patience: int = 2
-    """plateau: the rate is multiplied by `gamma` after so many validations in a row without a better mAP."""
     early_stop: int = 0
-    """End the run after so many validations in a row without a better mAP; 0 = never."""
     swa_epochs: int = 0
-    """Stochastic weight averaging (Izmailov et al., 2018): mean of the weights after each of the last epochs, with
-    statistics of its own for BatchNorms; written to swa.pt, and to best.pt if it is better. 0 = none."""
     swa_lr: float = 0.05
-    """The rate of these epochs over the first; the schedule proper ends before them."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", "1 or more", self.epochs)

@@ -10,16 +10,20 @@ from isodet.strict import require
 
 @dataclass(frozen=True)
 class QatConfig:
+    """Training with 8-bit weights and activations (docs/training.md).
+
+    images: Training pictures on which the ranges of activations are observed before the first step.
+    method: How a range is chosen from what was observed (`models.quant.ranges`).
+    percentile: percentile: percentage of magnitudes that are within the range.
+    freeze: Part of the epochs during which ranges follow the activations. After it they stay.
+    float_layers: Convolutions that stay in float besides the last predictions, as backbone.conv1.
+    """
+
     images: int = 256
-    """Training pictures on which the ranges of activations are observed before the first step."""
     method: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
-    """How a range is chosen from what was observed (`models.quant.ranges`)."""
     percentile: float = 99.99
-    """percentile: of magnitudes that are within the range."""
     freeze: float = 0.5
-    """Part of the epochs during which ranges follow the activations; after it they stay."""
     float_layers: tuple[str, ...] = ()
-    """Convolutions that stay in float besides the last predictions, as backbone.conv1."""
 
     def __post_init__(self) -> None:
         require(self.images >= 1, "images", "1 or more", self.images)

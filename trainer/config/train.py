@@ -21,47 +21,60 @@ from trainer.config.qat import QatConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """A training: the data, the detector, and how it learns.
+
+    data: The pictures.
+    model: The detector.
+    name: Outputs go to `runs/<name>/`.
+    init: A checkpoint, trained or imported, whose weights the training starts from; what `model` leaves out is that
+        checkpoint's. With other classes than its own, the prediction layer of classes starts anew.
+    qat: Train the checkpoint in `init` on as 8 bits.
+    distill: Learn from a bigger detector, too.
+    auxiliary: A second head, in training only.
+    seed: Seed of weights, order and augmentation.
+    batch_size: Images per step of each process. auto: the largest power of two, up to 64, that the memory holds. On a
+        GPU it is tried, up to 85 % of free memory (not yet run on one); on a CPU the tensors of one step are counted,
+        up to half of the available memory. The run's config.yaml has the number.
+    augment: What may happen to a training picture.
+    optim: The optimizer.
+    schedule: Epochs and the learning rate over them.
+    amp: Mixed precision. auto: bfloat16 where the device computes it natively, else float16 on a GPU, else off.
+    channels_last: Keep the network's tensors as NHWC in memory.
+    compile: torch.compile on the network in training: minutes at the start, faster steps after that.
+    deterministic: Only kernels that repeat their results bit for bit; slower on a GPU.
+    device: auto, cpu, cuda or cuda:N.
+    val_interval: Validate every so many epochs; the last one always.
+    val_loss: Compute the loss on the validation pictures, too, in one more pass over them.
+    code: Folders in which the modules of your own parts are looked for, behind what is installed. A file without this
+        key means its own folder.
+    checkpoint_minutes: Write last.pt within an epoch, too, when it is this old; 0: at the end of epochs only.
+    checkpoint_steps: Write last.pt after so many optimizer steps, too; 0: do not count steps.
+    log: Record at Weights & Biases or MLflow, too, besides metrics.csv and TensorBoard (docs/training.md).
+    """
+
     data: DataConfig
     model: ModelConfig
     name: str = "run"
-    """Outputs go to `runs/<name>/`."""
     init: str | None = None
-    """A checkpoint, trained or imported, whose weights the training starts from; what `model` does not say is that
-    checkpoint's. With other classes than its own, the prediction layer of classes starts anew."""
     qat: QatConfig | None = None
-    """Train the checkpoint in `init` on as 8 bits."""
     distill: DistillConfig | None = None
-    """Learn from a bigger detector too (docs/training.md)."""
     auxiliary: AuxiliaryConfig | None = None
-    """A second head on the pyramid, in training only, with a coarser assignment (docs/training.md)."""
     seed: int = 0
     batch_size: int | Literal["auto"] = 16
-    """Images per step of each process; auto: the largest power of two, up to 64, that the memory holds."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """auto: bfloat16 where the device computes it natively, else float16 on a GPU, else off."""
     channels_last: bool = True
     compile: bool = False
-    """torch.compile on the network in training: minutes at the start, faster steps after that."""
     deterministic: bool = False
-    """Only kernels that repeat their results bit for bit; slower on a GPU."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
     val_interval: int = 1
-    """Validate every so many epochs; the last one always."""
     val_loss: bool = False
-    """Compute the loss on the validation pictures too, whenever they are judged. One more pass over them."""
     code: tuple[str, ...] = ()
-    """Folders in which the modules of your own parts are looked for, behind what is installed. A file that does not
-    say it means its own folder."""
     checkpoint_minutes: float = 10.0
-    """Write last.pt within an epoch when it is this old, too; 0 = at the end of epochs only."""
     checkpoint_steps: int = 0
-    """Write last.pt after so many optimiser steps, too; 0 = do not count steps."""
     log: tuple[Tracker, ...] = ()
-    """wandb, mlflow: record there, too, besides metrics.csv and TensorBoard (docs/training.md)."""
 
     def __post_init__(self) -> None:
         if self.qat is not None and self.init is None:
