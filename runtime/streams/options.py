@@ -12,32 +12,35 @@ State = Literal["idle", "connecting", "running", "stalled", "retrying", "ended",
 ended: no more frames, as files do. failed: no more frames, for the reason in `error`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamOptions:
-    """How sources are read. Raises ValueError for values that make no sense."""
+    """How sources are read. Raises ValueError for values that make no sense.
+
+    queue: frames decoded ahead of the consumer, of each source whose every frame counts
+    every: take each n-th frame only
+    keep: what happens to frames that the consumer is too slow for. newest: a newer frame replaces the one that waits.
+        all: reading waits. auto: newest for live sources, all for files
+    stall_s: a source that gives no frame for so many seconds is gone: a live one is connected again, a file fails
+    reconnect: whether live sources that end, fail or stall are connected again
+    backoff_s: pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. It begins
+        again after one that gave frames for 5 s, or for twice the pause before it
+    backoff_max_s: the longest pause
+    give_up_s: a live source without a frame for so many seconds has failed for good (default: never); one that refuses
+        the user or the password has after three attempts in a row
+    decoder: pyav: the extra video; nvidia: files on a GPU, by an extra
+    files_at_once: pictures, folders and videos read at the same time; further ones wait. Live sources never wait
+    """
 
     queue: int = 4
-    """Frames decoded ahead of the consumer, of each source whose every frame counts."""
     every: int = 1
-    """Take each n-th frame only."""
     keep: Literal["auto", "newest", "all"] = "auto"
-    """What happens to frames that the consumer is too slow for. newest: a newer frame replaces the one that waits.
-    all: reading waits. auto: newest for live sources, all for files."""
     stall_s: float = 10.0
-    """A source that gives nothing for so long is taken for gone: a live one is connected again, a file fails."""
     reconnect: bool = True
-    """Whether live sources that end, fail or stall are connected again."""
     backoff_s: float = 0.5
-    """Pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. It begins again
-    after one that gave frames for 5 s, or for twice the pause before it."""
     backoff_max_s: float = 30.0
     give_up_s: float | None = None
-    """A live source without a frame for so long has failed for good; None: never. One that refuses the user or the
-    password has failed after three attempts in a row."""
     decoder: DecoderName = "opencv"
-    """pyav is the extra `video`."""
     files_at_once: int = 8
-    """Pictures, folders and videos read at the same time; further ones wait. Live sources never wait."""
 
     def __post_init__(self) -> None:
         for name in ("queue", "every", "files_at_once"):
