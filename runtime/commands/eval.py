@@ -1,4 +1,4 @@
-"""What `runtime eval` and `trainer eval` share: their options, and what they print and write."""
+"""`runtime eval`, and what `trainer eval` shares with it: options, and what they print and write."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from runtime.commands.arguments import flag, number
-from runtime.commands.shared import Data, write_json
+from tqdm import tqdm
+
+from runtime.commands.arguments import count, flag, number
+from runtime.commands.detect_run import MODELS
+from runtime.commands.shared import Data, OnDevice, Quiet, chosen, moves, write_json
 
 if TYPE_CHECKING:
     from runtime.datasets.annotations import CocoDataset
@@ -78,3 +81,57 @@ def warn_of_problems(dataset: CocoDataset) -> None:
     """Say on stderr what was left out of the annotations."""
     if summary := dataset.problems.summary():
         print(f"warning: {dataset.annotations}: {summary}", file=sys.stderr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Measuring, OnDevice, Quiet):
+    """Measure a model on annotated pictures, as COCO or VOC does, with a report.
+
+    mAP and its kin, classes, thresholds, confusions.
+    (Other ways of merging boxes, --nms and --tta, need a checkpoint: `trainer eval`.)
+
+    artifact: an .onnx, .engine or .pt file (default: the newest run's)
+    detections: instead of a model: score a file of COCO results, a list of image_id, category_id, bbox, score
+    batch_size: images handed over at once
+
+    examples:
+      runtime eval                                     the newest model, on the data it was validated with
+      runtime eval best.onnx --annotations val.json --images val/ --json metrics.json
+      runtime eval --report report/ --precision 0.9    a page with pictures; thresholds for 9 of 10 right
+      runtime eval --detections results.json --annotations val.json    what another program found
+    """
+
+    artifact: Annotated[Path | None, flag("artifact")] = None
+    detections: Annotated[Path | None, flag(metavar="RESULTS.json")] = None
+    batch_size: Annotated[int, flag(type=count)] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.detections is not None and (self.annotations is None or self.artifact is not None):
+            raise ValueError("--detections needs --annotations, and no model")
+
+    def run(self) -> int:
+        from runtime.backends.options import BackendOptions
+        from runtime.datasets import read_dataset
+        from runtime.detector import Detector
+        from runtime.evaluation.evaluate import evaluate, judge_detections, require_objects
+        from runtime.evaluation.results_file import read_coco_results
+        from runtime.runs import validation_data
+
+        if self.detections is not None and self.annotations is not None:
+            dataset = read_dataset(self.annotations, self.images, check_files=False)
+            title = self.detections.name
+        else:
+            model, options = chosen(self.artifact, *MODELS), BackendOptions(check_hashes=not self.skip_hashes)
+            detector = Detector(model, device=self.device, threads=self.threads, options=options)
+            dataset = validation_data(detector.card, model, self.annotations, self.images)
+            title = f"{model.name}, {detector.backend.name}"
+        warn_of_problems(dataset)
+        require_objects(dataset)
+        if self.detections is not None:
+            result = judge_detections(read_coco_results(self.detections, dataset), dataset, max_dets=self.max_dets)
+        else:
+            with tqdm(unit="image", disable=self.quiet) as bar:
+                result = evaluate(detector, dataset, self.batch_size, progress=moves(bar), max_dets=self.max_dets)
+        self.conclude(result, dataset, title)
+        return 0
