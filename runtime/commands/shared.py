@@ -116,13 +116,17 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfRun:
-    """checkpoint: a trained or imported .pt (default: the newest run's best.pt)
-    runs: folder of the runs
-    """
+class Runs:
+    """runs: folder of the runs"""
+
+    runs: Path = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRun(Runs):
+    """checkpoint: a trained or imported .pt (default: the newest run's best.pt)"""
 
     checkpoint: Annotated[Path | None, flag("checkpoint")] = None
-    runs: Path = Path("runs")
 
     def chosen(self) -> Path:
         """The checkpoint that was named, or the newest run's."""
