@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from export.commands.bisect import BISECT, bisect, bisect_arguments
-from export.commands.engine import AUDIT, TRT, audit, audit_arguments, trt, trt_arguments
-from export.commands.int8 import SENSITIVITY, sensitivity, sensitivity_arguments
-from export.commands.onnx import ONNX, onnx, onnx_arguments
-from export.commands.verify import VERIFY, verify, verify_arguments
-from runtime.commands.shared import exit_status, teaching, words
+from export.commands.bisect import Bisect
+from export.commands.engine import Audit, Trt
+from export.commands.int8 import Sensitivity
+from export.commands.onnx import Onnx
+from export.commands.verify import Verify
+from runtime.commands.arguments import command_parser
+from runtime.commands.shared import exit_status, words
 
 _EXAMPLES = """examples:
   exporter onnx --simplify                         the newest run's best.pt, to best.onnx beside it
@@ -34,32 +34,11 @@ exit status: 0 done, 1 the work failed or an artifact lost too much mAP, 2 wrong
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
-    parser = _parser()
-    return exit_status(parser.parse_args(words(parser, argv)), "exporter", "export", "interrupted; nothing was written")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="exporter", formatter_class=teaching, epilog=_EXAMPLES,
-        description="Turn a checkpoint into an artifact, and prove that it scores the same mAP.",
+    parser = command_parser(
+        "exporter", "Turn a checkpoint into an artifact, and prove that it scores the same mAP.", _EXAMPLES,
+        {"onnx": Onnx, "trt": Trt, "audit": Audit, "sensitivity": Sensitivity, "verify": Verify, "bisect": Bisect},
     )  # fmt: skip
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(
-        name: str, short: str, long: str, take: Callable[[argparse.ArgumentParser], None],
-        run: Callable[[argparse.Namespace], int],
-    ) -> None:  # fmt: skip
-        sub = commands.add_parser(name, help=short, description=long, formatter_class=teaching)
-        sub.set_defaults(run=run)
-        take(sub)
-
-    command("onnx", "write one ONNX graph, from pixels to detections", ONNX, onnx_arguments, onnx)
-    command("trt", "build a TensorRT or TensorRT-RTX engine", TRT, trt_arguments, trt)
-    command("audit", "say what precision a file really computes in", AUDIT, audit_arguments, audit)
-    command("sensitivity", "rank layers by what 8 bits cost them", SENSITIVITY, sensitivity_arguments, sensitivity)
-    command("verify", "score artifacts against PyTorch", VERIFY, verify_arguments, verify)
-    command("bisect", "name the first layer that departs from PyTorch", BISECT, bisect_arguments, bisect)
-    return parser
+    return exit_status(parser.parse_args(words(parser, argv)), "exporter", "export", "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from isodet.errors import IsodetError
-
-if TYPE_CHECKING:
-    from models.quant.ranges import Method
 
 Progress = Callable[[str, int, int], None]
 """What is being done, pictures, layers or steps done, their number."""
@@ -22,6 +19,9 @@ Precision = Literal["fp32", "fp16", "int8"]
 InputForm = Literal["uint8-nhwc", "float-nchw"]
 """uint8 [B, H, W, 3], BGR, 0 to 255; or float32 [B, 3, H, W], RGB, 0 to 1."""
 
+Calibrate = Literal["minmax", "percentile", "mse", "entropy", "best"]
+"""The methods of `models.quant.ranges`, and best."""
+
 
 class ExportError(IsodetError, RuntimeError):
     """An artifact that was not written; the message says which step refused it and what to do."""
@@ -31,36 +31,37 @@ class CalibrationError(ExportError):
     """Pictures or ranges that 8 bits cannot be made from; the message says what to give."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Int8:
-    """Options of post-training quantisation. Raises `CalibrationError` for what cannot be."""
+    """Options of post-training quantisation. Raises `CalibrationError` for what cannot be.
 
-    calibrate: Method | Literal["best"] = "mse"
-    """How ranges follow from what was observed; best: the one with the highest validation mAP."""
+    calibrate: how ranges follow from what was observed; best: the one with the highest validation mAP (default: mse)
+    pictures: how many are observed
+    calibration: annotations, of any format, of the pictures to observe (default: the checkpoint's training set)
+    calibration_images: the folder of those pictures; alone: every picture in it is observed
+    ranges: a file of ranges, of an earlier export, to take instead of observing pictures
+    cpu: the form that is fast on a CPU (`models.quant.cpu`), a file of its own, instead of the one for TensorRT
+    half: what stays float is float16, as engines on a GPU like it
+    keep_map: put the layers that suffer most back to float, one by one, until no more mAP points than this are lost
+    float_layers: convolutions that stay in float besides the last predictions
+    """
+
+    calibrate: Calibrate = "mse"
     pictures: int = 512
-    """How many are observed."""
     calibration: Path | None = None
-    """Annotations, of any format, of the pictures to observe; None: the training set that the checkpoint names."""
     calibration_images: Path | None = None
-    """The folder of those pictures; alone, all pictures in it are observed."""
     ranges: Path | None = None
-    """A file of ranges to take instead of observing pictures."""
     cpu: bool = False
-    """Write the form that is fast on a CPU (`models.quant.cpu`) instead of the one for TensorRT."""
     half: bool = False
-    """What stays float is float16, as engines on a GPU like it."""
     keep_map: float | None = None
-    """Put the layers that suffer most back to float, one by one, until no more mAP points than this are lost."""
     float_layers: tuple[str, ...] = ()
-    """Convolutions that stay in float besides the last predictions."""
 
     def __post_init__(self) -> None:
-        from models.quant.ranges import METHODS  # imports torch, which naming options need not
-
-        if self.calibrate not in (*METHODS, "best"):
-            raise CalibrationError.of("calibrate", f"expected {', '.join(METHODS)} or best, got {self.calibrate!r}")
+        if self.calibrate not in get_args(Calibrate):
+            *names, last = get_args(Calibrate)
+            raise CalibrationError.of("calibrate", f"expected {', '.join(names)} or {last}, got {self.calibrate!r}")
         if self.pictures < 1:
-            raise CalibrationError.of("calibration", f"expected 1 or more pictures, got {self.pictures}")
+            raise CalibrationError.of("pictures", f"expected 1 or more to calibrate with, got {self.pictures}")
         if self.cpu and self.half:
             raise CalibrationError.of(
                 "half", "a CPU computes in float32 what is not 8 bits; leave out one of cpu and half"
@@ -71,25 +72,32 @@ class Int8:
             raise CalibrationError.of("ranges", "a file of ranges needs no calibration pictures; name one of the two")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnnxOptions:
-    """The form of an ONNX file. Raises `ExportError` for what no graph can be."""
+    """The form of an ONNX file. Raises `ExportError` for what no graph can be.
+
+    simplify: remove redundant nodes with onnxslim
+    opset: ONNX operator set
+    batch: images in a batch (default: any number)
+    nms: auto: TensorRT's plugin where there is one, else standard operators, in one file (default); portable: standard
+        operators; loop: the same in a loop, exact always; plugin: TensorRT only; onnx: NonMaxSuppression, which
+        TensorRT-RTX cannot build; none: candidates, the runtime suppresses
+    certificate: with portable NMS: a fifth output `nms_exact`, bool [B, 1], says that NMS has settled and is greedy's
+    precision: of the network (default: int8 after QAT, else fp32); int8: a float checkpoint is calibrated on pictures
+    source_size_hw: take a camera's raw frames of this size: the letterbox is in the graph, boxes are in frame pixels
+    input: uint8 [B,H,W,3] BGR as cameras give it (default), or float32 [B,3,H,W] RGB from 0 to 1
+    int8: how a float checkpoint becomes 8 bits; None, where `precision` is int8, is the defaults
+    """
 
     simplify: bool = True
-    """Remove redundant nodes with onnxslim."""
     opset: int = 20
     batch: int | None = None
-    """A fixed batch size; None leaves it free."""
     nms: NmsKind = "auto"
     certificate: bool = False
-    """A fifth output `nms_exact`, bool [B, 1]: the portable NMS has settled, so that its result is greedy NMS's."""
     precision: Precision | None = None
-    """None takes what the checkpoint has: int8 after QAT, else fp32."""
     source_size_hw: tuple[int, int] | None = None
-    """The input is a camera's raw frame of this size, the letterbox is in the graph, boxes are in frame pixels."""
     input: InputForm = "uint8-nhwc"
     int8: Int8 | None = None
-    """How a float checkpoint becomes 8 bits; None, where `precision` is int8, is the defaults."""
 
     def __post_init__(self) -> None:
         for name, value, legal in (
@@ -115,16 +123,19 @@ class OnnxOptions:
             raise ExportError.of("source-size", f"expected H,W in pixels, got {size}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gate:
-    """The data that an artifact is scored on, and the mAP that it may lose. Raises `ExportError` for no such number."""
+    """The data that an artifact is scored on, and the mAP that it may lose. Raises `ExportError` for no such number.
+
+    verify: score it against PyTorch
+    tolerance: mAP points that may be lost (default: fp32 0.1, fp16 0.2, int8 1.0)
+    annotations: of any format (default: the validation data that the checkpoint names)
+    images: folder of its pictures
+    """
 
     verify: bool = True
-    """Score it against PyTorch."""
     tolerance: float | None = None
-    """mAP points that may be lost; None takes the default of the artifact's precision."""
     annotations: str | Path | None = None
-    """Of any format; None takes the validation data that the checkpoint names."""
     images: str | Path | None = None
 
     def __post_init__(self) -> None:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-BISECT = (
-    "Compare an ONNX file with the network it was exported from, tensor by tensor on one picture, and name the first "
-    "layer that departs."
-)
+from runtime.commands.arguments import flag
 
 
-def bisect_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `exporter bisect` takes."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an .onnx file of any precision")
-    parser.add_argument("--against", type=Path, metavar="CHECKPOINT", help="default: the one beside the artifact")
-    parser.add_argument(
-        "--image", type=Path, metavar="FILE", help="the picture to look at (default: the first validation picture)"
-    )
+@dataclass(frozen=True, kw_only=True)
+class Bisect:
+    """Name the first layer that departs from PyTorch.
 
+    Compares an ONNX file with the network it was exported from, tensor by tensor on one picture.
 
-def bisect(arguments: argparse.Namespace) -> int:
-    """Run it; returns the exit status: 0 where no layer departs."""
-    from export.verification import bisect as bisection
+    artifact: an .onnx file of any precision
+    against: the checkpoint (default: the one beside the artifact)
+    image: the picture to look at (default: the first validation picture)
+    """
 
-    found = bisection.bisect(arguments.artifact, arguments.against, arguments.image)
-    print(found.text())
-    return 0 if found.first is None else 1
+    artifact: Annotated[Path, flag("artifact", metavar="ARTIFACT")]
+    against: Annotated[Path | None, flag(metavar="CHECKPOINT")] = None
+    image: Annotated[Path | None, flag(metavar="FILE")] = None
+
+    def run(self) -> int:
+        """0 where no layer departs."""
+        from export.verification.bisect import bisect
+
+        found = bisect(self.artifact, self.against, self.image)
+        print(found.text())
+        return 0 if found.first is None else 1

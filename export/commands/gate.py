@@ -1,50 +1,39 @@
-"""What the commands of `exporter` share: the checkpoint they take, the gate's options, the progress bar."""
+"""What the commands of `exporter` share: the gate's options, the progress bar, what is said at the end."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tqdm import tqdm
 
+from export.options import Gate
+from runtime.commands.arguments import flag
+from runtime.commands.shared import OfRun, Quiet
+
 if TYPE_CHECKING:
-    from export.options import Gate
     from export.verification.gate import GateError
+    from export.verification.verify import Verification
+
+DATA = {"tolerance": flag(metavar="POINTS"), "annotations": flag(metavar="FILE"), "images": flag(metavar="FOLDER")}
+_NO_VERIFY = flag(help="do not score it; the card will say so")
 
 
-def gate_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say on what an artifact is scored and what it may lose."""
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        metavar="POINTS",
-        help="mAP points that may be lost (default: fp32 0.1, fp16 0.2, int8 1.0)",
-    )
-    parser.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="of any format (default: the run's validation data)"
-    )
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of its pictures")
+@dataclass(frozen=True, kw_only=True)
+class Gated(OfRun, Quiet):
+    """What a command takes that writes an artifact if it passes."""
+
+    gate: Annotated[Gate, {"verify": _NO_VERIFY, **DATA}] = Gate()
 
 
-def gate_of(arguments: argparse.Namespace) -> Gate:
-    """The gate that `gate_arguments` and a --no-verify ask for."""
-    from export.options import Gate
+def print_reports(verification: Verification, path: Path) -> None:
+    """Show the scores of the artifact at `path`, and write them beside it."""
+    from export.verification.report import write_reports
 
-    return Gate(not arguments.no_verify, arguments.tolerance, arguments.annotations, arguments.images)
-
-
-def checkpoint_of(arguments: argparse.Namespace) -> Path:
-    """The checkpoint that was named, or the newest run's."""
-    from runtime.runs import newest
-
-    checkpoint: Path | None = arguments.checkpoint
-    if checkpoint is None:
-        checkpoint = newest("best.pt", runs=arguments.runs)
-        print(f"checkpoint: {checkpoint} (the newest run's)")
-    return checkpoint
+    print(verification.table())
+    for report in write_reports(verification, path.parent, f"{path.stem}.verify"):
+        print(f"wrote {report}")
 
 
 def print_refusal(error: GateError) -> None:
@@ -74,9 +63,10 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def progress(self, what: str, done: int, total: int, unit: str = "image") -> None:
+    def progress(self, what: str, done: int, total: int) -> None:
         if self.bar is None or what != self.what or done < self.bar.n:  # whose rate and time left are its own
             self.close()
+            unit = "step" if what.startswith("build: ") else "image"
             self.what, self.bar = what, tqdm(desc=what, total=total, unit=unit, disable=self.quiet, leave=False)
         self.bar.n = done
         self.bar.refresh()

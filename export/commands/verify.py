@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from export.commands.gate import Bar, gate_arguments
-from runtime.commands.eval import max_dets_argument
-
-VERIFY = "Score artifacts and the checkpoint they came from with one COCO evaluation; fail past tolerance."
-
-
-def verify_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `exporter verify` takes."""
-    parser.add_argument(
-        "artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="default: the newest run's best.onnx"
-    )
-    parser.add_argument("--against", type=Path, metavar="CHECKPOINT", help="default: the one beside the artifact")
-    parser.add_argument("--device", default="auto", help="auto (every backend that runs here), cpu, cuda or cuda:N")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="where verify.json and verify.html go")
-    max_dets_argument(parser)
-    gate_arguments(parser)
+from export.commands.gate import DATA, Bar
+from export.options import Gate
+from runtime.commands.arguments import flag
+from runtime.commands.eval import MaxDets
+from runtime.commands.shared import Quiet, Runs, chosen
 
 
-def verify(arguments: argparse.Namespace) -> int:
-    """Run it; returns the exit status."""
-    from export.verification import verify as verification
-    from export.verification.report import check_folder, write_reports
-    from runtime.runs import newest
+@dataclass(frozen=True, kw_only=True)
+class Verify(MaxDets, Runs, Quiet):
+    """Score artifacts against PyTorch.
 
-    artifacts = arguments.artifacts
-    if not artifacts:
-        artifacts = [newest("best.onnx", runs=arguments.runs)]
-        print(f"artifact: {artifacts[0]} (the newest run's)")
-    folder = arguments.report or artifacts[0].parent
-    check_folder(folder)  # before the long work, not after it
-    with Bar(arguments.quiet) as bar:
-        result = verification.verify(
-            artifacts, arguments.against, arguments.annotations, arguments.images, arguments.tolerance,
-            arguments.device, bar.progress, max_dets=arguments.max_dets,
-        )  # fmt: skip
-    print(result.table())
-    for path in write_reports(result, folder):
-        print(f"wrote {path}")
-    print(_LAST_LINE[result.verdict])
-    return 0 if result.passed else 1
+    They and the checkpoint they came from have one COCO evaluation; it fails past tolerance.
+
+    artifacts: files of any kind (default: the newest run's best.onnx)
+    against: the checkpoint (default: the one beside the artifact)
+    device: auto (every backend that runs here), cpu, cuda or cuda:N
+    report: where verify.json and verify.html go (default: beside the first artifact)
+    """
+
+    artifacts: Annotated[tuple[Path, ...], flag("artifacts", metavar="ARTIFACT")] = ()
+    against: Annotated[Path | None, flag(metavar="CHECKPOINT")] = None
+    device: str = "auto"
+    report: Annotated[Path | None, flag(metavar="DIR")] = None
+    gate: Annotated[Gate, DATA] = Gate()
+
+    def run(self) -> int:
+        from export.verification.report import check_folder, write_reports
+        from export.verification.verify import verify
+
+        artifacts = self.artifacts or (chosen(None, "best.onnx", runs=self.runs, kind="artifact"),)
+        folder = self.report or artifacts[0].parent
+        check_folder(folder)  # before the long work, not after it
+        with Bar(self.quiet) as bar:
+            result = verify(
+                artifacts, self.against, self.gate.annotations, self.gate.images, self.gate.tolerance,
+                device=self.device, progress=bar.progress, max_dets=self.max_dets,
+            )  # fmt: skip
+        print(result.table())
+        for path in write_reports(result, folder):
+            print(f"wrote {path}")
+        print(_LAST_LINE[result.verdict])
+        return 0 if result.passed else 1
 
 
 _LAST_LINE = {

@@ -11,28 +11,33 @@ from export.options import ExportError, Precision
 EngineName = Literal["auto", "tensorrt", "rtx"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """The form of an engine. Raises `ExportError` for what no engine can be."""
+    """The form of an engine. Raises `ExportError` for what no engine can be.
+
+    precision: None takes what the file has: int8 of a checkpoint after QAT, float32 of any other, of an ONNX file its
+        own
+    engine: auto: TensorRT where it is installed and there is a GPU, else TensorRT-RTX (default)
+    batch: images in a batch: least, tuned for, most (default: 1,4,16, or the graph's own number where that is fixed)
+    hardware_compatible: TensorRT: runs on every GPU since Ampere (SM80), more slowly than one built for the GPU at hand
+    version_compatible: TensorRT: runs on later versions with the same major number
+    timing_cache: TensorRT: measured kernels of earlier builds (default: one for each GPU and version in the user's
+        cache)
+    workspace_gb: most GPU memory that a kernel may ask for (default: the library's choice)
+    sm: TensorRT-RTX: compute capabilities to build for, as 86 for 8.6 (default: all since Ampere)
+    check_hashes: refuse an ONNX file whose graph is not the one that was exported; False is for one that was edited on
+        purpose
+    """
 
     precision: Precision | None = None
-    """None takes what the file has: int8 of a checkpoint after QAT, float32 of any other, of an ONNX file its own."""
     engine: EngineName = "auto"
-    """auto: TensorRT where it is installed and there is a GPU, else TensorRT-RTX."""
     batch: tuple[int, int, int] | None = None
-    """Images in a batch: least, tuned for, most. None: 1, 4 and 16, or the graph's own number where that is fixed."""
     hardware_compatible: bool = False
-    """TensorRT: runs on every GPU since Ampere (SM80), more slowly than one built for the GPU at hand."""
     version_compatible: bool = False
-    """TensorRT: runs on later versions with the same major number."""
     timing_cache: str | Path | None = None
-    """TensorRT: measured kernels of earlier builds; None keeps one for each GPU and version in the user's cache."""
     workspace_gb: float | None = None
-    """Most GPU memory that a kernel may ask for; None leaves it to the library."""
     sm: tuple[int, ...] = ()
-    """TensorRT-RTX: compute capabilities to build for, as 86 for 8.6; () for all since Ampere."""
     check_hashes: bool = True
-    """Refuse an ONNX file whose graph is not the one that was exported; False is for one that was edited on purpose."""
 
     def __post_init__(self) -> None:
         for name, value, legal in (

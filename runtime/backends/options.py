@@ -22,7 +22,7 @@ _OF: dict[str, tuple[Kind, ...]] = {
 _FILES = {"onnx": ".onnx files", "engine": "engines", "checkpoint": ".pt checkpoints"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BackendOptions:
     """How a model is run. The defaults are what gives the verified results; every other choice is the user's.
 
@@ -36,22 +36,22 @@ class BackendOptions:
     runtime.backends.BackendError: best.onnx: compile is a choice for .pt checkpoints
 
     cuda_graphs: ONNX Runtime's CUDA and RTX providers, TensorRT and checkpoints: record the GPU's work once for each of
-    a few batch sizes (`runtime.backends.cuda.batch_sizes`) and replay it. A batch between two sizes is padded to the
-    larger. ONNX Runtime and TensorRT need cuda-python; ONNX Runtime one worker of a batcher; a checkpoint an input of
-    one size.
+        a few batch sizes (`runtime.backends.cuda.batch_sizes`) and replay it. A batch between two sizes is padded to
+        the larger. ONNX Runtime and TensorRT need cuda-python; ONNX Runtime one worker of a batcher; a checkpoint an
+        input of one size.
     provider: ONNX Runtime on a GPU: its CUDA kernels, or engines that its TensorRT provider builds of the file at
-    first, in minutes, and keeps in `engine_cache`, or those of the plugin for RTX cards (pip install 'isodet[rtx-ep]').
-    No other is taken in its place. `exporter trt` builds what is verified.
-    engine_cache: Folder of what "tensorrt" and "rtx" build; None is isodet/ in $XDG_CACHE_HOME or ~/.cache, and there
-    tensorrt-provider/ or rtx-provider/. It is machine code: nobody else should be able to write there.
-    compile: Checkpoints: `torch.compile`. The first batch of a new size compiles, in seconds to minutes.
-    channels_last: Checkpoints: weights with channels last in memory. They are the module's own, and stay so.
-    autocast: Checkpoints: the type that PyTorch chooses for what it deems safe in half precision. Not verified by
-    anything.
-    check_hashes: Read the file once more before it is loaded, and refuse one that is not what was written: one flipped
-    bit in a weight loads without a word and detects something else. False is for a graph or a card that was edited on
-    purpose, and where the time counts: of 100 MB, 0.1 s for a checkpoint, 0.4 s for a graph or an engine on one slow
-    core. Files from before there were hashes are taken as they are.
+        first, in minutes, and keeps in `engine_cache`, or those of the plugin for RTX cards (pip install
+        'isodet[rtx-ep]'). No other is taken in its place. `exporter trt` builds what is verified.
+    engine_cache: folder of what "tensorrt" and "rtx" build; None is isodet/ in $XDG_CACHE_HOME or ~/.cache, and there
+        tensorrt-provider/ or rtx-provider/. It is machine code: nobody else should be able to write there.
+    compile: checkpoints: `torch.compile`. The first batch of a new size compiles, in seconds to minutes.
+    channels_last: checkpoints: weights with channels last in memory. They are the module's own, and stay so.
+    autocast: checkpoints: the type that PyTorch chooses for what it deems safe in half precision. Not verified by
+        anything.
+    check_hashes: read the file once more before it is loaded, and refuse one that is not what was written: one flipped
+        bit in a weight loads without a word and detects something else. False is for a graph or a card that was edited
+        on purpose, and where the time counts: of 100 MB, 0.1 s for a checkpoint, 0.4 s for a graph or an engine on one
+        slow core. Files from before there were hashes are taken as they are.
     """
 
     cuda_graphs: bool = False

@@ -5,6 +5,7 @@ Everything is measured in turns, against the engine alone in the same run: the r
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
@@ -111,40 +112,62 @@ class BenchTable:
         return "\n".join([*lines, "", *(f"{stage}: {how}" for stage, how in self.notes.items())])
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What is timed, and for how long. Raises ValueError for impossible sizes and times.
+
+    batch_sizes: batch sizes (default: 1, or the graph's fixed one)
+    frame_hw: size of the synthetic frames, the same every time
+    picture: a picture to use instead of synthetic frames
+    streams: cameras at once, through a batcher: so many threads submit to one of each batch size
+    max_wait_ms: longest wait of the batcher for company, in milliseconds
+    seconds: time spent on each batch size, at least 5 turns, and twice on each number of streams
+    iterations: turns timed for each batch size, instead of seconds
+    warmup: turns before timing
+    """
+
+    batch_sizes: tuple[int, ...] | None = None
+    frame_hw: tuple[int, int] = (720, 1280)
+    picture: str | PathLike[str] | None = None
+    streams: tuple[int, ...] = ()
+    max_wait_ms: float = 4.0
+    seconds: float = 3.0
+    iterations: int | None = None
+    warmup: int = 3
+
+    def __post_init__(self) -> None:
+        for name, values, least in (
+            ("batch_sizes", self.batch_sizes or (), 1), ("frame_hw", self.frame_hw, 1), ("streams", self.streams, 1),
+            ("iterations", () if self.iterations is None else (self.iterations,), 1), ("warmup", (self.warmup,), 0),
+        ):  # fmt: skip
+            if min(values, default=least) < least:
+                raise ArgumentError.of(name, f"expected at least {least}, got {','.join(map(str, values))}")
+        for name, value in (("seconds", self.seconds), ("max_wait_ms", self.max_wait_ms)):
+            if not 0 < value < math.inf:
+                raise ArgumentError.of(name, f"expected a positive number, got {value}")
+
+
 def bench(
     artifact: str | PathLike[str] | Backend,
-    batch_sizes: Sequence[int] | None = None,
-    frame_hw: tuple[int, int] = (720, 1280),
-    picture: str | PathLike[str] | None = None,
-    seconds: float = 3.0,
-    iterations: int | None = None,
-    warmup: int = 3,
+    options: BenchOptions = BenchOptions(),
+    *,
     device: str = "auto",
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    streams: Sequence[int] = (),
-    max_wait_ms: float = 4.0,
     check_hashes: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> BenchTable:
-    """Time `artifact` (a model file or a backend) at each of `batch_sizes` (default: 1, or the graph's fixed batch).
+    """Time `artifact` (a model file or a backend) at each batch size of `options`.
 
-    Frames are copies of `picture`, or synthetic ones of `frame_hw` pixels (the same every time). Each batch size runs
-    `warmup` turns untimed, then `iterations` turns, or for `seconds` and at least 5. A turn is one batch end to end,
-    one through the stages, and one through the engine alone. For each of `streams` that many threads then submit to a
-    batcher of that batch size and `max_wait_ms`, twice for `seconds`. `progress(done, total)` is called after each
-    batch size, and after each number of streams. `check_hashes`: see `runtime.backends.options.BackendOptions`.
+    Frames are copies of one. A turn runs one batch end to end, one through the stages, and one through the engine
+    alone. `progress(done, total)` is called after each batch size, and after each number of streams. `check_hashes`:
+    see `runtime.backends.options.BackendOptions`.
 
-    Raises ValueError for impossible sizes, and what `Detector` and `read_image` raise.
+    Raises ValueError for sizes that the graph does not take, and what `Detector` and `read_image` raise.
     """
-    options = BackendOptions(check_hashes=check_hashes)
-    detector = Detector(artifact, device=device, threads=threads, options=options)
-    sizes = _batch_sizes(detector, batch_sizes)
-    if seconds <= 0 or warmup < 0 or (iterations is not None and iterations < 1):
-        raise ValueError(f"expected seconds > 0, warmup >= 0, iterations >= 1; got {seconds}, {warmup}, {iterations}")
-    if min(streams, default=1) < 1:
-        raise ArgumentError.of("streams", f"expected at least 1, got {min(streams)}")
+    detector = Detector(artifact, device=device, threads=threads, options=BackendOptions(check_hashes=check_hashes))
+    sizes, picture, streams = _batch_sizes(detector, options.batch_sizes), options.picture, options.streams
     if picture is None:
-        frame = _synthetic(frame_hw)
+        frame = _synthetic(options.frame_hw)
         encoded = cv2.imencode(".jpg", frame)[1].tobytes()
     else:
         frame, encoded = read_image(Path(picture)), Path(picture).read_bytes()
@@ -165,7 +188,7 @@ def bench(
 
     for size, share in zip(sizes, shares, strict=True):
         turn = partial(time_turn, detector, frames[size], [encoded] * size, share)
-        turns = _turns(turn, seconds, iterations, warmup)
+        turns = _turns(turn, options.seconds, options.iterations, options.warmup)
         for stage in (*STAGES, WHOLE, BARE):
             if stage in turns[0]:
                 rows.append(_timing(size, stage, [turn[stage] for turn in turns]))
@@ -175,9 +198,9 @@ def bench(
         ))  # fmt: skip
         step()
         for count in streams:
-            timed_streams.append(
-                time_streams(detector, frames[size], count, size, max_wait_ms, seconds, rows[-1].images_per_s)
-            )
+            timed_streams.append(time_streams(
+                detector, frames[size], count, size, options.max_wait_ms, options.seconds, rows[-1].images_per_s
+            ))  # fmt: skip
             step()
     backend = detector.backend
     return BenchTable(
@@ -199,8 +222,6 @@ def bench(
 def _batch_sizes(detector: Detector, given: Sequence[int] | None) -> tuple[int, ...]:
     fixed = detector.backend.fixed_batch
     sizes = tuple(dict.fromkeys(given or (fixed or 1,)))
-    if min(sizes) < 1:
-        raise ArgumentError.of("batch_sizes", f"expected at least 1, got {min(sizes)}")
     if fixed is not None and any(size != fixed for size in sizes):
         raise ArgumentError.of(
             "batch_sizes", f"the graph takes batches of {fixed} only, got {', '.join(map(str, sizes))}"
@@ -228,8 +249,6 @@ def _timing(size: int, stage: str, seconds: list[float]) -> StageTiming:
 
 def _synthetic(frame_hw: tuple[int, int]) -> Image:
     """Blots of some pixels' size: a JPEG of plain noise would take several times as long to decode as a photograph."""
-    if min(frame_hw) < 1:
-        raise ArgumentError.of("frame_hw", f"expected at least 1x1 pixel, got {frame_hw[0]}x{frame_hw[1]}")
     height, width = frame_hw
     coarse = np.random.default_rng(0).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)

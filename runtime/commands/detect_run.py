@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from argparse import BooleanOptionalAction
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.options import BackendOptions
+from runtime.commands.arguments import count, flag, number
 from runtime.commands.detect_outputs import (
     DetectError,
     Outputs,
@@ -22,6 +24,7 @@ from runtime.commands.detect_outputs import (
     refuse_to_overwrite,
     require_windows,
 )
+from runtime.commands.shared import OnDevice
 from runtime.commands.signals import finishing
 from runtime.detections import Detections
 from runtime.detector import Detector, Threshold
@@ -36,7 +39,7 @@ from runtime.streams.streams import Streams
 from runtime.streams.track import Tracker
 from runtime.streams.video_writer import VideoError
 
-__all__ = ["MODELS", "DetectError", "DetectSummary", "SourceSummary", "detect"]
+__all__ = ["MODELS", "DetectError", "DetectOptions", "DetectSummary", "SourceSummary", "detect"]
 
 Progress = Callable[[int, int | None], None]
 
@@ -82,42 +85,67 @@ class DetectSummary:
     """Annotated pictures that could not be written as they are (their name or size), and why."""
 
 
+def _classes(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise ValueError(f"expected class names or labels with commas between, got {text!r}")
+    return names
+
+
+def _threshold(text: str) -> Threshold:
+    return "card" if text == "card" else number("a score from 0 to 1", lambda score: 0 <= score <= 1)(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectOptions(OnDevice):
+    """What is reported of which frames, and where it is written.
+
+    out: output folder
+    threshold: lowest score reported, or card for each class's own (default: the model's)
+    classes: report these classes only, by name or label; "3" is a label where no class is named so (default: all)
+    track: number objects from frame to frame (ByteTrack, the extra track)
+    json_lines: one JSON lines file for all sources (default: <name>.jsonl in --out for each, except for pictures)
+    save: write pictures, videos and JSON lines into --out (default: --save)
+    show: show the frames in a window each; q closes them and ends
+    batch: most frames at once (default: the number of sources)
+    """
+
+    out: str | PathLike[str] = "detections"
+    threshold: Annotated[Threshold | None, flag(type=_threshold)] = None
+    classes: Annotated[Collection[str | int] | None, flag(metavar="NAME,...", type=_classes)] = None
+    track: bool = False
+    json_lines: Annotated[str | PathLike[str] | None, flag("--json", metavar="FILE")] = None
+    save: Annotated[bool, flag("--save", action=BooleanOptionalAction)] = True
+    show: bool = False
+    streams: Annotated[StreamOptions, {
+        "every": flag(metavar="N"), "decoder": flag(), "stall_s": flag("--stall", metavar="SECONDS"),
+        "give_up_s": flag("--give-up", metavar="SECONDS"),
+    }] = StreamOptions()  # fmt: skip
+    batch: Annotated[int | None, flag(metavar="N", type=count)] = None
+
+
 def detect(
     source: Origin | Sequence[Origin],
     model: str | PathLike[str] | Detector | None = None,
-    out: str | PathLike[str] = "detections",
-    threshold: Threshold | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    save: bool = True,
-    show: bool = False,
-    json_lines: str | PathLike[str] | None = None,
+    options: DetectOptions = DetectOptions(),
     progress: Progress | None = None,
-    classes: Collection[str | int] | None = None,
-    track: bool = False,
-    options: StreamOptions | None = None,
-    batch: int | None = None,
-    check_hashes: bool = True,
 ) -> DetectSummary:
     """Detect in a picture, folder, glob, video file, webcam or URL, or in several at once, and write what was found.
 
-    With `save`, the folder `out` gets annotated pictures (named as their sources) or an annotated `.mp4`,
-    and for folders, videos and cameras `<name>.jsonl`; `json_lines` names one file instead, and asks for it
-    where there would be none. A line holds source, frame, time_s and detections (`Detections.to_json`).
-    Several sources have outputs of their own (folders: a folder of their own), and go through the detector together, up
-    to `batch` frames at once (default: the number of sources). One that fails does not stop the others.
-    `classes` (names, or labels: "3" is a label where no class is named so) leaves the others out. `track` numbers
-    objects (ByteTrack, the extra `track`): detections then have a `track` in the lines, null where an object is not
-    known yet. `options`: how sources are read.
-    `show` opens a window each; q closes them and ends the run. Ctrl-C, SIGTERM or SIGHUP end the run with the outputs
-    finished; a second one ends it at once, without them. A disk that is full ends the run, too, by a `DetectError` that
-    names the file: a picture or video is then gone, lines end with the last whole one, the others are complete.
+    The output folder gets annotated pictures (named as their sources) or an annotated `.mp4`, and for folders, videos
+    and cameras `<name>.jsonl`. A line holds source, frame, time_s and detections (`Detections.to_json`); these have a
+    `track` where objects are tracked, null for one that is not known yet.
+    Several sources have outputs of their own (folders: a folder of their own), and go through the detector together.
+    One that fails does not stop the others.
+    Ctrl-C, SIGTERM or SIGHUP end the run with the outputs finished; a second one ends it at once, without them. A disk
+    that is full ends the run, too, by a `DetectError` that names the file: a picture or video is then gone, lines end
+    with the last whole one, the others are complete.
     `model` None takes the newest run's (`runtime.runs.newest`). `progress(frames, total or None)` follows every frame.
 
     Raises `DetectError`, `StreamError`, `ImageError`, `RunsError`, `CardError`, `BackendError`, `TrackError`, and
     ValueError for unknown classes.
     """
-    options = options or StreamOptions()
+    streaming, save, show = options.streams, options.save, options.show
     given = [source] if isinstance(source, (str, int, PathLike)) else list(source)
     origins = [origin for one in given for origin in expand(one)]
     if not origins:
@@ -130,32 +158,32 @@ def detect(
         skipped.append((error.path, error.reason))
 
     what = [describe(origin) for origin in origins]
-    folder = Path(out)
+    folder = Path(options.out)
     names, shown_names = distinct([one.name for one in what]), [without_password(str(origin)) for origin in origins]
     if save:
         refuse_to_overwrite(what, names, folder)
     first: list[Origin | Source] = list(origins)
     if len(origins) == 1:  # what is wrong with an only source is told before a model is loaded
-        first = [open_source(origins[0], on_broken, options.decoder, options.every, options.stall_s)]
+        first = [open_source(origins[0], on_broken, streaming.decoder, streaming.every, streaming.stall_s)]
     detector = model
     if not isinstance(detector, Detector):
-        how = BackendOptions(check_hashes=check_hashes)
-        detector = Detector(detector or newest(*MODELS), device, threads=threads, options=how)
-    finder = _Finder(detector, threshold, classes, track)
+        how = BackendOptions(check_hashes=not options.skip_hashes)
+        detector = Detector(detector or newest(*MODELS), options.device, threads=options.threads, options=how)
+    finder = _Finder(detector, options.threshold, options.classes, options.track)
     if save:
         make_folder(folder)
 
     frames = 0
     failure: OSError | VideoError | None = None
-    whole = Path(json_lines) if json_lines is not None else None
+    whole = Path(options.json_lines) if options.json_lines is not None else None
     with (
-        Outputs(what, names, folder, save, whole, options.every) as outputs,
-        Streams(first, options, on_broken) as streams,
+        Outputs(what, names, folder, save, whole, streaming.every) as outputs,
+        Streams(first, streaming, on_broken) as streams,
         finishing(streams.stop) as interrupted,
     ):
         started = time.perf_counter()
         try:
-            for frame, raw in streams.detect(finder.find, batch):
+            for frame, raw in streams.detect(finder.find, options.batch):
                 opened = streams.opened(frame.source)
                 found, tracks = finder.choose(frame.source, raw, frame.time_s, opened)
                 annotated = (
@@ -251,8 +279,8 @@ class _Finder:
 
 def _listed(found: Detections, tracks: NDArray[np.int64] | None) -> list[dict[str, Any]]:
     rows = found.to_json()
-    for row, number in zip(rows, tracks.tolist() if tracks is not None else [], strict=False):
-        row["track"] = number if number >= 0 else None
+    for row, track in zip(rows, tracks.tolist() if tracks is not None else [], strict=False):
+        row["track"] = track if track >= 0 else None
     return rows
 
 

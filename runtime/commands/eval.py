@@ -1,69 +1,80 @@
-"""What `runtime eval` and `trainer eval` share: their options, and what they print and write."""
+"""`runtime eval`, and what `trainer eval` shares with it: options, and what they print and write."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from runtime.files.write import write_text
+from tqdm import tqdm
+
+from runtime.commands.arguments import count, flag, number
+from runtime.commands.detect_run import MODELS
+from runtime.commands.shared import Data, OnDevice, Quiet, chosen, moves, write_json
 
 if TYPE_CHECKING:
     from runtime.datasets.annotations import CocoDataset
     from runtime.evaluation.details import Measurement
     from runtime.evaluation.evaluate import Evaluation
 
-EXPLANATION = """what is printed:
-  mAP, AP50 ..  COCO's box metrics in points. Then each class at its recommended threshold: the score with the
-                best F1, or the lowest that reaches --precision. docs/evaluation.md says what to look at."""
+
+def _buckets(text: str) -> object:
+    from runtime.evaluation.sizes import parse_buckets
+
+    return parse_buckets(text)
 
 
-def measurement_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say what to measure and where to write it."""
-    parser.add_argument(
-        "--protocol", choices=("coco", "voc07", "voc12"), default="coco",
-        help="whose AP the table of classes has: COCO's (default), Pascal VOC's of 2007 (11 points) or 2012 (area)",
-    )  # fmt: skip
-    max_dets_argument(parser)
-    parser.add_argument(
-        "--precision", type=_share, metavar="P",
-        help="recommend the thresholds that reach this precision, as 0.9 (default: those with the best F1)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--buckets", type=_buckets, default=(), metavar="NAME:LOW-HIGH,...",
-        help="AP by object size: root of the area in pixels, as tiny:0-16,small:16-32,rest:32-inf",
-    )  # fmt: skip
-    parser.add_argument(
-        "--report", type=Path, metavar="DIR", help="write report.html there: curves, confusion matrix, worst images"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+@dataclass(frozen=True, kw_only=True)
+class MaxDets:
+    """max_dets: detections of a class in an image that COCO's metrics look at: the numbers are those at the last, mAP
+    is given at each; RF100-VL has 100,500 (default: 100, as COCO has it)
+    """
+
+    max_dets: Annotated[tuple[int, ...], flag(metavar="N,N,...")] = (100,)
+
+    def __post_init__(self) -> None:
+        from runtime.evaluation.evaluate import check_max_dets
+
+        check_max_dets(self.max_dets)
 
 
-def max_dets_argument(parser: argparse.ArgumentParser) -> None:
-    """`--max-dets`, for every command that scores."""
-    parser.add_argument(
-        "--max-dets", type=_most_detections, default=(100,), metavar="N,N,...",
-        help="detections of a class in an image that COCO's metrics look at: the numbers are those at the last, mAP is "
-        "given at each; RF100-VL has 100,500 (default: 100, as COCO has it)",
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Measuring(MaxDets, Data):
+    """What to measure on which data, and where to write it.
 
+    protocol: whose AP the table of classes has: COCO's (default), Pascal VOC's of 2007 (11 points) or 2012 (area)
+    precision: recommend the thresholds that reach this precision, as 0.9 (default: those with the best F1)
+    buckets: AP by object size: root of the area in pixels, as tiny:0-16,small:16-32,rest:32-inf
+    report: write report.html there: curves, confusion matrix, worst images
+    json: write the numbers there, too
 
-def conclude(arguments: argparse.Namespace, evaluation: Evaluation, dataset: CocoDataset, title: str) -> Measurement:
-    """Measure as `arguments` say, print the table, write what was asked for."""
-    from runtime.evaluation.details import measure
+    what is printed:
+      mAP, AP50 ..  COCO's box metrics in points. Then each class at its recommended threshold: the score with the
+                    best F1, or the lowest that reaches --precision. docs/evaluation.md says what to look at.
+    """
 
-    measurement = measure(evaluation, dataset, arguments.protocol, arguments.precision, arguments.buckets)
-    print(measurement.table())
-    if arguments.json is not None:
-        write_text(arguments.json, json.dumps(measurement.to_json(), indent=1, ensure_ascii=False) + "\n")
-        print(f"wrote {arguments.json}")
-    if arguments.report is not None:
-        from runtime.evaluation.report import write_report
+    protocol: Literal["coco", "voc07", "voc12"] = "coco"
+    precision: Annotated[
+        float | None, flag(metavar="P", type=number("a precision above 0 and at most 1", lambda p: 0 < p <= 1))
+    ] = None
+    buckets: Annotated[Sequence[Any], flag(metavar="NAME:LOW-HIGH,...", type=_buckets)] = ()
+    report: Annotated[Path | None, flag(metavar="DIR")] = None
+    json: Annotated[Path | None, flag(metavar="FILE")] = None
 
-        print(f"wrote {write_report(measurement, arguments.report, title)}")
-    return measurement
+    def conclude(self, evaluation: Evaluation, dataset: CocoDataset, title: str) -> Measurement:
+        """Measure, print the table, write what was asked for."""
+        from runtime.evaluation.details import measure
+
+        measurement = measure(evaluation, dataset, self.protocol, self.precision, self.buckets)
+        print(measurement.table())
+        write_json(self.json, measurement.to_json(), indent=1)
+        if self.report is not None:
+            from runtime.evaluation.report import write_report
+
+            print(f"wrote {write_report(measurement, self.report, title)}")
+        return measurement
 
 
 def warn_of_problems(dataset: CocoDataset) -> None:
@@ -72,30 +83,58 @@ def warn_of_problems(dataset: CocoDataset) -> None:
         print(f"warning: {dataset.annotations}: {summary}", file=sys.stderr)
 
 
-def _most_detections(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or numbers[0] < 1 or list(numbers) != sorted({*numbers}):
-        raise argparse.ArgumentTypeError(f"expected rising whole numbers of at least 1, as 100,500; got {text!r}")
-    return numbers
+@dataclass(frozen=True, kw_only=True)
+class Eval(Measuring, OnDevice, Quiet):
+    """Measure a model on annotated pictures, as COCO or VOC does, with a report.
 
+    mAP and its kin, classes, thresholds, confusions.
+    (Other ways of merging boxes, --nms and --tta, need a checkpoint: `trainer eval`.)
 
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a precision above 0 and at most 1, got {text!r}")
-    return value
+    artifact: an .onnx, .engine or .pt file (default: the newest run's)
+    detections: instead of a model: score a file of COCO results, a list of image_id, category_id, bbox, score
+    batch_size: images handed over at once
 
+    examples:
+      runtime eval                                     the newest model, on the data it was validated with
+      runtime eval best.onnx --annotations val.json --images val/ --json metrics.json
+      runtime eval --report report/ --precision 0.9    a page with pictures; thresholds for 9 of 10 right
+      runtime eval --detections results.json --annotations val.json    what another program found
+    """
 
-def _buckets(text: str) -> object:
-    from runtime.evaluation.sizes import parse_buckets
+    artifact: Annotated[Path | None, flag("artifact")] = None
+    detections: Annotated[Path | None, flag(metavar="RESULTS.json")] = None
+    batch_size: Annotated[int, flag(type=count)] = 8
 
-    try:
-        return parse_buckets(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("buckets: ")) from None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.detections is not None and (self.annotations is None or self.artifact is not None):
+            raise ValueError("--detections needs --annotations, and no model")
+
+    def run(self) -> int:
+        from runtime.backends.options import BackendOptions
+        from runtime.datasets import read_dataset
+        from runtime.detector import Detector
+        from runtime.evaluation.evaluate import evaluate, judge_detections, require_objects
+        from runtime.evaluation.results_file import read_coco_results
+        from runtime.runs import validation_data
+
+        if self.detections is not None and self.annotations is not None:
+            dataset = read_dataset(self.annotations, self.images, check_files=False)
+            title = self.detections.name
+        else:
+            model, options = chosen(self.artifact, *MODELS), BackendOptions(check_hashes=not self.skip_hashes)
+            detector = Detector(model, device=self.device, threads=self.threads, options=options)
+            dataset = validation_data(detector.card, model, self.annotations, self.images)
+            title = f"{model.name}, {detector.backend.name}"
+        warn_of_problems(dataset)
+        require_objects(dataset)
+        if self.detections is not None:
+            detections = read_coco_results(self.detections, dataset)
+            if not any(map(len, detections.values())):
+                print(f"warning: {self.detections}: it is an empty list: nothing was found anywhere", file=sys.stderr)
+            result = judge_detections(detections, dataset, max_dets=self.max_dets)
+        else:
+            with tqdm(unit="image", disable=self.quiet) as bar:
+                result = evaluate(detector, dataset, self.batch_size, progress=moves(bar), max_dets=self.max_dets)
+        self.conclude(result, dataset, title)
+        return 0

@@ -1,26 +1,27 @@
-"""What the commands `runtime`, `trainer` and `exporter` share: exit status, progress, the look of their help."""
+"""What the commands `runtime`, `trainer` and `exporter` share: exit status, progress, options that several have."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
 from isodet.errors import IsodetError
 from isodet.rooms import ROOMS
+from runtime.commands.arguments import count, flag
 from runtime.commands.signals import Terminated, terminating
+from runtime.files.write import write_text
+from runtime.runs import newest
 
 OURS = (*ROOMS, "isodet")
-
-
-def teaching(prog: str) -> argparse.RawDescriptionHelpFormatter:
-    """argparse's layout for help texts that hold examples."""
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
 
 
 def exit_status(arguments: argparse.Namespace, program: str, extra: str, interrupted: str = "interrupted") -> int:
@@ -86,19 +87,63 @@ def moves(bar: tqdm[Any]) -> Callable[[int, int | None], None]:
     return progress
 
 
-def count(text: str) -> int:
-    """An argument that is a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
+@dataclass(frozen=True, kw_only=True)
+class Quiet:
+    """quiet: no progress bar"""
+
+    quiet: bool = False
 
 
-def positive(text: str) -> float:
-    """An argument that is a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return value
+@dataclass(frozen=True, kw_only=True)
+class OnDevice:
+    """device: auto, cpu, cuda or cuda:N
+    threads: CPU threads of the engine (default: its own choice)
+    skip_hashes: load a model that was edited after it was written
+    """
+
+    device: str = "auto"
+    threads: Annotated[int | None, flag(type=count)] = None
+    skip_hashes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """annotations: COCO, VOC, YOLO or a JSON list (default: the model's own validation data)
+    images: folder of its pictures (default: the format's own)
+    """
+
+    annotations: Annotated[Path | None, flag(metavar="DATA")] = None
+    images: Annotated[Path | None, flag(metavar="FOLDER")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """runs: folder of the runs"""
+
+    runs: Path = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRun(Runs):
+    """checkpoint: a trained or imported .pt (default: the newest run's best.pt)"""
+
+    checkpoint: Annotated[Path | None, flag("checkpoint")] = None
+
+    def chosen(self) -> Path:
+        """The checkpoint that was named, or the newest run's."""
+        return chosen(self.checkpoint, "best.pt", runs=self.runs, kind="checkpoint")
+
+
+def chosen(named: Path | None, *names: str, runs: str | Path = "runs", kind: str = "model") -> Path:
+    """The file that was named; otherwise says which it is: the newest run's, by the first of `names` that there is."""
+    if named is None:
+        named = newest(*names, runs=runs)
+        print(f"{kind}: {named} (the newest run's)")
+    return named
+
+
+def write_json(path: Path | None, content: object, indent: int = 2) -> None:
+    """Write `content` to `path`, where there is one, and say so."""
+    if path is not None:
+        write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+        print(f"wrote {path}")

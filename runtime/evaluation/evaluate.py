@@ -179,6 +179,12 @@ def evaluate(
     return judge_detections(found, dataset, seconds, tuple(skipped), max_dets)
 
 
+def check_max_dets(max_dets: Sequence[int]) -> None:
+    """Raise `EvaluationError` unless these are limits that COCO's metrics can have."""
+    if not max_dets or list(max_dets) != sorted({*max_dets}) or max_dets[0] < 1:
+        raise EvaluationError.of("max_dets", f"expected rising whole numbers of at least 1, got {list(max_dets)}")
+
+
 def judge_detections(
     found: dict[int, Detections], dataset: CocoDataset, seconds: float = 0.0,
     skipped: tuple[tuple[Path, str], ...] = (), max_dets: Sequence[int] = (MOST,),
@@ -187,8 +193,7 @@ def judge_detections(
 
     seconds, skipped: as the evaluation has them. Raises `EvaluationError`.
     """
-    if not max_dets or list(max_dets) != sorted({*max_dets}) or max_dets[0] < 1:
-        raise EvaluationError.of("max_dets", f"expected rising whole numbers of at least 1, got {list(max_dets)}")
+    check_max_dets(max_dets)
     metrics, per_class = coco_metrics(found, dataset, max_dets)
     matches = match(found, dataset)
     _, thresholds = recommended(curves(matches, dataset.class_names), metrics["threshold"])

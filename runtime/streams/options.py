@@ -13,7 +13,7 @@ State = Literal["idle", "connecting", "running", "stalled", "retrying", "ended",
 ended: no more frames, as files do. failed: no more frames, for the reason in `error`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamOptions:
     """How sources are read. Raises ValueError for values that make no sense.
 
@@ -22,19 +22,19 @@ class StreamOptions:
     ...     print([frame.index for frame in streams])
     [0, 2, 4]
 
-    queue: Frames decoded ahead of the consumer, of each source whose every frame counts.
-    every: Take each n-th frame only.
-    keep: What happens to frames that the consumer is too slow for. newest: a newer frame replaces the one that waits.
-    all: reading waits. auto: newest for live sources, all for files.
-    stall_s: A source that gives nothing for so long is taken for gone: a live one is connected again, a file fails.
-    reconnect: Whether live sources that end, fail or stall are connected again.
-    backoff_s: Pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. It begins
-    again after one that gave frames for 5 s, or for twice the pause before it.
-    backoff_max_s: The longest such pause.
-    give_up_s: A live source without a frame for so long has failed for good; None: never. One that refuses the user or
-    the password has failed after three attempts in a row.
-    decoder: pyav is the extra `video`.
-    files_at_once: Pictures, folders and videos read at the same time; further ones wait. Live sources never wait.
+    queue: frames decoded ahead of the consumer, of each source whose every frame counts
+    every: take each n-th frame only
+    keep: what happens to frames that the consumer is too slow for. newest: a newer frame replaces the one that waits.
+        all: reading waits. auto: newest for live sources, all for files
+    stall_s: a source that gives no frame for so many seconds is gone: a live one is connected again, a file fails
+    reconnect: whether live sources that end, fail or stall are connected again
+    backoff_s: pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. It begins
+        again after one that gave frames for 5 s, or for twice the pause before it
+    backoff_max_s: the longest pause
+    give_up_s: a live source without a frame for so many seconds has failed for good (default: never); one that refuses
+        the user or the password has after three attempts in a row
+    decoder: pyav: the extra video; nvidia: files on a GPU, by an extra
+    files_at_once: pictures, folders and videos read at the same time; further ones wait. Live sources never wait
     """
 
     queue: int = 4

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import pytest
@@ -16,7 +17,7 @@ from export.int8.calibration import calibration_pictures
 from export.int8.quantize import quantized
 from export.int8.ranges import RangesFile, read_ranges, write_ranges
 from export.int8.sensitivity import output_errors, sensitivity, spread, write_sensitivity
-from export.options import CalibrationError, Int8
+from export.options import Calibrate, CalibrationError, Int8
 from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
 from models.config.model import model_config
 from models.detector import Detector as Network
@@ -137,6 +138,10 @@ def test_ranges_are_the_same_after_a_round_trip_and_foreign_ones_are_refused(tmp
             read_ranges(path, checkpoint, sha)
     with raises(CalibrationError, path=tmp_path / "none.json"):
         read_ranges(tmp_path / "none.json", checkpoint, sha)
+
+
+def test_options_name_the_methods_that_there_are():
+    assert get_args(Calibrate) == (*METHODS, "best")
 
 
 def test_ranges_of_one_export_make_the_other_form(tmp_path: Path, pictures: Path, checkpoint: Path):

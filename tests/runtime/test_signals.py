@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.commands.detect_run import detect
+from runtime.commands.detect_run import DetectOptions, detect
 from runtime.commands.shared import exit_status
 from runtime.commands.signals import Terminated, finishing, terminating
 from runtime.detector import Detector
@@ -71,7 +71,12 @@ def test_a_second_signal_ends_at_once(onnx_file: Callable[..., Path], tmp_path: 
             signal.raise_signal(number)
 
     with pytest.raises(Terminated) as raised:
-        detect(tmp_path / "clip.mp4", Detector(onnx_file(), device="cpu"), out=tmp_path / "out", progress=twice)
+        detect(
+            tmp_path / "clip.mp4",
+            Detector(onnx_file(), device="cpu"),
+            DetectOptions(out=tmp_path / "out"),
+            progress=twice,
+        )
     assert raised.value.status == 128 + number and list((tmp_path / "out").iterdir()) == []
     assert signal.getsignal(number) is signal.SIG_DFL
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.commands.detect_run import detect
+from runtime.commands.detect_run import DetectOptions, detect
 from runtime.detector import Detector
 from runtime.streams.open import open_source
 from runtime.streams.url import StreamError
@@ -38,9 +38,11 @@ def test_an_annotated_video_keeps_its_sources_time(
     moves: list[tuple[int, int | None]] = []
     with caplog.at_level(logging.WARNING):
         summary = detect(
-            VIDEOS / name, detector, out=tmp_path, options=StreamOptions(every=every),
+            VIDEOS / name,
+            detector,
+            DetectOptions(out=tmp_path, streams=StreamOptions(every=every)),
             progress=lambda done, total: moves.append((done, total)),
-        )  # fmt: skip
+        )
     assert caplog.messages == [], "a whole file is called truncated"
     source, stem = times(VIDEOS / name), Path(name).stem
     assert summary.frames == -(-len(source) // every) and moves[-1] == (summary.frames, summary.frames)
@@ -85,10 +87,12 @@ def test_a_colon_in_a_name_is_no_protocol(detector: Detector, tmp_path: Path, mo
     clip(tmp_path / "2026-11-27T12:00:00.mp4", [0] * 5)
     (tmp_path / "rec").mkdir()
     clip(tmp_path / "rec" / "file:12.mp4", [0] * 5)
-    assert detect("2026-11-27T12:00:00.mp4", detector, out="out").pictures == Path("out/2026-11-27T12:00:00.mp4")
-    assert detect("rec/file:12.mp4", detector, out=".").frames == 5
+    assert detect("2026-11-27T12:00:00.mp4", detector, DetectOptions(out="out")).pictures == Path(
+        "out/2026-11-27T12:00:00.mp4"
+    )
+    assert detect("rec/file:12.mp4", detector, DetectOptions(out=".")).frames == 5
     assert len(times(tmp_path / "file:12.mp4")) == 5
-    summary = detect("*.mp4", detector, out="all")
+    summary = detect("*.mp4", detector, DetectOptions(out="all"))
     assert [source.frames for source in summary.sources] == [5, 5]
 
 

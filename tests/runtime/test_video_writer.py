@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from runtime.commands import detect_outputs
-from runtime.commands.detect_run import DetectError, detect
+from runtime.commands.detect_run import DetectError, DetectOptions, detect
 from runtime.detector import Detector
 from runtime.images.image import Image
 from runtime.streams import video_writer
@@ -76,7 +76,7 @@ def test_detect_keeps_the_lines_where_the_video_does_not_fit(
         monkeypatch.setattr(video_writer, "CHECK_EVERY_S", 0.0)
     told = r"out/clip\.mp4: File too large \(after (\d+) frames; complete up to there: .*clip\.jsonl\)"
     with no_file_larger_than(200_000), pytest.raises(DetectError, match=told) as raised:
-        detect(clip, detector, out=tmp_path / "out")
+        detect(clip, detector, DetectOptions(out=tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip.jsonl"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "clip.jsonl").read_text().splitlines()]
     frames = int(str(raised.value).partition("(after ")[2].partition(" ")[0])

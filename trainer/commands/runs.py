@@ -1,13 +1,15 @@
-"""`trainer runs`: its options, and what it prints."""
+"""`trainer runs`."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from runtime.commands.arguments import flag
+from runtime.commands.shared import Quiet
 
 if TYPE_CHECKING:
     from trainer.run.list import RunSummary
@@ -18,41 +20,47 @@ _HEAD = ("run", "detector", "epochs", "mAP", "AP50", "state", "started", "time",
 _RIGHT = {"epochs", "mAP", "AP50", "time"}
 
 
-def runs(arguments: argparse.Namespace) -> int:
-    """List the runs as `arguments` say; returns the exit status."""
-    from trainer.run.list import by_map, list_runs
+@dataclass(frozen=True, kw_only=True)
+class Runs(Quiet):
+    """List the runs in FOLDER: scores, state, time, data.
 
-    found = list_runs(arguments.folder)
-    if arguments.sort == "map":
-        found = by_map(found)
-    if arguments.json:
-        print(json.dumps([asdict(run) for run in found], indent=1))
+    folder: folder of the runs
+    sort: newest (default) or best first
+    json: all that is known of each, the git commit too, as JSON
+
+    examples:
+      trainer runs                     the newest first
+      trainer runs --sort map          the best first
+      trainer runs --json | jq '.[] | select(.state == "interrupted") | .name'
+
+    state: finished, running (in some process now), interrupted (`trainer fit --resume` goes on), not started (stopped
+    before its first checkpoint) or broken (the reason is below the table)
+    """
+
+    folder: Annotated[Path, flag("folder")] = Path("runs")
+    sort: Literal["started", "map"] = "started"
+    json: bool = False
+
+    def run(self) -> int:
+        from trainer.run.list import by_map, list_runs
+
+        found = list_runs(self.folder)
+        if self.sort == "map":
+            found = by_map(found)
+        if self.json:
+            print(dumps([asdict(run) for run in found], indent=1))
+            return 0
+        if not found:
+            print(f"no runs in {self.folder}/ yet; `trainer fit` makes them")
+            return 0
+        print("\n".join(text_table(_HEAD, list(map(_row, found)), left=set(_HEAD) - _RIGHT)))
+        for run in found:
+            if run.problem:
+                print(f"{run.name}: {run.problem}")
+        resumable = next((run for run in found if run.state == "interrupted"), None)
+        if resumable is not None:
+            print(f"next: trainer fit --resume {Path(self.folder) / resumable.name}")
         return 0
-    if not found:
-        print(f"no runs in {arguments.folder}/ yet; `trainer fit` makes them")
-        return 0
-    print("\n".join(text_table(_HEAD, list(map(_row, found)), left=set(_HEAD) - _RIGHT)))
-    for run in found:
-        if run.problem:
-            print(f"{run.name}: {run.problem}")
-    resumable = next((run for run in found if run.state == "interrupted"), None)
-    if resumable is not None:
-        print(f"next: trainer fit --resume {Path(arguments.folder) / resumable.name}")
-    return 0
-
-
-def runs_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `trainer runs`, but for those that all commands of the trainer have."""
-    parser.epilog = """examples:
-  trainer runs                     the newest first
-  trainer runs --sort map          the best first
-  trainer runs --json | jq '.[] | select(.state == "interrupted") | .name'
-
-state: finished, running (in some process now), interrupted (`trainer fit --resume` goes on), not started (stopped
-before its first checkpoint) or broken (the reason is below the table)"""
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    parser.add_argument("--sort", choices=("started", "map"), default="started", help="newest (default) or best first")
-    parser.add_argument("--json", action="store_true", help="all that is known of each, the git commit too, as JSON")
 
 
 def _row(run: RunSummary) -> tuple[str, ...]:

@@ -1,0 +1,201 @@
+"""The command line of dataclasses: each command is one, its fields are the arguments, its docstring is the help.
+
+A field's type says how a word is read, and `name: text` in the docstring is its help (`isodet.field_docs`), with the
+default behind it. What comes before those paragraphs describes the command; what follows them are its examples.
+A field that is a dataclass itself, as `StreamOptions`, brings those of its fields that a table of flags names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from isodet.errors import IsodetError
+from isodet.field_docs import field_docs
+
+
+class Flag(NamedTuple):
+    """What only the command line says of a field: `Annotated[type, flag(...)]`, or a table by name for a dataclass."""
+
+    name: str
+    keywords: dict[str, Any]
+
+
+def flag(name: str = "", **keywords: Any) -> Flag:
+    """A `Flag`: its name (without dashes: a positional; none: the field's), and argparse's keywords in place of those
+    that follow from the field. `either` is flags that exclude each other: value and help of each.
+    """
+    return Flag(name, keywords)
+
+
+def teaching(prog: str) -> argparse.RawDescriptionHelpFormatter:
+    """argparse's layout for help texts that hold examples."""
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
+
+
+def command_parser(
+    program: str, description: str, examples: str, commands: Mapping[str, type[Any]]
+) -> argparse.ArgumentParser:
+    """The parser of `program`, for `exit_status`. A command is a dataclass, and its `run()` gives the exit status."""
+    parser = argparse.ArgumentParser(program, description=description, epilog=examples, formatter_class=teaching)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, kind in commands.items():
+        text, epilog = _page(kind)
+        summary = text.partition("\n")[0].rstrip(".")
+        sub = subparsers.add_parser(
+            name, help=summary[:1].lower() + summary[1:], description=text, epilog=epilog, formatter_class=teaching
+        )
+        sub.set_defaults(run=partial(_run, kind, sub, dict(_add_fields(sub, kind))))
+    return parser
+
+
+def _run(kind: type[Any], parser: argparse.ArgumentParser, flags: dict[str, str], given: argparse.Namespace) -> int:
+    try:
+        command = _made(kind, vars(given))
+    except (IsodetError, ValueError, RuntimeError) as error:
+        field, _, reason = " ".join(str(error).split()).partition(": ")
+        names = {field.rpartition(".")[2], f"--{field}"}
+        spelling = next((flag for key, flag in flags.items() if names & {key.rpartition(".")[2], flag}), None)
+        parser.error(f"argument {spelling}: {reason}" if spelling and reason else str(error))
+    return int(command.run())
+
+
+def _made(kind: type[Any], given: Mapping[str, Any], at: str = "", base: Any = None) -> Any:
+    """The dataclass of the values in `given`, by dotted name; what they leave out is as in `base`."""
+    values = {}
+    for field in dataclasses.fields(kind):
+        key = at + field.name
+        if key in given:
+            values[field.name] = tuple(given[key]) if isinstance(given[key], list) else given[key]
+        elif any(other.startswith(f"{key}.") for other in given):
+            values[field.name] = _made(type(field.default), given, f"{key}.", field.default)
+    return kind(**values) if base is None else dataclasses.replace(base, **values)
+
+
+def _page(kind: type[Any]) -> tuple[str, str]:
+    """What the docstring of `kind` says before its fields, and what it and its bases say after them."""
+    names = "|".join(field.name for field in dataclasses.fields(kind))
+    before, after = "", []
+    for owner in kind.__mro__[:-1]:
+        paragraphs = inspect.cleandoc(owner.__doc__ or "").split("\n\n")
+        of_fields = [i for i, paragraph in enumerate(paragraphs) if re.match(f"({names}): ", paragraph)]
+        before = before or "\n\n".join(paragraphs[: min(of_fields, default=None)])
+        after += paragraphs[of_fields[-1] + 1 :] if of_fields else []
+    return before, "\n\n".join(after)
+
+
+def _add_fields(
+    parser: Any, kind: type[Any], table: Mapping[str, Flag] | None = None, base: Any = None, at: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Add the fields of `kind`, those of its bases last; gives the dotted name and the flag of each."""
+    texts, hints = field_docs(kind), get_type_hints(kind, include_extras=True)
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    own_first = dict.fromkeys(name for owner in kind.__mro__ for name in owner.__dict__.get("__annotations__", ()))
+    for name in own_first if table is None else table:
+        hint, *extras = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
+        default = defaults[name] if base is None else getattr(base, name)
+        if dataclasses.is_dataclass(default):
+            group = parser.add_argument_group(extras[1]) if extras[1:] else parser
+            yield from _add_fields(group, type(default), extras[0], default, f"{at}{name}.")
+        else:
+            given = table[name] if table is not None else extras[0] if extras else flag()
+            yield at + name, _add(parser, at + name, hint, given, default, texts.get(name, ""))
+
+
+def _add(parser: Any, key: str, hint: Any, given: Flag, default: Any, text: str) -> str:
+    """Add the argument of one field, whose value goes to `key`; gives its flag."""
+    field, keywords = key.rpartition(".")[2], dict(given.keywords)
+    name = given.name or ("--no-" if default is True else "--") + field.replace("_", "-")
+    options: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS}  # the dataclass has its own
+    if "either" in keywords:
+        group = parser.add_mutually_exclusive_group()
+        for name, (value, text) in keywords["either"].items():
+            group.add_argument(name, action="store_const", const=value, help=text, **options)
+        return name
+    text, required = keywords.pop("help", text), default is dataclasses.MISSING
+    if not (required or isinstance(default, bool) or default in (None, ()) or "default" in text):
+        shown = default if isinstance(default, tuple) else (default,)
+        text += f" (default: {','.join(str(value).removesuffix('.0') for value in shown)})"
+    options["help"] = text.replace("%", "%%")
+    if hint is bool:
+        parser.add_argument(name, **{"action": f"store_{str(not default).lower()}"} | options | keywords)
+        return name
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        hint = Path if Path in kinds else kinds[0]
+    positional, several = not name.startswith("-"), get_origin(hint) is tuple
+    if several and (positional or not {"nargs", "action"}.isdisjoint(keywords)):
+        hint = get_args(hint)[0]
+    options |= {"choices": get_args(hint) if get_origin(hint) is Literal else None} | keywords
+    options["type"] = partial(_told, keywords.get("type") or partial(_read, options["choices"], hint), field)
+    metavar = name if positional else None if options["choices"] else name.strip("-").upper()
+    options.setdefault("metavar", metavar)
+    if positional:
+        nargs = ("+" if required else "*") if several else None if required else "?"
+        options = {"nargs": nargs} | options | {"default": None if required else default}
+    else:
+        options["required"] = required
+    parser.add_argument(options.pop("dest") if positional else name, **options)
+    return name
+
+
+def _told(read: Callable[[str], Any], field: str, text: str) -> Any:
+    """`read(text)`; argparse shows what its ValueError says."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(f"{field}: ")) from None
+
+
+def _read(choices: tuple[Any, ...] | None, hint: Any, text: str) -> Any:
+    """`text` as `hint`: one of `choices`, a number, a name, a path, or a tuple with commas between its values."""
+    if choices is not None:
+        values = {str(choice): choice for choice in choices}
+        if text in values:
+            return values[text]
+        import difflib  # late: what goes well does not wait for it
+
+        near = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(text, values, 1))
+        raise ValueError(f"expected {', '.join(values)}; got {text!r}{near}")
+    kinds = get_args(hint)
+    parts = [part for part in map(str.strip, text.split(",")) if part or kinds[0] is not str] if kinds else [text]
+    kind = kinds[0] if kinds else hint
+    count, noun = len(kinds), {int: "whole number", float: "number"}.get(kind, "name")
+    try:
+        read = tuple(kind(part) for part in parts)
+    except ValueError:
+        read = ()
+    if not read or (kinds and kinds[-1] is not Ellipsis and len(read) != count):
+        many = f"{'' if Ellipsis in kinds else f'{count} '}{noun}s with commas between"
+        raise ValueError(f"expected {many if kinds else f'a {noun}'}, got {text!r}")
+    return read if kinds else read[0]
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def number(expected: str, legal: Callable[[float], bool]) -> Callable[[str], float]:
+    """Reads a number that is `legal`, and says what was expected for any other."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not legal(value):
+            raise ValueError(f"expected {expected}, got {text!r}")
+        return value
+
+    return read
