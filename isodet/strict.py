@@ -227,7 +227,7 @@ def described(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(described(a) for a in args)
     if origin is Literal:
-        return "one of " + ", ".join(str(a) for a in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join(str(a) for a in args)
     if origin is tuple:
         if args[-1] is Ellipsis:
             return f"a list of {described(args[0])}"

@@ -38,6 +38,7 @@ _EXAMPLES = """examples:
   trainer check-data my.yaml                       counts, box sizes, broken entries, a sheet of samples
   trainer check-data my.yaml --augment             the same, and what each augmentation does to your pictures
   trainer show my.yaml optim.lr=0.002              the whole configuration as it would run
+  trainer show --schema > config.schema.json       every key, for editors that complete and check YAML
   trainer lr-find my.yaml                          a learning rate to start from, with a plot
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
   trainer fit --resume                             go on with the newest interrupted run
@@ -104,9 +105,16 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from trainer.config.reference import config_markdown
+    from trainer.config.schema import config_schema
     from trainer.config.train import dump_config
     from trainer.config_reader import read_config
 
+    if arguments.schema or arguments.markdown:
+        print(config_markdown() if arguments.markdown else json.dumps(config_schema(), indent=1) + "\n", end="")
+        return 0
+    if arguments.config is None:
+        arguments.parser.error("name a CONFIG, or give --schema or --markdown")
     print(dump_config(read_config(arguments.config, arguments.overrides)), end="")
     return 0
 
@@ -200,7 +208,12 @@ def _parser() -> argparse.ArgumentParser:
     runs_arguments(command("runs", runs, "list the runs", "List the runs in FOLDER: scores, state, time, data."))
 
     sub = command("show", _show, "print the resolved config", "Print CONFIG with its _base_, overrides and defaults.")
-    config(sub)
+    config(sub, optional=True)
+    of_all = sub.add_mutually_exclusive_group()
+    of_all.add_argument("--schema", action="store_true", help="print a JSON Schema of every key instead, for editors")
+    of_all.add_argument(
+        "--markdown", action="store_true", help="print docs/config.md instead, which explains every key"
+    )
 
     sub = command(
         "check-data", _check_data, "look at a data set before training on it",
