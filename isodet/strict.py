@@ -236,7 +236,7 @@ def described(hint: Any) -> str:
         return "a mapping of keys"
     names: dict[Any, str] = {
         Own: "package.module:Name of your own part", float: "a number",
-        int: "a whole number", str: "text", bool: "true or false", type(None): "null",
+        int: "a whole number", str: "text", bool: "true or false", type(None): "null", dict: "a mapping of keys",
     }  # fmt: skip
     return names.get(hint, str(hint))
 

@@ -67,7 +67,7 @@ WRONG: dict[str, tuple[Callable[[Content], None], str]] = {
     "float layers": (_card(quantization={"float_layers": 5}), "quantization.float_layers: expected names of layers"),
     "unknown layer": (_card(quantization={"float_layers": ["nope"]}), "quantization: nope is no convolution"),
     "resize": (
-        _card(resize={"short": "a", "long": 1, "multiple": 0, "floor": True, "fill_bgr": [1]}), "resize.short: expected",
+        _card(resize={"short": "a", "long": 1, "multiple": 0, "floor": True, "fill_bgr": [1]}), "resize.short: expec",
     ),
     "input": (_card(input=[]), "input: expected"),
     "iou": (_card(nms={"kind": "auto", "iou": float("nan"), "candidates": 9, "detections": 9}), "nms.iou: expected"),

@@ -71,7 +71,8 @@ def config_schema() -> dict[str, Any]:
     model = needed["properties"].pop("model")
     needed["required"].remove("model")
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A training configuration of isodet", **schema,
+        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A training configuration of isodet",
+        **schema,
         # What is missing here may stand in a file below. With `init` the model is the checkpoint's.
         "if": {"required": ["_base_"]}, "else": {
             **needed,
