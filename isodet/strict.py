@@ -227,7 +227,7 @@ def described(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(described(a) for a in args)
     if origin is Literal:
-        return "one of " + ", ".join(str(a) for a in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join(str(a) for a in args)
     if origin is tuple:
         if args[-1] is Ellipsis:
             return f"a list of {described(args[0])}"
@@ -236,7 +236,7 @@ def described(hint: Any) -> str:
         return "a mapping of keys"
     names: dict[Any, str] = {
         Own: "package.module:Name of your own part", float: "a number",
-        int: "a whole number", str: "text", bool: "true or false", type(None): "null",
+        int: "a whole number", str: "text", bool: "true or false", type(None): "null", dict: "a mapping of keys",
     }  # fmt: skip
     return names.get(hint, str(hint))
 

@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   trainer check-data my.yaml                       counts, box sizes, broken entries, a sheet of samples
   trainer check-data my.yaml --augment             the same, and what each augmentation does to your pictures
   trainer show my.yaml optim.lr=0.002              the whole configuration as it would run
+  trainer show --schema > config.schema.json       every key, for editors that complete and check YAML
   trainer lr-find my.yaml                          a learning rate to start from, with a plot
   trainer fit my.yaml schedule.epochs=50           train; outputs in runs/<name>/
   trainer fit --resume                             go on with the newest interrupted run

@@ -127,7 +127,8 @@ def refuse_undeployable(model: Mapping[str, Any], path: str) -> None:
                 continue
             if re.search(pattern, str(value), re.IGNORECASE):
                 raise ConfigError(
-                    f"{path}.{key}: {value!r} asks for {refusal.what}, which {refusal.why}; use {refusal.instead}"
+                    f"{path}.{key}: {value!r} asks for {refusal.what}, which {refusal.why}; use {refusal.instead}",
+                    key=f"{path}.{key}",
                 )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from isodet.errors import IsodetError
-from isodet.strict import ConfigError, UnknownKeyError, build, converted, require
+from isodet.strict import ConfigError, UnknownKeyError, build, converted, nearest, require
 from runtime.card.seal import is_broken, sealed
 from runtime.images.image import FILL, FixedSize, Resize, ShortSide
 
@@ -133,7 +133,9 @@ class Card:
         for name, score in {"score_threshold": self.score_threshold, "threshold": self.threshold}.items():
             require(0 <= score <= 1, name, "a score from 0 to 1", score)
         for name, score in self.thresholds.items():
-            require(name in self.classes, f"thresholds.{name}", "the name of a class as key", name)
+            if name not in self.classes:
+                key = f"thresholds.{name}"
+                raise ConfigError(f"{key}: there is no class of this name{nearest(name, self.classes)}", key=key)
             require(0 <= score <= 1, f"thresholds.{name}", "a score from 0 to 1", score)
         require(0 <= self.nms["iou"] <= 1, "nms.iou", "a number from 0 to 1", self.nms["iou"])
         require(self.nms["candidates"] >= 1, "nms.candidates", "a whole number of at least 1", self.nms["candidates"])

@@ -66,10 +66,10 @@ WRONG: dict[str, tuple[Callable[[Content], None], str]] = {
     "nan": (_weight(lambda t: t * float("nan")), f"1 of its tensors hold NaN or infinite numbers, the first: {KEY}"),
     "infinite": (_weight(lambda t: t - float("inf")), f"NaN or infinite numbers, the first: {KEY}"),
     "quantization": (_card(quantization="x"), "quantization: expected"),
-    "float layers": (_card(quantization={"float_layers": 5}), "quantization: expected names of layers"),
+    "float layers": (_card(quantization={"float_layers": 5}), "quantization.float_layers: expected names of layers"),
     "unknown layer": (_card(quantization={"float_layers": ["nope"]}), "quantization: nope is no convolution"),
     "resize": (
-        _card(resize={"short": "a", "long": 1, "multiple": 0, "floor": True, "fill_bgr": [1]}), "resize: expected",
+        _card(resize={"short": "a", "long": 1, "multiple": 0, "floor": True, "fill_bgr": [1]}), "resize.short: expec",
     ),
     "input": (_card(input=[]), "input: expected"),
     "iou": (_card(nms={"kind": "auto", "iou": float("nan"), "candidates": 9, "detections": 9}), "nms.iou: expected"),
@@ -77,7 +77,7 @@ WRONG: dict[str, tuple[Callable[[Content], None], str]] = {
     "size": (_card(input_size_hw=[10**11, 64]), "input_size_hw: expected"),
     "model config": (_card(model=None), "card.model: expected a mapping"),
     "channels": (lambda c: c["card"]["model"]["neck"].update(channels=10**7), "channels: expected 8 to 8192"),
-    "training": (_card(training=5), "training: expected an object"),
+    "training": (_card(training=5), "training: expected a mapping"),
 }  # fmt: skip
 
 

@@ -97,13 +97,34 @@ class Fit(Overrides, Runs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Show(Configured):
-    """Print CONFIG with its _base_, overrides and defaults."""
+class Show(Overrides):
+    """Print CONFIG with its _base_, overrides and defaults.
+
+    config: YAML file
+    schema: print a JSON Schema of every key instead, for editors
+    markdown: print docs/config.md instead, which explains every key
+    """
+
+    config: Annotated[Path | None, flag("config", metavar="CONFIG")] = None
+    schema: bool = False
+    markdown: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.config is not None) + self.schema + self.markdown != 1:
+            raise ValueError("name a CONFIG, or give --schema or --markdown")
 
     def run(self) -> int:
+        from trainer.config.reference import config_markdown
+        from trainer.config.schema import config_schema
         from trainer.config.train import dump_config
+        from trainer.config_reader import read_config
 
-        print(dump_config(self.read()), end="")
+        if self.config is not None:
+            print(dump_config(read_config(self.config, self.overrides)), end="")
+        elif self.markdown:
+            print(config_markdown(), end="")
+        else:
+            print(json.dumps(config_schema(), indent=1))
         return 0
 
 
