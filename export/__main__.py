@@ -1,19 +1,6 @@
-"""The command `exporter`: onnx, trt, audit, sensitivity, verify, bisect. Each is a thin layer over one function."""
+"""Turn a checkpoint into an artifact, and prove that it scores the same mAP.
 
-from __future__ import annotations
-
-import sys
-from collections.abc import Sequence
-
-from export.commands.bisect import Bisect
-from export.commands.engine import Audit, Trt
-from export.commands.int8 import Sensitivity
-from export.commands.onnx import Onnx
-from export.commands.verify import Verify
-from runtime.commands.arguments import command_parser
-from runtime.commands.shared import exit_status, words
-
-_EXAMPLES = """examples:
+examples:
   exporter onnx --simplify                         the newest run's best.pt, to best.onnx beside it
   exporter onnx runs/demo/best.pt --out detector.onnx --tolerance 0.05
   exporter onnx runs/demo/best.pt --precision fp16 --source-size 1080,1920 --out camera.onnx
@@ -29,15 +16,28 @@ _EXAMPLES = """examples:
 
 In bash and zsh the word `export` is a builtin of the shell: `export onnx best.pt` does nothing there.
 Say `exporter`, or `python -m export`.
-exit status: 0 done, 1 the work failed or an artifact lost too much mAP, 2 wrong usage"""
+exit status: 0 done, 1 the work failed or an artifact lost too much mAP, 2 wrong usage
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from export.commands.bisect import Bisect
+from export.commands.engine import Audit, Trt
+from export.commands.int8 import Sensitivity
+from export.commands.onnx import Onnx
+from export.commands.verify import Verify
+from runtime.commands.arguments import command_parser
+from runtime.commands.shared import exit_status, words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
-    parser = command_parser(
-        "exporter", "Turn a checkpoint into an artifact, and prove that it scores the same mAP.", _EXAMPLES,
-        {"onnx": Onnx, "trt": Trt, "audit": Audit, "sensitivity": Sensitivity, "verify": Verify, "bisect": Bisect},
-    )  # fmt: skip
+    parser = command_parser("exporter", __doc__, {
+        "onnx": Onnx, "trt": Trt, "audit": Audit, "sensitivity": Sensitivity, "verify": Verify, "bisect": Bisect,
+    })  # fmt: skip
     return exit_status(parser.parse_args(words(parser, argv)), "exporter", "export", "interrupted; nothing was written")
 
 

@@ -1,4 +1,15 @@
-"""The command `runtime`: detect, bench, eval. Each is a thin layer over one documented function."""
+"""Run a trained detector: on pictures and videos, against the clock, against COCO annotations.
+
+examples:
+  runtime detect street.jpg                        newest model of runs/, result in detections/street.jpg
+  runtime detect photos/ --model best.onnx --out found
+  runtime detect clip.mp4 --threshold 0.5          annotated clip.mp4 and clip.jsonl
+  runtime detect rtsp://camera/1 --no-save --json camera.jsonl
+  runtime bench best.onnx --batch 1,8 --threads 2
+  runtime eval best.onnx --annotations val.json --images val/
+
+exit status: 0 done, 1 the work failed, 2 wrong usage
+"""
 
 from __future__ import annotations
 
@@ -11,23 +22,10 @@ from runtime.commands.detect import Detect
 from runtime.commands.eval import Eval
 from runtime.commands.shared import exit_status, words
 
-_EXAMPLES = """examples:
-  runtime detect street.jpg                        newest model of runs/, result in detections/street.jpg
-  runtime detect photos/ --model best.onnx --out found
-  runtime detect clip.mp4 --threshold 0.5          annotated clip.mp4 and clip.jsonl
-  runtime detect rtsp://camera/1 --no-save --json camera.jsonl
-  runtime bench best.onnx --batch 1,8 --threads 2
-  runtime eval best.onnx --annotations val.json --images val/
-
-exit status: 0 done, 1 the work failed, 2 wrong usage"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
-    parser = command_parser(
-        "runtime", "Run a trained detector: on pictures and videos, against the clock, against COCO annotations.",
-        _EXAMPLES, {"detect": Detect, "bench": Bench, "eval": Eval},
-    )  # fmt: skip
+    parser = command_parser("runtime", __doc__, {"detect": Detect, "bench": Bench, "eval": Eval})
     return exit_status(parser.parse_args(words(parser, argv)), "runtime", "train")
 
 

@@ -1,19 +1,6 @@
-"""The command `trainer`. Each of its commands is thin over one function."""
+"""Train ATSS, RetinaNet and FCOS detectors from one YAML file.
 
-from __future__ import annotations
-
-import argparse
-import sys
-from collections.abc import Sequence
-
-from runtime.commands.arguments import command_parser
-from runtime.commands.shared import exit_status, words
-from trainer.commands.config import CheckData, Fit, LrFind, Show
-from trainer.commands.data import Convert, Import, MineNegatives, New
-from trainer.commands.eval import Eval
-from trainer.commands.runs import Runs
-
-_EXAMPLES = """examples:
+examples:
   trainer new digits                               a small data set and its recipe, digits/digits.yaml
   trainer new my.yaml --train train.json --train-images train/ --val val.json --val-images val/
   trainer new my.yaml --train data.yaml --val data.yaml
@@ -33,7 +20,21 @@ _EXAMPLES = """examples:
   trainer import fcos.pth --out fcos.pt            a checkpoint of torchvision or mmdetection as isodet's
 
 Any key of a config can be set on the command line as key.sub=value; `trainer show` prints them all.
-exit status: 0 done, 1 the work failed, 2 wrong usage"""
+exit status: 0 done, 1 the work failed, 2 wrong usage
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from runtime.commands.arguments import command_parser
+from runtime.commands.shared import exit_status, words
+from trainer.commands.config import CheckData, Fit, LrFind, Show
+from trainer.commands.data import Convert, Import, MineNegatives, New
+from trainer.commands.eval import Eval
+from trainer.commands.runs import Runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,13 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """argparse takes no positionals after an option; key=value may stand anywhere on our command lines."""
-    parser = command_parser(
-        "trainer", "Train ATSS, RetinaNet and FCOS detectors from one YAML file.", _EXAMPLES,
-        {
-            "fit": Fit, "eval": Eval, "runs": Runs, "show": Show, "check-data": CheckData,
-            "mine-negatives": MineNegatives, "lr-find": LrFind, "new": New, "convert": Convert, "import": Import,
-        },
-    )  # fmt: skip
+    parser = command_parser("trainer", __doc__, {
+        "fit": Fit, "eval": Eval, "runs": Runs, "show": Show, "check-data": CheckData, "mine-negatives": MineNegatives,
+        "lr-find": LrFind, "new": New, "convert": Convert, "import": Import,
+    })  # fmt: skip
     given = words(parser, argv)
     for i in reversed([i for i, text in enumerate(given) if text == "--augment"]):
         if given[i + 1 : i + 2] not in ([], ["on"], ["all"]):  # CONFIG or a key=value, which is not its word

@@ -16,43 +16,38 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from isodet.errors import IsodetError
 from isodet.field_docs import field_docs
 
+Flag = tuple[str, dict[str, Any]]
 
-class Flag(NamedTuple):
-    """What only the command line says of a field: `Annotated[type, flag(...)]`, or a table by name for a dataclass."""
-
-    name: str
-    keywords: dict[str, Any]
+TEACHING = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30, width=100)
+"""argparse's layout for help texts that hold examples."""
 
 
 def flag(name: str = "", **keywords: Any) -> Flag:
-    """A `Flag`: its name (without dashes: a positional; none: the field's), and argparse's keywords in place of those
-    that follow from the field. `either` is flags that exclude each other: value and help of each.
+    """What only the command line says of a field: `Annotated[type, flag(...)]`, or a table by name for a dataclass.
+
+    Its name (without dashes: a positional; none: the field's), and argparse's keywords in place of those that follow
+    from the field. `either` is flags that exclude each other: value and help of each.
     """
-    return Flag(name, keywords)
+    return name, keywords
 
 
-def teaching(prog: str) -> argparse.RawDescriptionHelpFormatter:
-    """argparse's layout for help texts that hold examples."""
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
+def command_parser(program: str, text: str | None, commands: Mapping[str, type[Any]]) -> argparse.ArgumentParser:
+    """The parser of `program`, for `exit_status`. A command is a dataclass, and its `run()` gives the exit status.
 
-
-def command_parser(
-    program: str, description: str, examples: str, commands: Mapping[str, type[Any]]
-) -> argparse.ArgumentParser:
-    """The parser of `program`, for `exit_status`. A command is a dataclass, and its `run()` gives the exit status."""
-    parser = argparse.ArgumentParser(program, description=description, epilog=examples, formatter_class=teaching)
+    text: what `program` is for; examples follow after an empty line.
+    """
+    description, _, epilog = (text or "").partition("\n\n")
+    parser = argparse.ArgumentParser(program, description=description, epilog=epilog, formatter_class=TEACHING)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, kind in commands.items():
-        text, epilog = _page(kind)
-        summary = text.partition("\n")[0].rstrip(".")
-        sub = subparsers.add_parser(
-            name, help=summary[:1].lower() + summary[1:], description=text, epilog=epilog, formatter_class=teaching
-        )
+        long, epilog = _page(kind)
+        short = long[:1].lower() + long[1:].partition("\n")[0].rstrip(".")
+        sub = subparsers.add_parser(name, help=short, description=long, epilog=epilog, formatter_class=TEACHING)
         sub.set_defaults(run=partial(_run, kind, sub, dict(_add_fields(sub, kind))))
     return parser
 
@@ -112,8 +107,8 @@ def _add_fields(
 
 def _add(parser: Any, key: str, hint: Any, given: Flag, default: Any, text: str) -> str:
     """Add the argument of one field, whose value goes to `key`; gives its flag."""
-    field, keywords = key.rpartition(".")[2], dict(given.keywords)
-    name = given.name or ("--no-" if default is True else "--") + field.replace("_", "-")
+    field, keywords = key.rpartition(".")[2], dict(given[1])
+    name = given[0] or ("--no-" if default is True else "--") + field.replace("_", "-")
     options: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS}  # the dataclass has its own
     if "either" in keywords:
         group = parser.add_mutually_exclusive_group()
@@ -179,19 +174,12 @@ def _read(choices: tuple[Any, ...] | None, hint: Any, text: str) -> Any:
     return read if kinds else read[0]
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def number(expected: str, legal: Callable[[float], bool]) -> Callable[[str], float]:
+def number(expected: str, legal: Callable[[float], bool], kind: type[float] = float) -> Callable[[str], Any]:
     """Reads a number that is `legal`, and says what was expected for any other."""
 
     def read(text: str) -> float:
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
             value = math.nan
         if not legal(value):
@@ -199,3 +187,6 @@ def number(expected: str, legal: Callable[[float], bool]) -> Callable[[str], flo
         return value
 
     return read
+
+
+count = number("a whole number of at least 1", lambda value: value >= 1, int)

@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from runtime.bench.bench import BenchOptions, bench
 from runtime.commands.arguments import flag
-from runtime.commands.detect_run import MODELS
-from runtime.commands.shared import OnDevice, Quiet, chosen, moves, write_json
+from runtime.commands.shared import MODELS, OnDevice, Quiet, chosen, moves, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

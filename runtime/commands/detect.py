@@ -11,8 +11,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from runtime.commands.arguments import flag
-from runtime.commands.detect_run import MODELS, DetectOptions, DetectSummary, detect
-from runtime.commands.shared import Quiet, chosen, moves
+from runtime.commands.detect_run import DetectOptions, DetectSummary, detect
+from runtime.commands.shared import MODELS, Quiet, chosen, moves
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from runtime.commands.detect_outputs import (
     refuse_to_overwrite,
     require_windows,
 )
-from runtime.commands.shared import OnDevice
+from runtime.commands.shared import MODELS, OnDevice
 from runtime.commands.signals import finishing
 from runtime.detections import Detections
 from runtime.detector import Detector, Threshold
@@ -39,12 +39,9 @@ from runtime.streams.streams import Streams
 from runtime.streams.track import Tracker
 from runtime.streams.video_writer import VideoError
 
-__all__ = ["MODELS", "DetectError", "DetectOptions", "DetectSummary", "SourceSummary", "detect"]
+__all__ = ["DetectError", "DetectOptions", "DetectSummary", "SourceSummary", "detect"]
 
 Progress = Callable[[int, int | None], None]
-
-MODELS = ("best.onnx", "best.pt")
-"""What a run folder may hold to detect with, the preferred first."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tqdm import tqdm
 
 from runtime.commands.arguments import count, flag, number
-from runtime.commands.detect_run import MODELS
-from runtime.commands.shared import Data, OnDevice, Quiet, chosen, moves, write_json
+from runtime.commands.shared import MODELS, Data, OnDevice, Quiet, chosen, moves, write_json
 
 if TYPE_CHECKING:
     from runtime.datasets.annotations import CocoDataset

@@ -19,7 +19,6 @@ from isodet.rooms import ROOMS
 from runtime.commands.arguments import count, flag
 from runtime.commands.signals import Terminated, terminating
 from runtime.files.write import write_text
-from runtime.runs import newest
 
 OURS = (*ROOMS, "isodet")
 
@@ -134,9 +133,15 @@ class OfRun(Runs):
         return chosen(self.checkpoint, "best.pt", runs=self.runs, kind="checkpoint")
 
 
+MODELS = ("best.onnx", "best.pt")
+"""What a run folder may hold to detect with, the preferred first."""
+
+
 def chosen(named: Path | None, *names: str, runs: str | Path = "runs", kind: str = "model") -> Path:
     """The file that was named; otherwise says which it is: the newest run's, by the first of `names` that there is."""
     if named is None:
+        from runtime.runs import newest
+
         named = newest(*names, runs=runs)
         print(f"{kind}: {named} (the newest run's)")
     return named

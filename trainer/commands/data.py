@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from runtime.commands.arguments import flag, number
 from runtime.commands.shared import Data, OfRun, Quiet, moves
-from runtime.datasets import Format
 
+Format = Literal["coco", "voc", "yolo", "list"]
+"""That of `runtime.datasets`, whose readers the other commands need not load."""
 _DIR = flag(metavar="DIR")
 _DATA = flag(metavar="DATA")
 _FILE = flag(metavar="FILE")
