@@ -42,7 +42,7 @@ class MineNegatives(OfRun, Data, Quiet):
     device: str = "auto"
 
     def run(self) -> int:
-        from runtime import Detector
+        from runtime.detector import Detector
         from trainer.prepare.negatives import mine_negatives, training_data
 
         checkpoint = self.chosen()

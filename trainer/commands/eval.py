@@ -42,7 +42,7 @@ class Eval(OfRun, Measuring, Quiet):
     save_thresholds: bool = False
 
     def run(self) -> int:
-        from runtime import Detector
+        from runtime.detector import Detector
         from runtime.evaluation.evaluate import evaluate, require_objects
         from runtime.runs import validation_data
         from trainer.run.checkpoint_card import keep_thresholds
