@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -12,6 +11,7 @@ from typing import Any
 
 from export.card_paths import private_folders, without_paths
 from export.options import CalibrationError
+from isodet.strict import ConfigError, converted
 from models.quant import METHODS, Ranges
 from runtime.card.seal import is_broken, sealed
 from runtime.files.write import write_text
@@ -95,19 +95,12 @@ def read_ranges(path: Path, checkpoint: Path, sha256: str) -> RangesFile:
 
 
 def _ranges(path: Path, name: str, values: Any) -> Ranges:
-    wanted = ("low", "high", *METHODS)
-    numbers: list[Any] = [values.get(key) if isinstance(values, dict) else None for key in wanted]
-    if not all(_is_finite(n) for n in numbers):
-        raise CalibrationError.at(path, f"expected the numbers {', '.join(wanted)}, got {str(values)[:80]}", key=name)
-    low, high, *magnitudes = map(float, numbers)
+    hints = dict.fromkeys(("low", "high", *METHODS), float)
+    try:
+        numbers = converted(hints, hints.keys(), values, name)
+    except ConfigError as error:
+        raise CalibrationError(f"{path}: {error}", key=error.key, path=path) from None
+    low, high, *magnitudes = numbers.values()
     if low > 0 or high < 0 or min(magnitudes) < 0:
         raise CalibrationError.at(path, "expected low <= 0 <= high and magnitudes of 0 or more", key=name)
     return Ranges(low, high, dict(zip(METHODS, magnitudes, strict=True)))
-
-
-def _is_finite(number: Any) -> bool:
-    """Whether it is a number that a float can be: whole numbers of JSON have no largest."""
-    try:
-        return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-    except OverflowError:
-        return False

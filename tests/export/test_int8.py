@@ -130,7 +130,7 @@ def test_ranges_are_the_same_after_a_round_trip_and_foreign_ones_are_refused(tmp
     for broken, told in (
         (text[: len(text) // 2], "not a whole file of ranges"), (text.replace("isodet int8", "other"), "not a file of"),
         (text.replace(sha, "0" * 64), "of another network"), (text.replace('"format": 1', '"format": 9'), "format 9"),
-        (text.replace("1.75", '"?"'), "x: expected the numbers"), (text.replace("-1.5", "1.5"), "low <= 0"),
+        (text.replace("1.75", '"?"'), "x.minmax: expected a number"), (text.replace("-1.5", "1.5"), "low <= 0"),
         ("[]", "not a file of ranges"),
     ):  # fmt: skip
         path.write_text(broken)
