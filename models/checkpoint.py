@@ -130,9 +130,14 @@ def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detecto
     except (ConfigError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}", key=getattr(error, "key", None), path=path) from error
     if quantization := content["card"].get("quantization"):
-        layers = quantization.get("float_layers", ()) if isinstance(quantization, dict) else None
+        if not isinstance(quantization, dict):
+            got = type(quantization).__name__
+            raise CheckpointError.at(path, f"expected an object with keys, got {got}", key="card.quantization")
+        layers = quantization.get("float_layers", ())
         if not isinstance(layers, (list, tuple)) or not all(isinstance(layer, str) for layer in layers):
-            raise CheckpointError.at(path, "expected names of layers as its float_layers", key="card.quantization")
+            raise CheckpointError.at(
+                path, f"expected names of layers, got {str(layers)[:80]}", key="card.quantization.float_layers"
+            )
         try:
             detector = quantise(detector.eval(), layers)
         except QuantError as error:

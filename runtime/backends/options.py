@@ -33,7 +33,7 @@ class BackendOptions:
     'ONNX Runtime ...'
     >>> Detector("best.onnx", options=BackendOptions(compile=True))
     Traceback (most recent call last):
-    runtime.backends.BackendError: best.onnx: compile is a choice for .pt checkpoints
+    runtime.backends.protocol.BackendError: best.onnx: compile is a choice for .pt checkpoints
 
     cuda_graphs: ONNX Runtime's CUDA and RTX providers, TensorRT and checkpoints: record the GPU's work once for each of
         a few batch sizes (`runtime.backends.cuda.batch_sizes`) and replay it. A batch between two sizes is padded to

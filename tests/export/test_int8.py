@@ -97,7 +97,7 @@ def test_what_is_wrong_with_calibration_pictures_is_said(tmp_path: Path, picture
     for images in (tmp_path / "empty", tmp_path / "absent", None):
         with raises(CalibrationError, path=images or checkpoint):
             calibration_pictures(card, checkpoint, None, images, 4)
-    with raises(CalibrationError, key="calibration"):
+    with raises(CalibrationError, key="pictures"):
         Int8(pictures=0)
 
     one = calibration_pictures(card, checkpoint, pictures / "a.json", pictures, 512)

@@ -20,7 +20,6 @@ AS_CONSTRUCTED: dict[str, tuple[Any, ...]] = {
     "GateError": ("the export loses 3 mAP points", "a verification", "a bisection"),
     "ImageError": ("street.jpg", "no such picture file"),
     "TensorFileError": ("not a file of tensors", "os.system"),
-    "UnknownKeyError": ("optim.rate", ("lr", "betas"), ("optim.lr",)),
 }
 """What the constructors take that have more to say than a message."""
 
