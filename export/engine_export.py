@@ -20,10 +20,10 @@ import onnx
 
 from export.audit.audit import Audit, audit_network, load_graph
 from export.card_paths import handed_on
-from export.engine.build import PLUGIN, Plan, build
+from export.engine.build import PLUGIN, BuiltEngine, build
 from export.engine.cache import cache_path
 from export.engine.options import EngineOptions
-from export.engine.verify import Scoring, proven
+from export.engine.verify import Scoring, verify_engine
 from export.graph.tracing import require_finite
 from export.int8.ranges import ranges_path
 from export.onnx_export import to_onnx
@@ -129,7 +129,7 @@ def to_engine(
             card = _card(card, graph, plan, library, options, typed, source, onnx_options.nms)
             card = handed_on(card, source.parent)  # once more: the graph may be one from before paths were left out
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
-            card, audit, verification = proven(
+            card, audit, verification = verify_engine(
                 staged, card, library, typed, allow, Scoring(checkpoint, graph, gate, out), progress
             )
             card = handed_on(card, source.parent)
@@ -189,7 +189,7 @@ def _destination(source: Path, out: str | Path | None, precision: str) -> Path:
 
 def _built(
     library: Library, graph: Path, model: onnx.ModelProto, options: EngineOptions, say: Say, progress: Progress | None
-) -> Plan:
+) -> BuiltEngine:
     bodies = {(function.domain, function.name) for function in model.functions}
     nodes = [node for node in model.graph.node if node.op_type == PLUGIN]
     needs_plugin = any((node.domain, node.op_type) not in bodies for node in nodes)
@@ -210,7 +210,7 @@ def _built(
 
 
 def _card(
-    card: Card, graph: Path, plan: Plan, library: Library, options: EngineOptions, typed: Audit, source: Path,
+    card: Card, graph: Path, plan: BuiltEngine, library: Library, options: EngineOptions, typed: Audit, source: Path,
     nms: NmsKind,
 ) -> Card:  # fmt: skip
     """The card of the engine, before it was tried. nms: what was asked for."""

@@ -34,8 +34,7 @@ from models.deploy.graph import Deploy
 from models.deploy.graph_input import GraphInput
 from models.layers.fuse import assert_fused
 from runtime.card.card import Card, CardError, Nms, file_kind, sha256_file
-from runtime.datasets.annotations import CocoDataset
-from runtime.datasets.coco import CocoError
+from runtime.datasets.annotations import CocoDataset, DatasetError
 from runtime.files.write import replacing, require_writable
 from runtime.images.image import letterbox, read_image
 from runtime.runs import RunsError, validation_data
@@ -67,7 +66,7 @@ def to_onnx(
 ) -> OnnxExport:
     """Export `checkpoint` to `out` (default: its name and `suffix_of`) and prove that it is the same detector.
 
-    Raises `CheckpointError`, `FuseError` or `ExportError`; `CocoError` or `RunsError` where the data that is given
+    Raises `CheckpointError`, `FuseError` or `ExportError`; `DatasetError` or `RunsError` where the data that is given
     cannot be read; OSError where `out` cannot be written, before the long work. Then nothing is left under the final
     name that was not there before.
     """
@@ -140,7 +139,7 @@ def _data(card: Card, checkpoint: Path, gate: Gate, say: Callable[[str], None]) 
     """The data to score on; None where none is given and the checkpoint's own is not there any more."""
     try:
         return validation_data(card, checkpoint, gate.annotations, gate.images)
-    except (RunsError, CocoError) as error:
+    except (RunsError, DatasetError) as error:
         if gate.annotations is not None or gate.images is not None:
             raise
         say(f"not scored: {error}")

@@ -93,7 +93,8 @@ class _Others(Loader):
         room, _, name = fullname.partition(".")
         if room in _shared and name and "." not in name:  # what lies deeper is found by its parent
             return PathFinder.find_spec(fullname, [str(_HERE / room)])
-        ours = fullname in MOVED and _HERE / room in [Path(place).resolve() for place in path or ()]
+        above = _HERE.joinpath(*fullname.split(".")[:-1])
+        ours = fullname in MOVED and above in [Path(place).resolve() for place in path or ()]
         return ModuleSpec(fullname, self) if ours else None
 
     def exec_module(self, module: ModuleType) -> None:

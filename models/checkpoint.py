@@ -102,9 +102,10 @@ def _require_weights(path: Path, model: Any) -> None:
 def _require_finite(path: str | Path, model: Mapping[str, torch.Tensor]) -> None:
     broken = [name for name, tensor in model.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
-        raise CheckpointError(
-            f"{path}: {len(broken)} of its tensors hold NaN or infinite numbers, the first: {broken[0]}; such a "
-            "detector finds nothing: take an earlier checkpoint"
+        raise CheckpointError.at(
+            path,
+            f"{len(broken)} of its tensors hold NaN or infinite numbers, the first: {broken[0]}; such a "
+            "detector finds nothing: take an earlier checkpoint",
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from isodet.strict import ConfigError
 from models.config.model import ModelConfig
 from models.config.network import is_own
-from models.custom.call import own_matches
+from models.custom.call import own_box_loss, own_class_loss, own_matches
 from models.custom.find import ASSIGNER, BACKBONE, BOX_LOSS, CLASS_LOSS, NECK, Kind, failure, own_part
 from models.detector import Detector
 from models.layers.fuse import fuse
@@ -34,6 +34,17 @@ _BOXES = torch.tensor([
     [[1.0, 1.0, 6.0, 5.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]],  # the last two are padding
 ])  # fmt: skip
 _LABELS = torch.tensor([[0, 0, 0], [0, -1, -1]])
+_PAIRS = {
+    "overlapping boxes": ((10.0, 10.0, 50.0, 40.0), (12.0, 8.0, 45.0, 44.0)),
+    "identical boxes": ((10.0, 10.0, 50.0, 40.0), (10.0, 10.0, 50.0, 40.0)),
+    "a prediction inside": ((20.0, 20.0, 30.0, 30.0), (10.0, 10.0, 50.0, 40.0)),
+    "boxes far apart": ((100.0, 100.0, 110.0, 110.0), (10.0, 10.0, 12.0, 13.0)),
+    "a prediction without area": ((30.0, 30.0, 30.0, 30.0), (10.0, 10.0, 50.0, 40.0)),
+    "a huge prediction": ((-5000.0, -5000.0, 9000.0, 9000.0), (10.0, 10.0, 50.0, 40.0)),
+    "a prediction of 0.01 px": ((600.0, 600.0, 600.01, 600.01), (10.0, 10.0, 50.0, 40.0)),
+}
+"""Predicted and target boxes: a target has an area, a prediction may have lost it to rounding."""
+_LOGITS = (-50.0, -20.0, -1.0, 0.0, 1.0, 20.0, 50.0)
 _LARGEST_FUSE_ERROR = 1e-3
 """Of the output's scale."""
 
@@ -69,14 +80,11 @@ def _try_step(config: ModelConfig, targets: tuple[tuple[Callable[..., Any], str]
         raw, priors = detector.read(levels), detector.priors(INPUT_HW)
         if is_own(config.assign.kind):
             _try_assigner(config, own_matches(config.assign, priors, _BOXES, _LABELS >= 0))
-        for objects, factor in ((0, 1), (2, -10), (2, 1)):  # nothing to find; surely wrong; as training begins
-            scaled = raw._replace(logits=factor * raw.logits)
-            losses = detection_loss(config, scaled, priors, _BOXES[:, :objects], _LABELS[:, :objects])
-            for kind, loss, output in ((CLASS_LOSS, losses.cls, raw.logits), (BOX_LOSS, losses.box, raw.boxes)):
-                if objects and is_own(_name(config, kind)):
-                    _require_gradient(kind.where(_name(config, kind)), loss, output)
+        for objects in (0, 2):
+            losses = detection_loss(config, raw, priors, _BOXES[:, :objects], _LABELS[:, :objects])
         with _saying("model backwards"):
             losses.total.backward()
+        _try_losses(config)
         if networks := [kind for kind in (BACKBONE, NECK) if is_own(_name(config, kind))]:
             with torch.no_grad():
                 plain = _pyramid(detector.eval(), "in eval mode", images)
@@ -137,15 +145,37 @@ def _try_assigner(config: ModelConfig, matched: Tensor) -> None:
                           f"{INPUT_HW[0]}x{INPUT_HW[1]}")  # fmt: skip
 
 
-def _require_gradient(where: str, loss: Tensor, output: Tensor) -> None:
-    """Raise `ConfigError` unless a `loss` and its gradient with respect to the network's `output` are finite."""
-    slope = torch.autograd.grad(loss, output, retain_graph=True, allow_unused=True)[0] if loss.requires_grad else None
-    if slope is None:
+def _try_losses(config: ModelConfig) -> None:
+    """The user's own losses for pairs of boxes and for logits that training may meet, which one step may not."""
+    if is_own(config.box.loss):
+        predicted, targets = torch.tensor(list(_PAIRS.values())).unbind(dim=1)
+        where = BOX_LOSS.where(config.box.loss)
+        _require_finite(where, functools.partial(own_box_loss, config.box), predicted, targets, list(_PAIRS))
+    if is_own(config.loss.cls):
+        logits = torch.tensor(_LOGITS).repeat(2, 2, 1)  # [B, N, C]
+        targets = torch.zeros_like(logits)
+        targets[:, 1] = 1
+        pairs = zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True)
+        cases = [f"a logit of {logit:g} and the target {target:g}" for logit, target in pairs]
+        where = CLASS_LOSS.where(config.loss.cls)
+        _require_finite(where, functools.partial(own_class_loss, config.loss), logits, targets, cases)
+
+
+def _require_finite(
+    where: str, loss: Callable[[Tensor, Tensor], Tensor], predicted: Tensor, targets: Tensor, cases: list[str]
+) -> None:
+    """Raise `ConfigError` unless each value of a loss, one for each of the `cases`, and its gradient are finite."""
+    each = loss(predicted.requires_grad_(), targets)
+    with _saying(f"{where} backwards"):
+        slopes = torch.autograd.grad(each.sum(), predicted, allow_unused=True)[0] if each.requires_grad else None
+    if slopes is None:
         raise ConfigError(f"{where}: it has no gradient with respect to the predictions, so nothing is learned from "
                           "it; was it detached?")  # fmt: skip
-    if not (loss.isfinite() and slope.isfinite().all()):
-        raise ConfigError(f"{where}: for two small pictures it is {loss.item()}, its gradient up to "
-                          f"{float(slope.abs().max())}; expected finite numbers")  # fmt: skip
+    for case, value, slope in zip(cases, each.flatten(), slopes.reshape(len(cases), -1), strict=True):
+        if not value.isfinite():
+            raise ConfigError(f"{where}: for {case} it is {float(value)}; expected a finite number")
+        if not slope.isfinite().all():
+            raise ConfigError(f"{where}: for {case} its gradient is {slope.tolist()}; expected finite numbers")
 
 
 @contextmanager

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from runtime.datasets.annotations import CocoDataset as CocoDataset
     from runtime.datasets.annotations import DatasetError as DatasetError
     from runtime.datasets.annotations import ImageRecord as ImageRecord
-    from runtime.datasets.coco import CocoError as CocoError
     from runtime.datasets.coco import read_coco as read_coco
     from runtime.detections import Detection as Detection
     from runtime.detections import Detections as Detections

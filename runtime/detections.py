@@ -30,7 +30,7 @@ class Detections:
     >>> found = Detector("best.onnx", threshold=0.1)("street.png")[0]
     >>> len(found), found.names
     (2, ['car', 'car'])
-    >>> for one in found.filter(classes=["car"], score=0.5):
+    >>> for one in found.filter(0.5, classes=["car"]):
     ...     print(one.name, round(one.score, 2), one.box_xyxy)
     car 0.98 (0.0, 0.0, 30.0, 30.0)
     >>> large = found[found.boxes_xyxy[:, 2] - found.boxes_xyxy[:, 0] > 20]  # a boolean mask, a slice, rising indices
@@ -144,24 +144,20 @@ class Detections:
         self,
         threshold: float | Mapping[str, float] | None = None,
         classes: Collection[str | int] | None = None,
-        score: float | Mapping[str, float] | None = None,
     ) -> Detections:
         """Those with a score of at least `threshold`, of the `classes` given by name or label.
 
-        `threshold` may give a score for each class by name; a class without one keeps all of its own. `score` is
-        another name of it. Raises ValueError for a class that the detector does not know, or both names at once.
+        `threshold` may give a score for each class by name; a class without one keeps all of its own. Raises
+        ValueError for a class that the detector does not know.
         """
-        if threshold is not None and score is not None:
-            raise ArgumentError.of("score", "the same as threshold; give one of them")
-        lowest = threshold if score is None else score
         keep = np.ones(len(self), np.bool_)
-        if isinstance(lowest, Mapping):
+        if isinstance(threshold, Mapping):
             limits = np.zeros(len(self.class_names), np.float32)
-            for name, limit in lowest.items():
+            for name, limit in threshold.items():
                 limits[self._label(name)] = limit
             keep &= self.scores >= limits[self.labels]
-        elif lowest is not None:
-            keep &= self.scores >= np.float32(lowest)
+        elif threshold is not None:
+            keep &= self.scores >= np.float32(threshold)
         if classes is not None:
             if isinstance(classes, str):
                 raise ArgumentError.of("classes", f"expected a list of names or labels, got the text {classes!r}")

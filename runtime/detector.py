@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from isodet.errors import ArgumentError
 from runtime.backends.load import load_backend
 from runtime.backends.protocol import Backend, BackendError, Images, RawOutputs
-from runtime.capacity import Capacity
+from runtime.batch_splitter import BatchSplitter
 from runtime.card.card import Card
 from runtime.detections import Detections
 from runtime.images.device_frames import COPY, DeviceFrame, take_on_device
@@ -77,9 +77,9 @@ class Detector:
         elif isinstance(source, Backend):
             self.backend = source
         else:
-            raise TypeError(f"source: expected a model file or a runtime.Backend, got {type(source).__name__}; derive "
-                            "your own backend from runtime.Backend")  # fmt: skip
-        self._capacity = Capacity(self.backend)
+            raise ArgumentError.of("source", "expected a model file or a runtime.Backend, which your own derives from; "
+                                   f"got {type(source).__name__}")  # fmt: skip
+        self._splitter = BatchSplitter(self.backend)
         self._resize = self.card.resize_rule()
         self.threshold = self.card.threshold if threshold is None else self.limits(threshold)
 
@@ -222,7 +222,7 @@ class Detector:
 
         `context`: another of this backend's contexts (`Backend.context`), for a second thread.
         """
-        return self._capacity.run(images, context)
+        return self._splitter.run(images, context)
 
     def postprocess(
         self, raw: RawOutputs, placements: Sequence[Letterbox], threshold: float | NDArray[np.float32]

@@ -5,9 +5,8 @@ Only the detector is validated, averaged, deployed and exported; what learns bes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import reduce
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from models.detector import Detector, Raw
 from models.layers.heads import Head
 from models.loss import detection_loss
+from runtime.backends.torch.compiling import compiled
 from trainer.config.auxiliary import auxiliary_model
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import Batch, blank_batch
@@ -22,7 +22,6 @@ from trainer.devices.distributed import Group
 from trainer.extras.distill import build_adapters, build_distillation
 from trainer.failures import TrainingError
 
-T = TypeVar("T")
 Outputs = tuple[Raw, list[Tensor], Raw | None]
 """The detector's output, the pyramid levels [B, teacher's channels, h, w] that a teacher's are compared with (none
 without that loss), and the auxiliary head's output."""
@@ -49,7 +48,7 @@ class TrainingModel(nn.Module):
         self.beside = nn.ModuleDict({"adapters": build_adapters(self.distillation, detector), **heads})
         self.beside.to(self.device)
         self.compares_levels = self.distillation is not None and self.distillation.config.features > 0
-        self._compute = compiled(self.outputs) if config.compile else self.outputs
+        self._compute = compiled(self.outputs, _cannot_compile) if config.compile else self.outputs
 
     @property
     def device(self) -> torch.device:
@@ -101,17 +100,5 @@ def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
     return reduce(torch.add, losses.values())
 
 
-def compiled(network: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
-    """`network` through torch.compile; raises `TrainingError`, at its first images, where no compiler works."""
-    compiled_network = torch.compile(network)
-
-    def run(images: Tensor) -> T:
-        try:
-            return compiled_network(images)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:300]
-            raise TrainingError.of(
-                "compile", f"torch.compile cannot work here; set compile=false. It said: {reason}"
-            ) from error
-
-    return run
+def _cannot_compile(reason: str) -> TrainingError:
+    return TrainingError.of("compile", f"torch.compile cannot work here; set compile=false. It said: {reason}")

@@ -19,7 +19,6 @@ from export.audit.layers import ConvLayer
 from isodet.errors import IsodetError
 
 _TYPES = {"int8": "int8", "half": "fp16", "fp16": "fp16", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "fp8": "fp8"}
-_TYPE_KEYS = ("Format/Datatype", "DataType", "Datatype", "Format")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 

@@ -30,7 +30,7 @@ _TELL_EVERY = 0.1
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuiltEngine:
     """A serialised engine, and how it came to be."""
 
     content: bytes
@@ -51,7 +51,7 @@ def build(
     cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
-) -> Plan:
+) -> BuiltEngine:
     """Build the graph in `onnx`. cache: a timing cache to use and to update; None for none.
 
     needs_plugin: the graph has nothing that could stand in for EfficientNMS_TRT. Raises `ExportError` with the
@@ -95,7 +95,7 @@ def build(
         raise ExportError.at(onnx, f"{library.name} cannot build it: {messages.why()}")
     if cache is not None:
         keep_cache(config, cache, say)
-    return Plan(bytes(plan), seconds, profile, tf32, plugin, tuple(dict.fromkeys(messages.warnings)))
+    return BuiltEngine(bytes(plan), seconds, profile, tf32, plugin, tuple(dict.fromkeys(messages.warnings)))
 
 
 def has_plugin(library: Library) -> bool:

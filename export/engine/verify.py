@@ -17,7 +17,7 @@ from runtime.backends.protocol import BackendError
 from runtime.backends.trt.backend import TrtBackend, check_platform
 from runtime.backends.trt.library import Library
 from runtime.card.card import Card
-from runtime.datasets.coco import CocoError
+from runtime.datasets.annotations import DatasetError
 from runtime.runs import RunsError
 
 
@@ -33,7 +33,7 @@ class Scoring:
     """The name that the engine will have."""
 
 
-def proven(
+def verify_engine(
     engine: Path, card: Card, library: Library, typed: Audit, allow: Sequence[str], scoring: Scoring,
     progress: Progress | None,
 ) -> tuple[Card, Audit, Verification | None]:  # fmt: skip
@@ -84,7 +84,7 @@ def _score(engine: Path, scoring: Scoring, progress: Progress | None) -> Verific
     try:
         checkpoint = scoring.checkpoint or find_checkpoint(scoring.graph)
         return pass_gate(engine, scoring.out, checkpoint, gate, None, progress)
-    except (VerifyError, RunsError, CocoError) as error:
+    except (VerifyError, RunsError, DatasetError) as error:
         if gate.annotations is not None or gate.images is not None:
             raise
         return str(error)

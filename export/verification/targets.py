@@ -14,7 +14,7 @@ LIBRARY_NAMES: dict[Flavour, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RT
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """Where an artifact can be run, or why it cannot be run there."""
 
     backend: str
@@ -25,30 +25,30 @@ class Place:
     """What this machine lacks for it; "" where it can be tried."""
 
 
-def places(card: Card, device: str = "auto") -> tuple[Place, ...]:
-    """Every place that runs an artifact with this card, those that are missing here among them.
+def targets(card: Card, device: str = "auto") -> tuple[Target, ...]:
+    """Every target that runs an artifact with this card, those that are missing here among them.
 
     device: auto for all of them, cpu, cuda or cuda:N for those only. Raises `BackendError` for another word.
     """
     _, index = parse_device(device)
     cuda = f"cuda:{index}"
-    every: tuple[Place, ...]
+    every: tuple[Target, ...]
     if card.kind == "onnx":
         plugin = card.nms["kind"] == "plugin"
         lacking = "its NMS is TensorRT's plugin: build an engine from it" if plugin else ""
         every = (
-            Place("ONNX Runtime", "cpu", lacking),
-            Place("ONNX Runtime", cuda, lacking or no_cuda(cuda)),
+            Target("ONNX Runtime", "cpu", lacking),
+            Target("ONNX Runtime", cuda, lacking or no_cuda(cuda)),
         )
     elif card.kind == "checkpoint":
-        every = (Place("PyTorch", "cpu"), Place("PyTorch", cuda, no_cuda(cuda)))
+        every = (Target("PyTorch", "cpu"), Target("PyTorch", cuda, no_cuda(cuda)))
     else:
         flavour = card.engine["flavour"]
-        every = (Place(LIBRARY_NAMES[flavour], cuda, no_cuda(cuda) or no_library(flavour)),)
+        every = (Target(LIBRARY_NAMES[flavour], cuda, no_cuda(cuda) or no_library(flavour)),)
     # One that runs on no such device is a row that says so, or it would pass without a score.
-    return tuple(place for place in every if device == "auto" or place.device.startswith(device)) or tuple(
-        replace(place, missing=place.missing or f"it runs on a GPU, and device {device} was asked for")
-        for place in every
+    return tuple(target for target in every if device == "auto" or target.device.startswith(device)) or tuple(
+        replace(target, missing=target.missing or f"it runs on a GPU, and device {device} was asked for")
+        for target in every
     )
 
 

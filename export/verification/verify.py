@@ -21,7 +21,7 @@ from export.graph.plan import framed
 from export.options import Progress
 from export.verification.detection_diff import drift, drift_by_image
 from export.verification.scores import NotScored, Score, Verification
-from export.verification.targets import places
+from export.verification.targets import targets
 from isodet.errors import IsodetError
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import GraphInput
@@ -66,7 +66,7 @@ def verify(
     device: auto for every backend that can run here, cpu, cuda or cuda:N for those only.
     dataset: what annotations and images name, where it was read already.
     max_dets: rising; the mAP is that over the last number of detections of a class in an image.
-    Raises `VerifyError`, `RunsError`, `CardError`, `CocoError` or `BackendError`; a gate that is not
+    Raises `VerifyError`, `RunsError`, `CardError`, `DatasetError` or `BackendError`; a gate that is not
     met is not an error but `passed == False`.
     """
     paths = [Path(a) for a in artifacts]
@@ -106,18 +106,18 @@ def verify(
         # then refused with the number.
         built = None if card.kind == "checkpoint" else audit_file(path, device, check_hashes=False)
         edited = card.kind == "onnx" and was_edited(path, card)
-        for place in places(card, device):
-            why = place.missing
+        for target in targets(card, device):
+            why = target.missing
             if not why:
                 try:
-                    detector = Detector(path, device=place.device, options=BackendOptions(check_hashes=False))
+                    detector = Detector(path, device=target.device, options=BackendOptions(check_hashes=False))
                 except BackendError as error:
-                    if place.device == "cpu":  # a CPU is always there: the file is at fault
+                    if target.device == "cpu":  # a CPU is always there: the file is at fault
                         raise
                     why = str(error).removeprefix(f"{path}: ")
             if why:
                 size = path.stat().st_size / 2**20
-                missing.append(NotScored(path, place.backend, place.device, card.precision, size, why, built))
+                missing.append(NotScored(path, target.backend, target.device, card.precision, size, why, built))
                 continue
             score = replace(_score(path, detector, dataset, progress, max_dets), audit=built)
             scores.append(_judged(score, references[card.frame_hw], tolerance, edited))

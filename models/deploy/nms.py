@@ -43,14 +43,6 @@ class PortableNms(nn.Module):
         return (*outputs, exact) if self.certificate else outputs
 
 
-def portable_nms(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float, rounds: int = 16) -> Tensor:
-    """Which candidates greedy class-aware NMS keeps, [B, K] bool; candidates are sorted by falling score.
-
-    boxes_xyxy [B, K, 4], labels [B, K]. See `suppression` and `keep_until_stable`.
-    """
-    return keep_until_stable(suppression(boxes_xyxy, labels, iou_threshold).float(), rounds)[0]
-
-
 def suppression(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
     """[B, K, K] bool: candidate i, if it is kept, suppresses j. It is better, of the same class, and overlaps it by
     more than `iou_threshold`.

@@ -192,11 +192,10 @@ class Card:
         except (ValueError, RecursionError) as error:  # numbers of thousands of digits and deep nesting, too
             raise CardError.at(source, f"its card is not valid JSON ({error})") from None
         if not isinstance(content, Mapping) or "format" not in content:
-            raise CardError(f"{source}: not an isodet card (expected a JSON object with the key 'format')", path=source)
+            raise CardError.at(source, "not an isodet card (expected a JSON object with the key 'format')")
         version = content["format"]
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise CardError(f"{source}: card: format: expected a whole number of at least 1, got {version!r}",
-                            key="format", path=source)  # fmt: skip
+            raise CardError.at(source, f"expected a whole number of at least 1, got {version!r}", key="format")
         if version > FORMAT:
             raise CardError(
                 f"{source}: card: format {version} is newer than the {FORMAT} that this isodet reads; upgrade isodet",

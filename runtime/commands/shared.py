@@ -20,8 +20,6 @@ from runtime.commands.arguments import count, flag
 from runtime.commands.signals import Terminated, terminating
 from runtime.files.write import write_text
 
-OURS = (*ROOMS, "isodet")
-
 
 def exit_status(arguments: argparse.Namespace, program: str, extra: str, interrupted: str = "interrupted") -> int:
     """Run `arguments.run(arguments)`: 0 done, 1 failed, with one line on stderr that says why, 143 or 129 ended by
@@ -43,14 +41,14 @@ def exit_status(arguments: argparse.Namespace, program: str, extra: str, interru
         print(str(stop) or interrupted, file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in OURS:
+        if error.name is None or error.name.partition(".")[0] in (*ROOMS, "isodet"):
             raise  # one of our own modules: a broken installation, not a missing extra
         advice = f"needs the package {error.name!r}: pip install 'isodet[{extra}]'"
         print(f"{program} {arguments.command}: error: {advice}", file=sys.stderr)
         return 1
     except (IsodetError, ValueError, OSError, RuntimeError) as error:
-        if not isinstance(error, IsodetError) and type(error).__module__.partition(".")[0] not in (*OURS, "builtins"):
-            raise
+        if not isinstance(error, IsodetError) and type(error).__module__ != "builtins":
+            raise  # a library's: its traceback says more
         print(f"{program} {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 

@@ -46,14 +46,13 @@ from runtime.datasets.coco_fields import Id, id_of, numbered, required_id, roots
 from runtime.datasets.coco_images import CocoImage, read_images
 from runtime.datasets.foreign import foreign_json
 
-CocoError = DatasetError
 """The name that applications catch; what is wrong with a file of another format is a `DatasetError` just as well."""
 
 _LARGEST_AREA = float(np.finfo(np.float32).max)  # as which it is kept
 
 __all__ = [
     "CLIPPED", "NOT_FINITE", "NO_AREA", "NO_BBOX", "NO_FILE", "OTHER_CLASS", "OUTSIDE", "UNKNOWN_CATEGORY",
-    "UNKNOWN_IMAGE", "CocoDataset", "CocoError", "ImageRecord", "Problem", "Problems", "read_coco",
+    "UNKNOWN_IMAGE", "CocoDataset", "ImageRecord", "Problem", "Problems", "read_coco",
 ]  # fmt: skip
 
 
@@ -72,7 +71,7 @@ def read_coco(
     (and lists) images whose file is missing. `allow_absent` lists classes that the file does not have in `problems`
     instead of raising.
 
-    Raises `CocoError` for a file that cannot be read or is not COCO object annotations: not JSON, without
+    Raises `DatasetError` for a file that cannot be read or is not COCO object annotations: not JSON, without
     images, annotations or categories, with duplicate ids or names, or with a class that is not in it.
     """
     with _without_cycle_search():
@@ -84,7 +83,7 @@ def _read(
 ) -> CocoDataset:
     content = _content_of(path)
     if not os.path.isdir(folder):
-        raise CocoError.at(folder, f"no such images folder (file names in {path} are relative to it)")
+        raise DatasetError.at(folder, f"no such images folder (file names in {path} are relative to it)")
     problems: list[Problem] = []
     names, ids, known = _categories(content, path, classes, allow_absent, problems)
     label_of = {known[category]: label for label, category in enumerate(ids) if category in known}
@@ -97,8 +96,10 @@ def _read(
     ]
     if not records:
         if first_missing is None:
-            raise CocoError.at(path, f"none of its {len(images)} images can be used: {Problems(tuple(problems)).why()}")
-        raise CocoError.at(
+            raise DatasetError.at(
+                path, f"none of its {len(images)} images can be used: {Problems(tuple(problems)).why()}"
+            )
+        raise DatasetError.at(
             path,
             f"none of its {len(images)} image files is in {folder} (the first: {first_missing!r}); "
             "check that the images folder is the one that file_name is relative to",
@@ -128,22 +129,24 @@ def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
 def _content_of(path: Path) -> dict[str, Any]:
     content = read_annotation_json(path, _without_outlines)
     if foreign := "" if isinstance(content, dict) and "images" in content else foreign_json(content):
-        raise CocoError.at(path, foreign)
+        raise DatasetError.at(path, foreign)
     if not isinstance(content, dict):
-        raise CocoError.at(path, f"expected a JSON object with images, annotations, categories; got a {_kind(content)}")
+        raise DatasetError.at(
+            path, f"expected a JSON object with images, annotations, categories; got a {_kind(content)}"
+        )
     for key in ("images", "annotations", "categories"):
         if key not in content:
-            raise CocoError(
+            raise DatasetError(
                 f"{path}: missing key '{key}' (COCO object annotations have images, annotations, categories)",
                 key=key,
                 path=path,
             )
         if not isinstance(content[key], list) or not all(isinstance(entry, dict) for entry in content[key]):
-            raise CocoError.at(path, f"expected a list of objects, got {_kind(content[key])}", key=key)
+            raise DatasetError.at(path, f"expected a list of objects, got {_kind(content[key])}", key=key)
     if not content["images"]:
-        raise CocoError.at(path, "empty dataset, expected at least one image", key="images")
+        raise DatasetError.at(path, "empty dataset, expected at least one image", key="images")
     if not content["categories"]:
-        raise CocoError.at(path, "expected at least one category, got none", key="categories")
+        raise DatasetError.at(path, "expected at least one category, got none", key="categories")
     return content
 
 
@@ -159,15 +162,15 @@ def _categories(
         category_id = required_id(category, f"{path}: categories[{i}]")
         name = category.get("name")
         if not isinstance(name, str) or not name:
-            raise CocoError.at(path, f"categories[{i}].name: expected text, got {name!r}")
+            raise DatasetError.at(path, f"categories[{i}].name: expected text, got {name!r}")
         if category_id in by_id:
-            raise CocoError.at(
+            raise DatasetError.at(
                 path, f"id {category_id} is there twice ({by_id[category_id]!r}, {name!r})", key="categories"
             )
         if i in roots:
             continue
         if name in taken:
-            raise CocoError.at(path, f"the name {name!r} is there twice; class names must differ", key="categories")
+            raise DatasetError.at(path, f"the name {name!r} is there twice; class names must differ", key="categories")
         by_id[category_id] = name
         taken[name] = category_id
     number_of = numbered(list(by_id))
@@ -198,9 +201,9 @@ def _objects(
         annotation_id, image_id, category = (id_of(annotation.get(key)) for key in ("id", "image_id", "category_id"))
         if annotation.get("id") is not None:
             if annotation_id is None:
-                raise CocoError.at(path, f"annotations[{i}].id: expected a whole number, got {annotation['id']!r}")
+                raise DatasetError.at(path, f"annotations[{i}].id: expected a whole number, got {annotation['id']!r}")
             if annotation_id in seen:
-                raise CocoError.at(path, f"annotations[{i}].id: the annotation id {annotation_id} is there twice")
+                raise DatasetError.at(path, f"annotations[{i}].id: the annotation id {annotation_id} is there twice")
             seen.add(annotation_id)
         number = annotation_id if isinstance(annotation_id, int) else None
         image = None if image_id is None else images.get(image_id)

@@ -35,11 +35,11 @@ def upright(record: ImageRecord, image_hw: tuple[int, int]) -> ImageRecord:
         raise ImageError(record.path, f"cannot be read: {error.strerror}") from None
     if orientation < 5:
         raise ImageError(record.path, f"{said}, and the file has no EXIF orientation that would turn it")
-    boxes = turned_boxes(record.boxes_xyxy, (record.height, record.width), orientation)
+    boxes = rotate_boxes(record.boxes_xyxy, (record.height, record.width), orientation)
     return replace(record, height=h, width=w, boxes_xyxy=boxes)
 
 
-def turned_boxes(boxes_xyxy: NDArray[np.float32], stored_hw: tuple[int, int], orientation: int) -> NDArray[np.float32]:
+def rotate_boxes(boxes_xyxy: NDArray[np.float32], stored_hw: tuple[int, int], orientation: int) -> NDArray[np.float32]:
     """Boxes [G,4] on the stored pixels of a picture of EXIF orientation 5..8, as boxes on the upright picture."""
     height, width = stored_hw
     x1, y1, x2, y2 = boxes_xyxy.T

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
+from isodet.errors import ArgumentError
 from runtime.detections import Detections
 from runtime.images.image import FILL, Image, letterbox
 
@@ -147,12 +148,13 @@ def sheet(
     bottom. Raises ValueError for no images, no columns, or captions that do not match in number.
     """
     if not images or columns < 1 or min(cell_hw) < 16:
-        raise ValueError(
-            f"sheet: expected at least one image, one column and cells of 16x16 pixels; "
-            f"got {len(images)} images, {columns} columns, cells {cell_hw}"
+        raise ArgumentError.of(
+            "sheet",
+            f"expected at least one image, one column and cells of 16x16 pixels; "
+            f"got {len(images)} images, {columns} columns, cells {cell_hw}",
         )
     if captions is not None and len(captions) != len(images):
-        raise ValueError(f"sheet: expected {len(images)} captions, one for each image, got {len(captions)}")
+        raise ArgumentError.of("sheet", f"expected {len(images)} captions, one for each image, got {len(captions)}")
     gap = 4
     height, width = cell_hw
     columns = min(columns, len(images))

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from isodet.errors import IsodetError
+from isodet.errors import ArgumentError, IsodetError
 from runtime.files.write import replacing
 from runtime.images.encoded import apply_orientation, encoded_format, exif_orientation, refusal
 
@@ -124,7 +124,9 @@ class Letterbox:
         """The largest placement of a frame of `source_hw` in `size_hw`. Raises ValueError for an empty size."""
         (h, w), (height, width) = source_hw, size_hw
         if min(h, w, height, width) < 1:
-            raise ValueError(f"letterbox: expected sizes of at least 1x1, got frame {h}x{w} and input {height}x{width}")
+            raise ArgumentError.of(
+                "letterbox", f"expected sizes of at least 1x1, got frame {h}x{w} and input {height}x{width}"
+            )
         scale = min(height / h, width / w)
         resized = (min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale))))
         return cls((int(height), int(width)), (int(h), int(w)), resized)
@@ -137,7 +139,9 @@ class Letterbox:
     def apply(self, image: Image, out: Image | None = None) -> Image:
         """`image` (uint8 [h, w, 3], the frame) as uint8 [H, W, 3], written into `out` where it is given."""
         if image.shape != (*self.source_hw, 3) or image.dtype != np.uint8:
-            raise ValueError(f"letterbox: expected uint8 {[*self.source_hw, 3]}, got {image.dtype} {list(image.shape)}")
+            raise ArgumentError.of(
+                "letterbox", f"expected uint8 {[*self.source_hw, 3]}, got {image.dtype} {list(image.shape)}"
+            )
         if out is None:
             out = np.empty((*self.size_hw, 3), np.uint8)
         h, w = self.resized_hw
@@ -199,7 +203,7 @@ class ShortSide:
         """The placement of a frame of `source_hw`. Raises ValueError for an empty one."""
         h, w = source_hw
         if min(h, w) < 1:
-            raise ValueError(f"resize: expected a frame of at least 1x1, got {h}x{w}")
+            raise ArgumentError.of("resize", f"expected a frame of at least 1x1, got {h}x{w}")
         scale = min(self.short / min(h, w), self.long / max(h, w))
         half = 0.0 if self.floor else 0.5
         height, width = (max(1, int(side * scale + half)) for side in (h, w))

@@ -22,7 +22,7 @@ import export
 from export.__main__ import main
 from export.verification.report import check_folder, write_reports
 from export.verification.scores import Verification
-from export.verification.targets import places
+from export.verification.targets import targets
 from export.verification.verify import VerifyError, _score
 from models.checkpoint import read_checkpoint, save_checkpoint
 from runtime import CardError, Detector, read_card, read_dataset
@@ -60,14 +60,14 @@ def damage(model: onnx.ModelProto) -> None:
 def test_a_gpu_is_asked_of_the_driver(shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = read_card(shapes_run / "best.onnx")
     monkeypatch.setattr("export.verification.targets.cuda_device_count", lambda: 0)
-    cpu, gpu = places(card)
+    cpu, gpu = targets(card)
     assert (cpu.device, cpu.missing) == ("cpu", "") and "the CUDA driver finds no devices here" in gpu.missing
-    assert [place.device for place in places(card, "cpu")] == ["cpu"]
+    assert [target.device for target in targets(card, "cpu")] == ["cpu"]
     monkeypatch.setattr("export.verification.targets.cuda_device_count", lambda: 1)
-    assert [place.missing for place in places(card)] == ["", ""]
-    assert [(p.device, bool(p.missing)) for p in places(card, "cuda:1")] == [("cuda:1", True)]
+    assert [target.missing for target in targets(card)] == ["", ""]
+    assert [(p.device, bool(p.missing)) for p in targets(card, "cuda:1")] == [("cuda:1", True)]
     with raises(BackendError, key="device"):
-        places(card, "gpu")
+        targets(card, "gpu")
 
 
 def test_what_cannot_run_here_is_built_and_not_scored_everywhere(

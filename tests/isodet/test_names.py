@@ -143,7 +143,8 @@ OLD = [
     ("models.config", "ModelConfig", "models.config.model"),
     ("models.deploy", "Deploy", "models.deploy.graph"),
     ("models.layers", "ConvNorm", "models.layers.blocks"),
-    ("models.nms", "portable_nms", "models.deploy.nms"),
+    ("models.config.parse", "ConfigError", "isodet.strict"),
+    ("models.nms", "suppression", "models.deploy.nms"),
     ("trainer.config", "TrainConfig", "trainer.config.train"),
     ("trainer.config", "read_config", "trainer.config_reader"),
 ]
@@ -171,9 +172,14 @@ def test_importing_a_module_by_its_old_name_warns(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_old_name_leads_to_modules() -> None:
+    functions = {"runtime.evaluate", "models.fuse", "trainer.convert"}  # of those names today: told by an error
     for old, homes in MOVED.items():
         for home in homes:
             assert importlib.import_module(home), old
+        if old not in functions:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it moved
+                assert importlib.import_module(old), old
 
 
 def test_an_old_module_never_takes_the_place_of_a_function() -> None:

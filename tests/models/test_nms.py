@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isodet.errors import ArgumentError
-from models.deploy.nms import portable_nms
+from models.deploy.nms import keep_until_stable, suppression
 from tests.at_fault import raises
 
 
@@ -36,6 +36,11 @@ def torchvision_nms(boxes: np.ndarray, those: np.ndarray, threshold: float) -> n
     return index[torchvision.ops.nms(torch.from_numpy(boxes[index]), ranks, threshold).numpy()]
 
 
+def kept_of(boxes: torch.Tensor, labels: torch.Tensor, threshold: float) -> torch.Tensor:
+    """[B, K]: which of the boxes, best first, the graph's NMS keeps."""
+    return keep_until_stable(suppression(boxes, labels, threshold).float())[0]
+
+
 @given(
     st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from([1, 3]), st.sampled_from([0.3, 0.5, 0.6, 0.65, 1.0])
 )
@@ -45,7 +50,7 @@ def test_it_is_greedy_suppression(seed, count, classes, threshold):
     corners = rng.integers(0, 40, (2, count, 2))
     boxes = np.concatenate([corners, corners + rng.integers(0, 24, (2, count, 2))], axis=-1).astype(np.float32)
     labels = rng.integers(0, classes, (2, count))
-    kept = portable_nms(torch.from_numpy(boxes), torch.from_numpy(labels), threshold)
+    kept = kept_of(torch.from_numpy(boxes), torch.from_numpy(labels), threshold)
     assert kept.tolist() == [greedy(b.astype(float), c, threshold) for b, c in zip(boxes, labels, strict=True)]
 
 
@@ -56,7 +61,7 @@ def test_it_is_greedy_suppression_where_rows_come_in_strips(seed, count):
     corners = rng.uniform(0, 300, (1, count, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(0, 60, (1, count, 2))], axis=-1).astype(np.float32)
     labels = rng.integers(0, 2, (1, count))
-    kept = portable_nms(torch.from_numpy(boxes), torch.from_numpy(labels), 0.5)[0].nonzero().flatten()
+    kept = kept_of(torch.from_numpy(boxes), torch.from_numpy(labels), 0.5)[0].nonzero().flatten()
     expected = [torchvision_nms(boxes[0], labels[0] == label, 0.5) for label in range(2)]
     assert kept.tolist() == sorted(np.concatenate(expected).tolist())
 
@@ -66,26 +71,26 @@ def test_chains_as_long_as_the_rounds_are_exact(length):
     """Each box overlaps only its neighbours: every second one is kept."""
     boxes = torch.tensor([[[10.0 * i, 0.0, 10.0 * i + 30.0, 10.0] for i in range(length)]])
     labels = torch.zeros(1, length, dtype=torch.int64)
-    assert portable_nms(boxes, labels, 0.45)[0].tolist() == [i % 2 == 0 for i in range(length)]
+    assert kept_of(boxes, labels, 0.45)[0].tolist() == [i % 2 == 0 for i in range(length)]
 
 
 def test_a_longer_chain_leaves_boxes_too_many_never_too_few():
     length = 41
     boxes = torch.tensor([[[10.0 * i, 0.0, 10.0 * i + 30.0, 10.0] for i in range(length)]])
-    kept = portable_nms(boxes, torch.zeros(1, length, dtype=torch.int64), 0.45)[0]
+    kept = kept_of(boxes, torch.zeros(1, length, dtype=torch.int64), 0.45)[0]
     exact = torch.arange(length) % 2 == 0
     assert kept[exact].all() and kept[~exact].any()
 
 
 def test_an_odd_number_of_rounds_is_refused():
     with raises(ArgumentError, key="rounds"):
-        portable_nms(torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64), 0.5, rounds=3)
+        keep_until_stable(torch.zeros(1, 2, 2), rounds=3)
 
 
 @pytest.mark.parametrize("height, threshold", [(5.0, 0.5), (6.0, 0.6), (3.0, 0.3), (7.0, 0.7)])
 def test_overlap_equal_to_the_threshold_is_decided_as_torchvision_does(height, threshold):
     """It compares a float32 IoU with a double: 0.5 is kept, 0.6 is not, because its nearest float32 is larger."""
     boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, height]]])
-    kept = portable_nms(boxes, torch.zeros(1, 2, dtype=torch.int64), threshold)[0]
+    kept = kept_of(boxes, torch.zeros(1, 2, dtype=torch.int64), threshold)[0]
     expected = torchvision.ops.nms(boxes[0], torch.tensor([0.9, 0.8]), threshold)
     assert kept.nonzero().flatten().tolist() == expected.tolist()

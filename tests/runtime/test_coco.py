@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.datasets import coco
-from runtime.datasets.coco import CocoError, Problems, read_coco
+from runtime.datasets.coco import DatasetError, Problems, read_coco
 from tests.at_fault import raises
 
 Files = Callable[..., tuple[Path, Path]]
@@ -109,11 +109,11 @@ def test_classes_decide_the_labels(coco_files: Files) -> None:
     assert (data.class_names, data.category_ids) == (("cat", "bee"), (90, 5))
     assert data.records[0].labels.tolist() == [0]
     assert data.problems.counts == {coco.OTHER_CLASS: 1}
-    with pytest.raises(CocoError, match="there is no class 'bea'; did you mean 'bee'?"):
+    with pytest.raises(DatasetError, match="there is no class 'bea'; did you mean 'bee'?"):
         read_coco(*files, classes=["bea"])
-    with pytest.raises(CocoError, match="'bee' was asked for twice"):
+    with pytest.raises(DatasetError, match="'bee' was asked for twice"):
         read_coco(*files, classes=["bee", "bee"])
-    with pytest.raises(CocoError, match="expected a list of at least one class name"):
+    with pytest.raises(DatasetError, match="expected a list of at least one class name"):
         read_coco(*files, classes="bee")
 
 
@@ -124,7 +124,7 @@ def test_missing_image_files(coco_files: Files) -> None:
     assert [r.id for r in data.records] == [3] and data.problems.counts == {coco.NO_FILE: 1}
     assert [r.id for r in read_coco(annotations, images, check_files=False).records] == [7, 3]
     (images / "three.png").unlink()
-    with pytest.raises(CocoError, match=r"none of its 2 image files is in .*the first: 'seven\.png'"):
+    with pytest.raises(DatasetError, match=r"none of its 2 image files is in .*the first: 'seven\.png'"):
         read_coco(annotations, images)
 
 
@@ -174,7 +174,7 @@ def test_a_file_that_is_not_coco_is_refused(
     bad = copy.deepcopy(good)
     change(bad)
     annotations.write_text(json.dumps(bad))
-    with pytest.raises(CocoError, match=message) as error:
+    with pytest.raises(DatasetError, match=message) as error:
         read_coco(annotations, images)
     assert str(annotations) in str(error.value)
 
@@ -187,14 +187,14 @@ def test_what_is_not_json_is_refused(coco_files: Files, tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "not valid JSON"), (b"[]", "expected a JSON object"),
     ):  # fmt: skip
         annotations.write_bytes(data)
-        with pytest.raises(CocoError, match=message):
+        with pytest.raises(DatasetError, match=message):
             read_coco(annotations, images)
-    with raises(CocoError, path=tmp_path / "gone.json"):
+    with raises(DatasetError, path=tmp_path / "gone.json"):
         read_coco(tmp_path / "gone.json", images)
-    with raises(CocoError, path=images):
+    with raises(DatasetError, path=images):
         read_coco(images, images)
     annotations.write_bytes(whole)
-    with raises(CocoError, path=tmp_path / "gone"):
+    with raises(DatasetError, path=tmp_path / "gone"):
         read_coco(annotations, tmp_path / "gone")
 
 
@@ -231,6 +231,6 @@ def test_outlines_are_not_kept_in_memory_and_the_search_for_cycles_goes_on(coco_
     with_outlines = peak(lambda: json.loads(annotations.read_bytes()))
     assert 2 * peak(lambda: read_coco(annotations, images)) < with_outlines
     assert gc.isenabled()
-    with pytest.raises(CocoError):
+    with pytest.raises(DatasetError):
         read_coco(annotations, images, classes=["no such class"])
     assert gc.isenabled()

@@ -61,12 +61,10 @@ def test_empty() -> None:
 
 def test_filter_by_score_and_by_class() -> None:
     d = three()
-    assert d.filter(classes=["cat", "ant"], score=0.6).names == ["cat"]
+    assert d.filter(0.6, classes=["cat", "ant"]).names == ["cat"]
     assert d.filter({"cat": 0.95, "bee": 0.1}).names == ["ant", "bee"]  # ant has no limit of its own
     with raises(ArgumentError, key="classes"):
         d.filter({"dog": 0.5})
-    with raises(ArgumentError, key="score"):
-        d.filter(0.5, score=0.5)
 
 
 def test_merge() -> None:

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from runtime.datasets.annotations import Row, make_record
-from runtime.datasets.orientation import turned_boxes, upright
+from runtime.datasets.orientation import rotate_boxes, upright
 from runtime.images.encoded import exif_orientation
 from runtime.images.image import ImageError, decode_image, read_image
 from runtime.images.image_header import image_size
@@ -78,7 +78,7 @@ def test_boxes_turn_as_the_pixels_do(tmp_path: Path, orientation: int) -> None:
     stored = make_record(1, path, 40, 60, [Row((10, 4, 30, 12), 0, False, 160)])
     turned = upright(stored, (60, 40))
     assert turned.boxes_xyxy.tolist() == [seen] and (turned.height, turned.width) == (60, 40)
-    assert turned_boxes(np.zeros((0, 4), np.float32), (40, 60), orientation).shape == (0, 4)
+    assert rotate_boxes(np.zeros((0, 4), np.float32), (40, 60), orientation).shape == (0, 4)
 
 
 def test_sizes_that_no_orientation_explains_are_errors(tmp_path: Path) -> None:

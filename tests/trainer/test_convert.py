@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import runtime.datasets
 from runtime.datasets import read_dataset
 from runtime.datasets.annotations import EVERY_CLASS, CocoDataset, DatasetError
 from runtime.datasets.coco import read_coco
 from runtime.images.image import write_image
 from tests.at_fault import raises
 from trainer.__main__ import main
+from trainer.commands.data import Format
 from trainer.prepare.convert import convert
 
 FORMATS = ["coco", "voc", "yolo", "list"]
@@ -180,3 +182,7 @@ def test_the_command_and_class_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (out / "labels" / "a.txt").read_text() == "0 0.0859375 0.1354166667 0.015625 0.02083333333\n"
     assert "train: images" in (out / "data.yaml").read_text()
     assert main([*argv, "--quiet"]) == 1 and "already exists" in capsys.readouterr().err
+
+
+def test_the_commands_know_the_formats_of_the_readers() -> None:
+    assert get_args(Format) == get_args(runtime.datasets.Format)

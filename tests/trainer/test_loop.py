@@ -12,7 +12,7 @@ import torch
 
 from isodet.strict import ConfigError
 from models.checkpoint import CheckpointError, read_checkpoint
-from runtime.datasets.coco import CocoError
+from runtime.datasets.annotations import DatasetError
 from tests.at_fault import raises
 from tests.trainer.interrupted import stop_before_epoch
 from tests.trainer.tiny import tiny_config, weights
@@ -118,7 +118,7 @@ def test_an_empty_dataset_is_refused(data: Path, tmp_path: Path, capsys: pytest.
     (copy / "train.json").write_text(
         json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]})
     )
-    with raises(CocoError, key="images", path=copy / "train.json"):
+    with raises(DatasetError, key="images", path=copy / "train.json"):
         fit(tiny_config(copy, "model.classes=[a]"), tmp_path / "runs", quiet=True)
     assert main(["fit", str(copy / "shapes.yaml"), "model.classes=[a]", "--runs", str(tmp_path / "runs")]) == 1
     error = capsys.readouterr().err

@@ -10,12 +10,12 @@ from torch import nn
 
 import trainer.loop
 from isodet.strict import ConfigError
+from runtime.backends.torch.compiling import compiled
 from tests.trainer.tiny import tiny_config
 from trainer.config_reader import read_config
 from trainer.devices.memory import Probe, largest_batch
 from trainer.devices.precision import deterministic, pick_amp, pick_device, worker_count
 from trainer.loop import TrainingError, fit
-from trainer.training_model import compiled
 
 PICTURES = (8, 2)
 
@@ -84,7 +84,7 @@ def test_a_compiled_network_learns_what_the_plain_one_does(monkeypatch: pytest.M
     model(x).square().sum().backward()
     plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    found = compiled(model)(x)
+    found = compiled(model, RuntimeError)(x)
     assert made == [model]
     found.square().sum().backward()  # type: ignore[attr-defined]
     for expected, p in zip(plain, model.parameters(), strict=True):

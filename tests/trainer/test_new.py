@@ -13,7 +13,7 @@ import yaml
 from isodet.strict import ConfigError, to_mapping
 from runtime.card.card import Card
 from runtime.datasets.annotations import DatasetError
-from runtime.datasets.coco import CocoError, read_coco
+from runtime.datasets.coco import read_coco
 from runtime.images.image import write_image
 from runtime.runs import validation_data
 from tests.at_fault import raises
@@ -192,10 +192,10 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, hardware: Hardware) -> No
         new_config(tmp_path / "a.json", *data)
     with pytest.raises(ConfigError, match="64 to 4096, got 20"):
         new_config(tmp_path / "b.yaml", *data, size=20)
-    with raises(CocoError, path=tmp_path / "nothing.json"):
+    with raises(DatasetError, path=tmp_path / "nothing.json"):
         new_config(tmp_path / "b.yaml", tmp_path / "nothing.json", *data[1:])
     _edit(data[2], categories=[{"id": 1, "name": "cats"}])
-    with pytest.raises(CocoError, match="cat"):
+    with pytest.raises(DatasetError, match="cat"):
         new_config(tmp_path / "b.yaml", *data)
     _edit(data[0], annotations=[])
     with pytest.raises(ConfigError, match="none of its 3 images has an object"):

@@ -73,9 +73,10 @@ class TtaDetector(Detector):
     ) -> None:
         super().__init__(checkpoint, device=device)
         if not isinstance(self.backend, TorchBackend) or not isinstance(self.backend.model, Deploy):
-            raise ValueError(
-                f"{checkpoint}: --nms and --tta merge candidates before NMS, which an exported graph does not give; "
-                "name the checkpoint (.pt) that it was exported from"
+            raise ArgumentError.at(
+                checkpoint,
+                "--nms and --tta merge candidates before NMS, which an exported graph does not give; "
+                "name the checkpoint (.pt) that it was exported from",
             )
         self.deploy, self.nms, self.views = self.backend.model, nms, tuple(views)
         self.device = torch.device(self.backend.device)

@@ -24,6 +24,7 @@ from runtime.images.image import FixedSize
 try:
     import torch
 
+    from runtime.backends.torch.compiling import compiled
     from runtime.backends.torch.graphs import RECORDING, RecordedModule
 except ImportError as error:
     raise BackendError(
@@ -54,7 +55,7 @@ class TorchBackend(Backend):
         self.model = model.to(self._device)
         if options.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
-        self._compiled: Callable[..., Any] | None = _compiled(self.model) if options.compile else None
+        self._compiled = compiled(self.model, _cannot_compile) if options.compile else None
         self._dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
         self._stream: torch.cuda.Stream | None = None  # None: the thread's current one
         self._graphs: RecordedModule | None = None
@@ -233,28 +234,11 @@ def _on_host(outputs: Sequence[torch.Tensor]) -> RawOutputs:
     )
 
 
-def _compiled(model: nn.Module) -> Callable[..., Any]:
-    """`model` through torch.compile; raises `BackendError`, here or in the call that compiles, where that fails."""
-
-    def failed(error: Exception) -> BackendError:
-        reason = " ".join(str(error).split())[:300]
-        return BackendError(
-            "compile: torch.compile cannot work here; load the model without it (BackendOptions(compile=False)). "
-            f"It said: {reason}"
-        )
-
-    try:
-        network: Callable[..., Any] = torch.compile(model)
-    except RuntimeError as error:  # a Python or a system that it does not support
-        raise failed(error) from error
-
-    def forward(images: torch.Tensor) -> Any:
-        try:
-            return network(images)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise failed(error) from error
-
-    return forward
+def _cannot_compile(reason: str) -> BackendError:
+    return BackendError.of(
+        "compile",
+        f"torch.compile cannot work here; load the model without it (BackendOptions(compile=False)). It said: {reason}",
+    )
 
 
 def read_checkpoint_card(path: str | Path, check_hashes: bool = True) -> Card:

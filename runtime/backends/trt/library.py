@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from runtime.backends.protocol import BackendError
 
 Flavour = Literal["tensorrt", "rtx"]
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 _MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 _NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 

@@ -11,7 +11,7 @@ from runtime.backends.protocol import Backend, BackendError, Images, OutOfMemory
 _log = logging.getLogger(__name__)
 
 
-class Capacity:
+class BatchSplitter:
     """Runs a backend on batches of any size, in parts where one has been found to be too large for the device."""
 
     def __init__(self, backend: Backend) -> None:
