@@ -26,7 +26,6 @@ from export.int8.ranges import ranges_path, write_ranges
 from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress
 from export.verification.first_check import onnxruntime_version
 from export.verification.first_check import run_check as _run_check
-from export.verification.gate import GateError as GateError
 from export.verification.gate import pass_gate
 from export.verification.scores import Verification
 from models.checkpoint import build_detector

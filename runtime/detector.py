@@ -18,8 +18,7 @@ from runtime.batch_splitter import BatchSplitter
 from runtime.card.card import Card
 from runtime.detections import Detections
 from runtime.images.device_frames import COPY, DeviceFrame, take_on_device
-from runtime.images.frames import Color, Frame, as_list, load_frame, on_device
-from runtime.images.frames import FrameError as FrameError
+from runtime.images.frames import Color, Frame, FrameError, as_list, load_frame, on_device
 from runtime.images.image import FILL, Image, Letterbox
 from runtime.images.region import Region, Roi
 from runtime.streams.open import open_source

@@ -70,7 +70,7 @@ class Trt(Gated, Allow):
     def run(self) -> int:
         from export.audit.audit import AuditError
         from export.engine_export import to_engine
-        from export.onnx_export import GateError
+        from export.verification.gate import GateError
 
         precision = self.options.precision
         graph = OnnxOptions(

@@ -45,7 +45,8 @@ class Onnx(Gated):
         return replace(self.form, precision="int8", int8=self.calibration) if wanted else self.form
 
     def run(self) -> int:
-        from export.onnx_export import GateError, to_onnx
+        from export.onnx_export import to_onnx
+        from export.verification.gate import GateError
 
         checkpoint = self.chosen()
         with Bar(self.quiet) as bar:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.quant.ranges import Histogram, Method
+from models.quant.ranges import Histogram
 
 LOW, HIGH = -128, 127
 SMALLEST = 1e-12  # a scale, for channels and tensors of zeros
@@ -41,15 +41,6 @@ class FakeQuant(nn.Module):
     def observe(self) -> None:
         """Start counting, from nothing."""
         self.observing, self.histogram = True, Histogram()
-
-    def settle(self, method: Method, percentile: float = 99.99) -> None:
-        """Choose the range from what was counted since `observe`, and stop counting. Other methods may be asked for
-        afterwards: the counts stay until the next `observe`.
-        """
-        assert self.histogram is not None, "observe() comes first"
-        self.observing = False
-        magnitude = self.histogram.range(method, percentile)
-        self.set_range(self.histogram.lowest, self.histogram.highest, magnitude)
 
     def set_range(self, low: float, high: float, magnitude: float) -> None:
         """Values from `low` to `high` exist; those beyond `magnitude` on either side saturate."""

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from isodet.errors import ArgumentError, IsodetError
-from runtime.images.encoded import MAX_PIXELS as MAX_PIXELS
+from runtime.images.encoded import MAX_PIXELS
 from runtime.images.image import Image, read_image
 from runtime.images.region import Region
 

@@ -19,7 +19,8 @@ from runtime import BatcherClosed, DeadlineExpired, FrameDropped, QueueFull
 from runtime.backends.protocol import BackendError, OutOfMemory
 from runtime.card.card import Card
 from runtime.detections import Detections
-from runtime.detector import Detector, FrameError
+from runtime.detector import Detector
+from runtime.images.frames import FrameError
 from tests.at_fault import raises
 from tests.runtime.echo import FOREVER, Echo, Gate, frame, number
 

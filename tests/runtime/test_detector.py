@@ -14,7 +14,8 @@ from runtime.backends.load import load_backend
 from runtime.backends.ort.backend import OrtBackend
 from runtime.backends.protocol import Backend, BackendError, RawOutputs
 from runtime.card.card import Card, CardError
-from runtime.detector import Detector, FrameError
+from runtime.detector import Detector
+from runtime.images.frames import FrameError
 from runtime.images.image import ImageError, write_image
 from tests.at_fault import raises
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from isodet.errors import ArgumentError
 from runtime import Detections, Detector, FrameError
 from runtime.card.card import Card
-from runtime.images.frames import MAX_PIXELS, as_list, load_frame
+from runtime.images.encoded import MAX_PIXELS
+from runtime.images.frames import as_list, load_frame
 from runtime.images.image import FixedSize, write_image
 from runtime.images.region import Region
 from tests.at_fault import raises
