@@ -46,8 +46,6 @@ from runtime.datasets.coco_fields import Id, id_of, numbered, required_id, roots
 from runtime.datasets.coco_images import CocoImage, read_images
 from runtime.datasets.foreign import foreign_json
 
-"""The name that applications catch; what is wrong with a file of another format is a `DatasetError` just as well."""
-
 _LARGEST_AREA = float(np.finfo(np.float32).max)  # as which it is kept
 
 __all__ = [

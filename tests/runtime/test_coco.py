@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.datasets import coco
-from runtime.datasets.coco import DatasetError, Problems, read_coco
+from runtime.datasets.annotations import DatasetError, Problems
+from runtime.datasets.coco import read_coco
 from tests.at_fault import raises
 
 Files = Callable[..., tuple[Path, Path]]
