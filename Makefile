@@ -16,7 +16,7 @@ OLDEST_LOCK := requirements/oldest.txt
 PYTHONS := 3.10 3.11 3.12 3.13
 # What test-oldest runs: training, the networks, the export and its proof, what reads and runs the result.
 CORE := tests/test_arc.py tests/test_requirements.py \
-    $(patsubst %,tests/models/test_%.py,detectors backbones golden parity_heads checkpoint import own_refused) \
+    $(patsubst %,tests/models/test_%.py,detectors backbones golden parity_heads checkpoint import custom_refused) \
     $(patsubst %,tests/trainer/test_%.py,loop resume optim augment_transforms mixed_precision qat loggers machine) \
     $(patsubst %,tests/runtime/test_%.py,detector torch_backend image header evaluate draw batcher ort_library) \
     $(patsubst %,tests/export/test_%.py,graph nms_forms int8_graphs)

@@ -39,8 +39,8 @@ def one_image(grid: Priors, boxes: Tensor) -> Tensor:
     """The steps of mmdetection's ATSSAssigner in their order, for boxes [G, 4]; matched [N]."""
     N, G = len(grid.boxes_xyxy), len(boxes)
     overlaps = iou(grid.boxes_xyxy[:, None], boxes)  # [N, G]
-    points, centres = grid.points, (boxes[:, :2] + boxes[:, 2:]) / 2
-    distances = (points[:, None, :] - centres[None, :, :]).pow(2).sum(-1).sqrt()  # [N, G]
+    points, centers = grid.points, (boxes[:, :2] + boxes[:, 2:]) / 2
+    distances = (points[:, None, :] - centers[None, :, :]).pow(2).sum(-1).sqrt()  # [N, G]
     candidates, start = [], 0
     for size in grid.level_sizes:
         nearest = distances[start : start + size].topk(min(TOPK, size), dim=0, largest=False).indices
@@ -67,9 +67,9 @@ def scene(images: int, most: int, device: torch.device) -> list[Tensor]:
     for i in range(images):
         count = most if i == 0 else int(torch.randint(1, most + 1, (), generator=generator))
         sides = 16 * 40 ** torch.rand(count, 2, generator=generator)
-        centres = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+        centers = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
         limit = torch.tensor([width, height, width, height])
-        batch.append(torch.cat([centres - sides / 2, centres + sides / 2], dim=1).clamp(min=0).minimum(limit))
+        batch.append(torch.cat([centers - sides / 2, centers + sides / 2], dim=1).clamp(min=0).minimum(limit))
     return [boxes.to(device) for boxes in batch]
 
 

@@ -97,7 +97,7 @@ def operations(size: int) -> dict[str, tuple[Work, Work]]:
     defaults, q60 = AugmentConfig(), JpegConfig(probability=1, quality=(60, 60))
     sigma1, noise10 = (
         BlurConfig(probability=1, sigma=(1, 1), motion=0),
-        NoiseConfig(probability=1, sigma=(10, 10), grey=0),
+        NoiseConfig(probability=1, sigma=(10, 10), gray=0),
     )
     iou = CropConfig(probability=1, measure="iou", least=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9))
     turn = affine_matrix("rotate", 15, (size, size))

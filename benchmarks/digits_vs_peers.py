@@ -4,7 +4,7 @@
 
 Everyone gets the same pictures, size and number of epochs, and is judged by pycocotools through
 `runtime.evaluation.evaluate`. torchvision's detectors (benchmarks/torchvision_peers.py: the same backbone and widths,
-sizes and ranges for 320 px) also get isodet's augmentation, optimiser, schedule, precision and averaged weights, and
+sizes and ranges for 320 px) also get isodet's augmentation, optimizer, schedule, precision and averaged weights, and
 every learning rate of --rates on the first seed; the best one is then trained on the others. ultralytics, where it is
 installed, trains with its own defaults but for the mirroring, which makes another symbol of a digit. The same script
 tells what single choices of the recipe are worth (--ablation), and bfloat16 against float32.

@@ -4,8 +4,8 @@
                                  [--nms auto portable] [--sm 75] [--width 0.5] [--rows runs/engines.jsonl]
 
 Prints a table of seconds (of export and build) and megabytes, or the library's own reason for a refusal. An engine was
-serialised, not run: that needs a GPU. Networks have random weights, on which neither time nor size depend,
-and the statistics of a batch of noise; int8 is the network after `models.quant.quantise`, its ranges observed on the
+serialized, not run: that needs a GPU. Networks have random weights, on which neither time nor size depend,
+and the statistics of a batch of noise; int8 is the network after `models.quant.quantize`, its ranges observed on the
 same noise. Every graph passed the checks of `exporter onnx` but for the mAP. Rows are kept: who stops it and starts it
 again with the same file gets the rest.
 
@@ -35,7 +35,7 @@ from export.engine.build import build
 from export.options import NmsKind, Precision
 from models.checkpoint import save_checkpoint
 from models.config.model import model_config
-from models.quant import quantise
+from models.quant import quantize
 from runtime import read_card
 from runtime.backends.trt.library import Library, load_library
 
@@ -71,7 +71,7 @@ def save_network(path: Path, detector: str, precision: Precision, arguments: arg
     if precision != "int8":
         save_checkpoint(path, network.state_dict(), card_of(config).to_json())
         return path
-    quantized = quantise(network)
+    quantized = quantize(network)
     quantized.calibrate([noise(2, config.input_size_hw)])
     save_checkpoint(path, quantized.state_dict(), card_of(config, {"kind": "qat"}).to_json())
     return path

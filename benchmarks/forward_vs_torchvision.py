@@ -2,7 +2,7 @@
 
     python benchmarks/forward_vs_torchvision.py [--size 320] [--seconds 4] [--rounds 5] [--threads 1]
 
-Eval mode, float32, one image. Two measurements: the raw network, from a normalised picture to logits, codes and
+Eval mode, float32, one image. Two measurements: the raw network, from a normalized picture to logits, codes and
 quality; and end to end, from a uint8 picture in memory to detections, with 500 scores above the threshold on both
 sides. isodet is measured in the form it deploys (folded) and, for the raw network, in its training form too. ATSS is
 compared with torchvision's FCOS, which is its network. Contestants take turns, round after round, so that a slow

@@ -36,14 +36,14 @@ def candidates(rng: np.random.Generator, kind: str, count: int, size: float = 32
     labels: np.ndarray = rng.integers(0, 3, count)
     if kind == "objects":  # what a detector gives: some boxes for each of a few objects
         which = rng.integers(0, 25, count)
-        centres, sides = rng.uniform(0, size, (25, 2)), rng.uniform(16, 120, (25, 2))
+        centers, sides = rng.uniform(0, size, (25, 2)), rng.uniform(16, 120, (25, 2))
         sides = sides[which] * np.exp(rng.normal(0, 0.2, (count, 2)))
-        first, labels = centres[which] + rng.normal(0, 5, (count, 2)) - sides / 2, which % 10
+        first, labels = centers[which] + rng.normal(0, 5, (count, 2)) - sides / 2, which % 10
     elif kind == "scattered":
         first, sides = rng.uniform(0, size, (count, 2)), rng.uniform(0, 120, (count, 2))
     elif kind == "whole pixels":  # equal, touching and empty boxes, and exact ratios
         first, sides = rng.integers(0, 40, (count, 2)) * 1.0, rng.integers(0, 24, (count, 2)) * 1.0
-    else:  # along a line, each overlapping its neighbours only, from left to right: the longest chain there is
+    else:  # along a line, each overlapping its neighbors only, from left to right: the longest chain there is
         first, sides = np.stack([np.arange(count) * 10.0, np.zeros(count)], axis=1), np.full((count, 2), 45.0)
         size, labels = np.inf, np.zeros(count, np.int64)
     boxes = np.concatenate([first, first + sides], axis=1).clip(0, size).astype(np.float32)
@@ -77,7 +77,7 @@ def from_pictures(checkpoint: Path, folder: Path) -> Iterator[tuple[Tensor, Tens
         image = torch.from_numpy(letterbox(read_image(path), (height, width))[0])[None]
         with torch.inference_mode():
             pixels = deploy.graph_input(image)
-            raw = deploy.detector.network(deploy.detector.pixels.normalised(pixels))
+            raw = deploy.detector.network(deploy.detector.pixels.normalized(pixels))
             boxes, _, labels = deploy.candidates(raw)
         yield boxes, labels
 

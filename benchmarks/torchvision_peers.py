@@ -119,7 +119,7 @@ class TorchvisionBackend(Backend):
 def train_torchvision(
     kind: str, config: TrainConfig, weights: Path, progress: Callable[[int, int], None]
 ) -> Evaluation:
-    """Train by `config`'s data, augmentation, optimiser, schedule, precision and averaging; keeps the last weights."""
+    """Train by `config`'s data, augmentation, optimizer, schedule, precision and averaging; keeps the last weights."""
     torch.manual_seed(config.seed)
     device, group = torch.device("cpu"), Group(0, 1)
     samples = TrainSet(train_data(config), resize_rule(config.model), config.augment, config.seed)

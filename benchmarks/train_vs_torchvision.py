@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_vs_torchvision [--seconds 8] [--rounds 3] [--threads 2]
 
-A step is forward, loss, backward and optimiser on a batch in memory; what each trains on is a batch of the shapes
+A step is forward, loss, backward and optimizer on a batch in memory; what each trains on is a batch of the shapes
 recipe at 320 px. isodet's networks are compared in their own form (per-level BatchNorm in the head, its default) and
 with torchvision's GroupNorm. The contestants take turns, round after round, so that a slow moment of the machine hits
 all of them; the table shows the median round, and the medians of the rounds' ratios to torchvision's detector of the

@@ -30,7 +30,7 @@ from export.commands.int8 import Sensitivity
 from export.commands.onnx import Onnx
 from export.commands.verify import Verify
 from runtime.commands.arguments import command_parser
-from runtime.commands.shared import exit_status, words
+from runtime.commands.shared import exit_status, require_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("exporter", __doc__, {
         "onnx": Onnx, "trt": Trt, "audit": Audit, "sensitivity": Sensitivity, "verify": Verify, "bisect": Bisect,
     })  # fmt: skip
-    return exit_status(parser.parse_args(words(parser, argv)), "exporter", "export", "interrupted; nothing was written")
+    arguments = parser.parse_args(require_arguments(parser, argv))
+    return exit_status(arguments, "exporter", "export", "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class OnnxExport:
     fold_difference: float
     """Largest change of a raw output by folding, relative to its scale."""
     weights_megabytes: float
-    """Of the initialisers: the network's, and what decoding and NMS need."""
+    """Of the initializers: the network's, and what decoding and NMS need."""
     verification: Verification | None
     """None where there is no validation data, or it was not wanted; the card says so."""
 

@@ -33,7 +33,7 @@ class CalibrationError(ExportError):
 
 @dataclass(frozen=True, kw_only=True)
 class Int8:
-    """Options of post-training quantisation. Raises `CalibrationError` for what cannot be.
+    """Options of post-training quantization. Raises `CalibrationError` for what cannot be.
 
     calibrate: how ranges follow from what was observed; best: the one with the highest validation mAP (default: mse)
     pictures: how many are observed

@@ -20,7 +20,7 @@ from isodet.errors import IsodetError
 
 T = TypeVar("T")
 
-Own = NewType("Own", str)
+CustomName = NewType("CustomName", str)
 """The name of a user's own part, `package.module:Name`; `models.custom.find` says what may be one."""
 
 
@@ -59,11 +59,16 @@ def _unknown(key: str, beside: Iterable[str], everywhere: Sequence[str] = ()) ->
 def build(kind: type[T], mapping: Any, path: str = "") -> T:
     """The dataclass `kind` from a plain mapping (as YAML or JSON give it); `path` is the dotted key it stands under.
 
+    A key that once had another name is read by both: `kind.OLD_NAMES` maps the old one to today's.
+
     Raises `ConfigError` with the key of the first value that is unknown, missing, of the wrong type or out of range.
     """
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
     needed = {name for name, f in fields.items() if default_of(f) is dataclasses.MISSING}
+    old_names: Mapping[str, str] = getattr(kind, "OLD_NAMES", {})
+    if isinstance(mapping, Mapping):  # under both names a key stays as it is, and its old name is unknown
+        mapping = {old_names.get(k, k) if old_names.get(k) not in mapping else k: v for k, v in mapping.items()}
     try:
         values = converted({name: hints[name] for name in fields}, needed, mapping, path)
     except UnknownKeyError as error:
@@ -148,9 +153,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, path)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
-        if Own in args and isinstance(value, str):  # one of ours, or a part named by its module
-            ours = next(option for option in args if option is not Own)
-            return check_own_name(value, path) if ":" in value else _convert(ours, value, path)
+        if CustomName in args and isinstance(value, str):  # one of ours, or a part named by its module
+            ours = next(option for option in args if option is not CustomName)
+            return check_custom_name(value, path) if ":" in value else _convert(ours, value, path)
         shaped = [option for option in args if _has_shape_of(option, value)]
         if len(shaped) == 1:  # the only one that it can be: its own message says what is wrong
             return _convert(shaped[0], value, path)
@@ -187,20 +192,20 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return converted(typing.get_type_hints(hint), hint.__required_keys__, value, path)
     elif hint is Any:  # as a part's arguments, which are read where its signature is known
         return value
-    elif hint is Own:
+    elif hint is CustomName:
         if isinstance(value, str):
-            return check_own_name(value, path)
+            return check_custom_name(value, path)
     elif isinstance(value, hint):
         return value
     raise ConfigError(f"{path}: expected {described(hint)}, got {_shown(value)}", key=path)
 
 
-def check_own_name(value: str, path: str) -> Own:
+def check_custom_name(value: str, path: str) -> CustomName:
     """`value` as the name of an own part; a ConfigError at `path` where it is no `package.module:Name`."""
     module, _, name = value.partition(":")
     if not (name.isidentifier() and all(word.isidentifier() for word in module.split("."))):
         raise ConfigError(f"{path}: your own part is named package.module:Name, got {value!r}", key=path)
-    return Own(value)
+    return CustomName(value)
 
 
 def _has_shape_of(hint: Any, value: Any) -> bool:
@@ -235,7 +240,7 @@ def described(hint: Any) -> str:
     if dataclasses.is_dataclass(hint) or origin is Mapping or typing.is_typeddict(hint):
         return "a mapping of keys"
     names: dict[Any, str] = {
-        Own: "package.module:Name of your own part", float: "a number",
+        CustomName: "package.module:Name of your own part", float: "a number",
         int: "a whole number", str: "text", bool: "true or false", type(None): "null", dict: "a mapping of keys",
     }  # fmt: skip
     return names.get(hint, str(hint))

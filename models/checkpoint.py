@@ -12,11 +12,11 @@ import torch
 
 from isodet.errors import IsodetError
 from isodet.strict import ConfigError
-from models.config.model import model_config, own_parts_of
-from models.custom.find import OwnPartMissing, require_environment
+from models.config.model import custom_parts_of, model_config
+from models.custom.find import CustomPartMissing, require_environment
 from models.deploy.graph import Deploy
 from models.detector import Detector
-from models.quant import QuantError, quantise
+from models.quant import QuantError, quantize
 from models.tensor_files import TensorFileError, first_mismatches, load_tensors
 
 FORMAT = 1
@@ -117,9 +117,9 @@ def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detecto
     content = read_checkpoint(path, check_hashes=check_hashes)
     try:
         config = model_config(content["card"].get("model"), "card.model")
-        require_environment(name for _, name in own_parts_of(config, network_only=True))
+        require_environment(name for _, name in custom_parts_of(config, network_only=True))
         detector = Detector(config, load_weights=False)
-    except OwnPartMissing as error:
+    except CustomPartMissing as error:
         training = content["card"].get("training")
         found = training.get("code") if isinstance(training, dict) else None
         raise CheckpointError.at(
@@ -140,7 +140,7 @@ def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detecto
                 path, f"expected names of layers, got {str(layers)[:80]}", key="card.quantization.float_layers"
             )
         try:
-            detector = quantise(detector.eval(), layers)
+            detector = quantize(detector.eval(), layers)
         except QuantError as error:
             raise CheckpointError.at(path, str(error), key="card.quantization") from error
     wanted, given = detector.state_dict(), content["model"]

@@ -44,10 +44,10 @@ def decode_delta(
     assert_shape("codes", codes, ..., 4)
     codes = codes * (stds if isinstance(stds, Tensor) else codes.new_tensor(stds))
     anchor_wh = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
-    centre = (anchors_xyxy[..., :2] + anchors_xyxy[..., 2:]) / 2 + codes[..., :2] * anchor_wh
+    center = (anchors_xyxy[..., :2] + anchors_xyxy[..., 2:]) / 2 + codes[..., :2] * anchor_wh
     lowest = -_MAX_LOG_RATIO if clamp == "both" else None
     half = anchor_wh * codes[..., 2:].clamp(lowest, _MAX_LOG_RATIO).exp() / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 def encode_ltrb(points_xy: Tensor, strides: Tensor, boxes_xyxy: Tensor) -> Tensor:

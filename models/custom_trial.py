@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from isodet.strict import ConfigError
 from models.config.model import ModelConfig
-from models.config.network import is_own
-from models.custom.call import own_box_loss, own_class_loss, own_matches
-from models.custom.find import ASSIGNER, BACKBONE, BOX_LOSS, CLASS_LOSS, NECK, Kind, failure, own_part
+from models.config.network import is_custom
+from models.custom.call import custom_box_loss, custom_class_loss, custom_matches
+from models.custom.find import ASSIGNER, BACKBONE, BOX_LOSS, CLASS_LOSS, NECK, Kind, custom_part, failure
 from models.detector import Detector
 from models.layers.fuse import fuse
 from models.loss import detection_loss
@@ -49,7 +49,7 @@ _LARGEST_FUSE_ERROR = 1e-3
 """Of the output's scale."""
 
 
-def try_own_parts(config: ModelConfig) -> ModelConfig:
+def try_custom_parts(config: ModelConfig) -> ModelConfig:
     """`config` with the arguments of its own parts complete, defaults too, each part found, checked and tried.
 
     Raises `ConfigError` naming the key, what was expected and what came.
@@ -58,8 +58,8 @@ def try_own_parts(config: ModelConfig) -> ModelConfig:
     for kind in (BACKBONE, NECK, ASSIGNER, BOX_LOSS, CLASS_LOSS):
         section_name = kind.section.removeprefix("model.")
         section = getattr(config, section_name)
-        if is_own(_name(config, kind)):
-            part = own_part(kind, _name(config, kind), section.arguments)
+        if is_custom(_name(config, kind)):
+            part = custom_part(kind, _name(config, kind), section.arguments)
             config = replace(config, **{section_name: replace(section, arguments=part.arguments())})
             targets.append((part.target, repr(part.arguments())))
     if targets:
@@ -78,14 +78,14 @@ def _try_step(config: ModelConfig, targets: tuple[tuple[Callable[..., Any], str]
         detector, images = Detector(config, load_weights=False), torch.randn(2, 3, *INPUT_HW)
         levels = _pyramid(detector.train(), "in train mode", images)[NECK]
         raw, priors = detector.read(levels), detector.priors(INPUT_HW)
-        if is_own(config.assign.kind):
-            _try_assigner(config, own_matches(config.assign, priors, _BOXES, _LABELS >= 0))
+        if is_custom(config.assign.kind):
+            _try_assigner(config, custom_matches(config.assign, priors, _BOXES, _LABELS >= 0))
         for objects in (0, 2):
             losses = detection_loss(config, raw, priors, _BOXES[:, :objects], _LABELS[:, :objects])
         with _saying("model backwards"):
             losses.total.backward()
         _try_losses(config)
-        if networks := [kind for kind in (BACKBONE, NECK) if is_own(_name(config, kind))]:
+        if networks := [kind for kind in (BACKBONE, NECK) if is_custom(_name(config, kind))]:
             with torch.no_grad():
                 plain = _pyramid(detector.eval(), "in eval mode", images)
                 with _saying("model after fuse()"):
@@ -100,7 +100,7 @@ def _try_step(config: ModelConfig, targets: tuple[tuple[Callable[..., Any], str]
 
 
 def _pyramid(detector: Detector, form: str, images: Tensor) -> dict[Kind, list[Tensor]]:
-    """What backbone and neck make of normalised images [2, 3, H, W], of the shapes that they promise."""
+    """What backbone and neck make of normalized images [2, 3, H, W], of the shapes that they promise."""
     config, channels = detector.config, detector.backbone.channels
     first, last = config.neck.levels
     features = "features at strides 4, 8, 16, 32 with the widths of .channels"
@@ -115,7 +115,7 @@ def _pyramid(detector: Detector, form: str, images: Tensor) -> dict[Kind, list[T
         where = f"{kind.where(_name(config, kind))} {form}"
         with _saying(where):
             value = module(copy.copy(value))
-        if is_own(_name(config, kind)):
+        if is_custom(_name(config, kind)):
             shapes = [[2, width, *size] for width, size in zip(widths, feature_sizes(INPUT_HW, ends), strict=True)]
             _require_outputs(where, value, promise, shapes)
         outputs[kind] = list(value)
@@ -147,18 +147,18 @@ def _try_assigner(config: ModelConfig, matched: Tensor) -> None:
 
 def _try_losses(config: ModelConfig) -> None:
     """The user's own losses for pairs of boxes and for logits that training may meet, which one step may not."""
-    if is_own(config.box.loss):
+    if is_custom(config.box.loss):
         predicted, targets = torch.tensor(list(_PAIRS.values())).unbind(dim=1)
         where = BOX_LOSS.where(config.box.loss)
-        _require_finite(where, functools.partial(own_box_loss, config.box), predicted, targets, list(_PAIRS))
-    if is_own(config.loss.cls):
+        _require_finite(where, functools.partial(custom_box_loss, config.box), predicted, targets, list(_PAIRS))
+    if is_custom(config.loss.cls):
         logits = torch.tensor(_LOGITS).repeat(2, 2, 1)  # [B, N, C]
         targets = torch.zeros_like(logits)
         targets[:, 1] = 1
         pairs = zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True)
         cases = [f"a logit of {logit:g} and the target {target:g}" for logit, target in pairs]
         where = CLASS_LOSS.where(config.loss.cls)
-        _require_finite(where, functools.partial(own_class_loss, config.loss), logits, targets, cases)
+        _require_finite(where, functools.partial(custom_class_loss, config.loss), logits, targets, cases)
 
 
 def _require_finite(

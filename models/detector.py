@@ -24,7 +24,7 @@ class Raw(NamedTuple):
 
 
 class Pixels(nn.Module):
-    """Camera pixels to network input: uint8 [B, H, W, 3] BGR -> float32 [B, 3, H, W], ordered and normalised."""
+    """Camera pixels to network input: uint8 [B, H, W, 3] BGR -> float32 [B, 3, H, W], ordered and normalized."""
 
     scale: Tensor
     shift: Tensor
@@ -37,9 +37,9 @@ class Pixels(nn.Module):
         self.register_buffer("shift", (-mean / std).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.normalised(images.float().permute(0, 3, 1, 2))
+        return self.normalized(images.float().permute(0, 3, 1, 2))
 
-    def normalised(self, x: Tensor) -> Tensor:
+    def normalized(self, x: Tensor) -> Tensor:
         """Of float32 BGR pixels [B, 3, H, W], 0 to 255."""
         if self.flip:
             x = x.flip(1)
@@ -63,7 +63,7 @@ class Detector(nn.Module):
         return self.network(self.pixels(images))
 
     def network(self, x: Tensor) -> Raw:
-        """From normalised float images [B, 3, H, W] on."""
+        """From normalized float images [B, 3, H, W] on."""
         return self.read(self.neck(self.backbone(x)))
 
     def with_levels(self, images: Tensor) -> tuple[Raw, list[Tensor]]:

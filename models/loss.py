@@ -14,8 +14,8 @@ from models.assigners import BACKGROUND, IGNORED, assign
 from models.boxes import iou
 from models.coders import decode, encode_delta
 from models.config.model import BoxConfig, LossConfig, ModelConfig
-from models.config.network import is_own
-from models.custom.call import own_box_loss, own_class_loss
+from models.config.network import is_custom
+from models.custom.call import custom_box_loss, custom_class_loss
 from models.detector import Raw
 from models.losses.boxes import centerness
 from models.losses.classification import hardest, smoothed
@@ -60,7 +60,7 @@ def detection_loss(
     Divisors are mmdetection's. Classification and quality: the sum over images of max(positives, 1), or for
     `center` max(positives of the batch, 1); GHM's weights are a mean already. Box: the sum of its weights, which
     are the centerness targets where there is a centerness branch and `box.weighting` says so, otherwise the
-    positives. With `loss.normaliser` image each image is divided by its own, at least 1, and the batch is their mean.
+    positives. With `loss.normalizer` image each image is divided by its own, at least 1, and the batch is their mean.
 
     Where a batch is spread over processes, `total` sums a tensor over them: divisors are then those of the whole
     batch, and the losses this process's part of its loss, which is their sum.
@@ -117,7 +117,7 @@ def _share(config: LossConfig, amounts: Tensor, total: Callable[[Tensor], Tensor
 
     least: what an amount is at least.
     """
-    if config.normaliser == "image":
+    if config.normalizer == "image":
         return 1 / (amounts.clamp(min=least) * total(amounts.new_tensor(len(amounts))))
     return (1 / total(amounts.sum()).clamp(min=least)).expand(len(amounts))
 
@@ -133,8 +133,8 @@ def _classification(
     counted, positive = matched != IGNORED, matched >= 0  # [B, N]
     if config.smoothing:  # the background is not in doubt
         targets = smoothed(targets, positive[..., None] * config.smoothing)
-    if is_own(config.cls):
-        each = own_class_loss(config, logits, targets)
+    if is_custom(config.cls):
+        each = custom_class_loss(config, logits, targets)
     else:
         loss: Callable[..., Tensor] = config.part.configured(config)
         if config.part.of_batch:
@@ -148,8 +148,8 @@ def _classification(
 
 def _per_box(config: BoxConfig, boxes: Tensor, codes: Tensor, target_boxes: Tensor, anchors: Tensor) -> Tensor:
     """Losses [P] of decoded boxes [P, 4], or of their codes [P, 4] relative to anchors [P, 4]."""
-    if is_own(config.loss):
-        return own_box_loss(config, boxes, target_boxes)
+    if is_custom(config.loss):
+        return custom_box_loss(config, boxes, target_boxes)
     loss: Callable[..., Tensor] = config.part.configured(config)
     if config.part.of == "codes":
         return loss(codes, encode_delta(anchors, target_boxes, config.stds)).sum(dim=-1)

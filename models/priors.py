@@ -1,4 +1,4 @@
-"""The grid of priors: where a detector looks, as anchors (boxes) and as points (their centres)."""
+"""The grid of priors: where a detector looks, as anchors (boxes) and as points (their centers)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Priors(NamedTuple):
 
     @property
     def points(self) -> Tensor:
-        """Centres, [N, 2] float32 x, y."""
+        """Centers, [N, 2] float32 x, y."""
         return (self.boxes_xyxy[..., :2] + self.boxes_xyxy[..., 2:]) / 2
 
     def within(self, sizes_hw: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def priors(
 ) -> Priors:
     """Priors of levels with the given grid sizes and nominal strides.
 
-    A cell's centre is `(column + offset, row + offset) * stride`; 0.5 is the centre of the pixels it stands
+    A cell's center is `(column + offset, row + offset) * stride`; 0.5 is the center of the pixels it stands
     for. offset: `anchors.offset` unless told. input_hw: the padded input's size in pixels, which the rule
     `padded_over_grid` divides by the grid's; raises `ValueError` where that rule is not told it.
     """
@@ -79,10 +79,10 @@ def priors(
             step_y, step_x = input_hw[0] // h, input_hw[1] // w
         x = (torch.arange(w, dtype=torch.float32) + offset) * step_x
         y = (torch.arange(h, dtype=torch.float32) + offset) * step_y
-        centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 1, 2)  # [h*w, 1, 2]
+        centers = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 1, 2)  # [h*w, 1, 2]
         half = _anchor_sizes_wh(anchors, stride) / 2  # [A, 2]
         half = half.round() if anchors.whole_pixels else half
-        boxes.append(torch.cat([centres - half, centres + half], dim=-1).reshape(-1, 4))  # [h*w*A, 4]
+        boxes.append(torch.cat([centers - half, centers + half], dim=-1).reshape(-1, 4))  # [h*w*A, 4]
         per_prior_strides.append(torch.full((len(boxes[-1]),), float(stride)))
     shapes = tuple((h, w, anchors.per_cell) for h, w in sizes_hw)
     return Priors(torch.cat(boxes), torch.cat(per_prior_strides), tuple(len(b) for b in boxes), shapes)

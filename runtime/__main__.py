@@ -20,13 +20,13 @@ from runtime.commands.arguments import command_parser
 from runtime.commands.bench import Bench
 from runtime.commands.detect import Detect
 from runtime.commands.eval import Eval
-from runtime.commands.shared import exit_status, words
+from runtime.commands.shared import exit_status, require_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
     parser = command_parser("runtime", __doc__, {"detect": Detect, "bench": Bench, "eval": Eval})
-    return exit_status(parser.parse_args(words(parser, argv)), "runtime", "train")
+    return exit_status(parser.parse_args(require_arguments(parser, argv)), "runtime", "train")
 
 
 if __name__ == "__main__":

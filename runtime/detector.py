@@ -241,7 +241,7 @@ class Detector:
                 results.append(Detections.empty(names))
                 continue
             boxes = placement.to_source(raw.boxes[i, :kept])
-            # A box that lies wholly in the grey border has no extent in the frame.
+            # A box that lies wholly in the gray border has no extent in the frame.
             inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             labels = raw.labels[i, :kept]
             if isinstance(threshold, np.ndarray):

@@ -48,10 +48,10 @@ def fake_trt(version: str, network: dict[str, Any] | None = None, run: Callable[
             module.__dict__[name] = _strict(name, names, {})
     severity = {n: i for i, n in enumerate(("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"))}
 
-    def act(kind: str, /, **behaviour: Any) -> None:
-        unknown = [n for n in behaviour if not n.startswith("_") and n not in api[kind]]
+    def act(kind: str, /, **behavior: Any) -> None:
+        unknown = [n for n in behavior if not n.startswith("_") and n not in api[kind]]
         assert not unknown, f"{version} has no {kind}.{unknown[0]}"
-        module.__dict__[kind] = _strict(kind, api[kind], behaviour)
+        module.__dict__[kind] = _strict(kind, api[kind], behavior)
 
     act("ILogger", **severity)
     act("IProgressMonitor")
@@ -214,7 +214,7 @@ def _act_out_running(module: Any, act: Callable[..., None], run: Callable[..., A
     act("Runtime", __init__=_keeps("_logger"), deserialize_cuda_engine=deserialize)
 
 
-def _strict(name: str, names: list[str], behaviour: dict[str, Any]) -> type:
+def _strict(name: str, names: list[str], behavior: dict[str, Any]) -> type:
     def missing(self: Any, attribute: str) -> Any:
         assert attribute not in names, f"the stand-in does not act out {name}.{attribute}"
         raise AttributeError(f"{name} has no {attribute}")
@@ -226,7 +226,7 @@ def _strict(name: str, names: list[str], behaviour: dict[str, Any]) -> type:
         object.__setattr__(self, attribute, value)
 
     return type(
-        name, (), {"__init__": lambda self, *_: None, "__getattr__": missing, "__setattr__": assign, **behaviour}
+        name, (), {"__init__": lambda self, *_: None, "__getattr__": missing, "__setattr__": assign, **behavior}
     )
 
 

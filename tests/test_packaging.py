@@ -1,4 +1,4 @@
-"""What a user installs: the wheel holds the four rooms, their commands and licence, and no tests.
+"""What a user installs: the wheel holds the four rooms, their commands and license, and no tests.
 
 Built without network and build isolation, in a copy of the tree, so that nothing is left behind here.
 """
@@ -70,7 +70,7 @@ def test_the_commands(wheel):
     }
 
 
-def test_the_licence_and_what_an_install_pulls_in(wheel):
+def test_the_license_and_what_an_install_pulls_in(wheel):
     assert "Apache License" in read(wheel, "LICENSE")
     metadata = email.message_from_string(read(wheel, "METADATA"))
     assert metadata["Name"] == "isodet" and metadata["License-Expression"] == "Apache-2.0"

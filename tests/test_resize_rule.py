@@ -43,7 +43,7 @@ def test_the_sizes_of_the_peers(golden: Callable[[str], dict[str, np.ndarray]], 
 
 
 def test_the_pixels_of_torchvisions_transform(golden: Callable[[str], dict[str, np.ndarray]]) -> None:
-    """Normalised network inputs agree up to the rounding to whole grey levels that uint8 pixels have."""
+    """Normalized network inputs agree up to the rounding to whole gray levels that uint8 pixels have."""
     table = golden("transform")
     rule = ShortSide(64, 100, 32, True, MEAN_BGR)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -53,8 +53,8 @@ def test_the_pixels_of_torchvisions_transform(golden: Callable[[str], dict[str, 
         assert placement.resized_hw == tuple(table["tv_min64_max100_image_sizes"][i])
         ours = (placement.apply(bgr)[..., ::-1] / 255 - mean) / std
         h, w = placement.resized_hw
-        grey = np.abs((ours[:h, :w] - expected.transpose(1, 2, 0)[:h, :w]) * std * 255)
-        assert grey.max() < 1.01 and grey.mean() < 0.35
+        gray = np.abs((ours[:h, :w] - expected.transpose(1, 2, 0)[:h, :w]) * std * 255)
+        assert gray.max() < 1.01 and gray.mean() < 0.35
         assert np.abs(ours[h:]).max(initial=0) < 0.01 and np.abs(ours[:, w:]).max(initial=0) < 0.01  # zeros, nearly
 
 

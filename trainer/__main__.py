@@ -30,7 +30,7 @@ import sys
 from collections.abc import Sequence
 
 from runtime.commands.arguments import command_parser
-from runtime.commands.shared import exit_status, words
+from runtime.commands.shared import exit_status, require_arguments
 from trainer.commands.config import CheckData, Fit, LrFind, Show
 from trainer.commands.data import Convert, Import, MineNegatives, New
 from trainer.commands.eval import Eval
@@ -51,7 +51,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "fit": Fit, "eval": Eval, "runs": Runs, "show": Show, "check-data": CheckData, "mine-negatives": MineNegatives,
         "lr-find": LrFind, "new": New, "convert": Convert, "import": Import,
     })  # fmt: skip
-    given = words(parser, argv)
+    given = require_arguments(parser, argv)
     for i in reversed([i for i, text in enumerate(given) if text == "--augment"]):
         if given[i + 1 : i + 2] not in ([], ["on"], ["all"]):  # CONFIG or a key=value, which is not its word
             given.insert(i + 1, "on")

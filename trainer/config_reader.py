@@ -14,7 +14,7 @@ from typing import Any
 from isodet.strict import ConfigError, build, dotted_keys, merge
 from models.config.model import model_config
 from runtime.datasets.annotations import DatasetError, read_class_names
-from trainer.config.custom import own_names
+from trainer.config.custom import custom_names
 from trainer.config.files import read_mapping, read_override
 from trainer.config.optim import schedule_mapping, under_preset
 from trainer.config.train import TrainConfig
@@ -84,11 +84,11 @@ def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
     if isinstance(mapping.get("schedule"), Mapping):
         mapping = {**mapping, "schedule": schedule_mapping(mapping["schedule"])}
     config = build(TrainConfig, mapping)
-    if not own_names(config.model, config.augment.own):
+    if not custom_names(config.model, config.augment.own):
         return replace(config, code=())
-    from trainer.custom import try_own_parts  # torch is needed for them only
+    from trainer.custom import try_custom_parts  # torch is needed for them only
 
-    return try_own_parts(config)
+    return try_custom_parts(config)
 
 
 def _class_file(path: str) -> list[str]:

@@ -11,25 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isodet.strict import ConfigError
-from models.config.network import is_own
-from models.custom.find import AUGMENTATION, look_in, own_part, require_environment, require_module_of
-from models.custom_trial import try_own_parts as try_model_parts
+from models.config.network import is_custom
+from models.custom.find import AUGMENTATION, custom_part, look_in, require_environment, require_module_of
+from models.custom_trial import try_custom_parts as try_model_parts
 from runtime.images.image import Image
-from trainer.config.custom import OwnAugmentConfig, own_names
+from trainer.config.custom import CustomAugmentConfig, custom_names
 from trainer.config.train import TrainConfig
 
 Boxes = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 
-def try_own_parts(config: TrainConfig) -> TrainConfig:
+def try_custom_parts(config: TrainConfig) -> TrainConfig:
     """`config` with every own part found and tried, and their arguments complete. Raises `ConfigError`.
 
     Modules are looked for where Python does, then in `config.code`, then in the current folder.
     """
     folders = [*(str(Path(folder).resolve()) for folder in config.code), str(Path.cwd())]
     look_in(folders)
-    for key, name in own_names(config.model, config.augment.own):
+    for key, name in custom_names(config.model, config.augment.own):
         require_module_of(folders, name, f"{key}: {name}")
     steps = []
     for i, step in enumerate(config.augment.own):
@@ -58,7 +58,7 @@ def require_installed(model: Mapping[str, Any], over: Mapping[str, Any], checkpo
         and not (isinstance(named_again, Mapping) and named_again.get(key) == section.get(key))
     ]
     try:
-        require_environment(name for name in names if is_own(name))
+        require_environment(name for name in names if is_custom(name))
     except ConfigError as error:
         raise ConfigError(
             f"init: {checkpoint}: {error}. A checkpoint does not say where code is found: put its folder on PYTHONPATH "
@@ -66,8 +66,8 @@ def require_installed(model: Mapping[str, Any], over: Mapping[str, Any], checkpo
         ) from error
 
 
-def own_augmentations(
-    steps: Sequence[OwnAugmentConfig], image: Image, boxes_xyxy: Boxes, labels: Labels, rng: np.random.Generator
+def custom_augmentations(
+    steps: Sequence[CustomAugmentConfig], image: Image, boxes_xyxy: Boxes, labels: Labels, rng: np.random.Generator
 ) -> tuple[Image, Boxes, Labels]:
     """A picture uint8 [h,w,3] BGR, its boxes [G,4] and labels [G] after the own `steps`, each with its probability.
 
@@ -80,9 +80,9 @@ def own_augmentations(
 
 
 def _applied(
-    step: OwnAugmentConfig, image: Image, boxes_xyxy: Boxes, labels: Labels, rng: np.random.Generator
+    step: CustomAugmentConfig, image: Image, boxes_xyxy: Boxes, labels: Labels, rng: np.random.Generator
 ) -> tuple[Image, Boxes, Labels]:
-    part = own_part(AUGMENTATION, step.name, step.arguments)
+    part = custom_part(AUGMENTATION, step.name, step.arguments)
     # Copies, because a picture or its boxes may be somebody else's too: what a step draws into must not stay.
     result = part(image.copy(), boxes_xyxy.copy(), labels.copy(), rng)
     if not _fits(result):
@@ -107,9 +107,9 @@ def _fits(result: Any) -> bool:
     )
 
 
-def _tried(step: OwnAugmentConfig) -> OwnAugmentConfig:
+def _tried(step: CustomAugmentConfig) -> CustomAugmentConfig:
     """`step` with its arguments complete, after it had a picture with three boxes, and one without any."""
-    part = own_part(AUGMENTATION, step.name, step.arguments)
+    part = custom_part(AUGMENTATION, step.name, step.arguments)
     step = replace(step, arguments=part.arguments())
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (96, 160, 3), dtype=np.uint8)

@@ -236,7 +236,7 @@ def _finish(run: _Run) -> FitResult:
     if swa is not None:
         averaged: Network = swa.module  # type: ignore[assignment]
         with dead_processes(run.checkpoints.said):
-            batches = run.batches.begin(run.config.schedule.epochs, waiting=run.checkpoints.waiting_to_judge)
+            batches = run.batches.begin(run.config.schedule.epochs, waiting=run.checkpoints.while_evaluation_waits)
             estimate_norms(averaged, batches, run.device, state.model.amp, run.checkpoints.averaging)
         evaluation = _evaluate(run, averaged)
         improved = evaluation.map > state.best_map
@@ -262,7 +262,7 @@ def _evaluate(run: _Run, model: Network) -> Evaluation:
 
 
 def _validation_losses(run: _Run) -> Losses:
-    model, wait = run.state.averages.deployed, run.checkpoints.waiting_to_judge
+    model, wait = run.state.averages.deployed, run.checkpoints.while_evaluation_waits
     with dead_processes(run.checkpoints.said):
         return validation_losses(run.config, model, run.val, run.device, run.state.model.amp, wait)
 

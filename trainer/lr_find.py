@@ -63,7 +63,7 @@ def range_test(step: Callable[[float], float], rates: Sequence[float]) -> RangeT
     if len(smooth) < 5:
         raise TrainingError(f"the loss diverged at step {len(smooth) + 1} of the range test, at a rate of "
                             f"{rates[len(smooth)]:.3g}; start lower with --low")  # fmt: skip
-    # Straight lines through a fifth of the points each: the slope between neighbours is mostly noise.
+    # Straight lines through a fifth of the points each: the slope between neighbors is mostly noise.
     half = max(len(smooth) // 10, 1)
     x, y = np.log(np.array(rates[: len(smooth)])), np.array(smooth)
     middles = range(half, len(smooth) - half)
@@ -79,7 +79,7 @@ def find_lr(
     steps: int = 100,
     progress: Callable[[int, int], None] | None = None,
 ) -> RangeTest:
-    """The range test of a training as `config` describes it, from `low` to `high` in `steps` optimiser steps.
+    """The range test of a training as `config` describes it, from `low` to `high` in `steps` optimizer steps.
 
     Its rates are values of `optim.lr`, also where `optim.base_batch` scales it. Nothing is written. Raises what
     `fit` raises, and `TrainingError` where no slope can be seen.

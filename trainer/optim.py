@@ -1,4 +1,4 @@
-"""Optimiser and learning rate; the arithmetic is pure functions."""
+"""Optimizer and learning rate; the arithmetic is pure functions."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from trainer.config.train import OptimConfig, ScheduleConfig
 
 
 def steps_per_epoch(batches: int, accumulate: int) -> int:
-    """Optimiser steps in an epoch of `batches`; the last group of an epoch may be smaller."""
+    """Optimizer steps in an epoch of `batches`; the last group of an epoch may be smaller."""
     return math.ceil(batches / accumulate)
 
 
 def group_size(batch: int, batches: int, accumulate: int) -> int:
-    """How many batches share the optimiser step of batch number 0 <= `batch` < `batches`."""
+    """How many batches share the optimizer step of batch number 0 <= `batch` < `batches`."""
     return min(accumulate, batches - batch // accumulate * accumulate)
 
 
 def lr_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
-    """What the base learning rate is multiplied by at optimiser step 0 <= step < total_steps.
+    """What the base learning rate is multiplied by at optimizer step 0 <= step < total_steps.
 
     Linear warm-up over `warmup_steps` (at most a tenth of the run) that reaches 1 on its last step, then
     cosine to `final`, or steps of `gamma` at the milestones (parts of the whole run), or constant, which plateau
@@ -77,7 +77,7 @@ def build_schedule(
 
 
 def refresh_rates(schedule: LambdaLR) -> None:
-    """Give the optimiser the rate of its next step again, after the plateau dropped it."""
+    """Give the optimizer the rate of its next step again, after the plateau dropped it."""
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
     rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
@@ -86,7 +86,7 @@ def refresh_rates(schedule: LambdaLR) -> None:
 
 
 def learning_rate(config: OptimConfig, batch_size: int, processes: int = 1) -> float:
-    """`lr`, scaled linearly by the images of an optimiser step over `base_batch` where there is one."""
+    """`lr`, scaled linearly by the images of an optimizer step over `base_batch` where there is one."""
     if config.base_batch is None:
         return config.lr
     return config.lr * batch_size * config.accumulate * processes / config.base_batch
@@ -125,7 +125,7 @@ def add_parameters(optimizer: torch.optim.Optimizer, module: nn.Module, weight_d
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, lr: float | None = None) -> torch.optim.Optimizer:
-    """The optimiser of `config` with the rate `lr` (default: the config's own, not scaled)."""
+    """The optimizer of `config` with the rate `lr` (default: the config's own, not scaled)."""
     lr = config.lr if lr is None else lr
     groups = parameter_groups(model, config.weight_decay, lr, config.backbone_lr, config.stage_decay)
     if config.kind == "sgd":

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from models.checkpoint import start_from
 from models.detector import Detector as Network
-from models.quant import quantise
+from models.quant import quantize
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import Batch
 from trainer.devices.distributed import Group
@@ -37,7 +37,7 @@ class State:
     scaler: torch.amp.GradScaler
     plateau: Plateau
     steps_per_epoch: int
-    """Optimiser steps."""
+    """Optimizer steps."""
     epoch: int = 0
     """Finished epochs."""
     batch: int = 0
@@ -129,12 +129,12 @@ def starting_model(config: TrainConfig, resumed: bool) -> tuple[Network, str]:
     model = Network(config.model, load_weights=config.init is None and not resumed)
     started = "" if config.init is None or resumed else start_from(model, config.init)
     if config.qat is not None:
-        model = quantise(model.eval(), config.qat.float_layers)
+        model = quantize(model.eval(), config.qat.float_layers)
     return model, started
 
 
 def new_state(config: TrainConfig, detector: Network, amp: torch.dtype | None, total_steps: int, group: Group) -> State:
-    """The start of a training of `detector`, where it is, over `total_steps` optimiser steps.
+    """The start of a training of `detector`, where it is, over `total_steps` optimizer steps.
 
     Raises `ConfigError` or `CheckpointError` for a teacher that cannot teach it.
     """

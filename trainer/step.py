@@ -1,4 +1,4 @@
-"""An epoch of optimiser steps: losses, accumulation, clipping, and what happens when numbers are not finite."""
+"""An epoch of optimizer steps: losses, accumulation, clipping, and what happens when numbers are not finite."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEAST_SCALE = 2.0**-10
 
 @dataclass
 class _Step:
-    """The batches of an accumulated optimiser step."""
+    """The batches of an accumulated optimizer step."""
 
     image_ids: list[int] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)

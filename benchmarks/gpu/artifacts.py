@@ -22,7 +22,7 @@ from benchmarks.gpu.networks import label
 from benchmarks.gpu.stage import Row, Setting, one_line
 from benchmarks.untrained import card_of, spread_network
 from export.options import Int8, Precision
-from export.verification.detection_diff import drift
+from export.verification.detection_diff import compare_detections
 from models.checkpoint import save_checkpoint
 from models.config.model import ModelConfig
 from runtime import Detections, Detector, read_card, read_coco
@@ -148,7 +148,7 @@ def same_detections(
     if not len(scores):
         return Row(where, None, most=MISSED[precision], note="PyTorch finds none, so nothing was compared")
     lowest = float(scores[: BEST * COMPARED][-1])
-    apart = drift(expected, dict(enumerate(detect(images))), lowest)
+    apart = compare_detections(expected, dict(enumerate(detect(images))), lowest)
     note = (f"of the {apart.boxes} best in {COMPARED} pictures (score {lowest:.3f} and more); the rest is up to "
             f"{apart.box_max_px:.2f} px and {apart.score_max:.4f} of score apart, {apart.box_mean_px:.3f} px "
             f"and {apart.score_mean:.5f} on average")  # fmt: skip

@@ -99,7 +99,7 @@ def tried(setting: Setting, library: Library, graph: Path) -> Iterator[Row]:
         path = folder(setting) / f"way-{i}.engine"
         path.write_bytes(plan)
         said = fresh(path, max(5.0, min(60.0, setting.left() - 10)))
-        note = f"the library's judgement of it: {said.get('validity', 'none')}"
+        note = f"the library's judgment of it: {said.get('validity', 'none')}"
         if "refused" in said:
             yield Row(what, f"refused: {said['refused']}", note=note)
             continue

@@ -24,7 +24,7 @@ SIZE_HW = (720, 1280)
 OPENCV = {"MPEG-4": ("mp4v", "mp4"), "VP9": ("VP90", "webm"), "VP8": ("VP80", "webm"), "Motion JPEG": ("MJPG", "avi")}
 """Codecs by OpenCV's four letters and a suffix."""
 FAR = 3.0
-"""Grey levels that pixels may differ by on average: each decoder computes colors from the stream's in its own way."""
+"""Gray levels that pixels may differ by on average: each decoder computes colors from the stream's in its own way."""
 LOOKED_AT = 30
 
 
@@ -139,5 +139,5 @@ def compared(codec: str, clip: Path) -> Iterator[Row]:
         yield Row(f"{codec}: pixels apart", None, most=FAR, note="no frames of one size to compare")
         return
     apart = [float(np.abs(a.astype(np.int16) - b).mean()) for a, b in pairs]
-    yield Row(f"{codec}: pixels apart, on average", sum(apart) / len(apart), "grey levels", most=FAR,
+    yield Row(f"{codec}: pixels apart, on average", sum(apart) / len(apart), "gray levels", most=FAR,
               note=f"of {len(pairs)} frames; {max(apart):.2f} in the worst")  # fmt: skip

@@ -1,6 +1,6 @@
 """What a file really computes in: the share of convolution FLOPs in INT8, FP16 and FP32, layer by layer.
 
-An ONNX file is read as a strongly typed build reads it: a convolution of dequantised integers is INT8, any other has
+An ONNX file is read as a strongly typed build reads it: a convolution of dequantized integers is INT8, any other has
 the type of its input. An engine is asked itself, through its inspector, where a GPU can load it; elsewhere the types of
 the network that it was built from stand in its sidecar. What was asked for and is not so is named.
 """

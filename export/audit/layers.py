@@ -64,7 +64,7 @@ def _shape(kind: onnx.TypeProto.Tensor) -> list[int]:
 
 
 def _is_integer(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether a tensor is dequantised integers, moved or chosen from at most."""
+    """Whether a tensor is dequantized integers, moved or chosen from at most."""
     node = producers.get(name)
     if node is None:
         return False
@@ -77,7 +77,7 @@ def _is_integer(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
 
 
 def _source(name: str, producers: dict[str, onnx.NodeProto]) -> str:
-    """The initialiser behind a weight: through its DequantizeLinear, a Cast or a Transpose."""
+    """The initializer behind a weight: through its DequantizeLinear, a Cast or a Transpose."""
     while name in producers and producers[name].op_type in ("DequantizeLinear", "QuantizeLinear", "Cast", "Transpose"):
         name = producers[name].input[0]
     return name

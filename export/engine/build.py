@@ -31,7 +31,7 @@ _TELL_EVERY = 0.1
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A serialised engine, and how it came to be."""
+    """A serialized engine, and how it came to be."""
 
     content: bytes
     seconds: float

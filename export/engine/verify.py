@@ -70,7 +70,7 @@ def _cannot_run(engine: Path, card: Card, library: Library) -> str | None:
         here = gpu(0)
         check_platform(engine, card, library, here.sm, here.name)
         if library.flavour == "rtx" and not hasattr(library.trt.ComputeCapability, f"SM{here.sm}"):
-            TrtBackend(engine)  # a GPU that RTX does not list, as in data centres, may refuse any engine
+            TrtBackend(engine)  # a GPU that RTX does not list, as in data centers, may refuse any engine
     except BackendError as error:
         return str(error)
     return None

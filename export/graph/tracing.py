@@ -80,13 +80,13 @@ def require_finite(name: str, values: NDArray[Any]) -> None:
 
 
 def weights_megabytes(model: onnx.ModelProto) -> float:
-    """Of all initialisers."""
+    """Of all initializers."""
     return sum(np.prod(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
                for t in model.graph.initializer) / 2**20  # fmt: skip
 
 
 def write_model(model: onnx.ModelProto, card: Card, path: Path) -> Card:
-    """Serialise with the card inside, checked; returns the card, which has the graph's hash now."""
+    """Serialize with the card inside, checked; returns the card, which has the graph's hash now."""
     kept = [p for p in model.metadata_props if p.key != METADATA_KEY]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)

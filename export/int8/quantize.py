@@ -1,4 +1,4 @@
-"""`--int8`: a trained detector as 8 bits, without training (post-training quantisation).
+"""`--int8`: a trained detector as 8 bits, without training (post-training quantization).
 
 Ranges of activations are observed on pictures, the network gets them (`models.quant`), and what then loses too much mAP
 goes back to float layer by layer. A checkpoint that was trained as 8 bits keeps its own ranges.
@@ -18,7 +18,7 @@ from export.options import CalibrationError, ExportError, Int8, Progress
 from models.deploy.graph import Deploy
 from models.detector import Detector as Network
 from models.layers.fuse import fuse
-from models.quant import METHODS, Method, QuantDetector, Ranges, cpu_form, learned_ranges, quantise, with_learned
+from models.quant import METHODS, Method, QuantDetector, Ranges, cpu_form, learned_ranges, quantize, with_learned
 from runtime.backends.torch.backend import TorchBackend
 from runtime.card.card import Card, sha256_file
 from runtime.datasets.annotations import CocoDataset
@@ -65,7 +65,7 @@ def quantized(
         _refuse_for_trained(options, checkpoint)
         if not options.cpu:
             return Quantized(learned, card.quantization, None)
-    base = quantise(network, options.float_layers) if learned is None else learned
+    base = quantize(network, options.float_layers) if learned is None else learned
     found = _ranges(base, card, checkpoint, options, say, progress)
     tensors = dict(found.tensors)
     if learned is not None:
@@ -160,7 +160,7 @@ class _Trial:
 
     def build(self, float_layers: tuple[str, ...], method: Method) -> QuantDetector:
         network = self.network
-        form = network if isinstance(network, QuantDetector) else quantise(network, float_layers)
+        form = network if isinstance(network, QuantDetector) else quantize(network, float_layers)
         form = cpu_form(form) if self.cpu else form
         form.set_ranges(self.tensors, method)
         return form

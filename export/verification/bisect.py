@@ -2,7 +2,7 @@
 
 The checkpoint is exported again, in float32 and untouched, and both graphs see one real picture. Every tensor that both
 have (`export.verification.tensor_matching`) is compared, in the order of the artifact's nodes. Each graph runs in ONNX
-Runtime with its optimisations off, so that what is compared is what the file says.
+Runtime with its optimizations off, so that what is compared is what the file says.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from export.verification.tensor_matching import (
     Tensor,
     aligned,
     different_weights,
-    initialisers,
+    initializers,
     relative_error,
     tensors,
 )
@@ -225,7 +225,7 @@ def _errors(
     candidate: ModelProto, reference: ModelProto, pairs: Sequence[tuple[Tensor, str]], inputs: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """Relative error by the name of the candidate's tensor; tensors of another size are left out."""
-    constants = {name: numpy_helper.to_array(t) for name, t in initialisers(reference).items()}
+    constants = {name: numpy_helper.to_array(t) for name, t in initializers(reference).items()}
     constants |= {value.name: inputs[1] for value in reference.graph.input}
     computed = [pair for pair in pairs if pair[1] not in constants]
     errors: dict[str, float] = {}

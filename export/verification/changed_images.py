@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.verification.detection_diff import ImageDrift, partners
+from export.verification.detection_diff import ImageDiff, partners
 from export.verification.scores import Score, Verification
 from runtime.detections import Detections
 from runtime.evaluation.worst import drawn
@@ -17,13 +17,13 @@ ONLY_ARTIFACT: Color = (40, 40, 220)
 _CELL = (480, 480)
 
 
-def moved_most(score: Score, count: int = 8) -> tuple[ImageDrift, ...]:
+def most_changed(score: Score, count: int = 8) -> tuple[ImageDiff, ...]:
     """The images whose detections moved most; those on which nothing did are left out, but for two to look at."""
     most = tuple(image for image in score.images[:count] if image.moved >= 0.005)
     return most or score.images[:2]
 
 
-def moved_sheet(verification: Verification, score: Score, count: int = 8) -> Image | None:
+def changed_sheet(verification: Verification, score: Score, count: int = 8) -> Image | None:
     """Two pictures for each of the images that moved most; None where there is no image.
 
     Left the reference, right the artifact. Green: both have the object. Orange: only the reference. Red: only the
@@ -31,7 +31,7 @@ def moved_sheet(verification: Verification, score: Score, count: int = 8) -> Ima
     """
     records = {record.id: record for record in verification.dataset.records}
     cells, captions = [], []
-    for image in moved_most(score, count):
+    for image in most_changed(score, count):
         record = records[image.image_id]
         frame = read_image(record.path)
         before = verification.reference.evaluation.detections[image.image_id]
@@ -51,7 +51,7 @@ def moved_sheet(verification: Verification, score: Score, count: int = 8) -> Ima
 def _colors(
     before: Detections, after: Detections, verification: Verification
 ) -> tuple[list[Color | None], list[Color | None]]:
-    """A colour for each detection of both sides; None for one that is not shown."""
+    """A color for each detection of both sides; None for one that is not shown."""
     threshold = np.float32(verification.reference.evaluation.threshold)
     left: list[Color | None] = [ONLY_REFERENCE if score >= threshold else None for score in before.scores]
     right: list[Color | None] = [ONLY_ARTIFACT if score >= threshold else None for score in after.scores]

@@ -16,7 +16,7 @@ MIN_SCORE = 0.1
 
 
 @dataclass(frozen=True)
-class Drift:
+class DetectionDiff:
     """Reference detections of at least a score, each paired with the other detector's best same-class box."""
 
     boxes: int
@@ -33,7 +33,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class ImageDrift:
+class ImageDiff:
     """The same for one image."""
 
     image_id: int
@@ -51,17 +51,19 @@ class ImageDrift:
 class _Pairs:
     """The pairs of one image, of reference detections of at least a score."""
 
-    drift: ImageDrift
+    drift: ImageDiff
     box_px: NDArray[np.float64]
     score: NDArray[np.float64]
 
 
-def drift(reference: Mapping[int, Detections], other: Mapping[int, Detections], min_score: float = MIN_SCORE) -> Drift:
+def compare_detections(
+    reference: Mapping[int, Detections], other: Mapping[int, Detections], min_score: float = MIN_SCORE
+) -> DetectionDiff:
     """Pair the detections of two detectors image by image, in order of score, each box used once."""
     images = [_of_image(image_id, expected, other[image_id], min_score) for image_id, expected in reference.items()]
     boxes, scores = (np.concatenate([getattr(i, name) for i in images] or [[]]) for name in ("box_px", "score"))
     some = len(boxes) > 0
-    return Drift(
+    return DetectionDiff(
         sum(i.drift.boxes for i in images), sum(i.drift.unmatched for i in images),
         float(boxes.mean()) if some else 0.0, float(boxes.max()) if some else 0.0,
         float(scores.mean()) if some else 0.0, float(scores.max()) if some else 0.0,
@@ -69,9 +71,9 @@ def drift(reference: Mapping[int, Detections], other: Mapping[int, Detections], 
     )  # fmt: skip
 
 
-def drift_by_image(
+def compare_by_image(
     reference: Mapping[int, Detections], other: Mapping[int, Detections], min_score: float = MIN_SCORE
-) -> tuple[ImageDrift, ...]:
+) -> tuple[ImageDiff, ...]:
     """Every image, the one that moved most first."""
     images = [_of_image(i, expected, other[i], min_score).drift for i, expected in reference.items()]
     return tuple(sorted(images, key=lambda image: -image.moved))
@@ -102,7 +104,7 @@ def _of_image(image_id: int, expected: Detections, found: Detections, min_score:
     alone = expected.scores[looked_at & (every < 0)]
     extra = found.scores[np.setdiff1d(np.flatnonzero(found.scores >= np.float32(min_score)), every)]
     moved = float((expected.scores[first] * (1 - overlap)).sum() + score.sum() + alone.sum() + extra.sum())
-    image = ImageDrift(
+    image = ImageDiff(
         image_id, int(looked_at.sum()), len(alone), len(extra), float(box_px.max(initial=0)),
         float(score.max(initial=0)), moved,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.options import ExportError
-from export.verification.detection_diff import Drift, drift
+from export.verification.detection_diff import DetectionDiff, compare_detections
 from models.deploy.graph import Deploy
 from runtime.backends.ort.library import load_onnxruntime
 from runtime.backends.protocol import BackendError
@@ -38,7 +38,7 @@ def run_check(
 
     What float32 may differ by is fixed: a candidate on the very edge of a threshold may fall either way; a wrong graph
     moves far more. With 8 or 16 bits, a sum in another order may become the next number that they have, what follows is
-    made of such steps, and NMS may then keep the neighbour of a box: there means are compared, which say whether the
+    made of such steps, and NMS may then keep the neighbor of a box: there means are compared, which say whether the
     graph is right, and the gate scores the rest. A network of random weights, or one that has hardly been trained, may
     make more of such steps than these limits. So what is beyond them is compared with what the network makes of pixels
     that are hardly different: a wrong graph is farther away than that.
@@ -47,18 +47,18 @@ def run_check(
     network = Detector(TorchBackend(reference, eager, "cpu"), threshold=0.0)
     frames = [*pixels, pixels[0][:, ::-1].copy()]  # three frames: not the batch that was traced
     expected = dict(enumerate(network(frames)))
-    apart = drift(expected, dict(enumerate(Detector(path, threshold=0.0)(frames))))
+    apart = compare_detections(expected, dict(enumerate(Detector(path, threshold=0.0)(frames))))
     if card.precision == "fp32":
         same = apart.unmatched <= max(1, apart.boxes // 50) and apart.box_max_px <= 1.0 and apart.score_max <= 0.01
     else:
         same = _within(apart, apart.boxes // 10, 2.0, 0.02)
         if not same:
-            own = drift(expected, dict(enumerate(network(_nudged(frames)))))
+            own = compare_detections(expected, dict(enumerate(network(_nudged(frames)))))
             same = _within(apart, 1.5 * own.unmatched, 1.5 * own.box_mean_px, 1.5 * own.score_mean)
             if same:
                 say(
                     f"{card.precision}: ONNX Runtime misses {apart.unmatched} of PyTorch's {apart.boxes} boxes, and "
-                    f"PyTorch {own.unmatched} where one value in a hundred changes by one grey level: this network "
+                    f"PyTorch {own.unmatched} where one value in a hundred changes by one gray level: this network "
                     "makes much of little (is it trained?)"
                 )
     if not same:
@@ -69,7 +69,7 @@ def run_check(
         )
 
 
-def _within(apart: Drift, unmatched: float, box_px: float, score: float) -> bool:
+def _within(apart: DetectionDiff, unmatched: float, box_px: float, score: float) -> bool:
     return (
         apart.unmatched <= max(1.0, unmatched)
         and apart.box_mean_px <= max(2.0, box_px)
@@ -78,6 +78,6 @@ def _within(apart: Drift, unmatched: float, box_px: float, score: float) -> bool
 
 
 def _nudged(frames: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    """One value in a hundred by one grey level."""
+    """One value in a hundred by one gray level."""
     rng = np.random.default_rng(0)
     return [np.where(rng.random(frame.shape) < 0.01, frame ^ 1, frame).astype(np.uint8) for frame in frames]

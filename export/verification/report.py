@@ -11,7 +11,7 @@ from pathlib import Path
 
 from export.card_paths import private_folders, without_paths
 from export.verification.bisect import Bisection
-from export.verification.changed_images import moved_most, moved_sheet
+from export.verification.changed_images import changed_sheet, most_changed
 from export.verification.scores import Score, Verification
 from export.verification.verify import VerifyError
 from runtime.files.html import image, table, write_page
@@ -79,7 +79,7 @@ def _side_by_side(verification: Verification, score: Score, folder: Path, name: 
     backend = f"{score.engine.partition(' ')[0]}-{score.device}"
     parts = [f"<h2>{html.escape(score.path.name)} on {html.escape(f'{score.engine} {score.device}')}</h2>"]
     path = folder / f"{name}.{score.path.stem}.{re.sub('[^a-z0-9]+', '-', backend.lower())}.jpg"
-    pictures = moved_sheet(verification, score)
+    pictures = changed_sheet(verification, score)
     path.unlink(missing_ok=True)
     if pictures is None:
         return [*parts, "<p>There is no picture to show.</p>"]
@@ -88,7 +88,7 @@ def _side_by_side(verification: Verification, score: Score, folder: Path, name: 
     rows = [
         [names[i.image_id], f"{i.moved:.3f}", str(i.boxes), str(i.unmatched), str(i.extra), f"{i.box_max_px:.3f}",
          f"{i.score_max:.4f}"]
-        for i in moved_most(score)
+        for i in most_changed(score)
     ]  # fmt: skip
     return [
         *parts,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.audit.audit import PRECISIONS, Audit
-from export.verification.detection_diff import Drift, ImageDrift
+from export.verification.detection_diff import DetectionDiff, ImageDiff
 from runtime.datasets import fingerprint
 from runtime.datasets.annotations import CocoDataset
 from runtime.evaluation.evaluate import Evaluation
@@ -32,13 +32,13 @@ class Score:
     evaluation: Evaluation
     delta_map: float = 0.0
     """mAP points against the reference; negative is lost."""
-    drift: Drift | None = None
+    drift: DetectionDiff | None = None
     tolerance: float | None = None
     passed: bool | None = None
     """None for the reference itself."""
     failures: tuple[str, ...] = ()
     """Why it did not pass."""
-    images: tuple[ImageDrift, ...] = ()
+    images: tuple[ImageDiff, ...] = ()
     """Every image, the one that moved most first."""
     audit: Audit | None = None
     """What it computes in; None for a checkpoint."""
@@ -55,7 +55,7 @@ class Score:
             "drift": None if self.drift is None else asdict(self.drift),
             "tolerance": self.tolerance, "passed": self.passed, "failures": list(self.failures),
             "nms_not_proven_exact": self.inexact,
-            "moved_most": [asdict(image) for image in self.images[:20]],
+            "most_changed": [asdict(image) for image in self.images[:20]],
         }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ class Tensor:
 
 
 def weight_path(name: str) -> str | None:
-    """The path of a weight in the network by the name of an ONNX initialiser; None for a constant of the exporter."""
+    """The path of a weight in the network by the name of an ONNX initializer; None for a constant of the exporter."""
     for prefix in ("detector.", "graph."):
         name = name.removeprefix(prefix)
     for suffix in ("_quantized", "_DequantizeLinear_Output", "_fp16"):
@@ -62,7 +62,7 @@ def tensors(model: ModelProto) -> list[Tensor]:
     return list(_Reader(model).read())
 
 
-def initialisers(model: ModelProto) -> dict[str, TensorProto]:
+def initializers(model: ModelProto) -> dict[str, TensorProto]:
     """The constants of a graph by name, those of Constant nodes among them."""
     found = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
@@ -76,7 +76,7 @@ class _Reader:
 
     def __init__(self, model: ModelProto):
         self.model = model
-        self.constants = initialisers(model)
+        self.constants = initializers(model)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         values = (*inferred.value_info, *inferred.output, *inferred.input)
         self.types = {v.name: v.type.tensor_type for v in values}
@@ -193,14 +193,14 @@ class _Reader:
 def aligned(candidate: ModelProto, reference: ModelProto) -> list[tuple[Tensor, str]]:
     """Tensors of `candidate` in order, each with the name of the same tensor in `reference`; the others are left out.
 
-    A weight that `candidate` writes out of integers stands beside the initialiser of `reference`.
+    A weight that `candidate` writes out of integers stands beside the initializer of `reference`.
     """
     theirs: dict[str, str] = {}
     reader = _Reader(reference)
     for tensor in reader.read():
         if tensor.comparable:
             theirs.setdefault(tensor.key, tensor.name)
-    for name in initialisers(reference):
+    for name in initializers(reference):
         if (path := weight_path(name)) and path not in reader.gained:
             theirs.setdefault(f"weight {path}", name)
     for i, value in enumerate(reference.graph.input):
@@ -211,8 +211,8 @@ def aligned(candidate: ModelProto, reference: ModelProto) -> list[tuple[Tensor, 
 def different_weights(candidate: ModelProto, reference: ModelProto, above: float) -> dict[str, float]:
     """Float weights of `candidate` that are not those of `reference`: the relative difference by path."""
     found: dict[str, float] = {}
-    theirs = {path: t for name, t in initialisers(reference).items() if (path := weight_path(name))}
-    for name, tensor in initialisers(candidate).items():
+    theirs = {path: t for name, t in initializers(reference).items() if (path := weight_path(name))}
+    for name, tensor in initializers(candidate).items():
         path = weight_path(name)
         if path not in theirs or tensor.data_type not in _FLOATS:
             continue

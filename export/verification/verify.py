@@ -19,7 +19,7 @@ import numpy as np
 from export.audit.audit import audit_file
 from export.graph.plan import framed
 from export.options import Progress
-from export.verification.detection_diff import drift, drift_by_image
+from export.verification.detection_diff import compare_by_image, compare_detections
 from export.verification.scores import NotScored, Score, Verification
 from export.verification.targets import targets
 from isodet.errors import IsodetError
@@ -159,7 +159,7 @@ def _judged(score: Score, reference: Score, tolerance: float | None, edited: boo
     shared = {image: found for image, found in before.items() if image in after}
     return replace(
         score, delta_map=delta, tolerance=allowed, passed=not failures, failures=tuple(failures),
-        drift=drift(shared, after, seen), images=drift_by_image(shared, after, seen),
+        drift=compare_detections(shared, after, seen), images=compare_by_image(shared, after, seen),
     )  # fmt: skip
 
 
@@ -261,7 +261,7 @@ class _Counting(Backend):
     def __call__(self, images: Images) -> RawOutputs:
         raw = self._backend(images)
         if self.inexact is not None and raw.nms_exact is not None:
-            self.inexact += int(np.count_nonzero(~raw.nms_exact))  # grey pictures that fill a batch are always exact
+            self.inexact += int(np.count_nonzero(~raw.nms_exact))  # gray pictures that fill a batch are always exact
         return raw
 
 

@@ -14,8 +14,8 @@ from isodet.shapes import assert_shape
 from models.assigners.assignment import BACKGROUND, IGNORED
 from models.assigners.regions import in_regions
 from models.config.model import AssignConfig
-from models.config.network import is_own
-from models.custom.call import own_matches
+from models.config.network import is_custom
+from models.custom.call import custom_matches
 from models.priors import Priors
 
 __all__ = ["BACKGROUND", "IGNORED", "assign"]
@@ -49,8 +49,8 @@ def assign(
             available = ~regions if available is None else available & ~regions
     if available is not None and available.all():
         available = None  # nothing is missing, and grids can be searched as grids
-    if is_own(config.kind):
-        matched = own_matches(config, priors, gt_boxes_xyxy, gt_valid)
+    if is_custom(config.kind):
+        matched = custom_matches(config, priors, gt_boxes_xyxy, gt_valid)
     else:
         matched = config.part.configured(config)(priors, gt_boxes_xyxy, gt_valid, available=available)
     assert_shape(f"the matches of {config.kind}", matched, B, len(priors.boxes_xyxy))

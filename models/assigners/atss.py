@@ -1,7 +1,7 @@
 """ATSS: Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
 Training Sample Selection", CVPR 2020, algorithm 1.
 
-Each object takes as positives the priors, among the few nearest to its centre on each level, whose IoU with
+Each object takes as positives the priors, among the few nearest to its center on each level, whose IoU with
 it is at least mean + standard deviation of those candidates' IoUs.
 """
 
@@ -31,7 +31,7 @@ def assign_atss(
     if G == 0:
         return gt_valid.new_full((B, N), BACKGROUND, dtype=torch.int64)
 
-    # Lines 3-6: on each level, the `topk` priors whose centres are nearest to the object's.
+    # Lines 3-6: on each level, the `topk` priors whose centers are nearest to the object's.
     index, usable = nearest(priors, gt_boxes_xyxy, topk, available)  # [B, G, M], M = candidates of an object
 
     # Lines 7-10: the threshold adapts to each object. The paper's "standard deviation" is the unbiased one
@@ -43,6 +43,6 @@ def assign_atss(
     squared = (overlaps - mean).square().masked_fill(~usable, 0).sum(dim=-1, keepdim=True)
     threshold = mean + (squared / (count - 1).clamp(min=1)).sqrt()
 
-    # Lines 11-15: positives reach the threshold with their centre inside the object.
+    # Lines 11-15: positives reach the threshold with their center inside the object.
     positive = usable & (overlaps >= threshold) & inside(priors.points[index], boxes) & gt_valid[..., None]
     return best_owner(index, positive, overlaps, N)

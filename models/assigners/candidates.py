@@ -10,7 +10,7 @@ from models.priors import Priors
 
 
 def nearest(priors: Priors, gt_boxes_xyxy: Tensor, k: int, available: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Indices [B, G, M] int64 of the `k` priors of every level whose centres are nearest to a box's, [B, G, 4], and
+    """Indices [B, G, M] int64 of the `k` priors of every level whose centers are nearest to a box's, [B, G, 4], and
     which of them are candidates, bool [B, G, M].
 
     A level with fewer than `k` priors gives all it has. Of equally near priors any may be taken. available: bool
@@ -26,13 +26,13 @@ def nearest(priors: Priors, gt_boxes_xyxy: Tensor, k: int, available: Tensor | N
         images = [_nearest_of(priors, boxes, k, some) for boxes, some in zip(gt_boxes_xyxy, available, strict=True)]
         index = torch.stack(images)
         return index, available[:, None].expand(-1, index.shape[1], -1).gather(-1, index)
-    centres = (gt_boxes_xyxy[..., :2] + gt_boxes_xyxy[..., 2:]) / 2  # [B, G, 2]
+    centers = (gt_boxes_xyxy[..., :2] + gt_boxes_xyxy[..., 2:]) / 2  # [B, G, 2]
     points, found, start = priors.points, [], 0
     for level, size in enumerate(priors.level_sizes):
         h, w, anchors = priors.level_shapes[level]
         cells = points[start : start + size].view(h, w, anchors, 2)
-        dx, column = _nearest_lines(centres[..., 0], cells[0, :, 0, 0], k)  # [B, G, <= k]
-        dy, row = _nearest_lines(centres[..., 1], cells[:, 0, 0, 1], k)
+        dx, column = _nearest_lines(centers[..., 0], cells[0, :, 0, 0], k)  # [B, G, <= k]
+        dy, row = _nearest_lines(centers[..., 1], cells[:, 0, 0, 1], k)
         squared = (dx[..., None, :] + dy[..., :, None]).flatten(-2)  # [B, G, <= k * k]
         index = (column[..., None, :] + w * row[..., :, None]).flatten(-2)
         if anchors > 1:
@@ -47,8 +47,8 @@ def nearest(priors: Priors, gt_boxes_xyxy: Tensor, k: int, available: Tensor | N
 
 def _nearest_of(priors: Priors, boxes_xyxy: Tensor, k: int, available: Tensor) -> Tensor:
     """Indices [G, M] int64 as `nearest` gives them, for the boxes [G, 4] of one image; available first, bool [N]."""
-    centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
-    squared = (centres[:, :1] - priors.points[:, 0]) ** 2 + (centres[:, 1:] - priors.points[:, 1]) ** 2  # [G, N]
+    centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
+    squared = (centers[:, :1] - priors.points[:, 0]) ** 2 + (centers[:, 1:] - priors.points[:, 1]) ** 2  # [G, N]
     levels = squared.masked_fill(~available, torch.inf).split(priors.level_sizes, dim=1)
     found, start = [], 0
     for level in levels:
@@ -57,9 +57,9 @@ def _nearest_of(priors: Priors, boxes_xyxy: Tensor, k: int, available: Tensor) -
     return torch.cat(found, dim=1)
 
 
-def _nearest_lines(centres: Tensor, lines: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _nearest_lines(centers: Tensor, lines: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k of n rows or columns nearest to coordinates [B, G]: squared distances and indices [B, G, k]."""
-    squared = (centres[..., None] - lines) ** 2
+    squared = (centers[..., None] - lines) ** 2
     near = squared.topk(min(k, len(lines)), dim=-1, largest=False, sorted=False)
     return near.values, near.indices
 

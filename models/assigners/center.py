@@ -1,5 +1,5 @@
 """FCOS: Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection", ICCV 2019, section 3.1-3.2,
-with centre sampling from its authors' improved version (TPAMI 2020, section 3).
+with center sampling from its authors' improved version (TPAMI 2020, section 3).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def assign_center(
 ) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
-    radius: half side, in strides, of the square around an object's centre whose points are positive,
+    radius: half side, in strides, of the square around an object's center whose points are positive,
     clipped to the object; 0 means the whole object. range_factor f: a level of stride s takes objects whose
     farthest side is f*s/2..f*s pixels away, both ends included (f = 8 gives the paper's 64, 128, 256, 512) or,
     with range_ends strict, neither; the first level takes everything smaller and the last everything larger.

@@ -14,7 +14,7 @@ def in_regions(priors: Priors, boxes_xyxy: Tensor, regions: Tensor, iof: float, 
     """Which priors lie in a region, bool [B, N]; of boxes [B, G, 4] those are regions that `regions` [B, G] names.
 
     An anchor does when more than `iof` of its own area is in one of them (mmdetection's rule, intersection over
-    foreground). by_points: a prior does when its centre is in one, because a point has no area: where detectors of
+    foreground). by_points: a prior does when its center is in one, because a point has no area: where detectors of
     points look is not a box of the anchor's size.
     """
     inside = regions.new_zeros(len(regions), len(priors.boxes_xyxy))

@@ -1,7 +1,7 @@
 """The ablation of ATSS without its threshold: every candidate inside the object is a positive.
 
-Zhang et al., CVPR 2020: lines 3-6 of algorithm 1 and the test on centres of line 12, without lines 7-10. Section
-4.2 calls this the lite version of ATSS, which took the place of FCOS' centre sampling. (The branch `TOPK` in the
+Zhang et al., CVPR 2020: lines 3-6 of algorithm 1 and the test on centers of line 12, without lines 7-10. Section
+4.2 calls this the lite version of ATSS, which took the place of FCOS' center sampling. (The branch `TOPK` in the
 authors' code is something else: the k anchors of all levels together with the highest IoU.)
 """
 
@@ -22,7 +22,7 @@ def assign_topk(
 ) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
-    The `topk` points of each level nearest to an object's centre are its positives where they lie inside it.
+    The `topk` points of each level nearest to an object's center are its positives where they lie inside it.
     A point that several objects want goes to the one it overlaps most, as in ATSS.
     available: which priors can be candidates, bool [B, N]; all, unless given.
     """

@@ -12,16 +12,16 @@ import torchvision
 from torch import Tensor, nn
 
 from isodet.strict import ConfigError
-from models.backbones.custom import OwnBackbone
+from models.backbones.custom import CustomBackbone
 from models.backbones.stages import Backbone, set_norms
 from models.backbones.timm import TimmBackbone
 from models.config.model import BackboneConfig
-from models.config.network import is_own
+from models.config.network import is_custom
 from models.tensor_files import TensorFileError, load_tensors
 
 __all__ = [
     "Backbone",
-    "OwnBackbone",
+    "CustomBackbone",
     "TimmBackbone",
     "build_backbone",
     "imagenet_at_hand",
@@ -39,13 +39,13 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbon
     if config.name.startswith("timm:"):
         own = _read_weights(weights) if weights not in (None, "imagenet") else None
         backbone = TimmBackbone(config.name.removeprefix("timm:"), weights == "imagenet", own)
-    elif is_own(config.name):
-        backbone = OwnBackbone(config)
+    elif is_custom(config.name):
+        backbone = CustomBackbone(config)
     else:
         backbone = config.part.load()(config)
     set_norms(backbone, config.norm, config.norm_eps)
     if weights is not None and not isinstance(backbone, TimmBackbone):
-        _load_weights(backbone.network if isinstance(backbone, OwnBackbone) else backbone, config.name, weights)
+        _load_weights(backbone.network if isinstance(backbone, CustomBackbone) else backbone, config.name, weights)
     backbone.freeze(config.frozen_stages, norms=config.norm == "frozen")
     return backbone
 

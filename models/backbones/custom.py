@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from isodet.strict import ConfigError
 from models.backbones.stages import Backbone
 from models.config.model import BackboneConfig
-from models.custom.find import BACKBONE, own_part
+from models.custom.find import BACKBONE, custom_part
 
 
-class OwnBackbone(Backbone):
+class CustomBackbone(Backbone):
     """The features of the class `config.name`: it takes nothing by position, and says `.channels` of C2..C5.
 
     Stages can be frozen where it has `stem_and_stages()`, as `Backbone` describes it. Raises `ConfigError`.
@@ -18,7 +18,7 @@ class OwnBackbone(Backbone):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        part = own_part(BACKBONE, config.name, config.arguments)
+        part = custom_part(BACKBONE, config.name, config.arguments)
         network = part()
         channels = getattr(network, "channels", None)
         widths = tuple(channels) if isinstance(channels, (list, tuple)) else ()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from isodet.strict import ConfigError, Own, require, require_defaults
+from isodet.strict import ConfigError, CustomName, require, require_defaults
 from models.config.choices import (
     ASSIGNERS,
     BOX_LOSSES,
@@ -19,7 +19,7 @@ from models.config.choices import (
     ClassLossPart,
     either,
 )
-from models.config.network import IN_ARGUMENTS, is_own, require_own
+from models.config.network import IN_ARGUMENTS, is_custom, require_custom
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class AssignConfig:
         objects too, which then cannot use those priors (mmdetection's `ignore_iof_thr`).
     """
 
-    kind: AssignerName | Own = "atss"
+    kind: AssignerName | CustomName = "atss"
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     topk: int = 9
     pos_iou: float = 0.5
@@ -70,8 +70,8 @@ class AssignConfig:
         require(fits, "ignore_iof", "null, or a share from 0 up to 1", self.ignore_iof)
         if self.ignore_over == "objects" and self.ignore_iof is None:
             raise ConfigError("ignore_over: objects is about ignore regions; set ignore_iof, or leave it out")
-        require_own(self.kind, "kind", self.arguments)
-        if is_own(self.kind):
+        require_custom(self.kind, "kind", self.arguments)
+        if is_custom(self.kind):
             require_defaults(self, ("kind", "arguments"), IN_ARGUMENTS)
 
     @property
@@ -102,7 +102,7 @@ class BoxConfig:
     clamp: Literal["both", "upper"] = "both"
     activation: Literal["exp", "relu"] = "exp"
     unit: Literal["stride", "pixel", "anchor"] = "stride"
-    loss: BoxLossName | Own = "giou"
+    loss: BoxLossName | CustomName = "giou"
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     beta: float = 1.0
     weight: float = 2.0
@@ -115,8 +115,8 @@ class BoxConfig:
         if self.code == "ltrb" and self.clamp != "both":
             raise ConfigError("clamp: upper belongs to code: delta; ltrb distances have no lower end to clamp")
         require(self.beta > 0, "beta", "a positive number", self.beta)
-        require_own(self.loss, "loss", self.arguments)
-        if is_own(self.loss) and self.beta != 1.0:
+        require_custom(self.loss, "loss", self.arguments)
+        if is_custom(self.loss) and self.beta != 1.0:
             raise ConfigError(f"beta: {IN_ARGUMENTS}")
         require(self.weight > 0, "weight", "a positive number", self.weight)
 
@@ -139,22 +139,24 @@ class LossConfig:
     smoothing: bce: how far the targets at positive points move towards 1/2. Background keeps its targets.
     hard_negatives: Background points that count for each positive one: the hardest of the image; 0: all count. SSD has
         3.
-    normaliser: batch: sums are divided by the positives of the batch. image: each image's sum is divided by its own
+    normalizer: batch: sums are divided by the positives of the batch. image: each image's sum is divided by its own
         positives, and the images are averaged, so that all images count alike (torchvision's RetinaNet).
     """
 
-    cls: ClassLossName | Own = "focal"
+    cls: ClassLossName | CustomName = "focal"
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     alpha: float | None = None
     gamma: float = 2.0
     bins: int = 10
     smoothing: float = 0.0
     hard_negatives: float = 0.0
-    normaliser: Literal["batch", "image"] = "batch"
+    normalizer: Literal["batch", "image"] = "batch"
+
+    OLD_NAMES = {"normaliser": "normalizer"}
 
     def __post_init__(self) -> None:
-        require_own(self.cls, "cls", self.arguments)
-        if is_own(self.cls):
+        require_custom(self.cls, "cls", self.arguments)
+        if is_custom(self.cls):
             require_defaults(self, ("cls", "arguments", "hard_negatives"), IN_ARGUMENTS)
         part = self.part
         fits = self.alpha is None or 0 < self.alpha <= 1
@@ -176,9 +178,9 @@ class LossConfig:
         require(self.hard_negatives >= 0, "hard_negatives", "0 or a positive ratio", self.hard_negatives)
         if self.hard_negatives > 0 and part.of_batch:
             raise ConfigError(f"hard_negatives: {self.cls} weighs by all points of the batch; use another cls, or 0")
-        if self.normaliser == "image" and part.of_batch:
+        if self.normalizer == "image" and part.of_batch:
             raise ConfigError(
-                f"normaliser: {self.cls} is a mean over the batch already; use another cls, or normaliser: batch"
+                f"normalizer: {self.cls} is a mean over the batch already; use another cls, or normalizer: batch"
             )
 
     @property

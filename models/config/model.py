@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from isodet.strict import ConfigError, build, merge, require
 from models.config.losses import AssignConfig, BoxConfig, LossConfig
-from models.config.network import BackboneConfig, NeckConfig, is_own
+from models.config.network import BackboneConfig, NeckConfig, is_custom
 from models.config.unsupported import refuse_undeployable
 
 
@@ -220,17 +220,17 @@ class ModelConfig:
         if self.assign.part.of_points and self.anchors.per_cell > 1:
             raise ConfigError(
                 f"anchors: assign.kind {self.assign.kind} needs one anchor per cell, because all of a cell share its "
-                f"centre; got {self.anchors.per_cell}"
+                f"center; got {self.anchors.per_cell}"
             )
 
 
-def own_parts_of(config: ModelConfig, network_only: bool = False) -> list[tuple[str, str]]:
+def custom_parts_of(config: ModelConfig, network_only: bool = False) -> list[tuple[str, str]]:
     """(key, name) of every own part in `config`; `network_only` leaves out what only training calls."""
     names = [("model.backbone.name", config.backbone.name), ("model.neck.kind", config.neck.kind)]
     if not network_only:
         names += [("model.assign.kind", config.assign.kind), ("model.box.loss", config.box.loss),
                   ("model.loss.cls", config.loss.cls)]  # fmt: skip
-    return [(key, name) for key, name in names if is_own(name)]
+    return [(key, name) for key, name in names if is_custom(name)]
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from isodet.strict import ConfigError, Own, check_own_name, nearest, require, require_defaults
+from isodet.strict import ConfigError, CustomName, check_custom_name, nearest, require, require_defaults
 from models.config.choices import BACKBONES, NECKS, BackbonePart, NeckName, NeckPart, either
 
 IN_ARGUMENTS = "your own part does not read this key, what it needs goes into arguments"
 
 
-def is_own(name: str) -> bool:
+def is_custom(name: str) -> bool:
     """Whether a name in a configuration is that of a user's own part, `package.module:Name`."""
     return ":" in name and not name.startswith("timm:")
 
 
-def require_own(name: str, key: str, arguments: Mapping[str, Any] | None) -> None:
+def require_custom(name: str, key: str, arguments: Mapping[str, Any] | None) -> None:
     """Raise a ConfigError for `arguments` that no own part, named by `key`, is there to take."""
-    if arguments is not None and not is_own(name):
+    if arguments is not None and not is_custom(name):
         raise ConfigError(f"arguments: they are for your own part (package.module:Name), but {key} is {name}; set "
                           "arguments: null")  # fmt: skip
 
@@ -54,13 +54,13 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         timm, name = self.name.startswith("timm:"), self.name
-        own = is_own(name)
+        own = is_custom(name)
         if own:
-            check_own_name(name, "name")
+            check_custom_name(name, "name")
         elif name not in BACKBONES and not (timm and len(name) > len("timm:")):
             raise ConfigError(f"name: expected a backbone or timm:NAME, or your own package.module:Name, got {name!r}"
                               f"{nearest(name, BACKBONES)}")  # fmt: skip
-        require_own(name, "name", self.arguments)
+        require_custom(name, "name", self.arguments)
         part = self.part
         require(0.1 <= self.width <= 4, "width", "a multiplier from 0.1 to 4", self.width)
         require(0 <= self.frozen_stages <= 5, "frozen_stages", "0 to 5 (stem and four stages)", self.frozen_stages)
@@ -109,7 +109,7 @@ class NeckConfig:
     norm: Norm behind each convolution.
     """
 
-    kind: NeckName | Own = "fpn"
+    kind: NeckName | CustomName = "fpn"
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     channels: int = 256
     levels: tuple[int, int] = (3, 7)
@@ -125,8 +125,8 @@ class NeckConfig:
             2 <= first <= 5 and 5 <= last <= 7, "levels", "[first, last] with first 2..5 and last 5..7", self.levels
         )
         require(1 <= self.depth <= 12, "depth", "1 to 12", self.depth)
-        require_own(self.kind, "kind", self.arguments)
-        if is_own(self.kind):
+        require_custom(self.kind, "kind", self.arguments)
+        if is_custom(self.kind):
             require_defaults(self, ("kind", "arguments", "channels", "levels"), IN_ARGUMENTS)
             return
         if self.depth > 1 and not self.part.repeats:

@@ -42,7 +42,7 @@ REFUSED = (
     Refusal(
         "content-aware upsampling (CARAFE)",
         {key: r"carafe|dysample" for key in ("neck.kind", "neck.upsample", "neck.upsample_cfg")},
-        "weighs the neighbours of every pixel by the picture: in no ONNX opset, so a plugin for each engine",
+        "weighs the neighbors of every pixel by the picture: in no ONNX opset, so a plugin for each engine",
         "neck.kind: fpn, pafpn, bifpn or reppan, which upsample by the nearest pixel, and leave upsample out",
     ),
     Refusal(
@@ -54,7 +54,7 @@ REFUSED = (
     Refusal(
         "a convolution whose kernel comes from the picture",
         {"head.block": r"involution|dynamic|cond_?conv|od_?conv"},
-        "has no constant weights, so nothing folds and nothing is quantised ahead of time",
+        "has no constant weights, so nothing folds and nothing is quantized ahead of time",
         "head.block: dw or shuffle where it is speed that you want, repconv where it is accuracy",
     ),
     Refusal(

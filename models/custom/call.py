@@ -11,13 +11,13 @@ from torch import Tensor
 
 from isodet.strict import ConfigError
 from models.config.model import AssignConfig, BoxConfig, LossConfig
-from models.custom.find import ASSIGNER, BOX_LOSS, CLASS_LOSS, OwnPart, own_part
+from models.custom.find import ASSIGNER, BOX_LOSS, CLASS_LOSS, CustomPart, custom_part
 from models.priors import Priors
 
 
-def own_matches(config: AssignConfig, priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor) -> Tensor:
+def custom_matches(config: AssignConfig, priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor) -> Tensor:
     """Matched box index per prior, [B, N] int64, by the assigner `config.kind`; see `models.assigners`."""
-    part = own_part(ASSIGNER, config.kind, config.arguments)
+    part = custom_part(ASSIGNER, config.kind, config.arguments)
     shape = (len(gt_valid), len(priors.boxes_xyxy))
     with torch.no_grad():
         matched = _called(part, (priors, gt_boxes_xyxy, gt_valid), shape, torch.int64,
@@ -35,19 +35,21 @@ def own_matches(config: AssignConfig, priors: Priors, gt_boxes_xyxy: Tensor, gt_
     return matched
 
 
-def own_box_loss(config: BoxConfig, pred_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
+def custom_box_loss(config: BoxConfig, pred_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
     """Losses [P] of decoded boxes [P, 4] against [P, 4] by the loss `config.loss`."""
-    part, shape = own_part(BOX_LOSS, config.loss, config.arguments), (len(pred_xyxy),)
+    part, shape = custom_part(BOX_LOSS, config.loss, config.arguments), (len(pred_xyxy),)
     return _called(part, (pred_xyxy, target_xyxy), shape, torch.float32, "[P] float32, one loss for each pair of boxes")
 
 
-def own_class_loss(config: LossConfig, logits: Tensor, targets: Tensor) -> Tensor:
+def custom_class_loss(config: LossConfig, logits: Tensor, targets: Tensor) -> Tensor:
     """Losses [B, N, C] of logits [B, N, C] against 0/1 targets [B, N, C] by the loss `config.cls`."""
-    part, shape = own_part(CLASS_LOSS, config.cls, config.arguments), tuple(logits.shape)
+    part, shape = custom_part(CLASS_LOSS, config.cls, config.arguments), tuple(logits.shape)
     return _called(part, (logits, targets), shape, torch.float32, "[B, N, C] float32, a loss for each element")
 
 
-def _called(part: OwnPart, given: tuple[object, ...], shape: tuple[int, ...], dtype: torch.dtype, form: str) -> Tensor:
+def _called(
+    part: CustomPart, given: tuple[object, ...], shape: tuple[int, ...], dtype: torch.dtype, form: str
+) -> Tensor:
     result = part(*given)
     if not isinstance(result, Tensor):
         raise ConfigError(f"{part.where}: expected {form}, here {list(shape)}; got {type(result).__name__}")

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from isodet.strict import ConfigError, check_own_name, converted, nearest, readable, to_mapping
+from isodet.strict import ConfigError, check_custom_name, converted, nearest, readable, to_mapping
 
 _ISODET = ("<", *(str(Path(__file__).parents[2] / room) + os.sep for room in ("models", "trainer")))
 _LIBRARIES = {"torch", "numpy", "cv2", "importlib"}
@@ -56,12 +56,12 @@ CLASS_LOSS = Kind("class loss", "model.loss", "cls", ("logits", "targets"))
 AUGMENTATION = Kind("augmentation", "augment.own", "name", ("image", "boxes_xyxy", "labels", "rng"))
 
 
-class OwnPartMissing(ConfigError):
+class CustomPartMissing(ConfigError):
     """The module of a part is not where Python looks."""
 
 
 @dataclass(frozen=True)
-class OwnPart:
+class CustomPart:
     """A part that passed the checks, and its arguments."""
 
     kind: Kind
@@ -89,7 +89,7 @@ class OwnPart:
         return plain
 
 
-def own_part(kind: Kind, name: str, arguments: Mapping[str, Any] | None) -> OwnPart:
+def custom_part(kind: Kind, name: str, arguments: Mapping[str, Any] | None) -> CustomPart:
     """The part `name`, to be called with what isodet gives. Raises `ConfigError` naming the key and the reason."""
     target = _target(kind, name)
     hints = _argument_types(kind, name, target)
@@ -103,7 +103,7 @@ def own_part(kind: Kind, name: str, arguments: Mapping[str, Any] | None) -> OwnP
         json.dumps(to_mapping(defaults))
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{error}; this is the default in {name}, and does not fit its annotation") from None
-    return OwnPart(kind, name, target, {key: values[key] if key in values else defaults[key] for key in hints})
+    return CustomPart(kind, name, target, {key: values[key] if key in values else defaults[key] for key in hints})
 
 
 def look_in(folders: Iterable[str | Path]) -> None:
@@ -122,14 +122,14 @@ def require_module_of(folders: Sequence[str | Path], name: str, where: str) -> N
 
 
 def require_environment(names: Iterable[str]) -> None:
-    """Raise `OwnPartMissing` for the first of `names` whose module is not imported, installed or on PYTHONPATH.
+    """Raise `CustomPartMissing` for the first of `names` whose module is not imported, installed or on PYTHONPATH.
 
     For parts that a checkpoint names. The current folder, where Python puts it first by itself (with -m, -c, in a
     notebook), is not searched: who unpacks a checkpoint and works beside it has not installed anything.
     """
     importlib.invalidate_caches()
     for name in names:
-        top = check_own_name(name, "model").partition(":")[0].split(".")[0]
+        top = check_custom_name(name, "model").partition(":")[0].split(".")[0]
         _refuse_standard(top, name)
         if top in sys.modules:
             continue
@@ -138,7 +138,7 @@ def require_environment(names: Iterable[str]) -> None:
         others = [finder for finder in sys.meta_path if finder is not PathFinder]  # editable installations
         elsewhere = PathFinder.find_spec(top, rest) or any(finder.find_spec(top, None) for finder in others)
         if not (elsewhere if implicit else importlib.util.find_spec(top)):
-            raise OwnPartMissing(f"the module {top} of {name} is not imported, installed or on PYTHONPATH")
+            raise CustomPartMissing(f"the module {top} of {name} is not imported, installed or on PYTHONPATH")
 
 
 def failure(error: BaseException) -> str:
@@ -183,7 +183,7 @@ def _module(name: str, where: str) -> types.ModuleType:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever somebody's module does while it is imported
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-            raise OwnPartMissing(f"{where}: there is no module {_places(str(error.name))}") from None
+            raise CustomPartMissing(f"{where}: there is no module {_places(str(error.name))}") from None
         raise ConfigError(f"{where}: its module could not be imported: {failure(error)}") from error
 
 

@@ -55,7 +55,7 @@ class Deploy(nn.Module):
         self.register_buffer("box_limit", limit.float().to(grid.strides.device), persistent=False)
 
     def halve(self) -> Deploy:
-        """Float16 from the normalised picture to the raw outputs; pixels, decoding and NMS stay float32.
+        """Float16 from the normalized picture to the raw outputs; pixels, decoding and NMS stay float32.
 
         Half has steps of 0.5 px above 512. Raises `ValueError` naming a weight that float16 cannot hold.
         """
@@ -70,7 +70,7 @@ class Deploy(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = self.graph_input(images)
-        raw = self.detector.network(self.detector.pixels.normalised(x).to(self.body_dtype))
+        raw = self.detector.network(self.detector.pixels.normalized(x).to(self.body_dtype))
         return self.detections(*self.candidates(raw, (x.shape[2], x.shape[3])))
 
     def detections(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

@@ -23,7 +23,7 @@ class FrameGeometry:
     resized_hw: tuple[int, int]
     size_hw: tuple[int, int]
     fill: int
-    """Grey of what is right of the frame and below it."""
+    """Gray of what is right of the frame and below it."""
 
 
 class GraphInput(nn.Module):
@@ -51,7 +51,7 @@ class GraphInput(nn.Module):
             return x
         (h, w), (height, width) = self.frame.resized_hw, self.frame.size_hw
         if (h, w) != self.frame.source_hw:
-            # Whole grey levels, as the letterbox outside gives them: OpenCV adds in integers, whose last bits it cuts
+            # Whole gray levels, as the letterbox outside gives them: OpenCV adds in integers, whose last bits it cuts
             # off, an eighth of a level on average; the mean of 2 x 2 pixels it rounds.
             up = 0.5 if self.frame.source_hw == (2 * h, 2 * w) else 0.375
             x = (F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False) + up).floor()

@@ -57,7 +57,7 @@ def import_checkpoint(
     """
     state, meta = read_weights(path)
     if source is None:
-        source = "torchvision" if torchvision.recognises(state) else "mmdet" if mmdet.recognises(state) else None
+        source = "torchvision" if torchvision.recognizes(state) else "mmdet" if mmdet.recognizes(state) else None
     if source is None:
         found = ", ".join(list(state)[:3])
         raise ImportRefused.at(
@@ -97,7 +97,7 @@ def _checked(converted: Converted, source: Source, classes: tuple[str, ...] | No
     config = model_config({**model, "classes": list(names)}, "import")
     channels = config.head.channels or config.neck.channels
     if config.head.norm == "gn" and (channels < 256 or channels % 32):
-        raise ImportRefused(f"its towers have {channels} channels, which are normalised in 32 groups there and in "
+        raise ImportRefused(f"its towers have {channels} channels, which are normalized in 32 groups there and in "
                             "groups of 8 channels here; multiples of 32 from 256 on are equal in both")  # fmt: skip
     return Imported(fitted(state, config), config, source, converted.architecture, converted.notes)
 

@@ -1,4 +1,4 @@
-"""mmdetection's ATSS, FCOS (plain, and improved: centre sampling, normalised distances, GIoU) and RetinaNet."""
+"""mmdetection's ATSS, FCOS (plain, and improved: center sampling, normalized distances, GIoU) and RetinaNet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NEAREST = {"gfl": "atss", "vfnet": "atss", "tood": "atss", "paa": "atss", "ld":
             "fovea": "fcos", "rpn": "retinanet", "roi": "retinanet", "sabl": "retinanet"}  # fmt: skip
 
 
-def recognises(state: Mapping[str, Tensor]) -> bool:
+def recognizes(state: Mapping[str, Tensor]) -> bool:
     """Whether these are a detector's weights under mmdetection's names, imported or not."""
     return any(key.startswith(("bbox_head.", "neck.lateral_convs.", "roi_head.")) for key in state)
 

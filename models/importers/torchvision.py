@@ -18,7 +18,7 @@ _V1_COCO = "eeacb38b"  # how the sha256 of retinanet_resnet50_fpn_coco-eeacb38b.
 _PREDICTIONS = {"cls_logits": "cls", "bbox_reg": "box", "bbox_ctrness": "quality"}
 
 
-def recognises(state: Mapping[str, Tensor]) -> bool:
+def recognizes(state: Mapping[str, Tensor]) -> bool:
     """Whether these are a detector's weights under torchvision's names, imported or not."""
     return any(key.startswith("backbone.body.") for key in state)
 
@@ -85,7 +85,7 @@ def conventions(architecture: str) -> dict[str, Any]:
         "detector": "retinanet",
         "assign": {"rescue": "restore"},
         "box": {"clamp": "upper"},
-        "loss": {"normaliser": "image"},
+        "loss": {"normalizer": "image"},
         # NMS of the K best is NMS of all as long as it leaves D of them, and 300 is many.
         "postprocess": {"score_threshold": 0.05, "nms_iou": 0.5, "detections": 300, "candidates": 3840},
     }

@@ -1,4 +1,4 @@
-"""Reparameterisation: the training form of a network turned into its equal, simpler inference form."""
+"""Reparameterization: the training form of a network turned into its equal, simpler inference form."""
 
 from __future__ import annotations
 

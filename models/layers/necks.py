@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config.model import NeckConfig
-from models.config.network import is_own
-from models.custom.find import NECK, own_part
+from models.config.network import is_custom
+from models.custom.find import NECK, custom_part
 from models.layers.blocks import ConvNorm, DepthwiseConv
 from models.layers.fuse import require_eval
 from models.layers.reparam import RepConv
@@ -24,8 +24,8 @@ def build_neck(config: NeckConfig, c_in: Sequence[int]) -> nn.Module:
 
     Raises `ConfigError` where it is a user's own and cannot be made.
     """
-    if is_own(config.kind):
-        neck: nn.Module = own_part(NECK, config.kind, config.arguments)(tuple(c_in), config.channels, config.levels)
+    if is_custom(config.kind):
+        neck: nn.Module = custom_part(NECK, config.kind, config.arguments)(tuple(c_in), config.channels, config.levels)
         return neck
     made: nn.Module = config.part.load()(config, c_in)
     return made
@@ -46,9 +46,9 @@ class Pyramid(nn.Module):
         for level in range(self.top + 1, self.last + 1):
             source = c_in[-1] if level == self.top + 1 and self.p6_from_c5 else c
             self.extra.append(ConvNorm(source, c, 3, stride=2, norm=config.norm, relu=False))
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_uniform_(m.weight, a=1)
@@ -75,7 +75,7 @@ class FPN(Pyramid):
         super().__init__(config, c_in)
         c = config.channels
         self.outputs = nn.ModuleList(ConvNorm(c, c, 3, norm=config.norm, relu=False) for _ in self.laterals)
-        self._initialise()
+        self._initialize()
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         return self.extended(self.top_down(features), features)
@@ -95,7 +95,7 @@ class PAFPN(FPN):
         c, above = config.channels, range(len(self.laterals) - 1)
         self.downs = nn.ModuleList(ConvNorm(c, c, 3, stride=2, norm=config.norm, relu=False) for _ in above)
         self.up_outputs = nn.ModuleList(ConvNorm(c, c, 3, norm=config.norm, relu=False) for _ in above)
-        self._initialise()
+        self._initialize()
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         merged = self.top_down(features)
@@ -108,7 +108,7 @@ class PAFPN(FPN):
 class RepPAN(Pyramid):
     """PAFPN with concatenations and blocks that deploy to plain 3x3 convolutions: Li et al., "YOLOv6", 2022.
 
-    Enlarging is nearest-neighbour, which any level size and any backend can do; the authors have a transposed
+    Enlarging is nearest-neighbor, which any level size and any backend can do; the authors have a transposed
     convolution.
     """
 
@@ -181,18 +181,18 @@ class _BiFPNPass(nn.Module):
 
 
 class WeightedSum(nn.Module):
-    """Fast normalised fusion (section 3.3): sum of w_i x_i with w_i = relu(v_i) / (sum of relu(v) + 1e-4)."""
+    """Fast normalized fusion (section 3.3): sum of w_i x_i with w_i = relu(v_i) / (sum of relu(v) + 1e-4)."""
 
     def __init__(self, count: int):
         super().__init__()
         self.weights = nn.Parameter(torch.ones(count))
 
-    def normalised(self) -> Tensor:
+    def normalized(self) -> Tensor:
         positive = F.relu(self.weights)
         return positive / (positive.sum() + 1e-4)
 
     def forward(self, terms: Sequence[Tensor]) -> Tensor:
-        weights = self.normalised()
+        weights = self.normalized()
         total = terms[0] * weights[0]
         for weight, term in zip(weights[1:], terms[1:], strict=True):
             total = total + term * weight
@@ -201,7 +201,7 @@ class WeightedSum(nn.Module):
     def fuse(self) -> nn.Module:
         """The same sum with its weights as plain numbers."""
         require_eval(self)
-        return ConstantSum(tuple(self.normalised().tolist()))
+        return ConstantSum(tuple(self.normalized().tolist()))
 
 
 class ConstantSum(nn.Module):

@@ -38,9 +38,9 @@ def giou_loss(pred_xyxy: Tensor, target_xyxy: Tensor, eps: float = _EPS) -> Tens
 
 
 def diou_loss(pred_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
-    """1 - IoU + d^2 / c^2 [...] (Zheng et al., AAAI 2020, equation 7): d between centres, c the hull's diagonal."""
+    """1 - IoU + d^2 / c^2 [...] (Zheng et al., AAAI 2020, equation 7): d between centers, c the hull's diagonal."""
     pred_xyxy, target_xyxy = wide(pred_xyxy), wide(target_xyxy)
-    return 1 - iou(pred_xyxy, target_xyxy, _EPS) + _centre_distance(pred_xyxy, target_xyxy)
+    return 1 - iou(pred_xyxy, target_xyxy, _EPS) + _center_distance(pred_xyxy, target_xyxy)
 
 
 def ciou_loss(pred_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def ciou_loss(pred_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
     v = 4 / math.pi**2 * (_aspect(target_xyxy) - _aspect(pred_xyxy)) ** 2
     with torch.no_grad():
         alpha = v / (1 - overlap + v + _EPS)
-    return 1 - overlap + _centre_distance(pred_xyxy, target_xyxy) + alpha * v
+    return 1 - overlap + _center_distance(pred_xyxy, target_xyxy) + alpha * v
 
 
 def eiou_loss(pred_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def eiou_loss(pred_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
     pred_xyxy, target_xyxy = wide(pred_xyxy), wide(target_xyxy)
     sides = (pred_xyxy[..., 2:] - pred_xyxy[..., :2]) - (target_xyxy[..., 2:] - target_xyxy[..., :2])
     apart = (sides**2 / (_hull_wh(pred_xyxy, target_xyxy) ** 2 + _EPS)).sum(dim=-1)
-    return 1 - iou(pred_xyxy, target_xyxy, _EPS) + _centre_distance(pred_xyxy, target_xyxy) + apart
+    return 1 - iou(pred_xyxy, target_xyxy, _EPS) + _center_distance(pred_xyxy, target_xyxy) + apart
 
 
 def alpha_diou_loss(pred_xyxy: Tensor, target_xyxy: Tensor, alpha: float = 3.0) -> Tensor:
@@ -76,7 +76,7 @@ def alpha_diou_loss(pred_xyxy: Tensor, target_xyxy: Tensor, alpha: float = 3.0) 
     Above an IoU of 0.58 its slope is steeper than DIoU's: boxes that are nearly right are made exact.
     """
     pred_xyxy, target_xyxy = wide(pred_xyxy), wide(target_xyxy)
-    return 1 - iou(pred_xyxy, target_xyxy, _EPS) ** alpha + _centre_distance(pred_xyxy, target_xyxy) ** alpha
+    return 1 - iou(pred_xyxy, target_xyxy, _EPS) ** alpha + _center_distance(pred_xyxy, target_xyxy) ** alpha
 
 
 def _hull_wh(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ def _hull_wh(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     return (high - low).clamp(min=0)
 
 
-def _centre_distance(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Squared distance of centres over the hull's squared diagonal, [...] in 0..1."""
+def _center_distance(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
+    """Squared distance of centers over the hull's squared diagonal, [...] in 0..1."""
     apart = (a_xyxy[..., :2] + a_xyxy[..., 2:] - b_xyxy[..., :2] - b_xyxy[..., 2:]) / 2
     return (apart**2).sum(dim=-1) / ((_hull_wh(a_xyxy, b_xyxy) ** 2).sum(dim=-1) + _EPS)
 

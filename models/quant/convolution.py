@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.fuse import require_eval
-from models.quant.fake_quant import HIGH, LOW, OPSET, SMALLEST, keep_positive, steps_of
+from models.quant.fake_quant import HIGH, LOW, OPSET, SMALLEST, integers_of, keep_positive
 
 _LARGEST_BIAS = 2.0**30  # steps, within an int32
 
@@ -40,7 +40,7 @@ class QuantConv2d(nn.Conv2d):
         weight, bias, scale = self.weight, self.bias, None
         if self.enabled:
             scale = weight_scale(weight)
-            weight = steps_of(weight, scale)
+            weight = integers_of(weight, scale)
         if gain is not None and shift is not None:
             scale = gain[:, None] if scale is None else scale * gain[:, None]
             bias = _affine_bias(bias, gain, shift)

@@ -20,7 +20,7 @@ from models.quant.convolution import QuantConv2d
 from models.quant.fake_quant import HIGH, UintFakeQuant
 from models.quant.graph import QuantDetector
 from models.quant.observe import Ranges
-from models.quant.placement import is_rounded, is_sum, moved, only_moves, operand, tensors
+from models.quant.placement import is_rounded, is_sum, moved, only_reorders, operand, tensors
 from models.quant.ranges import METHODS
 
 _RELUS = (F.relu, torch.relu)
@@ -84,7 +84,7 @@ class _Rounding:
                     self._want(source)
                 self._want(self._result(node))
         for node in nodes:  # what moves rounded numbers gives rounded ones
-            if only_moves(node, self.modules) and all(part in self.target for part in moved(node)):
+            if only_reorders(node, self.modules) and all(part in self.target for part in moved(node)):
                 if len(moved(node)) == 1:
                     self._join([*moved(node), node])
                 else:  # kernels concatenate parts of different scales
@@ -100,7 +100,7 @@ class _Rounding:
 
     def _want(self, node: fx.Node) -> None:
         """`node` is to be rounded, and so is what it only moves."""
-        if only_moves(node, self.modules):
+        if only_reorders(node, self.modules):
             for part in moved(node):
                 self._want(part)
         self.target.setdefault(node, f"fake_quants.{node.name}")

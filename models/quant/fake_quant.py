@@ -107,10 +107,10 @@ def rounded(x: Tensor, scale: Tensor, low: int = LOW, high: int = HIGH) -> Tenso
     1 / scale, as QuantizeLinear does.
     """
     wide = scale.float()
-    return (steps_of(x, wide, low, high) * wide).to(scale.dtype)
+    return (integers_of(x, wide, low, high) * wide).to(scale.dtype)
 
 
-def steps_of(x: Tensor, scale: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
+def integers_of(x: Tensor, scale: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
     """`x / scale` in whole numbers, float32, with the straight-through gradient."""
     if not torch.is_grad_enabled():
         return (x.float() / scale).clamp_(low, high).round_()

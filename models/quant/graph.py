@@ -29,7 +29,7 @@ PREDICTIONS = ("head.cls", "head.box", "head.quality")
 
 
 class QuantError(IsodetError, ValueError):
-    """A network that cannot be quantised; the message says where and what to do."""
+    """A network that cannot be quantized; the message says where and what to do."""
 
 
 class QuantDetector(Detector):
@@ -125,7 +125,7 @@ class QuantDetector(Detector):
 
     @property
     def layers(self) -> dict[str, QuantConv2d]:
-        """The convolutions that are quantised, by name in the order of their first use."""
+        """The convolutions that are quantized, by name in the order of their first use."""
         modules = dict(self.graph.named_modules())
         used = [str(node.target) for node in self.graph.graph.nodes if node.op == "call_module"]
         return {name: modules[name] for name in dict.fromkeys(used) if isinstance(modules[name], QuantConv2d)}
@@ -137,7 +137,7 @@ class QuantDetector(Detector):
         return {name: module for name, module in found if isinstance(module, FakeQuant)}
 
 
-def quantise(detector: Detector, float_layers: Sequence[str] = ()) -> QuantDetector:
+def quantize(detector: Detector, float_layers: Sequence[str] = ()) -> QuantDetector:
     """A folded copy of `detector`, in eval mode, with `FakeQuant`s whose ranges are not known yet.
 
     float_layers: names of convolutions that stay in float besides the predictions. Raises `QuantError` for a network
@@ -148,7 +148,7 @@ def quantise(detector: Detector, float_layers: Sequence[str] = ()) -> QuantDetec
 
 
 class _Body(nn.Module):
-    """What is traced: normalised images [B, 3, H, W] to raw outputs."""
+    """What is traced: normalized images [B, 3, H, W] to raw outputs."""
 
     def __init__(self, detector: Detector):
         super().__init__()
@@ -163,7 +163,7 @@ def _with_fake_quants(detector: Detector, float_layers: tuple[str, ...]) -> fx.G
         graph = fx.symbolic_trace(_Body(detector))
     except Exception as error:  # tracing runs the network's own code on stand-ins, which may fail in any way
         raise QuantError(
-            f"{detector.config.backbone.name}: cannot be traced for quantisation, because a decision in its forward "
+            f"{detector.config.backbone.name}: cannot be traced for quantization, because a decision in its forward "
             f"depends on values ({error}); use fp16, or a backbone with a fixed sequence of operations"
         ) from error
     convolutions = {name: module for name, module in graph.named_modules() if isinstance(module, nn.Conv2d)}

@@ -21,7 +21,7 @@ _ADDS = (operator.add, operator.iadd, torch.add)
 
 
 def absorb_level_affines(graph: fx.GraphModule) -> None:
-    """`conv(x) * gain + shift` of a quantised convolution becomes `conv(x, gain, shift)`."""
+    """`conv(x) * gain + shift` of a quantized convolution becomes `conv(x, gain, shift)`."""
     modules = dict(graph.named_modules())
     for node in list(graph.graph.nodes):
         if node.op == "call_module" and isinstance(modules[str(node.target)], nn.Identity):  # where a BatchNorm was
@@ -125,7 +125,7 @@ class Inserter:
         return is_sum(node) and any(self._is(term, nn.Conv2d) or term in self.rounded for term in node.all_input_nodes)
 
     def _only_moves(self, node: fx.Node) -> bool:
-        return only_moves(node, self.modules)
+        return only_reorders(node, self.modules)
 
 
 def is_sum(node: fx.Node) -> bool:
@@ -136,7 +136,7 @@ def is_sum(node: fx.Node) -> bool:
     )  # fmt: skip
 
 
-def only_moves(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def only_reorders(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether an operation's numbers are all numbers of its input."""
     if node.op == "call_module":
         return isinstance(modules.get(str(node.target)), nn.MaxPool2d)
@@ -159,7 +159,7 @@ def moved(node: fx.Node) -> list[fx.Node]:
 
 def tensors(graph: fx.GraphModule) -> dict[str, list[str]]:
     """What each of `fake_quants` rounds: names of operations, which depend on the network alone and not on what of it
-    is quantised.
+    is quantized.
     """
     modules = dict(graph.named_modules())
     found: defaultdict[str, list[str]] = defaultdict(list)
@@ -174,7 +174,7 @@ def _origins(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[str]:
     """The operations that computed what `node` only rounds or moves."""
     if is_rounded(node, modules):
         return _origins(operand(node), modules)
-    if only_moves(node, modules):
+    if only_reorders(node, modules):
         return [name for part in moved(node) for name in _origins(part, modules)]
     return [node.name]
 
@@ -188,7 +188,7 @@ def roundings_of(graph: fx.GraphModule, layer: str) -> set[str]:
         node = waiting.pop()
         if is_rounded(node, modules):
             found.add(str(node.target).removeprefix("fake_quants."))
-        elif only_moves(node, modules):
+        elif only_reorders(node, modules):
             waiting += moved(node)
     return found
 

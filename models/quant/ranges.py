@@ -75,11 +75,11 @@ def _best(histogram: Histogram, cost: object) -> float:
 
 
 def _squared_error(counts: Tensor, end: int) -> Tensor:
-    """Of values at the centres of bins, rounded to multiples of end / 127 and saturated; in bins squared."""
-    centres = torch.arange(len(counts), dtype=torch.float64) + 0.5
+    """Of values at the centers of bins, rounded to multiples of end / 127 and saturated; in bins squared."""
+    centers = torch.arange(len(counts), dtype=torch.float64) + 0.5
     step = end / (LEVELS - 1)
-    rounded = (centres / step).round().clamp(max=LEVELS - 1) * step
-    return (counts * (centres - rounded) ** 2).sum()
+    rounded = (centers / step).round().clamp(max=LEVELS - 1) * step
+    return (counts * (centers - rounded) ** 2).sum()
 
 
 def _divergence(counts: Tensor, end: int) -> Tensor:

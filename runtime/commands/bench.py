@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from runtime.bench.bench import BenchOptions, bench
 from runtime.commands.arguments import flag
-from runtime.commands.shared import MODELS, OnDevice, Quiet, chosen, moves, write_json
+from runtime.commands.shared import MODELS, OnDevice, Quiet, chosen, updates, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Bench(OnDevice, Quiet):
         with tqdm(unit="step", disable=self.quiet) as bar:
             result = bench(
                 chosen(self.artifact, *MODELS), self.options, device=self.device, threads=self.threads,
-                check_hashes=not self.skip_hashes, progress=moves(bar),
+                check_hashes=not self.skip_hashes, progress=updates(bar),
             )  # fmt: skip
         print(result.table())
         write_json(self.json, result.to_json())

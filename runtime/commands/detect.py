@@ -12,7 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from runtime.commands.arguments import flag
 from runtime.commands.detect_run import DetectOptions, DetectSummary, detect
-from runtime.commands.shared import MODELS, Quiet, chosen, moves
+from runtime.commands.shared import MODELS, Quiet, chosen, updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Detect(DetectOptions, Quiet):
     def run(self) -> int:
         model = chosen(self.model, *MODELS)
         with tqdm(unit=" frames", disable=self.quiet) as bar, logging_redirect_tqdm():
-            summary = detect(self.source, model, self, moves(bar))
+            summary = detect(self.source, model, self, updates(bar))
         return _conclude(summary)
 
 

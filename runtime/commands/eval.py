@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tqdm import tqdm
 
 from runtime.commands.arguments import count, flag, number
-from runtime.commands.shared import MODELS, Data, OnDevice, Quiet, chosen, moves, write_json
+from runtime.commands.shared import MODELS, Data, OnDevice, Quiet, chosen, updates, write_json
 
 if TYPE_CHECKING:
     from runtime.datasets.annotations import CocoDataset
@@ -113,7 +113,7 @@ class Eval(Measuring, OnDevice, Quiet):
         from runtime.backends.options import BackendOptions
         from runtime.datasets import read_dataset
         from runtime.detector import Detector
-        from runtime.evaluation.evaluate import evaluate, judge_detections, require_objects
+        from runtime.evaluation.evaluate import evaluate, evaluate_detections, require_objects
         from runtime.evaluation.results_file import read_coco_results
         from runtime.runs import validation_data
 
@@ -131,9 +131,9 @@ class Eval(Measuring, OnDevice, Quiet):
             detections = read_coco_results(self.detections, dataset)
             if not any(map(len, detections.values())):
                 print(f"warning: {self.detections}: it is an empty list: nothing was found anywhere", file=sys.stderr)
-            result = judge_detections(detections, dataset, max_dets=self.max_dets)
+            result = evaluate_detections(detections, dataset, max_dets=self.max_dets)
         else:
             with tqdm(unit="image", disable=self.quiet) as bar:
-                result = evaluate(detector, dataset, self.batch_size, progress=moves(bar), max_dets=self.max_dets)
+                result = evaluate(detector, dataset, self.batch_size, progress=updates(bar), max_dets=self.max_dets)
         self.conclude(result, dataset, title)
         return 0

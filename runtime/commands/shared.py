@@ -65,7 +65,7 @@ def _choices_told() -> Iterator[None]:
         log.setLevel(before)
 
 
-def words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> list[str]:
+def require_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> list[str]:
     """The command line `argv` (default: the process's). Where it is empty: the whole help, and exit status 2."""
     given = list(sys.argv[1:] if argv is None else argv)
     if not given:
@@ -74,7 +74,7 @@ def words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> list[s
     return given
 
 
-def moves(bar: tqdm[Any]) -> Callable[[int, int | None], None]:
+def updates(bar: tqdm[Any]) -> Callable[[int, int | None], None]:
     """A progress callback (done, total) that moves `bar`."""
 
     def progress(done: int, total: int | None) -> None:

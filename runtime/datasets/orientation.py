@@ -18,7 +18,7 @@ from runtime.images.encoded import exif_orientation
 from runtime.images.image import ImageError
 
 
-def upright(record: ImageRecord, image_hw: tuple[int, int]) -> ImageRecord:
+def oriented(record: ImageRecord, image_hw: tuple[int, int]) -> ImageRecord:
     """`record` in the frame of its picture as read: itself, or turned with the picture by the rule of this module.
 
     Raises `ImageError` where the sizes differ otherwise: boxes of another frame would teach nonsense.

@@ -161,7 +161,7 @@ def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
     sides = [_number(root.findtext(f"size/{key}")) for key in ("height", "width")]
     whole = [int(side) for side in sides if side is not None and math.isfinite(side) and side >= 1]
     borrowed = path.stem == file.stem and places.is_borrowed(file, file_name)
-    # Labelling tools write a size of 0, or none at all; then the picture itself is asked.
+    # Labeling tools write a size of 0, or none at all; then the picture itself is asked.
     size_hw = (whole[0], whole[1]) if len(whole) == 2 and not borrowed else image_size(path)
     objects = []
     for number, element in enumerate(root.findall("object"), start=1):

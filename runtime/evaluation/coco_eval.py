@@ -37,7 +37,7 @@ def coco_metrics(
     max_dets: rising; the metrics are those at the last, `map_at` has the mAP at each. The threshold is read from all
     detections, whatever it is. `cut`: images with more detections of a class, `crowded`: with more objects of one.
     """
-    judge = coco_judge(found, dataset, max_dets=(*max_dets, max(max_dets[-1], _most(found))))
+    judge = coco_evaluator(found, dataset, max_dets=(*max_dets, max(max_dets[-1], _most(found))))
     precision = judge.eval["precision"]  # [IoU, recall, category, area range, most detections]
     last, everything = len(max_dets) - 1, -1
     at_50, at_75 = (int(np.argmin(np.abs(judge.params.iouThrs - iou))) for iou in (0.5, 0.75))
@@ -75,7 +75,7 @@ def _of_one_class(labels: Any) -> int:
     return int(np.bincount(labels).max()) if len(labels) else 0
 
 
-def coco_judge(
+def coco_evaluator(
     found: dict[int, Detections], dataset: CocoDataset, areas: Sequence[tuple[float, float]] | None = None,
     max_dets: Sequence[int] = (1, 10, MOST),
 ) -> Any:  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime.datasets.annotations import CocoDataset, DatasetError, ImageRecord
-from runtime.datasets.orientation import upright
+from runtime.datasets.orientation import oriented
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.evaluation.coco_eval import METRICS, MOST, EvaluationError, coco_engine, coco_metrics
@@ -176,7 +176,7 @@ def evaluate(
             f"none of its {len(dataset.records)} images can be read; {skipped[0][0]}: {skipped[0][1]}",
         )
     dataset = replace(dataset, records=tuple(judged))
-    return judge_detections(found, dataset, seconds, tuple(skipped), max_dets)
+    return evaluate_detections(found, dataset, seconds, tuple(skipped), max_dets)
 
 
 def check_max_dets(max_dets: Sequence[int]) -> None:
@@ -185,7 +185,7 @@ def check_max_dets(max_dets: Sequence[int]) -> None:
         raise EvaluationError.of("max_dets", f"expected rising whole numbers of at least 1, got {list(max_dets)}")
 
 
-def judge_detections(
+def evaluate_detections(
     found: dict[int, Detections], dataset: CocoDataset, seconds: float = 0.0,
     skipped: tuple[tuple[Path, str], ...] = (), max_dets: Sequence[int] = (MOST,),
 ) -> Evaluation:  # fmt: skip
@@ -212,7 +212,7 @@ def _read_ahead(records: Sequence[ImageRecord], batch_size: int) -> Iterator[lis
     def read(record: ImageRecord) -> _Read:
         try:
             image = read_image(record.path)
-            return upright(record, (image.shape[0], image.shape[1])), image
+            return oriented(record, (image.shape[0], image.shape[1])), image
         except ImageError as error:
             return record, error
 

@@ -20,7 +20,7 @@ _NAMED = 10
 """Classes that a legend can hold."""
 _NUMBERED = 30
 """Classes whose matrix has room for numbers."""
-_COLORS = (*(f"C{i}" for i in range(7)), "darkgreen", "C8", "C9")  # C7 is grey, as are those without a name
+_COLORS = (*(f"C{i}" for i in range(7)), "darkgreen", "C8", "C9")  # C7 is gray, as are those without a name
 
 
 def write_plots(measurement: Measurement, folder: Path) -> list[Path]:
@@ -90,7 +90,7 @@ def _f1_steps(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _confusion(matrix: Confusion, labels: Mapping[str, str]) -> Any:
-    """Rows are what is there, columns what was reported; colours are shares of the row, numbers are counts."""
+    """Rows are what is there, columns what was reported; colors are shares of the row, numbers are counts."""
     counts = matrix.counts
     if not counts.any():
         return None

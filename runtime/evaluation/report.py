@@ -73,7 +73,7 @@ def write_report(measurement: Measurement, folder: Path, title: str, count: int 
         parts += [
             "<h2>Worst images</h2>",
             f"<p>{len(wrong)} of {e.images} images have a mistake; these have the lowest F1. Left what is true: green "
-            "is found, orange missed, grey ignored. Right what was reported: green is right, red wrong.</p>",
+            "is found, orange missed, gray ignored. Right what was reported: green is right, red wrong.</p>",
             image(folder / WORST),
         ]
     return write_page(folder / "report.html", f"isodet: {title}", parts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from isodet.errors import ArgumentError
 from runtime.datasets.annotations import CocoDataset
 from runtime.detections import Detections
-from runtime.evaluation.coco_eval import MOST, coco_judge, mean_points
+from runtime.evaluation.coco_eval import MOST, coco_evaluator, mean_points
 
 _COCO_END = 1e10
 """Square pixels: where COCO's own largest range ends."""
@@ -67,7 +67,7 @@ def bucket_scores(
     size and what finds it count neither way, nor does an invention of another size.
     """
     areas = [(bucket.low**2, min(bucket.high**2, _COCO_END)) for bucket in buckets]
-    judge = coco_judge(found, dataset, areas, (most,))
+    judge = coco_evaluator(found, dataset, areas, (most,))
     precision = judge.eval["precision"]  # [IoU, recall, class, area, most detections]
     recall = judge.eval["recall"]  # [IoU, class, area, most detections]
     scores = []

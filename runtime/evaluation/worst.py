@@ -14,7 +14,7 @@ from runtime.evaluation.matching import IGNORED, INVENTED
 from runtime.images.draw import Color, draw_boxes, sheet
 from runtime.images.image import Image, read_image
 
-_GREEN, _RED, _ORANGE, _GREY = (60, 160, 20), (40, 40, 220), (0, 140, 255), (150, 150, 150)
+_GREEN, _RED, _ORANGE, _GRAY = (60, 160, 20), (40, 40, 220), (0, 140, 255), (150, 150, 150)
 _SIDE = 480
 
 
@@ -55,11 +55,11 @@ def worst_sheet(measurement: Measurement, scores: Sequence[ImageScore]) -> Image
         names, standing = measurement.dataset.class_names, m.standing(measurement.limits)
         hit = set(m.object_of[standing & (m.object_of >= 0)].tolist())
         frame = read_image(m.record.path)
-        truth = [_GREY if crowd else _GREEN if g in hit else _ORANGE for g, crowd in enumerate(m.record.crowd)]
+        truth = [_GRAY if crowd else _GREEN if g in hit else _ORANGE for g, crowd in enumerate(m.record.crowd)]
         true_names = [names[c] if c != EVERY_CLASS else "ignored" for c in m.record.labels]
         cells.append(drawn(frame, m.record.boxes_xyxy, true_names, truth))
         shown = m.found[standing]
-        outcome: dict[int, Color] = {INVENTED: _RED, IGNORED: _GREY}
+        outcome: dict[int, Color] = {INVENTED: _RED, IGNORED: _GRAY}
         colors = [outcome.get(o, _GREEN) for o in m.object_of[standing].tolist()]
         cells.append(drawn(frame, shown.boxes_xyxy, [f"{d.name} {d.score:.0%}" for d in shown], colors))
         captions += [f"{m.record.path.name}: {score.missed} missed", f"{score.found} right, {score.invented} wrong"]

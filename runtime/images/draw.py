@@ -77,7 +77,7 @@ def _tell_of_letters(version: str) -> None:
 
 
 def class_color(label: int) -> Color:
-    """The colour of a class: the same for a label in every picture; neighbouring labels are far apart."""
+    """The color of a class: the same for a label in every picture; neighboring labels are far apart."""
     hue = (label * 0.618034 + 0.58) % 1.0  # golden-ratio steps never come close to an earlier hue for long
     saturation, value = ((0.85, 0.95), (0.65, 1.0), (0.95, 0.75))[label // 8 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -91,7 +91,7 @@ def draw_detections(
 
     Lines and letters grow with the frame; chips stay inside it. The best detection is drawn last, on top.
     `scores=False` leaves the score out, for ground truth. `tracks`: [D] numbers of tracked objects, -1 for none; an
-    object is then drawn in its own colour, with its number.
+    object is then drawn in its own color, with its number.
     """
     shown = list(detections)
     numbers = [-1] * len(shown) if tracks is None else list(tracks)
@@ -109,7 +109,7 @@ def draw_detections(
 def draw_boxes(
     frame: Image, boxes_xyxy: Sequence[Sequence[float]], texts: Sequence[str], colors: Sequence[Color]
 ) -> Image:
-    """A copy of `frame` (uint8 [H, W, 3] BGR) with each box in its colour and its text on a chip; the first on top."""
+    """A copy of `frame` (uint8 [H, W, 3] BGR) with each box in its color and its text on a chip; the first on top."""
     image = np.ascontiguousarray(frame).copy()
     height, width = image.shape[:2]
     line = max(1, round(min(height, width) / 320))

@@ -99,7 +99,7 @@ def _checked(frame: Any, index: int) -> Image:
         raise FrameError(f"{where} (BGR), got {kind.__name__}{advice}")
     where, got = f"{where} (BGR)", f"{array.dtype} {list(array.shape)}"
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
-        raise FrameError(f"{where}, got {got}: a grey picture; use cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR)")
+        raise FrameError(f"{where}, got {got}: a gray picture; use cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR)")
     if array.ndim == 3 and array.shape[2] == 4:
         raise FrameError(f"{where}, got {got}: a picture with alpha; use cv2.cvtColor(frame, cv2.COLOR_BGRA2BGR)")
     if array.ndim != 3 or array.shape[2] != 3:

@@ -20,7 +20,7 @@ Image = NDArray[np.uint8]
 """uint8 [H, W, 3], blue-green-red as OpenCV and cameras give it."""
 
 FILL = 114
-"""Grey of the letterbox's right and bottom border."""
+"""Gray of the letterbox's right and bottom border."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -38,12 +38,12 @@ class ImageError(IsodetError, ValueError):
 def read_image(path: str | Path) -> Image:
     """The picture at `path` as uint8 [H, W, 3] BGR, turned upright as its EXIF orientation says.
 
-    Grey becomes three equal channels, alpha is dropped (colours as stored under it), CMYK is converted. 16-bit
+    Gray becomes three equal channels, alpha is dropped (colors as stored under it), CMYK is converted. 16-bit
     samples keep their high byte (value // 256): the whole range 0..65535 becomes 0..255. A picture that uses a part
     of it only, as 12-bit cameras and thermal ones do, is to be stretched before, in training as in deployment.
 
     Raises `ImageError` for a file that is missing, is not a picture, or is truncated: OpenCV alone
-    would return a cut JPEG with the missing part grey, and say nothing. Also, before anything is decoded, for more than
+    would return a cut JPEG with the missing part gray, and say nothing. Also, before anything is decoded, for more than
     `runtime.images.encoded.MAX_PIXELS`.
     """
     try:
@@ -108,7 +108,7 @@ def write_image(path: str | Path, image: Image) -> None:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How one frame lies in the network's input: resized with its aspect kept, top left, grey elsewhere."""
+    """How one frame lies in the network's input: resized with its aspect kept, top left, gray elsewhere."""
 
     size_hw: tuple[int, int]
     """The network's input, pixels."""
@@ -153,7 +153,7 @@ class Letterbox:
                 cv2.resize(image, (w, h), dst=part, interpolation=cv2.INTER_LINEAR)
             else:
                 part[:] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
-        # One grey level is filled like memory; three levels, which are seldom needed, take longer than the resize.
+        # One gray level is filled like memory; three levels, which are seldom needed, take longer than the resize.
         fill = self.fill_bgr[0] if len(set(self.fill_bgr)) == 1 else self.fill_bgr
         out[h:] = fill
         out[:h, w:] = fill
@@ -190,7 +190,7 @@ class ShortSide:
 
     Each frame has an input size of its own, a multiple of `multiple`. `floor` rounds resized sides down, as
     torchvision does, otherwise to the nearest, as mmdetection does. The papers pad with zeros after
-    normalisation; before it that is the mean colour, `fill_bgr`, up to rounding.
+    normalization; before it that is the mean color, `fill_bgr`, up to rounding.
     """
 
     short: int

@@ -22,7 +22,7 @@ class Region:
     """A rectangle of a frame, or a polygon in the rectangle around it.
 
     The detector sees the rectangle alone, so that what is small in the frame is larger in the network's input. A
-    polygon keeps those detections whose box has its centre inside; pixels beside it stay visible, since a black
+    polygon keeps those detections whose box has its center inside; pixels beside it stay visible, since a black
     surrounding is something that no detector was trained on.
     """
 

@@ -18,7 +18,7 @@ class NvidiaCapture:
     """`PyNvVideoCodec.ThreadedDecoder` on GPU 0. Frames come to host memory, where the letterbox wants them.
 
     It gives no timestamps (`position_s` is None: frames are counted) and does not turn frames, so that is done here, as
-    the file says. The colours of H.264 and HEVC are computed by the GPU: expect some grey levels' difference to FFmpeg.
+    the file says. The colors of H.264 and HEVC are computed by the GPU: expect some gray levels' difference to FFmpeg.
     """
 
     def __init__(self, target: str | int, shown: str, advice: str) -> None:

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from export.verification.detection_diff import drift
+from export.verification.detection_diff import compare_detections
 from isodet.strict import to_mapping
 from models.checkpoint import load_detector, save_checkpoint
 from models.config.model import ModelConfig
@@ -89,7 +89,7 @@ def _assert_same(checkpoint: Path, graph: Path, batches: tuple[int, ...]) -> Non
              in enumerate(zip(*outputs, strict=True))}
             for outputs in (expected, session.run(None, {"images": images}))
         ]  # fmt: skip
-        apart = drift(*pairs)
+        apart = compare_detections(*pairs)
         assert apart.box_max_px < BOX_PX and apart.score_max < SCORE and apart.unmatched < 0.1 * apart.boxes
         for one, other in (pairs, pairs[::-1]):
             assert not any(unexplained(one[i], other[i], Card.from_json(card, checkpoint)) for i in one)

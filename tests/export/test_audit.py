@@ -68,7 +68,7 @@ def test_flops_are_those_that_torch_counts(
     assert layer.mflops * 1e6 == pytest.approx(counter.get_total_flops())
 
 
-def quantised(x: str, y: str, out: str = "") -> list[onnx.NodeProto]:
+def quantized(x: str, y: str, out: str = "") -> list[onnx.NodeProto]:
     return [
         helper.make_node("QuantizeLinear", [x, "s", "z"], [f"{y}_q"]),
         helper.make_node("DequantizeLinear", [f"{y}_q", "s", "z"], [out or y]),
@@ -78,12 +78,12 @@ def quantised(x: str, y: str, out: str = "") -> list[onnx.NodeProto]:
 def mixed() -> onnx.ModelProto:
     """An int8 convolution behind a pool, one with integers on one side only, one of integers added up, one in float."""
     nodes = [
-        *quantised("x", "xq"),
+        *quantized("x", "xq"),
         helper.make_node("MaxPool", ["xq"], ["pooled"], kernel_shape=[1, 1]),
         helper.make_node("DequantizeLinear", ["a.steps", "s", "z"], ["aw"]),
         conv("pooled", "aw", "a_out"),
         conv("xq", "detector.graph.b.weight", "b_out"),
-        *quantised("a_out", "aq"), *quantised("b_out", "bq"),
+        *quantized("a_out", "aq"), *quantized("b_out", "bq"),
         helper.make_node("Add", ["aq", "bq"], ["sum"]),
         helper.make_node("DequantizeLinear", ["c.steps", "s", "z"], ["cw"]),
         conv("sum", "cw", "c_out"),

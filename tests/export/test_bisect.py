@@ -19,7 +19,7 @@ from export.verification.tensor_matching import aligned, relative_error, tensors
 from models.checkpoint import build_detector
 from models.config.model import model_config
 from models.detector import Detector as Network
-from models.quant import quantise
+from models.quant import quantize
 from runtime import read_card
 from tests.fixed_weights import fix_weights
 from trainer.recipes.shapes import CLASSES, draw_scene
@@ -60,9 +60,9 @@ def network(fixed_run: Path) -> Graphs:
 @pytest.fixture(scope="module")
 def int8(fixed_run: Path, pixels: np.ndarray) -> onnx.ModelProto:
     detector, _ = build_detector(fixed_run / "best.pt")
-    quantised = quantise(detector)
-    quantised.calibrate([torch.from_numpy(pixels)])
-    return float_forms(quantised, read_card(fixed_run / "best.onnx"))[1]  # nothing in it is switched off
+    quantized = quantize(detector)
+    quantized.calibrate([torch.from_numpy(pixels)])
+    return float_forms(quantized, read_card(fixed_run / "best.onnx"))[1]  # nothing in it is switched off
 
 
 @pytest.fixture

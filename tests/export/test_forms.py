@@ -15,7 +15,7 @@ import torch
 
 import export
 from export.options import ExportError
-from export.verification.detection_diff import drift
+from export.verification.detection_diff import compare_detections
 from models.checkpoint import CheckpointError, build_detector, load_detector
 from models.config.model import model_config
 from models.deploy.graph import Deploy
@@ -75,7 +75,7 @@ def test_candidates_in_half_from_raw_float_frames(shapes_run: Path, tmp_path: Pa
     assert kinds == {onnx.TensorProto.FLOAT16}
 
     expected, found = (Detector(p, device="cpu", threshold=0.1)(frames) for p in (checkpoint, result.path))
-    apart = drift(dict(enumerate(expected)), dict(enumerate(found)))
+    apart = compare_detections(dict(enumerate(expected)), dict(enumerate(found)))
     assert apart.boxes > 10 and apart.unmatched <= apart.boxes // 10
     assert apart.box_mean_px < 0.3 and apart.score_mean < 3e-3
     other = Detector(result.path, threshold=0.1)(np.zeros((50, 40, 3), np.uint8))[0]  # of another size

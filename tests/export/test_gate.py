@@ -34,9 +34,9 @@ def yolo(shapes_run: Path, tmp_path: Path) -> Path:
         shutil.copy(record.path, tmp_path / "yolo" / "images" / "val")
         lines = []
         for label, (x1, y1, x2, y2) in zip(record.labels, record.boxes_xyxy, strict=True):
-            centre = ((x1 + x2) / 2 / record.width, (y1 + y2) / 2 / record.height)
+            center = ((x1 + x2) / 2 / record.width, (y1 + y2) / 2 / record.height)
             size = ((x2 - x1) / record.width, (y2 - y1) / record.height)
-            lines.append(" ".join(map(str, (label, *centre, *size))))
+            lines.append(" ".join(map(str, (label, *center, *size))))
         (tmp_path / "yolo" / "labels" / "val" / f"{record.path.stem}.txt").write_text("\n".join(lines))
     path = tmp_path / "yolo" / "data.yaml"
     path.write_text(f"path: .\ntrain: images/val\nval: images/val\nnames: {list(names)}\n")

@@ -16,7 +16,7 @@ import torch
 
 import export
 from export.options import ExportError
-from export.verification.detection_diff import drift
+from export.verification.detection_diff import compare_detections
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from models.config.model import model_config
 from models.layers.blocks import ConvNorm
@@ -111,7 +111,7 @@ def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path, untrained: Call
     frames = [np.full((50, 70, 3), v, np.uint8) for v in (0, 90, 255, 30, 60, 10)]
     fixed = Detector(result.path, threshold=0.0)(frames)
     free = Detector(tmp_path / "w.pt", threshold=0.0)(frames)
-    assert drift(dict(enumerate(free)), dict(enumerate(fixed))).unmatched == 0
+    assert compare_detections(dict(enumerate(free)), dict(enumerate(fixed))).unmatched == 0
 
 
 def test_simplify_shrinks_the_graph_and_not_the_result(
@@ -124,7 +124,7 @@ def test_simplify_shrinks_the_graph_and_not_the_result(
     assert slim.megabytes <= plain.megabytes * 1.02
     frame = np.random.default_rng(1).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     a, b = (Detector(r.path, threshold=0.0)(frame) for r in (plain, slim))
-    assert drift({0: a[0]}, {0: b[0]}).box_max_px < 1e-3
+    assert compare_detections({0: a[0]}, {0: b[0]}).box_max_px < 1e-3
 
 
 @pytest.mark.parametrize(("keys", "key"), [({"opset": 9}, "opset"), ({"batch": 0}, "batch")])

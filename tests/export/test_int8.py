@@ -22,7 +22,7 @@ from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
 from models.config.model import model_config
 from models.detector import Detector as Network
 from models.layers.blocks import LevelNorm
-from models.quant import METHODS, Ranges, UintFakeQuant, quantise
+from models.quant import METHODS, Ranges, UintFakeQuant, quantize
 from models.quant.placement import roundings_of
 from runtime import Card, read_coco
 from runtime.card.card import sha256_file
@@ -169,7 +169,7 @@ def test_ranges_of_one_export_make_the_other_form(tmp_path: Path, pictures: Path
 
 
 def test_errors_are_those_of_one_layer_alone():
-    made = quantise(network())
+    made = quantize(network())
     made.calibrate([noise(4)], "minmax")
     bad = "backbone.layer2.0.conv1"
     fine = output_errors(made, [noise(2)])
@@ -224,7 +224,7 @@ def spoil(detector: Network) -> str:
 
 
 def test_what_was_trained_as_8_bits_keeps_its_ranges(checkpoint: Path, tmp_path: Path, pictures: Path):
-    trained = quantise(network())
+    trained = quantize(network())
     trained.calibrate([noise(4)], "mse")
     card_json = read_checkpoint(checkpoint)["card"] | {"quantization": {"kind": "qat", "float_layers": []}}
     save_checkpoint(tmp_path / "q.pt", trained.state_dict(), card_json)

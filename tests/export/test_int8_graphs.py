@@ -13,13 +13,13 @@ import torch
 
 from models.detector import Detector as Network
 from models.layers.fuse import fuse
-from models.quant import cpu_form, quantise
+from models.quant import cpu_form, quantize
 from tests.export.test_int8 import network, noise
 
 
 def test_level_gains_go_into_the_scales_of_one_int8_weight():
     plain = network()
-    ours = quantise(plain)
+    ours = quantize(plain)
     ours.enable([])
     for a, b in zip(ours(noise(2)), plain(noise(2)), strict=True):  # absorbed, nothing rounded: the same network
         assert a is not None and b is not None
@@ -68,7 +68,7 @@ NECKS: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("form", ["tensorrt", "cpu"])
 @pytest.mark.parametrize("neck", NECKS)
 def test_eager_rounding_is_what_onnx_runtime_computes(tmp_path: Path, form: str, neck: str):
-    made = quantise(network(neck=NECKS[neck]))
+    made = quantize(network(neck=NECKS[neck]))
     wider = cpu_form(made)
     ranges, images = wider.observe([noise(4), noise(2, 1)])
     assert images == 6
@@ -88,19 +88,19 @@ def test_eager_rounding_is_what_onnx_runtime_computes(tmp_path: Path, form: str,
         assert np.abs(ours - theirs).mean() < 0.5 * rounding
     kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
     if form == "cpu":
-        optimised = tmp_path / "optimised.onnx"
+        optimized = tmp_path / "optimized.onnx"
         options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(optimised)
+        options.optimized_model_filepath = str(optimized)
         options.intra_op_num_threads = 1
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        left = Counter(node.op_type for node in onnx.load(optimised).graph.node)
+        left = Counter(node.op_type for node in onnx.load(optimized).graph.node)
         # All but the predictions run in integers: two of them on each of three levels (quality is not read here).
         assert left["QLinearConv"] == kinds["Conv"] - 6 and left["Conv"] == 6
         assert left["QuantizeLinear"] == 1, "only the picture is rounded by a node of its own"
 
 
 def test_concatenations_with_a_part_in_common_have_one_range_and_round_it_once():
-    made = quantise(network(neck=NECKS["reppan"]))
+    made = quantize(network(neck=NECKS["reppan"]))
     made.calibrate([noise(4)], "minmax")
     quants = made.fake_quants
     shared = [{float(quants[name].scale) for name in group} for group in made._groups if len(group) > 1]
@@ -114,7 +114,7 @@ def test_concatenations_with_a_part_in_common_have_one_range_and_round_it_once()
 
 
 def test_an_8_bit_network_with_a_half_rest_keeps_its_integers():
-    made = quantise(network())
+    made = quantize(network())
     made.calibrate([noise(4)], "minmax")
     whole, half = fuse(made), fuse(made)
     half.graph.half()

@@ -92,7 +92,7 @@ def reference(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> list
 def candidates(seed: int, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """boxes [2, K, 4], falling scores [2, K], labels [2, K]; the second image has few candidates, or none."""
     rng = np.random.default_rng(seed)
-    if kind == "chain":  # each overlaps only its neighbours
+    if kind == "chain":  # each overlaps only its neighbors
         x = np.tile(np.arange(K) * 10.0, (2, 1))
         boxes, labels = np.stack([x, 0 * x, x + 30, 0 * x + 10], axis=-1), np.zeros((2, K), np.int64)
     else:  # whole pixels: equal, touching and empty boxes, and equal ratios, happen
@@ -139,7 +139,7 @@ def test_the_certificate_is_withheld_from_a_chain_that_is_longer_than_the_rounds
     scores[:] = np.linspace(0.9, 0.1, K, dtype=np.float32)
     exact = forms["portable"].run(["nms_exact"], {"boxes": boxes, "scores": scores, "labels": labels})[0]
     assert exact.shape == (2, 1) and exact.dtype == bool and not exact.any()
-    labels[:] = np.arange(K) % C  # neighbours of other classes: no chain
+    labels[:] = np.arange(K) % C  # neighbors of other classes: no chain
     assert forms["portable"].run(["nms_exact"], {"boxes": boxes, "scores": scores, "labels": labels})[0].all()
 
 

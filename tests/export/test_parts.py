@@ -99,9 +99,9 @@ def test_norms_for_each_level_cost_no_copies_of_the_towers_and_an_engine_folds_t
     assert sum(count == levels for count in users.values()) == blocks + 3  # and the three predictions
 
     options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     onnxruntime.InferenceSession(result.path, options, providers=["CPUExecutionProvider"])
-    after = onnx.load(tmp_path / "optimised.onnx").graph.node
+    after = onnx.load(tmp_path / "optimized.onnx").graph.node
     for kind in ("Mul", "Add"):
         assert sum(n.op_type == kind for n in before) - sum(n.op_type == kind for n in after) >= levels * blocks

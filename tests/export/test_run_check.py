@@ -25,7 +25,7 @@ CORNERS = np.stack(np.meshgrid(np.arange(10.0), np.arange(10.0)), axis=-1).resha
         ("int8", 20, 30, True), ("int8", 20, 31, False), ("fp16", 20, 100, False),
     ],
 )  # fmt: skip
-def test_8_and_16_bits_may_move_boxes_hardly_farther_than_one_grey_level_does(
+def test_8_and_16_bits_may_move_boxes_hardly_farther_than_one_gray_level_does(
     monkeypatch: pytest.MonkeyPatch, precision: Any, lively: int, lost: int, passes: bool
 ) -> None:
     """lively: how many of PyTorch's 100 boxes lie where the pixels say; lost: how many the file has elsewhere."""

@@ -29,7 +29,7 @@ from export.options import ExportError, Gate, OnnxOptions
 from models.checkpoint import read_checkpoint, save_checkpoint
 from models.config.model import model_config
 from models.detector import Detector as Network
-from models.quant import quantise
+from models.quant import quantize
 from runtime import Detector, read_card
 from runtime.backends.protocol import BackendError
 from runtime.backends.trt.library import Library
@@ -49,8 +49,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_network: Callable[
     """A checkpoint of random weights of a detector, in float or as after QAT; made once."""
     folder = tmp_path_factory.mktemp("networks")
 
-    def make(detector: str, quantised: bool = False) -> Path:
-        path = folder / f"{detector}{'.int8' if quantised else ''}.pt"
+    def make(detector: str, quantized: bool = False) -> Path:
+        path = folder / f"{detector}{'.int8' if quantized else ''}.pt"
         if path.exists():
             return path
         torch.manual_seed(3)
@@ -59,11 +59,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_network: Callable[
             "backbone": {"name": "resnet18", "width": 0.125}, "neck": {"channels": 32, "levels": [3, 5], "norm": "bn"},
             "head": {"depth": 1, "prior": 0.2}, "postprocess": {"candidates": 30, "detections": 10},
         })).eval()  # fmt: skip
-        if quantised:
-            network = quantise(network)
+        if quantized:
+            network = quantize(network)
             network.calibrate([torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)])
         save_network(path, network)
-        if quantised:
+        if quantized:
             content = read_checkpoint(path)
             save_checkpoint(path, content["model"], {**content["card"], "quantization": {"kind": "qat"}})
         return path
@@ -148,7 +148,7 @@ def test_a_checkpoint_is_exported_on_the_way(
     make_shapes(tmp_path / "data", train_images=1, val_images=2, size_hw=(64, 64))
     source = tmp_path / "run" / "best.pt"
     source.parent.mkdir()
-    source.write_bytes(checkpoint("fcos", quantised=True).read_bytes())
+    source.write_bytes(checkpoint("fcos", quantized=True).read_bytes())
     data = ["--annotations", str(tmp_path / "data" / "val.json"), "--images", str(tmp_path / "data" / "val")]
     options = ["--int8", "--nms", "none", "--engine", "rtx", "--batch", "2", *data, "--quiet"]
     assert main(["trt", str(source), *options]) == 0

@@ -131,7 +131,6 @@ OLD = [
     ("runtime.image", "IMAGE_SUFFIXES", "runtime.images.image"),
     ("runtime.draw", "draw_detections", "runtime.images.draw"),
     ("runtime.header", "exif_orientation", "runtime.images.encoded"),
-    ("runtime.header", "upright", "runtime.datasets.orientation"),
     ("runtime.records", "make_record", "runtime.datasets.annotations"),
     ("runtime.judge", "coco_metrics", "runtime.evaluation.coco_eval"),
     ("runtime.coco", "read_coco", "runtime.datasets.coco"),

@@ -31,7 +31,7 @@ def test_a_shape_that_does_not_fit_is_told_beside_the_expected_one(expected, tol
         assert_shape("boxes", np.zeros((3, 4)), *expected)
 
 
-def test_an_optimised_interpreter_asserts_nothing():
+def test_an_optimized_interpreter_asserts_nothing():
     code = "import numpy as np; from isodet.shapes import assert_shape; assert_shape('boxes', np.zeros(3), 4)"
     root = Path(__file__).parents[2]
     results = [subprocess.run([sys.executable, *flag, "-c", code], cwd=root, capture_output=True, timeout=60)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 import pytest
 
 from isodet.errors import IsodetError
-from isodet.strict import ConfigError, Own, UnknownKeyError, build, require, to_mapping
+from isodet.strict import ConfigError, CustomName, UnknownKeyError, build, require, to_mapping
 
 
 class Ends(TypedDict):
@@ -24,7 +24,7 @@ class Span(Ends, total=False):
 @dataclass(frozen=True)
 class Part:
     rate: float = 0.1
-    kind: Literal["sgd", "adam"] | Own = "sgd"
+    kind: Literal["sgd", "adam"] | CustomName = "sgd"
 
     def __post_init__(self) -> None:
         require(self.rate > 0, "rate", "a positive number", self.rate)
@@ -32,6 +32,8 @@ class Part:
             raise ConfigError("kind: adam does not take this rate")
         if self.rate == 7:
             raise ConfigError("seven is nobody's rate: really")
+
+    OLD_NAMES = {"speed": "rate"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Config:
          "; did you mean 'sgd'?"),
         ({"parts": [{"kind": "adam", "rate": 1}]}, "parts[0].kind", "parts[0].kind: adam does not take this rate"),
         ({"part": {"kind": "a:2"}}, "part.kind", "part.kind: your own part is named package.module:Name, got 'a:2'"),
+        ({"part": {"rate": 1, "speed": 1}}, "part.speed", "unknown key 'part.speed'"),
+        ({"part": {"speed": 0}}, "part.rate", "part.rate: expected a positive number, got 0.0 (float)"),
         ({"part": {"rate": 7}}, "part", "part.seven is nobody's rate: really"),
         ({"scores": {"ant": "high"}}, "scores.ant", "scores.ant: expected a number, got 'high' (str)"),
         ({"span": {"low": 1}}, "span.high", "missing key 'span.high' (expected a number)"),

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.layers.blocks import ImplicitConv
 from models.layers.necks import WeightedSum
-from tests.models.own_folder import BASE, GOOD, forget
+from tests.models.custom_folder import BASE, GOOD, forget
 
 
 def _with_statistics(model: nn.Module) -> nn.Module:
@@ -42,7 +42,7 @@ def with_statistics() -> Callable[[nn.Module], nn.Module]:
 
 
 @pytest.fixture
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def custom_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with `GOOD` as `mine.py` and `BASE`; Python forgets it afterwards, with all modules imported from it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "mine.py").write_text(GOOD)

@@ -52,12 +52,12 @@ def loop_atss(grid: Priors, boxes: list[list[float]], topk: int) -> tuple[list[i
     points = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors]
     matched, overlap_of, sensitive = [BACKGROUND] * len(anchors), [-1.0] * len(anchors), set()
     for g, box in enumerate(boxes):
-        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        center = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         candidates, undecided, start = [], False, 0
         for size in grid.level_sizes:
-            ranked = sorted(range(start, start + size), key=lambda i: math.dist(points[i], centre))
+            ranked = sorted(range(start, start + size), key=lambda i: math.dist(points[i], center))
             if size > topk:
-                gap = math.dist(points[ranked[topk]], centre) - math.dist(points[ranked[topk - 1]], centre)
+                gap = math.dist(points[ranked[topk]], center) - math.dist(points[ranked[topk - 1]], center)
                 undecided |= gap < NEAR
             candidates += ranked[:topk]
             start += size
@@ -84,9 +84,9 @@ def loop_topk(grid: Priors, boxes: list[list[float]], topk: int) -> tuple[list[i
     points = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors]
     matched, overlap_of, sensitive = [BACKGROUND] * len(anchors), [-1.0] * len(anchors), set()
     for g, box in enumerate(boxes):
-        centre, start = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), 0
+        center, start = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), 0
         for size in grid.level_sizes:
-            distance = {i: math.dist(points[i], centre) for i in range(start, start + size)}
+            distance = {i: math.dist(points[i], center) for i in range(start, start + size)}
             ranked = sorted(distance, key=distance.__getitem__)
             start += size
             if size > topk:  # those as far as the last one taken are taken or not by a rounding
@@ -128,7 +128,7 @@ def loop_iou(grid: Priors, boxes: list[list[float]], pos_iou: float, neg_iou: fl
 def loop_center(
     grid: Priors, boxes: list[list[float]], radius: float, range_factor: float
 ) -> tuple[list[int], set[int]]:
-    """FCOS, sections 3.1 and 3.2, with centre sampling."""
+    """FCOS, sections 3.1 and 3.2, with center sampling."""
     points, strides = grid.points.double().tolist(), grid.strides.tolist()
     matched, sensitive = [], set()
     last = len(points) - grid.level_sizes[-1]
@@ -167,9 +167,9 @@ def batches(draw: Callable) -> tuple[tuple[int, int], list[list[list[float]]]]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     images = []
     for count in draw(st.lists(st.integers(0, 6), min_size=1, max_size=3)):
-        centres = rng.uniform(0, [width, height], (count, 2))
+        centers = rng.uniform(0, [width, height], (count, 2))
         sides = np.exp(rng.uniform(np.log(2), np.log(200), (count, 2)))
-        boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1).astype(np.float32)
+        boxes = np.concatenate([centers - sides / 2, centers + sides / 2], axis=1).astype(np.float32)
         if count > 1 and draw(st.booleans()):
             boxes[1] = boxes[0] + rng.uniform(-3, 3, 4).astype(np.float32) * (sides[0].min() > 16)
         images.append(boxes.tolist())
@@ -221,9 +221,9 @@ def test_with_several_anchors_in_a_cell_the_window_holds_the_nearest_too(batch, 
     """Which anchor of a cell is taken is open, so distances are compared."""
     size_hw, images = batch
     grid, (boxes, _) = grid_for(size_hw, NINE), padded(images)
-    centres = (boxes[..., None, :2] + boxes[..., None, 2:]) / 2
+    centers = (boxes[..., None, :2] + boxes[..., None, 2:]) / 2
     found = [
-        (grid.points[nearest(each, boxes, topk)[0]] - centres).norm(dim=-1).sort(dim=-1).values
+        (grid.points[nearest(each, boxes, topk)[0]] - centers).norm(dim=-1).sort(dim=-1).values
         for each in (grid, grid._replace(level_shapes=()))
     ]
     torch.testing.assert_close(*found, atol=1e-3, rtol=1e-5)

@@ -200,7 +200,7 @@ def test_frozen_stages_never_change(name, stages):
         assert all(p.requires_grad == (i >= stages) for module in part for p in module.parameters())
 
 
-def test_frozen_norms_neither_count_nor_learn_and_the_optimiser_never_sees_them():
+def test_frozen_norms_neither_count_nor_learn_and_the_optimizer_never_sees_them():
     model = Detector(model_config({
         "classes": ["a"], "input_size_hw": [64, 96], "head": {"depth": 1}, "neck": {"channels": 16, "norm": "bn"},
         "backbone": {"name": "resnet18", "width": 0.125, "norm": "frozen", "frozen_stages": 1},

@@ -196,7 +196,7 @@ def test_candidates_are_the_flat_top_k(preset):
     assert torch.equal(labels, index % 3)
 
 
-def test_colours_are_ordered_and_normalised_inside():
+def test_colors_are_ordered_and_normalized_inside():
     """A pure blue BGR picture is, for a network that wants RGB, the last channel."""
     config = small(pixels={"order": "rgb", "mean": [1.0, 2.0, 3.0], "std": [2.0, 4.0, 8.0]})
     blue = torch.zeros(1, *SIZE, 3, dtype=torch.uint8)

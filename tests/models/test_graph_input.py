@@ -22,7 +22,7 @@ def frame_of(source_hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[Fram
 
 @pytest.mark.parametrize(("source", "size"), SIZES)
 @pytest.mark.parametrize("form", ["uint8-nhwc", "float-nchw"])
-def test_the_letterbox_inside_is_within_one_grey_level_of_the_one_outside(source, size, form):
+def test_the_letterbox_inside_is_within_one_gray_level_of_the_one_outside(source, size, form):
     frame, placement = frame_of(source, size)
     picture = np.random.default_rng(0).integers(0, 256, (2, *source, 3), dtype=np.uint8)  # the worst case: noise
     images = picture if form == "uint8-nhwc" else graph_input(a_card(form), picture)

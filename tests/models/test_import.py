@@ -104,7 +104,7 @@ def test_the_same_detections_in_the_same_order(original, size_hw):
     sides = theirs["boxes"][:, 2:] - theirs["boxes"][:, :2]
     assert (sides > 4).all(dim=1).sum() > n // 2, "boxes with an extent"
     np.testing.assert_allclose(scores[0, :n], theirs["scores"], rtol=0, atol=1e-4)
-    # Folded BatchNorms round differently: among scores within 1e-5 of their neighbour any order is the same order.
+    # Folded BatchNorms round differently: among scores within 1e-5 of their neighbor any order is the same order.
     tie = np.cumsum(-np.diff(theirs["scores"].numpy(), prepend=np.inf) > 1e-5)
     assert tie[-1] > 0.9 * n
     ours, original_ones = (

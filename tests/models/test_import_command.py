@@ -99,7 +99,7 @@ def test_an_imported_model_scores_as_where_it_comes_from_and_its_export_is_verif
     wanted = coco_metrics(found_there, dataset)[0]["map"]
     ours = evaluate(Detector(out, threshold=0.0), dataset)
     assert 10 < wanted < 90, "a score that could be another one"
-    assert ours.map == pytest.approx(wanted, abs=0.3)  # their pixels are not whole grey levels
+    assert ours.map == pytest.approx(wanted, abs=0.3)  # their pixels are not whole gray levels
 
     data = ["--annotations", str(annotations), "--images", str(tmp_path)]
     assert exporter(["onnx", str(out), "--simplify", *data]) == 0

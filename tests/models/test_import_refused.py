@@ -137,13 +137,13 @@ def test_mmdetections_other_layouts_and_heads(tmp_path, atss):
     )
 
 
-def test_groups_that_would_normalise_otherwise(tmp_path, atss):
+def test_groups_that_would_normalize_otherwise(tmp_path, atss):
     thin = {}
     for key, value in atss.items():  # towers and neck of 64 channels
         value = value[:64] if value.ndim and key.startswith(("neck", "bbox_head")) and value.shape[0] == 256 else value
         keep = value.ndim == 4 and value.shape[1] == 256 and key.startswith(("neck.fpn", "bbox_head"))
         thin[key] = value[:, :64] if keep else value
-    refused(tmp_path, thin, "64 channels, which are normalised in 32 groups")
+    refused(tmp_path, thin, "64 channels, which are normalized in 32 groups")
 
 
 def test_nothing_is_written_where_an_import_is_refused(tmp_path, atss):

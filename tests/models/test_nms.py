@@ -68,7 +68,7 @@ def test_it_is_greedy_suppression_where_rows_come_in_strips(seed, count):
 
 @pytest.mark.parametrize("length", [2, 9, 16, 17])
 def test_chains_as_long_as_the_rounds_are_exact(length):
-    """Each box overlaps only its neighbours: every second one is kept."""
+    """Each box overlaps only its neighbors: every second one is kept."""
     boxes = torch.tensor([[[10.0 * i, 0.0, 10.0 * i + 30.0, 10.0] for i in range(length)]])
     labels = torch.zeros(1, length, dtype=torch.int64)
     assert kept_of(boxes, labels, 0.45)[0].tolist() == [i % 2 == 0 for i in range(length)]

@@ -31,7 +31,7 @@ def imported(golden, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     data = golden(request.param)
     monkeypatch.setattr("models.backbones.resnet.scaled", lambda channels, width: channels // 32)
     state = {key.removeprefix("sd/"): torch.from_numpy(value) for key, value in data.items() if key.startswith("sd/")}
-    assert mmdet.recognises(state)
+    assert mmdet.recognizes(state)
     converted = mmdet.convert(state, {})
     assert converted.architecture == FILES[request.param]
     assert converted.model["backbone"]["name"] == "resnet50" and converted.model["backbone"]["width"] == 1 / 32
@@ -67,7 +67,7 @@ def test_from_pixels_to_detections(imported):
 
 @pytest.mark.parametrize("imported", FILES, indirect=True)
 def test_activations_on_the_way(imported):
-    """On the smaller image, which mmdetection pads with zeros after normalising."""
+    """On the smaller image, which mmdetection pads with zeros after normalizing."""
     data, detector = imported
     theirs = torch.from_numpy(data["preprocessed_img1_chw"])[None]
     image = torch.from_numpy(data["img1_bgr_uint8_hwc"])[None]

@@ -17,7 +17,7 @@ from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
 from models.config.model import model_config
 from models.deploy.graph import Deploy
 from models.detector import Detector
-from models.quant import FakeQuant, IntConv2d, QuantConv2d, QuantError, quantise
+from models.quant import FakeQuant, IntConv2d, QuantConv2d, QuantError, quantize
 from models.quant.fake_quant import rounded
 from runtime import Detector as Runtime
 from runtime import read_coco, read_image
@@ -115,7 +115,7 @@ def rounded_nodes(graph: fx.GraphModule) -> set[fx.Node]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_convolution_but_the_predictions_reads_and_holds_8_bits(name):
-    network = quantise(detector(**NETWORKS[name]))
+    network = quantize(detector(**NETWORKS[name]))
     modules, on_grid = dict(network.graph.named_modules()), rounded_nodes(network.graph)
     seen = set()
     for node in network.graph.graph.nodes:
@@ -132,7 +132,7 @@ def test_every_convolution_but_the_predictions_reads_and_holds_8_bits(name):
 
 
 def test_a_residual_sum_adds_a_rounded_shortcut_to_a_bare_convolution():
-    network = quantise(detector(head={"depth": 1, "norm": "gn"}))
+    network = quantize(detector(head={"depth": 1, "norm": "gn"}))
     modules, on_grid, sums = dict(network.graph.named_modules()), rounded_nodes(network.graph), 0
     for node in network.graph.graph.nodes:
         if node.op == "call_function" and "add" in getattr(node.target, "__name__", ""):
@@ -145,7 +145,7 @@ def test_a_residual_sum_adds_a_rounded_shortcut_to_a_bare_convolution():
 
 
 def test_parts_of_a_concatenation_share_one_range():
-    network = quantise(detector(**NETWORKS["reppan"]))
+    network = quantize(detector(**NETWORKS["reppan"]))
 
     def rounding(node: fx.Node) -> str:
         while node.target is nn.functional.interpolate:  # enlarging is done on integers
@@ -162,17 +162,17 @@ def test_parts_of_a_concatenation_share_one_range():
 
 def test_float_layers_stay_as_they_are():
     plain = detector()
-    everything = list(quantise(plain).layers)
-    network = quantise(plain, everything)
+    everything = list(quantize(plain).layers)
+    network = quantize(plain, everything)
     assert not network.layers
     for fake_quant in network.fake_quants.values():  # of sums
         fake_quant.enabled = False
     for ours, theirs in zip(network(images()), plain(images()), strict=True):
         # The norms are folded into the weights here: float32's 6e-8 in each layer, added up over the depth.
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert set(quantise(plain, everything[:3]).layers) == set(everything[3:])
+    assert set(quantize(plain, everything[:3]).layers) == set(everything[3:])
     with pytest.raises(QuantError, match="backbone.conv9 is no convolution"):
-        quantise(plain, ["backbone.conv9"])
+        quantize(plain, ["backbone.conv9"])
 
 
 def test_what_cannot_be_traced_or_calibrated_is_said():
@@ -185,13 +185,13 @@ def test_what_cannot_be_traced_or_calibrated_is_said():
     network = detector()
     network.backbone = Moody().eval()  # type: ignore[assignment]
     with pytest.raises(QuantError, match="cannot be traced.*fp16"):
-        quantise(network)
+        quantize(network)
     with raises(QuantError, key="calibration"):
-        quantise(detector()).calibrate([])
+        quantize(detector()).calibrate([])
 
 
 def test_training_follows_the_ranges_only_while_it_is_told_to():
-    network = quantise(detector())
+    network = quantize(detector())
     network.calibrate([images()], "minmax")
     first = network.fake_quants["backbone_conv1"]
     before = float(first.scale)
@@ -224,15 +224,15 @@ def test_a_trained_detector_in_8_bits_keeps_its_map_and_its_onnx_file_agrees(sha
     plain = Runtime(shapes_run / "best.pt", threshold=0.0)
     pictures = [read_image(record.path) for record in data.records[:32]]
     pixels = plain.preprocess(pictures, [plain.place(picture) for picture in pictures])
-    quantised = quantise(network)
-    quantised.calibrate([torch.from_numpy(np.stack(pixels))], "mse")
+    quantized = quantize(network)
+    quantized.calibrate([torch.from_numpy(np.stack(pixels))], "mse")
     card["quantization"] = {"kind": "ptq", "method": "mse", "images": 32, "float_layers": []}
-    save_checkpoint(tmp_path / "q.pt", quantised.state_dict(), card)
+    save_checkpoint(tmp_path / "q.pt", quantized.state_dict(), card)
 
     again, _ = build_detector(tmp_path / "q.pt")
     batch = torch.from_numpy(np.stack(pixels[:4]))
     with torch.no_grad():
-        for ours, theirs in zip(again(batch), quantised(batch), strict=True):
+        for ours, theirs in zip(again(batch), quantized(batch), strict=True):
             assert theirs is None or torch.equal(ours, theirs)
     own = evaluate(plain, data).map
     int8 = evaluate(Runtime(tmp_path / "q.pt", threshold=0.0), data).map
@@ -244,14 +244,14 @@ def test_a_trained_detector_in_8_bits_keeps_its_map_and_its_onnx_file_agrees(sha
     assert written.verification is not None and written.verification.passed
     model = onnx.load(tmp_path / "q.onnx")
     int8_weights = [t for t in model.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 4]
-    assert len(int8_weights) == len(quantised.layers)
+    assert len(int8_weights) == len(quantized.layers)
     # Weights are a quarter of float32's; a second quarter is for scales, biases and the NMS, which stay as they were.
     assert (tmp_path / "q.onnx").stat().st_size < 0.5 * (shapes_run / "best.onnx").stat().st_size
     assert read_checkpoint(tmp_path / "q.pt")["card"]["quantization"]["kind"] == "ptq"
 
 
 def test_the_deployed_copy_leaves_the_training_form_alone():
-    network = quantise(detector())
+    network = quantize(detector())
     network.calibrate([images()], "minmax")
     state = copy.deepcopy(network.state_dict())
     deploy = Deploy(network).eval()

@@ -95,7 +95,7 @@ def test_each_loss_and_its_gradients(theirs, name, batch):
 
 
 @pytest.mark.parametrize(
-    "name, key, peer", [("fcos_resnet50_fpn", "box", "weighting"), ("retinanet_resnet50_fpn", "loss", "normaliser")]
+    "name, key, peer", [("fcos_resnet50_fpn", "box", "weighting"), ("retinanet_resnet50_fpn", "loss", "normalizer")]
 )
 def test_the_options_are_what_makes_them_equal(theirs, name, key, peer):
     boxes, labels = targets_of("uneven")
@@ -107,5 +107,5 @@ def test_the_options_are_what_makes_them_equal(theirs, name, key, peer):
 
 
 def test_a_mean_over_images_does_not_go_with_ghm():
-    with pytest.raises(ConfigError, match=r"model.loss.normaliser: ghm is a mean over the batch already"):
-        model_config({"classes": ["a"], "loss": {"cls": "ghm", "normaliser": "image"}})
+    with pytest.raises(ConfigError, match=r"model.loss.normalizer: ghm is a mean over the batch already"):
+        model_config({"classes": ["a"], "loss": {"cls": "ghm", "normalizer": "image"}})

@@ -65,7 +65,7 @@ def coco_files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
             pixels = np.full((image["height"], image["width"], 3), image["id"] % 256, np.uint8)
             write_image(folder / image["file_name"], pixels)
         path = tmp_path / "annotations.json"
-        path.write_text(json.dumps(content))  # json writes NaN and Infinity as labelling tools do
+        path.write_text(json.dumps(content))  # json writes NaN and Infinity as labeling tools do
         return path, folder
 
     return write
@@ -135,7 +135,7 @@ def pixel_detector(card: Card) -> onnx.ModelProto:
     """Reads the top left pixel (b, g, r) and answers with two detections of label min(b, 2).
 
     Scores g/255 and g/510; boxes [0, 0, r, r] and [r/4, r/4, r/2, r/2] in input pixels; none where g is 0.
-    A picture of one colour keeps it through any letterbox, so frames of every size have a known answer.
+    A picture of one color keeps it through any letterbox, so frames of every size have a known answer.
     """
     height, width = card.input_size_hw
     constants = {

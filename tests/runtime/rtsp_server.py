@@ -34,7 +34,7 @@ cameras: "dict[str, Camera]" = {}
 
 
 def picture(number: int) -> bytes:
-    """Grey, I420, with 24 bits of `number` and 40 of milliseconds since 1970, 32 blocks a row."""
+    """Gray, I420, with 24 bits of `number` and 40 of milliseconds since 1970, 32 blocks a row."""
     value = (number & 0xFFFFFF) << 40 | int(time.time() * 1000) & ((1 << 40) - 1)
     image = bytearray(b"\x80") * (WIDTH * HEIGHT * 3 // 2)
     for row in range(2):

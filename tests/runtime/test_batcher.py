@@ -268,9 +268,9 @@ def test_what_is_late_is_not_run(gated: tuple[Detector, Echo, Gate]) -> None:
 
 def test_what_is_no_frame_is_refused_by_submit(card: Card) -> None:
     with Detector(Echo(card)).batcher() as batcher:
-        with pytest.raises(FrameError, match="a grey picture"):
+        with pytest.raises(FrameError, match="a gray picture"):
             batcher.submit(np.zeros((4, 4), np.uint8))
-        with pytest.raises(FrameError, match="a grey picture"):
+        with pytest.raises(FrameError, match="a gray picture"):
             asyncio.run(batcher.detect(np.zeros((4, 4), np.uint8)))
         with raises(ArgumentError, key="deadline_ms"):
             batcher.submit(frame(0), deadline_ms=-1)

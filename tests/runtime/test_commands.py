@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from runtime.commands.shared import exit_status, words
+from runtime.commands.shared import exit_status, require_arguments
 from runtime.runs import RunsError
 
 
@@ -55,7 +55,7 @@ def test_done_is_zero(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_command_shows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser(epilog="an example")
-    assert words(parser, ["fit"]) == ["fit"]
+    assert require_arguments(parser, ["fit"]) == ["fit"]
     with pytest.raises(SystemExit, match="2"):
-        words(parser, [])
+        require_arguments(parser, [])
     assert "an example" in capsys.readouterr().err

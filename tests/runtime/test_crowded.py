@@ -19,7 +19,7 @@ from runtime.__main__ import main
 from runtime.datasets.annotations import CocoDataset, ImageRecord, Problems
 from runtime.detections import Detections
 from runtime.evaluation.details import measure
-from runtime.evaluation.evaluate import EvaluationError, judge_detections
+from runtime.evaluation.evaluate import EvaluationError, evaluate_detections
 from runtime.evaluation.sizes import bucket_scores, parse_buckets
 from tests.at_fault import raises
 
@@ -80,19 +80,19 @@ def directly(dataset: CocoDataset, found: dict[int, Detections], most: int) -> l
 @pytest.mark.parametrize("most", [100, 250, 500])
 def test_every_limit_gives_pycocotools_numbers(engine: None, most: int) -> None:
     dataset, found = crowd(300, images=2)
-    result = judge_detections(found, dataset, max_dets=(10, most))
+    result = evaluate_detections(found, dataset, max_dets=(10, most))
     ours = [result.map, result.ap50, result.ap75, result.ap_small, result.ap_medium, result.ar100]
     expected = [value if value >= 0 else math.nan for value in directly(dataset, found, most)]
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
     assert list(result.map_at) == [10, most] and result.map_at[most] == result.map > result.map_at[10]
-    alone = judge_detections(found, dataset, max_dets=(most,))
+    alone = evaluate_detections(found, dataset, max_dets=(most,))
     assert alone.per_class == result.per_class and alone.threshold == result.threshold
 
 
 @pytest.mark.parametrize("objects", [50, 150, 500])
 def test_thresholds_keep_every_right_detection_however_many_there_are(engine: None, objects: int) -> None:
     dataset, found = crowd(objects)
-    result = judge_detections(found, dataset)
+    result = evaluate_detections(found, dataset)
     assert result.threshold == 0.6
     measured = measure(result, dataset, buckets=parse_buckets("all:0-inf"))
     assert {name: round(t, 2) for name, t in measured.thresholds.items()}["cell"] == pytest.approx(0.6, abs=0.011)
@@ -103,17 +103,17 @@ def test_thresholds_keep_every_right_detection_however_many_there_are(engine: No
 
 def test_what_the_limit_cut_is_said_in_one_line(engine: None) -> None:
     dataset, found = crowd(150, images=3)
-    cut = judge_detections(found, dataset)
+    cut = evaluate_detections(found, dataset)
     assert cut.cap_note() == (
         "mAP reads the 100 best detections of a class in an image: 3 of 3 images have more, 3 of 3 have more objects "
         "of one; --max-dets 100,500 reads more. The threshold is read from all"
     )
     assert cut.cap_note() in measure(cut, dataset).table() and cut.to_json()["max_dets"] == {"100": round(cut.map, 3)}
-    whole = judge_detections(found, dataset, max_dets=(100, 500))
+    whole = evaluate_detections(found, dataset, max_dets=(100, 500))
     assert whole.map > cut.map == whole.map_at[100] and not whole.cap_note()
     assert f"{cut.map:.1f} at 100, {whole.map:.1f} at 500" in whole.footer()
     sparse, few = crowd(90)
-    assert not judge_detections(few, sparse).cap_note()
+    assert not evaluate_detections(few, sparse).cap_note()
 
 
 def test_buckets_read_as_many(engine: None) -> None:
@@ -130,4 +130,4 @@ def test_limits_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> 
     assert re.search("argument --max-dets: expected (rising )?whole numbers", capsys.readouterr().err)
     dataset, found = crowd(5)
     with raises(EvaluationError, key="max_dets"):
-        judge_detections(found, dataset, max_dets=(500, 100))
+        evaluate_detections(found, dataset, max_dets=(500, 100))

@@ -238,7 +238,7 @@ def test_detect_writes_and_draws_tracks(detector: Detector, tmp_path: Path) -> N
     assert all(d["score"] >= 0.8 for d in rows[0]["detections"])
 
 
-def test_a_tracked_object_is_drawn_in_its_own_colour(make_card_with: Callable[..., Card]) -> None:
+def test_a_tracked_object_is_drawn_in_its_own_color(make_card_with: Callable[..., Card]) -> None:
     found = moving(0, (0.9, 0.8))
     picture = np.zeros((120, 220, 3), np.uint8)
     for tracks, colors in (([7, 12], (7, 12)), ([-1, 12], (0, 12)), (None, (0, 1))):

@@ -23,7 +23,7 @@ OnnxFile = Callable[..., Path]
 
 
 def frame(label: int, score: int, side: int, hw: tuple[int, int] = (32, 48)) -> np.ndarray:
-    """A frame whose answer from the pixel detector is known: colour (label, score * 255, box side)."""
+    """A frame whose answer from the pixel detector is known: color (label, score * 255, box side)."""
     return np.full((*hw, 3), (label, score, side), np.uint8)
 
 
@@ -56,7 +56,7 @@ def test_boxes_are_in_the_frames_own_pixels(detector: Detector) -> None:
     (found,) = detector(big)
     assert found.boxes_xyxy.tolist() == [[0, 0, 240, 240], [60, 60, 120, 120]]
     wide = frame(2, 255, 48, hw=(10, 96))  # fits at a half: 5x48; the box hangs over the frame's bottom
-    # The second box, 12..24, lies below the 5 rows of the frame: in the grey border, so it is no detection.
+    # The second box, 12..24, lies below the 5 rows of the frame: in the gray border, so it is no detection.
     assert detector(wide)[0].boxes_xyxy.tolist() == [[0, 0, 96, 10]]
 
 
@@ -96,8 +96,8 @@ def test_the_forms_of_input(detector: Detector, tmp_path: Path) -> None:
             r"frame 1: expected uint8 \[H, W, 3\] \(BGR\), got float32 .*scale it to 0..255",
         ),
         (np.zeros((4, 4, 3), np.int64), r"frame 1: .* got int64 \[4, 4, 3\]$"),
-        (np.zeros((4, 4), np.uint8), "frame 1: .*a grey picture; use cv2.cvtColor.*GRAY2BGR"),
-        (np.zeros((4, 4, 1), np.uint8), "frame 1: .*a grey picture"),
+        (np.zeros((4, 4), np.uint8), "frame 1: .*a gray picture; use cv2.cvtColor.*GRAY2BGR"),
+        (np.zeros((4, 4, 1), np.uint8), "frame 1: .*a gray picture"),
         (np.zeros((4, 4, 4), np.uint8), "frame 1: .*alpha; use cv2.cvtColor.*BGRA2BGR"),
         (np.zeros((3, 4, 5), np.uint8), r"frame 1: .* got uint8 \[3, 4, 5\]"),
         (np.zeros((1, 4, 4, 3), np.uint8), r"frame 1: .* got uint8 \[1, 4, 4, 3\]"),
@@ -116,7 +116,7 @@ def test_bad_inputs_as_a_whole(detector: Detector) -> None:
         detector(3)  # type: ignore[arg-type]
     with pytest.raises(FrameError, match=r"frame 0: .*got uint8 \[2, 2, 2, 2, 2\]"):
         detector(np.zeros((2, 2, 2, 2, 2), np.uint8))
-    with pytest.raises(FrameError, match="frame 0: .*grey"):
+    with pytest.raises(FrameError, match="frame 0: .*gray"):
         detector(np.zeros((5, 5), np.uint8))
 
 

@@ -118,7 +118,7 @@ def test_what_is_refused_says_what_to_do(detector: Detector, given: Any, message
         detector(given)
 
 
-def test_colours_are_not_turned_in_silence(detector: Detector) -> None:
+def test_colors_are_not_turned_in_silence(detector: Detector) -> None:
     with raises(FrameError, key="color"):
         detector(OnGpu(frame(1)), color="rgb")  # type: ignore[arg-type]
 

@@ -28,7 +28,7 @@ SIZE = (128, 192)
 
 
 class Oracle(Backend):
-    """A backend that knows what to say about each picture by its grey value (its image id)."""
+    """A backend that knows what to say about each picture by its gray value (its image id)."""
 
     name, device, max_batch, fixed_batch = "oracle", "cpu", 3, None
 

@@ -143,19 +143,19 @@ corner = st.tuples(st.integers(0, 40), st.integers(0, 40))
 
 
 @given(st.lists(corner, min_size=3, max_size=8), st.lists(corner, max_size=12))
-def test_a_polygon_keeps_the_centres_inside(corners: list[tuple[int, int]], points: list[tuple[int, int]]) -> None:
-    """Against OpenCV's own test; half pixels keep centres off corners, and what is on an edge may go either way."""
+def test_a_polygon_keeps_the_centers_inside(corners: list[tuple[int, int]], points: list[tuple[int, int]]) -> None:
+    """Against OpenCV's own test; half pixels keep centers off corners, and what is on an edge may go either way."""
     if len({x for x, _ in corners}) == 1 or len({y for _, y in corners}) == 1:
         return
     region = Region.of(corners)
     x1, y1, _, _ = region.window((64, 64))
-    centres = np.float32(points).reshape(-1, 2) + np.float32([0.26, 0.37])
-    boxes = np.concatenate([centres - 1, centres + 1], axis=1) - np.float32([x1, y1, x1, y1])
+    centers = np.float32(points).reshape(-1, 2) + np.float32([0.26, 0.37])
+    boxes = np.concatenate([centers - 1, centers + 1], axis=1) - np.float32([x1, y1, x1, y1])
     n = len(points)
     found = Detections(boxes, np.linspace(1, 0.5, n, dtype=np.float32), np.zeros(n, np.int32), ("a",))
     kept = region.to_frame(found, (64, 64))
     contour = np.float32(corners).reshape(-1, 1, 2)
-    where = [cv2.pointPolygonTest(contour, tuple(map(float, c)), False) for c in centres]
+    where = [cv2.pointPolygonTest(contour, tuple(map(float, c)), False) for c in centers]
     got = {tuple(b) for b in kept.boxes_xyxy.tolist()}
     whole = found.boxes_xyxy + np.float32([x1, y1, x1, y1])
     for box, side in zip(whole.tolist(), where, strict=True):

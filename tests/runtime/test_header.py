@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from runtime.datasets.annotations import Row, make_record
-from runtime.datasets.orientation import rotate_boxes, upright
+from runtime.datasets.orientation import oriented, rotate_boxes
 from runtime.images.encoded import exif_orientation
 from runtime.images.image import ImageError, decode_image, read_image
 from runtime.images.image_header import image_size
@@ -76,7 +76,7 @@ def test_boxes_turn_as_the_pixels_do(tmp_path: Path, orientation: int) -> None:
     rows, columns = np.nonzero(read_image(path)[..., 0])
     seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     stored = make_record(1, path, 40, 60, [Row((10, 4, 30, 12), 0, False, 160)])
-    turned = upright(stored, (60, 40))
+    turned = oriented(stored, (60, 40))
     assert turned.boxes_xyxy.tolist() == [seen] and (turned.height, turned.width) == (60, 40)
     assert rotate_boxes(np.zeros((0, 4), np.float32), (40, 60), orientation).shape == (0, 4)
 
@@ -84,11 +84,11 @@ def test_boxes_turn_as_the_pixels_do(tmp_path: Path, orientation: int) -> None:
 def test_sizes_that_no_orientation_explains_are_errors(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", "PNG", np.zeros((60, 40, 3), np.uint8))
     record = make_record(1, path, 40, 60, [])
-    assert upright(record, (40, 60)) is record
+    assert oriented(record, (40, 60)) is record
     with pytest.raises(ImageError, match=r"is 40x60 but its annotation says 60x40 .* no EXIF orientation"):
-        upright(record, (60, 40))
+        oriented(record, (60, 40))
     with pytest.raises(ImageError, match=r"is 7x5 but its annotation says 60x40 \(width x height\)$"):
-        upright(record, (5, 7))
+        oriented(record, (5, 7))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

@@ -55,7 +55,7 @@ def test_to_source_clips_to_the_frame() -> None:
 
 
 @pytest.mark.parametrize("source", [(48, 64), (97, 33), (1, 1), (500, 3), (64, 64), (31, 640)])
-def test_letterbox_is_one_opencv_resize_on_grey(source: tuple[int, int]) -> None:
+def test_letterbox_is_one_opencv_resize_on_gray(source: tuple[int, int]) -> None:
     image = noise(*source)
     canvas, placement = letterbox(image, (64, 96))
     h, w = placement.resized_hw
@@ -87,9 +87,9 @@ def test_lossless_pictures_come_back(tmp_path: Path, suffix: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
-def test_grey_and_alpha_and_16_bit_pictures_become_bgr(tmp_path: Path) -> None:
+def test_gray_and_alpha_and_16_bit_pictures_become_bgr(tmp_path: Path) -> None:
     for name, pixels in {
-        "grey": np.full((4, 5), 7, np.uint8), "alpha": np.full((4, 5, 4), 7, np.uint8),
+        "gray": np.full((4, 5), 7, np.uint8), "alpha": np.full((4, 5, 4), 7, np.uint8),
         "deep": np.full((4, 5, 3), 7 * 257, np.uint16),
     }.items():  # fmt: skip
         assert cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
@@ -107,7 +107,7 @@ def jpeg(image: np.ndarray, *params: int) -> bytes:
     return cv2.imencode(".jpg", image, list(params))[1].tobytes()
 
 
-def test_exif_orientation_is_honoured_as_by_imread(tmp_path: Path) -> None:
+def test_exif_orientation_is_honored_as_by_imread(tmp_path: Path) -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     image[:20, :30] = 255
     plain = jpeg(image)

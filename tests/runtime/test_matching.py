@@ -11,7 +11,7 @@ import pytest
 from isodet.errors import ArgumentError
 from runtime.datasets.annotations import EVERY_CLASS, CocoDataset
 from runtime.detections import Detections
-from runtime.evaluation.coco_eval import coco_judge
+from runtime.evaluation.coco_eval import coco_evaluator
 from runtime.evaluation.curves import Curve, curves, recommended
 from runtime.evaluation.matching import IGNORED, INVENTED, greedy, match, pairwise_iou
 from tests.at_fault import raises
@@ -31,7 +31,7 @@ def only_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("seed", "crowds"), [(0, 0.0), (1, 0.3), (2, 0.6)])
 def test_matches_are_those_of_pycocotools(scene: Scene, seed: int, crowds: float) -> None:
     dataset, found = scene(seed, images=20, crowds=crowds)
-    judge = coco_judge(found, dataset)
+    judge = coco_evaluator(found, dataset)
     theirs: dict[int, tuple[float, bool]] = {}  # detection's annotation id: the object's, ignored
     for entry in judge.evalImgs:
         if entry is not None and entry["aRng"] == judge.params.areaRng[0]:
@@ -57,7 +57,7 @@ def test_matches_are_those_of_pycocotools(scene: Scene, seed: int, crowds: float
 @pytest.mark.parametrize("tie", [False, True])
 def test_ap50_is_that_of_pycocotools(scene: Scene, tie: bool) -> None:
     dataset, found = scene(4, images=30, crowds=0.2, tie=tie)
-    precision = coco_judge(found, dataset).eval["precision"][0, :, :, 0, -1]
+    precision = coco_evaluator(found, dataset).eval["precision"][0, :, :, 0, -1]
     ours = {curve.name: curve for curve in curves(match(found, dataset), dataset.class_names)}
     for column, name in enumerate(dataset.class_names[:3]):
         np.testing.assert_allclose(ours[name].sampled(), precision[:, column], atol=1e-12)

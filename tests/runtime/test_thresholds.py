@@ -31,7 +31,7 @@ class Fixed(Backend):
     def __call__(self, images: np.ndarray) -> RawOutputs:
         n = len(images)
         boxes = np.tile(np.array([[2, 2, 20, 20]], np.float32), (n, 6, 1))
-        boxes[:, 2] = [30, 40, 31, 41]  # in the grey border: never reported
+        boxes[:, 2] = [30, 40, 31, 41]  # in the gray border: never reported
         scores = np.tile(np.array(SCORES, np.float32), (n, 1))
         return RawOutputs(np.full((n, 1), 6, np.int32), boxes, scores, np.tile(np.array(LABELS, np.int32), (n, 1)))
 

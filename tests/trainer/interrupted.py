@@ -46,7 +46,7 @@ def ask_at_end_of_epoch(number: int, settings: TrainConfig, runs: Path) -> None:
 
 
 def ask_at_step(number: int, settings: TrainConfig, runs: Path) -> None:
-    """Train with a SIGTERM that comes with the optimiser's step `number` (from 1) of all epochs."""
+    """Train with a SIGTERM that comes with the optimizer's step `number` (from 1) of all epochs."""
     real, steps = trainer.loop.MetricsLog.step, []
 
     def step(self: object) -> None:

@@ -131,17 +131,17 @@ def test_each_color_strength_works_alone(key: str) -> None:
     image = np.random.default_rng(0).integers(60, 180, (32, 32, 3), np.uint8)
     assert np.array_equal(jitter_color(image, AugmentConfig(**off), np.random.default_rng(1)), image)  # type: ignore[arg-type]
     config = AugmentConfig(**(off | {key: 0.4}))  # type: ignore[arg-type]
-    grey = np.full((8, 8, 3), 100, np.uint8)
-    moved, grey_moved = [], []
+    gray = np.full((8, 8, 3), 100, np.uint8)
+    moved, gray_moved = [], []
     for seed in range(5):
         moved.append(np.abs(jitter_color(image, config, np.random.default_rng(seed)).astype(int) - image).mean())
-        grey_moved.append(np.abs(jitter_color(grey, config, np.random.default_rng(seed)).astype(int) - grey).max())
+        gray_moved.append(np.abs(jitter_color(gray, config, np.random.default_rng(seed)).astype(int) - gray).max())
     assert max(moved) > 5
-    # Saturation and hue leave grey alone, contrast leaves the picture's mean; brightness moves all.
-    assert max(grey_moved) > 5 if key == "brightness" else max(grey_moved) <= 1
+    # Saturation and hue leave gray alone, contrast leaves the picture's mean; brightness moves all.
+    assert max(gray_moved) > 5 if key == "brightness" else max(gray_moved) <= 1
 
 
-def test_the_grey_border_is_not_recolored() -> None:
+def test_the_gray_border_is_not_recolored() -> None:
     image = np.full((40, 80, 3), 30, np.uint8)
     config = AugmentConfig(flip=0, scale_probability=0, color_probability=1.0, brightness=0.9)
     view, _, _ = augment(

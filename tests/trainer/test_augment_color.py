@@ -1,4 +1,4 @@
-"""Colour operations are those of torchvision; blur, noise and JPEG do what their numbers say."""
+"""Color operations are those of torchvision; blur, noise and JPEG do what their numbers say."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.config.augment_sections import BlurConfig, DistortConfig, JpegConfi
 
 
 def photo(seed: int, height: int = 40, width: int = 50) -> Image:
-    """Smooth colours with noise, not using all levels."""
+    """Smooth colors with noise, not using all levels."""
     rng = np.random.default_rng(seed)
     smooth = cv2.resize(rng.uniform(20, 200, (4, 4, 3)).astype(np.float32), (width, height))
     return np.clip(smooth + rng.normal(0, 6, smooth.shape), 10, 230).astype(np.uint8)
@@ -60,12 +60,12 @@ def test_solarize_add_by_hand() -> None:
 
 def test_distort() -> None:
     image = photo(2)
-    only_gamma = DistortConfig(probability=1, gamma=(2, 2), grey=0, shuffle=0)
+    only_gamma = DistortConfig(probability=1, gamma=(2, 2), gray=0, shuffle=0)
     expected = np.rint(255 * (image / 255.0) ** 2)
     assert np.array_equal(color.distort(image, only_gamma, np.random.default_rng(0)), expected)
-    grey = color.distort(image, DistortConfig(probability=1, gamma=(1, 1), grey=1, shuffle=0), np.random.default_rng(0))
-    assert np.ptp(grey, axis=2).max() == 0 and grey.std() > 5
-    shuffled = DistortConfig(probability=1, gamma=(1, 1), grey=0, shuffle=1)
+    gray = color.distort(image, DistortConfig(probability=1, gamma=(1, 1), gray=1, shuffle=0), np.random.default_rng(0))
+    assert np.ptp(gray, axis=2).max() == 0 and gray.std() > 5
+    shuffled = DistortConfig(probability=1, gamma=(1, 1), gray=0, shuffle=1)
     orders = {
         tuple(int(np.flatnonzero((image == out[:, :, [c]]).all((0, 1)))[0]) for c in range(3))
         for out in (color.distort(image, shuffled, np.random.default_rng(seed)) for seed in range(40))
@@ -75,10 +75,10 @@ def test_distort() -> None:
 
 def test_noise_has_its_standard_deviation_and_no_mean() -> None:
     image = np.full((200, 200, 3), 128, np.uint8)
-    for grey in (0.0, 1.0):
-        out = noise(image, NoiseConfig(probability=1, sigma=(10, 10), grey=grey), np.random.default_rng(0)) - 128.0
+    for gray in (0.0, 1.0):
+        out = noise(image, NoiseConfig(probability=1, sigma=(10, 10), gray=gray), np.random.default_rng(0)) - 128.0
         assert abs(out.std() - 10) < 0.2 and abs(out.mean()) < 0.1
-        assert (np.ptp(out, axis=2).max() == 0) == bool(grey)
+        assert (np.ptp(out, axis=2).max() == 0) == bool(gray)
     dark = noise(image * 0, NoiseConfig(probability=1, sigma=(50, 50)), np.random.default_rng(0))
     assert dark.max() > 50 and (dark == 0).mean() > 0.4  # saturates, and does not come round to white
 

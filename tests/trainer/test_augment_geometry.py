@@ -33,7 +33,7 @@ COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
 def scene(height: int, width: int, seed: int) -> Picture:
-    """Black, with a rectangle of one colour each in three columns that do not touch; label = colour's channel."""
+    """Black, with a rectangle of one color each in three columns that do not touch; label = color's channel."""
     rng = np.random.default_rng(seed)
     image = np.zeros((height, width, 3), np.uint8)
     boxes = []
@@ -163,7 +163,7 @@ def test_mosaic_tiles_the_input_and_boxes_stay_on_their_pixels(seed: int, size_h
             assert found is None or min(found[2] - found[0], found[3] - found[1]) <= 2
 
 
-def test_mosaic_leaves_an_unreadable_picture_grey() -> None:
+def test_mosaic_leaves_an_unreadable_picture_gray() -> None:
     config = MosaicConfig(probability=1)
 
     def view(picture: Picture, placement: Placement) -> Picture:

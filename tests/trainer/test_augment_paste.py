@@ -34,7 +34,7 @@ def picture(boxes: list[list[float]], labels: list[int], size_hw: tuple[int, int
 
 
 def red_patch(rng: np.random.Generator, label: int = 4, margin: float = 0.3) -> tuple[Patch, tuple[int, int]]:
-    """A red rectangle at any place of a grey picture of 100x120, cut out; and its height and width."""
+    """A red rectangle at any place of a gray picture of 100x120, cut out; and its height and width."""
     h, w = int(rng.integers(6, 40)), int(rng.integers(6, 40))
     y, x = int(rng.integers(0, 100 - h + 1)), int(rng.integers(0, 120 - w + 1))
     source = np.full((100, 120, 3), 50, np.uint8)
@@ -83,7 +83,7 @@ def test_surroundings_fade_and_poisson_keeps_the_place(seed: int) -> None:
         assert result is not None
         out = result[0]
         x0, y0, x1, y1 = out.boxes_xyxy[0].astype(int)
-        red = out.image[:, :, 2].astype(int) - out.image[:, :, 0]  # the surroundings are grey, in either blend
+        red = out.image[:, :, 2].astype(int) - out.image[:, :, 0]  # the surroundings are gray, in either blend
         rows, columns = np.flatnonzero((red > 80).any(1)), np.flatnonzero((red > 80).any(0))
         assert [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] == [x0, y0, x1, y1]
         line = out.image[(y0 + y1) // 2, x1 + 1 : x1 + 15, 0].astype(int)  # from the box to the picture's 50

@@ -35,7 +35,7 @@ def blue_rectangle() -> Picture:
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_boxes_follow_the_pixels_and_colours_keep_their_order(kind: Any) -> None:
+def test_boxes_follow_the_pixels_and_colors_keep_their_order(kind: Any) -> None:
     picture = blue_rectangle()
     before = picture.image.copy()
     moved = set()

@@ -130,7 +130,7 @@ def test_processes_share_every_batch_without_overlap() -> None:
         assert len(BatchOrder(order, batch, Group(0, size))) == len(alone)
 
 
-def test_synchronised_norms_are_refused_on_cpus(data: Path) -> None:
+def test_synchronized_norms_are_refused_on_cpus(data: Path) -> None:
     settings = config(data, "model.backbone.norm=sync")
     check_parallel(settings, Group(), torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"model\.backbone\.norm: sync needs GPUs"):

@@ -1,4 +1,4 @@
-"""Schedules and accumulation as tables; optimisers, decay and averaging on small modules, in formulas."""
+"""Schedules and accumulation as tables; optimizers, decay and averaging on small modules, in formulas."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def nadam(w: float) -> float:
     ],
     ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )
-def test_optimisers_follow_their_papers(keys: dict[str, object], expected: float) -> None:
+def test_optimizers_follow_their_papers(keys: dict[str, object], expected: float) -> None:
     layer = nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(3.0)
     optimizer = build_optimizer(layer, OptimConfig(lr=LR, weight_decay=DECAY, momentum=MOMENTUM, **keys))  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ SHORT = ["schedule.epochs=2", "val_interval=2", "qat.images=16", "amp=off"]
 
 
 @pytest.fixture(scope="module")
-def quantised(shapes_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantized(shapes_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("qat")
     return fit(qat_config(shapes_run / "best.pt", SHORT), runs, quiet=True).run
 
@@ -41,21 +41,21 @@ def test_it_is_the_training_again_a_fifth_as_long_at_a_tenth_of_the_rate(shapes_
     assert qat_config(shapes_run / "best.pt", ["qat.freeze=1", "optim.lr=0.5"]).optim.lr == 0.5
 
 
-def test_the_checkpoint_says_what_it_is_and_keeps_its_map(shapes_run: Path, quantised: Path) -> None:
-    card = read_card(quantised / "best.pt")
+def test_the_checkpoint_says_what_it_is_and_keeps_its_map(shapes_run: Path, quantized: Path) -> None:
+    card = read_card(quantized / "best.pt")
     assert card.precision == "int8" and card.quantization["kind"] == "qat" and card.quantization["images"] == 16
-    assert isinstance(build_detector(quantised / "best.pt")[0], QuantDetector)
-    before, after = (read_card(run / "best.pt").metrics["map"] for run in (shapes_run, quantised))
+    assert isinstance(build_detector(quantized / "best.pt")[0], QuantDetector)
+    before, after = (read_card(run / "best.pt").metrics["map"] for run in (shapes_run, quantized))
     # Wrong ranges cost tens of points; three are what two short epochs may cost, whose weights differ by processor.
     assert before > 20 and after > before - 3, (before, after)
-    text = "".join(path.read_text() for path in quantised.glob("config.yaml"))
+    text = "".join(path.read_text() for path in quantized.glob("config.yaml"))
     assert "qat:" in text
-    with raises(CheckpointError, path=quantised / "best.pt"):
-        fit(qat_config(quantised / "best.pt", SHORT), quantised.parent, quiet=True)
+    with raises(CheckpointError, path=quantized / "best.pt"):
+        fit(qat_config(quantized / "best.pt", SHORT), quantized.parent, quiet=True)
 
 
-def test_it_exports_and_the_file_runs(quantised: Path, tmp_path: Path) -> None:
-    written = export.to_onnx(quantised / "best.pt", tmp_path / "best.onnx")
+def test_it_exports_and_the_file_runs(quantized: Path, tmp_path: Path) -> None:
+    written = export.to_onnx(quantized / "best.pt", tmp_path / "best.onnx")
     assert written.card.precision == "int8"
     assert written.verification is not None and written.verification.passed
     assert Detector(written.path).card.quantization["kind"] == "qat"

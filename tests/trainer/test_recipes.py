@@ -116,7 +116,7 @@ def test_writers_of_training_and_validation_are_disjoint() -> None:
 
 
 def test_digits_are_drawn_from_their_own_writers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each split's pictures use its own material: recolouring val glyphs must change val pictures only."""
+    """Each split's pictures use its own material: recoloring val glyphs must change val pictures only."""
     make_digits(tmp_path / "a", 4, 4, (96, 96))
     real = digits_recipe.load_material
 
@@ -160,7 +160,7 @@ def test_boxes_of_shapes_are_the_extent_of_their_pixels() -> None:
         for x0, y0, x1, y1 in scene.boxes_xyxy:
             color = scene.image[y0:y1, x0:x1].reshape(-1, 3)
             values, counts = np.unique(color, axis=0, return_counts=True)
-            same = (scene.image == values[counts.argmax()]).all(2)[y0:y1, x0:x1]  # the fill is one flat colour
+            same = (scene.image == values[counts.argmax()]).all(2)[y0:y1, x0:x1]  # the fill is one flat color
             assert same[0].any() and same[-1].any() and same[:, 0].any() and same[:, -1].any()
 
 

@@ -65,7 +65,7 @@ def flat(value: object, at: str = "") -> dict[str, object]:
 
 
 def assert_same_end(run: Path, whole: Path) -> None:
-    """Weights, averages, optimiser, schedule, scores, random numbers and the numbers that were written down."""
+    """Weights, averages, optimizer, schedule, scores, random numbers and the numbers that were written down."""
     one, other = (flat(read_checkpoint(r / "last.pt")["resume"]) for r in (run, whole))
     assert one.keys() == other.keys()
     for key, value in one.items():
@@ -143,7 +143,7 @@ def test_a_signal_finishes_the_step_saves_and_names_the_command(
             os.setsid()
         real = trainer.loop.train_epoch
 
-        def signalled(*arguments: object) -> None:
+        def signaled(*arguments: object) -> None:
             *others, after_step, saved = arguments
             state = others[0]
 
@@ -155,7 +155,7 @@ def test_a_signal_finishes_the_step_saves_and_names_the_command(
 
             real(*others, asked, saved)  # type: ignore[arg-type]
 
-        trainer.loop.train_epoch = signalled
+        trainer.loop.train_epoch = signaled
         keys = ["checkpoint_steps=0", f"data.workers={int(group)}", "--runs", str(tmp_path / "runs"), "--quiet"]
         return main(["fit", str(data / "shapes.yaml"), *TINY, *KEYS, *keys])
 
@@ -176,11 +176,11 @@ def test_a_signal_during_validation_does_not_wait_and_the_second_leaves_at_once(
 ) -> None:
     real = trainer.loop.evaluate
 
-    def signalled(*arguments: object) -> object:
+    def signaled(*arguments: object) -> object:
         os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer.loop, "evaluate", signalled)
+    monkeypatch.setattr(trainer.loop, "evaluate", signaled)
     with pytest.raises(Interrupted, match="in epoch 1, after batch 7; all of it is saved"):
         fit(config(data, "checkpoint_steps=0"), tmp_path, quiet=True)
     monkeypatch.setattr(trainer.loop, "evaluate", real)

@@ -1,4 +1,4 @@
-"""What each choice of optimiser and schedule does to rates and weights, in formulas and in whole runs."""
+"""What each choice of optimizer and schedule does to rates and weights, in formulas and in whole runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colour: random jitter, distortion, and the photometric operations of AutoAugment. uint8 [h,w,3] BGR in and out."""
+"""Color: random jitter, distortion, and the photometric operations of AutoAugment. uint8 [h,w,3] BGR in and out."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ _LEVELS = np.arange(256, dtype=np.float64)
 
 
 def jitter_color(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Random brightness, contrast, saturation and hue of a uint8 [h,w,3] BGR picture, as one affine map of colours."""
+    """Random brightness, contrast, saturation and hue of a uint8 [h,w,3] BGR picture, as one affine map of colors."""
     brightness = 1 + rng.uniform(-config.brightness, config.brightness)
     contrast = 1 + rng.uniform(-config.contrast, config.contrast)
     saturation = 1 + rng.uniform(-config.saturation, config.saturation)
     angle = 2 * np.pi * rng.uniform(-config.hue, config.hue)
-    # Hue: a turn around the grey axis (Rodrigues). Saturation: towards or away from the pixel's own grey.
-    # Both leave greys as they are. Contrast: towards or away from the picture's mean grey.
+    # Hue: a turn around the gray axis (Rodrigues). Saturation: towards or away from the pixel's own gray.
+    # Both leave grays as they are. Contrast: towards or away from the picture's mean gray.
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     turn = np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) / 3
     saturate = saturation * np.eye(3) + (1 - saturation) * _LUMA[None, :]
     matrix = brightness * contrast * (saturate @ turn)
-    offset = np.full((3, 1), brightness * (1 - contrast) * _mean_grey(image))
+    offset = np.full((3, 1), brightness * (1 - contrast) * _mean_gray(image))
     return np.asarray(cv2.transform(image, np.hstack([matrix, offset])), np.uint8)
 
 
 def distort(image: Image, config: DistortConfig, rng: np.random.Generator) -> Image:
-    """Gamma, and now and then no colour or other channels."""
+    """Gamma, and now and then no color or other channels."""
     image = _looked_up(image, 255 * (_LEVELS / 255) ** log_uniform(config.gamma, rng))
     if rng.random() < config.shuffle:
         image = np.ascontiguousarray(image[:, :, rng.permutation(3)])
-    if rng.random() < config.grey:
+    if rng.random() < config.gray:
         image = np.repeat(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None], 3, axis=2)
     return image
 
 
-def _mean_grey(image: Image) -> float:
+def _mean_gray(image: Image) -> float:
     return float(np.array(cv2.mean(image)[:3]) @ _LUMA)
 
 
@@ -68,12 +68,12 @@ def brightness(image: Image, factor: float) -> Image:
 
 
 def contrast(image: Image, factor: float) -> Image:
-    """Towards (below 1) or away from the picture's mean grey."""
-    return _looked_up(image, _LEVELS * factor + (1 - factor) * _mean_grey(image))
+    """Towards (below 1) or away from the picture's mean gray."""
+    return _looked_up(image, _LEVELS * factor + (1 - factor) * _mean_gray(image))
 
 
 def color(image: Image, factor: float) -> Image:
-    """Saturation: towards (below 1) or away from each pixel's own grey."""
+    """Saturation: towards (below 1) or away from each pixel's own gray."""
     matrix = factor * np.eye(3) + (1 - factor) * _LUMA[None, :]
     return np.asarray(cv2.transform(image, matrix), np.uint8)
 

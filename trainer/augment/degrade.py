@@ -28,7 +28,7 @@ def blur(image: Image, config: BlurConfig, rng: np.random.Generator) -> Image:
 
 
 def _line(length: float, angle: float) -> np.ndarray:
-    """A kernel [k,k] of sum 1: a line of `length` pixels through the centre, sampled densely."""
+    """A kernel [k,k] of sum 1: a line of `length` pixels through the center, sampled densely."""
     half = int(np.ceil(length / 2))
     kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float64)
     along = np.linspace(-(length - 1) / 2, (length - 1) / 2, 8 * half + 1)
@@ -41,7 +41,7 @@ def noise(image: Image, config: NoiseConfig, rng: np.random.Generator) -> Image:
     """Gaussian noise in 256 steps (its 256 quantiles, drawn as bytes: ten times faster than normal numbers)."""
     h, w = image.shape[:2]
     steps = np.rint(_QUANTILES * log_uniform(config.sigma, rng))
-    channels = 1 if rng.random() < config.grey else 3
+    channels = 1 if rng.random() < config.gray else 3
     drawn: Image = np.frombuffer(rng.bytes(h * w * channels), np.uint8).reshape(h, w, channels)
     if channels == 1:
         drawn = np.asarray(cv2.cvtColor(drawn, cv2.COLOR_GRAY2BGR), np.uint8)

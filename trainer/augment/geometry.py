@@ -51,7 +51,7 @@ class Placement:
         return slice(max(y, 0), min(y + h, height)), slice(max(x, 0), min(x + w, width))
 
     def apply(self, image: Image) -> Image:
-        """`image` (uint8 [h,w,3]) in a grey uint8 [H,W,3] input, resized once and as the letterbox resizes."""
+        """`image` (uint8 [h,w,3]) in a gray uint8 [H,W,3] input, resized once and as the letterbox resizes."""
         if self.resized_hw != image.shape[:2]:
             image = np.asarray(
                 cv2.resize(image, (self.resized_hw[1], self.resized_hw[0]), interpolation=cv2.INTER_LINEAR), np.uint8
@@ -129,7 +129,7 @@ def affine(picture: Picture, matrix: NDArray[np.float64], fill_bgr: tuple[int, i
     """
     height, width = picture.image.shape[:2]
     linear, shift = matrix[:, :2], matrix[:, 2]
-    # OpenCV counts from pixel centres: edge = centre + 0.5 before and after.
+    # OpenCV counts from pixel centers: edge = center + 0.5 before and after.
     centers = np.hstack([linear, (shift + linear @ (0.5, 0.5) - 0.5)[:, None]])
     image = cv2.warpAffine(
         picture.image, centers, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT,

@@ -34,7 +34,7 @@ def mosaic(
 ) -> Picture:
     """An input of `size_hw` with the four `pictures`, each cropped or placed at random within its part.
 
-    `view` makes a picture's part from it and its placement, its boxes clipped. None leaves its part grey.
+    `view` makes a picture's part from it and its placement, its boxes clipped. None leaves its part gray.
     """
     canvas = np.full((*size_hw, 3), fill_bgr, np.uint8)
     boxes: list[NDArray[np.float32]] = [np.zeros((0, 4), np.float32)]

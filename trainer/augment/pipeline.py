@@ -28,7 +28,7 @@ from trainer.augment.paste import paste_all
 from trainer.augment.policy import Effect, apply_to_picture, auto_steps, trivial_steps
 from trainer.augment.sources import Sources
 from trainer.config.augment import AugmentConfig
-from trainer.custom import own_augmentations
+from trainer.custom import custom_augmentations
 
 
 def augment(
@@ -119,7 +119,7 @@ class _Run:
         """What happens to the picture before the one resize, and what is drawn for the input's pixels."""
         config, rng = self.config, self.rng
         if config.own:
-            picture = Picture(*own_augmentations(config.own, *picture, rng))
+            picture = Picture(*custom_augmentations(config.own, *picture, rng))
         picture = self.pasted(picture)
         if rng.random() < config.flip:  # before the letterbox, so that its border stays right and below
             picture = Picture(*flip_horizontal(picture.image, picture.boxes_xyxy), picture.labels)

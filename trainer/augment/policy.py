@@ -1,7 +1,7 @@
 """TrivialAugment and AutoAugment, with boxes.
 
 Geometric steps act on the picture, before the one resize; photometric steps on the input's pixels, after it, where
-they cost a fraction and hit every picture with the same strength. The two kinds commute but for the fill's colour.
+they cost a fraction and hit every picture with the same strength. The two kinds commute but for the fill's color.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ V0 = (
 
 
 class Step(NamedTuple):
-    """One drawn step. Its strength: shear as such, shifts as a share of the side, turns in degrees, colour -1..1."""
+    """One drawn step. Its strength: shear as such, shifts as a share of the side, turns in degrees, color -1..1."""
 
     name: str
     strength: float
@@ -131,7 +131,7 @@ def affine_matrix(name: str, strength: float, size_hw: tuple[int, int]) -> NDArr
 
 
 def _within_boxes(picture: Picture, step: Step, fill_bgr: tuple[int, int, int], rng: np.random.Generator) -> Picture:
-    """Contents of boxes sheared, shifted, turned or equalised; the boxes themselves stay."""
+    """Contents of boxes sheared, shifted, turned or equalized; the boxes themselves stay."""
     image = picture.image.copy()
     height, width = image.shape[:2]
     kind = step.name.removesuffix("_boxes")

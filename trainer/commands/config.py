@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tqdm import tqdm
 
 from runtime.commands.arguments import flag
-from runtime.commands.shared import Quiet, Runs, moves
+from runtime.commands.shared import Quiet, Runs, updates
 
 if TYPE_CHECKING:
     from trainer.config.train import TrainConfig
@@ -146,7 +146,7 @@ class CheckData(Configured):
 
         config = self.read()
         with tqdm(unit="image", disable=self.quiet) as bar:
-            report = check_data(config, self.out, moves(bar), self.augment)
+            report = check_data(config, self.out, updates(bar), self.augment)
         print(report.text())
         return 0
 
@@ -160,7 +160,7 @@ class LrFind(Configured):
 
     low: first rate
     high: last rate
-    steps: optimiser steps
+    steps: optimizer steps
     out: picture
     """
 
@@ -174,7 +174,7 @@ class LrFind(Configured):
 
         config = self.read()
         with tqdm(unit="step", disable=self.quiet) as bar:
-            result = find_lr(config, self.low, self.high, self.steps, progress=moves(bar))
+            result = find_lr(config, self.low, self.high, self.steps, progress=updates(bar))
         ended = f"diverged at {result.diverged:.2g}" if result.diverged else f"did not diverge up to {self.high:g}"
         print(f"loss falls fastest at {result.steepest:.2g}, {ended}\nwrote {plot_range_test(result, self.out)}\n"
               f"next: trainer fit {shlex.join([str(self.config), *self.overrides])} "

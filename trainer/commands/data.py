@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tqdm import tqdm
 
 from runtime.commands.arguments import flag, number
-from runtime.commands.shared import Data, OfRun, Quiet, moves
+from runtime.commands.shared import Data, OfRun, Quiet, updates
 
 Format = Literal["coco", "voc", "yolo", "list"]
 """That of `runtime.datasets`, whose readers the other commands need not load."""
@@ -51,7 +51,7 @@ class MineNegatives(OfRun, Data, Quiet):
         with tqdm(unit="image", disable=self.quiet) as bar:
             mined = mine_negatives(
                 detector, dataset, self.out, score=self.score, max_overlap=self.max_overlap, limit=self.limit,
-                progress=moves(bar),
+                progress=updates(bar),
             )  # fmt: skip
         for path, reason in mined.skipped:
             print(f"warning: {path}: {reason}", file=sys.stderr)
@@ -121,7 +121,7 @@ class New(Quiet):
 
         if self.train is None:
             with tqdm(unit="image", disable=self.quiet) as bar:
-                path = new_recipe(self.what, self.out or Path(self.what), progress=moves(bar))
+                path = new_recipe(self.what, self.out or Path(self.what), progress=updates(bar))
         else:
             path = new_config(
                 Path(self.what), self.train, self.train_images, self.val, self.val_images,
@@ -170,7 +170,7 @@ class Convert(Quiet):
         with tqdm(unit="image", disable=self.quiet) as bar:
             done = convert(
                 self.source, self.to, self.out, images=self.images, classes=classes, pictures=self.pictures,
-                format=self.format, split=self.split, progress=moves(bar),
+                format=self.format, split=self.split, progress=updates(bar),
                 voc_origin="auto" if self.voc_origin is None else self.voc_origin,
             )  # fmt: skip
         boxes = sum(len(record.labels) for record in done.dataset.records)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from runtime.commands.arguments import flag
 from runtime.commands.eval import Measuring, warn_of_problems
-from runtime.commands.shared import OfRun, Quiet, moves
+from runtime.commands.shared import OfRun, Quiet, updates
 
 
 def _views(text: str) -> object:
@@ -63,7 +63,7 @@ class Eval(OfRun, Measuring, Quiet):
         warn_of_problems(dataset)
         require_objects(dataset)
         with tqdm(unit="image", disable=self.quiet) as bar:
-            result = evaluate(detector, dataset, progress=moves(bar), max_dets=self.max_dets)
+            result = evaluate(detector, dataset, progress=updates(bar), max_dets=self.max_dets)
         measurement = self.conclude(result, dataset, title)
         if self.save_thresholds:
             keep_thresholds(checkpoint, measurement.thresholds)

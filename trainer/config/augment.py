@@ -24,7 +24,7 @@ from trainer.config.augment_sections import (
     Range,
     TrivialConfig,
 )
-from trainer.config.custom import OwnAugmentConfig
+from trainer.config.custom import CustomAugmentConfig
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class AugmentConfig:
     min_visible: A box that a crop cuts, or a paste covers, stays while at least this share of its area is visible.
     """
 
-    own: tuple[OwnAugmentConfig, ...] = ()
+    own: tuple[CustomAugmentConfig, ...] = ()
     hard_negatives: HardNegativesConfig = field(default_factory=HardNegativesConfig)
     copy_paste: CopyPasteConfig = field(default_factory=CopyPasteConfig)
     flip: float = 0.5

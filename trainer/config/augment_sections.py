@@ -207,19 +207,21 @@ class DistortConfig:
 
     probability: Probability for each picture.
     gamma: Smallest and largest exponent of the pixels.
-    grey: Share of the distorted pictures that lose their color.
+    gray: Share of the distorted pictures that lose their color.
     shuffle: Share of the distorted pictures whose channels change places.
     """
 
     probability: float = 0.0
     gamma: Range = (0.7, 1.5)
-    grey: float = 0.1
+    gray: float = 0.1
     shuffle: float = 0.1
+
+    OLD_NAMES = {"grey": "gray"}
 
     def __post_init__(self) -> None:
         _probability(self.probability)
         _span(self.gamma, "gamma", 0.1, 10)
-        for key in ("grey", "shuffle"):
+        for key in ("gray", "shuffle"):
             require(0 <= getattr(self, key) <= 1, key, "a share from 0 to 1", getattr(self, key))
 
 
@@ -251,17 +253,19 @@ class NoiseConfig:
 
     probability: Probability for each picture.
     sigma: Standard deviation, in gray levels of 0..255.
-    grey: Share with the same noise in all three channels.
+    gray: Share with the same noise in all three channels.
     """
 
     probability: float = 0.0
     sigma: Range = (2.0, 15.0)
-    grey: float = 0.5
+    gray: float = 0.5
+
+    OLD_NAMES = {"grey": "gray"}
 
     def __post_init__(self) -> None:
         _probability(self.probability)
         _span(self.sigma, "sigma", 0.1, 100)
-        require(0 <= self.grey <= 1, "grey", "a share from 0 to 1", self.grey)
+        require(0 <= self.gray <= 1, "gray", "a share from 0 to 1", self.gray)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from isodet.strict import ConfigError, require
 from models.config.model import AssignConfig, ModelConfig
-from models.config.network import is_own
+from models.config.network import is_custom
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class AuxiliaryConfig:
         require(0 <= self.depth <= 8, "depth", "0 to 8", self.depth)
         require(1 <= self.coarse <= 8, "coarse", "1 to 8", self.coarse)
 
-    def require_fitting(self, model: ModelConfig, automatic_batch: bool, quantised: bool) -> None:
+    def require_fitting(self, model: ModelConfig, automatic_batch: bool, quantized: bool) -> None:
         """Raise `ConfigError` for a training that cannot have this head."""
         if automatic_batch:
             raise ConfigError("batch_size: auto does not count the memory of the auxiliary head; give a number")
-        if quantised:
+        if quantized:
             raise ConfigError("auxiliary: a network that trains as 8 bits (qat) has no pyramid of its own to read; "
                               "leave auxiliary out")  # fmt: skip
         if self.coarse != 1 and not (model.assign.part.grown or model.assign.part.shrunk):
-            assigner = f"your own assigner ({model.assign.kind})" if is_own(model.assign.kind) else model.assign.kind
+            assigner = f"your own assigner ({model.assign.kind})" if is_custom(model.assign.kind) else model.assign.kind
             raise ConfigError(f"auxiliary.coarse: what is coarse of {assigner} is not known; set coarse: 1")
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from isodet.strict import Own, require
-from models.config.model import ModelConfig, own_parts_of
+from isodet.strict import CustomName, require
+from models.config.model import ModelConfig, custom_parts_of
 
 
 @dataclass(frozen=True)
-class OwnAugmentConfig:
+class CustomAugmentConfig:
     """An augmentation of your own (docs/extending.md).
 
     name: `package.module:function`.
@@ -19,7 +19,7 @@ class OwnAugmentConfig:
     probability: Probability for each picture.
     """
 
-    name: Own
+    name: CustomName
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
     probability: float = 1.0
 
@@ -27,9 +27,9 @@ class OwnAugmentConfig:
         require(0 < self.probability <= 1, "probability", "above 0, at most 1", self.probability)
 
 
-def own_names(model: ModelConfig, augmentations: Sequence[OwnAugmentConfig]) -> list[tuple[str, str]]:
+def custom_names(model: ModelConfig, augmentations: Sequence[CustomAugmentConfig]) -> list[tuple[str, str]]:
     """(key, name) of every own part."""
-    return own_parts_of(model) + [(f"augment.own[{i}].name", step.name) for i, step in enumerate(augmentations)]
+    return custom_parts_of(model) + [(f"augment.own[{i}].name", step.name) for i, step in enumerate(augmentations)]
 
 
 def joined_folders(first: Any, second: Any) -> Any:

@@ -34,11 +34,11 @@ class DistillConfig:
         require(0 < self.region <= 1, "region", "a share above 0, at most 1", self.region)
         require(0.1 <= self.temperature <= 100, "temperature", "0.1 to 100", self.temperature)
 
-    def require_fitting(self, automatic_batch: bool, quantised: bool) -> None:
+    def require_fitting(self, automatic_batch: bool, quantized: bool) -> None:
         """Raise `ConfigError` for a training that cannot have this teacher."""
         if automatic_batch:
             raise ConfigError("batch_size: auto does not count the memory of the teacher in distill; give a number")
-        if quantised and self.features:
+        if quantized and self.features:
             raise ConfigError(
                 "distill.features: a network that trains as 8 bits (qat) has no pyramid of its own to compare; use "
                 "distill.logits, and features: 0"

@@ -1,4 +1,4 @@
-"""The configuration of optimiser and schedule."""
+"""The configuration of optimizer and schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration of training with quantisation."""
+"""The configuration of training with quantization."""
 
 from __future__ import annotations
 

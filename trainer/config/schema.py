@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, Union
 
 from isodet.field_docs import field_docs
-from isodet.strict import Own, default_of, to_mapping
+from isodet.strict import CustomName, default_of, to_mapping
 from models.config.model import PRESETS
 from models.config.network import BACKBONES
 from trainer.config.train import TrainConfig
@@ -127,4 +127,4 @@ def _schema(hint: Any, path: str) -> dict[str, Any]:
         return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
     if hint is dict or origin is Mapping:
         return {"type": "object"}
-    return dict(_OWN) if hint is Own else {"type": _SCALARS[hint]}
+    return dict(_OWN) if hint is CustomName else {"type": _SCALARS[hint]}

@@ -79,11 +79,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.qat is not None and self.init is None:
             raise ConfigError("qat: it starts from a trained detector; set init: its best.pt, or fit --qat best.pt")
-        automatic, quantised = self.batch_size == "auto", self.qat is not None
+        automatic, quantized = self.batch_size == "auto", self.qat is not None
         if self.distill is not None:
-            self.distill.require_fitting(automatic, quantised)
+            self.distill.require_fitting(automatic, quantized)
         if self.auxiliary is not None:
-            self.auxiliary.require_fitting(self.model, automatic, quantised)
+            self.auxiliary.require_fitting(self.model, automatic, quantized)
         require(self.batch_size == "auto" or self.batch_size >= 1, "batch_size", "auto, or 1 or more", self.batch_size)
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
         require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.loss import REGION
 from runtime.datasets.annotations import ImageRecord
-from runtime.datasets.orientation import upright
+from runtime.datasets.orientation import oriented
 from runtime.images.image import Image, ImageError, read_image
 from trainer.augment.geometry import Picture
 from trainer.data.cache import Pictures, reduced_hw
@@ -69,9 +69,9 @@ def _read(record: ImageRecord, pictures: Pictures) -> tuple[Image, ImageRecord]:
     h, w = image.shape[:2]
     annotated_hw = reduced_hw((record.height, record.width), pictures.reduce_to)
     if (w, h) == annotated_hw != (h, w):
-        record = upright(record, (record.width, record.height))
+        record = oriented(record, (record.width, record.height))
     elif (h, w) != annotated_hw:
-        record = upright(record, (h, w))  # whose error names both sizes
+        record = oriented(record, (h, w))  # whose error names both sizes
     if (h, w) == (record.height, record.width):
         return image, record
     scale = np.array([w / record.width, h / record.height] * 2)

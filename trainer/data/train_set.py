@@ -63,7 +63,7 @@ def resize_rule(model: ModelConfig) -> Resize:
     r = model.resize
     if r.rule == "letterbox":
         return FixedSize(model.input_size_hw)
-    # Zeros after normalisation, which is how the papers pad, are the mean colour before it.
+    # Zeros after normalization, which is how the papers pad, are the mean color before it.
     red, green, blue = (
         round(v) for v in (model.pixels.mean if model.pixels.order == "rgb" else model.pixels.mean[::-1])
     )

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: from a trained checkpoint to one whose weights know that they will be 8 bits."""
+"""Quantization-aware training: from a trained checkpoint to one whose weights know that they will be 8 bits."""
 
 from __future__ import annotations
 

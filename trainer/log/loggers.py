@@ -33,7 +33,7 @@ class Logger(Protocol):
     """A sentence on where the records are; empty where nobody needs to be told."""
 
     def epoch(self, values: Mapping[str, float], step: int) -> None:
-        """Keep the numbers of an epoch, named as `train/loss` or `val/map`, which ended with optimiser step `step`."""
+        """Keep the numbers of an epoch, named as `train/loss` or `val/map`, which ended with optimizer step `step`."""
 
     def close(self, ended: Ended) -> None:
         """The process is done with the run."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from isodet.selection import evenly_spread
 from runtime.datasets.annotations import CocoDataset
-from runtime.datasets.orientation import upright
+from runtime.datasets.orientation import oriented
 from runtime.evaluation.evaluate import Evaluation
 from runtime.files.figure import new_figure, save_figure
 from runtime.images.draw import draw_detections, sheet
@@ -21,13 +21,13 @@ _TRUTH = (255, 255, 255)
 
 
 def validation_sheet(dataset: CocoDataset, evaluation: Evaluation, path: Path, count: int = 12) -> None:
-    """Write a contact sheet of `count` validation pictures: thin white boxes are true, coloured ones found."""
+    """Write a contact sheet of `count` validation pictures: thin white boxes are true, colored ones found."""
     records = [r for r in dataset.records if r.id in evaluation.detections]
     chosen = evenly_spread(records, count)
     cells = []
     for record in chosen:
         image = read_image(record.path)
-        truth = np.rint(upright(record, (image.shape[0], image.shape[1])).boxes_xyxy).astype(int)
+        truth = np.rint(oriented(record, (image.shape[0], image.shape[1])).boxes_xyxy).astype(int)
         for x1, y1, x2, y2 in truth.tolist():
             cv2.rectangle(image, (x1, y1), (x2, y2), _TRUTH, 1, cv2.LINE_AA)
         cells.append(draw_detections(image, evaluation.detections[record.id].filter(threshold=evaluation.threshold)))

@@ -75,7 +75,7 @@ def write_report(
             parts.append(image(run / "plots" / name))
     sheet = run / "plots" / "validation.jpg"
     if sheet.is_file():
-        parts.append("<h2>Validation pictures</h2><p>White: true boxes. Coloured: found, with their scores.</p>")
+        parts.append("<h2>Validation pictures</h2><p>White: true boxes. Colored: found, with their scores.</p>")
         parts.append(image(sheet))
     parts.append(f"<h2>Configuration</h2><pre>{html.escape(dump_config(config))}</pre>")
     return write_page(run / "report.html", f"isodet: {run.name}", parts)

@@ -23,7 +23,7 @@ from isodet.strict import ConfigError
 from runtime.card.card import Card
 from runtime.datasets import FORMATS, read_dataset, read_split
 from runtime.datasets.annotations import CocoDataset
-from runtime.datasets.orientation import upright
+from runtime.datasets.orientation import oriented
 from runtime.detector import Detector
 from runtime.files.write import write_text
 from runtime.images.image import ImageError, read_image
@@ -93,7 +93,7 @@ def mine_negatives(
     for done, record in enumerate(dataset.records, start=1):
         try:
             image = read_image(record.path)
-            record = upright(record, (image.shape[0], image.shape[1]))
+            record = oriented(record, (image.shape[0], image.shape[1]))
             found = detector(image, threshold=score)[0]
         except ImageError as error:
             skipped.append((record.path, error.reason))

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from runtime.datasets.annotations import EVERY_CLASS, CocoDataset
-from runtime.datasets.orientation import upright
+from runtime.datasets.orientation import oriented
 from runtime.images.image import ImageError
 from runtime.images.image_header import image_size
 from runtime.images.picture_files import pictures_in
@@ -117,7 +117,7 @@ def write_yolo(dataset: CocoDataset, names: Sequence[str], folder: Path, split: 
     labels.mkdir()
     for record, name in zip(dataset.records, names, strict=True):
         try:
-            record = upright(record, image_size(record.path))  # shares are of the upright picture
+            record = oriented(record, image_size(record.path))  # shares are of the upright picture
         except ImageError:
             foreign += 1
         lines = []

@@ -109,7 +109,7 @@ def make_digits(
         "digits": "Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning "
         "Repository, CC BY 4.0 (https://archive.ics.uci.edu/dataset/80), as distributed with scikit-learn",
         "photographs": train.credit,  # their credit, in scikit-learn's own words
-        "changes": "photographs cropped, scaled, mirrored and re-lit; digits upsampled, deformed and coloured",
+        "changes": "photographs cropped, scaled, mirrored and re-lit; digits upsampled, deformed and colored",
     }
     licenses = [{"id": 1, "name": "CC BY 2.0 (photographs), CC BY 4.0 (digits): see info for whom to credit",
                  "url": "https://creativecommons.org/licenses/by/2.0/"}]  # fmt: skip

@@ -28,7 +28,7 @@ VAL_SAMPLES = range(1437, 1797)
 class Material:
     """What pictures are made of: `glyphs` float32 [S,8,8] in 0..1, `labels` [S], BGR photographs.
 
-    `credit` is what scikit-learn says about the photographs' origin and licence.
+    `credit` is what scikit-learn says about the photographs' origin and license.
     """
 
     glyphs: npt.NDArray[np.float32]
@@ -109,7 +109,7 @@ def stroke_texture(shape: tuple[int, ...], color: Pixels, rng: np.random.Generat
 
 
 def contrasting_color(below: npt.NDArray[np.generic], rng: np.random.Generator) -> Pixels:
-    """A random BGR colour that a person tells apart from the pixels `below` [h,w,3]."""
+    """A random BGR color that a person tells apart from the pixels `below` [h,w,3]."""
     to_luma = np.array([0.114, 0.587, 0.299], np.float32)
     low, high = np.percentile(below.astype(np.float32) @ to_luma, [15, 85])
     for _ in range(12):
@@ -117,7 +117,7 @@ def contrasting_color(below: npt.NDArray[np.generic], rng: np.random.Generator) 
         luma = float(color @ to_luma)
         if luma < low - 60 or luma > high + 60:
             return color
-    # The background spans most greys: near white or near black, whichever is farther away.
+    # The background spans most grays: near white or near black, whichever is farther away.
     near_white = 255 - high > low
     return rng.uniform(225, 255, 3).astype(np.float32) if near_white else rng.uniform(0, 30, 3).astype(np.float32)
 

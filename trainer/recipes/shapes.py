@@ -107,6 +107,6 @@ def _shape_mask(name: str, side: int, rng: np.random.Generator) -> npt.NDArray[n
 
 
 def _distinct_color(below: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """A BGR colour far from `below` [3]: the farthest of several random ones."""
+    """A BGR color far from `below` [3]: the farthest of several random ones."""
     colors = rng.uniform(0, 255, (8, 3))
     return colors[np.argmax(np.abs(colors - below).sum(1))]

@@ -76,7 +76,7 @@ class Checkpoints:
             + (f" Go on with: trainer fit --resume {self.folder.path}" if self._there else "")
         )
 
-    def waiting_to_judge(self, seconds: float, batch: int) -> None:
+    def while_evaluation_waits(self, seconds: float, batch: int) -> None:
         """The same where nothing is trained: all that there is can be saved."""
         self.waiting(seconds, self.state.batch)
 

@@ -40,7 +40,7 @@ class RunSummary:
     """Annotations trained on."""
     val: str | None = None
     precision: str | None = None
-    """int8 (quantisation-aware) or float32, bfloat16, float16; auto where an older version did not say."""
+    """int8 (quantization-aware) or float32, bfloat16, float16; auto where an older version did not say."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the checkpoint's card, the git commit among them."""
 

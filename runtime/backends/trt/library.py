@@ -16,7 +16,7 @@ _MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 _NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 
 INSTALL = (
-    "pip install 'isodet[trt]' brings TensorRT (data centre GPUs, Jetson, RTX cards; it builds on the GPU that the "
+    "pip install 'isodet[trt]' brings TensorRT (data center GPUs, Jetson, RTX cards; it builds on the GPU that the "
     "engine is for), pip install 'isodet[rtx]' brings TensorRT-RTX (GeForce and RTX cards from Turing on; it builds "
     "without a GPU)"
 )

@@ -70,7 +70,7 @@ def square(logits, targets):
     return (logits - targets) ** 2
 
 
-def grey(image, boxes, labels, rng, *, strength: float = 1.0):
+def gray(image, boxes, labels, rng, *, strength: float = 1.0):
     return np.full_like(image, 100), boxes, labels
 
 
@@ -104,5 +104,5 @@ model:
   box: {loss: mine:l1, arguments: {power: 2}}
   loss: {cls: mine:square, hard_negatives: 3}
 augment:
-  own: [{name: mine:grey, arguments: {strength: 1}}, {name: mine:grey, probability: 0.5}]
+  own: [{name: mine:gray, arguments: {strength: 1}}, {name: mine:gray, probability: 0.5}]
 """

@@ -11,41 +11,41 @@ from isodet.strict import to_mapping
 from models.checkpoint import CheckpointError, build_detector, save_checkpoint
 from models.config.model import ModelConfig, model_config
 from models.detector import Detector
-from tests.models.own_folder import ALL, forget, read
+from tests.models.custom_folder import ALL, forget, read
 
 
-def checkpoint(own_folder: Path, model: dict[str, object], weights: ModelConfig | None = None) -> Path:
+def checkpoint(custom_folder: Path, model: dict[str, object], weights: ModelConfig | None = None) -> Path:
     state = {} if weights is None else Detector(weights, load_weights=False).state_dict()
-    path = own_folder / "best.pt"
+    path = custom_folder / "best.pt"
     save_checkpoint(path, state, {"model": model, "training": {"code": ["/home/maker/parts"]}})
     return path
 
 
 def test_a_checkpoint_needs_the_code_of_its_network_and_no_other(
-    own_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    custom_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = read(own_folder, ALL).model
+    config = read(custom_folder, ALL).model
     mapping = to_mapping(config)
     for section, key in (("assign", "kind"), ("box", "loss"), ("loss", "cls")):
         mapping[section][key] = "not_there:part"  # what only training calls is not looked for
     path = checkpoint(tmp_path_factory.mktemp("elsewhere"), mapping, config)
-    clean = [entry for entry in sys.path if entry != str(own_folder.resolve())]
-    forget(own_folder)
+    clean = [entry for entry in sys.path if entry != str(custom_folder.resolve())]
+    forget(custom_folder)
 
     monkeypatch.setattr(sys, "path", clean)
     message = r"the module mine of mine:Net is not imported.*PYTHONPATH \(.*/home/maker/parts.*ONNX file .* needs none"
     with pytest.raises(CheckpointError, match=message):
         build_detector(path)
 
-    # In the current own_folder, which Python puts first by itself: not installed, so not taken.
-    monkeypatch.chdir(own_folder)
-    for implicit in ("", str(own_folder)):
+    # In the current custom_folder, which Python puts first by itself: not installed, so not taken.
+    monkeypatch.chdir(custom_folder)
+    for implicit in ("", str(custom_folder)):
         monkeypatch.setattr(sys, "path", [implicit, *clean])
         with pytest.raises(CheckpointError, match="the module mine of mine:Net is not imported"):
             build_detector(path)
         assert "mine" not in sys.modules
 
-    monkeypatch.setattr(sys, "path", ["", str(own_folder), *clean])  # as PYTHONPATH=. does
+    monkeypatch.setattr(sys, "path", ["", str(custom_folder), *clean])  # as PYTHONPATH=. does
     detector, _ = build_detector(path)
     assert detector.backbone.channels == (16,) * 4
 
@@ -64,18 +64,18 @@ def test_a_checkpoint_needs_the_code_of_its_network_and_no_other(
         ("torch.hub:load", "but this is of type function"),
     ],
 )
-def test_a_checkpoint_cannot_call_what_it_likes(own_folder: Path, name: str, message: str) -> None:
-    (own_folder / "trap.py").write_text(
+def test_a_checkpoint_cannot_call_what_it_likes(custom_folder: Path, name: str, message: str) -> None:
+    (custom_folder / "trap.py").write_text(
         "from pathlib import Path\nfrom torch import nn\n"
         "def launch(*, target: str = ''): Path(__file__).with_name('fired').write_text('')\n"
         "class Launch:\n def __init__(self, *, target: str = ''): launch()\n"
         "class Lazy(nn.Module):\n def __init__(self, target: str = ''): launch()\n"
     )
-    sys.path.append(str(own_folder))
+    sys.path.append(str(custom_folder))
     loaded = "antigravity" in sys.modules
     mapping = to_mapping(model_config({"classes": ["a"]}))
     mapping["backbone"] |= {"name": name, "arguments": {"target": "x"}}
     with pytest.raises(CheckpointError, match=message):
-        build_detector(checkpoint(own_folder, mapping))
-    assert not (own_folder / "fired").exists()
+        build_detector(checkpoint(custom_folder, mapping))
+    assert not (custom_folder / "fired").exists()
     assert loaded or "antigravity" not in sys.modules

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from isodet.strict import ConfigError
-from tests.models.own_folder import read
+from tests.models.custom_folder import read
 
 NET = "model: {backbone: {name: other:Net}}"
 NECK = "model: {neck: {kind: other:Neck}}"
 ASSIGN = "model: {assign: {kind: other:f}}"
 BOX = "model: {box: {loss: other:f}}"
 CLS = "model: {loss: {cls: other:f}}"
-AUGMENT = "augment: {own: [{name: mine:grey}, {name: other:f}]}"
+AUGMENT = "augment: {own: [{name: mine:gray}, {name: other:f}]}"
 
 REFUSED: dict[str, tuple[str, str, str]] = {
     # names
@@ -147,13 +147,13 @@ REFUSED: dict[str, tuple[str, str, str]] = {
                     r"got tuple: uint8 .*, float32 \[1, 4\], int64 \[3\]"),
     "new labels": (AUGMENT, "def f(i, b, l, r): return i, b, l + 7", r"it gave labels \[7, 8, 9\] that were not"),
     "raises": (AUGMENT, "def f(i, b, l, r): return i, b, l[b.argmax()]", r"other:f: IndexError: .*other.py:4\)"),
-    "never": ("augment: {own: [{name: mine:grey, probability: 0}]}", "", r"augment.own\[0\].probability: expected ab"),
+    "never": ("augment: {own: [{name: mine:gray, probability: 0}]}", "", r"augment.own\[0\].probability: expected ab"),
     "ours": ("augment: {own: [{name: flip}]}", "", r"augment.own\[0\].name: your own part is named"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_with_the_reason(own_folder: Path, case: str) -> None:
+def test_refused_with_the_reason(custom_folder: Path, case: str) -> None:
     text, source, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message):
-        read(own_folder, text, source)
+        read(custom_folder, text, source)
