@@ -1,9 +1,9 @@
-"""Sixteen cameras, one detector: what each sees, and how each fares.
+"""Many cameras, one detector: what each camera sees, and the state of its connection.
 
     python examples/cameras.py best.onnx rtsp://10.0.0.1/1 rtsp://10.0.0.2/1 ...
 
-Each camera has a thread that decodes its newest frame; the detector takes what is there, one frame of each camera at
-most, as a batch. A camera that goes is connected again, and never stops the others. Ctrl-C ends.
+Each camera has a thread that decodes its newest frame. The detector takes the frames that are there, at most one of
+each camera, as a batch. A camera that disconnects is connected again, and never stops the others. Ctrl-C ends.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="take each n-th frame only")
     parser.add_argument("--report", type=float, default=5.0, help="seconds between reports")
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(levelname)s: %(message)s")  # cameras that go and come back are logged
+    logging.basicConfig(format="%(levelname)s: %(message)s")  # cameras that disconnect and come back are logged
 
     detector = Detector(arguments.model)
     seen: Counter[tuple[int, str]] = Counter()

@@ -1,6 +1,6 @@
 """Pictures and cameras in an asyncio program: python examples/coroutines.py best.onnx a.jpg b.jpg clip.mp4 ...
 
-Every source is a task of its own; frames that wait at the same time run as one batch, and the event loop stays free.
+Every source is a task of its own. Frames that wait at the same time run as one batch. The event loop stays free.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from runtime import Batcher, Detector, Streams
 
 
 async def watch(source: str, batcher: Batcher) -> None:
-    """Say how many objects a source showed."""
+    """Print how many objects a source showed."""
     frames = objects = 0
     with Streams([source]) as streams:
         reading = iter(streams)

@@ -1,8 +1,9 @@
-"""A picture by HTTP, detections back. Needs the extras serve and cpu or gpu: pip install "isodet[serve,cpu]"
+"""A server that takes a picture by HTTP and answers with detections.
 
     ISODET_MODEL=best.onnx uvicorn examples.serve:app
     curl --data-binary @street.jpg 'http://127.0.0.1:8000/detect?threshold=0.5'
 
+Needs the extras serve and cpu or gpu: pip install "isodet[serve,cpu]"
 Requests that come at the same time run as one batch.
 """
 
@@ -17,7 +18,7 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from runtime import Detector, ImageError, QueueFull, decode_image
 
 LARGEST = 20_000_000
-"""Bytes of a picture."""
+"""The most bytes of a picture."""
 
 
 @asynccontextmanager
@@ -36,7 +37,7 @@ app = FastAPI(title="isodet", lifespan=lifespan)
 async def detect(
     request: Request, threshold: Annotated[float | None, Query(ge=0, le=1)] = None
 ) -> list[dict[str, Any]]:
-    """The body is a picture file; the answer a list of box_xyxy (its pixels), score, label and name."""
+    """The body is a picture file. The answer is a list of box_xyxy (pixels of the picture), score, label and name."""
     data = bytearray()
     async for chunk in request.stream():
         data += chunk

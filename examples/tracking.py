@@ -18,10 +18,10 @@ boxes, labels, traces = sv.BoxAnnotator(), sv.LabelAnnotator(), sv.TraceAnnotato
 writer: cv2.VideoWriter | None = None
 objects: dict[int, str] = {}
 
-# ByteTrack carries a track on with weak detections, so that it is given those, too.
+# ByteTrack continues a track with weak detections, so it needs those too.
 for frame, detections in detector.stream(source, threshold=0.1):
     tracked = tracker.update(detections.to_supervision())
-    tracked = tracked[tracked.tracker_id >= 0]  # -1: seen once, perhaps nothing
+    tracked = tracked[tracked.tracker_id >= 0]  # -1: seen once, perhaps a false positive
     texts = [f"#{number} {name}" for number, name in zip(tracked.tracker_id, tracked.data["class_name"], strict=True)]
     objects.update(zip(tracked.tracker_id.tolist(), tracked.data["class_name"].tolist(), strict=True))
     picture = traces.annotate(labels.annotate(boxes.annotate(frame.copy(), tracked), tracked, texts), tracked)

@@ -1,4 +1,4 @@
-"""Boxes on a webcam's picture, live; q ends: python examples/webcam.py best.onnx [camera or video]"""
+"""Boxes on a webcam's picture, live. q ends. python examples/webcam.py best.onnx [camera or video]"""
 
 import sys
 
