@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from isodet.errors import IsodetError
 from runtime.images.formats.boxes import HEIC_ADVICE
+from runtime.images.image import ImageError
 from runtime.images.picture_files import is_heic
 
 
@@ -24,14 +26,22 @@ class DatasetError(IsodetError, ValueError):
     """An annotation file that cannot be used; the message names the file, the key or line, and what to do."""
 
 
-def read_annotation_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The content of a JSON file. Raises `DatasetError` for a file that is not there, cannot be read, or is no JSON."""
+def annotation_bytes(path: Path, most: int = -1) -> bytes:
+    """The first `most` bytes of an annotation file, or all of it. Raises `DatasetError` where it cannot be read."""
     try:
-        return json.loads(path.read_bytes(), object_hook=object_hook)
+        with path.open("rb") as file:
+            return file.read(most)
     except FileNotFoundError:
         raise DatasetError.at(path, "no such annotation file") from None
     except OSError as error:
         raise DatasetError.at(path, f"cannot read this annotation file: {error.strerror}") from None
+
+
+def read_annotation_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The content of a JSON file. Raises `DatasetError` for a file that is not there, cannot be read, or is no JSON."""
+    data = annotation_bytes(path)
+    try:
+        return json.loads(data, object_hook=object_hook)
     except (ValueError, RecursionError) as error:  # malformed JSON, bytes that are not UTF-8, lists in lists in lists
         raise DatasetError.at(path, f"not valid JSON ({error})") from None
 
@@ -72,6 +82,11 @@ class Problem:
 def left_out(paths: Iterable[Path]) -> list[Problem]:
     """A problem for each file among the pictures that is not read as one."""
     return [Problem(HEIC if is_heic(path) else LEFT_OUT, None, detail=str(path)) for path in paths]
+
+
+def unread_picture(error: ImageError, image_id: int) -> Problem:
+    """The problem of a picture whose size cannot be read, or whose file is missing."""
+    return Problem(NO_SIZE if os.path.isfile(error.path) else NO_FILE, image_id, detail=str(error))
 
 
 @dataclass(frozen=True)
@@ -156,22 +171,17 @@ class Row(NamedTuple):
     box: tuple[float, float, float, float]
     """xyxy pixels."""
     label: int
-    crowd: bool
-    area: float
+    crowd: bool = False
+    area: float | None = None
+    """Square pixels; None for the box's."""
 
 
 def make_record(image_id: int, path: Path, height: int, width: int, rows: Sequence[Row]) -> ImageRecord:
     """The record of a picture and its usable objects."""
-    return ImageRecord(
-        id=image_id,
-        path=path,
-        height=height,
-        width=width,
-        boxes_xyxy=np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
-        labels=np.array([row[1] for row in rows], np.int64),
-        crowd=np.array([row[2] for row in rows], np.bool_),
-        area=np.array([row[3] for row in rows], np.float32),
-    )
+    boxes = np.array([row.box for row in rows], np.float32).reshape(-1, 4)
+    labels, crowd = np.array([row.label for row in rows], np.int64), np.array([row.crowd for row in rows], np.bool_)
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) if area is None else area for b, _, _, area in rows]
+    return ImageRecord(image_id, path, height, width, boxes, labels, crowd, np.array(areas, np.float32))
 
 
 def clipped_box(
@@ -181,7 +191,7 @@ def clipped_box(
 
     `tolerance` in pixels: annotation tools round, and what sticks out by less is not worth a word.
     """
-    if not (math.isfinite(x1) and math.isfinite(y1) and math.isfinite(x2) and math.isfinite(y2)):
+    if not all(map(math.isfinite, (x1, y1, x2, y2))):
         return None, NOT_FINITE
     if x2 <= x1 or y2 <= y1:
         return None, NO_AREA
@@ -213,19 +223,13 @@ def rotation_of(value: Any) -> float:
     return degrees if math.isfinite(degrees) and degrees % 180 else 0.0
 
 
-_YES, _NO = {"1", "1.0", "true", "yes"}, {"", "0", "0.0", "false", "no", "nan", "none", "null"}
+_FLAGS = dict.fromkeys(("1", "1.0", "true", "yes"), True)
+_FLAGS |= dict.fromkeys(("", "0", "0.0", "-0.0", "false", "no", "nan", "none", "null"), False)
 
 
 def flag_of(value: Any) -> bool | None:
-    """What a file means by 0, 1, true, false, their texts, nothing, or NaN (an empty cell); None for the rest."""
-    if type(value) is int:
-        return bool(value) if value in (0, 1) else None
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return False
-    if isinstance(value, str):
-        value = value.strip().lower()
-        return True if value in _YES else False if value in _NO else None
-    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
+    """The meaning of 0, 1, true, false, their texts, nothing, or NaN (an empty cell) in a file; None for the rest."""
+    return _FLAGS.get(str(value).strip().lower())
 
 
 def decoded_text(data: bytes) -> str:
@@ -234,6 +238,19 @@ def decoded_text(data: bytes) -> str:
     Raises `UnicodeDecodeError`.
     """
     return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+
+def read_text(path: Path, trouble: str) -> str:
+    """The text of the file `path`. Raises `DatasetError`, whose reason begins with `trouble`."""
+    try:
+        return decoded_text(path.read_bytes())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError.at(path, f"{trouble}: {error}") from None
+
+
+def read_lines(path: Path, trouble: str) -> list[str]:
+    """The lines of the text file `path` that are not empty, stripped. Raises `DatasetError` as `read_text` does."""
+    return [line.strip() for line in read_text(path, trouble).splitlines() if line.strip()]
 
 
 def is_number(value: Any) -> bool:
@@ -254,23 +271,23 @@ MOST_PIXELS = 1 << 31
 
 def choose_classes(
     known: Sequence[str], asked: Sequence[str] | None, where: str, allow_absent: bool = False
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Class names in label order: `asked`, else `known`; and those asked for that are not known.
+) -> tuple[tuple[str, ...], list[Problem]]:
+    """Class names in label order: `asked`, else `known`; and a problem for each of them that is not known.
 
     `where` begins the messages. Raises `DatasetError` for an empty or repeated choice, and, unless `allow_absent`,
     for a class that is not known.
     """
     if asked is None:
-        return tuple(known), ()
+        return tuple(known), []
     if isinstance(asked, str) or not asked:
         raise DatasetError(f"{where}: classes: expected a list of at least one class name, got {asked!r}")
     if len(set(asked)) != len(asked):
         twice = next(name for name in asked if list(asked).count(name) > 1)
         raise DatasetError(f"{where}: classes: {twice!r} was asked for twice")
-    absent = tuple(name for name in asked if name not in set(known))
+    absent = [name for name in asked if name not in set(known)]
     if absent and not allow_absent:
         raise DatasetError(f"{where}: there is no class {absent[0]!r}; {nearest_class(absent[0], known)}")
-    return tuple(asked), absent
+    return tuple(asked), [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
 
 
 def nearest_class(name: str, known: Sequence[str]) -> str:
@@ -284,11 +301,7 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
 
     Raises `DatasetError`.
     """
-    try:
-        lines = decoded_text(Path(path).read_bytes()).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError.at(path, f"class names cannot be read: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = read_lines(Path(path), "class names cannot be read")
     if not names:
         raise DatasetError.at(path, "expected class names, one a line; it has none")
     require_distinct(names, str(path))

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from isodet.errors import IsodetError
 from runtime.datasets.annotations import (
-    ABSENT_CLASS,
     BROKEN_ENTRY,
     EVERY_CLASS,
     MOST_PIXELS,
     NO_BBOX,
     NO_CLASS,
     NO_FILE,
-    NO_SIZE,
     OTHER_CLASS,
     CocoDataset,
     DatasetError,
@@ -40,6 +39,7 @@ from runtime.datasets.annotations import (
     make_record,
     read_annotation_json,
     read_class_names,
+    unread_picture,
 )
 from runtime.datasets.foreign import foreign_json
 from runtime.datasets.table import table_entries
@@ -55,28 +55,27 @@ def read_list(
     beside = (annotations.with_suffix(".classes.txt"), annotations.parent / "classes.txt")
     names_file = next((path for path in beside if os.path.isfile(path)), None)
     known = _known_classes(annotations, content, names_file, classes)
-    names, absent = choose_classes(known, classes, str(annotations), allow_absent)
+    names, problems = choose_classes(known, classes, str(annotations), allow_absent)
+    absences = len(problems)
     label_of = {name: label for label, name in enumerate(names)}
-    problems = [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
-    records, first_missing = [], None
+    records: list[ImageRecord] = []
+    first_missing = None
     for number, entry in enumerate(content):
         try:
             record = _record(entry, number, images, known, label_of, problems)
         except _Broken as error:
             problems.append(Problem(BROKEN_ENTRY, number + 1, detail=f"{annotations}: [{number}]{error}"))
-            continue
         except ImageError as error:
-            reason = NO_SIZE if os.path.isfile(error.path) else NO_FILE
-            problems.append(Problem(reason, number + 1, detail=str(error)))
+            problems.append(unread_picture(error, number + 1))
             first_missing = first_missing or error.path
-            continue
-        if check_files and not os.path.isfile(record.path):
+        else:
+            if not check_files or os.path.isfile(record.path):
+                records.append(record)
+                continue
             problems.append(Problem(NO_FILE, record.id, detail=str(record.path)))
             first_missing = first_missing or record.path
-            continue
-        records.append(record)
     if not records:
-        why = f"no such file {first_missing}" if first_missing else f"the first: {problems[len(absent)].detail}"
+        why = f"no such file {first_missing}" if first_missing else f"the first: {problems[absences].detail}"
         raise DatasetError.at(annotations, f"none of its {len(content)} images can be used ({why})")
     files = (annotations, names_file) if names_file is not None else ()
     ids = tuple(range(1, len(names) + 1))
@@ -109,12 +108,8 @@ def _known_classes(
     if names_file is not None:
         return read_class_names(names_file)
     anns = [entry["ann"] for entry in content if isinstance(entry, dict) and isinstance(entry.get("ann"), dict)]
-    labels = [
-        label for ann in anns for key in ("labels", "labels_ignore")
-        for label in (ann[key] if isinstance(ann.get(key), list) else [])
-    ]  # fmt: skip
-    texts = sorted({label for label in labels if isinstance(label, str)})
-    if texts:
+    labels = [ann[key] for ann in anns for key in ("labels", "labels_ignore") if isinstance(ann.get(key), list)]
+    if texts := sorted({label for label in chain.from_iterable(labels) if isinstance(label, str)}):
         return texts
     if classes is not None:
         return classes
@@ -161,7 +156,7 @@ def _record(
 
 def _side(entry: dict[str, Any], key: str) -> int | None:
     side = entry.get(key)
-    if side is not None and (not isinstance(side, int) or isinstance(side, bool) or side < 1):
+    if side is not None and (type(side) is not int or side < 1):
         raise _Broken(f".{key}: expected a whole number of at least 1, got {side!r:.60}")
     if side is not None and side > MOST_PIXELS:
         raise _Broken(f".{key}: expected pixels, got more than {MOST_PIXELS}")
@@ -174,10 +169,9 @@ def _row(
     """The object, or None; and the reason where it is skipped or clipped."""
     if not isinstance(box, list) or len(box) != 4 or not all(is_number(v) for v in box):
         return None, NO_BBOX
-    if ignored and label == EVERY_CLASS:
-        index = EVERY_CLASS
-    else:
-        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(known):
+    index = EVERY_CLASS
+    if not ignored or label != EVERY_CLASS:
+        if type(label) is int and 0 <= label < len(known):
             label = known[label]
         if not isinstance(label, str) or label not in known:
             return None, NO_CLASS
@@ -186,6 +180,4 @@ def _row(
         index = label_of[label]
     x1, y1, x2, y2 = map(as_float, box)
     clipped, reason = clipped_box(x1, y1, x2, y2, height, width)
-    if clipped is None:
-        return None, reason
-    return Row(clipped, index, ignored, (clipped[2] - clipped[0]) * (clipped[3] - clipped[1])), reason
+    return (None if clipped is None else Row(clipped, index, ignored)), reason

@@ -69,18 +69,18 @@ def _groups(paths: Sequence[Path]) -> dict[str, list[int]]:
             key = group_of[key]
         return key
 
-    for place, path in enumerate(paths):
-        keys = sorted({first(_COPY.sub("", path.stem)), first(same_bytes.get(place, _COPY.sub("", path.stem)))})
-        for key in keys:
-            group_of[key] = keys[0]
-    groups: dict[str, list[int]] = defaultdict(list)
-    for place, path in enumerate(paths):
-        groups[first(_COPY.sub("", path.stem))].append(place)
-    return dict(groups)
+    names = [_COPY.sub("", path.stem) for path in paths]
+    for place, name in enumerate(names):
+        keys = sorted({first(name), first(same_bytes.get(place, name))})
+        group_of |= dict.fromkeys(keys, keys[0])
+    groups = defaultdict(list)
+    for place, name in enumerate(names):
+        groups[first(name)].append(place)
+    return groups
 
 
 def _copies(paths: Sequence[Path]) -> dict[int, str]:
-    """Of pictures that others have the same bytes as, the first name of these."""
+    """Places of pictures with equal bytes, and for each the first of the names of its copies."""
     by_size: dict[int, list[int]] = defaultdict(list)
     for place, path in enumerate(paths):
         if os.path.isfile(path):
@@ -94,7 +94,7 @@ def _copies(paths: Sequence[Path]) -> dict[int, str]:
             try:
                 by_hash[hashlib.sha256(paths[place].read_bytes()).digest()].append(place)
             except OSError:
-                continue  # its reader tells; it is alike to none
+                continue  # its reader reports it; it is a copy of no other
         for alike in by_hash.values():
             name = min(_COPY.sub("", paths[place].stem) for place in alike)
             names |= dict.fromkeys(alike, name)

@@ -13,14 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.datasets.annotations import (
-    ABSENT_CLASS,
     BROKEN_ENTRY,
     KEY_POINTS,
     NO_BBOX,
     NO_CLASS,
     NO_FILE,
     NO_PICTURE,
-    NO_SIZE,
     NOT_FINITE,
     OTHER_CLASS,
     CocoDataset,
@@ -33,6 +31,7 @@ from runtime.datasets.annotations import (
     decoded_text,
     left_out,
     make_record,
+    unread_picture,
 )
 from runtime.datasets.yolo_places import YoloPlaces, lost_labels, yolo_places
 from runtime.images.image import ImageError
@@ -51,8 +50,7 @@ def read_yolo(
     of `read_dataset`.
     """
     places = yolo_places(annotations, images, classes, split)
-    names, absent = choose_classes(places.known, classes, str(annotations), allow_absent)
-    absences = [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
+    names, absences = choose_classes(places.known, classes, str(annotations), allow_absent)
     problems: list[Problem] = []
     index_of = {name: label for label, name in enumerate(names)}
     label_of = {i: index_of[name] for i, name in enumerate(places.known) if name in index_of}
@@ -61,7 +59,7 @@ def read_yolo(
         try:
             height, width = image_size(picture)
         except ImageError as error:
-            problems.append(Problem(NO_SIZE if os.path.isfile(picture) else NO_FILE, image_id, detail=str(error)))
+            problems.append(unread_picture(error, image_id))
             continue
         rows: list[Row] = []
         if os.path.isfile(label_file):
@@ -89,10 +87,10 @@ def read_yolo(
         )
     problems += [Problem(NO_PICTURE, None, detail=lost_labels(path)) for path in places.alone]
     problems += left_out(places.left_out)
-    told = Problems((*absences, *problems), places.notes)
+    all_problems = Problems((*absences, *problems), places.notes)
     ids = tuple(range(1, len(names) + 1))
     files = (*places.named_by, *read) or (annotations,)
-    return CocoDataset(annotations, places.folder, names, ids, tuple(records), told, files)
+    return CocoDataset(annotations, places.folder, names, ids, tuple(records), all_problems, files)
 
 
 def _list_length(places: YoloPlaces) -> str:
@@ -135,6 +133,4 @@ def _row(
     tolerance = max(1e-3, 2e-6 * max(height, width))
     x1, y1, x2, y2 = shares
     box, reason = clipped_box(x1 * width, y1 * height, x2 * width, y2 * height, height, width, tolerance)
-    if box is None:
-        return None, reason
-    return Row(box, label_of[int(first)], False, (box[2] - box[0]) * (box[3] - box[1])), reason
+    return (None if box is None else Row(box, label_of[int(first)])), reason
