@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from runtime.datasets.annotations import CocoDataset, DatasetError, ImageRecord
 from runtime.datasets.orientation import oriented
@@ -68,11 +66,11 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready object: NaN becomes None, numbers have 3 decimals."""
-        metrics = {name: _json_number(getattr(self, name)) for name in (*METRICS, "ar100", "threshold")}
+        metrics = {name: json_number(getattr(self, name)) for name in (*METRICS, "ar100", "threshold")}
         return {
             **metrics,
-            "per_class": {name: _json_number(value) for name, value in self.per_class.items()},
-            "max_dets": {str(most): _json_number(value) for most, value in self.map_at.items()},
+            "per_class": {name: json_number(value) for name, value in self.per_class.items()},
+            "max_dets": {str(most): json_number(value) for most, value in self.map_at.items()},
             "images": self.images,
             "seconds": round(self.seconds, 3),
             "skipped": [{"path": str(path), "reason": reason} for path, reason in self.skipped],
@@ -82,14 +80,14 @@ class Evaluation:
         """The metrics as text: one line over all, then the classes from best to worst."""
         lines = [self.headline(), ""]
         ranked = sorted(self.per_class.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])[::-1]
-        lines += text_table(["class", "AP"], [[name, _shown(value)] for name, value in ranked], left={"class"})
+        lines += text_table(["class", "AP"], [[name, shown(value)] for name, value in ranked], left={"class"})
         return "\n".join([*lines, "", self.footer()])
 
     def headline(self) -> str:
         """COCO's numbers over all classes: a line of names and a line of values."""
-        head = {"mAP": self.map, "AP50": self.ap50, "AP75": self.ap75, "APs": self.ap_small}
-        head |= {"APm": self.ap_medium, "APl": self.ap_large, "AR100": self.ar100}
-        return "".join(f"{n:>8}" for n in head) + "\n" + "".join(f"{_shown(value):>8}" for value in head.values())
+        head = ("mAP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+        values = map(shown, (getattr(self, name) for name in (*METRICS, "ar100")))
+        return "\n".join("".join(f"{text:>8}" for text in line) for line in (head, values))
 
     def nan_note(self) -> str:
         """Why mAP is NaN; '' where it is a number."""
@@ -113,7 +111,7 @@ class Evaluation:
         line = f"best F1 at threshold {self.threshold:.2f}; {self.images} images in {self.seconds:.1f} s"
         if len(self.map_at) > 1:
             line += "\nmAP by detections of a class in an image: " + ", ".join(
-                f"{_shown(value)} at {most}" for most, value in self.map_at.items()
+                f"{shown(value)} at {most}" for most, value in self.map_at.items()
             )
         for note in filter(None, (self.nan_note(), self.cap_note())):
             line += f"\n{note}"
@@ -165,9 +163,10 @@ def evaluate(
             progress(done, len(records))
     if gather is not None:
         parts = gather((found, judged, skipped))
-        everywhere = {record.id: (record, mine[record.id]) for mine, records, _ in parts for record in records}
-        in_order = [everywhere[record.id] for record in dataset.records if record.id in everywhere]
-        judged, found = [record for record, _ in in_order], {record.id: result for record, result in in_order}
+        record_of = {record.id: record for _, records, _ in parts for record in records}
+        judged = [record_of[record.id] for record in dataset.records if record.id in record_of]
+        results_of = {image_id: result for of_part, *_ in parts for image_id, result in of_part.items()}
+        found = {record.id: results_of[record.id] for record in judged}
         skipped = [file for *_, files in parts for file in files]
     seconds = time.perf_counter() - started
     if not found:
@@ -186,21 +185,22 @@ def check_max_dets(max_dets: Sequence[int]) -> None:
 
 
 def evaluate_detections(
-    found: dict[int, Detections], dataset: CocoDataset, seconds: float = 0.0,
-    skipped: tuple[tuple[Path, str], ...] = (), max_dets: Sequence[int] = (MOST,),
-) -> Evaluation:  # fmt: skip
+    found: dict[int, Detections],
+    dataset: CocoDataset,
+    seconds: float = 0.0,
+    skipped: tuple[tuple[Path, str], ...] = (),
+    max_dets: Sequence[int] = (MOST,),
+) -> Evaluation:
     """The evaluation of detections by image id; `dataset` has the records of these images.
 
     seconds, skipped: as the evaluation has them. Raises `EvaluationError`.
     """
     check_max_dets(max_dets)
     metrics, per_class = coco_metrics(found, dataset, max_dets)
+    metrics |= {"per_class": per_class, "images": len(found), "seconds": seconds, "skipped": skipped}
     matches = match(found, dataset)
     _, thresholds = recommended(curves(matches, dataset.class_names), metrics["threshold"])
-    return Evaluation(
-        **metrics, per_class=per_class, images=len(found), seconds=seconds, skipped=skipped, detections=found,
-        matches=matches, thresholds=thresholds,
-    )  # fmt: skip
+    return Evaluation(**metrics, detections=found, matches=matches, thresholds=thresholds)
 
 
 _Read = tuple[ImageRecord, Image | ImageError]
@@ -217,13 +217,13 @@ def _read_ahead(records: Sequence[ImageRecord], batch_size: int) -> Iterator[lis
             return record, error
 
     with ThreadPoolExecutor(2) as readers:
-        pending = None
+        pending: list[Future[_Read]] = []
         for start in range(0, len(records), batch_size):
             following = [readers.submit(read, record) for record in records[start : start + batch_size]]
-            if pending is not None:
+            if pending:
                 yield [future.result() for future in pending]
             pending = following
-        if pending is not None:
+        if pending:
             yield [future.result() for future in pending]
 
 
@@ -244,9 +244,11 @@ def _difference(detector: Detector, dataset: CocoDataset) -> str:
     return "; ".join(parts) or "the same names in another order"
 
 
-def _json_number(value: float) -> float | None:
-    return None if not np.isfinite(value) else round(value, 3)
+def json_number(value: float, digits: int = 3) -> float | None:
+    """A number for JSON, which has no NaN, with so many decimals."""
+    return round(value, digits) if math.isfinite(value) else None
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
+    """A number of points with one decimal, - where there is none."""
     return "-" if math.isnan(value) else f"{value:.1f}"

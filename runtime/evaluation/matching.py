@@ -32,7 +32,7 @@ class ImageMatch:
     record: ImageRecord
     found: Detections
     overlaps: NDArray[np.float64]
-    """[D, G] IoU, whatever the classes; with a crowd region the part of the detection that lies on it."""
+    """[D, G] IoU, whatever the classes; for a crowd region the share of the detection that lies on it."""
     object_of: NDArray[np.int64]
     """[D] index of the object that the detection found, else `INVENTED` or `IGNORED`."""
 
@@ -87,12 +87,12 @@ def pairwise_iou(
     """
     a, b = boxes_xyxy.astype(np.float64)[:, None], objects_xyxy.astype(np.float64)[None]
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
-    shared = sides[..., 0] * sides[..., 1]  # [D, G]
-    own, theirs = ((c[..., 2:] - c[..., :2]).prod(axis=-1) for c in (a, b))
-    union = own + theirs - shared
+    intersection = sides[..., 0] * sides[..., 1]  # [D, G]
+    box_areas, object_areas = ((c[..., 2:] - c[..., :2]).prod(axis=-1) for c in (a, b))
+    union = box_areas + object_areas - intersection
     if crowd is not None:
-        union = np.where(crowd[None], own, union)
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+        union = np.where(crowd[None], box_areas, union)
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
 def objects_per_class(matches: Sequence[ImageMatch], classes: int) -> NDArray[np.int64]:
