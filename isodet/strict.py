@@ -175,16 +175,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
             if len(value) == len(args):
                 return tuple(_convert(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
-    elif hint is type(None):
-        if value is None:
-            return None
     elif hint is float:
         number = _number(value)
         if number is not None:
             return number
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
     elif origin is Mapping:
         if isinstance(value, Mapping):
             return {str(key): _convert(args[1], item, _join(path, key)) for key, item in value.items()}
@@ -195,7 +189,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     elif hint is CustomName:
         if isinstance(value, str):
             return check_custom_name(value, path)
-    elif isinstance(value, hint):
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{path}: expected {described(hint)}, got {_shown(value)}", key=path)
 
@@ -237,13 +231,10 @@ def described(hint: Any) -> str:
         if args[-1] is Ellipsis:
             return f"a list of {described(args[0])}"
         return f"a list of {len(args)} values ({', '.join(described(a) for a in args)})"
-    if dataclasses.is_dataclass(hint) or origin is Mapping or typing.is_typeddict(hint):
+    if dataclasses.is_dataclass(hint) or origin is Mapping or typing.is_typeddict(hint) or hint is dict:
         return "a mapping of keys"
-    names: dict[Any, str] = {
-        CustomName: "package.module:Name of your own part", float: "a number",
-        int: "a whole number", str: "text", bool: "true or false", type(None): "null", dict: "a mapping of keys",
-    }  # fmt: skip
-    return names.get(hint, str(hint))
+    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "null"}
+    return "package.module:Name of your own part" if hint is CustomName else names.get(hint, str(hint))
 
 
 def _shown(value: Any) -> str:

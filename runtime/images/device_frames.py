@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.images.frames import Color, FrameError, on_device
+from runtime.images.frames import Color, FrameError, on_device, window_of
 from runtime.images.region import Region
 
 COPY = "frame.cpu().numpy() with PyTorch, frame.get() with CuPy"
@@ -36,10 +36,9 @@ class DeviceFrame:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape, "typestr": "|u1", "data": (self.pointer, False), "version": 3,
-            "strides": (self.pitch, 3, 1), "stream": self.stream,
-        }  # fmt: skip
+        data, strides = (self.pointer, False), (self.pitch, 3, 1)
+        described = {"shape": self.shape, "typestr": "|u1", "data": data, "strides": strides}
+        return described | {"stream": self.stream, "version": 3}
 
 
 def device_frames(array: Any, where: str, batch: bool = True) -> list[DeviceFrame]:
@@ -85,21 +84,17 @@ def take_on_device(
     resized on the GPU, because that gives other pixels than what the model was verified with.
     """
     if color != "bgr":
-        raise FrameError.of("color", "frames on a device are taken as BGR; turn them there: frame.flip(-1) with "
-                            "PyTorch, cupy.ascontiguousarray(frame[..., ::-1]) with CuPy")  # fmt: skip
+        advice = "frame.flip(-1) with PyTorch, cupy.ascontiguousarray(frame[..., ::-1]) with CuPy"
+        raise FrameError.of("color", f"frames on a device are taken as BGR; turn them there: {advice}")
     if not on_device(frame):
         raise FrameError(f"frame {index}: in host memory, and others are on a device; expected one kind in one call")
-    (whole,) = device_frames(frame, f"frame {index}", batch=False)
-    if whole.device not in (None, device):
-        raise FrameError(f"frame {index}: on {whole.device}, and the model is on {device}")
+    (full,) = device_frames(frame, f"frame {index}", batch=False)
+    if full.device not in (None, device):
+        raise FrameError(f"frame {index}: on {full.device}, and the model is on {device}")
     if region is None:
-        return whole, whole.size_hw
-    try:
-        x1, y1, x2, y2 = region.window(whole.size_hw)
-    except ValueError as error:
-        raise FrameError(f"frame {index}: {error}", key="roi") from None
-    pointer = whole.pointer + y1 * whole.pitch + 3 * x1
-    return replace(whole, pointer=pointer, size_hw=(y2 - y1, x2 - x1)), whole.size_hw
+        return full, full.size_hw
+    x1, y1, x2, y2 = window_of(region, full.size_hw, index)
+    return replace(full, pointer=full.pointer + y1 * full.pitch + 3 * x1, size_hw=(y2 - y1, x2 - x1)), full.size_hw
 
 
 def _unnamed_stream(array: Any) -> int:
