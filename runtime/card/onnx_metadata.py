@@ -14,7 +14,7 @@ _LOCATION = b"\x0a\x08location\x12"  # a StringStringEntryProto up to the length
 
 
 def read_onnx_card(path: str | Path, check_hashes: bool = True) -> Card:
-    """The card in the metadata of the ONNX file at `path`. Raises `CardError` where there is none of ours."""
+    """The card in the metadata of the ONNX file at `path`. Raises `CardError` where there is no card of isodet."""
     metadata = read_onnx_metadata(path)
     if METADATA_KEY not in metadata:
         raise CardError.at(
@@ -76,15 +76,15 @@ def _content_of(path: str | Path) -> Iterator[mmap.mmap]:
 
 
 def was_edited(path: str | Path, card: Card) -> bool:
-    """Whether the graph is another than the one that its card was made of. Reads the whole file.
+    """Whether the graph differs from the one that its card was made for. Reads the whole file.
 
-    Files from before that was noted are taken as they are. Raises `CardError` for a file that is not whole.
+    False for older files, whose card has no hash of the graph. Raises `CardError` for a file that is not whole.
     """
     return "graph" in card.hashes and graph_sha256(path) != card.hashes["graph"]
 
 
 def require_unedited(path: str | Path, card: Card, instead: str = LOAD_ANYWAY) -> None:
-    """Raise `CardError` where `was_edited`. instead: what else may be done, for the error."""
+    """Raise `CardError` where `was_edited`. instead: another way out, for the end of the error."""
     if was_edited(path, card):
         raise CardError.at(
             path,

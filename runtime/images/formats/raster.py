@@ -70,8 +70,8 @@ def webp_damage(data: bytes) -> str:
     """What is missing of a WebP: its end, or pixels where zeros stand; '' where nothing is seen to be."""
     if len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return "truncated WebP: it is shorter than its header says"
-    pixels = (data[start:end] for kind, start, end in _chunks(data) if kind in (b"VP8 ", b"VP8L"))
-    return f"corrupt WebP: {HOLE}" if any(ZEROS in chunk for chunk in pixels) else ""
+    pixels = ((start, end) for kind, start, end in _chunks(data) if kind in (b"VP8 ", b"VP8L"))
+    return f"corrupt WebP: {HOLE}" if any(data.find(ZEROS, start, end) >= 0 for start, end in pixels) else ""
 
 
 def bmp_size(data: bytes) -> tuple[int, int] | None:
