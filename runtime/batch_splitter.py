@@ -46,6 +46,8 @@ class BatchSplitter:
             self._fits = size
             _log.warning(
                 "%s has no memory for a batch of %d: batches of %d from now on; a smaller max_batch avoids the attempt",
-                *(self._backend.device, len(images), size),
+                self._backend.device,
+                len(images),
+                size,
             )
         return parts[0] if len(parts) == 1 else joined(parts)

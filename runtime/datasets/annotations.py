@@ -1,4 +1,4 @@
-"""Annotated pictures, whatever format they were written in: the records, and what was wrong with their file."""
+"""Annotated pictures of every format: the records, and the problems of their file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ def read_annotation_json(path: Path, object_hook: Callable[[dict[str, Any]], Any
 
 
 EVERY_CLASS = -1
-"""Label of an ignore region that belongs to no class: it stands for all of them."""
+"""Label of an ignore region without a class: it counts for every class."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class ImageRecord:
     boxes_xyxy: NDArray[np.float32]
     """[G, 4] pixels of the picture, clipped to it; every box has a positive area."""
     labels: NDArray[np.int64]
-    """[G], 0..C-1; `EVERY_CLASS` where a crowd box belongs to no class."""
+    """[G], 0..C-1; `EVERY_CLASS` for a crowd box without a class."""
     crowd: NDArray[np.bool_]
-    """[G], True where training and evaluation ignore what lies in the box: COCO's crowds, VOC's difficult objects,
+    """[G], True for regions that training and evaluation ignore: COCO's crowds, VOC's difficult objects,
     `bboxes_ignore` of a list."""
     area: NDArray[np.float32]
     """[G] square pixels: the file's own `area` where it has one (a mask's, usually), else the box's."""
@@ -80,13 +80,46 @@ class Problem:
 
 
 def left_out(paths: Iterable[Path]) -> list[Problem]:
-    """A problem for each file among the pictures that is not read as one."""
+    """A problem for each file among the pictures that is not read as a picture."""
     return [Problem(HEIC if is_heic(path) else LEFT_OUT, None, detail=str(path)) for path in paths]
 
 
-def unread_picture(error: ImageError, image_id: int) -> Problem:
-    """The problem of a picture whose size cannot be read, or whose file is missing."""
-    return Problem(NO_SIZE if os.path.isfile(error.path) else NO_FILE, image_id, detail=str(error))
+class BrokenEntry(IsodetError, ValueError):
+    """The annotations of one picture, of which nothing can be used; the message says where they are."""
+
+
+class _OfPicture(Protocol):
+    @property
+    def path(self) -> Path: ...
+
+
+Item = TypeVar("Item")
+Entry = TypeVar("Entry", bound=_OfPicture)
+
+
+def read_entries(
+    items: Iterable[Item], read: Callable[[Item, int], Entry], problems: list[Problem], check_files: bool
+) -> list[Entry]:
+    """The results of `read(item, image_id)`, with image ids from 1.
+
+    `read` raises `BrokenEntry` or `ImageError` for an item that cannot be used; it goes to `problems`. So does, with
+    `check_files`, an item whose picture is missing.
+    """
+    entries = []
+    for image_id, item in enumerate(items, start=1):
+        try:
+            entry = read(item, image_id)
+        except BrokenEntry as error:
+            problems.append(Problem(BROKEN_ENTRY, image_id, detail=str(error)))
+        except ImageError as error:
+            reason = NO_SIZE if os.path.isfile(error.path) else NO_FILE
+            problems.append(Problem(reason, image_id, detail=str(error)))
+        else:
+            if not check_files or os.path.isfile(entry.path):
+                entries.append(entry)
+            else:
+                problems.append(Problem(NO_FILE, image_id, detail=str(entry.path)))
+    return entries
 
 
 @dataclass(frozen=True)
@@ -95,7 +128,7 @@ class Problems:
 
     items: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
-    """What is to be known of the whole file and is no fault of one image, one line each: how it was read."""
+    """How the file was read, one line each: facts about the whole file, not about one image."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -120,7 +153,7 @@ class Problems:
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """Annotated pictures, read and checked, in COCO's terms whatever format they were written in.
+    """Annotated pictures of any format, read and checked, in COCO's terms.
 
     Label i is category `category_ids[i]`, named `class_names[i]`.
     """
@@ -133,7 +166,7 @@ class CocoDataset:
     records: tuple[ImageRecord, ...]
     problems: Problems
     files: tuple[Path, ...] = ()
-    """Every annotation file that was read, where it is not `annotations` alone."""
+    """Every annotation file that was read; empty where that is `annotations` alone."""
     voc_origin: int | None = None
     """What the coordinates of Pascal VOC files were counted from, 0 or 1; None for other formats."""
 
@@ -189,14 +222,14 @@ def clipped_box(
 ) -> tuple[tuple[float, float, float, float] | None, str]:
     """A box clipped to its picture, or None; and the reason where it is skipped or clipped.
 
-    `tolerance` in pixels: annotation tools round, and what sticks out by less is not worth a word.
+    `tolerance` in pixels: annotation tools round, so a box that leaves the picture by less is not reported.
     """
     if not all(map(math.isfinite, (x1, y1, x2, y2))):
         return None, NOT_FINITE
     if x2 <= x1 or y2 <= y1:
         return None, NO_AREA
     box = max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
-    # Compared as float32, the precision that is kept: an area must not vanish by rounding later. A pixel is never lost.
+    # Compared as float32, as boxes are kept: an area must not vanish by rounding later. A whole pixel never does.
     thin = box[2] - box[0] < 1 or box[3] - box[1] < 1
     if thin and (np.float32(box[2]) <= np.float32(box[0]) or np.float32(box[3]) <= np.float32(box[1])):
         return None, OUTSIDE if box[2] <= box[0] or box[3] <= box[1] else NO_AREA
@@ -205,7 +238,7 @@ def clipped_box(
 
 
 def turned_bounds(box: tuple[float, float, float, float], degrees: float) -> tuple[float, float, float, float]:
-    """The upright xyxy box around `box` (xyxy) turned about its middle, whichever way: both give the same."""
+    """The upright xyxy box around `box` (xyxy) after a turn about its middle; both directions give the same box."""
     x1, y1, x2, y2 = box
     angle = math.radians(degrees % 180)
     c, s = abs(math.cos(angle)), abs(math.sin(angle))
@@ -215,7 +248,7 @@ def turned_bounds(box: tuple[float, float, float, float], degrees: float) -> tup
 
 
 def rotation_of(value: Any) -> float:
-    """A rotation in degrees as a number or text; 0 where it is none, or a whole number of half turns."""
+    """A rotation in degrees from a number or text; 0 where it is neither, or a whole number of half turns."""
     try:
         degrees = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -258,7 +291,7 @@ def is_number(value: Any) -> bool:
 
 
 def as_float(number: float) -> float:
-    """A number of JSON as a float: whole numbers have no largest there, and too large a one is infinite."""
+    """A number of JSON as a float. Whole numbers have no limit in JSON: one that is too large becomes infinite."""
     try:
         return float(number)
     except OverflowError:
@@ -266,7 +299,7 @@ def as_float(number: float) -> float:
 
 
 MOST_PIXELS = 1 << 31
-"""Of a side: more than any format of pictures has."""
+"""Limit for the side of a picture: more than any format allows."""
 
 
 def choose_classes(
@@ -291,7 +324,7 @@ def choose_classes(
 
 
 def nearest_class(name: str, known: Sequence[str]) -> str:
-    """For the end of a message: the class that `name` may have meant, or those there are."""
+    """The end of a message: the class that `name` may have meant, or the known classes."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(list(known)[:20])}"
 
@@ -309,7 +342,7 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
 
 
 def require_distinct(names: Sequence[str], where: str) -> None:
-    """Raises `DatasetError`, which begins with `where`, for two classes of one name: they would be one label."""
+    """Raises `DatasetError` for two classes of the same name. `where` begins the message."""
     first: dict[str, int] = {}
     for number, name in enumerate(names):
         if first.setdefault(name, number) != number:

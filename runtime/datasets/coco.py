@@ -43,7 +43,7 @@ from runtime.datasets.annotations import (
 from runtime.datasets.coco_fields import CocoImage, Id, id_of, numbered, read_images, required_id, roots_of_a_name
 from runtime.datasets.foreign import foreign_json
 
-_LARGEST_AREA = float(np.finfo(np.float32).max)  # as which it is kept
+_LARGEST_AREA = float(np.finfo(np.float32).max)  # areas are kept as float32
 
 __all__ = ["CLIPPED", "NO_FILE", "OUTSIDE", "CocoDataset", "read_coco"]  # with reasons that come from clipped_box
 
@@ -72,10 +72,10 @@ def read_coco(
     """Read the COCO JSON file `annotations`, whose `file_name`s are relative to `images_dir`.
 
     Labels follow the sorted category ids (their order in the file where an id is text), or the order of `classes`
-    where it is given. Where an image's id is text, ids count from 1. An image without width and height is asked.
-    Boxes that cannot be used are skipped and listed in `problems`; images without objects are kept. `check_files` skips
-    (and lists) images whose file is missing. `allow_absent` lists classes that the file does not have in `problems`
-    instead of raising.
+    where it is given. Where an image's id is text, ids count from 1. A size that the file does not have is read from
+    the picture. Boxes that cannot be used are skipped and listed in `problems`; images without objects are kept.
+    `check_files` skips (and lists) images whose file is missing. `allow_absent` lists classes that the file does not
+    have in `problems` instead of raising.
 
     Raises `DatasetError` for a file that cannot be read or is not COCO object annotations: not JSON, without
     images, annotations or categories, with duplicate ids or names, or with a class that is not in it.
@@ -106,7 +106,7 @@ def read_coco(
 
 
 def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object as it is parsed, without its polygons: most of a file, and nothing that a box needs."""
+    """A JSON object as it is parsed, without its polygons: they are most of a file, and boxes do not need them."""
     entry.pop("segmentation", None)
     return entry
 
@@ -138,7 +138,7 @@ def _content_of(path: Path) -> dict[str, Any]:
 def _categories(
     content: dict[str, Any], path: Path, classes: Sequence[str] | None, allow_absent: bool, problems: list[Problem]
 ) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, Id]]:
-    """Class names and category numbers in label order, and the file's ids of all category numbers."""
+    """Class names and category numbers in label order, and the id in the file of each category number."""
     used = {id_of(annotation.get("category_id")) for annotation in content["annotations"]}
     roots = roots_of_a_name(content["categories"], used)
     by_id: dict[Id, str] = {}
@@ -224,8 +224,10 @@ def _objects(
 def _box(
     bbox: Any, height: int, width: int, degrees: float = 0.0
 ) -> tuple[tuple[float, float, float, float] | None, str]:
-    """COCO's [x, y, w, h], turned about its middle, as a clipped xyxy box, or None; and the reason where it is skipped
-    or clipped."""
+    """COCO's [x, y, w, h], turned about its middle, as a clipped xyxy box, or None if it is skipped.
+
+    And the reason where it is skipped or clipped.
+    """
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
         return None, NO_BBOX
     x, y, w, h = map(as_float, bbox)

@@ -15,8 +15,8 @@ Id = int | str
 
 
 def id_of(value: Any) -> Id | None:
-    """An id as files write it: a whole number, also as 7.0 or "7"; any other text is itself. None for no id."""
-    if type(value) is int:  # nearly all; among millions the order counts
+    """An id: a whole number, also written as 7.0 or "7", or any other text. None where there is none."""
+    if type(value) is int:  # first, since nearly all of millions are
         return value
     if isinstance(value, bool):
         return None
@@ -37,14 +37,14 @@ def required_id(entry: Mapping[str, Any], where: str) -> Id:
 
 
 def numbered(ids: Sequence[Id]) -> dict[Id, int]:
-    """A number for each id: itself, or its place from 1 where one of them is text."""
+    """A number for each id: the id itself, or, where one of them is text, its place from 1."""
     if all(isinstance(entry, int) for entry in ids):
         return {entry: int(entry) for entry in ids}
     return {entry: place for place, entry in enumerate(ids, start=1)}
 
 
 def side_of(entry: Mapping[str, Any], key: str, where: str) -> int | None:
-    """Width or height in pixels; None where the file has none, or 0 as some tools write. Raises `DatasetError`."""
+    """Width or height in pixels; None if it is missing, or 0, as some tools write. Raises `DatasetError`."""
     value = entry.get(key)
     if value is None or (is_number(value) and value == 0):
         return None
@@ -80,7 +80,7 @@ class CocoImage(NamedTuple):
     number: int
     file_name: str
     height: int
-    """0, and width too, where the image is left out."""
+    """0, as is the width, for an image that is left out."""
     width: int
 
 
@@ -89,7 +89,7 @@ def read_images(
 ) -> tuple[dict[Id, CocoImage], str | None]:
     """The images of the file `path` by their ids, in its order; and the first file name that is not in `folder`.
 
-    An image without width and height is asked for them. Raises `DatasetError`.
+    A size that the file does not have is read from the picture. Raises `DatasetError`.
     """
     rows: dict[Id, tuple[str, int | None, int | None]] = {}
     for i, image in enumerate(entries):

@@ -1,4 +1,4 @@
-"""Telling the formats of annotations apart, by content, and naming those that are not read."""
+"""The format of annotations, by content; formats that isodet does not read are refused by name."""
 
 from __future__ import annotations
 

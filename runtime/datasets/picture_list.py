@@ -1,4 +1,4 @@
-"""A text file that lists pictures, one a line, as YOLO and Darknet train from: found here, whoever wrote the list."""
+"""A text file that lists pictures, one a line, as YOLO and Darknet use it, also where another machine wrote it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Listed(NamedTuple):
 
     pictures: list[Path]
     notes: tuple[str, ...]
-    """How they were found, where that was not by their paths."""
+    """How pictures were found whose paths do not exist."""
 
 
 def listed_pictures(path: Path, root: Path) -> Listed:

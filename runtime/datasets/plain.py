@@ -1,12 +1,12 @@
-"""A plain JSON list, mmdetection's custom format: one object for each picture, boxes as xyxy pixels.
+"""A plain JSON list, mmdetection's custom format: an entry for each picture, boxes as xyxy pixels.
 
     [{"filename": "a.jpg", "width": 640, "height": 480,
       "ann": {"bboxes": [[x1, y1, x2, y2]], "labels": [0], "bboxes_ignore": [[x1, y1, x2, y2]]}}]
 
 Labels are numbers from 0, or class names. Names for numbers come from `<file>.classes.txt` or `classes.txt` beside the
 list (one a line), else from the classes that are asked for. `bboxes_ignore` are regions that training and evaluation
-ignore, for every class unless `labels_ignore` says whose. A table with a row for each object (`runtime.datasets.table`)
-is read as such a list.
+ignore: for every class, or for the classes in `labels_ignore`. A table with a row for each object
+(`runtime.datasets.table`) is read as such a list.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from isodet.errors import IsodetError
 from runtime.datasets.annotations import (
-    BROKEN_ENTRY,
     EVERY_CLASS,
     MOST_PIXELS,
     NO_BBOX,
     NO_CLASS,
     NO_FILE,
     OTHER_CLASS,
+    BrokenEntry,
     CocoDataset,
     DatasetError,
     ImageRecord,
@@ -39,11 +38,10 @@ from runtime.datasets.annotations import (
     make_record,
     read_annotation_json,
     read_class_names,
-    unread_picture,
+    read_entries,
 )
 from runtime.datasets.foreign import foreign_json
 from runtime.datasets.table import table_entries
-from runtime.images.image import ImageError
 from runtime.images.image_header import image_size
 
 
@@ -58,32 +56,18 @@ def read_list(
     names, problems = choose_classes(known, classes, str(annotations), allow_absent)
     absences = len(problems)
     label_of = {name: label for label, name in enumerate(names)}
-    records: list[ImageRecord] = []
-    first_missing = None
-    for number, entry in enumerate(content):
-        try:
-            record = _record(entry, number, images, known, label_of, problems)
-        except _Broken as error:
-            problems.append(Problem(BROKEN_ENTRY, number + 1, detail=f"{annotations}: [{number}]{error}"))
-        except ImageError as error:
-            problems.append(unread_picture(error, number + 1))
-            first_missing = first_missing or error.path
-        else:
-            if not check_files or os.path.isfile(record.path):
-                records.append(record)
-                continue
-            problems.append(Problem(NO_FILE, record.id, detail=str(record.path)))
-            first_missing = first_missing or record.path
+
+    def read(entry: Any, image_id: int) -> ImageRecord:
+        return _record(entry, image_id, f"{annotations}: [{image_id - 1}]", images, known, label_of, problems)
+
+    records = read_entries(content, read, problems, check_files)
     if not records:
-        why = f"no such file {first_missing}" if first_missing else f"the first: {problems[absences].detail}"
+        missing = [problem.detail for problem in problems[absences:] if problem.reason == NO_FILE]
+        why = f"no such file {missing[0]}" if missing else f"the first: {problems[absences].detail}"
         raise DatasetError.at(annotations, f"none of its {len(content)} images can be used ({why})")
     files = (annotations, names_file) if names_file is not None else ()
     ids = tuple(range(1, len(names) + 1))
     return CocoDataset(annotations, images, names, ids, tuple(records), Problems(tuple(problems)), files)
-
-
-class _Broken(IsodetError, ValueError):
-    """An entry of the list of which nothing can be used; begins with its key."""
 
 
 def _content_of(path: Path) -> list[Any]:
@@ -104,7 +88,7 @@ def _content_of(path: Path) -> list[Any]:
 def _known_classes(
     path: Path, content: list[Any], names_file: Path | None, classes: Sequence[str] | None
 ) -> Sequence[str]:
-    """Names of labels 0, 1, ...: of the file of names, of labels that are text, or those that are asked for."""
+    """Names of labels 0, 1, ...: from the file of names, from labels that are text, or `classes`."""
     if names_file is not None:
         return read_class_names(names_file)
     anns = [entry["ann"] for entry in content if isinstance(entry, dict) and isinstance(entry.get("ann"), dict)]
@@ -121,45 +105,53 @@ def _known_classes(
 
 
 def _record(
-    entry: Any, number: int, images: Path, known: Sequence[str], label_of: dict[str, int], problems: list[Problem]
+    entry: Any,
+    image_id: int,
+    where: str,
+    images: Path,
+    known: Sequence[str],
+    label_of: dict[str, int],
+    problems: list[Problem],
 ) -> ImageRecord:
     if not isinstance(entry, dict):
-        raise _Broken(f": expected an object with filename and ann, got {entry!r:.60}")
+        raise BrokenEntry(f"{where}: expected an object with filename and ann, got {entry!r:.60}")
     file_name = entry.get("filename")
     if not isinstance(file_name, str) or not file_name:
-        raise _Broken(f".filename: expected text, got {file_name!r:.60}")
+        raise BrokenEntry(f"{where}.filename: expected text, got {file_name!r:.60}")
     path = images / file_name
-    height, width = _side(entry, "height"), _side(entry, "width")
+    height, width = _side(entry, "height", where), _side(entry, "width", where)
     if height is None or width is None:
         height, width = image_size(path)
     ann = entry.get("ann", {})
     if not isinstance(ann, dict):
-        raise _Broken(f".ann: expected an object with bboxes and labels, got {ann!r:.60}")
+        raise BrokenEntry(f"{where}.ann: expected an object with bboxes and labels, got {ann!r:.60}")
     rows: list[Row] = []
     for boxes_key, labels_key, ignored in (("bboxes", "labels", False), ("bboxes_ignore", "labels_ignore", True)):
         boxes, labels = ann.get(boxes_key) or [], ann.get(labels_key)
         if not isinstance(boxes, list):
-            raise _Broken(f".ann.{boxes_key}: expected a list of [x1, y1, x2, y2], got {boxes!r:.60}")
+            raise BrokenEntry(f"{where}.ann.{boxes_key}: expected a list of [x1, y1, x2, y2], got {boxes!r:.60}")
         if labels is None and ignored:
             labels = [EVERY_CLASS] * len(boxes)
         if not isinstance(labels or [], list) or len(labels or []) != len(boxes):
-            raise _Broken(f".ann.{labels_key}: expected {len(boxes)} labels, one for each box, got {labels!r:.60}")
+            raise BrokenEntry(
+                f"{where}.ann.{labels_key}: expected {len(boxes)} labels, one for each box, got {labels!r:.60}"
+            )
         for i, (box, label) in enumerate(zip(boxes, labels or [], strict=True)):
-            where = f"[{number}].ann.{boxes_key}[{i}]: {box!r:.60}, label {label!r:.60}"
+            detail = f"[{image_id - 1}].ann.{boxes_key}[{i}]: {box!r:.60}, label {label!r:.60}"
             row, reason = _row(box, label, ignored, height, width, known, label_of)
             if reason:
-                problems.append(Problem(reason, number + 1, i, where))
+                problems.append(Problem(reason, image_id, i, detail))
             if row is not None:
                 rows.append(row)
-    return make_record(number + 1, path, height, width, rows)
+    return make_record(image_id, path, height, width, rows)
 
 
-def _side(entry: dict[str, Any], key: str) -> int | None:
+def _side(entry: dict[str, Any], key: str, where: str) -> int | None:
     side = entry.get(key)
     if side is not None and (type(side) is not int or side < 1):
-        raise _Broken(f".{key}: expected a whole number of at least 1, got {side!r:.60}")
+        raise BrokenEntry(f"{where}.{key}: expected a whole number of at least 1, got {side!r:.60}")
     if side is not None and side > MOST_PIXELS:
-        raise _Broken(f".{key}: expected pixels, got more than {MOST_PIXELS}")
+        raise BrokenEntry(f"{where}.{key}: expected pixels, got more than {MOST_PIXELS}")
     return side
 
 

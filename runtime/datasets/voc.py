@@ -1,31 +1,28 @@
 """Pascal VOC: one XML file for each picture.
 
 The VOC development kit counts pixels from 1 and includes both ends: a box xmin=1 xmax=W covers the whole width. As
-edges that is x1 = xmin - 1, x2 = xmax (and the same along y). Most tools write edges from 0, which are taken as they
-are. A coordinate below 1 or a fraction proves that for a whole set (`runtime.datasets.voc_origin`).
-`difficult` objects are neither to be learned nor counted as missed: they become ignored (crowd) boxes.
+edges that is x1 = xmin - 1, x2 = xmax (and the same along y). Most tools write edges from 0, which need no change. A
+coordinate below 1 or a fraction proves an origin of 0 for a whole set (`runtime.datasets.voc_origin`).
+`difficult` objects are not learned, and not counted as missed: they become ignored (crowd) boxes.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from isodet.errors import IsodetError
 from runtime.datasets.annotations import (
     BAD_FLAG,
     BORROWED,
-    BROKEN_ENTRY,
     FROM_0,
     NO_ANNOTATION,
     NO_BBOX,
     NO_CLASS,
-    NO_FILE,
     OTHER_CLASS,
     TURNED,
+    BrokenEntry,
     CocoDataset,
     DatasetError,
     Problem,
@@ -37,14 +34,13 @@ from runtime.datasets.annotations import (
     left_out,
     make_record,
     nearest_class,
+    read_entries,
     rotation_of,
     turned_bounds,
-    unread_picture,
 )
 from runtime.datasets.voc_origin import Bounds, bounds_of, counts_from, numbers_of, of_devkit, proves_0, rotated_bounds
 from runtime.datasets.voc_places import VocPlaces, voc_places
-from runtime.datasets.xml_file import XmlError, read_xml
-from runtime.images.image import ImageError
+from runtime.datasets.xml_file import read_xml
 from runtime.images.image_header import image_size
 
 
@@ -74,10 +70,6 @@ class _Entry(NamedTuple):
     """The <filename>, if it names the picture of another .xml and this .xml's own picture was taken; else ''."""
 
 
-class _Broken(IsodetError, ValueError):
-    """An XML file of which nothing can be used."""
-
-
 Origin = Literal["auto", 0, 1]
 
 
@@ -91,25 +83,13 @@ def read_voc(
 ) -> CocoDataset:
     """Read a folder of .xml, a VOC folder (Annotations/, JPEGImages/), or a list of names as in ImageSets/Main.
 
-    Image ids count from 1 in the order of names (of the list, where it is one). Labels follow the sorted class names,
-    or `classes`. `origin` is what coordinates count from. Arguments and errors are those of `read_dataset`.
+    Image ids count from 1 in the order of the files, or of the list. Labels follow the sorted class names, or
+    `classes`. `origin` is the number that coordinates count from. Arguments and errors are those of `read_dataset`.
     """
     places = voc_places(annotations, images)
     files, pictures = places.files, places.pictures
     problems: list[Problem] = []
-    entries = []
-    for image_id, file in enumerate(files, start=1):
-        try:
-            entry = _read_entry(file, image_id, places)
-        except (_Broken, XmlError) as error:
-            problems.append(Problem(BROKEN_ENTRY, image_id, detail=f"{file}: {error}"))
-        except ImageError as error:  # a missing picture is reported as missing, whether or not the XML has its size
-            problems.append(unread_picture(error, image_id))
-        else:
-            if check_files and not os.path.isfile(entry.path):
-                problems.append(Problem(NO_FILE, image_id, detail=str(entry.path)))
-            else:
-                entries.append(entry)
+    entries = read_entries(files, lambda file, number: _read_entry(file, number, places), problems, check_files)
     if not entries:
         raise DatasetError.at(
             annotations,
@@ -145,13 +125,13 @@ def read_voc(
 def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
     root = read_xml(file)
     if root.tag != "annotation":
-        raise _Broken(f"expected <annotation> as its first element, got <{root.tag}>")
+        raise BrokenEntry.at(file, f"expected <annotation> as its first element, got <{root.tag}>")
     file_name = (root.findtext("filename") or "").strip()
     path = places.picture(file, file_name)
     sides = numbers_of(root, "size", ("height", "width")) or ()
     pixels = [int(side) for side in sides if math.isfinite(side) and side >= 1]
     borrowed = path.stem == file.stem and places.is_borrowed(file, file_name)
-    # Labeling tools write a size of 0, or none at all; then the picture itself is asked.
+    # Labeling tools write a size of 0, or none at all: then it is read from the picture.
     size_hw = (pixels[0], pixels[1]) if len(pixels) == 2 and not borrowed else image_size(path)
     from_devkit = of_devkit(root)
     objects = []
@@ -173,7 +153,7 @@ def _read_entry(file: Path, image_id: int, places: VocPlaces) -> _Entry:
 
 
 def _rows(entry: _Entry, first: int, label_of: dict[str, int], chosen: bool, problems: list[Problem]) -> list[Row]:
-    """The usable objects; `first` is what xmin and ymin count from."""
+    """The usable objects; `first` is the number that xmin and ymin count from."""
     rows = []
     for item in entry.objects:
         if item.name not in label_of:

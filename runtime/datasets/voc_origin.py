@@ -1,8 +1,8 @@
 """Whether the coordinates of a set of VOC files count from 1, as the development kit's, or from 0, as most tools write.
 
 It is decided for the whole set: a file that counts from 1 has no coordinate below 1 and no fraction. The development
-kit's own files have a few fractions and do count from 1, so those that name its database prove nothing. A rotation
-proves as much: CVAT, which writes one for each box, and roLabelImg, whose rotated boxes are <robndbox>, count from 0.
+kit's own files count from 1 but have a few fractions, so files that name its database prove nothing. A rotation is a
+proof, too: CVAT, which writes one for each box, and roLabelImg, whose rotated boxes are <robndbox>, count from 0.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from runtime.datasets.xml_file import XmlError, read_xml
+from runtime.datasets.annotations import BrokenEntry
+from runtime.datasets.xml_file import read_xml
 
 Bounds = tuple[float, float, float, float]
 """xmin, ymin, xmax, ymax as written."""
 
 
 class Counting(NamedTuple):
-    """What a set counts from."""
+    """The number that the coordinates of a set count from."""
 
     first: int
     """0 or 1."""
@@ -32,7 +33,7 @@ class Counting(NamedTuple):
 
 
 def counts_from(proofs: Iterable[str], others: Iterable[Path], origin: Literal["auto", 0, 1]) -> Counting:
-    """What the set counts from, by `origin` or by its boxes.
+    """The number that the set counts from, by `origin` or by its boxes.
 
     proofs: where the boxes are that prove a 0 (`proves_0`), outside of files of the development kit.
     others: further files of the same set, asked where there are no `proofs`, so that all lists of a set are read alike.
@@ -59,27 +60,27 @@ def proves_0(element: ET.Element) -> bool:
 def _file_proves_0(file: Path) -> bool:
     try:
         root = read_xml(file)
-    except XmlError:
+    except BrokenEntry:
         return False  # the reader of that file reports it
     return not of_devkit(root) and any(map(proves_0, root.iterfind("object")))
 
 
 def of_devkit(root: ET.Element) -> bool:
-    """Whether a file says that it is of the VOC challenge itself."""
+    """Whether a file names the database of the VOC challenge itself."""
     return re.match(r"The VOC\d{4} Database", (root.findtext("source/database") or "").strip()) is not None
 
 
 def bounds_of(element: ET.Element) -> Bounds | None:
-    """The numbers of an object's <bndbox>; None where one of them is missing or none."""
+    """The numbers of an object's <bndbox>; None where one of them is missing or is no number."""
     values = numbers_of(element, "bndbox", ("xmin", "ymin", "xmax", "ymax"))
     return None if values is None else (values[0], values[1], values[2], values[3])
 
 
 def rotated_bounds(element: ET.Element) -> tuple[Bounds, float] | None:
-    """An object's <robndbox>, as edges from 0 before it is turned about its middle, and the turn in degrees.
+    """An object's <robndbox>: its edges from 0 before it is turned about its middle, and the turn in degrees.
 
-    The turn is kept to 4 places, which is what the 6 places of radians in these files hold. None where a number is
-    missing or none, and edges of NaN where the angle is not finite.
+    The turn has 4 decimals, the precision of the 6 decimals of radians in these files. None where a number is missing
+    or is no number; edges of NaN where the angle is not finite.
     """
     values = numbers_of(element, "robndbox", ("cx", "cy", "w", "h", "angle"))
     if values is None:

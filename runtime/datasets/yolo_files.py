@@ -17,9 +17,9 @@ _NOTHING = ("", "~", "null", "Null", "NULL", "None")
 
 
 def read_data_yaml(path: Path) -> dict[str, Any]:
-    """The mapping of a data.yaml in which every scalar is text as it is written: no, on, null and 0x10 are names.
+    """The mapping of a data.yaml, in which every scalar stays text: no, on, null and 0x10 may be names of classes.
 
-    Keys that say nothing are left out. Raises `DatasetError`.
+    Keys with an empty value are left out. Raises `DatasetError`.
     """
     import yaml
 
@@ -93,7 +93,7 @@ def key_point_numbers(content: dict[str, Any], path: Path) -> int:
 
 
 def key_points_beside(folder: Path) -> int:
-    """As `key_point_numbers`, of the data.yaml in the folder of labels or in one of the two above it."""
+    """`key_point_numbers` of the data.yaml in the folder of labels, or in one of the two folders above it."""
     for candidate in _around(folder):
         if (content := _described(candidate, folder)) is not None:
             return key_point_numbers(content, candidate / "data.yaml")
@@ -101,7 +101,7 @@ def key_points_beside(folder: Path) -> int:
 
 
 def _described(candidate: Path, folder: Path) -> dict[str, Any] | None:
-    """The data.yaml in `candidate`; None where there is none, or, above `folder`, one that is of something else."""
+    """The data.yaml in `candidate`; None without one, or, above `folder`, for a file of another kind."""
     path = candidate / "data.yaml"
     if not os.path.isfile(path):
         return None
@@ -110,11 +110,11 @@ def _described(candidate: Path, folder: Path) -> dict[str, Any] | None:
     except DatasetError:
         if candidate in (folder, folder / "labels"):
             raise
-        return None  # a file of this name may be anything, and none is needed
+        return None  # above the folder, a file of this name may be anything, and is not needed
 
 
 def class_names(place: Path, classes: Sequence[str] | None) -> tuple[Sequence[str], tuple[Path, ...]]:
-    """Class names, and the file that they come from: in the folder of `place`, or in one of the two above it."""
+    """Class names, and the file that they come from: in the folder of `place`, or in one of the two folders above."""
     folder = place if os.path.isdir(place) else place.parent
     for candidate in _around(folder):
         others = sorted(candidate.glob("*.names")) if os.path.isdir(candidate) else []

@@ -1,4 +1,4 @@
-"""Where the pictures of a YOLO data set and their label files are, and what their classes are called."""
+"""The places of a YOLO data set: its pictures, their label files, and the names of its classes."""
 
 from __future__ import annotations
 
