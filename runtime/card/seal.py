@@ -40,5 +40,5 @@ def _digest(content: Mapping[str, Any], key: str, inside: str | None) -> str:
     """The hash of the values, independent of the order of keys and of white space."""
     holder = content if inside is None else content[inside]
     rest: Mapping[str, Any] = {name: value for name, value in holder.items() if name != key}
-    whole = rest if inside is None else {**content, inside: rest}
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    unsealed = rest if inside is None else {**content, inside: rest}
+    return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()

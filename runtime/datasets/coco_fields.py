@@ -68,8 +68,8 @@ def roots_of_a_name(categories: Sequence[Mapping[str, Any]], used: Set[Id | None
     above = {category.get("supercategory") for category in categories if isinstance(category.get("supercategory"), str)}
     places: set[int] = set()
     for place, category in enumerate(categories):
-        others = [i for i, name in enumerate(names) if name == names[place] and i != place and i not in places]
-        if others and names[place] in above and id_of(category.get("id")) not in used:
+        same_name = [i for i, name in enumerate(names) if name == names[place] and i != place and i not in places]
+        if same_name and names[place] in above and id_of(category.get("id")) not in used:
             places.add(place)
     return places
 

@@ -55,10 +55,12 @@ def read_list(
     known = _known_classes(annotations, content, names_file, classes)
     names, problems = choose_classes(known, classes, str(annotations), allow_absent)
     absences = len(problems)
-    label_of = {name: label for label, name in enumerate(names)}
+    label_of: dict[int | str, int | None] = {}  # by number and by name; None for classes that were not asked for
+    for number, name in enumerate(known):
+        label_of[number] = label_of[name] = names.index(name) if name in names else None
 
     def read(entry: Any, image_id: int) -> ImageRecord:
-        return _record(entry, image_id, f"{annotations}: [{image_id - 1}]", images, known, label_of, problems)
+        return _record(entry, image_id, f"{annotations}: [{image_id - 1}]", images, label_of, problems)
 
     records = read_entries(content, read, problems, check_files)
     if not records:
@@ -105,13 +107,7 @@ def _known_classes(
 
 
 def _record(
-    entry: Any,
-    image_id: int,
-    where: str,
-    images: Path,
-    known: Sequence[str],
-    label_of: dict[str, int],
-    problems: list[Problem],
+    entry: Any, image_id: int, where: str, images: Path, label_of: dict[int | str, int | None], problems: list[Problem]
 ) -> ImageRecord:
     if not isinstance(entry, dict):
         raise BrokenEntry(f"{where}: expected an object with filename and ann, got {entry!r:.60}")
@@ -138,7 +134,7 @@ def _record(
             )
         for i, (box, label) in enumerate(zip(boxes, labels or [], strict=True)):
             detail = f"[{image_id - 1}].ann.{boxes_key}[{i}]: {box!r:.60}, label {label!r:.60}"
-            row, reason = _row(box, label, ignored, height, width, known, label_of)
+            row, reason = _row(box, label, ignored, height, width, label_of)
             if reason:
                 problems.append(Problem(reason, image_id, i, detail))
             if row is not None:
@@ -156,20 +152,18 @@ def _side(entry: dict[str, Any], key: str, where: str) -> int | None:
 
 
 def _row(
-    box: Any, label: Any, ignored: bool, height: int, width: int, known: Sequence[str], label_of: dict[str, int]
+    box: Any, label: Any, ignored: bool, height: int, width: int, label_of: dict[int | str, int | None]
 ) -> tuple[Row | None, str]:
     """The object, or None; and the reason where it is skipped or clipped."""
     if not isinstance(box, list) or len(box) != 4 or not all(is_number(v) for v in box):
         return None, NO_BBOX
-    index = EVERY_CLASS
-    if not ignored or label != EVERY_CLASS:
-        if type(label) is int and 0 <= label < len(known):
-            label = known[label]
-        if not isinstance(label, str) or label not in known:
-            return None, NO_CLASS
-        if label not in label_of:
-            return None, OTHER_CLASS
-        index = label_of[label]
+    index: int | None
+    if ignored and label == EVERY_CLASS:
+        index = EVERY_CLASS
+    elif type(label) not in (int, str) or label not in label_of:
+        return None, NO_CLASS
+    elif (index := label_of[label]) is None:
+        return None, OTHER_CLASS
     x1, y1, x2, y2 = map(as_float, box)
     clipped, reason = clipped_box(x1, y1, x2, y2, height, width)
     return (None if clipped is None else Row(clipped, index, ignored)), reason

@@ -149,13 +149,13 @@ def _readings(name: str) -> list[str]:
 
 
 def _named(folder: Path, name: str, path: Path, number: int) -> Path:
-    usual, *others = (folder / f"{text}.xml" for text in _readings(name))
+    usual, *variants = (folder / f"{text}.xml" for text in _readings(name))
     if not os.path.isfile(usual) and _without_flag(name) is not None:
         raise DatasetError(
             f"{path}, line {number}: expected one name of an image, got {name!r}; the lists of single "
             "classes (aeroplane_train.txt) are not for detection, take train.txt"
         )
-    return next((file for file in (usual, *others) if os.path.isfile(file)), usual)
+    return next((file for file in (usual, *variants) if os.path.isfile(file)), usual)
 
 
 def _pictures_of(folder: Path, first: Path) -> Path:

@@ -52,8 +52,7 @@ def read_yolo(
     places = yolo_places(annotations, images, classes, split)
     names, absences = choose_classes(places.known, classes, str(annotations), allow_absent)
     problems: list[Problem] = []
-    index_of = {name: label for label, name in enumerate(names)}
-    label_of = {i: index_of[name] for i, name in enumerate(places.known) if name in index_of}
+    label_of = {number: names.index(name) for number, name in enumerate(places.known) if name in names}
     read_files: list[Path] = []
 
     def read(files: tuple[Path, Path], image_id: int) -> ImageRecord:

@@ -117,8 +117,8 @@ def class_names(place: Path, classes: Sequence[str] | None) -> tuple[Sequence[st
     """Class names, and the file that they come from: in the folder of `place`, or in one of the two folders above."""
     folder = place if os.path.isdir(place) else place.parent
     for candidate in _around(folder):
-        others = sorted(candidate.glob("*.names")) if os.path.isdir(candidate) else []
-        for path in (*(candidate / name for name in _NAMES), *(others if len(others) == 1 else [])):
+        name_files = sorted(candidate.glob("*.names"))
+        for path in (*(candidate / name for name in _NAMES), *(name_files if len(name_files) == 1 else [])):
             if os.path.isfile(path):
                 return read_class_names(path), (path,)
         if (content := _described(candidate, folder)) is not None:

@@ -73,10 +73,8 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
     known = names_of(content["names"], path)
     entries = entries_of(content, split, path)
     if not entries:
-        there = [key for key in ("train", "val", "test") if content.get(key)]
-        raise DatasetError(
-            f"{path}: missing key '{split}' (it has: {', '.join(there) or 'no split'})", key=split, path=path
-        )
+        splits = ", ".join(key for key in ("train", "val", "test") if content.get(key)) or "no split"
+        raise DatasetError(f"{path}: missing key '{split}' (it has: {splits})", key=split, path=path)
     root = path.parent / "".join(entries_of(content, "path", path)[:1])
     if not os.path.isdir(root):
         root = path.parent  # `path` is often that of the machine that wrote it

@@ -21,7 +21,7 @@ from runtime.files.text_table import text_table
 from runtime.images.image import Image, ImageError, read_image
 
 Found = tuple[dict[int, Detections], list["ImageRecord"], list[tuple[Path, str]]]
-"""Detections by image id, and the files that could not be read with the reasons."""
+"""Detections by image id, the records that were judged, and the files that could not be read with the reasons."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Evaluation:
     ar100: float
     """Mean recall over IoU 0.50:0.95 with at most 100 detections of a class in an image, or the last of `map_at`."""
     threshold: float
-    """Score with the best F1 at IoU 0.50, averaged over classes: what an application may start from."""
+    """Score with the best F1 at IoU 0.50, averaged over classes: a start for an application."""
     per_class: dict[str, float]
     """AP over IoU 0.50:0.95 of each class, in label order."""
     images: int
@@ -50,19 +50,19 @@ class Evaluation:
     skipped: tuple[tuple[Path, str], ...]
     """Image files that could not be read, and why; their objects are left out."""
     detections: dict[int, Detections]
-    """Image id to what was found, down to the graph's own low score; not in `to_json`."""
+    """Detections by image id, down to the graph's own low score; not in `to_json`."""
     matches: tuple[ImageMatch, ...] = ()
     """Which detection found which object at IoU 0.5, image by image; not in `to_json`."""
     thresholds: dict[str, float] = field(default_factory=dict)
-    """Score with the best F1 at IoU 0.50 of each class; a class that is not there, or never found, is left out."""
+    """Score with the best F1 at IoU 0.50 of each class, without classes that have no object or are never found."""
     map_at: dict[int, float] = field(default_factory=dict)
-    """mAP by how many detections of a class in an image COCO's metrics look at; all others are those at the last."""
+    """mAP for each limit on the detections of a class in an image; all other metrics are those at the last limit."""
     per_class_ap50: dict[str, float] = field(default_factory=dict)
     """AP at IoU 0.50 of each class, in label order."""
     cut: int = 0
-    """Images with more detections of a class than that."""
+    """Images with more detections of a class than the last limit."""
     crowded: int = 0
-    """Images with more objects of a class than that."""
+    """Images with more objects of a class than the last limit."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready object: NaN becomes None, numbers have 3 decimals."""
@@ -96,7 +96,7 @@ class Evaluation:
         return f"mAP is nan: there is no object to find in any of the {self.images} images that were judged"
 
     def cap_note(self) -> str:
-        """What the limit on detections, 100 as COCO has it, means for these images; '' where it cut nothing off."""
+        """The effect of the limit on detections (100 in COCO) on these images; '' where no image is beyond it."""
         if not (self.cut or self.crowded):
             return ""
         most = max(self.map_at, default=MOST)
@@ -133,8 +133,8 @@ def evaluate(
 
     `progress(done, total)` is called after every batch. Files that cannot be read, or whose size is not the annotated
     one (by the rule of `runtime.datasets.orientation`), are left out and listed in `skipped`. Where processes share the
-    work, this one detects in image i, i + n, ... of `part` (i, n), and `gather` gives what each of them found to all,
-    which then judge the same. `max_dets`, rising: how many detections of a class in an image COCO's metrics look at.
+    work, this one detects in the images i, i + n, ... of `part` (i, n), and `gather` gives the results of all processes
+    to each, so that all compute the same metrics. `max_dets`, rising: limits on the detections of a class in an image.
     Raises `EvaluationError` when the classes differ, when no image can be judged, or when pycocotools is not installed.
     """
     if batch_size < 1:
@@ -207,7 +207,7 @@ _Read = tuple[ImageRecord, Image | ImageError]
 
 
 def _read_ahead(records: Sequence[ImageRecord], batch_size: int) -> Iterator[list[_Read]]:
-    """Batches of (record, picture or what is wrong with it), the next one being read meanwhile."""
+    """Batches of (record, picture or the error of reading it); the next batch is read meanwhile."""
 
     def read(record: ImageRecord) -> _Read:
         try:
@@ -228,7 +228,7 @@ def _read_ahead(records: Sequence[ImageRecord], batch_size: int) -> Iterator[lis
 
 
 def require_objects(dataset: CocoDataset) -> None:
-    """Raise `DatasetError` for a data set without an object to find: nothing could be said but NaN."""
+    """Raise `DatasetError` for a data set without an object to find: all its metrics would be NaN."""
     if all(record.crowd.all() for record in dataset.records):
         raise DatasetError.at(
             dataset.annotations,

@@ -1,9 +1,9 @@
-"""Which detection found which object: matched once, and read by curves, the confusion matrix and the worst images.
+"""Which detection found which object: matched once, for the curves, the confusion matrix and the worst images.
 
-The rule is COCO's (Lin et al., 2014, as in pycocotools): detections choose by falling score, each the object of its
-class that it overlaps most, if by an IoU of at least 0.5; an object is found once. A detection without an object
-that lies at least half on a crowd region of its class, or of every class, is ignored. All detections take part: that
-COCO's AP reads the 100 best of a class in a picture only is no part of the rule, and would cut thresholds off.
+The rule is COCO's (Lin et al., 2014, as in pycocotools). By falling score, each detection takes the object of its class
+that it overlaps most, if by an IoU of at least 0.5; an object is found once. A detection without an object that lies at
+least half on a crowd region of its class, or of every class, is ignored. All detections take part: COCO's limit of the
+100 best of a class in a picture belongs to AP and not to matching, and would distort thresholds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ImageMatch:
     def standing(self, thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
         """[D] which detections reach the threshold of their class; thresholds [C].
 
-        Matches stand or fall alone: a detection below its threshold never takes an object from one above it.
+        A threshold does not change matches: a detection below it never took an object from one above it.
         """
         return np.asarray(self.found.scores >= thresholds.astype(np.float32)[self.found.labels])
 
@@ -60,8 +60,8 @@ def _match(record: ImageRecord, found: Detections) -> ImageMatch:
 def greedy(overlaps: NDArray[np.float64], crowd: NDArray[np.bool_], at: float = IOU) -> NDArray[np.int64]:
     """[D] index of the object each detection takes, or `INVENTED`, or `IGNORED` on a crowd region.
 
-    overlaps [D, G], detections by falling score; crowd [G] regions take any number. Of equal overlaps the last
-    object is taken, as pycocotools does.
+    overlaps [D, G], detections by falling score. crowd [G]: regions, which any number of detections may lie on. Among
+    equal overlaps the last object is taken, as in pycocotools.
     """
     taken = np.full(len(overlaps), INVENTED, np.int64)
     free = ~crowd

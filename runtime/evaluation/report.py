@@ -21,7 +21,7 @@ WORST = "worst.jpg"
 def write_report(measurement: Measurement, folder: Path, title: str, count: int = 12) -> Path:
     """Write report.html into `folder`, with curves.png, confusion.png, worst.jpg and metrics.json; returns the page.
 
-    `title` says what was judged. `count`: how many of the worst images are shown.
+    `title` names what was evaluated. `count`: how many of the worst images are shown.
     Raises `EvaluationError` where `folder` is a file.
     """
     if folder.exists() and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""AP by object size, in ranges of the user's own."""
+"""AP by object size, in ranges that the user chooses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
                 "buckets",
                 f"expected NAME:LOW-HIGH in pixels of the root of an area, as tiny:0-16,large:96-inf; got {part!r}",
             )
-        if bucket.name in [other.name for other in buckets]:
+        if bucket.name in [earlier.name for earlier in buckets]:
             raise ArgumentError.of("buckets", f"{bucket.name!r} is there twice")
         buckets.append(bucket)
     return tuple(buckets)
@@ -63,8 +63,8 @@ def bucket_scores(
 
     most: detections of a class in an image that count.
 
-    Sizes are those that the annotations give as `area`. As in COCO's small, medium and large, an object of another
-    size and what finds it count neither way, nor does an invention of another size.
+    The size of an object is the `area` of its annotation. As in COCO's small, medium and large, objects of another size
+    do not count, nor do the detections that find them, nor false positives of another size.
     """
     areas = [(bucket.low**2, min(bucket.high**2, _COCO_END)) for bucket in buckets]
     judge = coco_evaluator(found, dataset, areas, (most,))

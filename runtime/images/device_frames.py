@@ -1,4 +1,4 @@
-"""Frames in the memory of a GPU, which go into a graph without leaving it. Knows no CUDA: addresses and sizes only."""
+"""Frames in the memory of a GPU, which go into a graph without a copy. This file handles addresses only, no CUDA."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEGACY_STREAM = 1
 
 @dataclass(frozen=True)
 class DeviceFrame:
-    """uint8 [h, w, 3] BGR on a GPU: a view, which keeps the array alive that it is of."""
+    """uint8 [h, w, 3] BGR on a GPU: a view of an array, which it keeps alive."""
 
     owner: Any
     pointer: int
@@ -26,9 +26,9 @@ class DeviceFrame:
     pitch: int
     """Bytes from row to row."""
     stream: int | None
-    """CUDA's handle of the stream that has to come to an end first; None where there is nothing to wait for."""
+    """CUDA's handle of the stream that has to finish first; None where there is nothing to wait for."""
     device: str | None
-    """'cuda:N', or None where the array does not say."""
+    """'cuda:N', or None where the array does not name it."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,9 +45,9 @@ def device_frames(array: Any, where: str, batch: bool = True) -> list[DeviceFram
     """The frames of an array with `__cuda_array_interface__` (CuPy, PyTorch, Numba): one, or B of [B, H, W, 3] where
     that is allowed (`batch`).
 
-    Rows may be apart, as a decoder's surfaces and crops have them; pixels of a row may not. As that interface (version
-    3) says, its stream is waited for; of an array that names none, CUDA's default stream, and PyTorch's current one.
-    Raises `FrameError` for what is no picture.
+    There may be a gap between rows, as in a decoder's surfaces and in crops, but not between the pixels of a row. The
+    stream of the array is waited for, by version 3 of that interface; where an array names none, CUDA's default
+    stream, or PyTorch's current one. Raises `FrameError` for an array that is not a picture.
     """
     if isinstance(array, DeviceFrame):
         return [array]
@@ -78,10 +78,10 @@ def device_frames(array: Any, where: str, batch: bool = True) -> list[DeviceFram
 def take_on_device(
     frame: Any, index: int, color: Color, region: Region | None, device: str
 ) -> tuple[DeviceFrame, tuple[int, int]]:
-    """One frame on the GPU `device`, looked at through `region`, and the size [H, W] of the whole.
+    """One frame on the GPU `device`, or its part in `region`, and the size [H, W] of the full frame.
 
-    Raises `FrameError` naming its `index`: nothing is copied to the host or converted in silence, and nothing is
-    resized on the GPU, because that gives other pixels than what the model was verified with.
+    Raises `FrameError` naming its `index`. Nothing is copied to the host or converted in silence, and nothing is
+    resized on the GPU, because its pixels would differ from those that the model was verified with.
     """
     if color != "bgr":
         advice = "frame.flip(-1) with PyTorch, cupy.ascontiguousarray(frame[..., ::-1]) with CuPy"
@@ -98,8 +98,8 @@ def take_on_device(
 
 
 def _unnamed_stream(array: Any) -> int:
-    """PyTorch does not name the stream that a tensor is made on: it is the thread's current one."""
-    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    """The stream of an array that does not name it: PyTorch makes tensors on the current stream of the thread."""
+    torch = sys.modules.get("torch")  # a program with a tensor has imported it
     if torch is None or not isinstance(array, torch.Tensor):
         return LEGACY_STREAM
     return int(torch.cuda.current_stream(array.device).cuda_stream) or LEGACY_STREAM

@@ -1,4 +1,4 @@
-"""Formats whose size stands in the first bytes: PNG, WebP, BMP, GIF, the portable maps, Sun raster, Radiance."""
+"""Formats with their size in the first bytes: PNG, WebP, BMP, GIF, the portable maps, Sun raster, Radiance."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def webp_damage(data: bytes) -> str:
-    """What is missing of a WebP: its end, or pixels where zeros stand; '' where nothing is seen to be."""
+    """What is missing of a WebP: its end, or pixels, with zeros in their place; '' where no damage is visible."""
     if len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return "truncated WebP: it is shorter than its header says"
     pixels = ((start, end) for kind, start, end in _chunks(data) if kind in (b"VP8 ", b"VP8L"))
@@ -89,7 +89,7 @@ def bmp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def bmp_damage(data: bytes) -> str:
-    """'' where the pixels of a BMP are all there, whatever its header says of the file's length."""
+    """'' where a BMP has all its pixels, even if its header has another length of the file."""
     size = bmp_size(data)
     if size is None or len(data) < 34:
         return ""
@@ -124,6 +124,6 @@ def sun_size(data: bytes) -> tuple[int, int] | None:
 
 
 def radiance_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a Radiance picture: they stand in the line after the first empty one."""
+    """Height and width of a Radiance picture, from the line after the first empty line."""
     size = _RADIANCE.match(data, data.find(b"\n\n") + 1)
     return (int(size[1]), int(size[2])) if size else None
