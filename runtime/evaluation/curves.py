@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isodet.errors import ArgumentError
-from runtime.evaluation.matching import IGNORED, ImageMatch, objects_per_class
+from runtime.evaluation.matching import IGNORED, ImageMatch
 
 Values = NDArray[np.float64]
 
@@ -96,7 +96,9 @@ class Recommendation:
 
 def curves(matches: Sequence[ImageMatch], class_names: Sequence[str]) -> tuple[Curve, ...]:
     """A `Curve` for each class, in label order."""
-    objects = objects_per_class(matches, len(class_names))
+    objects = np.zeros(len(class_names), np.int64)  # [C] that can be found: without crowd regions
+    for m in matches:
+        objects += np.bincount(m.record.labels[~m.record.crowd], minlength=len(objects))
     labels = np.concatenate([np.zeros(0, np.int32), *(m.found.labels for m in matches)])
     scores = np.concatenate([np.zeros(0, np.float32), *(m.found.scores for m in matches)])
     object_of = np.concatenate([np.zeros(0, np.int64), *(m.object_of for m in matches)])

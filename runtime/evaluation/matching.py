@@ -8,7 +8,7 @@ least half on a crowd region of its class, or of every class, is ignored. All de
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,11 +93,3 @@ def pairwise_iou(
     if crowd is not None:
         union = np.where(crowd[None], box_areas, union)
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-
-
-def objects_per_class(matches: Sequence[ImageMatch], classes: int) -> NDArray[np.int64]:
-    """[C] objects that can be found, crowd regions left out."""
-    total = np.zeros(classes, np.int64)
-    for m in matches:
-        total += np.bincount(m.record.labels[~m.record.crowd], minlength=classes)
-    return total

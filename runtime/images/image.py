@@ -145,14 +145,13 @@ class Letterbox:
         if out is None:
             out = np.empty((*self.size_hw, 3), np.uint8)
         h, w = self.resized_hw
+        part = out[:h, :w]
         if self.resized_hw == self.source_hw:
-            out[:h, :w] = image
+            part[:] = image
+        elif part.strides[1:] == (3, 1) and part.strides[0] > 0:  # a layout that OpenCV can write to
+            cv2.resize(image, (w, h), dst=part, interpolation=cv2.INTER_LINEAR)
         else:
-            part = out[:h, :w]
-            if part.strides[1:] == (3, 1) and part.strides[0] > 0:  # a layout that OpenCV can write to
-                cv2.resize(image, (w, h), dst=part, interpolation=cv2.INTER_LINEAR)
-            else:
-                part[:] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
+            part[:] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
         # One gray level fills fast; three levels, which are seldom needed, take longer than the resize.
         fill = self.fill_bgr[0] if len(set(self.fill_bgr)) == 1 else self.fill_bgr
         out[h:] = fill

@@ -53,14 +53,14 @@ def _properties(data: bytes, kind: bytes) -> Iterator[bytes]:
 def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
     """Height and width, from the codestream: decoders ignore the box that also holds them."""
     position = 0
-    while data[position : position + 4] != _CODESTREAM:
+    while position + 24 <= len(data) and data[position : position + 4] != _CODESTREAM:
         length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         content = position + 8
         if length == 1:
             length, content = int.from_bytes(data[content : content + 8], "big"), content + 8
-        position = content if kind == b"jp2c" else position + length
-        if length < 8 and kind != b"jp2c" or position + 24 > len(data):
+        if length < 8 and kind != b"jp2c":
             return None
+        position = content if kind == b"jp2c" else position + length
     if position + 24 > len(data):
         return None
     right, bottom, left, top = struct.unpack(">4I", data[position + 8 : position + 24])
