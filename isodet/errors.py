@@ -42,7 +42,7 @@ class IsodetError(Exception):
         return cls(f"{key}: {reason}", key=key)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the error without its constructor, whatever that takes: errors of other processes come pickled."""
+        """Pickle the error without a call of its constructor, since errors pass between processes pickled."""
         return copyreg.__newobj__, (type(self), *self.args), *super().__reduce__()[2:]  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""The card of a model file, whatever kind of file it is."""
+"""The card of a model file of any kind."""
 
 from __future__ import annotations
 

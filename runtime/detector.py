@@ -86,7 +86,7 @@ class Detector:
 
     @property
     def card(self) -> Card:
-        """What the model says of itself."""
+        """The model's card."""
         return self.backend.card
 
     @property

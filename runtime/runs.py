@@ -19,7 +19,7 @@ class RunsError(IsodetError, ValueError):
 
 
 def newest(*names: str, runs: str | PathLike[str] = "runs") -> Path:
-    """The newest `runs/*/<name>` of the first of `names` that any run has. Raises `RunsError` if there is none."""
+    """The newest file `runs/*/<name>`, of the first of `names` that any run has. Raises `RunsError` without one."""
     for name in names:
         if files := list(Path(runs).glob(f"*/{name}")):
             return max(files, key=lambda path: path.stat().st_mtime)

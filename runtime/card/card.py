@@ -63,28 +63,28 @@ class Nms(_Nms, total=False):
 
 @dataclass(frozen=True)
 class Card:
-    """Everything that is needed to run a model and to know where it comes from. Raises `CardError` for bad values.
+    """Everything needed to run a model and to know its origin. Raises `CardError` for bad values.
 
     classes: Names of labels 0..C-1.
     input_size_hw: Pixels.
     score_threshold: Lowest score the graph keeps.
     input: Form of the graph's input, see `COLORS`.
     color: Channel order that the graph takes.
-    source_size_hw: Pixels of the raw frames that the graph takes, where it holds the letterbox; its boxes are in their
-        pixels.
+    source_size_hw: Pixels of the raw frames that the graph takes, where the letterbox is inside; its boxes are in
+        pixels of these frames.
     resize: {} for the letterbox into `input_size_hw`, else the fields of a checkpoint's
         `runtime.images.image.ShortSide`.
-    quantization: {} for floats, else of int8: kind (ptq or qat), method of the ranges, images that were observed,
+    quantization: {} for floats. For int8: kind (ptq or qat), method of the ranges, images that were observed,
         float_layers (convolutions that stay in float besides the predictions).
     threshold: Recommended threshold of an application; applied by the runtime after the graph.
-    thresholds: Recommended threshold of single classes, by name; `threshold` is that of the others. Applied where
-        asked for: `Detector(..., threshold="card")`.
+    thresholds: Recommended threshold of single classes, by name; other classes have `threshold`. Applied on request:
+        `Detector(..., threshold="card")`.
     versions: Of packages, by name; git_commit and git_dirty (yes or no) of the folder that the training was started in.
-    hashes: sha256, by what was hashed. In a file `card` is that of the card itself (`card_text`).
+    hashes: sha256, by the name of what was hashed. In a file, `card` is that of the card itself (`card_text`).
     model: The ModelConfig as a mapping.
     training: The resolved TrainConfig as a mapping; {} when unknown.
     created: ISO 8601.
-    engine: {} but for an engine: what it was built by, for and from; the keys are `runtime.card.sidecar.ENGINE_KEYS`.
+    engine: How and for which GPUs an engine was built, else {}; the keys are `runtime.card.sidecar.ENGINE_KEYS`.
     """
 
     kind: Literal["checkpoint", "onnx", "engine"]
@@ -156,7 +156,7 @@ class Card:
 
     @property
     def frame_hw(self) -> tuple[int, int]:
-        """Pixels [H, W] of what the graph takes: raw frames, or letterboxed ones."""
+        """Pixels [H, W] of the frames that the graph takes, raw or letterboxed."""
         return self.source_size_hw or self.input_size_hw
 
     def resize_rule(self) -> Resize:

@@ -44,7 +44,7 @@ def read_onnx_metadata(path: str | Path) -> dict[str, str]:
 
 
 def graph_sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of an ONNX file without its card: of the graph, whatever the file says about it.
+    """Hexadecimal SHA-256 of an ONNX file without its card, so of the graph itself.
 
     Files beside it that hold its weights (ONNX's external data) are part of it. Raises `CardError` for a file that is
     not whole.

@@ -40,7 +40,7 @@ def read_dataset(
     voc_origin: Origin = "auto",
     val_share: float = 0.0,
 ) -> CocoDataset:
-    """Read the annotations of any format, told by content unless `format` names it.
+    """Read annotations of any format, which is detected by content unless `format` names it.
 
     `images` is the folder that file names are relative to; the table of this module gives its default. `classes`
     selects and orders the labels. `split` chooses among train, val and test of a YOLO data.yaml, and among the COCO

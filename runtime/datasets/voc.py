@@ -106,14 +106,14 @@ def read_voc(
     problems += absences
     label_of = {name: label for label, name in enumerate(names)}
     proofs = (item.where for entry in entries for item in entry.objects if item.proves_0)
-    counting = counts_from(proofs, () if places.whole else places.others(), origin)
+    counting = counts_from(proofs, () if places.is_complete else places.other_files(), origin)
     records = tuple(
         make_record(e.image_id, e.path, *e.size_hw, _rows(e, counting.first, label_of, classes is not None, problems))
         for e in entries
     )
-    if places.whole:
+    if places.is_complete:
         annotated = {entry.path for entry in entries}
-        unread = [path for path in places.alone() if path not in annotated]
+        unread = [path for path in places.unannotated() if path not in annotated]
         problems += [*(Problem(NO_ANNOTATION, None, detail=str(path)) for path in unread), *left_out(places.left_out)]
     problems += [Problem(FROM_0, None, detail=where) for where in counting.against]
     problems += [Problem(BORROWED, entry.image_id, detail=entry.borrowed) for entry in entries if entry.borrowed]

@@ -27,7 +27,7 @@ class Counting(NamedTuple):
     first: int
     """0 or 1."""
     note: str
-    """A line that says that coordinates count from 0, and what proves it; '' where nothing was decided."""
+    """A line for the user: that coordinates count from 0, and the proof; '' where nothing was decided."""
     against: tuple[str, ...]
     """The boxes that contradict a 1 that was asked for."""
 

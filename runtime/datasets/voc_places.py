@@ -26,7 +26,7 @@ class VocPlaces:
     folder: Path
     """The folder of all .xml files of the set."""
     pictures: Path
-    whole: bool
+    is_complete: bool
     """Whether `files` are all there are; False for a list of names."""
 
     @cached_property
@@ -70,7 +70,7 @@ class VocPlaces:
     def _named(self) -> frozenset[Path]:
         return frozenset(self.files)
 
-    def alone(self) -> list[Path]:
+    def unannotated(self) -> list[Path]:
         """Pictures below their folder without an .xml of their name."""
         stems = {file.stem for file in self.files}
         return [path for path in self._listing.pictures if path.stem not in stems]
@@ -80,7 +80,7 @@ class VocPlaces:
         """Files among the pictures that isodet does not read."""
         return self._listing.left_out
 
-    def others(self) -> Iterable[Path]:
+    def other_files(self) -> Iterable[Path]:
         """The .xml files of the set that `files` does not name."""
         return (path for path in xml_in(self.folder) if path not in self._named)
 
@@ -142,7 +142,7 @@ def _without_flag(name: str) -> str | None:
 
 
 def _readings(name: str) -> list[str]:
-    """A line as a name: as it stands, and without a picture's or .xml's suffix or the flag of a list of one class."""
+    """A line as a name: unchanged, and without a picture's or .xml's suffix or the flag of a list of one class."""
     suffix = Path(name).suffix
     without_suffix = name[: -len(suffix)] if suffix.lower() in (*IMAGE_SUFFIXES, ".xml") else None
     return [text for text in (name, without_suffix, _without_flag(name)) if text is not None]

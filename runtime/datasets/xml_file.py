@@ -1,4 +1,4 @@
-"""Reading an XML file in whatever encoding it declares."""
+"""Reading an XML file in the encoding that it declares."""
 
 from __future__ import annotations
 

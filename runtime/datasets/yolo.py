@@ -34,7 +34,7 @@ from runtime.datasets.annotations import (
     make_record,
     read_entries,
 )
-from runtime.datasets.yolo_places import YoloPlaces, lost_labels, yolo_places
+from runtime.datasets.yolo_places import YoloPlaces, lost_objects_text, yolo_places
 from runtime.images.image_header import image_size
 
 _FAR = 1.0
@@ -77,7 +77,7 @@ def read_yolo(
             f"{annotations}: none of its {len(places.pairs)} images can be used; the first: {problems[0].detail}"
             + _another_machine(problems)
         )
-    problems += [Problem(NO_PICTURE, None, detail=lost_labels(path)) for path in places.alone]
+    problems += [Problem(NO_PICTURE, None, detail=lost_objects_text(path)) for path in places.unpaired]
     problems += left_out(places.left_out)
     all_problems = Problems((*absences, *problems), places.notes)
     ids = tuple(range(1, len(names) + 1))

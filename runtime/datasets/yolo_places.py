@@ -39,7 +39,7 @@ class YoloPlaces:
     """Numbers that follow the box in a line."""
     left_out: Sequence[Path] = ()
     """Files among the pictures that isodet does not read."""
-    alone: Sequence[Path] = ()
+    unpaired: Sequence[Path] = ()
     """Label files without a picture."""
     notes: tuple[str, ...] = ()
 
@@ -80,7 +80,7 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
         root = path.parent  # `path` is often that of the machine that wrote it
     pairs: list[tuple[Path, Path]] = []
     left_out: list[Path] = []
-    alone: list[Path] = []
+    unpaired: list[Path] = []
     notes: list[str] = []
     for entry in entries:
         place = root / entry
@@ -90,9 +90,9 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
             notes.append(f"{split}: {entry} is another machine's path, taken for {moved}")
             place = moved
         if os.path.isdir(place):
-            entry_pairs, unread, unpaired = _paired(place, _swapped(place, "images", "labels") or place)
+            entry_pairs, unread, without_picture = _paired(place, _swapped(place, "images", "labels") or place)
             left_out += unread
-            alone += unpaired
+            unpaired += without_picture
         elif os.path.isfile(place):
             listed = listed_pictures(place, root)
             entry_pairs = [(picture, _label_file(picture)) for picture in listed.pictures]
@@ -104,7 +104,7 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
             notes.append(f"none of the {count} pictures of {place} has a label file (all are without objects)")
         pairs += entry_pairs
     key_points = key_point_numbers(content, path)
-    return YoloPlaces(pairs, root, known, (path,), key_points, left_out, alone, tuple(notes))
+    return YoloPlaces(pairs, root, known, (path,), key_points, left_out, unpaired, tuple(notes))
 
 
 def label_folder_places(folder: Path, images: Path | None, classes: Sequence[str] | None) -> YoloPlaces:
@@ -112,9 +112,9 @@ def label_folder_places(folder: Path, images: Path | None, classes: Sequence[str
     if images is None:
         beside = _swapped(labels, "labels", "images")
         images = beside if beside is not None and os.path.isdir(beside) else labels
-    pairs, left_out, alone = _paired(images, labels)
+    pairs, left_out, unpaired = _paired(images, labels)
     known, named_by = class_names(folder, classes)
-    return YoloPlaces(pairs, images, known, named_by, key_points_beside(folder), left_out, alone)
+    return YoloPlaces(pairs, images, known, named_by, key_points_beside(folder), left_out, unpaired)
 
 
 def picture_list_places(path: Path, names: Path, images: Path | None, classes: Sequence[str] | None) -> YoloPlaces:
@@ -181,7 +181,7 @@ def _paired(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[P
     return pairs, listing.left_out, [p for p in texts if p not in paired and is_label_file(p)]
 
 
-def lost_labels(path: Path) -> str:
+def lost_objects_text(path: Path) -> str:
     """A label file without a picture, and how many objects are lost with it."""
     count = sum(1 for line in path.read_bytes().splitlines() if line.strip())
     return f"{path} ({count} object{'' if count == 1 else 's'})"

@@ -39,19 +39,19 @@ def coco_metrics(
     detections of a class than the last limit, and `crowded` those with more objects of one.
     """
     most = max((_of_one_class(result.labels) for result in found.values()), default=0)
-    judge = coco_evaluator(found, dataset, max_dets=(*max_dets, max(max_dets[-1], most)))
-    precision = judge.eval["precision"]  # [IoU, recall, category, area range, most detections]
+    evaluator = coco_evaluator(found, dataset, max_dets=(*max_dets, max(max_dets[-1], most)))
+    precision = evaluator.eval["precision"]  # [IoU, recall, category, area range, most detections]
     last, unlimited, every = len(max_dets) - 1, -1, slice(None)
-    at_50, at_75 = (int(np.argmin(np.abs(judge.params.iouThrs - iou))) for iou in (0.5, 0.75))
+    at_50, at_75 = (int(np.argmin(np.abs(evaluator.params.iouThrs - iou))) for iou in (0.5, 0.75))
     parts = ((every, 0), (at_50, 0), (at_75, 0), (every, 1), (every, 2), (every, 3))  # IoU and area range of METRICS
     metrics: dict[str, Any] = {
         name: mean_points(precision[iou, ..., area, last]) for name, (iou, area) in zip(METRICS, parts, strict=True)
     }
-    metrics["ar100"] = mean_points(judge.eval["recall"][..., 0, last])
-    curve = (precision[at_50, ..., 0, unlimited], judge.eval["scores"][at_50, ..., 0, unlimited])
-    metrics["threshold"] = _best_threshold(*curve, judge.params.recThrs)
+    metrics["ar100"] = mean_points(evaluator.eval["recall"][..., 0, last])
+    curve = (precision[at_50, ..., 0, unlimited], evaluator.eval["scores"][at_50, ..., 0, unlimited])
+    metrics["threshold"] = _best_threshold(*curve, evaluator.params.recThrs)
     metrics["map_at"] = {most: mean_points(precision[..., 0, i]) for i, most in enumerate(max_dets)}
-    row_of = {category: row for row, category in enumerate(judge.params.catIds)}
+    row_of = {category: row for row, category in enumerate(evaluator.params.catIds)}
     classes = list(zip(dataset.class_names, dataset.category_ids, strict=True))
     per_class = {name: mean_points(precision[:, :, row_of[category], 0, last]) for name, category in classes}
     metrics["per_class_ap50"] = {name: mean_points(precision[at_50, :, row_of[i], 0, last]) for name, i in classes}
@@ -63,7 +63,7 @@ def coco_metrics(
 
 
 def mean_points(values: Any) -> float:
-    """The mean of COCO's numbers in points; NaN without any. -1 stands for a class without an object."""
+    """The mean of COCO's numbers in points, without -1, which marks classes without an object; NaN without any."""
     defined = values[values > -1]
     return float(defined.mean()) * 100 if defined.size else math.nan
 
@@ -108,14 +108,14 @@ def coco_evaluator(
             }
             side.createIndex()
             sides.append(side)
-        judge = cocoeval_class(*sides, iouType="bbox")
+        evaluator = cocoeval_class(*sides, iouType="bbox")
         if areas is not None:
-            judge.params.areaRng = [list(ends) for ends in areas]
-            judge.params.areaRngLbl = [str(i) for i in range(len(areas))]
-        judge.params.maxDets = list(max_dets)
-        judge.evaluate()
-        judge.accumulate()
-    return judge
+            evaluator.params.areaRng = [list(ends) for ends in areas]
+            evaluator.params.areaRngLbl = [str(i) for i in range(len(areas))]
+        evaluator.params.maxDets = list(max_dets)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator
 
 
 def _best_threshold(precision: Any, scores: Any, recall: Any) -> float:

@@ -115,7 +115,7 @@ def curves(matches: Sequence[ImageMatch], class_names: Sequence[str]) -> tuple[C
 def recommended(
     class_curves: Sequence[Curve], fallback: float, precision: float | None = None
 ) -> tuple[Values, dict[str, float]]:
-    """Thresholds [C] to judge by, and those that were measured, by class name; the others are `fallback`."""
+    """Thresholds [C], and by class name those that were measured; the other thresholds are `fallback`."""
     if precision is not None and not 0 < precision <= 1:
         raise ArgumentError.of("precision", f"expected a number above 0 and at most 1, got {precision}")
     chosen = {curve.name: curve.recommend(precision) for curve in class_curves}

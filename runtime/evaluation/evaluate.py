@@ -129,7 +129,7 @@ def evaluate(
     gather: Callable[[Found], list[Found]] | None = None,
     max_dets: Sequence[int] = (MOST,),
 ) -> Evaluation:
-    """Detect in every image of `dataset` at the graph's low score and judge by COCO's box metrics.
+    """Detect in every image of `dataset` at the graph's low score, and compute COCO's box metrics.
 
     `progress(done, total)` is called after every batch. Files that cannot be read, or whose size is not the annotated
     one (by the rule of `runtime.datasets.orientation`), are left out and listed in `skipped`. Where processes share the
@@ -245,10 +245,10 @@ def _difference(detector: Detector, dataset: CocoDataset) -> str:
 
 
 def json_number(value: float, digits: int = 3) -> float | None:
-    """A number for JSON, which has no NaN, with so many decimals."""
+    """A number for JSON, rounded to `digits` decimals; None for NaN, which JSON does not have."""
     return round(value, digits) if math.isfinite(value) else None
 
 
 def shown(value: float) -> str:
-    """A number of points with one decimal, - where there is none."""
+    """A number of points with one decimal; - for NaN."""
     return "-" if math.isnan(value) else f"{value:.1f}"

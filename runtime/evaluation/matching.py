@@ -32,7 +32,7 @@ class ImageMatch:
     record: ImageRecord
     found: Detections
     overlaps: NDArray[np.float64]
-    """[D, G] IoU, whatever the classes; for a crowd region the share of the detection that lies on it."""
+    """[D, G] IoU, also between classes; for a crowd region the share of the detection that lies on it."""
     object_of: NDArray[np.int64]
     """[D] index of the object that the detection found, else `INVENTED` or `IGNORED`."""
 

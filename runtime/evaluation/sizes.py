@@ -67,9 +67,9 @@ def bucket_scores(
     do not count, nor do the detections that find them, nor false positives of another size.
     """
     areas = [(bucket.low**2, min(bucket.high**2, _COCO_END)) for bucket in buckets]
-    judge = coco_evaluator(found, dataset, areas, (most,))
-    precision = judge.eval["precision"]  # [IoU, recall, class, area, most detections]
-    recall = judge.eval["recall"]  # [IoU, class, area, most detections]
+    evaluator = coco_evaluator(found, dataset, areas, (most,))
+    precision = evaluator.eval["precision"]  # [IoU, recall, class, area, most detections]
+    recall = evaluator.eval["recall"]  # [IoU, class, area, most detections]
     scores = []
     for i, bucket in enumerate(buckets):
         low, high = areas[i]

@@ -139,7 +139,7 @@ def sheet(
 ) -> Image:
     """One picture with `images` (uint8 [h, w, 3] BGR, any sizes) in rows of `columns` cells of `cell_hw` pixels.
 
-    Each picture is fitted into its cell with its aspect kept; its caption stands on a strip at the cell's
+    Each picture is fitted into its cell with its aspect kept; its caption is on a strip at the cell's
     bottom. Raises ValueError for no images, no columns, or captions that do not match in number.
     """
     if not images or columns < 1 or min(cell_hw) < 16:

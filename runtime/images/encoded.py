@@ -72,7 +72,7 @@ def refusal(data: bytes) -> str:
 def exif_orientation(data: bytes) -> int:
     """The EXIF orientation 1..8 of an encoded JPEG, PNG, WebP, TIFF or AVIF. `data` is the file, or its beginning.
 
-    1, upright, where there is none. TIFF 6.0, tag 274: 2 mirrored, 3 turned by 180 degrees, 4 mirrored upside down,
+    Without one it is 1, upright. TIFF 6.0, tag 274: 2 mirrored, 3 turned by 180 degrees, 4 mirrored upside down,
     5 transposed, 6 to be turned clockwise, 7 transposed about the other diagonal, 8 to be turned anticlockwise.
     """
     name = encoded_format(data)

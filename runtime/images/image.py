@@ -211,7 +211,7 @@ class ShortSide:
 
 
 Resize = FixedSize | ShortSide
-"""`fit(source_hw)` says how a frame lies in its input."""
+"""A rule whose `fit(source_hw)` gives the placement of a frame in its input."""
 
 
 def letterbox(image: Image, size_hw: tuple[int, int]) -> tuple[Image, Letterbox]:

@@ -91,7 +91,7 @@ def list_pictures(paths: Iterable[Path]) -> Listing:
 def is_picture(path: Path) -> bool:
     """Whether a file is to be read as a picture: by its content, or else by its suffix.
 
-    HEIC is one: its reader says what to do, and the decoder of videos would not.
+    HEIC counts as a picture: the error of reading it has advice, that of the decoder of videos has none.
     """
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:

@@ -104,8 +104,7 @@ def jpeg_damage(data: bytes) -> str:
 def _first_word(frame: int, first: int, precision: int, table: int, first_words: dict[int, int]) -> int:
     """The meaning of zeros in a component's part of a scan: the low four bits count the bits of a coefficient.
 
-    0 is "nothing more in this block", which flat pictures repeat. It also stands for scans in which zeros may have any
-    meaning.
+    0 is "nothing more in this block", which flat pictures repeat. Scans in which zeros may mean anything have 0, too.
     """
     if frame in _SEQUENTIAL:
         return first_words.get(0x10 | table & 15, 0)
