@@ -27,9 +27,9 @@ MOST = 100
 
 
 def coco_metrics(
-    found: dict[int, Detections], dataset: CocoDataset, max_dets: Sequence[int] = (MOST,)
+    detections: dict[int, Detections], dataset: CocoDataset, max_dets: Sequence[int] = (MOST,)
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """COCO's metrics by name and the AP by class name, in points, over the images that `found` has.
+    """COCO's metrics by name and the AP by class name, in points, over the images that `detections` has.
 
     Crowd boxes follow COCO's rule: a detection that matches no object and lies in a crowd box (by the share of its own
     area that is inside) counts neither as right nor as wrong. A crowd box of `EVERY_CLASS` is one of each class.
@@ -38,8 +38,8 @@ def coco_metrics(
     metrics are those at the last; but the threshold is read from all detections. `cut` counts the images with more
     detections of a class than the last limit, and `crowded` those with more objects of one.
     """
-    most = max((_of_one_class(result.labels) for result in found.values()), default=0)
-    evaluator = coco_evaluator(found, dataset, max_dets=(*max_dets, max(max_dets[-1], most)))
+    most = max((_of_one_class(result.labels) for result in detections.values()), default=0)
+    evaluator = coco_evaluator(detections, dataset, max_dets=(*max_dets, max(max_dets[-1], most)))
     precision = evaluator.eval["precision"]  # [IoU, recall, category, area range, most detections]
     last, unlimited, every = len(max_dets) - 1, -1, slice(None)
     at_50, at_75 = (int(np.argmin(np.abs(evaluator.params.iouThrs - iou))) for iou in (0.5, 0.75))
@@ -55,9 +55,11 @@ def coco_metrics(
     classes = list(zip(dataset.class_names, dataset.category_ids, strict=True))
     per_class = {name: mean_points(precision[:, :, row_of[category], 0, last]) for name, category in classes}
     metrics["per_class_ap50"] = {name: mean_points(precision[at_50, :, row_of[i], 0, last]) for name, i in classes}
-    metrics["cut"] = sum(_of_one_class(result.labels) > max_dets[-1] for result in found.values())
+    metrics["cut"] = sum(_of_one_class(result.labels) > max_dets[-1] for result in detections.values())
     metrics["crowded"] = sum(
-        _of_one_class(record.labels[~record.crowd]) > max_dets[-1] for record in dataset.records if record.id in found
+        _of_one_class(record.labels[~record.crowd]) > max_dets[-1]
+        for record in dataset.records
+        if record.id in detections
     )
     return metrics, per_class
 
@@ -73,18 +75,18 @@ def _of_one_class(labels: Any) -> int:
 
 
 def coco_evaluator(
-    found: dict[int, Detections],
+    detections: dict[int, Detections],
     dataset: CocoDataset,
     areas: Sequence[tuple[float, float]] | None = None,
     max_dets: Sequence[int] = (1, 10, MOST),
 ) -> Any:
-    """A COCOeval that has accumulated over the images that `found` has.
+    """A COCOeval that has accumulated over the images that `detections` has.
 
     areas: ranges of square pixels, both ends included, instead of COCO's all, small, medium, large.
     max_dets: how many detections of a class in an image count, rising: the last axis of its arrays.
     """
     coco_class, cocoeval_class = coco_engine()
-    records = [record for record in dataset.records if record.id in found]
+    records = [record for record in dataset.records if record.id in detections]
     truth = [
         dict(image_id=record.id, category_id=category, bbox=_xywh(box), area=float(area), iscrowd=int(crowd))
         for record in records
@@ -94,7 +96,7 @@ def coco_evaluator(
     results = [
         {**result, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
         for record in records
-        for result in found[record.id].to_coco(record.id, dataset.category_ids)
+        for result in detections[record.id].to_coco(record.id, dataset.category_ids)
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints; its numbers are returned instead
         sides = []

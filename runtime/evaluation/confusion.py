@@ -48,7 +48,7 @@ def confusion(matches: Sequence[ImageMatch], class_names: Sequence[str], thresho
     for m in matches:
         standing = m.standing(thresholds)
         hits = standing & (m.object_of >= 0)
-        np.add.at(counts, (m.found.labels[hits], m.found.labels[hits]), 1)
+        np.add.at(counts, (m.detections.labels[hits], m.detections.labels[hits]), 1)
         left = np.flatnonzero(standing & (m.object_of == INVENTED))
         missed = ~m.record.crowd
         missed[m.object_of[hits]] = False
@@ -56,7 +56,7 @@ def confusion(matches: Sequence[ImageMatch], class_names: Sequence[str], thresho
         taken = greedy(m.overlaps[np.ix_(left, objects)], np.zeros(len(objects), np.bool_))
         truth = np.full(len(left), size)
         truth[taken >= 0] = m.record.labels[objects[taken[taken >= 0]]]
-        np.add.at(counts, (truth, m.found.labels[left]), 1)
+        np.add.at(counts, (truth, m.detections.labels[left]), 1)
         unseen = np.delete(objects, taken[taken >= 0])
         counts[:size, size] += np.bincount(m.record.labels[unseen], minlength=size)
     return Confusion(tuple(class_names), counts)

@@ -99,8 +99,8 @@ def curves(matches: Sequence[ImageMatch], class_names: Sequence[str]) -> tuple[C
     objects = np.zeros(len(class_names), np.int64)  # [C] that can be found: without crowd regions
     for m in matches:
         objects += np.bincount(m.record.labels[~m.record.crowd], minlength=len(objects))
-    labels = np.concatenate([np.zeros(0, np.int32), *(m.found.labels for m in matches)])
-    scores = np.concatenate([np.zeros(0, np.float32), *(m.found.scores for m in matches)])
+    labels = np.concatenate([np.zeros(0, np.int32), *(m.detections.labels for m in matches)])
+    scores = np.concatenate([np.zeros(0, np.float32), *(m.detections.scores for m in matches)])
     object_of = np.concatenate([np.zeros(0, np.int64), *(m.object_of for m in matches)])
     order = np.argsort(-scores, kind="stable")
     order = order[object_of[order] != IGNORED]

@@ -20,7 +20,7 @@ from runtime.evaluation.matching import ImageMatch, match
 from runtime.files.text_table import text_table
 from runtime.images.image import Image, ImageError, read_image
 
-Found = tuple[dict[int, Detections], list["ImageRecord"], list[tuple[Path, str]]]
+PartResult = tuple[dict[int, Detections], list["ImageRecord"], list[tuple[Path, str]]]
 """Detections by image id, the records that were judged, and the files that could not be read with the reasons."""
 
 
@@ -126,7 +126,7 @@ def evaluate(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
     part: tuple[int, int] = (0, 1),
-    gather: Callable[[Found], list[Found]] | None = None,
+    gather: Callable[[PartResult], list[PartResult]] | None = None,
     max_dets: Sequence[int] = (MOST,),
 ) -> Evaluation:
     """Detect in every image of `dataset` at the graph's low score, and compute COCO's box metrics.
@@ -147,7 +147,7 @@ def evaluate(
         )
     coco_engine()  # before the long work, not after it
     started = time.perf_counter()
-    found: dict[int, Detections] = {}
+    detections: dict[int, Detections] = {}
     judged: list[ImageRecord] = []
     skipped: list[tuple[Path, str]] = []
     done = 0
@@ -157,25 +157,25 @@ def evaluate(
         skipped += [(record.path, image.reason) for record, image in batch if isinstance(image, ImageError)]
         judged += [record for record, _ in readable]
         results = detector([image for _, image in readable], threshold=0.0)
-        found |= {record.id: result for (record, _), result in zip(readable, results, strict=True)}
+        detections |= {record.id: result for (record, _), result in zip(readable, results, strict=True)}
         done += len(batch)
         if progress is not None:
             progress(done, len(records))
     if gather is not None:
-        parts = gather((found, judged, skipped))
+        parts = gather((detections, judged, skipped))
         record_of = {record.id: record for _, records, _ in parts for record in records}
         judged = [record_of[record.id] for record in dataset.records if record.id in record_of]
         results_of = {image_id: result for of_part, *_ in parts for image_id, result in of_part.items()}
-        found = {record.id: results_of[record.id] for record in judged}
+        detections = {record.id: results_of[record.id] for record in judged}
         skipped = [file for *_, files in parts for file in files]
     seconds = time.perf_counter() - started
-    if not found:
+    if not detections:
         raise EvaluationError.at(
             dataset.annotations,
             f"none of its {len(dataset.records)} images can be read; {skipped[0][0]}: {skipped[0][1]}",
         )
     dataset = replace(dataset, records=tuple(judged))
-    return evaluate_detections(found, dataset, seconds, tuple(skipped), max_dets)
+    return evaluate_detections(detections, dataset, seconds, tuple(skipped), max_dets)
 
 
 def check_max_dets(max_dets: Sequence[int]) -> None:
@@ -185,7 +185,7 @@ def check_max_dets(max_dets: Sequence[int]) -> None:
 
 
 def evaluate_detections(
-    found: dict[int, Detections],
+    detections: dict[int, Detections],
     dataset: CocoDataset,
     seconds: float = 0.0,
     skipped: tuple[tuple[Path, str], ...] = (),
@@ -196,11 +196,11 @@ def evaluate_detections(
     seconds, skipped: as the evaluation has them. Raises `EvaluationError`.
     """
     check_max_dets(max_dets)
-    metrics, per_class = coco_metrics(found, dataset, max_dets)
-    metrics |= {"per_class": per_class, "images": len(found), "seconds": seconds, "skipped": skipped}
-    matches = match(found, dataset)
+    metrics, per_class = coco_metrics(detections, dataset, max_dets)
+    metrics |= {"per_class": per_class, "images": len(detections), "seconds": seconds, "skipped": skipped}
+    matches = match(detections, dataset)
     _, thresholds = recommended(curves(matches, dataset.class_names), metrics["threshold"])
-    return Evaluation(**metrics, detections=found, matches=matches, thresholds=thresholds)
+    return Evaluation(**metrics, detections=detections, matches=matches, thresholds=thresholds)
 
 
 _Read = tuple[ImageRecord, Image | ImageError]

@@ -30,7 +30,7 @@ class ImageMatch:
     """The D detections of one image against its G objects."""
 
     record: ImageRecord
-    found: Detections
+    detections: Detections
     overlaps: NDArray[np.float64]
     """[D, G] IoU, also between classes; for a crowd region the share of the detection that lies on it."""
     object_of: NDArray[np.int64]
@@ -41,20 +41,20 @@ class ImageMatch:
 
         A threshold does not change matches: a detection below it never took an object from one above it.
         """
-        return np.asarray(self.found.scores >= thresholds.astype(np.float32)[self.found.labels])
+        return np.asarray(self.detections.scores >= thresholds.astype(np.float32)[self.detections.labels])
 
 
-def match(found: Mapping[int, Detections], dataset: CocoDataset) -> tuple[ImageMatch, ...]:
-    """Every image that `found` has, by rising image id."""
-    records = sorted((record for record in dataset.records if record.id in found), key=lambda record: record.id)
-    return tuple(_match(record, found[record.id]) for record in records)
+def match(detections: Mapping[int, Detections], dataset: CocoDataset) -> tuple[ImageMatch, ...]:
+    """Every image that `detections` has, by rising image id."""
+    records = sorted((record for record in dataset.records if record.id in detections), key=lambda record: record.id)
+    return tuple(_match(record, detections[record.id]) for record in records)
 
 
-def _match(record: ImageRecord, found: Detections) -> ImageMatch:
-    overlaps = pairwise_iou(found.boxes_xyxy, record.boxes_xyxy, record.crowd)
-    same = (found.labels[:, None] == record.labels[None]) | (record.labels[None] == EVERY_CLASS)
+def _match(record: ImageRecord, detections: Detections) -> ImageMatch:
+    overlaps = pairwise_iou(detections.boxes_xyxy, record.boxes_xyxy, record.crowd)
+    same = (detections.labels[:, None] == record.labels[None]) | (record.labels[None] == EVERY_CLASS)
     object_of = greedy(np.where(same, overlaps, 0.0), record.crowd)
-    return ImageMatch(record, found, overlaps, object_of)
+    return ImageMatch(record, detections, overlaps, object_of)
 
 
 def greedy(overlaps: NDArray[np.float64], crowd: NDArray[np.bool_], at: float = IOU) -> NDArray[np.int64]:

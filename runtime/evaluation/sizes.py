@@ -57,9 +57,9 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
 
 
 def bucket_scores(
-    found: dict[int, Detections], dataset: CocoDataset, buckets: Sequence[Bucket], most: int = MOST
+    detections: dict[int, Detections], dataset: CocoDataset, buckets: Sequence[Bucket], most: int = MOST
 ) -> tuple[BucketScore, ...]:
-    """COCO's AP, AP50 and AR100 over the objects of each bucket, over the images that `found` has.
+    """COCO's AP, AP50 and AR100 over the objects of each bucket, over the images that `detections` has.
 
     most: detections of a class in an image that count.
 
@@ -67,14 +67,14 @@ def bucket_scores(
     do not count, nor do the detections that find them, nor false positives of another size.
     """
     areas = [(bucket.low**2, min(bucket.high**2, _COCO_END)) for bucket in buckets]
-    evaluator = coco_evaluator(found, dataset, areas, (most,))
+    evaluator = coco_evaluator(detections, dataset, areas, (most,))
     precision = evaluator.eval["precision"]  # [IoU, recall, class, area, most detections]
     recall = evaluator.eval["recall"]  # [IoU, class, area, most detections]
     scores = []
     for i, bucket in enumerate(buckets):
         low, high = areas[i]
         objects = sum(
-            int(((r.area >= low) & (r.area <= high) & ~r.crowd).sum()) for r in dataset.records if r.id in found
+            int(((r.area >= low) & (r.area <= high) & ~r.crowd).sum()) for r in dataset.records if r.id in detections
         )
         ap, ap50 = mean_points(precision[:, :, :, i, -1]), mean_points(precision[0, :, :, i, -1])
         scores.append(BucketScore(bucket, ap, ap50, mean_points(recall[:, :, i, -1]), objects))

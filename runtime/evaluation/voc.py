@@ -26,32 +26,32 @@ from runtime.evaluation.matching import IGNORED, INVENTED, IOU, ImageMatch, pair
 Year = Literal["voc07", "voc12"]
 
 
-def voc_ap(found: Mapping[int, Detections], dataset: CocoDataset, year: Year) -> dict[str, float]:
-    """AP of each class in points, 0..100, over the images that `found` has; NaN where a class has no object."""
+def voc_ap(detections: Mapping[int, Detections], dataset: CocoDataset, year: Year) -> dict[str, float]:
+    """AP of each class in points, 0..100, over the images that `detections` has; NaN where a class has no object."""
     average = ap11 if year == "voc07" else area
-    matches = [_match(record, found[record.id]) for record in dataset.records if record.id in found]
+    matches = [_match(record, detections[record.id]) for record in dataset.records if record.id in detections]
     return {
         curve.name: 100 * average(np.cumsum(curve.hits), curve.objects) if curve.objects else math.nan
         for curve in curves(matches, dataset.class_names)
     }
 
 
-def ap11(found: NDArray[np.int64], objects: int) -> float:
+def ap11(hits: NDArray[np.int64], objects: int) -> float:
     """Mean over the recalls 0, 0.1, .. 1 of the best precision at that recall or a higher one.
 
-    found [n]: objects found by the best 1..n detections, of `objects`. Recalls are compared as whole numbers:
+    hits [n]: objects found by the best 1..n detections, of `objects`. Recalls are compared as whole numbers:
     3 of 10 is a recall of 0.3, which in floating point it need not be.
     """
-    precision = found / np.arange(1, len(found) + 1)
-    best = [precision[10 * found >= tenth * objects].max(initial=0.0) for tenth in range(11)]
+    precision = hits / np.arange(1, len(hits) + 1)
+    best = [precision[10 * hits >= tenth * objects].max(initial=0.0) for tenth in range(11)]
     return float(np.mean(best))
 
 
-def area(found: NDArray[np.int64], objects: int) -> float:
+def area(hits: NDArray[np.int64], objects: int) -> float:
     """The area under the curve of precision made monotonic; arguments as in `ap11`."""
-    precision = found / np.arange(1, len(found) + 1)
+    precision = hits / np.arange(1, len(hits) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((envelope * np.diff(found, prepend=0)).sum() / objects)
+    return float((envelope * np.diff(hits, prepend=0)).sum() / objects)
 
 
 def _match(record: ImageRecord, detections: Detections) -> ImageMatch:

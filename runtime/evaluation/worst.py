@@ -58,7 +58,7 @@ def worst_sheet(measurement: Measurement, scores: Sequence[ImageScore]) -> Image
         truth = [_GRAY if crowd else _GREEN if g in hit else _ORANGE for g, crowd in enumerate(m.record.crowd)]
         true_names = [names[c] if c != EVERY_CLASS else "ignored" for c in m.record.labels]
         cells.append(drawn(frame, m.record.boxes_xyxy, true_names, truth))
-        shown = m.found[standing]
+        shown = m.detections[standing]
         outcome: dict[int, Color] = {INVENTED: _RED, IGNORED: _GRAY}
         colors = [outcome.get(o, _GREEN) for o in m.object_of[standing].tolist()]
         cells.append(drawn(frame, shown.boxes_xyxy, [f"{d.name} {d.score:.0%}" for d in shown], colors))
