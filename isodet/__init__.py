@@ -1,4 +1,4 @@
-"""isodet, for programs that have a `models` or a `runtime` of their own; it imports none of its rooms by itself.
+"""isodet, for programs that have a `models` or a `runtime` of their own. It imports its rooms only when asked.
 
 from isodet import Detector  # every name that `runtime` offers
 from isodet.trainer import fit  # isodet.models, .runtime, .trainer and .export are the packages of those names
@@ -13,7 +13,7 @@ from isodet.rooms import ROOMS, install
 from isodet.telemetry import silence
 
 install()
-silence()  # before a library that would tell is imported
+silence()  # before a library is imported that would send usage data
 
 
 def __getattr__(name: str) -> Any:

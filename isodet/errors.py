@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class IsodetError(Exception):
     """Something that isodet cannot do; the message says where, what was expected and what to do.
 
-    What is at fault is also an attribute, None where no such thing is named:
+    The cause is also in attributes, None where it is not known:
     key: the dotted key of a config or a card, as `box.loss`, or the name of an option.
     path: the file or folder.
     image: the file name of a picture.
@@ -42,7 +42,7 @@ class IsodetError(Exception):
         return cls(f"{key}: {reason}", key=key)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As it is, whatever the constructor takes: errors of other processes come pickled."""
+        """Pickle the error without a call of its constructor, since errors pass between processes pickled."""
         return copyreg.__newobj__, (type(self), *self.args), *super().__reduce__()[2:]  # type: ignore[attr-defined]
 
 

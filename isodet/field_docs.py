@@ -1,4 +1,4 @@
-"""What the docstring of a dataclass says of each of its fields."""
+"""The texts in the docstring of a dataclass about its fields."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def field_docs(kind: type[Any]) -> dict[str, str]:
-    """The text behind `name: ` in the docstring of the dataclass `kind`, by field; a paragraph each, on one line.
+    """The text behind `name: ` in the docstring of the dataclass `kind`, by field; each is one line.
 
-    A field's text ends at the next field or the next empty line. Fields of base classes are looked up there. Without
-    docstrings (python -OO) the result is empty.
+    A field's text ends at the next field or the next empty line. Texts of inherited fields come from the base class.
+    Without docstrings (python -OO) the result is empty.
     """
     names = {f.name for f in dataclasses.fields(kind)}
     texts: dict[str, str] = {}

@@ -11,9 +11,9 @@ from typing import Any
 def lazy_names(package: str) -> None:
     """Give `package` the names that its source imports under `if TYPE_CHECKING:`, each when it is first asked for.
 
-    That block is the one list, which type checkers and editors read too: lines `from module import name as name`. It
-    becomes `__all__`, and what `dir()` gives. Raises ImportError where the package has no source, as in a program that
-    was packed without.
+    That block is the only list, which type checkers and editors read, too: lines `from module import name as name`. It
+    also becomes `__all__` and the result of `dir()`. Raises ImportError where the package has no source, as in a
+    program that was packed without its .py files.
     """
     here = sys.modules[package]
     spec = here.__spec__
@@ -35,5 +35,5 @@ def lazy_names(package: str) -> None:
         setattr(here, name, value)
         return value
 
-    # Not by assignments in the package: type checkers would take every name for one that is there.
+    # Not by assignments in the package: type checkers would then accept every name.
     vars(here).update(__getattr__=get, __dir__=lambda: names, __all__=names)

@@ -1,4 +1,4 @@
-"""Modules that moved: what an earlier isodet called `runtime.image` is still found by that name, with a warning."""
+"""Modules that moved: names of an earlier isodet, such as `runtime.image`, still work, with a warning."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ MOVED: dict[str, tuple[str, ...]] = {
     "trainer.convert": ("trainer.prepare.convert",),
     "trainer.runs": ("trainer.run.folder",),
 }
-"""The modules that have today what a module of that name had. Where a package bears the name today, it calls
-`keep_old_names`; for the others `isodet.rooms` makes a module that does."""
+"""Old name of a module -> the modules that hold its content today. Where a package has the old name today, it calls
+`keep_old_names` itself; for the other names `isodet.rooms` makes a module that calls it."""
 
 
 def keep_old_names(module: str) -> None:
-    """Let `module`, called as an earlier one, give that one's names too: each with a DeprecationWarning."""
+    """Let `module`, which has the name of an earlier module, also give the names of that one, each with a
+    DeprecationWarning."""
 
     def get(name: str) -> Any:
         submodule = "__path__" in vars(here) and importlib.util.find_spec(f"{module}.{name}") is not None
@@ -63,5 +64,5 @@ def keep_old_names(module: str) -> None:
 
 
 def moved(old: str, new: str) -> None:
-    """Warn whoever imports or asks for `old`."""
+    """Warn the caller's caller, who uses the name `old`."""
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)

@@ -1,7 +1,8 @@
-"""isodet's packages under other names, and beside a program's own: `isodet.runtime`, and what an old name stands for.
+"""isodet's packages under other names, and beside a program's own: `isodet.runtime`, and old names of modules.
 
-Python takes the `models` that comes first on its path: the program's. It stays the program's; what isodet needs of its
-own `models` is found beside it, as long as no submodule of both has the same name. So with the other rooms.
+Python takes the `models` that comes first on its path: the program's. `models` stays the program's, and submodules of
+isodet's `models` are found beside it, as long as the two packages share no name of a submodule. The same holds for the
+other rooms.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from isodet.old_names import MOVED, keep_old_names, moved
 ROOMS = ("models", "runtime", "trainer", "export")
 _HERE = Path(__file__).resolve().parents[1]
 _shared: set[str] = set()
-"""Rooms whose name is also a package of the program's."""
+"""Rooms whose name is also that of a package of the program."""
 
 
 class RoomError(IsodetError, ImportError):  # type: ignore[misc]  # both have a path
-    """Two packages of one name that cannot be told apart; the message names both."""
+    """Two packages of one name that cannot be used together; the message names both."""
 
 
 def find_rooms(*rooms: str) -> None:
-    """Make modules such as `models.checkpoint` those of isodet, also where the program has a package of that name.
+    """Make modules such as `models.checkpoint` importable from isodet, also if the program has its own `models`.
 
-    Raises `RoomError` where the program's modules hide ours.
+    Raises `RoomError` where modules of the program hide those of isodet.
     """
     for room in rooms:
         ours = _HERE / room
         spec = sys.modules[room].__spec__ if room in sys.modules else importlib.util.find_spec(room)
         if spec is None:
-            continue  # importing says what is missing
+            continue  # the import reports what is missing
         places = [str(Path(place).resolve()) for place in spec.submodule_search_locations or ()]
         if str(ours) in places:
             continue
@@ -56,7 +57,7 @@ def find_rooms(*rooms: str) -> None:
 
 
 class _Aliases:
-    """Comes first: `isodet.runtime.x` is the module `runtime.x`, and not a second one made of the same file."""
+    """The first finder: `isodet.runtime.x` is the module `runtime.x`, and not a second module from the same file."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         package, _, name = fullname.partition(".")
@@ -64,7 +65,7 @@ class _Aliases:
         if package != "isodet" or room not in ROOMS:
             return None
         find_rooms(room)
-        if name in _shared:  # the package itself is the program's: ours has the name isodet.runtime only
+        if name in _shared:  # `runtime` is the program's package; isodet's is only `isodet.runtime`
             return PathFinder.find_spec(fullname, [str(_HERE)])
         spec = importlib.util.find_spec(name)
         return spec and ModuleSpec(
@@ -73,7 +74,7 @@ class _Aliases:
 
 
 class _Alias(Loader):
-    """Loads the module that `spec` is of in the place of the one that was asked for."""
+    """Loads the module of `spec`, in the place of the module that was asked for."""
 
     def __init__(self, spec: ModuleSpec) -> None:
         self.spec = spec
@@ -87,11 +88,11 @@ class _Alias(Loader):
 
 
 class _Others(Loader):
-    """Comes last: our modules beside those of a program's package of the same name, and modules that moved."""
+    """The last finder: isodet's modules beside those of a program's package of the same name, and moved modules."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         room, _, name = fullname.partition(".")
-        if room in _shared and name and "." not in name:  # what lies deeper is found by its parent
+        if room in _shared and name and "." not in name:  # deeper modules are found by their parent
             return PathFinder.find_spec(fullname, [str(_HERE / room)])
         above = _HERE.joinpath(*fullname.split(".")[:-1])
         ours = fullname in MOVED and above in [Path(place).resolve() for place in path or ()]
@@ -101,14 +102,14 @@ class _Others(Loader):
         room, _, name = module.__name__.partition(".")
         homes = " and ".join(MOVED[module.__name__])
         module.__file__ = importlib.import_module(MOVED[module.__name__][0]).__file__
-        if name in sys.modules[room].__all__:  # the module would take the place of the function
+        if name in sys.modules[room].__all__:  # the module would replace the function
             raise ImportError(f"{room}.{name} is a function now: from {room} import {name}; its module is {homes}")
         keep_old_names(module.__name__)
         moved(module.__name__, homes)
 
 
 def install() -> None:
-    """Let Python ask here, too, where modules are."""
+    """Add the finders of this file to Python's."""
     if not any(isinstance(finder, _Aliases) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Aliases())
         sys.meta_path.append(_Others())

@@ -1,4 +1,4 @@
-"""Some of many, for a look or a measurement."""
+"""A selection of items, for pictures or measurements."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 def evenly_spread(items: Sequence[T], count: int) -> list[T]:
-    """`count` of the items at even distances, the first and the last among them; all where there are no more.
+    """`count` of the items at even distances, with the first and the last; all items where there are no more.
 
-    They keep their order. Of several, one alone is the first.
+    They keep their order. A `count` of 1 gives the first item.
     """
     count = min(count, len(items))
     if count < 2:

@@ -18,11 +18,9 @@ def assert_shape(name: str, value: Shaped, *expected: int | EllipsisType | None)
     """Raise `AssertionError` unless the shape of `value` is the `expected` one; the message has both.
 
     None stands for any length, and a first `...` for any number of dimensions. Where a graph is traced with a free
-    batch, give None for it or `other.shape[0]`: a number would fix it, and `len(other)` is one.
+    batch, give None or `other.shape[0]` for it: a number such as `len(other)` would fix the batch.
     """
-    assert _fits(value.shape, expected), (
-        f"{name}: expected the shape {_listed(expected)}, got {_listed(value.shape)}"
-    )  # fmt: skip
+    assert _fits(value.shape, expected), f"{name}: expected the shape {_text(expected)}, got {_text(value.shape)}"
 
 
 def _fits(shape: Sequence[int], expected: Sequence[Any]) -> bool:
@@ -34,5 +32,5 @@ def _fits(shape: Sequence[int], expected: Sequence[Any]) -> bool:
     return all(wanted is None or length == wanted for length, wanted in zip(shape, expected, strict=True))
 
 
-def _listed(shape: Sequence[Any]) -> str:
+def _text(shape: Sequence[Any]) -> str:
     return f"[{', '.join('any' if d is None else '...' if d is ... else str(d) for d in shape)}]"

@@ -1,7 +1,7 @@
-"""The strict reader: the one function that turns mappings, as YAML and JSON give them, into dataclasses.
+"""The strict reader: it turns mappings, as YAML and JSON give them, into dataclasses.
 
-Configurations and cards are read by it: an unknown key, a wrong type or a value out of range is a `ConfigError` that
-names the dotted path and, for a key, the nearest valid one.
+It reads configurations and cards. An unknown key, a wrong type or a value out of range is a `ConfigError` that names
+the dotted path and, for a key, the nearest valid one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from isodet.errors import IsodetError
 T = TypeVar("T")
 
 CustomName = NewType("CustomName", str)
-"""The name of a user's own part, `package.module:Name`; `models.custom.find` says what may be one."""
+"""The name of a user's own part, `package.module:Name`; `models.custom.find` describes such parts."""
 
 
 class ConfigError(IsodetError, ValueError):
@@ -38,28 +38,28 @@ class ConfigError(IsodetError, ValueError):
 
 
 class UnknownKeyError(ConfigError):
-    """A key that nobody reads; `beside` lists the keys that are valid where it stands."""
+    """An unknown key; `beside` lists the keys that are valid in its place."""
 
     beside: tuple[str, ...] = ()
 
 
 def _unknown(key: str, beside: Iterable[str], everywhere: Sequence[str] = ()) -> UnknownKeyError:
-    """The message names up to three keys of the same name that stand elsewhere, or the nearest key beside it.
+    """The error names up to three keys of the same name in other places, or the nearest key beside it.
 
     everywhere: all keys of the config, dotted, where they are known.
     """
     last = key.rpartition(".")[2]
-    same = [f"'{other}'" for other in everywhere if other.rpartition(".")[2] == last][:3]
-    advice = f"; did you mean {' or '.join(same)}?" if same else nearest(last, beside)
+    same_name = [f"'{dotted}'" for dotted in everywhere if dotted.rpartition(".")[2] == last][:3]
+    advice = f"; did you mean {' or '.join(same_name)}?" if same_name else nearest(last, beside)
     error = UnknownKeyError(f"unknown key '{key}'{advice}", key=key)
     error.beside = tuple(beside)
     return error
 
 
 def build(kind: type[T], mapping: Any, path: str = "") -> T:
-    """The dataclass `kind` from a plain mapping (as YAML or JSON give it); `path` is the dotted key it stands under.
+    """The dataclass `kind` from a plain mapping (as YAML or JSON give it); `path` is the dotted key of that mapping.
 
-    A key that once had another name is read by both: `kind.OLD_NAMES` maps the old one to today's.
+    A key that was renamed may have both names: `kind.OLD_NAMES` maps the old one to today's.
 
     Raises `ConfigError` with the key of the first value that is unknown, missing, of the wrong type or out of range.
     """
@@ -67,7 +67,7 @@ def build(kind: type[T], mapping: Any, path: str = "") -> T:
     hints = typing.get_type_hints(kind)
     needed = {name for name, f in fields.items() if default_of(f) is dataclasses.MISSING}
     old_names: Mapping[str, str] = getattr(kind, "OLD_NAMES", {})
-    if isinstance(mapping, Mapping):  # under both names a key stays as it is, and its old name is unknown
+    if isinstance(mapping, Mapping):  # where a key is there with both names, the old one stays, and is unknown
         mapping = {old_names.get(k, k) if old_names.get(k) not in mapping else k: v for k, v in mapping.items()}
     try:
         values = converted({name: hints[name] for name in fields}, needed, mapping, path)
@@ -77,7 +77,7 @@ def build(kind: type[T], mapping: Any, path: str = "") -> T:
         raise _unknown(str(error.key), error.beside, tuple(dotted_keys(kind))) from None
     try:
         return kind(**values)
-    except ConfigError as error:  # of __post_init__, which does not know where it stands
+    except ConfigError as error:  # of __post_init__, which does not know the path above
         key = re.match(r"((\w+)[\w.\[\]]*):", f"{error.key or error}:")
         error.key = _join(path, key[1]) if key and key[2] in fields else path or None
         error.args = (f"{path}.{error}" if path else str(error),)
@@ -99,7 +99,7 @@ def dotted_keys(kind: Any, path: str = "") -> Iterator[str]:
 
 
 def converted(hints: Mapping[str, Any], needed: Set[str], mapping: Any, path: str) -> dict[str, Any]:
-    """The values of `mapping` as the types that `hints` names for their keys; those `needed` must be there.
+    """The values of `mapping` as the types that `hints` has for their keys; the `needed` keys must be there.
 
     Raises `ConfigError` as `build` does.
     """
@@ -154,10 +154,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return value if isinstance(value, hint) else build(hint, value, path)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
         if CustomName in args and isinstance(value, str):  # one of ours, or a part named by its module
-            ours = next(option for option in args if option is not CustomName)
-            return check_custom_name(value, path) if ":" in value else _convert(ours, value, path)
+            known_names = next(option for option in args if option is not CustomName)
+            return check_custom_name(value, path) if ":" in value else _convert(known_names, value, path)
         shaped = [option for option in args if _has_shape_of(option, value)]
-        if len(shaped) == 1:  # the only one that it can be: its own message says what is wrong
+        if len(shaped) == 1:  # the only possible type: its own message says what is wrong
             return _convert(shaped[0], value, path)
         for option in args:
             try:
@@ -175,27 +175,21 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
             if len(value) == len(args):
                 return tuple(_convert(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
-    elif hint is type(None):
-        if value is None:
-            return None
     elif hint is float:
         number = _number(value)
         if number is not None:
             return number
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
     elif origin is Mapping:
         if isinstance(value, Mapping):
             return {str(key): _convert(args[1], item, _join(path, key)) for key, item in value.items()}
     elif typing.is_typeddict(hint):
         return converted(typing.get_type_hints(hint), hint.__required_keys__, value, path)
-    elif hint is Any:  # as a part's arguments, which are read where its signature is known
+    elif hint is Any:  # such as arguments of a part, which are read where its signature is known
         return value
     elif hint is CustomName:
         if isinstance(value, str):
             return check_custom_name(value, path)
-    elif isinstance(value, hint):
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{path}: expected {described(hint)}, got {_shown(value)}", key=path)
 
@@ -237,13 +231,10 @@ def described(hint: Any) -> str:
         if args[-1] is Ellipsis:
             return f"a list of {described(args[0])}"
         return f"a list of {len(args)} values ({', '.join(described(a) for a in args)})"
-    if dataclasses.is_dataclass(hint) or origin is Mapping or typing.is_typeddict(hint):
+    if dataclasses.is_dataclass(hint) or origin is Mapping or typing.is_typeddict(hint) or hint is dict:
         return "a mapping of keys"
-    names: dict[Any, str] = {
-        CustomName: "package.module:Name of your own part", float: "a number",
-        int: "a whole number", str: "text", bool: "true or false", type(None): "null", dict: "a mapping of keys",
-    }  # fmt: skip
-    return names.get(hint, str(hint))
+    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "null"}
+    return "package.module:Name of your own part" if hint is CustomName else names.get(hint, str(hint))
 
 
 def _shown(value: Any) -> str:
@@ -255,7 +246,7 @@ def _shown(value: Any) -> str:
 
 
 def nearest(word: str, words: Any) -> str:
-    """For the end of a message: the one of `words` that `word` may have meant, or all of them."""
+    """The end of a message: the one of `words` that `word` may have meant, or all of them."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(words)}"
 
@@ -271,7 +262,7 @@ def require(condition: bool, key: str, expected: str, value: Any) -> None:
 
 
 def require_defaults(config: Any, apart_from: tuple[str, ...], reason: str) -> None:
-    """Raise a ConfigError for the first key of `config`, not counting `apart_from`, that is not as it is by default."""
+    """Raise a ConfigError for the first key of `config`, except `apart_from`, that does not have its default value."""
     for f in dataclasses.fields(config):
         if f.name not in apart_from and getattr(config, f.name) != f.default:
             raise ConfigError(f"{f.name}: {reason}; leave it at {to_mapping(f.default)}", key=f.name)

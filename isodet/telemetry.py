@@ -1,7 +1,7 @@
-"""Libraries that send usage data home unless they are told not to: isodet tells them.
+"""Libraries that send usage data to their makers by default: isodet switches that off.
 
-Each reads an environment variable when it is imported, so these are set when `isodet` is, which every room imports
-first. A variable that is set already stays: who wants to send usage data says so there (`ORT_DISABLE_TELEMETRY=0`).
+Each reads an environment variable when it is imported. So they are set when `isodet` is imported, which every room does
+first. A variable that is already set stays: set it to send usage data (`ORT_DISABLE_TELEMETRY=0`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import os
 
 SILENT = {
     # ONNX Runtime from 1.29 on: a device id in the home folder, and events to Microsoft. Its function
-    # disable_telemetry_events comes too late: identifier, queue and first event are there after the import.
+    # disable_telemetry_events comes too late: identifier, queue and first event exist after the import.
     "ORT_DISABLE_TELEMETRY": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",  # albumentations asks a package index for a newer version at every import
-    # Where a training logs to MLflow or W&B, its metrics go there, and nothing goes to their makers beside it.
+    # A training that logs to MLflow or W&B sends its metrics there, but no other data to their makers.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_ERROR_REPORTING": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",  # of timm's downloads of weights
@@ -22,6 +22,6 @@ SILENT = {
 
 
 def silence() -> None:
-    """Set what is not set of `SILENT`. Child processes inherit it."""
+    """Set the variables of `SILENT` that are not set. Child processes inherit them."""
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""The card of a model file, whatever kind of file it is."""
+"""The card of a model file of any kind."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from runtime.card.sidecar import read_sidecar
 def read_card(path: str | Path, check_hashes: bool = True) -> Card:
     """The card of an ONNX file, an engine or a checkpoint (which loads torch), told apart by content.
 
-    check_hashes: refuse a damaged card, engine or checkpoint; of an ONNX file the card alone, its graph is for
-    `runtime.card.onnx_metadata.require_unedited`. Raises `CardError` for a file that is missing, is none of these, or
-    carries no card of ours.
+    check_hashes: refuse a damaged card, engine or checkpoint. The graph of an ONNX file is not checked here, but by
+    `runtime.card.onnx_metadata.require_unedited`. Raises `CardError` for a file that is missing, is none of the three,
+    or has no card of isodet.
     """
     kind = file_kind(path)
     if kind == "engine":

@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 class BatchSplitter:
-    """Runs a backend on batches of any size, in parts where one has been found to be too large for the device."""
+    """Runs a backend on batches of any size: in parts, once a batch was too large for the memory of the device."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -20,11 +20,11 @@ class BatchSplitter:
         self._process = os.getpid()
 
     def run(self, images: Images, context: Backend | None = None) -> RawOutputs:
-        """Outputs for `images` of the backend, or of another `context` of it.
+        """The outputs of the backend, or of another `context` of it, for `images`.
 
-        Out of memory, a batch is halved until it runs, and later batches start at that size; a warning says so. Raises
-        `OutOfMemory` where one image does not fit, or the graph's batch is fixed; `BackendError` in a fork of the
-        process that loaded the model onto a GPU.
+        Where memory runs out, the batch is halved until it runs, and later batches start at that size; a warning says
+        so. Raises `OutOfMemory` where one image does not fit, or the graph's batch is fixed; `BackendError` in a fork
+        of the process that loaded the model onto a GPU.
         """
         if os.getpid() != self._process and self._backend.device != "cpu":
             raise BackendError(
@@ -46,6 +46,8 @@ class BatchSplitter:
             self._fits = size
             _log.warning(
                 "%s has no memory for a batch of %d: batches of %d from now on; a smaller max_batch avoids the attempt",
-                self._backend.device, len(images), size,
-            )  # fmt: skip
+                self._backend.device,
+                len(images),
+                size,
+            )
         return parts[0] if len(parts) == 1 else joined(parts)

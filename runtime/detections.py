@@ -1,4 +1,4 @@
-"""What a detector found in one frame."""
+"""The result of a detector for one frame."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """The D objects found in one frame, by falling score. Raises ValueError at birth for anything else.
+    """The D objects found in one frame, by falling score. Its constructor raises ValueError for other arrays.
 
     >>> found = Detector("best.onnx", threshold=0.1)("street.png")[0]
     >>> len(found), found.names
@@ -51,9 +51,9 @@ class Detections:
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         count = len(self.scores) if isinstance(self.scores, np.ndarray) and self.scores.ndim == 1 else -1
-        for name, dtype, shape in (
-            ("scores", np.float32, (count,)), ("boxes_xyxy", np.float32, (count, 4)), ("labels", np.int32, (count,)),
-        ):  # fmt: skip
+        shapes = {"scores": (count,), "boxes_xyxy": (count, 4), "labels": (count,)}
+        for name, shape in shapes.items():
+            dtype = np.int32 if name == "labels" else np.float32
             value = getattr(self, name)
             if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
                 got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
@@ -66,24 +66,26 @@ class Detections:
         # The checks of every call in few operations of NumPy: after a network's run each is out of the caches.
         boxes, scores, labels = self.boxes_xyxy, self.scores, self.labels
         if not np.isfinite(boxes).all():
-            raise ArgumentError.of(
-                "Detections.boxes_xyxy", f"expected finite pixels, got {_first(boxes, ~np.isfinite(boxes))}"
-            )
+            raise self._bad_value("boxes_xyxy", "finite pixels", ~np.isfinite(boxes))
         if not (boxes[:, 2:] >= boxes[:, :2]).all():
-            bad = (boxes[:, 2:] < boxes[:, :2]).any(1)
-            raise ArgumentError.of("Detections.boxes_xyxy", f"expected x1 <= x2 and y1 <= y2, got {_first(boxes, bad)}")
+            raise self._bad_value("boxes_xyxy", "x1 <= x2 and y1 <= y2", (boxes[:, 2:] < boxes[:, :2]).any(1))
         if not (scores[0] <= 1 and scores[-1] >= 0 and (scores[1:] <= scores[:-1]).all()):
             outside = ~((scores >= 0) & (scores <= 1))
             if outside.any():
-                raise ArgumentError.of("Detections.scores", f"expected 0 to 1, got {_first(scores, outside)}")
+                raise self._bad_value("scores", "0 to 1", outside)
             raise ArgumentError.of(
                 "Detections.scores", "expected descending scores; sort boxes, scores and labels first"
             )
         # As unsigned numbers those below zero are the largest.
         if not (labels.view(np.uint32) < len(self.class_names)).all():
-            top = len(self.class_names) - 1
-            unknown = (labels < 0) | (labels > top)
-            raise ArgumentError.of("Detections.labels", f"expected 0 to {top}, got {_first(labels, unknown)}")
+            last = len(self.class_names) - 1
+            raise self._bad_value("labels", f"0 to {last}", (labels < 0) | (labels > last))
+
+    def _bad_value(self, name: str, expected: str, bad: Any) -> ArgumentError:
+        """The error of an array, which shows the first row in which an element is `bad`."""
+        row = int(np.argwhere(bad)[0][0])
+        got = f"{getattr(self, name)[row].tolist()} (row {row})"
+        return ArgumentError.of(f"Detections.{name}", f"expected {expected}, got {got}")
 
     @classmethod
     def empty(cls, class_names: Sequence[str]) -> Detections:
@@ -92,10 +94,10 @@ class Detections:
 
     @classmethod
     def merge(cls, parts: Sequence[Detections]) -> Detections:
-        """All that was found in several looks at one frame, such as tiles or regions, by falling score.
+        """The detections of several parts of one frame, such as tiles or regions, by falling score.
 
-        Nothing is suppressed: what two looks found stays twice. Of equal scores the earlier part's comes first. Raises
-        ValueError for no parts, or parts of different classes.
+        Nothing is suppressed: an object that two parts show is there twice. Among equal scores, detections of the
+        earlier part come first. Raises ValueError for no parts, or parts of different classes.
         """
         if not parts:
             raise ArgumentError.of(
@@ -145,9 +147,9 @@ class Detections:
         threshold: float | Mapping[str, float] | None = None,
         classes: Collection[str | int] | None = None,
     ) -> Detections:
-        """Those with a score of at least `threshold`, of the `classes` given by name or label.
+        """The detections with a score of at least `threshold`, of the `classes` given by name or label.
 
-        `threshold` may give a score for each class by name; a class without one keeps all of its own. Raises
+        `threshold` may be a score for each class by name; a class that it does not name keeps all detections. Raises
         ValueError for a class that the detector does not know.
         """
         keep = np.ones(len(self), np.bool_)
@@ -164,12 +166,13 @@ class Detections:
             keep &= np.isin(self.labels, [self._label(c) for c in classes])
         return self[keep]
 
-    def _label(self, wanted: str | int) -> int:
-        if isinstance(wanted, str) and wanted in self.class_names:
-            return self.class_names.index(wanted)
-        if not isinstance(wanted, str) and 0 <= wanted < len(self.class_names):
-            return int(wanted)
-        raise ArgumentError.of("classes", f"unknown class {wanted!r}; known: {', '.join(self.class_names)}")
+    def _label(self, name_or_label: str | int) -> int:
+        if isinstance(name_or_label, str):
+            if name_or_label in self.class_names:
+                return self.class_names.index(name_or_label)
+        elif 0 <= name_or_label < len(self.class_names):
+            return int(name_or_label)
+        raise ArgumentError.of("classes", f"unknown class {name_or_label!r}; known: {', '.join(self.class_names)}")
 
     def to_json(self) -> list[dict[str, Any]]:
         """One JSON-ready object for each detection: box_xyxy (2 decimals), score (4 decimals), label, name."""
@@ -184,7 +187,7 @@ class Detections:
         ]
 
     def to_supervision(self) -> Any:
-        """These as `supervision.Detections`: xyxy, confidence, class_id, and the names under data["class_name"].
+        """A `supervision.Detections` of these: xyxy, confidence, class_id, and the names under data["class_name"].
 
         Raises ImportError with advice where supervision is not installed.
         """
@@ -210,8 +213,3 @@ class Detections:
             }
             for d in self
         ]
-
-
-def _first(values: NDArray[Any], bad: Any) -> str:
-    row = int(np.argwhere(bad)[0][0])
-    return f"{values[row].tolist()} (row {row})"

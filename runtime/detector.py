@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 Threshold = float | Literal["card"] | Mapping[str, float]
 """Lowest score reported: one for all classes, "card" for the card's `thresholds`, or a score for each class by name.
-A class that has none is judged by the card's `threshold`."""
+A class without one gets the card's `threshold`."""
 
 
 class _Placed(NamedTuple):
-    """A frame, or the part of it in a region, as it goes into the network."""
+    """A frame, or its part in a region, and how it goes into the network."""
 
     image: Image | DeviceFrame
     placement: Letterbox
@@ -58,8 +58,8 @@ class Detector:
     cuda:N. `threshold`: lowest score reported, None for the model's recommendation over all classes, "card" for its
     recommendation for each class, or scores by class name. `threads`: CPU threads of the engine.
     `options`: other ways to run it than the default, such as CUDA graphs.
-    `device`, `threads` and `options` concern files only: a `Backend` is already somewhere.
-    Raises `CardError` for a file that is not a model of ours, `BackendError` when it cannot run here.
+    `device`, `threads` and `options` are for files only: a `Backend` already has its own.
+    Raises `CardError` for a file that is not a model of isodet, `BackendError` when it cannot run here.
     """
 
     def __init__(
@@ -76,15 +76,17 @@ class Detector:
         elif isinstance(source, Backend):
             self.backend = source
         else:
-            raise ArgumentError.of("source", "expected a model file or a runtime.Backend, which your own derives from; "
-                                   f"got {type(source).__name__}")  # fmt: skip
+            raise ArgumentError.of(
+                "source",
+                f"expected a model file or a runtime.Backend, which your own derives from; got {type(source).__name__}",
+            )
         self._splitter = BatchSplitter(self.backend)
         self._resize = self.card.resize_rule()
         self.threshold = self.card.threshold if threshold is None else self.limits(threshold)
 
     @property
     def card(self) -> Card:
-        """What the model says of itself."""
+        """The model's card."""
         return self.backend.card
 
     @property
@@ -99,8 +101,8 @@ class Detector:
 
     @property
     def input_size_hw(self) -> tuple[int, int]:
-        """Pixels of the network's input; of a checkpoint under the short-side rule, of the graph exported from it. What
-        a graph with the letterbox inside takes is `card.source_size_hw`."""
+        """Pixels of the network's input; for a checkpoint under the short-side rule, of the graph that is exported from
+        it. A graph with the letterbox inside takes frames of `card.source_size_hw`."""
         return self.card.input_size_hw
 
     def __call__(
@@ -140,11 +142,12 @@ class Detector:
 
     def _load_device_frame(self, frame: Any, index: int, color: Color, region: Region | None) -> _Placed:
         if not self.backend.takes_device_frames:
-            raise FrameError(f"expected frames in host memory, got an array on a device: {self.backend.name} on "
-                             f"{self.backend.device} takes none; copy it: {COPY}")  # fmt: skip
+            backend = f"{self.backend.name} on {self.backend.device}"
+            raise FrameError(
+                f"expected frames in host memory, got an array on a device: {backend} takes none; copy it: {COPY}"
+            )
         taken, frame_hw = take_on_device(frame, index, color, region, self.backend.device)
-        rule, size = self.card.resize_rule(), self.card.frame_hw
-        placement = rule.fit(taken.size_hw)
+        size, placement = self.card.frame_hw, self._resize.fit(taken.size_hw)
         if not taken.size_hw == size == placement.size_hw == placement.resized_hw:
             height, width = taken.size_hw
             raise FrameError(
@@ -157,7 +160,10 @@ class Detector:
     def _detect(
         self, images: Sequence[Any], placements: Sequence[Letterbox], limits: float | NDArray[np.float32]
     ) -> list[Detections]:
-        """Of images of one input size that fit a batch, all in host memory or all `DeviceFrame`s; boxes in theirs."""
+        """The detections of images of one input size that fit a batch: all in host memory, or all `DeviceFrame`s.
+
+        Boxes are in the pixels of each image.
+        """
         batch = images if isinstance(images[0], DeviceFrame) else self.preprocess(images, placements)
         return self.postprocess(self.infer(batch), placements, limits)
 
@@ -178,14 +184,14 @@ class Detector:
         goes; of all others every frame comes, in order, up to `batch` at once. `runtime.Streams` has times and numbers
         of frames, and many sources. Raises `StreamError` at once when the source cannot be opened.
         """
-        how = options or StreamOptions()
+        options = options or StreamOptions()
         # Outside the generator, so that the error comes from this call.
-        opened = open_source(source, decoder=how.decoder, every=how.every, timeout_s=how.stall_s)
+        opened = open_source(source, decoder=options.decoder, every=options.every, timeout_s=options.stall_s)
 
         def run() -> Iterator[tuple[Image, Detections]]:
-            with Streams([opened], how) as streams:
-                for frame, found in streams.detect(lambda images: self(images, threshold), batch):
-                    yield frame.image, found
+            with Streams([opened], options) as streams:
+                for frame, detections in streams.detect(lambda images: self(images, threshold), batch):
+                    yield frame.image, detections
 
         return run()
 
@@ -226,7 +232,7 @@ class Detector:
     def postprocess(
         self, raw: RawOutputs, placements: Sequence[Letterbox], threshold: float | NDArray[np.float32]
     ) -> list[Detections]:
-        """Detections with a score of at least `threshold`, or [C] of them, in frame pixels, one for each placement."""
+        """The `Detections` of each placement, in frame pixels, with scores of at least `threshold` (or [C] of them)."""
         if raw.num_dets is None:
             raw = suppress(raw, float(self.card.nms["iou"]), int(self.card.nms["detections"]))
             assert raw.num_dets is not None

@@ -1,4 +1,4 @@
-"""Run folders as `trainer fit` writes them: what a command takes when it is told no file."""
+"""Run folders as `trainer fit` writes them: the files that a command takes when it is given none."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from runtime.datasets.annotations import CocoDataset
 
 
 class RunsError(IsodetError, ValueError):
-    """A file that was not named and that no run has; the message says how to get or name it."""
+    """A file that was not named and that no run has; the message says how to make or name it."""
 
 
 def newest(*names: str, runs: str | PathLike[str] = "runs") -> Path:
-    """The newest `runs/*/<name>` of the first of `names` that any run has. Raises `RunsError` if there is none."""
+    """The newest file `runs/*/<name>`, of the first of `names` that any run has. Raises `RunsError` without one."""
     for name in names:
-        found = sorted(Path(runs).glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
-        if found:
-            return found[-1]
+        if files := list(Path(runs).glob(f"*/{name}")):
+            return max(files, key=lambda path: path.stat().st_mtime)
     raise RunsError(
         f"no file was named, and there is no {' or '.join(names)} in {Path(runs)}/*/; "
         "name one, or train with `trainer fit`",
@@ -37,11 +36,11 @@ def validation_data(
     annotations: str | PathLike[str] | None = None,
     images: str | PathLike[str] | None = None,
 ) -> CocoDataset:
-    """The data to judge a model on: what is given, else the validation data its card was trained with.
+    """The data to evaluate a model on: the given `annotations`, else the validation data of its training, by its card.
 
     annotations, images: of any format that `read_dataset` reads; a YOLO data.yaml gives its `val`.
-    `source` names the model in errors. Raises `RunsError` where nothing is known, `DatasetError` where it cannot
-    be read.
+    `source` names the model in errors. Raises `RunsError` where no data is named, `DatasetError` where it cannot be
+    read.
     """
     if annotations is not None:
         return read_dataset(annotations, images, card.classes)
@@ -57,18 +56,18 @@ def validation_data(
 
 
 def _val_split(card: Card, source: Path) -> dict[str, Any]:
-    """What a card says of its validation data, with paths that lead there; {} where it says nothing.
+    """The validation data that a card names, with paths that exist; {} where it names none.
 
-    A checkpoint has absolute paths. An artifact has them as seen from its checkpoint, or names alone, and then the
-    checkpoint beside it knows. Raises `RunsError` where that is not there.
+    A checkpoint has absolute paths. The paths of an artifact are relative to the folder of its checkpoint, or are names
+    alone: these are looked up in the checkpoint beside the artifact. Raises `RunsError` where it is not there.
     """
     split = _named_val(card)
     if "annotations" not in split or Path(split["annotations"]).is_absolute():
         return split
     folder = source.resolve().parent
-    placed = {key: str(folder / split[key]) for key in ("annotations", "images") if split.get(key)}
-    if all(Path(path).exists() for path in placed.values()):
-        return {**split, **placed}
+    paths = {key: str(folder / split[key]) for key in ("annotations", "images") if split.get(key)}
+    if all(Path(path).exists() for path in paths.values()):
+        return {**split, **paths}
     for checkpoint in sorted(folder.glob("*.pt")):
         if sha256_file(checkpoint) == card.hashes.get("checkpoint"):
             return _named_val(read_card(checkpoint, check_hashes=False))

@@ -1,4 +1,4 @@
-"""Greedy NMS in NumPy, for graphs that leave it to the runtime. Exact, and the same as the graph's own."""
+"""Greedy NMS in NumPy, for graphs without NMS. Exact, with the same result as NMS in the graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runtime.backends.protocol import RawOutputs
 
 
 def suppress(candidates: RawOutputs, iou_threshold: float, detections: int) -> RawOutputs:
-    """Detections of `candidates` whose `num_dets` is None: at most `detections` of each image, by class.
+    """The detections among `candidates` (their `num_dets` is None): at most `detections` of each image, by class.
 
     Best first, a candidate is kept unless a kept one of its class overlaps it by more than `iou_threshold`.
     Overlaps are float32 and compared with the largest float32 that is not above the threshold, as in the graph

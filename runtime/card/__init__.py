@@ -1,4 +1,4 @@
-"""What an artifact says of itself, and where each kind of file keeps it."""
+"""The card of an artifact, and where each kind of file keeps it."""
 
 from isodet.old_names import keep_old_names
 

@@ -1,4 +1,4 @@
-"""The card: what a checkpoint or an artifact says of itself, so that nobody has to retype its settings.
+"""The card: how to run a checkpoint or an artifact, and where it comes from, so that nobody has to retype it.
 
 JSON with `"format": 1`: under the key `isodet` of an ONNX file's `metadata_props`, under `card` in a checkpoint, and
 beside an engine (`runtime.card.sidecar`). It is read here without torch, onnx or onnxruntime.
@@ -36,7 +36,7 @@ _SEAL = "card"  # its name among the hashes
 
 
 class CardError(IsodetError, ValueError):
-    """A card that is not there or cannot be used; the message names the file and the key."""
+    """A card that is missing or cannot be used; the message names the file and the key."""
 
     @classmethod
     def at(cls, path: str | PathLike[str], reason: str, *, key: str | None = None) -> Self:
@@ -63,28 +63,28 @@ class Nms(_Nms, total=False):
 
 @dataclass(frozen=True)
 class Card:
-    """Everything that is needed to run a model and to know where it comes from. Raises `CardError` for bad values.
+    """Everything needed to run a model and to know its origin. Raises `CardError` for bad values.
 
     classes: Names of labels 0..C-1.
     input_size_hw: Pixels.
     score_threshold: Lowest score the graph keeps.
     input: Form of the graph's input, see `COLORS`.
     color: Channel order that the graph takes.
-    source_size_hw: Pixels of the raw frames that the graph takes, where it holds the letterbox; its boxes are in their
-        pixels.
+    source_size_hw: Pixels of the raw frames that the graph takes, where the letterbox is inside; its boxes are in
+        pixels of these frames.
     resize: {} for the letterbox into `input_size_hw`, else the fields of a checkpoint's
         `runtime.images.image.ShortSide`.
-    quantization: {} for floats, else of int8: kind (ptq or qat), method of the ranges, images that were observed,
+    quantization: {} for floats. For int8: kind (ptq or qat), method of the ranges, images that were observed,
         float_layers (convolutions that stay in float besides the predictions).
     threshold: Recommended threshold of an application; applied by the runtime after the graph.
-    thresholds: Recommended threshold of single classes, by name; `threshold` is that of the others. Applied where
-        asked for: `Detector(..., threshold="card")`.
+    thresholds: Recommended threshold of single classes, by name; other classes have `threshold`. Applied on request:
+        `Detector(..., threshold="card")`.
     versions: Of packages, by name; git_commit and git_dirty (yes or no) of the folder that the training was started in.
-    hashes: sha256, by what was hashed. In a file `card` is that of the card itself (`card_text`).
+    hashes: sha256, by the name of what was hashed. In a file, `card` is that of the card itself (`card_text`).
     model: The ModelConfig as a mapping.
     training: The resolved TrainConfig as a mapping; {} when unknown.
     created: ISO 8601.
-    engine: {} but for an engine: what it was built by, for and from; the keys are `runtime.card.sidecar.ENGINE_KEYS`.
+    engine: How and for which GPUs an engine was built, else {}; the keys are `runtime.card.sidecar.ENGINE_KEYS`.
     """
 
     kind: Literal["checkpoint", "onnx", "engine"]
@@ -127,9 +127,8 @@ class Card:
             fits = size is None or all(1 <= side <= 1 << 16 for side in size)
             require(fits, key, "[height, width] in pixels", size)
         require(self.batch == "dynamic" or self.batch >= 1, "batch", "dynamic or 1 and more", self.batch)
-        require(
-            self.color == COLORS[self.input], "color", f"{COLORS[self.input]}, the order of {self.input}", self.color
-        )
+        order = COLORS[self.input]
+        require(self.color == order, "color", f"{order}, the order of {self.input}", self.color)
         for name, score in {"score_threshold": self.score_threshold, "threshold": self.threshold}.items():
             require(0 <= score <= 1, name, "a score from 0 to 1", score)
         for name, score in self.thresholds.items():
@@ -146,50 +145,43 @@ class Card:
         require(not self.resize or self.kind == "checkpoint", "resize", "{}: a graph has one input size", self.resize)
         rule = self.resize_rule()
         if isinstance(rule, ShortSide):
-            good = all(1 <= pixels <= 1 << 20 for pixels in (rule.short, rule.long, rule.multiple))
-            require(good, "resize", "short, long and multiple in pixels", self.resize)
-            require(
-                all(0 <= v <= 255 for v in rule.fill_bgr), "resize.fill_bgr", "numbers from 0 to 255", rule.fill_bgr
-            )
-        require(dict(self.letterbox) == LETTERBOX, "letterbox", f"{LETTERBOX}, the one that this version does",
-                self.letterbox)  # fmt: skip
+            sides_ok = all(1 <= pixels <= 1 << 20 for pixels in (rule.short, rule.long, rule.multiple))
+            require(sides_ok, "resize", "short, long and multiple in pixels", self.resize)
+            fill_ok = all(0 <= value <= 255 for value in rule.fill_bgr)
+            require(fill_ok, "resize.fill_bgr", "numbers from 0 to 255", rule.fill_bgr)
+        known_letterbox = f"{LETTERBOX}, the one that this version does"
+        require(dict(self.letterbox) == LETTERBOX, "letterbox", known_letterbox, self.letterbox)
         is_engine = bool(self.engine) == (self.kind == "engine")
         require(is_engine, "engine", "an object with keys for an engine, {} for anything else", self.engine)
 
     @property
     def frame_hw(self) -> tuple[int, int]:
-        """Pixels [H, W] of what the graph takes: raw frames, or letterboxed ones."""
+        """Pixels [H, W] of the frames that the graph takes, raw or letterboxed."""
         return self.source_size_hw or self.input_size_hw
 
     def resize_rule(self) -> Resize:
-        """How frames become this model's input. Where the letterbox is in the graph, a frame of another size than
-        it takes is letterboxed into that size first.
+        """How frames become this model's input. A graph with the letterbox inside takes frames of one size: a frame of
+        another size is first letterboxed into that size.
         """
-        if not self.resize:
-            return FixedSize(self.frame_hw)
-        return build(ShortSide, self.resize, "resize")
+        return build(ShortSide, self.resize, "resize") if self.resize else FixedSize(self.frame_hw)
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON-ready objects; `Card.from_json` of it gives an equal card."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if not self.thresholds:  # then a runtime that does not know the key reads the card, too
-            del plain["thresholds"]
-        if self.source_size_hw is None:
-            del plain["source_size_hw"]
-        if not self.engine:
-            del plain["engine"]
+        optional = ("thresholds", "source_size_hw", "engine")  # left out, so that a runtime without these keys can read
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {name: value for name, value in values.items() if value or name not in optional}
         return {"format": FORMAT, **json.loads(json.dumps(plain, default=_plain))}
 
     @classmethod
     def from_json(cls, content: str | Mapping[str, Any], source: str | Path, check_hashes: bool = True) -> Card:
         """A card from its JSON, as text or parsed. Raises `CardError` naming `source` and the key.
 
-        check_hashes: refuse a card that is another than the one that was written, where it has a hash of itself.
+        check_hashes: refuse a card that has a hash of itself and was changed after it was written.
         """
         try:
             content = json.loads(content) if isinstance(content, str) else content
             damaged = check_hashes and isinstance(content, Mapping) and is_broken(content, _SEAL, "hashes")
-        except (ValueError, RecursionError) as error:  # numbers of thousands of digits and deep nesting, too
+        except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits, and deep nesting
             raise CardError.at(source, f"its card is not valid JSON ({error})") from None
         if not isinstance(content, Mapping) or "format" not in content:
             raise CardError.at(source, "not an isodet card (expected a JSON object with the key 'format')")
@@ -197,19 +189,17 @@ class Card:
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise CardError.at(source, f"expected a whole number of at least 1, got {version!r}", key="format")
         if version > FORMAT:
-            raise CardError(
-                f"{source}: card: format {version} is newer than the {FORMAT} that this isodet reads; upgrade isodet",
-                key="format", path=source,
-            )  # fmt: skip
+            reason = f"format {version} is newer than the {FORMAT} that this isodet reads; upgrade isodet"
+            raise CardError(f"{source}: card: {reason}", key="format", path=source)
         values = {key: value for key, value in content.items() if key != "format"}
-        if isinstance(values.get("hashes"), Mapping):  # a seal is of a file; who writes the card anew makes another
+        if isinstance(values.get("hashes"), Mapping):  # a seal belongs to a file; writing the card makes a new one
             values["hashes"] = {key: value for key, value in values["hashes"].items() if key != _SEAL}
         try:
             card = build(cls, values)
         except (ConfigError, CardError) as error:
             newer = "; a newer isodet may read it" if isinstance(error, UnknownKeyError) else ""
             raise CardError(f"{source}: card: {error}{newer}", key=error.key, path=source) from None
-        if damaged:  # after what is wrong with a key, which says more
+        if damaged:  # last, since an error of a key says more
             raise CardError.at(
                 source,
                 "its card was edited or damaged after it was written: it does not fit its own hash, "
@@ -220,12 +210,12 @@ class Card:
 
 
 def card_text(card: Card, indent: int | None = None) -> str:
-    """The card as the JSON text of an artifact, with the hash of itself in it."""
+    """The card as the JSON text of an artifact, with its own hash in it."""
     return json.dumps(sealed(card.to_json(), _SEAL, "hashes"), indent=indent)
 
 
 def file_kind(path: str | Path) -> Literal["checkpoint", "onnx", "engine"]:
-    """What the file at `path` is, by its content. Raises `CardError` for a missing or an unknown file."""
+    """The kind of the file at `path`, by its content. Raises `CardError` for a missing or an unknown file."""
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -235,7 +225,7 @@ def file_kind(path: str | Path) -> Literal["checkpoint", "onnx", "engine"]:
         raise CardError.at(path, "is a folder, expected a model file (.onnx, .engine or .pt)") from None
     except OSError as error:
         raise CardError.at(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:  # a NUL in it
+    except ValueError as error:  # a NUL in the name
         raise CardError(f"{str(path)!r}: no name that a file can have: {error}", path=path) from None
     if start == b"PK\x03\x04":  # torch.save writes a zip archive
         return "checkpoint"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.card.card import LOAD_ANYWAY, METADATA_KEY, Card, CardError, sha256_file
@@ -13,7 +14,7 @@ _LOCATION = b"\x0a\x08location\x12"  # a StringStringEntryProto up to the length
 
 
 def read_onnx_card(path: str | Path, check_hashes: bool = True) -> Card:
-    """The card in the metadata of the ONNX file at `path`. Raises `CardError` where there is none of ours."""
+    """The card in the metadata of the ONNX file at `path`. Raises `CardError` where there is no card of isodet."""
     metadata = read_onnx_metadata(path)
     if METADATA_KEY not in metadata:
         raise CardError.at(
@@ -31,61 +32,59 @@ def read_onnx_metadata(path: str | Path) -> dict[str, str]:
     """
     metadata: dict[str, str] = {}
     has_graph = False
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            for number, start, end in _protobuf_fields(content, 0, len(content)):
-                has_graph = has_graph or number == 7  # ModelProto.graph
-                if number == 14:  # ModelProto.metadata_props
-                    entry = dict(_entry(content, start, end))
-                    metadata[entry.get(1, "")] = entry.get(2, "")
-    except OSError as error:
-        raise CardError.at(path, f"cannot be read: {error.strerror}") from None
-    except (ValueError, UnicodeDecodeError) as error:  # ValueError: ours below, and mmap's for an empty file
-        raise CardError.at(path, f"not a whole ONNX file ({error}); it may be truncated") from None
+    with _content_of(path) as content:
+        for number, start, end in _protobuf_fields(content, 0, len(content)):
+            has_graph = has_graph or number == 7  # ModelProto.graph
+            if number == 14:  # ModelProto.metadata_props
+                entry = dict(_entry(content, start, end))
+                metadata[entry.get(1, "")] = entry.get(2, "")
     if not has_graph:
         raise CardError.at(path, "not an ONNX model: it has no graph")
     return metadata
 
 
 def graph_sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of an ONNX file without its card: what a graph is, whatever is said of it.
+    """Hexadecimal SHA-256 of an ONNX file without its card, so of the graph itself.
 
     Files beside it that hold its weights (ONNX's external data) are part of it. Raises `CardError` for a file that is
     not whole.
     """
     digest = hashlib.sha256()
-    try:
-        with (
-            open(path, "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            memoryview(content) as view,
-        ):
-            for number, start, end in _protobuf_fields(content, 0, len(content)):
-                if number == 14 and dict(_entry(content, start, end)).get(1) == METADATA_KEY:
-                    continue
-                digest.update(number.to_bytes(4, "little") + (end - start).to_bytes(8, "little"))
-                with view[start:end] as field:
-                    digest.update(field)
-            for name in _external_files(content):
-                beside = Path(path).parent / name
-                digest.update(f"{name} {sha256_file(beside) if beside.is_file() else 'missing'}".encode())
-    except OSError as error:
-        raise CardError.at(path, f"cannot be read: {error.strerror}") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CardError.at(path, f"not a whole ONNX file ({error}); it may be truncated") from None
+    with _content_of(path) as content, memoryview(content) as view:
+        for number, start, end in _protobuf_fields(content, 0, len(content)):
+            if number == 14 and dict(_entry(content, start, end)).get(1) == METADATA_KEY:
+                continue
+            digest.update(number.to_bytes(4, "little") + (end - start).to_bytes(8, "little"))
+            with view[start:end] as field:
+                digest.update(field)
+        for name in _external_files(content):
+            beside = Path(path).parent / name
+            digest.update(f"{name} {sha256_file(beside) if beside.is_file() else 'missing'}".encode())
     return digest.hexdigest()
 
 
-def was_edited(path: str | Path, card: Card) -> bool:
-    """Whether the graph is another than the one that its card was made of. Reads the whole file.
+@contextmanager
+def _content_of(path: str | Path) -> Iterator[mmap.mmap]:
+    """The bytes of the ONNX file at `path`, with the `CardError` of what goes wrong while it is open."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
+    except OSError as error:
+        raise CardError.at(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:  # ours below, text that is not UTF-8, and mmap's for an empty file
+        raise CardError.at(path, f"not a whole ONNX file ({error}); it may be truncated") from None
 
-    Files from before that was noted are taken as they are. Raises `CardError` for a file that is not whole.
+
+def was_edited(path: str | Path, card: Card) -> bool:
+    """Whether the graph differs from the one that its card was made for. Reads the whole file.
+
+    False for older files, whose card has no hash of the graph. Raises `CardError` for a file that is not whole.
     """
     return "graph" in card.hashes and graph_sha256(path) != card.hashes["graph"]
 
 
 def require_unedited(path: str | Path, card: Card, instead: str = LOAD_ANYWAY) -> None:
-    """Raise `CardError` where `was_edited`. instead: what else may be done, for the error."""
+    """Raise `CardError` where `was_edited`. instead: another way out, for the end of the error."""
     if was_edited(path, card):
         raise CardError.at(
             path,

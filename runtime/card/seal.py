@@ -12,27 +12,33 @@ from typing import Any
 
 
 def sealed(content: Mapping[str, Any], key: str, inside: str | None = None) -> dict[str, Any]:
-    """`content` with its seal under `key`, of itself or of the object `inside` it. Files without one are read, too."""
+    """`content` with its seal under `key`: of `content` itself, or of the object `inside` it.
+
+    Readers accept files without a seal, too.
+    """
     holder = content if inside is None else content[inside]
     with_seal = {**holder, key: _digest(content, key, inside)}
     return with_seal if inside is None else {**content, inside: with_seal}
 
 
 def is_broken(content: Mapping[str, Any], key: str, inside: str | None = None) -> bool:
-    """Whether `content` is other than what was sealed; False where nothing was. RecursionError where it is too deep."""
+    """Whether `content` differs from what was sealed; False where nothing was.
+
+    Raises RecursionError for content that is nested too deeply.
+    """
     holder = content if inside is None else content.get(inside)
     if not isinstance(holder, Mapping):
         return False
     if key in holder:
         return bool(holder[key] != _digest(content, key, inside))
-    # The name of the seal may be what was damaged: then a text under another name fits.
+    # The name of the seal may be damaged: then the text under another name is the seal.
     texts = [name for name, value in holder.items() if isinstance(value, str) and len(value) == 64]
     return any(holder[name] == _digest(content, name, inside) for name in texts)
 
 
 def _digest(content: Mapping[str, Any], key: str, inside: str | None) -> str:
-    """Of the values, whatever the order of keys and the white space between them."""
+    """The hash of the values, independent of the order of keys and of white space."""
     holder = content if inside is None else content[inside]
     rest: Mapping[str, Any] = {name: value for name, value in holder.items() if name != key}
-    whole = rest if inside is None else {**content, inside: rest}
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    unsealed = rest if inside is None else {**content, inside: rest}
+    return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()

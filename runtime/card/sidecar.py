@@ -1,7 +1,7 @@
 """The card of an engine: a JSON file beside it, because the engine's own bytes belong to TensorRT.
 
-`best.engine` stays a plain plan that trtexec, Triton and DeepStream read; `best.engine.json` holds its card. The two
-belong together by the engine's SHA-256, so that a copy of only one of them is noticed before anything runs.
+`best.engine` stays a plain plan that trtexec, Triton and DeepStream read; `best.engine.json` holds its card. The
+card holds the engine's SHA-256, so that a copy of only one of the two is noticed before anything runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sidecar_path(engine: str | Path) -> Path:
 
 
 def read_sidecar(engine: str | Path, check_hashes: bool = True) -> Card:
-    """The card beside the engine at `engine`. Raises `CardError` where there is none, or one of another engine.
+    """The card beside the engine at `engine`. Raises `CardError` if it is missing, or is the card of another engine.
 
     check_hashes: compare the engine and the card with their hashes, which reads the whole engine.
     """
@@ -52,16 +52,15 @@ def read_sidecar(engine: str | Path, check_hashes: bool = True) -> Card:
         raise CardError.at(path, f"cannot be read: {error}") from None
     card = Card.from_json(text, path, check_hashes=False)
     if card.kind != "engine":
-        reason = f"expected engine, got {card.kind!r}; this is not the sidecar of an engine"
-        raise CardError.at(path, reason, key="kind")
+        raise CardError.at(
+            path, f"expected engine, got {card.kind!r}; this is not the sidecar of an engine", key="kind"
+        )
     for key, kind in ENGINE_KEYS.items():
         if not isinstance(card.engine.get(key), kind):
-            reason = f"expected {kind.__name__}, got {card.engine.get(key)!r}"
-            raise CardError.at(path, reason, key=f"engine.{key}")
+            raise CardError.at(path, f"expected {kind.__name__}, got {card.engine.get(key)!r}", key=f"engine.{key}")
     profile = card.engine["profile"]
     if len(profile) != 3 or not all(isinstance(n, int) for n in profile) or not 1 <= profile[0] <= profile[2]:
-        reason = f"expected [least, tuned for, most] images, got {profile!r}"
-        raise CardError.at(path, reason, key="engine.profile")
+        raise CardError.at(path, f"expected [least, tuned for, most] images, got {profile!r}", key="engine.profile")
     size, expected = engine.stat().st_size, card.engine["bytes"]
     if size < expected:
         raise CardError.at(engine, f"truncated: {size} of {expected} bytes; copy it again")
@@ -71,7 +70,7 @@ def read_sidecar(engine: str | Path, check_hashes: bool = True) -> Card:
             "copy both from the same place, or build the engine again",
             path=engine,
         )
-    return Card.from_json(text, path, check_hashes)  # last: what is wrong with a key says more
+    return Card.from_json(text, path, check_hashes)  # last, since an error of a key says more
 
 
 def sidecar_text(card: Card) -> str:
@@ -83,8 +82,7 @@ def built_for(card: Card) -> str:
     """What an engine needs, in words: `TensorRT 10.13.3 on an NVIDIA A10 (SM86), linux-x86_64`."""
     facts: dict[str, Any] = dict(card.engine)
     library = "TensorRT-RTX" if facts["flavour"] == "rtx" else "TensorRT"
-    targets = ", ".join(f"SM{sm}" for sm in facts["sm"]) or "SM80 and later"
-    if facts["hardware_compatible"]:
-        targets = "SM80 and later"
+    names = [] if facts["hardware_compatible"] else [f"SM{sm}" for sm in facts["sm"]]
+    targets = ", ".join(names) or "SM80 and later"
     where = f"an {facts['gpu']} ({targets})" if facts["gpu"] else targets
     return f"{library} {facts['version']} on {where}, {facts['system']}"

@@ -1,6 +1,6 @@
 """Annotated data sets: one reader for each format, and `read_dataset`, which tells the formats apart by content.
 
-| format | what is named | pictures, where no folder is given |
+| format | `annotations` names | folder of the pictures by default |
 |---|---|---|
 | coco | a JSON object with images, annotations, categories, or its folder | a folder named as the file, else its own |
 | list | a JSON list of {filename, width, height, ann} | the same |
@@ -40,17 +40,17 @@ def read_dataset(
     voc_origin: Origin = "auto",
     val_share: float = 0.0,
 ) -> CocoDataset:
-    """Read the annotations of any format, told by content unless `format` names it.
+    """Read annotations of any format, which is detected by content unless `format` names it.
 
-    `images` is the folder that file names are relative to; the table above says which is taken without it.
-    `classes` selects and orders the labels. `split` chooses what a YOLO data.yaml names by train, val and test, and
-    among the COCO files of a folder; other sources have one split. `voc_origin` is what VOC coordinates count from.
+    `images` is the folder that file names are relative to; the table of this module gives its default. `classes`
+    selects and orders the labels. `split` chooses among train, val and test of a YOLO data.yaml, and among the COCO
+    files of a folder; other sources have one split. `voc_origin` is the number that VOC coordinates count from.
     `val_share` keeps that share of the pictures for the split val, and the others for train
     (`runtime.datasets.shares`). `check_files` leaves out, and lists, images whose file is missing. A class that a
-    COCO, YOLO or list file does not know is an error unless `allow_absent`; VOC files know only the classes of their
-    objects, so there it is listed in `problems`, and an error only where none of `classes` has an object.
+    COCO, YOLO or list file does not know is an error unless `allow_absent`. VOC files know only the classes of their
+    objects: an unknown class is listed in `problems`, and is an error only where none of `classes` has an object.
 
-    Raises `DatasetError` for what cannot be used at all; what is wrong with one image is in `problems`.
+    Raises `DatasetError` for annotations that cannot be used at all; `problems` lists what is wrong with single images.
     """
     path = Path(annotations)
     folder = None if images is None else Path(images)
@@ -74,15 +74,21 @@ def read_dataset(
 def read_split(
     split: Mapping[str, Any], classes: Sequence[str], name: Literal["train", "val"], allow_absent: bool = False
 ) -> CocoDataset:
-    """Read a split as a training configuration, or a card, writes it: `annotations`, `images`, `format`, `split`,
-    `voc_origin`, `val_share`. `name` is the key that it stands under. Arguments and errors are those of `read_dataset`.
+    """Read a split as a training configuration or a card describes it.
+
+    Its keys are `annotations`, `images`, `format`, `split`, `voc_origin` and `val_share`; `name` is the key of the
+    split itself. Arguments and errors are those of `read_dataset`.
     """
-    kind, origin, share = split.get("format"), split.get("voc_origin"), split.get("val_share")
     return read_dataset(
-        split["annotations"], split.get("images"), classes,
-        kind if kind in FORMATS else "auto", split.get("split") or name, allow_absent=allow_absent,
-        voc_origin=origin if origin in (0, 1) else "auto", val_share=float(share or 0),
-    )  # fmt: skip
+        split["annotations"],
+        split.get("images"),
+        classes,
+        format=split["format"] if split.get("format") in FORMATS else "auto",
+        split=split.get("split") or name,
+        allow_absent=allow_absent,
+        voc_origin=split["voc_origin"] if split.get("voc_origin") in (0, 1) else "auto",
+        val_share=float(split.get("val_share") or 0),
+    )
 
 
 def fingerprint(dataset: CocoDataset) -> str:
@@ -93,7 +99,7 @@ def fingerprint(dataset: CocoDataset) -> str:
     for path in dataset.files:
         try:
             content = sha256_file(path)
-        except OSError:  # reading left it out, too; its coming back is a change
+        except OSError:  # reading left it out, too; once it is readable, the data has changed
             content = "unreadable"
         digest.update(f"{path.name} {content}\n".encode())
     return digest.hexdigest()

@@ -1,22 +1,24 @@
-"""Annotated pictures, whatever format they were written in: the records, and what was wrong with their file."""
+"""Annotated pictures of every format: the records, and the problems of their file."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isodet.errors import IsodetError
 from runtime.images.formats.boxes import HEIC_ADVICE
+from runtime.images.image import ImageError
 from runtime.images.picture_files import is_heic
 
 
@@ -24,20 +26,28 @@ class DatasetError(IsodetError, ValueError):
     """An annotation file that cannot be used; the message names the file, the key or line, and what to do."""
 
 
-def read_annotation_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The content of a JSON file. Raises `DatasetError` for a file that is not there, cannot be read, or is no JSON."""
+def annotation_bytes(path: Path, most: int = -1) -> bytes:
+    """The first `most` bytes of an annotation file, or all of it. Raises `DatasetError` where it cannot be read."""
     try:
-        return json.loads(path.read_bytes(), object_hook=object_hook)
+        with path.open("rb") as file:
+            return file.read(most)
     except FileNotFoundError:
         raise DatasetError.at(path, "no such annotation file") from None
     except OSError as error:
         raise DatasetError.at(path, f"cannot read this annotation file: {error.strerror}") from None
+
+
+def read_annotation_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The content of a JSON file. Raises `DatasetError` for a file that is not there, cannot be read, or is no JSON."""
+    data = annotation_bytes(path)
+    try:
+        return json.loads(data, object_hook=object_hook)
     except (ValueError, RecursionError) as error:  # malformed JSON, bytes that are not UTF-8, lists in lists in lists
         raise DatasetError.at(path, f"not valid JSON ({error})") from None
 
 
 EVERY_CLASS = -1
-"""Label of an ignore region that belongs to no class: it stands for all of them."""
+"""Label of an ignore region without a class: it counts for every class."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +61,9 @@ class ImageRecord:
     boxes_xyxy: NDArray[np.float32]
     """[G, 4] pixels of the picture, clipped to it; every box has a positive area."""
     labels: NDArray[np.int64]
-    """[G], 0..C-1; `EVERY_CLASS` where a crowd box belongs to no class."""
+    """[G], 0..C-1; `EVERY_CLASS` for a crowd box without a class."""
     crowd: NDArray[np.bool_]
-    """[G], True where training and evaluation ignore what lies in the box: COCO's crowds, VOC's difficult objects,
+    """[G], True for regions that training and evaluation ignore: COCO's crowds, VOC's difficult objects,
     `bboxes_ignore` of a list."""
     area: NDArray[np.float32]
     """[G] square pixels: the file's own `area` where it has one (a mask's, usually), else the box's."""
@@ -70,8 +80,46 @@ class Problem:
 
 
 def left_out(paths: Iterable[Path]) -> list[Problem]:
-    """A problem for each file among the pictures that is not read as one."""
+    """A problem for each file among the pictures that is not read as a picture."""
     return [Problem(HEIC if is_heic(path) else LEFT_OUT, None, detail=str(path)) for path in paths]
+
+
+class BrokenEntry(IsodetError, ValueError):
+    """The annotations of one picture, of which nothing can be used; the message says where they are."""
+
+
+class _OfPicture(Protocol):
+    @property
+    def path(self) -> Path: ...
+
+
+Item = TypeVar("Item")
+Entry = TypeVar("Entry", bound=_OfPicture)
+
+
+def read_entries(
+    items: Iterable[Item], read: Callable[[Item, int], Entry], problems: list[Problem], check_files: bool
+) -> list[Entry]:
+    """The results of `read(item, image_id)`, with image ids from 1.
+
+    `read` raises `BrokenEntry` or `ImageError` for an item that cannot be used; it goes to `problems`. So does, with
+    `check_files`, an item whose picture is missing.
+    """
+    entries = []
+    for image_id, item in enumerate(items, start=1):
+        try:
+            entry = read(item, image_id)
+        except BrokenEntry as error:
+            problems.append(Problem(BROKEN_ENTRY, image_id, detail=str(error)))
+        except ImageError as error:
+            reason = NO_SIZE if os.path.isfile(error.path) else NO_FILE
+            problems.append(Problem(reason, image_id, detail=str(error)))
+        else:
+            if not check_files or os.path.isfile(entry.path):
+                entries.append(entry)
+            else:
+                problems.append(Problem(NO_FILE, image_id, detail=str(entry.path)))
+    return entries
 
 
 @dataclass(frozen=True)
@@ -80,7 +128,7 @@ class Problems:
 
     items: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
-    """What is to be known of the whole file and is no fault of one image, one line each: how it was read."""
+    """How the file was read, one line each: facts about the whole file, not about one image."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -105,7 +153,7 @@ class Problems:
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """Annotated pictures, read and checked, in COCO's terms whatever format they were written in.
+    """Annotated pictures of any format, read and checked, in COCO's terms.
 
     Label i is category `category_ids[i]`, named `class_names[i]`.
     """
@@ -118,7 +166,7 @@ class CocoDataset:
     records: tuple[ImageRecord, ...]
     problems: Problems
     files: tuple[Path, ...] = ()
-    """Every annotation file that was read, where it is not `annotations` alone."""
+    """Every annotation file that was read; empty where that is `annotations` alone."""
     voc_origin: int | None = None
     """What the coordinates of Pascal VOC files were counted from, 0 or 1; None for other formats."""
 
@@ -156,22 +204,17 @@ class Row(NamedTuple):
     box: tuple[float, float, float, float]
     """xyxy pixels."""
     label: int
-    crowd: bool
-    area: float
+    crowd: bool = False
+    area: float | None = None
+    """Square pixels; None for the box's."""
 
 
 def make_record(image_id: int, path: Path, height: int, width: int, rows: Sequence[Row]) -> ImageRecord:
     """The record of a picture and its usable objects."""
-    return ImageRecord(
-        id=image_id,
-        path=path,
-        height=height,
-        width=width,
-        boxes_xyxy=np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
-        labels=np.array([row[1] for row in rows], np.int64),
-        crowd=np.array([row[2] for row in rows], np.bool_),
-        area=np.array([row[3] for row in rows], np.float32),
-    )
+    boxes = np.array([row.box for row in rows], np.float32).reshape(-1, 4)
+    labels, crowd = np.array([row.label for row in rows], np.int64), np.array([row.crowd for row in rows], np.bool_)
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) if area is None else area for b, _, _, area in rows]
+    return ImageRecord(image_id, path, height, width, boxes, labels, crowd, np.array(areas, np.float32))
 
 
 def clipped_box(
@@ -179,14 +222,14 @@ def clipped_box(
 ) -> tuple[tuple[float, float, float, float] | None, str]:
     """A box clipped to its picture, or None; and the reason where it is skipped or clipped.
 
-    `tolerance` in pixels: annotation tools round, and what sticks out by less is not worth a word.
+    `tolerance` in pixels: annotation tools round, so a box that leaves the picture by less is not reported.
     """
-    if not (math.isfinite(x1) and math.isfinite(y1) and math.isfinite(x2) and math.isfinite(y2)):
+    if not all(map(math.isfinite, (x1, y1, x2, y2))):
         return None, NOT_FINITE
     if x2 <= x1 or y2 <= y1:
         return None, NO_AREA
     box = max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
-    # Compared as float32, the precision that is kept: an area must not vanish by rounding later. A pixel is never lost.
+    # Compared as float32, as boxes are kept: an area must not vanish by rounding later. A whole pixel never does.
     thin = box[2] - box[0] < 1 or box[3] - box[1] < 1
     if thin and (np.float32(box[2]) <= np.float32(box[0]) or np.float32(box[3]) <= np.float32(box[1])):
         return None, OUTSIDE if box[2] <= box[0] or box[3] <= box[1] else NO_AREA
@@ -195,7 +238,7 @@ def clipped_box(
 
 
 def turned_bounds(box: tuple[float, float, float, float], degrees: float) -> tuple[float, float, float, float]:
-    """The upright xyxy box around `box` (xyxy) turned about its middle, whichever way: both give the same."""
+    """The upright xyxy box around `box` (xyxy) after a turn about its middle; both directions give the same box."""
     x1, y1, x2, y2 = box
     angle = math.radians(degrees % 180)
     c, s = abs(math.cos(angle)), abs(math.sin(angle))
@@ -205,7 +248,7 @@ def turned_bounds(box: tuple[float, float, float, float], degrees: float) -> tup
 
 
 def rotation_of(value: Any) -> float:
-    """A rotation in degrees as a number or text; 0 where it is none, or a whole number of half turns."""
+    """A rotation in degrees from a number or text; 0 where it is neither, or a whole number of half turns."""
     try:
         degrees = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -213,19 +256,13 @@ def rotation_of(value: Any) -> float:
     return degrees if math.isfinite(degrees) and degrees % 180 else 0.0
 
 
-_YES, _NO = {"1", "1.0", "true", "yes"}, {"", "0", "0.0", "false", "no", "nan", "none", "null"}
+_FLAGS = dict.fromkeys(("1", "1.0", "true", "yes"), True)
+_FLAGS |= dict.fromkeys(("", "0", "0.0", "-0.0", "false", "no", "nan", "none", "null"), False)
 
 
 def flag_of(value: Any) -> bool | None:
-    """What a file means by 0, 1, true, false, their texts, nothing, or NaN (an empty cell); None for the rest."""
-    if type(value) is int:
-        return bool(value) if value in (0, 1) else None
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return False
-    if isinstance(value, str):
-        value = value.strip().lower()
-        return True if value in _YES else False if value in _NO else None
-    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
+    """The meaning of 0, 1, true, false, their texts, nothing, or NaN (an empty cell) in a file; None for the rest."""
+    return _FLAGS.get(str(value).strip().lower())
 
 
 def decoded_text(data: bytes) -> str:
@@ -236,12 +273,25 @@ def decoded_text(data: bytes) -> str:
     return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
+def read_text(path: Path, trouble: str) -> str:
+    """The text of the file `path`. Raises `DatasetError`, whose reason begins with `trouble`."""
+    try:
+        return decoded_text(path.read_bytes())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError.at(path, f"{trouble}: {error}") from None
+
+
+def read_lines(path: Path, trouble: str) -> list[str]:
+    """The lines of the text file `path` that are not empty, stripped. Raises `DatasetError` as `read_text` does."""
+    return [line.strip() for line in read_text(path, trouble).splitlines() if line.strip()]
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def as_float(number: float) -> float:
-    """A number of JSON as a float: whole numbers have no largest there, and too large a one is infinite."""
+    """A number of JSON as a float. Whole numbers have no limit in JSON: one that is too large becomes infinite."""
     try:
         return float(number)
     except OverflowError:
@@ -249,32 +299,32 @@ def as_float(number: float) -> float:
 
 
 MOST_PIXELS = 1 << 31
-"""Of a side: more than any format of pictures has."""
+"""Limit for the side of a picture: more than any format allows."""
 
 
 def choose_classes(
     known: Sequence[str], asked: Sequence[str] | None, where: str, allow_absent: bool = False
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Class names in label order: `asked`, else `known`; and those asked for that are not known.
+) -> tuple[tuple[str, ...], list[Problem]]:
+    """Class names in label order: `asked`, else `known`; and a problem for each of them that is not known.
 
     `where` begins the messages. Raises `DatasetError` for an empty or repeated choice, and, unless `allow_absent`,
     for a class that is not known.
     """
     if asked is None:
-        return tuple(known), ()
+        return tuple(known), []
     if isinstance(asked, str) or not asked:
         raise DatasetError(f"{where}: classes: expected a list of at least one class name, got {asked!r}")
     if len(set(asked)) != len(asked):
         twice = next(name for name in asked if list(asked).count(name) > 1)
         raise DatasetError(f"{where}: classes: {twice!r} was asked for twice")
-    absent = tuple(name for name in asked if name not in set(known))
+    absent = [name for name in asked if name not in set(known)]
     if absent and not allow_absent:
         raise DatasetError(f"{where}: there is no class {absent[0]!r}; {nearest_class(absent[0], known)}")
-    return tuple(asked), absent
+    return tuple(asked), [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
 
 
 def nearest_class(name: str, known: Sequence[str]) -> str:
-    """For the end of a message: the class that `name` may have meant, or those there are."""
+    """The end of a message: the class that `name` may have meant, or the known classes."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(list(known)[:20])}"
 
@@ -284,11 +334,7 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
 
     Raises `DatasetError`.
     """
-    try:
-        lines = decoded_text(Path(path).read_bytes()).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError.at(path, f"class names cannot be read: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = read_lines(Path(path), "class names cannot be read")
     if not names:
         raise DatasetError.at(path, "expected class names, one a line; it has none")
     require_distinct(names, str(path))
@@ -296,7 +342,7 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
 
 
 def require_distinct(names: Sequence[str], where: str) -> None:
-    """Raises `DatasetError`, which begins with `where`, for two classes of one name: they would be one label."""
+    """Raises `DatasetError` for two classes of the same name. `where` begins the message."""
     first: dict[str, int] = {}
     for number, name in enumerate(names):
         if first.setdefault(name, number) != number:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from runtime.datasets.annotations import (
-    ABSENT_CLASS,
     BAD_FLAG,
     CLIPPED,
     NO_AREA,
@@ -28,7 +27,6 @@ from runtime.datasets.annotations import (
     UNKNOWN_IMAGE,
     CocoDataset,
     DatasetError,
-    ImageRecord,
     Problem,
     Problems,
     Row,
@@ -42,18 +40,28 @@ from runtime.datasets.annotations import (
     rotation_of,
     turned_bounds,
 )
-from runtime.datasets.coco_fields import Id, id_of, numbered, required_id, roots_of_a_name
-from runtime.datasets.coco_images import CocoImage, read_images
+from runtime.datasets.coco_fields import CocoImage, Id, id_of, numbered, read_images, required_id, roots_of_a_name
 from runtime.datasets.foreign import foreign_json
 
-_LARGEST_AREA = float(np.finfo(np.float32).max)  # as which it is kept
+_LARGEST_AREA = float(np.finfo(np.float32).max)  # areas are kept as float32
 
-__all__ = [
-    "CLIPPED", "NOT_FINITE", "NO_AREA", "NO_BBOX", "NO_FILE", "OTHER_CLASS", "OUTSIDE", "UNKNOWN_CATEGORY",
-    "UNKNOWN_IMAGE", "CocoDataset", "ImageRecord", "Problem", "Problems", "read_coco",
-]  # fmt: skip
+__all__ = ["CLIPPED", "NO_FILE", "OUTSIDE", "CocoDataset", "read_coco"]  # with reasons that come from clipped_box
 
 
+@contextmanager
+def _without_cycle_search() -> Iterator[None]:
+    """Switch off Python's search for garbage in cycles: none is among the millions of new objects, and the search would
+    take as long as the reading."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_cycle_search()
 def read_coco(
     annotations: str | PathLike[str],
     images_dir: str | PathLike[str],
@@ -64,21 +72,15 @@ def read_coco(
     """Read the COCO JSON file `annotations`, whose `file_name`s are relative to `images_dir`.
 
     Labels follow the sorted category ids (their order in the file where an id is text), or the order of `classes`
-    where it is given. Where an image's id is text, ids count from 1. An image without width and height is asked.
-    Boxes that cannot be used are skipped and listed in `problems`; images without objects are kept. `check_files` skips
-    (and lists) images whose file is missing. `allow_absent` lists classes that the file does not have in `problems`
-    instead of raising.
+    where it is given. Where an image's id is text, ids count from 1. A size that the file does not have is read from
+    the picture. Boxes that cannot be used are skipped and listed in `problems`; images without objects are kept.
+    `check_files` skips (and lists) images whose file is missing. `allow_absent` lists classes that the file does not
+    have in `problems` instead of raising.
 
     Raises `DatasetError` for a file that cannot be read or is not COCO object annotations: not JSON, without
     images, annotations or categories, with duplicate ids or names, or with a class that is not in it.
     """
-    with _without_cycle_search():
-        return _read(Path(annotations), Path(images_dir), classes, check_files, allow_absent)
-
-
-def _read(
-    path: Path, folder: Path, classes: Sequence[str] | None, check_files: bool, allow_absent: bool
-) -> CocoDataset:
+    path, folder = Path(annotations), Path(images_dir)
     content = _content_of(path)
     if not os.path.isdir(folder):
         raise DatasetError.at(folder, f"no such images folder (file names in {path} are relative to it)")
@@ -92,11 +94,9 @@ def _read(
         for key, image in images.items()
         if image.height
     ]
+    if not records and first_missing is None:
+        raise DatasetError.at(path, f"none of its {len(images)} images can be used: {Problems(tuple(problems)).why()}")
     if not records:
-        if first_missing is None:
-            raise DatasetError.at(
-                path, f"none of its {len(images)} images can be used: {Problems(tuple(problems)).why()}"
-            )
         raise DatasetError.at(
             path,
             f"none of its {len(images)} image files is in {folder} (the first: {first_missing!r}); "
@@ -105,21 +105,8 @@ def _read(
     return CocoDataset(path, folder, names, ids, tuple(records), Problems(tuple(problems)))
 
 
-@contextmanager
-def _without_cycle_search() -> Iterator[None]:
-    """Within it, Python looks for no garbage in cycles: among millions of new objects, none of which is any, that
-    takes as long as the reading."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object as it is parsed, without its polygons: most of a file, and nothing that a box needs."""
+    """A JSON object as it is parsed, without its polygons: they are most of a file, and boxes do not need them."""
     entry.pop("segmentation", None)
     return entry
 
@@ -151,9 +138,9 @@ def _content_of(path: Path) -> dict[str, Any]:
 def _categories(
     content: dict[str, Any], path: Path, classes: Sequence[str] | None, allow_absent: bool, problems: list[Problem]
 ) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, Id]]:
-    """Class names and category numbers in label order, and the file's ids of all category numbers."""
-    used = {id_of(annotation.get("category_id")) for annotation in content["annotations"]} - {None}
-    roots = roots_of_a_name(content["categories"], {category for category in used if category is not None})
+    """Class names and category numbers in label order, and the id in the file of each category number."""
+    used = {id_of(annotation.get("category_id")) for annotation in content["annotations"]}
+    roots = roots_of_a_name(content["categories"], used)
     by_id: dict[Id, str] = {}
     taken: dict[str, Id] = {}
     for i, category in enumerate(content["categories"]):
@@ -176,11 +163,11 @@ def _categories(
     if classes is None:
         ids = tuple(sorted(known))
         return tuple(by_id[known[i]] for i in ids), ids, known
-    names, absent = choose_classes(list(by_id.values()), classes, f"{path}: categories", allow_absent)
-    problems += [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
+    names, absences = choose_classes(list(by_id.values()), classes, f"{path}: categories", allow_absent)
+    problems += absences
     ids_of = {name: number_of[category] for category, name in by_id.items()}
-    free = max(known) + 1
-    ids_of |= {name: free + i for i, name in enumerate(absent)}
+    absent = [name for name in names if name not in ids_of]
+    ids_of |= {name: number for number, name in enumerate(absent, start=max(known) + 1)}
     return names, tuple(ids_of[name] for name in names), known
 
 
@@ -215,7 +202,7 @@ def _objects(
             problems.append(Problem(reason, image.number, number, detail))
             continue
         if not image.height:
-            continue  # its picture is told
+            continue  # read_images has reported its picture
         bbox, attributes = annotation.get("bbox"), annotation.get("attributes")
         degrees = rotation_of(attributes.get("rotation")) if isinstance(attributes, dict) else 0.0
         box, reason = _box(bbox, image.height, image.width, degrees)
@@ -225,33 +212,31 @@ def _objects(
             continue
         if degrees:
             problems.append(Problem(TURNED, image.number, number, f"bbox {bbox!r}, rotation {degrees:g}"))
-        area = annotation.get("area")
-        if not is_number(area) or not 0 < as_float(area) <= _LARGEST_AREA:
-            area = (box[2] - box[0]) * (box[3] - box[1])
+        area = as_float(annotation["area"]) if is_number(annotation.get("area")) else 0.0
+        area_in_file = area if 0 < area <= _LARGEST_AREA else None
         crowd = flag_of(annotation.get("iscrowd", 0))
         if crowd is None:
-            detail = f"iscrowd {annotation['iscrowd']!r:.60}"
-            problems.append(Problem(BAD_FLAG, image.number, number, detail))
-        objects.setdefault(image_id, []).append(Row(box, label_of[category], bool(crowd), float(area)))
+            problems.append(Problem(BAD_FLAG, image.number, number, f"iscrowd {annotation['iscrowd']!r:.60}"))
+        objects.setdefault(image_id, []).append(Row(box, label_of[category], bool(crowd), area_in_file))
     return objects
 
 
 def _box(
     bbox: Any, height: int, width: int, degrees: float = 0.0
 ) -> tuple[tuple[float, float, float, float] | None, str]:
-    """COCO's [x, y, w, h], turned about its middle, as a clipped xyxy box, or None; and the reason where it is skipped
-    or clipped."""
+    """COCO's [x, y, w, h], turned about its middle, as a clipped xyxy box, or None if it is skipped.
+
+    And the reason where it is skipped or clipped.
+    """
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
         return None, NO_BBOX
     x, y, w, h = map(as_float, bbox)
-    if not math.isfinite(w) or not math.isfinite(h):
+    if not all(map(math.isfinite, (x, y, w, h))):
         return None, NOT_FINITE
-    if (w <= 0 or h <= 0) and math.isfinite(x) and math.isfinite(y):
+    if w <= 0 or h <= 0:
         return None, NO_AREA
-    x1, y1, x2, y2 = x, y, x + w, y + h
-    if degrees and math.isfinite(x + y):
-        x1, y1, x2, y2 = turned_bounds((x1, y1, x2, y2), degrees)
-    return clipped_box(x1, y1, x2, y2, height, width)
+    edges = (x, y, x + w, y + h)
+    return clipped_box(*(turned_bounds(edges, degrees) if degrees and math.isfinite(x + y) else edges), height, width)
 
 
 def _kind(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Annotation files of tools that are not read, told by content: what a file is, and the export that is read."""
+"""Annotation files that isodet does not read, recognized by content: which tool wrote a file, and what to export."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ TFRECORD = "TFRecords; export the same data set as COCO or Pascal VOC, or give t
 DARKNET_CFG = "Darknet's network, not its data; name obj.data, train.txt or the folder of pictures and labels"
 
 
+_OF_LIST = {
+    "": [{"ann"}],
+    CREATE_ML: [{"image", "annotations"}],
+    LABEL_STUDIO: [{"data", "annotations"}, {"data", "completions"}, {"data", "predictions"}, {"image", "label"}],
+    LABELBOX: [{"data_row"}, {"Labeled Data"}],
+}
+"""Tools, and the keys by which the first entry of a list shows them; `ann` is our own list's."""
+_OF_OBJECT = {
+    LABELME: [{"shapes", "imagePath"}, {"shapes", "imageData"}],
+    VIA: [{"_via_img_metadata"}, {"_via_settings"}],
+    DATUMARO: [{"items", "categories"}],
+    FIFTYONE: [{"samples"}],
+    SUPERVISELY: [{"size", "objects"}, {"classes", "projectType"}],
+    LABELBOX: [{"data_row"}],
+}
+"""Tools, and the keys by which an object shows them."""
+
+
 def foreign_json(content: Any) -> str:
-    """What a JSON file is that is neither COCO nor a list of {filename, ann}, and the way; '' where it is not known."""
-    if isinstance(content, list):
-        first = content[0] if content and isinstance(content[0], Mapping) else {}
-        if "ann" in first:
-            return ""
-        if "data" in first and ("annotations" in first or "completions" in first or "predictions" in first):
-            return LABEL_STUDIO
-        if "image" in first and ("annotations" in first or "label" in first):
-            return CREATE_ML if "annotations" in first else LABEL_STUDIO
-        if "data_row" in first or "Labeled Data" in first:
-            return LABELBOX
+    """Which tool wrote a JSON file that is neither COCO nor a list of {filename, ann}, and how to convert it.
+
+    '' for a list of {filename, ann}, and for a file of an unknown tool.
+    """
+    is_list = isinstance(content, list)
+    shown = content[0] if is_list and content else content
+    if not isinstance(shown, Mapping):
         return ""
-    if not isinstance(content, Mapping):
-        return ""
-    if "shapes" in content and ("imagePath" in content or "imageData" in content):
-        return LABELME
-    if "_via_img_metadata" in content or "_via_settings" in content:
-        return VIA
-    if "items" in content and "categories" in content:
-        return DATUMARO
-    if "samples" in content:
-        return FIFTYONE
-    if ("size" in content and "objects" in content) or ("classes" in content and "projectType" in content):
-        return SUPERVISELY
-    entry = next((value for value in content.values() if isinstance(value, Mapping)), {})
-    if "regions" in entry and "filename" in entry:
-        return VIA
-    if "data_row" in content:
-        return LABELBOX
-    return ""
+    tools = (_OF_LIST if is_list else _OF_OBJECT).items()
+    tool = next((tool for tool, signs in tools if any(keys <= set(shown) for keys in signs)), "")
+    first = next((value for value in shown.values() if isinstance(value, Mapping)), {})
+    return VIA if not tool and not is_list and {"regions", "filename"} <= set(first) else tool

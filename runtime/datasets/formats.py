@@ -1,4 +1,4 @@
-"""Telling the formats of annotations apart, by content, and naming those that are not read."""
+"""The format of annotations, by content; formats that isodet does not read are refused by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime.datasets import foreign
-from runtime.datasets.annotations import DatasetError
+from runtime.datasets.annotations import DatasetError, annotation_bytes
 from runtime.datasets.picture_list import list_lines, names_pictures
 from runtime.datasets.table import is_table
 from runtime.datasets.voc_places import annotations_of_list, xml_in
@@ -22,19 +22,14 @@ FORMATS: tuple[Format, ...] = ("coco", "voc", "yolo", "list")
 
 _SPLITS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _FILE_NAME = re.compile(rb'"(?:file_name|filename)"\s*:\s*("(?:[^"\\]|\\.)*")')
+_TABLES, _TF_RECORDS = (".csv", ".tsv"), (".tfrecord", ".record", ".tfrecords")
 
 
 def tell_format(path: Path) -> Format:
-    """The format of an annotation file or folder, by its content. Raises `DatasetError` where it is none, or two."""
+    """The format of an annotation file or folder, by its content. Raises `DatasetError` for none, or more than one."""
     if os.path.isdir(path):
         return _folder_format(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except FileNotFoundError:
-        raise DatasetError.at(path, "no such annotation file") from None
-    except OSError as error:
-        raise DatasetError.at(path, f"cannot read this annotation file: {error.strerror}") from None
+    head = annotation_bytes(path, 4096)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         head = head.decode("utf-16", errors="ignore").encode()
     head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -53,11 +48,11 @@ def tell_format(path: Path) -> Format:
         return "yolo"
     if suffix == ".txt":
         return _list_format(path)
-    if suffix in (".csv", ".tsv"):
+    if suffix in _TABLES:
         if suffix == ".csv" and is_table(path):
             return "list"
         raise DatasetError.at(path, foreign.TABLE)
-    if suffix in (".tfrecord", ".record", ".tfrecords"):
+    if suffix in _TF_RECORDS:
         raise DatasetError.at(path, foreign.TFRECORD)
     raise DatasetError.at(
         path,
@@ -91,11 +86,11 @@ def _folder_format(path: Path) -> Format:
     if os.path.isfile(path / "data.yaml") or os.path.isdir(path / "labels"):
         return "yolo"
     files = files_in(path)
-    xml = next((p for p in files if p.suffix.lower() == ".xml"), None)
-    stems = {p.with_suffix("") for p in (p for p in files if p.suffix.lower() == ".xml")}
-    stems |= {p.with_suffix("") for p in list_pictures(p for p in files if p.suffix.lower() != ".txt").pictures}
-    texts = [p for p in files if p.suffix.lower() == ".txt" and p.name != "classes.txt"]
-    txt = next((p for p in texts if p.with_suffix("") in stems or is_label_file(p)), None)
+    xml_files, txt_files, json_files = (_with_suffix(files, suffix) for suffix in (".xml", ".txt", ".json"))
+    stems = {p.with_suffix("") for p in [*xml_files, *list_pictures(files).pictures]}
+    xml = next(iter(xml_files), None)
+    labels = (p for p in txt_files if p.name != "classes.txt" and (p.with_suffix("") in stems or is_label_file(p)))
+    txt = next(labels, None)
     if xml is not None and txt is not None:
         raise DatasetError.at(
             path,
@@ -103,25 +98,20 @@ def _folder_format(path: Path) -> Format:
             "or format: yolo (trainer new: --format)",
         )
     if xml is not None:
-        with xml.open("rb") as file:
-            if _is_cvat(file.read(4096)):
-                raise DatasetError.at(xml, foreign.CVAT_XML)
+        if _is_cvat(annotation_bytes(xml, 4096)):
+            raise DatasetError.at(xml, foreign.CVAT_XML)
         return "voc"
     if txt is not None or os.path.isfile(path / "classes.txt"):
         return "yolo"
     if any(_json_files(place) for place in _json_places(path, "train") + _json_places(path, "val")):
         return "coco"
-    other = next((p for p in files if p.suffix.lower() == ".json"), None)
-    if other is not None and (kind := _foreign_of(other)):
-        raise DatasetError.at(other, kind)
-    table = next((p for p in files if p.suffix.lower() in (".csv", ".tsv")), None)
-    if table is not None:
-        if _tables(path):
-            return "list"
-        raise DatasetError.at(table, foreign.TABLE)
-    record = next((p for p in files if p.suffix.lower() in (".tfrecord", ".record", ".tfrecords")), None)
-    if record is not None:
-        raise DatasetError.at(record, foreign.TFRECORD)
+    if json_files and (tool := _tool_of(json_files[0])):
+        raise DatasetError.at(json_files[0], tool)
+    if _tables(path):
+        return "list"
+    for suffixes, reason in ((_TABLES, foreign.TABLE), (_TF_RECORDS, foreign.TFRECORD)):
+        for file in _with_suffix(files, *suffixes)[:1]:
+            raise DatasetError.at(file, reason)
     raise DatasetError.at(
         path, "a folder without annotations: expected Pascal VOC .xml or YOLO .txt files in it, or a COCO .json"
     )
@@ -131,11 +121,15 @@ def _is_cvat(head: bytes) -> bool:
     return re.search(rb"<annotations[\s>]", head) is not None
 
 
-def _foreign_of(path: Path) -> str:
+def _tool_of(path: Path) -> str:
     try:
         return foreign.foreign_json(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError):
-        return ""  # not JSON: then it is no annotation of a tool
+        return ""  # not JSON, so not of a tool
+
+
+def _with_suffix(files: Sequence[Path], *suffixes: str) -> list[Path]:
+    return [path for path in files if path.suffix.lower() in suffixes]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -144,17 +138,17 @@ def _foreign_of(path: Path) -> str:
 
 def json_of_folder(path: Path, split: str) -> Path:
     """The COCO file, JSON list or table of a folder: the only one in it, in its annotations/, or in its folder of
-    `split`; among several the one that is called by the split. Raises `DatasetError` where it is none, or several.
+    `split`; of several, the one with the split in its name. Raises `DatasetError` for none, or for several.
     """
     for place in _json_places(path, split):
         files = _json_files(place)
         if len(files) > 1:
             words = _SPLITS.get(split, (split,))
-            called = [file for file in files if set(re.split(r"[^a-z]+", file.stem.lower())) & set(words)]
-            if len(called) != 1:
+            of_split = [file for file in files if set(re.split(r"[^a-z]+", file.stem.lower())) & set(words)]
+            if len(of_split) != 1:
                 names = ", ".join(file.name for file in files[:5])
                 raise DatasetError.at(place, f"it holds {len(files)} COCO files ({names}); name the one that is meant")
-            files = called
+            files = of_split
         if files:
             return files[0]
     if len(tables := _tables(path)) == 1:
@@ -170,10 +164,8 @@ def _json_files(place: Path) -> list[Path]:
     """The files of a folder that are COCO object annotations or JSON lists of {filename, ann}."""
     if not os.path.isdir(place):
         return []
-    files = sorted(
-        p for p in place.iterdir() if p.suffix.lower() == ".json" and not is_hidden(p.name) and os.path.isfile(p)
-    )
-    return [path for path in files if _is_annotations(path.read_bytes())]
+    files = [p for p in place.iterdir() if p.suffix.lower() == ".json" and not is_hidden(p.name) and os.path.isfile(p)]
+    return [path for path in sorted(files) if _is_annotations(path.read_bytes())]
 
 
 def _tables(place: Path) -> list[Path]:
@@ -186,20 +178,21 @@ def _is_annotations(data: bytes) -> bool:
 
 
 def pictures_of_json(path: Path) -> Path:
-    """The folder that file names in a JSON file are relative to: the folder named as the file, else its own; or another
-    usual place (images/ in it or beside it, the folder above), where the first picture is in that only."""
+    """The folder that file names in a JSON file are relative to.
+
+    It is the folder named as the file, else the file's own; or another usual place (images/ in it or beside it, the
+    folder above) that has the first picture where these have not.
+    """
     usual = path.with_suffix("") if os.path.isdir(path.with_suffix("")) else path.parent
     try:
         with path.open("rb") as file:
             match = _FILE_NAME.search(file.read(1 << 22))
         name = json.loads(match[1]) if match else None
     except (OSError, ValueError):
-        return usual  # the reader tells what is wrong with the file
-    if not name or "\0" in name:
+        return usual  # the reader reports what is wrong with the file
+    if not name:
         return usual
-    above: Sequence[Path] = (path.parent / "images", path.parent.parent / "images", path.parent.parent)
-    places = [usual, path.parent, *above, path.parent.parent / "images" / path.stem.removeprefix("instances_")]
-    try:
-        return next((place for place in places if os.path.isfile(place / name)), usual)
-    except (OSError, ValueError):
-        return usual
+    outer = path.parent.parent
+    places = [usual, path.parent, path.parent / "images", outer / "images", outer]
+    places.append(outer / "images" / path.stem.removeprefix("instances_"))
+    return next((place for place in places if os.path.isfile(place / name)), usual)

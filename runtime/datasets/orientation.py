@@ -1,9 +1,9 @@
-"""Annotations of pictures that their EXIF orientation turns.
+"""Annotations of pictures with an EXIF orientation.
 
-The rule for turned pictures. `read_image` turns a picture upright as its EXIF orientation says. Annotations whose
-width and height are those of the upright picture describe the upright picture. Annotations whose width and height are
-exactly swapped, of a file with an orientation that swaps them (5 to 8), were made on the pixels as stored: their
-boxes are turned with the picture. Any other difference in size is an error.
+`read_image` turns a picture upright by its EXIF orientation. Annotations with the width and height of the upright
+picture describe the upright picture. Annotations with these two swapped, of a file whose orientation swaps them (5 to
+8), were made on the pixels as stored: their boxes are turned with the picture. Any other difference in size is an
+error.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from runtime.images.image import ImageError
 
 
 def oriented(record: ImageRecord, image_hw: tuple[int, int]) -> ImageRecord:
-    """`record` in the frame of its picture as read: itself, or turned with the picture by the rule of this module.
+    """`record` for the picture as `read_image` gives it: unchanged, or turned by the rule of this module.
 
-    Raises `ImageError` where the sizes differ otherwise: boxes of another frame would teach nonsense.
+    Raises `ImageError` for any other difference in size: a model would learn wrong boxes.
     """
     if image_hw == (record.height, record.width):
         return record
     h, w = image_hw
-    said = f"the picture is {w}x{h} but its annotation says {record.width}x{record.height} (width x height)"
+    sizes = f"the picture is {w}x{h} but its annotation says {record.width}x{record.height} (width x height)"
     if image_hw != (record.width, record.height):
-        raise ImageError(record.path, said)
+        raise ImageError(record.path, sizes)
     try:
         orientation = exif_orientation(record.path.read_bytes())
     except OSError as error:
         raise ImageError(record.path, f"cannot be read: {error.strerror}") from None
     if orientation < 5:
-        raise ImageError(record.path, f"{said}, and the file has no EXIF orientation that would turn it")
+        raise ImageError(record.path, f"{sizes}, and the file has no EXIF orientation that would turn it")
     boxes = rotate_boxes(record.boxes_xyxy, (record.height, record.width), orientation)
     return replace(record, height=h, width=w, boxes_xyxy=boxes)
 

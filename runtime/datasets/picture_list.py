@@ -1,13 +1,15 @@
-"""A text file that lists pictures, one a line, as YOLO and Darknet train from: found here, whoever wrote the list."""
+"""A text file that lists pictures, one a line, as YOLO and Darknet use it, also where another machine wrote it."""
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from runtime.datasets.annotations import DatasetError, decoded_text
+from runtime.datasets.annotations import read_lines
 from runtime.files.write import absolute_path
 from runtime.images.image import IMAGE_SUFFIXES
 from runtime.images.picture_files import pictures_in
@@ -18,45 +20,42 @@ class Listed(NamedTuple):
 
     pictures: list[Path]
     notes: tuple[str, ...]
-    """How they were found, where that was not by their paths."""
+    """How pictures were found whose paths do not exist."""
 
 
 def listed_pictures(path: Path, root: Path) -> Listed:
     """The pictures that the file `path` names, relative to itself or to `root`.
 
-    A line whose path is nowhere (another machine's, or with Darknet's prefix data/) is matched by its last parts below
-    the folder of the list, else by a name that one picture there has. Raises `DatasetError`.
+    A line may have a path that does not exist here: another machine's, or one with Darknet's prefix data/. It is
+    matched by its last parts below the folder of the list, else by a name that only one picture there has. Raises
+    `DatasetError`.
     """
-    lines = list_lines(path)
     place = absolute_path(path).parent
-    found: list[Path] = []
-    by_name: dict[str, list[Path]] | None = None
-    matched = 0
-    for line in lines:
-        picture = _at(line, (path.parent, root))
-        if picture is None and (picture := _by_last_parts(line, (path.parent, root))) is None:
-            if by_name is None:
-                by_name = {}
-                for below in pictures_in(place):
-                    by_name.setdefault(below.name, []).append(below)
-            same = by_name.get(_posix(line).name, [])
-            picture = same[0] if len(same) == 1 else None
+    roots = (path.parent, root)
+    pictures, matched = [], 0
+
+    @cache
+    def by_name() -> dict[str, list[Path]]:
+        names = defaultdict(list)
+        for picture in pictures_in(place):
+            names[picture.name].append(picture)
+        return names
+
+    for line in list_lines(path):
+        picture = _file_in(roots, list(dict.fromkeys((line, line.replace("\\", "/")))))
         if picture is None:
-            picture = path.parent / line
-        elif _at(line, (path.parent, root)) is None:
-            matched += 1
-        found.append(picture)
+            picture = _file_in(roots, endings(line)[1:] or endings(line))
+            same_name = by_name().get(_posix(line).name, []) if picture is None else []
+            picture = same_name[0] if len(same_name) == 1 else picture
+            matched += picture is not None
+        pictures.append(picture or path.parent / line)
     note = f"{matched} paths of {path.name} are another machine's; their pictures were found by name below {place}"
-    return Listed(found, (note,) if matched else ())
+    return Listed(pictures, (note,) if matched else ())
 
 
 def list_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty, stripped. Raises `DatasetError`."""
-    try:
-        text = decoded_text(path.read_bytes())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError.at(path, f"cannot read this list of pictures: {error}") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return read_lines(path, "cannot read this list of pictures")
 
 
 def names_pictures(lines: Sequence[str]) -> bool:
@@ -64,25 +63,15 @@ def names_pictures(lines: Sequence[str]) -> bool:
     return any(_posix(line).suffix.lower() in IMAGE_SUFFIXES for line in lines[:20])
 
 
+def endings(text: str) -> list[Path]:
+    """The path `text` without its root, and without its first 1, 2, ... folders; the name alone is the last."""
+    parts = [part for part in _posix(text).parts if part not in ("/", ".", "..")]
+    return [Path(*parts[start:]) for start in range(len(parts))]
+
+
 def _posix(line: str) -> PurePosixPath:
     return PurePosixPath(line.replace("\\", "/"))
 
 
-def _at(line: str, roots: Sequence[Path]) -> Path | None:
-    texts = [line] if "\\" not in line else [line, line.replace("\\", "/")]
-    return next((root / text for text in texts for root in roots if _is_file(root / text)), None)
-
-
-def _by_last_parts(line: str, roots: Sequence[Path]) -> Path | None:
-    parts = [part for part in _posix(line).parts if part not in ("/", ".", "..")]
-    if not parts:
-        return None
-    ends = (Path(*parts[start:]) for start in range(1 if len(parts) > 1 else 0, len(parts)))
-    return next((root / end for end in ends for root in roots if _is_file(root / end)), None)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return os.path.isfile(path)
-    except (OSError, ValueError):  # a line that no file can be called
-        return False
+def _file_in(roots: Sequence[Path], names: Sequence[str | Path]) -> Path | None:
+    return next((root / name for name in names for root in roots if os.path.isfile(root / name)), None)

@@ -1,8 +1,8 @@
-"""A share of a data set for validation, where it has no split: the same pictures each time, and no copies across.
+"""A share of a data set for validation, where it has no split: always the same pictures, and copies stay together.
 
 Pictures are ordered by a hash of their name, and the first ones are for validation. So the choice depends on the names
-alone, not on the order of files, a machine or a seed. What shows the same stays on one side: pictures with the same
-bytes, and copies that Roboflow made of one picture (NAME.rf.HASH.jpg).
+alone, not on the order of files, a machine or a seed. Copies go to the same side: pictures with equal bytes, and those
+that Roboflow made of one picture (NAME.rf.HASH.jpg).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def part_of(dataset: CocoDataset, split: str, share: float) -> CocoDataset:
 
 
 def for_validation(paths: Sequence[Path], share: float) -> list[bool]:
-    """Whether each picture is for validation. Of the groups of pictures that belong together, those of the lowest
-    hashes, until they hold `share` of all; at least one group, and never all of them."""
+    """Whether each picture is for validation: the groups of copies with the lowest hashes, until they hold `share` of
+    all pictures; at least one group, and never all of them."""
     groups = _groups(paths)
     ordered = sorted(groups, key=lambda name: (hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest(), name))
     chosen = [False] * len(paths)
@@ -60,7 +60,7 @@ def for_validation(paths: Sequence[Path], share: float) -> list[bool]:
 
 
 def _groups(paths: Sequence[Path]) -> dict[str, list[int]]:
-    """Places of pictures that belong together, by the first of their names."""
+    """Places of pictures that are copies of each other, by the first of their names."""
     same_bytes = _copies(paths)
     group_of: dict[str, str] = {}
 
@@ -69,18 +69,18 @@ def _groups(paths: Sequence[Path]) -> dict[str, list[int]]:
             key = group_of[key]
         return key
 
-    for place, path in enumerate(paths):
-        keys = sorted({first(_COPY.sub("", path.stem)), first(same_bytes.get(place, _COPY.sub("", path.stem)))})
-        for key in keys:
-            group_of[key] = keys[0]
-    groups: dict[str, list[int]] = defaultdict(list)
-    for place, path in enumerate(paths):
-        groups[first(_COPY.sub("", path.stem))].append(place)
-    return dict(groups)
+    names = [_COPY.sub("", path.stem) for path in paths]
+    for place, name in enumerate(names):
+        keys = sorted({first(name), first(same_bytes.get(place, name))})
+        group_of |= dict.fromkeys(keys, keys[0])
+    groups = defaultdict(list)
+    for place, name in enumerate(names):
+        groups[first(name)].append(place)
+    return groups
 
 
 def _copies(paths: Sequence[Path]) -> dict[int, str]:
-    """Of pictures that others have the same bytes as, the first name of these."""
+    """Places of pictures with equal bytes, and for each the first of the names of its copies."""
     by_size: dict[int, list[int]] = defaultdict(list)
     for place, path in enumerate(paths):
         if os.path.isfile(path):
@@ -94,7 +94,7 @@ def _copies(paths: Sequence[Path]) -> dict[int, str]:
             try:
                 by_hash[hashlib.sha256(paths[place].read_bytes()).digest()].append(place)
             except OSError:
-                continue  # its reader tells; it is alike to none
+                continue  # its reader reports it; it is a copy of no other
         for alike in by_hash.values():
             name = min(_COPY.sub("", paths[place].stem) for place in alike)
             names |= dict.fromkeys(alike, name)

@@ -3,7 +3,7 @@
     filename,width,height,class,xmin,ymin,xmax,ymax
     a.jpg,640,480,cat,10,20,40,60
 
-A row without numbers stands for a picture without objects. Numbers are edges in pixels, taken as they are.
+A row without numbers is a picture without objects. Numbers are edges in pixels, without an offset.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def is_table(path: Path) -> bool:
 
 
 def table_entries(path: Path) -> list[dict[str, Any]]:
-    """The pictures of the table `path`, as a JSON list has them, in the order of their first rows.
+    """The pictures of the table `path` as entries of a JSON list, in the order of their first rows.
 
-    Raises `DatasetError` for a file that cannot be read or has not the columns.
+    Raises `DatasetError` for a file that cannot be read or lacks a column.
     """
     try:
         rows = list(csv.DictReader(io.StringIO(decoded_text(path.read_bytes()), newline="")))
@@ -54,7 +54,7 @@ def table_entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _size(row: Mapping[str, str | None]) -> dict[str, int]:
-    """Width and height where both are whole numbers of pixels; else the picture is asked."""
+    """Width and height where both are whole numbers of pixels; otherwise they are read from the picture."""
     texts = [(row.get(key) or "").strip() for key in ("width", "height")]
     if not all(text.isdecimal() and len(text) < 9 and int(text) > 0 for text in texts):
         return {}
@@ -65,4 +65,4 @@ def _number(text: str | None) -> float | str | None:
     try:
         return float(text or "")
     except ValueError:
-        return text  # the list's reader tells
+        return text  # the reader of the list reports it

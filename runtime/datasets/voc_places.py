@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from runtime.datasets.annotations import DatasetError, decoded_text
+from runtime.datasets.annotations import DatasetError, read_lines
 from runtime.files.write import absolute_path
 from runtime.images.image import IMAGE_SUFFIXES
 from runtime.images.picture_files import Listing, files_in, is_hidden, list_pictures
@@ -23,9 +24,9 @@ class VocPlaces:
 
     files: tuple[Path, ...]
     folder: Path
-    """That all .xml files of the set are in."""
+    """The folder of all .xml files of the set."""
     pictures: Path
-    whole: bool
+    is_complete: bool
     """Whether `files` are all there are; False for a list of names."""
 
     @cached_property
@@ -34,17 +35,17 @@ class VocPlaces:
 
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
-        stems: dict[str, list[Path]] = {}
+        stems = defaultdict(list)
         for path in self._listing.pictures:
-            stems.setdefault(path.stem, []).append(path)
+            stems[path.stem].append(path)
         return stems
 
     def picture(self, file: Path, file_name: str) -> Path:
-        """The picture of an .xml: by its <filename>, else by the .xml's own name; last by a name that only one picture
-        below the folder has.
+        """The picture of an .xml: by its <filename>, else by the name of the .xml itself; last by a name that only one
+        picture below the folder has.
 
-        A <filename> of a picture that has an .xml of its own came along when that file was copied (`is_borrowed`): then
-        the picture of this one's name is meant, where there is one.
+        A <filename> that belongs to another .xml was copied along with that file (`is_borrowed`): then the picture with
+        the name of this .xml is meant, where there is one.
         """
         nested = file.parent.relative_to(self.folder)
         stem = self.pictures / nested / file.stem
@@ -55,34 +56,33 @@ class VocPlaces:
                 return path
         beside = [path for path in self._by_stem.get(file.stem, ()) if path.parent == stem.parent]
         anywhere = self._by_stem.get(Path(file_name.replace("\\", "/")).stem or file.stem, [])
-        for choice in (beside, anywhere):
-            if len(choice) == 1:
-                return choice[0]
+        for candidates in (beside, anywhere):
+            if len(candidates) == 1:
+                return candidates[0]
         return named[0] if named else stem.with_name(stem.name + ".jpg")
 
     def is_borrowed(self, file: Path, file_name: str) -> bool:
         """Whether the <filename> of an .xml is that of a picture which has an .xml of its own beside this one."""
         stem = Path(file_name.replace("\\", "/")).stem
-        return bool(stem) and stem != file.stem and file.with_name(f"{stem}.xml") in self._all
+        return bool(stem) and stem != file.stem and file.with_name(f"{stem}.xml") in self._named
 
     @cached_property
-    def _all(self) -> frozenset[Path]:
+    def _named(self) -> frozenset[Path]:
         return frozenset(self.files)
 
-    def alone(self) -> list[Path]:
+    def unannotated(self) -> list[Path]:
         """Pictures below their folder without an .xml of their name."""
         stems = {file.stem for file in self.files}
         return [path for path in self._listing.pictures if path.stem not in stems]
 
     @property
     def left_out(self) -> list[Path]:
-        """Files among the pictures that are none that are read."""
+        """Files among the pictures that isodet does not read."""
         return self._listing.left_out
 
-    def others(self) -> Iterable[Path]:
+    def other_files(self) -> Iterable[Path]:
         """The .xml files of the set that `files` does not name."""
-        named = set(self.files)
-        return (path for path in xml_in(self.folder) if path not in named)
+        return (path for path in xml_in(self.folder) if path not in self._named)
 
 
 def voc_places(annotations: Path, images: Path | None) -> VocPlaces:
@@ -95,7 +95,9 @@ def voc_places(annotations: Path, images: Path | None) -> VocPlaces:
         if not files:
             raise DatasetError.at(folder, "expected .xml files of Pascal VOC in it; there is none")
         return VocPlaces(tuple(files), folder, images or _pictures_of(folder, files[0]), True)
-    names = list_names(annotations)
+    names = read_lines(annotations, "cannot read this list of names")
+    if not names:
+        raise DatasetError.at(annotations, "expected names of images, one a line; it has none")
     at = annotations_of_list(annotations, names)
     if at is None:
         raise DatasetError.at(
@@ -112,32 +114,17 @@ def xml_in(folder: Path) -> list[Path]:
     return [path for path in files_in(folder) if path.suffix.lower() == ".xml"]
 
 
-def list_names(path: Path) -> list[str]:
-    """The lines of a list, which are names of images, spaces and all. Raises `DatasetError`."""
-    try:
-        lines = decoded_text(path.read_bytes()).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError.at(path, f"cannot read this list of names: {error}") from None
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise DatasetError.at(path, "expected names of images, one a line; it has none")
-    return names
-
-
 def annotations_of_list(path: Path, names: list[str]) -> Path | None:
     """The folder of the .xml files that a list names: Annotations/ beside ImageSets/, the list's own folder, or one in
-    that or beside it; None where there is none of the first names."""
+    that or beside it. None where no such folder has an .xml of one of the first 20 names."""
     place = absolute_path(path).parent
     devkit = place.parent.parent / "Annotations"
     if place.name == "Main" and os.path.isdir(devkit):
         return devkit
     candidates = [devkit, place, *_below(place), *(inner for below in _below(place) for inner in _below(below))]
     candidates += _below(place.parent)
-    for folder in candidates:
-        for name in names[:20]:
-            if any(os.path.isfile(folder / f"{text}.xml") for text in _readings(name)):
-                return folder
-    return None
+    texts = [text for name in names[:20] for text in _readings(name)]
+    return next((place for place in candidates if any(os.path.isfile(place / f"{text}.xml") for text in texts)), None)
 
 
 def _below(folder: Path) -> list[Path]:
@@ -145,31 +132,30 @@ def _below(folder: Path) -> list[Path]:
         with os.scandir(folder) as entries:
             return sorted(folder / entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
     except OSError:
-        return []  # a folder beside the data that one may not look into holds none of it
+        return []  # a folder beside the data that cannot be listed holds none of it
+
+
+def _without_flag(name: str) -> str | None:
+    """A line of a list of one class (`2008_000008 -1`) without its flag; None for other lines."""
+    words = name.rsplit(maxsplit=1)
+    return words[0] if len(words) == 2 and words[1] in ("-1", "0", "1") else None
 
 
 def _readings(name: str) -> list[str]:
-    """A line as a name: as it stands, and without a picture's or .xml's suffix or the flag of a list of one class."""
-    texts = [name]
-    if Path(name).suffix.lower() in (*IMAGE_SUFFIXES, ".xml"):
-        texts.append(name[: -len(Path(name).suffix)])
-    words = name.rsplit(maxsplit=1)
-    return [*texts, words[0]] if len(words) == 2 and words[1] in ("-1", "0", "1") else texts
+    """A line as a name: unchanged, and without a picture's or .xml's suffix or the flag of a list of one class."""
+    suffix = Path(name).suffix
+    without_suffix = name[: -len(suffix)] if suffix.lower() in (*IMAGE_SUFFIXES, ".xml") else None
+    return [text for text in (name, without_suffix, _without_flag(name)) if text is not None]
 
 
 def _named(folder: Path, name: str, path: Path, number: int) -> Path:
-    if os.path.isfile(folder / f"{name}.xml"):
-        return folder / f"{name}.xml"
-    words = name.rsplit(maxsplit=1)
-    if len(words) == 2 and words[1] in ("-1", "0", "1"):
+    usual, *variants = (folder / f"{text}.xml" for text in _readings(name))
+    if not os.path.isfile(usual) and _without_flag(name) is not None:
         raise DatasetError(
             f"{path}, line {number}: expected one name of an image, got {name!r}; the lists of single "
             "classes (aeroplane_train.txt) are not for detection, take train.txt"
         )
-    return next(
-        (folder / f"{t}.xml" for t in _readings(name)[1:] if os.path.isfile(folder / f"{t}.xml")),
-        folder / f"{name}.xml",
-    )
+    return next((file for file in (usual, *variants) if os.path.isfile(file)), usual)
 
 
 def _pictures_of(folder: Path, first: Path) -> Path:

@@ -1,8 +1,8 @@
 """YOLO: one text file for each picture, a line `class x_center y_center width height` for each object.
 
-The four numbers are shares of the upright picture's sides. A line of a polygon (class x1 y1 x2 y2 x3 y3 ...) counts as
-its bounding box; of a line of a pose (`kpt_shape` in data.yaml) the first four numbers are the box. A picture without a
-label file, or with an empty one, has no objects. Ignored regions do not exist.
+The four numbers are fractions of the upright picture's sides. A line with a polygon (class x1 y1 x2 y2 x3 y3 ...)
+stands for the bounding box of the polygon. In a line with a pose (`kpt_shape` in data.yaml), the first four numbers are
+the box. A picture without a label file, or with an empty one, has no objects. The format has no ignored regions.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.datasets.annotations import (
-    ABSENT_CLASS,
-    BROKEN_ENTRY,
     KEY_POINTS,
     NO_BBOX,
     NO_CLASS,
     NO_FILE,
     NO_PICTURE,
-    NO_SIZE,
     NOT_FINITE,
     OTHER_CLASS,
+    BrokenEntry,
     CocoDataset,
     DatasetError,
+    ImageRecord,
     Problem,
     Problems,
     Row,
@@ -33,13 +32,13 @@ from runtime.datasets.annotations import (
     decoded_text,
     left_out,
     make_record,
+    read_entries,
 )
-from runtime.datasets.yolo_places import YoloPlaces, lost_labels, yolo_places
-from runtime.images.image import ImageError
+from runtime.datasets.yolo_places import YoloPlaces, lost_objects_text, yolo_places
 from runtime.images.image_header import image_size
 
 _FAR = 1.0
-"""Shares that a polygon's points may lie from the middle of the picture: half a picture beyond its border."""
+"""Distance of a polygon's points from the middle of the picture, as a fraction of its sides: half a picture outside."""
 
 
 def read_yolo(
@@ -51,48 +50,50 @@ def read_yolo(
     of `read_dataset`.
     """
     places = yolo_places(annotations, images, classes, split)
-    names, absent = choose_classes(places.known, classes, str(annotations), allow_absent)
-    absences = [Problem(ABSENT_CLASS, None, detail=repr(name)) for name in absent]
+    names, absences = choose_classes(places.known, classes, str(annotations), allow_absent)
     problems: list[Problem] = []
-    index_of = {name: label for label, name in enumerate(names)}
-    label_of = {i: index_of[name] for i, name in enumerate(places.known) if name in index_of}
-    records, read = [], []
-    for image_id, (picture, label_file) in enumerate(places.pairs, start=1):
-        try:
-            height, width = image_size(picture)
-        except ImageError as error:
-            problems.append(Problem(NO_SIZE if os.path.isfile(picture) else NO_FILE, image_id, detail=str(error)))
-            continue
+    label_of = {number: names.index(name) for number, name in enumerate(places.known) if name in names}
+    read_files: list[Path] = []
+
+    def read(files: tuple[Path, Path], image_id: int) -> ImageRecord:
+        picture, label_file = files
+        height, width = image_size(picture)
         rows: list[Row] = []
-        if os.path.isfile(label_file):
-            read.append(label_file)
-            try:
-                text = decoded_text(label_file.read_bytes())
-            except (OSError, UnicodeDecodeError) as error:
-                problems.append(Problem(BROKEN_ENTRY, image_id, detail=f"{label_file}: {error}"))
+        for number, line in enumerate(_lines(label_file, read_files), start=1):
+            if not line.strip():
                 continue
-            for number, line in enumerate(text.splitlines(), start=1):
-                if not line.strip():
-                    continue
-                row, reason = _row(line, height, width, len(places.known), label_of, places.key_points)
-                if reason:
-                    where = f"{label_file}, line {number}: {line:.80}"
-                    where += _list_length(places) if reason == NO_CLASS else ""
-                    problems.append(Problem(reason, image_id, number, where))
-                if row is not None:
-                    rows.append(row)
-        records.append(make_record(image_id, picture, height, width, rows))
+            row, reason = _row(line, height, width, len(places.known), label_of, places.key_points)
+            if reason:
+                where = f"{label_file}, line {number}: {line:.80}"
+                where += _list_length(places) if reason == NO_CLASS else ""
+                problems.append(Problem(reason, image_id, number, where))
+            if row is not None:
+                rows.append(row)
+        return make_record(image_id, picture, height, width, rows)
+
+    records = read_entries(places.pairs, read, problems, check_files=False)
     if not records:
         raise DatasetError(
             f"{annotations}: none of its {len(places.pairs)} images can be used; the first: {problems[0].detail}"
             + _another_machine(problems)
         )
-    problems += [Problem(NO_PICTURE, None, detail=lost_labels(path)) for path in places.alone]
+    problems += [Problem(NO_PICTURE, None, detail=lost_objects_text(path)) for path in places.unpaired]
     problems += left_out(places.left_out)
-    told = Problems((*absences, *problems), places.notes)
+    all_problems = Problems((*absences, *problems), places.notes)
     ids = tuple(range(1, len(names) + 1))
-    files = (*places.named_by, *read) or (annotations,)
-    return CocoDataset(annotations, places.folder, names, ids, tuple(records), told, files)
+    files = (*places.named_by, *read_files) or (annotations,)
+    return CocoDataset(annotations, places.folder, names, ids, tuple(records), all_problems, files)
+
+
+def _lines(label_file: Path, read_files: list[Path]) -> list[str]:
+    """The lines of a label file, which joins `read_files`; none where it does not exist."""
+    if not os.path.isfile(label_file):
+        return []
+    read_files.append(label_file)
+    try:
+        return decoded_text(label_file.read_bytes()).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BrokenEntry.at(label_file, str(error)) from None
 
 
 def _list_length(places: YoloPlaces) -> str:
@@ -117,10 +118,10 @@ def _row(
     if len(values) == 4 or (key_points and len(values) == 4 + key_points):
         x, y, w, h = values[:4]
         shares = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-        if w <= 0 or h <= 0:  # a negative side would come out right again as a polygon's
+        if w <= 0 or h <= 0:  # a box without an area, which clipped_box refuses
             shares = (x, y, x, y)
     elif len(values) >= 6 and len(values) % 2 == 0 and not key_points:
-        if not all(map(math.isfinite, values)):  # min and max pass over NaN
+        if not all(map(math.isfinite, values)):  # min and max ignore NaN
             return None, NOT_FINITE
         if any(abs(value - 0.5) > _FAR for value in values):  # visibilities 2, or pixels
             return None, KEY_POINTS
@@ -131,10 +132,8 @@ def _row(
         return None, NO_CLASS
     if int(first) not in label_of:
         return None, OTHER_CLASS
-    # Labels have six decimals, as a rule.
+    # Labels usually have six decimals.
     tolerance = max(1e-3, 2e-6 * max(height, width))
     x1, y1, x2, y2 = shares
     box, reason = clipped_box(x1 * width, y1 * height, x2 * width, y2 * height, height, width, tolerance)
-    if box is None:
-        return None, reason
-    return Row(box, label_of[int(first)], False, (box[2] - box[0]) * (box[3] - box[1])), reason
+    return (None if box is None else Row(box, label_of[int(first)])), reason

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.datasets.annotations import DatasetError, decoded_text, read_class_names, require_distinct
+from runtime.datasets.annotations import DatasetError, read_class_names, read_text, require_distinct
+from runtime.datasets.picture_list import endings
 from runtime.files.write import absolute_path
 
 _NAMES = ("classes.txt", "obj.names", "_darknet.labels", "labels.names")
@@ -15,9 +17,9 @@ _NOTHING = ("", "~", "null", "Null", "NULL", "None")
 
 
 def read_data_yaml(path: Path) -> dict[str, Any]:
-    """The mapping of a data.yaml in which every scalar is text as it is written: no, on, null and 0x10 are names.
+    """The mapping of a data.yaml, in which every scalar stays text: no, on, null and 0x10 may be names of classes.
 
-    Keys that say nothing are left out. Raises `DatasetError`.
+    Keys with an empty value are left out. Raises `DatasetError`.
     """
     import yaml
 
@@ -25,19 +27,14 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
 
     class Loader(yaml.BaseLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if key.value in seen if isinstance(key.value, str) else False:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key.value!r} is there twice", node.start_mark
-                    )
-                seen |= {key.value} if isinstance(key.value, str) else set()
+            keys = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
+            for key in (key for key, count in keys.items() if count > 1):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", node.start_mark)
             return super().construct_mapping(node, deep)
 
+    text = read_text(path, "cannot read this file")
     try:
-        content = parse_yaml(decoded_text(path.read_bytes()), Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError.at(path, f"cannot read this file: {error}") from None
+        content = parse_yaml(text, Loader)
     except yaml.YAMLError as error:
         raise DatasetError.at(path, f"not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or "names" not in content:
@@ -88,18 +85,15 @@ def key_point_numbers(content: dict[str, Any], path: Path) -> int:
     shape = content.get("kpt_shape")
     if shape is None:
         return 0
-    sides = (
-        [int(side) if isinstance(side, str) and side.isdecimal() else 0 for side in shape]
-        if isinstance(shape, list)
-        else []
-    )
+    texts = shape if isinstance(shape, list) else []
+    sides = [int(text) if isinstance(text, str) and text.isdecimal() else 0 for text in texts]
     if len(sides) != 2 or sides[0] < 1 or sides[1] not in (2, 3):
         raise DatasetError.at(path, f"expected [points, 2 or 3], got {_short(shape)}", key="kpt_shape")
     return sides[0] * sides[1]
 
 
 def key_points_beside(folder: Path) -> int:
-    """As `key_point_numbers`, of the data.yaml in the folder of labels or in one of the two above it."""
+    """`key_point_numbers` of the data.yaml in the folder of labels, or in one of the two folders above it."""
     for candidate in _around(folder):
         if (content := _described(candidate, folder)) is not None:
             return key_point_numbers(content, candidate / "data.yaml")
@@ -107,7 +101,7 @@ def key_points_beside(folder: Path) -> int:
 
 
 def _described(candidate: Path, folder: Path) -> dict[str, Any] | None:
-    """The data.yaml in `candidate`; None where there is none, or, above `folder`, one that is of something else."""
+    """The data.yaml in `candidate`; None without one, or, above `folder`, for a file of another kind."""
     path = candidate / "data.yaml"
     if not os.path.isfile(path):
         return None
@@ -116,15 +110,15 @@ def _described(candidate: Path, folder: Path) -> dict[str, Any] | None:
     except DatasetError:
         if candidate in (folder, folder / "labels"):
             raise
-        return None  # a file of this name may be anything, and none is needed
+        return None  # above the folder, a file of this name may be anything, and is not needed
 
 
 def class_names(place: Path, classes: Sequence[str] | None) -> tuple[Sequence[str], tuple[Path, ...]]:
-    """Class names, and the file that they come from: in the folder of `place`, or in one of the two above it."""
+    """Class names, and the file that they come from: in the folder of `place`, or in one of the two folders above."""
     folder = place if os.path.isdir(place) else place.parent
     for candidate in _around(folder):
-        others = sorted(candidate.glob("*.names")) if os.path.isdir(candidate) else []
-        for path in (*(candidate / name for name in _NAMES), *(others if len(others) == 1 else [])):
+        name_files = sorted(candidate.glob("*.names"))
+        for path in (*(candidate / name for name in _NAMES), *(name_files if len(name_files) == 1 else [])):
             if os.path.isfile(path):
                 return read_class_names(path), (path,)
         if (content := _described(candidate, folder)) is not None:
@@ -144,25 +138,19 @@ def _around(folder: Path) -> list[Path]:
 
 def read_obj_data(path: Path) -> dict[str, str]:
     """Darknet's obj.data: `train`, `valid`, `names` as they are written. Raises `DatasetError`."""
-    try:
-        lines = decoded_text(path.read_bytes()).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError.at(path, f"cannot read this file: {error}") from None
+    lines = read_text(path, "cannot read this file").splitlines()
     pairs = [line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#")]
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def moved_place(text: str, folder: Path) -> Path | None:
-    """A path of another machine below `folder`, by at least its last two parts (train/images), as one alone may be the
-    same for all splits. None where there is none.
+    """A path of another machine below `folder`, by at least its last two parts (train/images): one alone may be the
+    same for all splits. None where it is not there.
     """
-    parts = [part for part in Path(text.replace("\\", "/")).parts if part not in ("/", ".", "..")]
-    ends = [folder / Path(*parts[start:]) for start in range(len(parts) - 1)]
-    return next((end for end in ends if os.path.exists(end)), None)
+    return next((folder / end for end in endings(text)[:-1] if os.path.exists(folder / end)), None)
 
 
 def place_of(text: str, folder: Path) -> Path:
-    """A path that a description names, in its folder, or by its last parts where they are there (data/obj.names)."""
-    parts = [part for part in Path(text.replace("\\", "/")).parts if part != "/"]
-    ends = [folder / Path(*parts[start:]) for start in range(len(parts))]
-    return next((end for end in (folder / text, *ends) if os.path.exists(end)), folder / text)
+    """A path that a description names: in its folder, or by its last parts where these are there (data/obj.names)."""
+    places = [folder / text, *(folder / end for end in endings(text))]
+    return next((place for place in places if os.path.exists(place)), places[0])

@@ -1,4 +1,4 @@
-"""Where the pictures of a YOLO data set and their label files are, and what their classes are called."""
+"""The places of a YOLO data set: its pictures, their label files, and the names of its classes."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ from runtime.images.picture_files import files_in, left_out_text, list_pictures
 class YoloPlaces:
     """The files of a data set."""
 
-    pairs: tuple[tuple[Path, Path], ...]
+    pairs: Sequence[tuple[Path, Path]]
     """(picture, label file that it may have)."""
     folder: Path
     known: Sequence[str]
+    """Class names, by label."""
     named_by: tuple[Path, ...]
+    """The file that the class names come from, if any."""
     key_points: int = 0
     """Numbers that follow the box in a line."""
-    left_out: tuple[Path, ...] = ()
-    """Files among the pictures that are no pictures that are read."""
-    alone: tuple[Path, ...] = ()
+    left_out: Sequence[Path] = ()
+    """Files among the pictures that isodet does not read."""
+    unpaired: Sequence[Path] = ()
     """Label files without a picture."""
     notes: tuple[str, ...] = ()
 
@@ -71,16 +73,14 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
     known = names_of(content["names"], path)
     entries = entries_of(content, split, path)
     if not entries:
-        there = [key for key in ("train", "val", "test") if content.get(key)]
-        raise DatasetError(
-            f"{path}: missing key '{split}' (it has: {', '.join(there) or 'no split'})", key=split, path=path
-        )
+        splits = ", ".join(key for key in ("train", "val", "test") if content.get(key)) or "no split"
+        raise DatasetError(f"{path}: missing key '{split}' (it has: {splits})", key=split, path=path)
     root = path.parent / "".join(entries_of(content, "path", path)[:1])
     if not os.path.isdir(root):
         root = path.parent  # `path` is often that of the machine that wrote it
     pairs: list[tuple[Path, Path]] = []
     left_out: list[Path] = []
-    alone: list[Path] = []
+    unpaired: list[Path] = []
     notes: list[str] = []
     for entry in entries:
         place = root / entry
@@ -90,22 +90,21 @@ def data_yaml_places(path: Path, images: Path | None, split: str) -> YoloPlaces:
             notes.append(f"{split}: {entry} is another machine's path, taken for {moved}")
             place = moved
         if os.path.isdir(place):
-            listing = list_pictures(files_in(place))
-            labels = _swapped(place, "images", "labels") or place
-            found = [(p, (labels / p.relative_to(place)).with_suffix(".txt")) for p in listing.pictures]
-            alone += labels_alone(labels, found)
-            left_out += listing.left_out
+            entry_pairs, unread, without_picture = _paired(place, _swapped(place, "images", "labels") or place)
+            left_out += unread
+            unpaired += without_picture
         elif os.path.isfile(place):
             listed = listed_pictures(place, root)
-            found = [(picture, _label_file(picture)) for picture in listed.pictures]
+            entry_pairs = [(picture, _label_file(picture)) for picture in listed.pictures]
             notes += listed.notes
         else:
             raise DatasetError.at(path, f"no such folder or list of pictures: {place}", key=split)
-        if pairs and found and not any(os.path.isfile(label) for _, label in found):
-            notes.append(f"none of the {len(found)} pictures of {place} has a label file (all are without objects)")
-        pairs += found
+        if pairs and entry_pairs and not any(os.path.isfile(label) for _, label in entry_pairs):
+            count = len(entry_pairs)
+            notes.append(f"none of the {count} pictures of {place} has a label file (all are without objects)")
+        pairs += entry_pairs
     key_points = key_point_numbers(content, path)
-    return YoloPlaces(tuple(pairs), root, known, (path,), key_points, tuple(left_out), tuple(alone), tuple(notes))
+    return YoloPlaces(pairs, root, known, (path,), key_points, left_out, unpaired, tuple(notes))
 
 
 def label_folder_places(folder: Path, images: Path | None, classes: Sequence[str] | None) -> YoloPlaces:
@@ -113,17 +112,15 @@ def label_folder_places(folder: Path, images: Path | None, classes: Sequence[str
     if images is None:
         beside = _swapped(labels, "labels", "images")
         images = beside if beside is not None and os.path.isdir(beside) else labels
-    listing = list_pictures(files_in(images))
-    pairs = tuple((p, (labels / p.relative_to(images)).with_suffix(".txt")) for p in listing.pictures)
-    names = class_names(folder, classes)
-    alone, left_out = tuple(labels_alone(labels, pairs)), tuple(listing.left_out)
-    return YoloPlaces(pairs, images, *names, key_points_beside(folder), left_out, alone)
+    pairs, left_out, unpaired = _paired(images, labels)
+    known, named_by = class_names(folder, classes)
+    return YoloPlaces(pairs, images, known, named_by, key_points_beside(folder), left_out, unpaired)
 
 
 def picture_list_places(path: Path, names: Path, images: Path | None, classes: Sequence[str] | None) -> YoloPlaces:
     """The list `path`, with class names that are in or near `names`."""
     listed = listed_pictures(path, images or path.parent)
-    pairs = tuple((picture, _label_file(picture)) for picture in listed.pictures)
+    pairs = [(picture, _label_file(picture)) for picture in listed.pictures]
     known, named_by = class_names(names, classes)
     return YoloPlaces(pairs, images or path.parent, known, named_by, key_points_beside(path.parent), notes=listed.notes)
 
@@ -153,10 +150,10 @@ def obj_data_places(path: Path, images: Path | None, classes: Sequence[str] | No
 
 
 def require_labels(annotations: Path, places: YoloPlaces) -> None:
-    """Raises `DatasetError` where no picture has a label file, and no folder of labels has one: it is not there."""
+    """Raises `DatasetError` where no picture has a label file, and no folder of labels has one: labels are missing."""
     present = [(picture, label) for picture, label in places.pairs if os.path.isfile(picture)]
     if not present or any(os.path.isfile(label) for _, label in present):
-        return  # the reader tells which pictures are missing
+        return  # the reader reports which pictures are missing
     if os.path.isfile(annotations) and any(_has_labels(folder) for folder in {label.parent for _, label in present}):
         return  # a split of pictures without objects
     raise DatasetError.at(
@@ -168,20 +165,23 @@ def require_labels(annotations: Path, places: YoloPlaces) -> None:
 
 
 def _has_labels(folder: Path) -> bool:
-    return os.path.isdir(folder) and any(
-        path.suffix.lower() == ".txt" for path in folder.iterdir() if is_label_file(path)
-    )
+    return any(path.suffix.lower() == ".txt" and is_label_file(path) for path in folder.glob("*"))
 
 
-def labels_alone(labels: Path, pairs: Sequence[tuple[Path, Path]]) -> list[Path]:
-    """Label files below `labels` of which there is no picture: files whose first line is numbers."""
-    if not os.path.isdir(labels):
-        return []
+def _paired(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[Path], list[Path]]:
+    """The pictures below `images` with the label files that they may have below `labels`.
+
+    Also the files among the pictures that are not read, and the label files (the first line is numbers) without a
+    picture.
+    """
+    listing = list_pictures(files_in(images))
+    pairs = [(p, (labels / p.relative_to(images)).with_suffix(".txt")) for p in listing.pictures]
     paired = {label for _, label in pairs}
-    return [p for p in files_in(labels) if p.suffix.lower() == ".txt" and p not in paired and is_label_file(p)]
+    texts = [p for p in files_in(labels) if p.suffix.lower() == ".txt"] if os.path.isdir(labels) else []
+    return pairs, listing.left_out, [p for p in texts if p not in paired and is_label_file(p)]
 
 
-def lost_labels(path: Path) -> str:
+def lost_objects_text(path: Path) -> str:
     """A label file without a picture, and how many objects are lost with it."""
     count = sum(1 for line in path.read_bytes().splitlines() if line.strip())
     return f"{path} ({count} object{'' if count == 1 else 's'})"
@@ -204,7 +204,7 @@ def _label_file(picture: Path) -> Path:
 
 
 def _swapped(path: Path, old: str, new: str) -> Path | None:
-    """`path` with the last part that is called `old` called `new`; None where there is none."""
+    """`path` with `new` in the place of its last part of the name `old`; None where it has no such part."""
     parts = list(path.parts)
     if old not in parts:
         return None

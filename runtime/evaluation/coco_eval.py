@@ -27,48 +27,47 @@ MOST = 100
 
 
 def coco_metrics(
-    found: dict[int, Detections], dataset: CocoDataset, max_dets: Sequence[int] = (MOST,)
+    detections: dict[int, Detections], dataset: CocoDataset, max_dets: Sequence[int] = (MOST,)
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """COCO's metrics by name and the AP by class name, in points, over the images that `found` has.
+    """COCO's metrics by name and the AP by class name, in points, over the images that `detections` has.
 
-    Crowd boxes are COCO's: a detection that is matched to no object and lies in one (by the share of its own area that
-    is inside) counts neither as right nor as wrong. One that stands for every class is a crowd of each.
+    Crowd boxes follow COCO's rule: a detection that matches no object and lies in a crowd box (by the share of its own
+    area that is inside) counts neither as right nor as wrong. A crowd box of `EVERY_CLASS` is one of each class.
 
-    max_dets: rising; the metrics are those at the last, `map_at` has the mAP at each. The threshold is read from all
-    detections, whatever it is. `cut`: images with more detections of a class, `crowded`: with more objects of one.
+    max_dets: limits on the detections of a class in an image, rising. `map_at` has the mAP at each, and all other
+    metrics are those at the last; but the threshold is read from all detections. `cut` counts the images with more
+    detections of a class than the last limit, and `crowded` those with more objects of one.
     """
-    judge = coco_evaluator(found, dataset, max_dets=(*max_dets, max(max_dets[-1], _most(found))))
-    precision = judge.eval["precision"]  # [IoU, recall, category, area range, most detections]
-    last, everything = len(max_dets) - 1, -1
-    at_50, at_75 = (int(np.argmin(np.abs(judge.params.iouThrs - iou))) for iou in (0.5, 0.75))
-    parts = (
-        precision[..., 0, last], precision[at_50, ..., 0, last], precision[at_75, ..., 0, last],
-        *(precision[..., area, last] for area in (1, 2, 3)),
-    )  # fmt: skip
-    metrics: dict[str, Any] = {name: mean_points(part) for name, part in zip(METRICS, parts, strict=True)}
-    metrics["ar100"] = mean_points(judge.eval["recall"][..., 0, last])
-    curve = (precision[at_50, ..., 0, everything], judge.eval["scores"][at_50, ..., 0, everything])
-    metrics["threshold"] = _best_threshold(*curve, judge.params.recThrs)
+    most = max((_of_one_class(result.labels) for result in detections.values()), default=0)
+    evaluator = coco_evaluator(detections, dataset, max_dets=(*max_dets, max(max_dets[-1], most)))
+    precision = evaluator.eval["precision"]  # [IoU, recall, category, area range, most detections]
+    last, unlimited, every = len(max_dets) - 1, -1, slice(None)
+    at_50, at_75 = (int(np.argmin(np.abs(evaluator.params.iouThrs - iou))) for iou in (0.5, 0.75))
+    parts = ((every, 0), (at_50, 0), (at_75, 0), (every, 1), (every, 2), (every, 3))  # IoU and area range of METRICS
+    metrics: dict[str, Any] = {
+        name: mean_points(precision[iou, ..., area, last]) for name, (iou, area) in zip(METRICS, parts, strict=True)
+    }
+    metrics["ar100"] = mean_points(evaluator.eval["recall"][..., 0, last])
+    curve = (precision[at_50, ..., 0, unlimited], evaluator.eval["scores"][at_50, ..., 0, unlimited])
+    metrics["threshold"] = _best_threshold(*curve, evaluator.params.recThrs)
     metrics["map_at"] = {most: mean_points(precision[..., 0, i]) for i, most in enumerate(max_dets)}
-    row_of = {category: row for row, category in enumerate(judge.params.catIds)}
+    row_of = {category: row for row, category in enumerate(evaluator.params.catIds)}
     classes = list(zip(dataset.class_names, dataset.category_ids, strict=True))
     per_class = {name: mean_points(precision[:, :, row_of[category], 0, last]) for name, category in classes}
     metrics["per_class_ap50"] = {name: mean_points(precision[at_50, :, row_of[i], 0, last]) for name, i in classes}
-    metrics["cut"] = sum(_of_one_class(result.labels) > max_dets[-1] for result in found.values())
+    metrics["cut"] = sum(_of_one_class(result.labels) > max_dets[-1] for result in detections.values())
     metrics["crowded"] = sum(
-        _of_one_class(record.labels[~record.crowd]) > max_dets[-1] for record in dataset.records if record.id in found
+        _of_one_class(record.labels[~record.crowd]) > max_dets[-1]
+        for record in dataset.records
+        if record.id in detections
     )
     return metrics, per_class
 
 
 def mean_points(values: Any) -> float:
-    """The mean of COCO's numbers in points; NaN without any. -1 stands for a class without an object."""
-    there = values[values > -1]
-    return float(there.mean()) * 100 if there.size else math.nan
-
-
-def _most(found: dict[int, Detections]) -> int:
-    return max((_of_one_class(result.labels) for result in found.values()), default=0)
+    """The mean of COCO's numbers in points, without -1, which marks classes without an object; NaN without any."""
+    defined = values[values > -1]
+    return float(defined.mean()) * 100 if defined.size else math.nan
 
 
 def _of_one_class(labels: Any) -> int:
@@ -76,29 +75,29 @@ def _of_one_class(labels: Any) -> int:
 
 
 def coco_evaluator(
-    found: dict[int, Detections], dataset: CocoDataset, areas: Sequence[tuple[float, float]] | None = None,
+    detections: dict[int, Detections],
+    dataset: CocoDataset,
+    areas: Sequence[tuple[float, float]] | None = None,
     max_dets: Sequence[int] = (1, 10, MOST),
-) -> Any:  # fmt: skip
-    """A COCOeval that has accumulated over the images that `found` has.
+) -> Any:
+    """A COCOeval that has accumulated over the images that `detections` has.
 
     areas: ranges of square pixels, both ends included, instead of COCO's all, small, medium, large.
     max_dets: how many detections of a class in an image count, rising: the last axis of its arrays.
     """
     coco_class, cocoeval_class = coco_engine()
-    records = [record for record in dataset.records if record.id in found]
+    records = [record for record in dataset.records if record.id in detections]
     truth = [
-        {
-            "image_id": record.id, "category_id": category, "bbox": _xywh(box),
-            "area": float(area), "iscrowd": int(crowd),
-        }
+        dict(image_id=record.id, category_id=category, bbox=_xywh(box), area=float(area), iscrowd=int(crowd))
         for record in records
         for box, label, crowd, area in zip(record.boxes_xyxy, record.labels, record.crowd, record.area, strict=True)
         for category in (dataset.category_ids if label == EVERY_CLASS else (dataset.category_ids[label],))
-    ]  # fmt: skip
-    results: list[dict[str, Any]] = []
-    for record in records:
-        for result in found[record.id].to_coco(record.id, dataset.category_ids):
-            results.append({**result, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0})
+    ]
+    results = [
+        {**result, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for record in records
+        for result in detections[record.id].to_coco(record.id, dataset.category_ids)
+    ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints; its numbers are returned instead
         sides = []
         for annotations in (truth, results):
@@ -111,14 +110,14 @@ def coco_evaluator(
             }
             side.createIndex()
             sides.append(side)
-        judge = cocoeval_class(*sides, iouType="bbox")
+        evaluator = cocoeval_class(*sides, iouType="bbox")
         if areas is not None:
-            judge.params.areaRng = [list(ends) for ends in areas]
-            judge.params.areaRngLbl = [str(i) for i in range(len(areas))]
-        judge.params.maxDets = list(max_dets)
-        judge.evaluate()
-        judge.accumulate()
-    return judge
+            evaluator.params.areaRng = [list(ends) for ends in areas]
+            evaluator.params.areaRngLbl = [str(i) for i in range(len(areas))]
+        evaluator.params.maxDets = list(max_dets)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator
 
 
 def _best_threshold(precision: Any, scores: Any, recall: Any) -> float:
@@ -127,17 +126,17 @@ def _best_threshold(precision: Any, scores: Any, recall: Any) -> float:
     precision [R, C] and scores [R, C] at the recalls [R] of COCO's curves; precision is -1 for classes without
     objects, and 0 at recalls that are never reached.
     """
-    there = precision[0] > -1
-    if not there.any():
+    with_objects = precision[0] > -1
+    if not with_objects.any():
         return 0.3
     f1 = 2 * precision * recall[:, None] / np.maximum(precision + recall[:, None], 1e-9)
     grid = np.arange(1, 100) / 100
-    # At threshold t a class stands at the largest recall whose score is still t or more.
+    # At threshold t a class has the largest recall whose score is still t or more.
     reached = (scores[None] >= grid[:, None, None]) & (precision[None] > 0)  # [99, R, C]
-    stands = reached.shape[1] - 1 - reached[:, ::-1].argmax(axis=1)  # [99, C]
-    values = np.take_along_axis(f1, stands, axis=0) * reached.any(axis=1)
-    mean = values[:, there].mean(axis=1)
-    # The curve has points where something is found: between two of them the highest threshold invents least.
+    largest = reached.shape[1] - 1 - reached[:, ::-1].argmax(axis=1)  # [99, C]
+    values = np.take_along_axis(f1, largest, axis=0) * reached.any(axis=1)
+    mean = values[:, with_objects].mean(axis=1)
+    # F1 is the same for all thresholds between two scores: the highest one invents least.
     return float(grid[len(grid) - 1 - mean[::-1].argmax()])
 
 

@@ -1,4 +1,4 @@
-"""The confusion matrix of a detector: what each object was taken for, and what was seen where nothing is."""
+"""The confusion matrix of a detector: the class reported for each object, and reports without an object."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """Counts [C + 1, C + 1]: rows are what is there, columns what was reported; the last of each is background."""
+    """Counts [C + 1, C + 1]: rows are true classes, columns reported ones; the last of each is background."""
 
     names: tuple[str, ...]
     """[C]"""
@@ -37,18 +37,18 @@ class Confusion:
 def confusion(matches: Sequence[ImageMatch], class_names: Sequence[str], thresholds: NDArray[np.float64]) -> Confusion:
     """The matrix at IoU 0.5 of the detections that reach the threshold of their class; thresholds [C].
 
-    Two rounds for each image. First the matches within classes, as in the curves: the diagonal is the number of
-    objects that are found. Then what is left over, whatever its class, by falling score: a detection takes the
-    object not yet found that it overlaps most, if by at least 0.5, and stands beside the diagonal. Objects still
-    not found go to the column of the background, detections still without an object to its row: a second box on
-    an object that is found is one of these. What lies on a crowd region of its class counts nowhere.
+    There are two rounds for each image. The first has the matches within classes, as in the curves: the diagonal is
+    the number of objects that are found. The second takes the remaining detections of all classes, by falling score:
+    each takes the remaining object that it overlaps most, if by at least 0.5, and counts beside the diagonal. Then
+    remaining objects count in the column of the background, and remaining detections in its row, such as a second box
+    on an object. A detection on a crowd region of its class counts nowhere.
     """
     size = len(class_names)
     counts = np.zeros((size + 1, size + 1), np.int64)
     for m in matches:
         standing = m.standing(thresholds)
         hits = standing & (m.object_of >= 0)
-        np.add.at(counts, (m.found.labels[hits], m.found.labels[hits]), 1)
+        np.add.at(counts, (m.detections.labels[hits], m.detections.labels[hits]), 1)
         left = np.flatnonzero(standing & (m.object_of == INVENTED))
         missed = ~m.record.crowd
         missed[m.object_of[hits]] = False
@@ -56,7 +56,7 @@ def confusion(matches: Sequence[ImageMatch], class_names: Sequence[str], thresho
         taken = greedy(m.overlaps[np.ix_(left, objects)], np.zeros(len(objects), np.bool_))
         truth = np.full(len(left), size)
         truth[taken >= 0] = m.record.labels[objects[taken[taken >= 0]]]
-        np.add.at(counts, (truth, m.found.labels[left]), 1)
+        np.add.at(counts, (truth, m.detections.labels[left]), 1)
         unseen = np.delete(objects, taken[taken >= 0])
         counts[:size, size] += np.bincount(m.record.labels[unseen], minlength=size)
     return Confusion(tuple(class_names), counts)

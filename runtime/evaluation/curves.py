@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isodet.errors import ArgumentError
-from runtime.evaluation.matching import IGNORED, ImageMatch, objects_per_class
+from runtime.evaluation.matching import IGNORED, ImageMatch
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a class comes to at one threshold. NaN where nothing is found (precision) or to be found (recall)."""
+    """Precision, recall and F1 of a class at one threshold; NaN without detections (precision) or objects (recall)."""
 
     precision: float
     recall: float
@@ -64,30 +64,27 @@ class Curve:
     def at(self, threshold: float) -> Point:
         """Precision, recall and F1 of the detections that score at least `threshold`."""
         kept = int(np.count_nonzero(self.scores >= np.float32(threshold)))
-        found = int(np.count_nonzero(self.hits[:kept]))
-        precision = found / kept if kept else math.nan
-        recall = found / self.objects if self.objects else math.nan
-        return Point(precision, recall, 2 * found / (kept + self.objects) if self.objects else math.nan)
+        hits = int(np.count_nonzero(self.hits[:kept]))
+        objects = self.objects or math.nan
+        return Point(hits / (kept or math.nan), hits / objects, 2 * hits / (kept + objects))
 
     def recommend(self, precision: float | None = None) -> Recommendation | None:
         """The threshold with the best F1, or the one with the most recall among those that reach `precision`.
 
-        Where no threshold reaches it, the one with the highest precision, marked as such. None for a class
-        without an object or without a detection that finds one: nothing can be learned about its threshold.
+        Where no threshold reaches it, the one with the highest precision, with `reached` False. None for a class
+        without an object, or without a detection that finds one: nothing can be learned about its threshold.
         """
         if not self.objects or not self.hits.any():
             return None
         # A threshold keeps all detections of a score or none, so curves are read where a score ends.
         ends = np.flatnonzero(np.append(self.scores[1:] < self.scores[:-1], True))
         value = self.f1[ends] if precision is None else self.precision[ends]
-        reached = True
-        if precision is not None and (value >= precision).any():
-            chosen = int(ends[value >= precision][-1])
-        else:
-            chosen = int(ends[value.argmax()])  # the first of equals is the highest score: it invents least
-            reached = precision is None
+        reaching = np.flatnonzero(value >= (math.inf if precision is None else precision))
+        # Among equal values the first has the highest score: it invents least.
+        chosen = int(ends[reaching[-1] if len(reaching) else value.argmax()])
         following = self.scores[chosen + 1] if chosen + 1 < len(self.scores) else 0.0
-        return Recommendation(_rounded_down(float(self.scores[chosen]), float(following)), reached)
+        threshold = _rounded_down(float(self.scores[chosen]), float(following))
+        return Recommendation(threshold, reached=precision is None or len(reaching) > 0)
 
 
 @dataclass(frozen=True)
@@ -99,27 +96,26 @@ class Recommendation:
 
 def curves(matches: Sequence[ImageMatch], class_names: Sequence[str]) -> tuple[Curve, ...]:
     """A `Curve` for each class, in label order."""
-    objects = objects_per_class(matches, len(class_names))
-    labels, scores, outcome = (
-        np.concatenate([np.zeros(0, dtype), *parts])
-        for dtype, parts in (
-            (np.int32, [m.found.labels for m in matches]),
-            (np.float32, [m.found.scores for m in matches]),
-            (np.int64, [m.object_of for m in matches]),
-        )
-    )
-    made = []
+    objects = np.zeros(len(class_names), np.int64)  # [C] that can be found: without crowd regions
+    for m in matches:
+        objects += np.bincount(m.record.labels[~m.record.crowd], minlength=len(objects))
+    labels = np.concatenate([np.zeros(0, np.int32), *(m.detections.labels for m in matches)])
+    scores = np.concatenate([np.zeros(0, np.float32), *(m.detections.scores for m in matches)])
+    object_of = np.concatenate([np.zeros(0, np.int64), *(m.object_of for m in matches)])
+    order = np.argsort(-scores, kind="stable")
+    order = order[object_of[order] != IGNORED]
+    class_curves = []
     for label, name in enumerate(class_names):
-        mine = (labels == label) & (outcome != IGNORED)
-        order = np.argsort(-scores[mine], kind="stable")
-        made.append(Curve(name, int(objects[label]), scores[mine][order].astype(float), outcome[mine][order] >= 0))
-    return tuple(made)
+        of_class = order[labels[order] == label]
+        hits = object_of[of_class] >= 0
+        class_curves.append(Curve(name, int(objects[label]), scores[of_class].astype(float), hits))
+    return tuple(class_curves)
 
 
 def recommended(
     class_curves: Sequence[Curve], fallback: float, precision: float | None = None
 ) -> tuple[Values, dict[str, float]]:
-    """Thresholds [C] to judge by, and those that were measured, by class name; the others are `fallback`."""
+    """Thresholds [C], and by class name those that were measured; the other thresholds are `fallback`."""
     if precision is not None and not 0 < precision <= 1:
         raise ArgumentError.of("precision", f"expected a number above 0 and at most 1, got {precision}")
     chosen = {curve.name: curve.recommend(precision) for curve in class_curves}

@@ -1,4 +1,4 @@
-"""Everything that is measured of a detector on one dataset, for a person who decides what to do with it."""
+"""All measurements of a detector on one dataset, for a person who decides what to do with it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from runtime.datasets.annotations import CocoDataset
 from runtime.evaluation.coco_eval import MOST
 from runtime.evaluation.confusion import BACKGROUND, Confusion, confusion
 from runtime.evaluation.curves import Curve, curves, recommended
-from runtime.evaluation.evaluate import Evaluation
+from runtime.evaluation.evaluate import Evaluation, json_number, shown
 from runtime.evaluation.sizes import Bucket, BucketScore, bucket_scores
 from runtime.evaluation.voc import voc_ap
 from runtime.files.text_table import text_table
 
 Protocol = Literal["coco", "voc07", "voc12"]
 PROTOCOLS: dict[Protocol, str] = {
-    "coco": "COCO, IoU 0.50:0.95", "voc07": "VOC 2007, IoU 0.5, 11 points", "voc12": "VOC 2012, IoU 0.5, area",
-}  # fmt: skip
+    "coco": "COCO, IoU 0.50:0.95",
+    "voc07": "VOC 2007, IoU 0.5, 11 points",
+    "voc12": "VOC 2012, IoU 0.5, area",
+}
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class ClassScore:
     """Reported at the threshold."""
     threshold: float
     reached: bool
-    """False where a wanted precision was out of reach: the threshold is that of the highest."""
+    """False where no threshold has the wanted precision: it is the one with the highest precision."""
     measured: bool
-    """False where the class has nothing to learn a threshold from: it is the one over all classes."""
+    """False where the class has no data to choose a threshold from: it is the one over all classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class Measurement:
 
     evaluation: Evaluation
     dataset: CocoDataset
-    """With the records that were judged only."""
+    """Only with the records that were judged."""
     protocol: Protocol
     precision: float | None
     """The precision that thresholds were chosen for; None for the best F1."""
@@ -80,28 +82,24 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready: the evaluation's keys, and `protocol`, `classes`, `confusion` and `buckets`."""
+        rounded, exact = ("ap", "ap50", "precision", "recall", "f1"), ("objects", "detections", "threshold", "reached")
+        classes = {
+            s.name: {key: _rounded(getattr(s, key)) for key in rounded} | {key: getattr(s, key) for key in exact}
+            for s in self.classes
+        }
+        buckets = []
+        for b in self.buckets:
+            ends = {"low": b.bucket.low, "high": b.bucket.high if math.isfinite(b.bucket.high) else None}
+            numbers = {key: _rounded(getattr(b, key)) for key in ("ap", "ap50", "ar100")}
+            buckets.append({"name": b.bucket.name, **ends, **numbers, "objects": b.objects})
         return {
             **self.evaluation.to_json(),
-            "protocol": {"name": self.protocol, "map": number(self.map)},
+            "protocol": {"name": self.protocol, "map": _rounded(self.map)},
             "wanted_precision": self.precision,
-            "classes": {
-                s.name: {
-                    "ap": number(s.ap), "ap50": number(s.ap50), "precision": number(s.precision),
-                    "recall": number(s.recall), "f1": number(s.f1), "objects": s.objects, "detections": s.detections,
-                    "threshold": s.threshold, "reached": s.reached,
-                }
-                for s in self.classes
-            },
+            "classes": classes,
             "confusion": {"names": [*self.confusion.names, BACKGROUND], "counts": self.confusion.counts.tolist()},
-            "buckets": [
-                {
-                    "name": b.bucket.name, "low": b.bucket.low,
-                    "high": b.bucket.high if math.isfinite(b.bucket.high) else None,
-                    "ap": number(b.ap), "ap50": number(b.ap50), "ar100": number(b.ar100), "objects": b.objects,
-                }
-                for b in self.buckets
-            ],
-        }  # fmt: skip
+            "buckets": buckets,
+        }
 
     def table(self) -> str:
         """The numbers as text: COCO's line, the protocol's mAP, the classes from best to worst, the buckets."""
@@ -148,50 +146,34 @@ def measure(
     for curve, threshold in zip(class_curves, limits.tolist(), strict=True):
         point, choice = curve.at(threshold), curve.recommend(precision)
         ap50 = evaluation.per_class_ap50.get(curve.name, 100 * curve.ap50)
-        classes.append(
-            ClassScore(
-                curve.name, aps[curve.name], ap50, point.precision, point.recall, point.f1, curve.objects,
-                int(np.count_nonzero(curve.scores >= np.float32(threshold))), threshold,
-                choice is None or choice.reached, curve.name in measured,
-            )
-        )  # fmt: skip
-    return Measurement(
-        evaluation, dataset, protocol, precision, class_curves, tuple(classes),
-        confusion(evaluation.matches, dataset.class_names, limits),
-        bucket_scores(evaluation.detections, dataset, buckets, max(evaluation.map_at, default=MOST)) if buckets else (),
-    )  # fmt: skip
+        scores = (aps[curve.name], ap50, point.precision, point.recall, point.f1)
+        reported = int(np.count_nonzero(curve.scores >= np.float32(threshold)))
+        reached, is_measured = choice is None or choice.reached, curve.name in measured
+        classes.append(ClassScore(curve.name, *scores, curve.objects, reported, threshold, reached, is_measured))
+    matrix = confusion(evaluation.matches, dataset.class_names, limits)
+    most = max(evaluation.map_at, default=MOST)
+    sizes = bucket_scores(evaluation.detections, dataset, buckets, most) if buckets else ()
+    return Measurement(evaluation, dataset, protocol, precision, class_curves, tuple(classes), matrix, sizes)
 
 
 def class_rows(classes: Sequence[ClassScore]) -> tuple[list[str], list[list[str]]]:
     """The head and the rows of the table of classes, the best AP first and classes without objects last."""
     head = ["class", "AP", "AP50", "precision", "recall", "F1", "objects", "reported", "threshold"]
     ranked = sorted(classes, key=lambda s: (math.isnan(s.ap), -s.ap if not math.isnan(s.ap) else 0.0))
-    rows = [
-        [
-            s.name, shown(s.ap), shown(s.ap50), shown(100 * s.precision), shown(100 * s.recall), shown(100 * s.f1),
-            str(s.objects), str(s.detections),
-            f"{s.threshold:.3f}" + (_UNMEASURED if not s.measured else "" if s.reached else _UNREACHED),
-        ]
-        for s in ranked
-    ]  # fmt: skip
+    rows = []
+    for s in ranked:
+        points = map(shown, (s.ap, s.ap50, 100 * s.precision, 100 * s.recall, 100 * s.f1))
+        mark = _UNMEASURED if not s.measured else "" if s.reached else _UNREACHED
+        rows.append([s.name, *points, str(s.objects), str(s.detections), f"{s.threshold:.3f}{mark}"])
     return head, rows
 
 
 def bucket_rows(buckets: Sequence[BucketScore]) -> tuple[list[str], list[list[str]]]:
     """The head and the rows of the table of sizes."""
-    rows = [
-        [f"{b.bucket.name} ({b.bucket.low:g}-{b.bucket.high:g} px)", shown(b.ap), shown(b.ap50), shown(b.ar100),
-         str(b.objects)]
-        for b in buckets
-    ]  # fmt: skip
+    names = [f"{b.bucket.name} ({b.bucket.low:g}-{b.bucket.high:g} px)" for b in buckets]
+    rows = [[n, *map(shown, (b.ap, b.ap50, b.ar100)), str(b.objects)] for n, b in zip(names, buckets, strict=True)]
     return ["size", "AP", "AP50", "AR100", "objects"], rows
 
 
-def shown(value: float) -> str:
-    """A number of points with one decimal, - where there is none."""
-    return "-" if math.isnan(value) else f"{value:.1f}"
-
-
-def number(value: float) -> float | None:
-    """A number for JSON, which has no NaN, with 4 decimals."""
-    return None if math.isnan(value) else round(value, 4)
+def _rounded(value: float) -> float | None:
+    return json_number(value, digits=4)

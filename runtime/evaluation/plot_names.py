@@ -1,4 +1,4 @@
-"""Class names on matplotlib's figures: in fonts that have their letters, else told by code points."""
+"""Class names on matplotlib's figures: in fonts that have their letters, else written as code points."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from runtime.images.draw import spelled
+from runtime.images.draw import transliterated
 
 _log = logging.getLogger(__name__)
 
 _MOST = 18
 """Letters of a name that a legend or an axis has room for."""
 _MOST_CODES = 30
-"""Characters of one that is told by code points, six a letter."""
+"""Characters of a name with code points, which are six characters a letter."""
 
 
 def plot_names(names: Iterable[str], most: int = _MOST) -> list[str]:
@@ -27,15 +27,15 @@ def plot_names(names: Iterable[str], most: int = _MOST) -> list[str]:
     shown = []
     for name in names:
         drawn = "".join(c if c.isprintable() else " " for c in name)
-        told = spelled(drawn, lambda letter: letter not in lost)
-        limit = most if told == drawn else max(most, _MOST_CODES)
-        told = told if len(told) <= limit else told[: limit - 1] + "…"
-        shown.append(told.replace("$", r"\$"))  # matplotlib would read what stands between two of them as mathematics
+        text = transliterated(drawn, lambda letter: letter not in lost)
+        limit = most if text == drawn else max(most, _MOST_CODES)
+        text = text if len(text) <= limit else text[: limit - 1] + "…"
+        shown.append(text.replace("$", r"\$"))  # matplotlib would read the text between two of them as mathematics
     return shown
 
 
 def set_fonts(figure: Any, names: Iterable[str]) -> None:
-    """Let every text of a matplotlib `figure` that is there take letters of `names` from fonts that have them."""
+    """Give every text of a matplotlib `figure` the fonts that have the letters of `names`."""
     from matplotlib.text import Text
 
     families = _fonts(_letters(names))[0]
@@ -49,7 +49,7 @@ def _letters(names: Iterable[str]) -> frozenset[str]:
 
 @functools.lru_cache(64)
 def _fonts(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Families of fonts to have beside matplotlib's own for `letters`, and the letters that no font has."""
+    """Families of fonts that `letters` need besides matplotlib's own, and the letters that no font has."""
     if not letters:
         return (), letters
     from matplotlib.font_manager import FontProperties, findfont, fontManager
@@ -67,9 +67,10 @@ def _fonts(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
         if path not in known:  # installed after matplotlib listed the fonts
             fontManager.addfont(path)
             known = {entry.fname: entry.name for entry in fontManager.ttflist}
-        # A family is asked for its upright form of normal weight, which may lack what another one of its files has.
+        # matplotlib takes the upright file of normal weight of a family, which may lack letters of its other files.
         held = _held(findfont(FontProperties(family=[known[path]])), missing)
-        families += [known[path]] * bool(held)
+        if held:
+            families.append(known[path])
         missing -= held
     if missing:
         _log.warning(
@@ -88,14 +89,14 @@ def _font_files() -> Iterator[str]:
 
 
 def _held(path: str, letters: set[str]) -> set[str]:
-    """Those of `letters` that the font at `path` has."""
+    """The `letters` that the font at `path` has."""
     from matplotlib.ft2font import FT2Font
 
     try:
         font = FT2Font(path)
-    except (RuntimeError, OSError):  # not a font that FreeType reads: others are asked
+    except (RuntimeError, OSError):  # FreeType cannot read this font: other fonts may have the letters
         return set()
-    # Fonts of pictures (emoji) matplotlib does not draw; those of last resort hold a frame for every letter there is.
+    # matplotlib cannot draw fonts of pictures (emoji). Fonts of last resort have an empty frame for every letter.
     if not font.scalable or "lastresort" in font.family_name.replace(" ", "").lower():
         return set()
     return {letter for letter in letters if font.get_char_index(ord(letter))}

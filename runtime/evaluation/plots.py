@@ -20,18 +20,16 @@ _NAMED = 10
 """Classes that a legend can hold."""
 _NUMBERED = 30
 """Classes whose matrix has room for numbers."""
-_COLORS = (*(f"C{i}" for i in range(7)), "darkgreen", "C8", "C9")  # C7 is gray, as are those without a name
+_COLORS = (*(f"C{i}" for i in range(7)), "darkgreen", "C8", "C9")  # C7 is gray, the color of classes without a name
 
 
 def write_plots(measurement: Measurement, folder: Path) -> list[Path]:
-    """Write the pictures that have something to show into `folder`, and remove older ones that have not."""
+    """Write the plots that have data into `folder`, and remove older files of those that have none."""
     written = []
     names = measurement.confusion.names
     labels = dict(zip(names, plot_names(names), strict=True))
-    for name, figure in (
-        (CURVES, _curves(measurement, labels)),
-        (CONFUSION, _confusion(measurement.confusion, labels)),
-    ):
+    figures = {CURVES: _curves(measurement, labels), CONFUSION: _confusion(measurement.confusion, labels)}
+    for name, figure in figures.items():
         (folder / name).unlink(missing_ok=True)
         if figure is not None:
             set_fonts(figure, names)
@@ -40,19 +38,19 @@ def write_plots(measurement: Measurement, folder: Path) -> list[Path]:
 
 
 def _curves(measurement: Measurement, labels: Mapping[str, str]) -> Any:
-    """Left precision against recall, right F1 against the threshold, with a dot where each class stands."""
-    there = [(c, s) for c, s in zip(measurement.curves, measurement.classes, strict=True) if c.objects]
-    if not there:
+    """Left precision against recall, right F1 against the threshold, with a dot at the threshold of each class."""
+    with_objects = [(c, s) for c, s in zip(measurement.curves, measurement.classes, strict=True) if c.objects]
+    if not with_objects:
         return None
     figure = new_figure(12, 4.6)
     left, right = figure.subplots(1, 2)
-    worst = {c.name for c, _ in sorted(there, key=lambda pair: pair[0].ap50)[:_NAMED]}
-    named = [c.name for c, _ in there if c.name in worst]
+    worst = {c.name for c, _ in sorted(with_objects, key=lambda pair: pair[0].ap50)[:_NAMED]}
+    named = [c.name for c, _ in with_objects if c.name in worst]
     recalls = np.linspace(0, 1, 101)
-    for curve, score in there:
+    for curve, score in with_objects:
         style = _style(curve, named, labels)
         left.plot(recalls, curve.sampled(), **style)
-        # A dot is where the class stands; it may lie below its line, which shows the best at that recall or more.
+        # A dot may lie below the line of its class: the line shows the best precision at that recall or a higher one.
         right.plot(*_f1_steps(curve), **{**style, "label": None})
         if curve.name not in worst:
             continue
@@ -60,7 +58,7 @@ def _curves(measurement: Measurement, labels: Mapping[str, str]) -> Any:
             left.plot(score.recall, score.precision, "o", color=style["color"], markersize=4)
         if score.measured:
             right.plot(score.threshold, score.f1, "o", color=style["color"], markersize=4)
-    mean = np.mean([c.sampled() for c, _ in there], axis=0)
+    mean = np.mean([c.sampled() for c, _ in with_objects], axis=0)
     left.plot(recalls, mean, color="black", linewidth=2.4, label=f"mean {100 * mean.mean():.1f}")
     left.set(xlabel="recall", ylabel="precision", title="precision and recall at IoU 0.5")
     chosen = "best F1" if measurement.precision is None else f"precision of {measurement.precision:g}"
@@ -68,7 +66,7 @@ def _curves(measurement: Measurement, labels: Mapping[str, str]) -> Any:
     for axes in (left, right):
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
-    title = "AP50" if len(there) <= _NAMED else f"AP50, {_NAMED} lowest of {len(there)}"
+    title = "AP50" if len(with_objects) <= _NAMED else f"AP50, {_NAMED} lowest of {len(with_objects)}"
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, title=title, loc="outside right upper")
     return figure
@@ -90,7 +88,7 @@ def _f1_steps(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _confusion(matrix: Confusion, labels: Mapping[str, str]) -> Any:
-    """Rows are what is there, columns what was reported; colors are shares of the row, numbers are counts."""
+    """Rows are true classes, columns reported ones; colors are shares of the row, numbers are counts."""
     counts = matrix.counts
     if not counts.any():
         return None

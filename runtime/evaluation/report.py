@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from runtime.evaluation.coco_eval import EvaluationError
-from runtime.evaluation.details import PROTOCOLS, Measurement, bucket_rows, class_rows, notes, shown
+from runtime.evaluation.details import PROTOCOLS, Measurement, bucket_rows, class_rows, notes
+from runtime.evaluation.evaluate import shown
 from runtime.evaluation.plots import CONFUSION, CURVES, write_plots
 from runtime.evaluation.worst import worst_images, worst_sheet
 from runtime.files.html import image, table, write_page
@@ -20,7 +21,7 @@ WORST = "worst.jpg"
 def write_report(measurement: Measurement, folder: Path, title: str, count: int = 12) -> Path:
     """Write report.html into `folder`, with curves.png, confusion.png, worst.jpg and metrics.json; returns the page.
 
-    `title` says what was judged. `count`: how many of the worst images are shown.
+    `title` names what was evaluated. `count`: how many of the worst images are shown.
     Raises `EvaluationError` where `folder` is a file.
     """
     if folder.exists() and not folder.is_dir():
@@ -39,9 +40,8 @@ def write_report(measurement: Measurement, folder: Path, title: str, count: int 
         parts.append(f"<p>{len(e.skipped)} unreadable images were left out, the first: {first}</p>")
     for note in filter(None, (e.nan_note(), e.cap_note())):
         parts.append(f"<p>{html.escape(note)}.</p>")
-    coco = {"mAP": e.map, "AP50": e.ap50, "AP75": e.ap75, "small": e.ap_small, "medium": e.ap_medium,
-            "large": e.ap_large, "AR100": e.ar100}  # fmt: skip
-    head, row = ["COCO, all classes", *coco], ["", *map(shown, coco.values())]
+    head = ["COCO, all classes", "mAP", "AP50", "AP75", "small", "medium", "large", "AR100"]
+    row = ["", *map(shown, (e.map, e.ap50, e.ap75, e.ap_small, e.ap_medium, e.ap_large, e.ar100))]
     if measurement.protocol != "coco":
         head.append(PROTOCOLS[measurement.protocol])
         row.append(shown(measurement.map))

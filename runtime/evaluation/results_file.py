@@ -14,7 +14,7 @@ from runtime.detections import Detections
 
 
 def read_coco_results(path: str | PathLike[str], dataset: CocoDataset) -> dict[int, Detections]:
-    """What a file of COCO results found in each image of `dataset`, by image id; nothing where it names none.
+    """The detections of a file of COCO results, by image id: for each image of `dataset`, also one without any.
 
     `bbox` is x, y, width, height in pixels of the picture. Boxes stay as they are, also where they leave it. Raises
     `DatasetError` that names the entry for one that is malformed, and for an image or a category that the annotations
@@ -25,8 +25,8 @@ def read_coco_results(path: str | PathLike[str], dataset: CocoDataset) -> dict[i
     if not isinstance(content, list):
         kind = "something else"
         if isinstance(content, dict):
-            keys = f"an object ({', '.join(map(str, list(content)[:5])) or 'empty'})"
-            kind = "COCO annotations" if "images" in content else keys
+            kind = f"an object ({', '.join(list(content)[:5]) or 'empty'})"
+            kind = "COCO annotations" if "images" in content else kind
         raise DatasetError.at(
             path, f"expected COCO results, a JSON list of {{image_id, category_id, bbox, score}}; this is {kind}"
         )
@@ -42,18 +42,19 @@ def read_coco_results(path: str | PathLike[str], dataset: CocoDataset) -> dict[i
         if image not in rows:
             raise DatasetError(f"{where}: image_id: {dataset.annotations} has no image {image}")
         if category not in label_of:
-            raise DatasetError(f"{where}: category_id: {dataset.annotations} has no category {category}; it has "
-                               f"{_categories(dataset)}")  # fmt: skip
+            known = _categories(dataset)
+            raise DatasetError(
+                f"{where}: category_id: {dataset.annotations} has no category {category}; it has {known}"
+            )
         rows[image].append((_score(entry, where), _box_xyxy(entry, where), label_of[category]))
-    return {image: _detections(found, dataset.class_names) for image, found in rows.items()}
+    return {image: _detections(of_image, dataset.class_names) for image, of_image in rows.items()}
 
 
 def _detections(rows: list[tuple[float, list[float], int]], names: tuple[str, ...]) -> Detections:
     rows = sorted(rows, key=lambda row: -row[0])  # of equal scores the earlier stays first
-    return Detections(
-        np.array([box for _, box, _ in rows], np.float32).reshape(-1, 4),
-        np.array([score for score, *_ in rows], np.float32), np.array([label for *_, label in rows], np.int32), names,
-    )  # fmt: skip
+    scores, boxes, labels = zip(*rows, strict=True) if rows else ((), (), ())
+    boxes_xyxy = np.array(boxes, np.float32).reshape(-1, 4)
+    return Detections(boxes_xyxy, np.array(scores, np.float32), np.array(labels, np.int32), names)
 
 
 def _id(entry: dict[str, Any], key: str, where: str) -> int:

@@ -1,4 +1,4 @@
-"""AP by object size, in ranges of the user's own."""
+"""AP by object size, in ranges that the user chooses."""
 
 from __future__ import annotations
 
@@ -50,31 +50,31 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
                 "buckets",
                 f"expected NAME:LOW-HIGH in pixels of the root of an area, as tiny:0-16,large:96-inf; got {part!r}",
             )
-        if bucket.name in [other.name for other in buckets]:
+        if bucket.name in [earlier.name for earlier in buckets]:
             raise ArgumentError.of("buckets", f"{bucket.name!r} is there twice")
         buckets.append(bucket)
     return tuple(buckets)
 
 
 def bucket_scores(
-    found: dict[int, Detections], dataset: CocoDataset, buckets: Sequence[Bucket], most: int = MOST
+    detections: dict[int, Detections], dataset: CocoDataset, buckets: Sequence[Bucket], most: int = MOST
 ) -> tuple[BucketScore, ...]:
-    """COCO's AP, AP50 and AR100 over the objects of each bucket, over the images that `found` has.
+    """COCO's AP, AP50 and AR100 over the objects of each bucket, over the images that `detections` has.
 
     most: detections of a class in an image that count.
 
-    Sizes are those that the annotations give as `area`. As in COCO's small, medium and large, an object of another
-    size and what finds it count neither way, nor does an invention of another size.
+    The size of an object is the `area` of its annotation. As in COCO's small, medium and large, objects of another size
+    do not count, nor do the detections that find them, nor false positives of another size.
     """
     areas = [(bucket.low**2, min(bucket.high**2, _COCO_END)) for bucket in buckets]
-    judge = coco_evaluator(found, dataset, areas, (most,))
-    precision = judge.eval["precision"]  # [IoU, recall, class, area, most detections]
-    recall = judge.eval["recall"]  # [IoU, class, area, most detections]
+    evaluator = coco_evaluator(detections, dataset, areas, (most,))
+    precision = evaluator.eval["precision"]  # [IoU, recall, class, area, most detections]
+    recall = evaluator.eval["recall"]  # [IoU, class, area, most detections]
     scores = []
     for i, bucket in enumerate(buckets):
         low, high = areas[i]
         objects = sum(
-            int(((r.area >= low) & (r.area <= high) & ~r.crowd).sum()) for r in dataset.records if r.id in found
+            int(((r.area >= low) & (r.area <= high) & ~r.crowd).sum()) for r in dataset.records if r.id in detections
         )
         ap, ap50 = mean_points(precision[:, :, :, i, -1]), mean_points(precision[0, :, :, i, -1])
         scores.append(BucketScore(bucket, ap, ap50, mean_points(recall[:, :, i, -1]), objects))

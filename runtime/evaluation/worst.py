@@ -1,4 +1,4 @@
-"""The images that a detector gets most wrong, each beside what is true."""
+"""The images with the most mistakes of a detector, each beside its true boxes."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ class ImageScore:
 
 
 def worst_images(measurement: Measurement) -> tuple[ImageScore, ...]:
-    """Every image that is not perfect: the lowest F1 first, of equal ones that with the most mistakes."""
+    """Every image with a mistake: the lowest F1 first, and of equal ones the image with the most mistakes."""
     scores = []
     for index, m in enumerate(measurement.evaluation.matches):
         standing = m.standing(measurement.limits)
-        found = int(np.count_nonzero(standing & (m.object_of >= 0)))
+        hits = int(np.count_nonzero(standing & (m.object_of >= 0)))
         invented = int(np.count_nonzero(standing & (m.object_of == INVENTED)))
-        scores.append(ImageScore(index, found, int(np.count_nonzero(~m.record.crowd)) - found, invented))
+        scores.append(ImageScore(index, hits, int(np.count_nonzero(~m.record.crowd)) - hits, invented))
     wrong = [score for score in scores if score.missed or score.invented]
     return tuple(sorted(wrong, key=lambda s: (s.f1, -s.missed - s.invented)))
 
 
 def worst_sheet(measurement: Measurement, scores: Sequence[ImageScore]) -> Image:
-    """Two pictures for each of `scores`: what is true (missed in orange), and what was reported (wrong in red)."""
+    """Two pictures for each of `scores`: the true boxes (missed in orange), and the reported ones (wrong in red)."""
     cells, captions = [], []
     for score in scores:
         m = measurement.evaluation.matches[score.index]
@@ -58,7 +58,7 @@ def worst_sheet(measurement: Measurement, scores: Sequence[ImageScore]) -> Image
         truth = [_GRAY if crowd else _GREEN if g in hit else _ORANGE for g, crowd in enumerate(m.record.crowd)]
         true_names = [names[c] if c != EVERY_CLASS else "ignored" for c in m.record.labels]
         cells.append(drawn(frame, m.record.boxes_xyxy, true_names, truth))
-        shown = m.found[standing]
+        shown = m.detections[standing]
         outcome: dict[int, Color] = {INVENTED: _RED, IGNORED: _GRAY}
         colors = [outcome.get(o, _GREEN) for o in m.object_of[standing].tolist()]
         cells.append(drawn(frame, shown.boxes_xyxy, [f"{d.name} {d.score:.0%}" for d in shown], colors))
@@ -67,7 +67,7 @@ def worst_sheet(measurement: Measurement, scores: Sequence[ImageScore]) -> Image
 
 
 def drawn(frame: Image, boxes_xyxy: np.ndarray, texts: Sequence[str], colors: Sequence[Color]) -> Image:
-    """Boxes on `frame` in the size at which they will be seen, so that letters stay readable."""
+    """`frame` in the size of a cell of the sheet, with boxes: drawn after the resize, so that letters are readable."""
     scale = _SIDE / max(frame.shape[:2])
     small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     return draw_boxes(np.asarray(small, np.uint8), (boxes_xyxy * scale).tolist(), texts, colors)

@@ -1,4 +1,4 @@
-"""Figures of matplotlib that no window system and no global state knows of."""
+"""Figures of matplotlib without a window system and without its global state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write it as a PNG at `path`, whole or not at all; returns the path. Raises OSError."""
+    """Write `figure` as a PNG at `path`, completely or not at all; returns the path. Raises OSError."""
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
     return path

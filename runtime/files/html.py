@@ -1,4 +1,4 @@
-"""An HTML page that needs no other file: text, tables, pictures inside."""
+"""An HTML page in one file: text, tables, and pictures inside."""
 
 from __future__ import annotations
 

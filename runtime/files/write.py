@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the user's folder for caches."""
+"""Writing complete files or none, and the user's folder for caches."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ LONGEST_NAME = 255
 
 
 def partial_path(path: Path) -> Path:
-    """The hidden file beside `path` that is written first. It has the same suffix, as writers look at it, and a
-    short name, since `path`'s own may have no room for more. It is the same for the same `path`.
+    """The hidden file beside `path` that is written first.
+
+    It has the same suffix, since writers choose the format by it, and a short name, since that of `path` may already
+    have the greatest length. The same `path` always gives the same file.
     """
     return path.with_name(f".{_short(path, 24)}.partial{_suffix(path)}")
 
 
 def fitting(stem: str, suffix: str) -> str:
-    """`stem`, cut where `stem` and `suffix` are longer together than a file's name may be; cut ones stay distinct."""
+    """`stem`, cut where it and `suffix` are too long for a file's name. A hash keeps cut names distinct."""
     room = LONGEST_NAME - len(os.fsencode(suffix))
     if len(os.fsencode(stem)) <= room:
         return stem
@@ -39,16 +41,18 @@ def _short(path: Path, most: int) -> str:
 
 
 def _suffix(path: Path) -> str:
-    return path.suffix if len(path.suffix) <= 16 else ""  # what follows the last dot of a sentence is none
+    return path.suffix if len(path.suffix) <= 16 else ""  # text after the last dot of a sentence is not a suffix
 
 
 def cache_folder(instead: str) -> Path:
-    """The user's folder for isodet's caches, not made. Raises OSError where there is no home folder, as in a container
-    whose user has no entry; the message asks for `instead`, what else can be set.
+    """The user's folder for isodet's caches; it may not exist yet.
+
+    Raises OSError where there is no home folder, as in a container whose user has no entry; the message asks to set the
+    variable `instead`.
     """
-    given = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    configured = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
     try:
-        folder = Path(given or Path.home() / ("AppData/Local" if sys.platform == "win32" else ".cache"))
+        folder = Path(configured or Path.home() / ("AppData/Local" if sys.platform == "win32" else ".cache"))
     except RuntimeError:
         raise OSError(f"this user has no home folder to keep a cache in; set {instead}, or XDG_CACHE_HOME") from None
     return folder / "isodet"
@@ -56,9 +60,9 @@ def cache_folder(instead: str) -> Path:
 
 @contextmanager
 def replacing(path: str | PathLike[str]) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the name `path` when the block ends, and goes if it raises.
+    """A path beside `path` to write to. It is renamed to `path` when the block ends, and removed if the block raises.
 
-    The folder is made where it is missing. Whatever happens, `path` is the old file or the whole new one.
+    A missing folder is made. In every case `path` is the old file or the complete new one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
 def require_writable(path: str | PathLike[str]) -> None:
     """Raise OSError, saying what is in the way, unless `replacing(path)` could write there now.
 
-    For work that takes long: nobody should wait for it and learn then that it has no place.
+    For long work, which should not fail at its end because its result cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -100,11 +104,10 @@ def write_text(path: str | PathLike[str], text: str) -> Path:
 
 
 def absolute_path(path: Path) -> Path:
-    """`path` from the root of the file system, without going through the links in it: what lies beside a file is looked
-    for beside its link, as all who open a file by its name do. Only what precedes a `..` is followed. Raises ValueError
-    for what no file can be called.
+    """`path` from the root of the file system. Links in it are not followed, so that the neighbors of a linked file are
+    looked for beside the link; but links before a `..` are. Raises ValueError for an impossible name.
     """
-    if b"\0" in os.fsencode(path):  # which half of a surrogate pair has no bytes for
+    if b"\0" in os.fsencode(path):  # fsencode raises ValueError for half of a surrogate pair
         raise ValueError("a name with a null byte")
     if ".." not in path.parts:
         return Path(os.path.abspath(path))

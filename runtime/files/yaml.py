@@ -1,7 +1,7 @@
-"""YAML of strangers: read in bounded time and memory, with one kind of error.
+"""YAML from unknown sources: read in bounded time and memory, with one kind of error.
 
-PyYAML's constructors let a dozen kinds out (a date of the 99th, `!!int foo`), and a file of 400 bytes whose aliases
-name each other becomes gigabytes where somebody walks through what it means.
+PyYAML's constructors raise a dozen kinds (for a date of the 99th, or `!!int foo`), and a file of 400 bytes whose
+aliases name each other grows to gigabytes when its values are visited.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     import yaml
 
 MOST_VALUES = 1_000_000
-"""Values that a file may stand for, each alias counted as what it names; a data set of 80 classes has some hundred."""
+"""Most values of a file, where each alias counts like the values it names; a data set of 80 classes has about 100."""
 
 
 def parse_yaml(text: str, loader: type[yaml.SafeLoader | yaml.BaseLoader] | None = None) -> Any:
-    """The content of one YAML document. Raises `yaml.YAMLError` for whatever is wrong with it.
+    """The content of one YAML document. Raises `yaml.YAMLError` for every error in it.
 
-    loader: how its values are made; None for PyYAML's own safe way.
+    loader: PyYAML's loader, which makes the values; None for `yaml.SafeLoader`.
     """
     import yaml  # a deployment reads none
 
@@ -37,12 +37,12 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader | yaml.BaseLoader] | None
     except RecursionError:
         raise yaml.YAMLError("its values are nested too deeply") from None
     except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise yaml.YAMLError(f"a value that is not of its type: {told}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise yaml.YAMLError(f"a value that is not of its type: {reason}") from None
 
 
 def _count(node: yaml.Node, counted: dict[int, int], above: set[int]) -> int:
-    """Values below `node`, itself included. Raises `yaml.YAMLError` past `MOST_VALUES`, and for what holds itself."""
+    """The number of values of `node`, itself included. Raises `yaml.YAMLError` past `MOST_VALUES`, and for a cycle."""
     import yaml
 
     key = id(node)

@@ -1,4 +1,4 @@
-"""Frames in the memory of a GPU, which go into a graph without leaving it. Knows no CUDA: addresses and sizes only."""
+"""Frames in the memory of a GPU, which go into a graph without a copy. This file handles addresses only, no CUDA."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.images.frames import Color, FrameError, on_device
+from runtime.images.frames import Color, FrameError, on_device, window_of
 from runtime.images.region import Region
 
 COPY = "frame.cpu().numpy() with PyTorch, frame.get() with CuPy"
@@ -18,7 +18,7 @@ LEGACY_STREAM = 1
 
 @dataclass(frozen=True)
 class DeviceFrame:
-    """uint8 [h, w, 3] BGR on a GPU: a view, which keeps the array alive that it is of."""
+    """uint8 [h, w, 3] BGR on a GPU: a view of an array, which it keeps alive."""
 
     owner: Any
     pointer: int
@@ -26,9 +26,9 @@ class DeviceFrame:
     pitch: int
     """Bytes from row to row."""
     stream: int | None
-    """CUDA's handle of the stream that has to come to an end first; None where there is nothing to wait for."""
+    """CUDA's handle of the stream that has to finish first; None where there is nothing to wait for."""
     device: str | None
-    """'cuda:N', or None where the array does not say."""
+    """'cuda:N', or None where the array does not name it."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -36,19 +36,18 @@ class DeviceFrame:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape, "typestr": "|u1", "data": (self.pointer, False), "version": 3,
-            "strides": (self.pitch, 3, 1), "stream": self.stream,
-        }  # fmt: skip
+        data, strides = (self.pointer, False), (self.pitch, 3, 1)
+        described = {"shape": self.shape, "typestr": "|u1", "data": data, "strides": strides}
+        return described | {"stream": self.stream, "version": 3}
 
 
 def device_frames(array: Any, where: str, batch: bool = True) -> list[DeviceFrame]:
     """The frames of an array with `__cuda_array_interface__` (CuPy, PyTorch, Numba): one, or B of [B, H, W, 3] where
     that is allowed (`batch`).
 
-    Rows may be apart, as a decoder's surfaces and crops have them; pixels of a row may not. As that interface (version
-    3) says, its stream is waited for; of an array that names none, CUDA's default stream, and PyTorch's current one.
-    Raises `FrameError` for what is no picture.
+    There may be a gap between rows, as in a decoder's surfaces and in crops, but not between the pixels of a row. The
+    stream of the array is waited for, by version 3 of that interface; where an array names none, CUDA's default
+    stream, or PyTorch's current one. Raises `FrameError` for an array that is not a picture.
     """
     if isinstance(array, DeviceFrame):
         return [array]
@@ -79,32 +78,28 @@ def device_frames(array: Any, where: str, batch: bool = True) -> list[DeviceFram
 def take_on_device(
     frame: Any, index: int, color: Color, region: Region | None, device: str
 ) -> tuple[DeviceFrame, tuple[int, int]]:
-    """One frame on the GPU `device`, looked at through `region`, and the size [H, W] of the whole.
+    """One frame on the GPU `device`, or its part in `region`, and the size [H, W] of the full frame.
 
-    Raises `FrameError` naming its `index`: nothing is copied to the host or converted in silence, and nothing is
-    resized on the GPU, because that gives other pixels than what the model was verified with.
+    Raises `FrameError` naming its `index`. Nothing is copied to the host or converted in silence, and nothing is
+    resized on the GPU, because its pixels would differ from those that the model was verified with.
     """
     if color != "bgr":
-        raise FrameError.of("color", "frames on a device are taken as BGR; turn them there: frame.flip(-1) with "
-                            "PyTorch, cupy.ascontiguousarray(frame[..., ::-1]) with CuPy")  # fmt: skip
+        advice = "frame.flip(-1) with PyTorch, cupy.ascontiguousarray(frame[..., ::-1]) with CuPy"
+        raise FrameError.of("color", f"frames on a device are taken as BGR; turn them there: {advice}")
     if not on_device(frame):
         raise FrameError(f"frame {index}: in host memory, and others are on a device; expected one kind in one call")
-    (whole,) = device_frames(frame, f"frame {index}", batch=False)
-    if whole.device not in (None, device):
-        raise FrameError(f"frame {index}: on {whole.device}, and the model is on {device}")
+    (full,) = device_frames(frame, f"frame {index}", batch=False)
+    if full.device not in (None, device):
+        raise FrameError(f"frame {index}: on {full.device}, and the model is on {device}")
     if region is None:
-        return whole, whole.size_hw
-    try:
-        x1, y1, x2, y2 = region.window(whole.size_hw)
-    except ValueError as error:
-        raise FrameError(f"frame {index}: {error}", key="roi") from None
-    pointer = whole.pointer + y1 * whole.pitch + 3 * x1
-    return replace(whole, pointer=pointer, size_hw=(y2 - y1, x2 - x1)), whole.size_hw
+        return full, full.size_hw
+    x1, y1, x2, y2 = window_of(region, full.size_hw, index)
+    return replace(full, pointer=full.pointer + y1 * full.pitch + 3 * x1, size_hw=(y2 - y1, x2 - x1)), full.size_hw
 
 
 def _unnamed_stream(array: Any) -> int:
-    """PyTorch does not name the stream that a tensor is made on: it is the thread's current one."""
-    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    """The stream of an array that does not name it: PyTorch makes tensors on the current stream of the thread."""
+    torch = sys.modules.get("torch")  # a program with a tensor has imported it
     if torch is None or not isinstance(array, torch.Tensor):
         return LEGACY_STREAM
     return int(torch.cuda.current_stream(array.device).cuda_stream) or LEGACY_STREAM

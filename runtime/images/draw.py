@@ -26,32 +26,32 @@ _PLAIN = str.maketrans({
     "ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE",
     "ı": "i", "þ": "th", "Þ": "Th", "ð": "d", "–": "-", "—": "-", "’": "'",
 })  # fmt: skip
-"""Letters that Unicode does not take apart into a plain one and a mark."""
+"""Letters that Unicode does not decompose into a plain letter and a mark."""
 
 
 def drawable(text: str) -> str:
     """`text` as OpenCV can draw it.
 
-    OpenCV 5 draws Latin, Cyrillic, Greek, Arabic and CJK. What it has no glyph for, and all but ASCII before it, loses
-    its accents or becomes its code point (`\\u0e44`), so that two names never look the same; this is logged once.
+    OpenCV 5 draws Latin, Cyrillic, Greek, Arabic and CJK; earlier versions draw ASCII only. Other letters lose their
+    accents or become their code points (`\\u0e44`), so that two names never look the same; a warning is logged once.
     """
     text = "".join(c if c.isprintable() else " " for c in text)
-    told = spelled(text, lambda letter: _DRAWS_UNICODE and _has_glyph(letter))
-    if told != text:
+    plain = transliterated(text, lambda letter: _DRAWS_UNICODE and _has_glyph(letter))
+    if plain != text:
         _tell_of_letters(cv2.__version__)
-    return told
+    return plain
 
 
-def spelled(text: str, has_glyph: Callable[[str], bool]) -> str:
-    """`text`, in which what is neither ASCII nor has a glyph loses its accents or becomes its code point."""
+def transliterated(text: str, has_glyph: Callable[[str], bool]) -> str:
+    """`text`, in which letters without a glyph, and not ASCII, lose their accents or become their code points."""
     return "".join(c if c.isascii() or has_glyph(c) else _plain(c) for c in text)
 
 
 def _plain(letter: str) -> str:
-    apart = unicodedata.normalize("NFKD", letter.translate(_PLAIN))
-    if apart[0].isascii():
-        return "".join(c if c.isascii() else _code(c) for c in apart if not unicodedata.combining(c))
-    return _code(letter)  # whole, as a Korean syllable is two or three apart
+    parts = unicodedata.normalize("NFKD", letter.translate(_PLAIN))
+    if parts[0].isascii():
+        return "".join(c if c.isascii() else _code(c) for c in parts if not unicodedata.combining(c))
+    return _code(letter)  # undivided, since a Korean syllable has two or three parts
 
 
 def _code(letter: str) -> str:
@@ -60,7 +60,7 @@ def _code(letter: str) -> str:
 
 @functools.lru_cache(4096)
 def _has_glyph(letter: str) -> bool:
-    """Whether it is drawn as something else than a letter that no font has."""
+    """Whether it looks different from a letter that no font has."""
     return not np.array_equal(_glyph(letter), _glyph("\ue000"))
 
 
@@ -93,17 +93,12 @@ def draw_detections(
     `scores=False` leaves the score out, for ground truth. `tracks`: [D] numbers of tracked objects, -1 for none; an
     object is then drawn in its own color, with its number.
     """
-    shown = list(detections)
-    numbers = [-1] * len(shown) if tracks is None else list(tracks)
-    return draw_boxes(
-        frame,
-        [d.box_xyxy for d in shown],
-        [
-            (f"#{number} " if number >= 0 else "") + (f"{d.name} {d.score:.0%}" if scores else d.name)
-            for d, number in zip(shown, numbers, strict=True)
-        ],
-        [class_color(number if number >= 0 else d.label) for d, number in zip(shown, numbers, strict=True)],
-    )
+    numbers = [-1] * len(detections) if tracks is None else list(tracks)
+    texts, colors = [], []
+    for d, number in zip(detections, numbers, strict=True):
+        texts.append((f"#{number} " if number >= 0 else "") + (f"{d.name} {d.score:.0%}" if scores else d.name))
+        colors.append(class_color(number if number >= 0 else d.label))
+    return draw_boxes(frame, detections.boxes_xyxy.tolist(), texts, colors)
 
 
 def draw_boxes(
@@ -144,13 +139,13 @@ def sheet(
 ) -> Image:
     """One picture with `images` (uint8 [h, w, 3] BGR, any sizes) in rows of `columns` cells of `cell_hw` pixels.
 
-    Each picture is fitted into its cell with its aspect kept; its caption stands on a strip at the cell's
+    Each picture is fitted into its cell with its aspect kept; its caption is on a strip at the cell's
     bottom. Raises ValueError for no images, no columns, or captions that do not match in number.
     """
     if not images or columns < 1 or min(cell_hw) < 16:
         raise ArgumentError.of(
             "sheet",
-            f"expected at least one image, one column and cells of 16x16 pixels; "
+            "expected at least one image, one column and cells of 16x16 pixels; "
             f"got {len(images)} images, {columns} columns, cells {cell_hw}",
         )
     if captions is not None and len(captions) != len(images):
@@ -168,8 +163,7 @@ def sheet(
         cell[:, placement.resized_hw[1] :] = 32
         canvas[y : y + height - strip, x : x + width] = cell
         if captions is not None:
-            caption = canvas[y + height - strip : y + height, x : x + width]
-            _caption(caption, captions[i])
+            _caption(canvas[y + height - strip : y + height, x : x + width], captions[i])
     return canvas
 
 

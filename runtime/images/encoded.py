@@ -1,7 +1,6 @@
-"""What the bytes of an encoded picture say of it, without decoding: its format, pixels, orientation and damage.
+"""Facts about an encoded picture from its bytes, without decoding: its format, pixels, orientation and damage.
 
-`runtime.images.image` decodes by it and `runtime.images.image_header` reads it from files, so that both have one
-reading.
+Both `runtime.images.image`, which decodes, and `runtime.images.image_header`, which reads headers only, use them.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 from runtime.images.formats import boxes, jpeg, raster, tiff
 
 MAX_PIXELS = 1 << 28
-"""Largest picture, frame, or region of one: 16384x16384, 0.8 GB. More is a mistaken shape, a file made to exhaust the
-memory, or wants to be cut into tiles, since the network's input shows nothing of its objects."""
+"""Largest picture, frame, or region of one: 16384x16384, 0.8 GB. A larger one is a mistaken shape, a file made to
+exhaust the memory, or should be cut into tiles, since its objects vanish in the network's input."""
 
 _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"GIF87a": "GIF", b"GIF89a": "GIF",
@@ -48,15 +47,15 @@ def encoded_format(data: bytes) -> str:
 
 
 def encoded_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of the stored pixels; None where `data` does not say, and for formats of no name here."""
+    """Height and width of the stored pixels; None where `data` does not have them, and for unknown formats."""
     size = _SIZES.get(encoded_format(data), lambda _: None)(data)
     return None if size is None else (abs(int(size[0])), abs(int(size[1])))
 
 
 def refusal(data: bytes) -> str:
-    """Why the picture `data` is not to be decoded; '' where nothing speaks against it. Nothing is decoded.
+    """Why the picture `data` should not be decoded; '' where it may be. Nothing is decoded here.
 
-    It is HEIC, has more than `MAX_PIXELS`, is damaged, or is of a known format and does not say its size.
+    Reasons: it is HEIC, has more than `MAX_PIXELS`, is damaged, or is of a known format without a size in its header.
     """
     name = encoded_format(data)
     if name == "HEIC":
@@ -71,9 +70,9 @@ def refusal(data: bytes) -> str:
 
 
 def exif_orientation(data: bytes) -> int:
-    """The EXIF orientation 1..8 of an encoded JPEG, PNG, WebP, TIFF or AVIF: of `data`, the whole or the beginning.
+    """The EXIF orientation 1..8 of an encoded JPEG, PNG, WebP, TIFF or AVIF. `data` is the file, or its beginning.
 
-    1, upright, where there is none. TIFF 6.0, tag 274: 2 mirrored, 3 turned by 180 degrees, 4 mirrored upside down,
+    Without one it is 1, upright. TIFF 6.0, tag 274: 2 mirrored, 3 turned by 180 degrees, 4 mirrored upside down,
     5 transposed, 6 to be turned clockwise, 7 transposed about the other diagonal, 8 to be turned anticlockwise.
     """
     name = encoded_format(data)
@@ -85,8 +84,8 @@ def exif_orientation(data: bytes) -> int:
 
 
 def apply_orientation(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The stored pixels [H, W, ...] as they are to be shown, by the EXIF `orientation` 1..8."""
+    """The stored pixels [H, W, ...] turned upright, by the EXIF `orientation` 1..8."""
     if orientation >= 5:
         image = cv2.transpose(image)  # type: ignore[assignment]
-    turns = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # about which axis the rest is mirrored
+    turns = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # the axis that the others are mirrored about
     return image if orientation in (1, 5) else cv2.flip(image, turns[orientation])  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""What an application hands over as frames, and what a detector takes: uint8 [H, W, 3] BGR in host memory."""
+"""Frames as an application gives them, and as a detector takes them: uint8 [H, W, 3] BGR in host memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Frame = Image | str | PathLike[str]
 PyTorch's CPU tensors) is taken without a copy."""
 
 Color = Literal["bgr", "rgb"]
-"""Order of the channels of arrays; files are read as BGR whatever it says."""
+"""Order of the channels of arrays; files are always read as BGR."""
 
 _IN_HOST_MEMORY = (1, 3, 11)
 """DLPack's device types kDLCPU, kDLCUDAHost and kDLROCMHost: the last two are pinned memory."""
@@ -39,34 +39,39 @@ class LoadedFrame(NamedTuple):
     image: Image
     """uint8 [h, w, 3] BGR: the frame, or the rectangle of its region; a view where nothing had to be converted."""
     frame_hw: tuple[int, int]
-    """The whole frame, pixels."""
+    """Size of the full frame, pixels."""
 
 
 def load_frame(frame: Frame, index: int, color: Color = "bgr", region: Region | None = None) -> LoadedFrame:
-    """One frame, looked at through `region`. Raises `FrameError` naming its `index`, `ImageError` for a broken file."""
+    """One frame, or its part in `region`. Raises `FrameError` naming its `index`, `ImageError` for a broken file."""
     if color not in ("bgr", "rgb"):
         raise ArgumentError.of("color", f"expected bgr or rgb, got {color!r}")
-    # Arrays first: asking for an abstract class takes longer than all the rest.
+    # Arrays first: the check for an abstract class takes longer than all the rest.
+    from_file = False
     if isinstance(frame, np.ndarray) or not isinstance(frame, (str, PathLike)):
-        from_file, image = False, _checked(frame, index)
+        image = _checked(frame, index)
     else:
         from_file, image = True, read_image(Path(frame))
     frame_hw = (image.shape[0], image.shape[1])
     if region is not None:
-        try:
-            x1, y1, x2, y2 = region.window(frame_hw)
-        except ValueError as error:
-            raise FrameError(f"frame {index}: {error}", key="roi") from None
+        x1, y1, x2, y2 = window_of(region, frame_hw, index)
         image = image[y1:y2, x1:x2]
     if image.shape[0] * image.shape[1] > MAX_PIXELS:
-        got = f"{image.shape[1]}x{image.shape[0]}"
         raise FrameError(
-            f"frame {index}: expected at most {MAX_PIXELS} pixels, got {got} (width x height): cut it into tiles, or "
-            "detect in a part of it (roi=)"
+            f"frame {index}: expected at most {MAX_PIXELS} pixels, got {image.shape[1]}x{image.shape[0]} "
+            "(width x height): cut it into tiles, or detect in a part of it (roi=)"
         )
     if color == "rgb" and not from_file:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8)
     return LoadedFrame(image, frame_hw)
+
+
+def window_of(region: Region, frame_hw: tuple[int, int], index: int) -> tuple[int, int, int, int]:
+    """The pixels (x1, y1, x2, y2) of `region` in the frame of number `index`. Raises `FrameError` for none."""
+    try:
+        return region.window(frame_hw)
+    except ValueError as error:
+        raise FrameError(f"frame {index}: {error}", key="roi") from None
 
 
 def as_list(frames: Any) -> Sequence[Frame]:
@@ -92,27 +97,26 @@ def _checked(frame: Any, index: int) -> Image:
     array = _host_array(frame, f"frame {index}")
     if array is not None and array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 and array.size:
         return array
-    where = f"frame {index}: expected uint8 [H, W, 3]"
+    expected = f"frame {index}: expected uint8 [H, W, 3]"
     if array is None:
         kind = type(frame)
         advice = "; numpy.asarray(frame), with color='rgb'" if kind.__module__.partition(".")[0] == "PIL" else ""
-        raise FrameError(f"{where} (BGR), got {kind.__name__}{advice}")
-    where, got = f"{where} (BGR)", f"{array.dtype} {list(array.shape)}"
-    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
-        raise FrameError(f"{where}, got {got}: a gray picture; use cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR)")
-    if array.ndim == 3 and array.shape[2] == 4:
-        raise FrameError(f"{where}, got {got}: a picture with alpha; use cv2.cvtColor(frame, cv2.COLOR_BGRA2BGR)")
-    if array.ndim != 3 or array.shape[2] != 3:
-        planes = array.ndim == 3 and array.shape[0] == 3
-        raise FrameError(f"{where}, got {got}{': planes; use frame.transpose(1, 2, 0)' if planes else ''}")
-    if array.dtype != np.uint8:
+        raise FrameError(f"{expected} (BGR), got {kind.__name__}{advice}")
+    channels, advice = array.shape[2] if array.ndim == 3 else 0, ""
+    if array.ndim == 2 or channels == 1:
+        advice = ": a gray picture; use cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR)"
+    elif channels == 4:
+        advice = ": a picture with alpha; use cv2.cvtColor(frame, cv2.COLOR_BGRA2BGR)"
+    elif channels != 3:
+        advice = ": planes; use frame.transpose(1, 2, 0)" if array.ndim == 3 and array.shape[0] == 3 else ""
+    elif array.dtype != np.uint8:
         advice = "; scale it to 0..255 and use .astype(numpy.uint8)" if array.dtype.kind == "f" else ""
-        raise FrameError(f"{where}, got {got}{advice}")
-    raise FrameError(f"{where} of at least 1x1 pixel, got {got}")
+    size = "" if channels != 3 or array.dtype != np.uint8 else " of at least 1x1 pixel"
+    raise FrameError(f"{expected} (BGR){size}, got {array.dtype} {list(array.shape)}{advice}")
 
 
 def on_device(frame: Any) -> bool:
-    """Whether it is an array in the memory of a CUDA device."""
+    """Whether `frame` is an array in the memory of a CUDA device."""
     if isinstance(frame, np.ndarray):
         return False
     if hasattr(frame, "__dlpack_device__"):
@@ -121,10 +125,10 @@ def on_device(frame: Any) -> bool:
 
 
 def _host_array(frame: Any, name: str) -> np.ndarray[Any, Any] | None:
-    """`frame` as a NumPy array without a copy; None for what is no array. Raises `FrameError` for one on a device.
+    """`frame` as a NumPy array without a copy; None for another object. Raises `FrameError` for an array on a device.
 
-    A copy from the device is the caller's to make: done here it would be silent, and it is the most expensive thing
-    that could happen to a frame.
+    The caller has to copy it from the device: a copy here would be silent, and it is the most expensive operation on a
+    frame.
     """
     if isinstance(frame, np.ndarray):
         return frame

@@ -1,4 +1,4 @@
-"""Pictures: reading a file whole or not at all, and the letterbox that every network input goes through.
+"""Pictures: reading complete files only, and the letterbox that makes every network input.
 
 Training, validation and deployment all use this letterbox, so that a model sees the same pixels everywhere.
 """
@@ -39,11 +39,11 @@ def read_image(path: str | Path) -> Image:
     """The picture at `path` as uint8 [H, W, 3] BGR, turned upright as its EXIF orientation says.
 
     Gray becomes three equal channels, alpha is dropped (colors as stored under it), CMYK is converted. 16-bit
-    samples keep their high byte (value // 256): the whole range 0..65535 becomes 0..255. A picture that uses a part
-    of it only, as 12-bit cameras and thermal ones do, is to be stretched before, in training as in deployment.
+    samples keep their high byte (value // 256): the range 0..65535 becomes 0..255. Stretch pictures that use only a
+    part of this range, as those of 12-bit and thermal cameras, before: in training and in deployment.
 
-    Raises `ImageError` for a file that is missing, is not a picture, or is truncated: OpenCV alone
-    would return a cut JPEG with the missing part gray, and say nothing. Also, before anything is decoded, for more than
+    Raises `ImageError` for a file that is missing, is not a picture, or is truncated: OpenCV alone would return a
+    truncated JPEG with the missing part gray, without an error. Also, before anything is decoded, for more pixels than
     `runtime.images.encoded.MAX_PIXELS`.
     """
     try:
@@ -54,7 +54,7 @@ def read_image(path: str | Path) -> Image:
         raise ImageError(path, "is a folder, expected a picture file") from None
     except OSError as error:
         raise ImageError(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:  # a NUL, or half of a surrogate pair
+    except ValueError as error:  # a NUL, or half of a surrogate pair, in the name
         raise ImageError(path, f"is no name that a file can have: {error}") from None
     return decode_image(data, path)
 
@@ -66,10 +66,10 @@ def decode_image(data: bytes, path: str | Path) -> Image:
     if reason := refusal(data):
         raise ImageError(path, reason)
     try:
-        tiff = encoded_format(data) == "TIFF"  # OpenCV scales its 16-bit samples in several ways, PNG's in one
-        # All but TIFF are turned here: OpenCV leaves some WebP and all AVIF as they are stored.
-        how = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if tiff else cv2.IMREAD_IGNORE_ORIENTATION)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
+        tiff = encoded_format(data) == "TIFF"  # OpenCV scales 16-bit samples of a TIFF in several ways, PNG's in one
+        # All formats but TIFF are turned upright below: OpenCV does not turn some WebP and all AVIF.
+        flags = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if tiff else cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # such as more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
         raise ImageError(path, f"cannot be decoded: {error.err or error}") from None
     if image is None:
@@ -78,7 +78,7 @@ def decode_image(data: bytes, path: str | Path) -> Image:
         image = np.right_shift(image, 8, dtype=np.uint16).astype(np.uint8)
     if image.dtype != np.uint8:
         raise ImageError(path, f"has {image.dtype} samples; expected 8 or 16 bits, so convert it with a range of yours")
-    if image.ndim == 2:  # as it gives a PFM of one channel
+    if image.ndim == 2:  # OpenCV's result for a PFM of one channel
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     pixels: Image = np.asarray(image, np.uint8)
     return pixels if tiff else apply_orientation(pixels, exif_orientation(data))
@@ -108,14 +108,14 @@ def write_image(path: str | Path, image: Image) -> None:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How one frame lies in the network's input: resized with its aspect kept, top left, gray elsewhere."""
+    """The placement of one frame in the network's input: resized with its aspect kept, top left, gray elsewhere."""
 
     size_hw: tuple[int, int]
     """The network's input, pixels."""
     source_hw: tuple[int, int]
     """The frame, pixels."""
     resized_hw: tuple[int, int]
-    """The frame within the input, pixels; differs per axis from an ideal scale by rounding."""
+    """The frame within the input, pixels; each axis is rounded, so that the scales of both differ slightly."""
     fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL)
     """The pixels beside the frame."""
 
@@ -145,15 +145,14 @@ class Letterbox:
         if out is None:
             out = np.empty((*self.size_hw, 3), np.uint8)
         h, w = self.resized_hw
+        part = out[:h, :w]
         if self.resized_hw == self.source_hw:
-            out[:h, :w] = image
+            part[:] = image
+        elif part.strides[1:] == (3, 1) and part.strides[0] > 0:  # a layout that OpenCV can write to
+            cv2.resize(image, (w, h), dst=part, interpolation=cv2.INTER_LINEAR)
         else:
-            part = out[:h, :w]
-            if part.strides[1:] == (3, 1) and part.strides[0] > 0:  # a layout that OpenCV can write to
-                cv2.resize(image, (w, h), dst=part, interpolation=cv2.INTER_LINEAR)
-            else:
-                part[:] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
-        # One gray level is filled like memory; three levels, which are seldom needed, take longer than the resize.
+            part[:] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
+        # One gray level fills fast; three levels, which are seldom needed, take longer than the resize.
         fill = self.fill_bgr[0] if len(set(self.fill_bgr)) == 1 else self.fill_bgr
         out[h:] = fill
         out[:h, w:] = fill
@@ -186,11 +185,11 @@ class FixedSize:
 
 @dataclass(frozen=True)
 class ShortSide:
-    """The detection papers' rule: short side to `short` unless the long side would pass `long`, then padded.
+    """The detection papers' rule: the short side becomes `short` unless the long side would pass `long`; then padding.
 
     Each frame has an input size of its own, a multiple of `multiple`. `floor` rounds resized sides down, as
-    torchvision does, otherwise to the nearest, as mmdetection does. The papers pad with zeros after
-    normalization; before it that is the mean color, `fill_bgr`, up to rounding.
+    torchvision does, otherwise to the nearest, as mmdetection does. The papers pad with zeros after normalization:
+    before it, that is the mean color `fill_bgr`, up to rounding.
     """
 
     short: int
@@ -212,7 +211,7 @@ class ShortSide:
 
 
 Resize = FixedSize | ShortSide
-"""`fit(source_hw)` says how a frame lies in its input."""
+"""A rule whose `fit(source_hw)` gives the placement of a frame in its input."""
 
 
 def letterbox(image: Image, size_hw: tuple[int, int]) -> tuple[Image, Letterbox]:

@@ -1,9 +1,9 @@
-"""Which files of a folder are its pictures: told by content; hidden ones are none, linked folders are folders."""
+"""Which files of a folder are its pictures, by content. Hidden files do not count; links to folders are followed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from runtime.images.formats.boxes import HEIC_ADVICE
 from runtime.images.image import IMAGE_SUFFIXES
 
 _NO_DATA = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
-"""Folders that systems make beside data: thumbnails, resource forks, what was thrown away."""
+"""Folders that systems make beside data: thumbnails, resource forks, deleted files."""
 _BACKUPS = ("~", ".bak", ".orig", "_original", ".old", ".tmp", ".part", ".crdownload")
 _RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"}
 """Cameras' raw files: TIFF by content, whose first picture is a small preview."""
@@ -28,34 +28,32 @@ _TEXT = {".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".md", ".py", ".cache
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no data: it begins with a dot, or a system made it."""
+    """Whether a file or folder of this name is not data: the name begins with a dot, or a system made it."""
     return name.startswith(".") or name in _NO_DATA
 
 
 def files_in(folder: Path) -> list[Path]:
     """All files below `folder`, in the order of their paths, without hidden ones.
 
-    Linked folders are gone into, unless one leads back to a folder that it lies in. A link to nothing is listed.
+    Links to folders are followed, unless one leads back to a folder that it lies in. A broken link is listed.
     Raises `OSError` for a folder that cannot be listed.
     """
-    found: list[Path] = []
-    _walk(folder, (), found)
-    return sorted(found)
+    return sorted(_walk(folder, ()))
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...], found: list[Path]) -> None:
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     status = folder.stat()
-    if (status.st_dev, status.st_ino) in above:
+    here = (status.st_dev, status.st_ino)
+    if here in above:
         return
-    above = (*above, (status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
             if entry.is_dir():
-                _walk(folder / entry.name, above, found)
+                yield from _walk(folder / entry.name, (*above, here))
             else:
-                found.append(folder / entry.name)
+                yield folder / entry.name
 
 
 class Listing(NamedTuple):
@@ -69,7 +67,7 @@ class Listing(NamedTuple):
 def list_pictures(paths: Iterable[Path]) -> Listing:
     """The pictures among `paths`, in their order, and what was left out.
 
-    A usual suffix is believed (a broken picture is then told by its reader); any other file is asked for its content.
+    A usual suffix decides (the reader then reports a broken picture); any other file is judged by its content.
     """
     pictures, left_out = [], []
     for path in paths:
@@ -93,7 +91,7 @@ def list_pictures(paths: Iterable[Path]) -> Listing:
 def is_picture(path: Path) -> bool:
     """Whether a file is to be read as a picture: by its content, or else by its suffix.
 
-    HEIC is one: its reader says what to do, and the decoder of videos would not.
+    HEIC counts as a picture: the error of reading it has advice, that of the decoder of videos has none.
     """
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
@@ -112,7 +110,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def left_out_text(paths: Sequence[Path]) -> str:
-    """'3 files are no pictures that are read (.gif, .heic)', and what to do with those in HEIC."""
+    """The text '3 files are no pictures that are read (.gif, .heic)', and what to do with those in HEIC."""
     suffixes = sorted({path.suffix or path.name for path in paths})
     shown = ", ".join(suffixes[:6]) + (", ..." if len(suffixes) > 6 else "")
     heic = sum(map(is_heic, paths))
@@ -121,12 +119,12 @@ def left_out_text(paths: Sequence[Path]) -> str:
 
 
 def _content(path: Path) -> str:
-    """'picture' for JPEG, PNG, BMP, WebP and TIFF; 'HEIC'; 'other' for what is not read; '' for anything else."""
+    """'picture' for JPEG, PNG, BMP, WebP and TIFF; 'HEIC'; 'other' for pictures that are not read; '' for the rest."""
     try:
         with path.open("rb") as file:
             head = file.read(256)
     except OSError:
-        return ""  # a link to nothing, or no permission: whoever names the file is told
+        return ""  # a broken link, or no permission: reading the file by its name reports it
     name = encoded_format(head)
     if name == "HEIC":
         return name

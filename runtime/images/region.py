@@ -1,4 +1,4 @@
-"""Region of interest: the part of a frame that is looked at."""
+"""Region of interest: the part of a frame that the detector sees."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Roi = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.generic]
 class Region:
     """A rectangle of a frame, or a polygon in the rectangle around it.
 
-    The detector sees the rectangle alone, so that what is small in the frame is larger in the network's input. A
-    polygon keeps those detections whose box has its center inside; pixels beside it stay visible, since a black
-    surrounding is something that no detector was trained on.
+    The detector sees only the rectangle, so that small objects of the frame are larger in the network's input. A
+    polygon keeps the detections whose box has its center inside. Pixels beside it stay visible, since no detector was
+    trained on a black surrounding.
     """
 
     box_xyxy: tuple[float, float, float, float]
@@ -31,7 +31,7 @@ class Region:
 
     @classmethod
     def of(cls, roi: Roi) -> Region:
-        """The region that a caller wrote. Raises ValueError for what is neither a rectangle nor a polygon."""
+        """The region of `roi`. Raises ValueError for anything that is neither a rectangle nor a polygon."""
         try:
             points = np.asarray(roi, np.float64)
         except (TypeError, ValueError):
@@ -62,11 +62,11 @@ class Region:
             )
         return x1, y1, x2, y2
 
-    def to_frame(self, found: Detections, frame_hw: tuple[int, int]) -> Detections:
-        """Detections in pixels of the rectangle as those of the region, in frame pixels."""
+    def to_frame(self, detections: Detections, frame_hw: tuple[int, int]) -> Detections:
+        """Detections in pixels of the rectangle as detections in frame pixels, without those outside a polygon."""
         x1, y1, _, _ = self.window(frame_hw)
-        boxes = found.boxes_xyxy + np.array([x1, y1, x1, y1], np.float32)
-        moved = Detections(boxes, found.scores, found.labels, found.class_names)
+        boxes = detections.boxes_xyxy + np.array([x1, y1, x1, y1], np.float32)
+        moved = Detections(boxes, detections.scores, detections.labels, detections.class_names)
         return moved if self.polygon_xy is None else moved[self._holds((boxes[:, :2] + boxes[:, 2:]) / 2)]
 
     def _holds(self, points_xy: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:

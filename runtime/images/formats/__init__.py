@@ -1,1 +1,1 @@
-"""Formats of encoded pictures: what their bytes say of size, orientation and damage, without decoding."""
+"""Formats of encoded pictures: size, orientation and damage, read from their bytes without decoding."""

@@ -31,13 +31,13 @@ def avif_size(data: bytes) -> tuple[int, int] | None:
 
 
 def avif_orientation(data: bytes) -> int:
-    """What the properties irot and imir amount to, as EXIF writes it; EXIF itself does not count (MIAF 7.3.9)."""
+    """The EXIF orientation that equals the properties irot and imir; EXIF itself does not count (MIAF 7.3.9)."""
     angle = next((box[0] & 3 for box in _properties(data, b"irot") if box), 0)  # quarter turns anticlockwise
     axis = next((box[0] & 1 for box in _properties(data, b"imir") if box), None)
     turned = {0: 1, 1: 8, 2: 3, 3: 6}[angle]
     if axis is None:
         return turned
-    # Turned first, mirrored then: 0 swaps top and bottom, 1 left and right.
+    # First turned, then mirrored: 0 swaps top and bottom, 1 left and right.
     return {(1, 0): 4, (1, 1): 2, (3, 0): 2, (3, 1): 4, (6, 0): 7, (6, 1): 5, (8, 0): 5, (8, 1): 7}[turned, axis]
 
 
@@ -51,16 +51,16 @@ def _properties(data: bytes, kind: bytes) -> Iterator[bytes]:
 
 
 def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width, from the codestream: decoders do not believe the box that says them, too."""
+    """Height and width, from the codestream: decoders ignore the box that also holds them."""
     position = 0
-    while data[position : position + 4] != _CODESTREAM:
+    while position + 24 <= len(data) and data[position : position + 4] != _CODESTREAM:
         length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         content = position + 8
         if length == 1:
             length, content = int.from_bytes(data[content : content + 8], "big"), content + 8
-        position = content if kind == b"jp2c" else position + length
-        if length < 8 and kind != b"jp2c" or position + 24 > len(data):
+        if length < 8 and kind != b"jp2c":
             return None
+        position = content if kind == b"jp2c" else position + length
     if position + 24 > len(data):
         return None
     right, bottom, left, top = struct.unpack(">4I", data[position + 8 : position + 24])

@@ -1,4 +1,4 @@
-"""JPEG (ITU-T T.81): its segments and scans, its size, and what can be seen to be missing of it."""
+"""JPEG (ITU-T T.81): its segments and scans, its size, and the parts that are visibly missing."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def jpeg_exif(data: bytes) -> bytes:
 
 
 def jpeg_damage(data: bytes) -> str:
-    """What is missing: the end, a scan, or pixels where zeros stand; '' where nothing is seen to be.
+    """What is missing: the end, a scan, or pixels, with zeros in their place; '' where no damage is visible.
 
-    A sequential picture that was cut within its last scan and got an end again is not told: only decoding shows it.
+    A sequential picture that was truncated in its last scan and given a new end is not found: only decoding shows it.
     """
     zeros = data.find(ZEROS) >= 0
-    missing: dict[int, int] = {}  # by component, a bit for each coefficient of which more must come
+    missing: dict[int, int] = {}  # by component: a bit for each coefficient that is not complete yet
     first_words: dict[int, int] = {}
     frame, pixels, hole = 0, 0, False
     for segment in segments(data):
@@ -77,7 +77,7 @@ def jpeg_damage(data: bytes) -> str:
         pixels = 0
         if marker in _FRAMES and len(content) > 5:
             frame, components = marker, content[6 : 6 + 3 * content[5] : 3]
-            # Some encoders leave out the details of colors. The first component, lightness, must be there in full.
+            # Some encoders leave out the details of colors. The first component, lightness, must be complete.
             missing = {c: 1 if i else _COEFFICIENTS for i, c in enumerate(components)}
         elif marker == _DHT:
             first_words |= _first_words(content)
@@ -91,7 +91,7 @@ def jpeg_damage(data: bytes) -> str:
                 bits = missing.get(component, 0)
                 missing[component] = bits | band if precision & 15 else bits & ~band
             if frame in _SEQUENTIAL and not zeros and not any(missing.values()) and data.endswith(b"\xff\xd9"):
-                return ""  # pixels have no such pair: no need to search them
+                return ""  # the pixels cannot contain these two bytes, so this is the end
             words = [_first_word(frame, first, precision, table, first_words) for table in tables]
             pixels = segment.end if any(word & 15 for word in words) else 0
         elif marker == _EOI:
@@ -102,9 +102,9 @@ def jpeg_damage(data: bytes) -> str:
 
 
 def _first_word(frame: int, first: int, precision: int, table: int, first_words: dict[int, int]) -> int:
-    """What zeros mean in a component's part of a scan: in the low four bits, how many bits of a coefficient follow.
+    """The meaning of zeros in a component's part of a scan: the low four bits count the bits of a coefficient.
 
-    0 is "nothing more in this block", which flat pictures repeat; and wherever zeros may be anything.
+    0 is "nothing more in this block", which flat pictures repeat. Scans in which zeros may mean anything have 0, too.
     """
     if frame in _SEQUENTIAL:
         return first_words.get(0x10 | table & 15, 0)
@@ -114,7 +114,7 @@ def _first_word(frame: int, first: int, precision: int, table: int, first_words:
 
 
 def _first_words(content: bytes) -> dict[int, int]:
-    """What the all-zero word means, for each Huffman table of a DHT segment, by its class and number."""
+    """The meaning of the all-zero word in each Huffman table of a DHT segment, by the table's class and number."""
     words, position = {}, 0
     while position + 17 < len(content):
         words[content[position]] = content[position + 17]

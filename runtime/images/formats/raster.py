@@ -1,10 +1,11 @@
-"""Formats whose size stands in the first bytes: PNG, WebP, BMP, GIF, the portable maps, Sun raster, Radiance."""
+"""Formats with their size in the first bytes: PNG, WebP, BMP, GIF, the portable maps, Sun raster, Radiance."""
 
 from __future__ import annotations
 
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 
 from runtime.images.formats.zeros import HOLE, ZEROS
 
@@ -20,34 +21,33 @@ def png_size(data: bytes) -> tuple[int, int] | None:
     return struct.unpack(">II", data[16:24])[::-1] if data[12:16] == b"IHDR" and len(data) >= 24 else None
 
 
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of the content of each chunk of a PNG or a WebP; an end may lie beyond `data`."""
+    png = data.startswith(b"\x89PNG")
+    position = 8 if png else 12
+    while position + 8 <= len(data):
+        first, second, start = data[position : position + 4], data[position + 4 : position + 8], position + 8
+        kind, length = (second, int.from_bytes(first, "big")) if png else (first, int.from_bytes(second, "little"))
+        yield kind, start, start + length
+        position = start + length + (4 if png else length % 2)  # a checksum, or a byte that makes the length even
+
+
 def png_damage(data: bytes) -> str:
     """What is wrong with the chunks of a PNG: one is missing or has a wrong checksum; '' for nothing."""
-    position = 8
-    while position + 12 <= len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        kind, end = data[position + 4 : position + 8], position + 12 + length
-        if end > len(data):
+    for kind, start, end in _chunks(data):
+        if end + 4 > len(data):
             break
-        if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        if zlib.crc32(data[start - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             return f"corrupt PNG: the checksum of its {kind.decode('latin-1')} chunk is wrong"
         if kind == b"IEND":
             return ""
-        position = end
     return "truncated PNG: it ends before its IEND chunk"
 
 
 def exif_chunk(data: bytes) -> bytes:
     """The EXIF of a PNG or a WebP, which is a TIFF; empty where there is none."""
-    png = data.startswith(b"\x89PNG")
-    position, order = (8, ">") if png else (12, "<")
-    while position + 8 <= len(data):
-        first, second = data[position : position + 4], data[position + 4 : position + 8]
-        length = struct.unpack(order + "I", first if png else second)[0]
-        if (second if png else first) in (b"eXIf", b"EXIF"):
-            content = data[position + 8 : position + 8 + length]
-            return content[6:] if content.startswith(b"Exif\0\0") else content  # as some writers begin it
-        position += 12 + length if png else 8 + length + length % 2
-    return b""
+    content = next((data[start:end] for kind, start, end in _chunks(data) if kind in (b"eXIf", b"EXIF")), b"")
+    return content.removeprefix(b"Exif\0\0")  # as some writers begin it
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
@@ -67,17 +67,11 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def webp_damage(data: bytes) -> str:
-    """What is missing of a WebP: its end, or pixels where zeros stand; '' where nothing is seen to be."""
+    """What is missing of a WebP: its end, or pixels, with zeros in their place; '' where no damage is visible."""
     if len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return "truncated WebP: it is shorter than its header says"
-    position = 12
-    while position + 8 <= len(data):
-        length = int.from_bytes(data[position + 4 : position + 8], "little")
-        start, end = position + 8, position + 8 + length
-        if data[position : position + 4] in (b"VP8 ", b"VP8L") and data.find(ZEROS, start, end) >= 0:
-            return f"corrupt WebP: {HOLE}"
-        position = end + length % 2
-    return ""
+    pixels = ((start, end) for kind, start, end in _chunks(data) if kind in (b"VP8 ", b"VP8L"))
+    return f"corrupt WebP: {HOLE}" if any(data.find(ZEROS, start, end) >= 0 for start, end in pixels) else ""
 
 
 def bmp_size(data: bytes) -> tuple[int, int] | None:
@@ -95,7 +89,7 @@ def bmp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def bmp_damage(data: bytes) -> str:
-    """'' where the pixels of a BMP are all there, whatever its header says of the file's length."""
+    """'' where a BMP has all its pixels, even if its header has another length of the file."""
     size = bmp_size(data)
     if size is None or len(data) < 34:
         return ""
@@ -130,6 +124,6 @@ def sun_size(data: bytes) -> tuple[int, int] | None:
 
 
 def radiance_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a Radiance picture: they stand in the line after the first empty one."""
+    """Height and width of a Radiance picture, from the line after the first empty line."""
     size = _RADIANCE.match(data, data.find(b"\n\n") + 1)
     return (int(size[1]), int(size[2])) if size else None

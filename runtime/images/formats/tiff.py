@@ -1,4 +1,4 @@
-"""TIFF 6.0 and BigTIFF: the first directory, the size of its picture, and whether its strips or tiles are there.
+"""TIFF 6.0 and BigTIFF: the first directory, the size of its picture, and whether its strips or tiles are complete.
 
 EXIF is a TIFF without pixels.
 """
@@ -14,7 +14,7 @@ from runtime.images.formats.zeros import HOLE, ZEROS
 _WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION = 256, 257, 259, 274
 _STRIPS, _TILES = (273, 279), (324, 325)  # where each begins, and how many bytes it has
 _WHOLE_NUMBERS = {1: "B", 6: "b", 3: "H", 8: "h", 4: "I", 9: "i", 16: "Q", 17: "q"}
-_NO_ZEROS = (4, 5)  # fax group 4 has no such code, and LZW none that it repeats
+_NO_ZEROS = (4, 5)  # fax group 4 has no code of zeros, and LZW never repeats one
 _DEFLATE = (8, 32946)
 
 
@@ -55,14 +55,14 @@ def tiff_size(data: bytes) -> tuple[int, int] | None:
 
 
 def tiff_orientation(data: bytes) -> int:
-    """The tag of a TIFF, or of EXIF, that says how to turn the pixels; 1 where it is not there."""
+    """The orientation tag of a TIFF, or of EXIF; 1 where it is missing."""
     return (directory(data, (_ORIENTATION,)).get(_ORIENTATION) or (1,))[0]
 
 
 def tiff_damage(data: bytes) -> str:
-    """What is missing: the directory, the end of a strip or tile, pixels where zeros stand; '' where nothing is seen.
+    """What is missing: the directory, the end of a strip or tile, or pixels, with zeros in their place; '' for nothing.
 
-    Without compression nothing is seen, and libtiff refuses what is cut.
+    In a TIFF without compression no damage is visible; libtiff itself refuses truncated ones.
     """
     if tiff_size(data) is None:
         return "truncated TIFF: it ends before its directory, or the directory has no size"
