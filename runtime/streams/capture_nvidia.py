@@ -1,4 +1,4 @@
-"""Decoding on an NVIDIA GPU through PyNvVideoCodec, as the extra `nvidia`: video files only."""
+"""Decoding of video files on an NVIDIA GPU through PyNvVideoCodec (the extra `nvidia`)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import cv2
 import numpy as np
 
 from runtime.images.image import Image
-from runtime.streams.capture import StreamError
+from runtime.streams.capture import Capture, StreamError, plausible_fps
+from runtime.streams.video_file import opened_video
 
 AHEAD = 8
-"""Frames that the decoder's own thread keeps ready."""
+"""The number of frames that the decoder's own thread decodes ahead."""
 
 
-class NvidiaCapture:
-    """`PyNvVideoCodec.ThreadedDecoder` on GPU 0. Frames come to host memory, where the letterbox wants them.
+class NvidiaCapture(Capture):
+    """`PyNvVideoCodec.ThreadedDecoder` on GPU 0. Frames come to host memory, where the letterbox needs them.
 
-    It gives no timestamps (`position_s` is None: frames are counted) and does not turn frames, so that is done here, as
-    the file says. The colors of H.264 and HEVC are computed by the GPU: expect some gray levels' difference to FFmpeg.
+    It gives no timestamps: `position_s` is None, and times follow from the number of a frame. It does not rotate frames
+    as the file says, so this class does. The GPU computes the colors of H.264 and HEVC: expect them to differ from
+    FFmpeg's by a few gray levels.
     """
 
     def __init__(self, target: str | int, shown: str, advice: str) -> None:
@@ -27,10 +29,8 @@ class NvidiaCapture:
         try:
             import PyNvVideoCodec as nvc
         except ModuleNotFoundError as error:
-            raise StreamError(
-                f"{shown}: the decoder nvidia needs the package {error.name!r}: pip install 'isodet[nvidia]', or take "
-                "the decoder opencv"
-            ) from None
+            advice = "pip install 'isodet[nvidia]', or take the decoder opencv"
+            raise StreamError(f"{shown}: the decoder nvidia needs the package {error.name!r}: {advice}") from None
         except (RuntimeError, ImportError, OSError) as error:  # no driver, or one without its video libraries
             reason = str(error).strip().splitlines()[0]
             raise StreamError(f"{shown}: the decoder nvidia finds no GPU that decodes: {reason}") from None
@@ -41,15 +41,15 @@ class NvidiaCapture:
             stream = self._decoder.get_stream_metadata()
         except Exception as error:  # the bindings raise whatever their C++ did
             raise StreamError(f"{shown}: cannot be decoded on the GPU ({_line(error)}); {advice}") from None
-        self.fps = float(stream.average_fps) if 0 < stream.average_fps <= 1000 else 25.0
+        self.fps = plausible_fps(float(stream.average_fps))
         self.count = int(stream.num_frames) or None
         self._shown = shown
-        self._turns = _quarter_turns(target)
+        self._quarter_turns = _quarter_turns(target)
 
     def _next(self) -> Any:
         try:
             frames = self._decoder.get_batch_frames(1)
-        except Exception as error:  # see above
+        except Exception as error:  # as above
             raise StreamError(f"{self._shown}: cannot be decoded any further ({_line(error)})") from None
         return frames[0] if frames else None
 
@@ -57,30 +57,21 @@ class NvidiaCapture:
         frame = self._next()
         if frame is None:
             return None
-        # A copy: the decoder writes a later frame to the same place.
+        # This copies: the decoder writes a later frame into the same memory.
         image = cv2.cvtColor(np.asarray(np.from_dlpack(frame), np.uint8), cv2.COLOR_RGB2BGR)
-        return np.ascontiguousarray(np.rot90(image, -self._turns), np.uint8)
+        return np.ascontiguousarray(np.rot90(image, -self._quarter_turns), np.uint8)
 
     def skip(self) -> bool:
         return self._next() is not None
-
-    def position_s(self) -> float | None:
-        return None
-
-    def recycle(self, image: Image) -> None:
-        """There is nothing to reuse: OpenCV makes an array for every frame."""
 
     def close(self) -> None:
         self._decoder.end()
 
 
 def _quarter_turns(path: str) -> int:
-    """Clockwise, as the file wants to be shown."""
-    header = cv2.VideoCapture(path)
-    try:
-        return round(header.get(cv2.CAP_PROP_ORIENTATION_META) / 90) % 4 if header.isOpened() else 0
-    finally:
-        header.release()
+    """Clockwise quarter turns that the file asks for."""
+    with opened_video(path) as video:
+        return round(video.get(cv2.CAP_PROP_ORIENTATION_META) / 90) if video.isOpened() else 0
 
 
 def _line(error: Exception) -> str:
