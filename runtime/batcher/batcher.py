@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from isodet.errors import ArgumentError
 from runtime.backends.protocol import Backend
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Batcher:
+class Batcher(AbstractContextManager["Batcher"]):
     """Collects frames into batches; every frame gets exactly one answer, through a future.
 
     >>> with Detector("best.onnx", threshold=0.5).batcher(max_batch=16, max_wait_ms=4) as batcher:
@@ -173,10 +173,7 @@ class Batcher:
             self._abandon(BatcherClosed(f"no answer within {timeout:g} s of closing the batcher"))
         open_batchers.discard(self)
 
-    def __enter__(self) -> Batcher:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(drain=kind is None)
 
     def _prepare(
@@ -238,7 +235,11 @@ class Batcher:
                 seconds = self._starts_in(now)
                 if seconds == 0:
                     requests = self._admission.take(now, self.max_batch)
-                    self._taken_from_queue()
+                    self._wake_at = math.inf  # sleeping workers planned with requests that are gone
+                    if self._admission.waiting or self._closing:
+                        self._work.notify_all()
+                    if self._admission.turned_away:
+                        self._done.notify()
                     if requests:
                         break
                 elif self._closing and not self._admission.waiting:
@@ -258,13 +259,6 @@ class Batcher:
         if not waiting or self._taken - self._delivered >= self._most_undelivered:
             return None
         return 0.0 if self._closing else waiting.starts_in(now, self._full)
-
-    def _taken_from_queue(self) -> None:
-        self._wake_at = math.inf  # sleeping workers planned with requests that are gone
-        if self._admission.waiting or self._closing:
-            self._work.notify_all()
-        if self._admission.turned_away:
-            self._done.notify()
 
     # delivery: from outputs to answers
 

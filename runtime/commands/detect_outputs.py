@@ -8,10 +8,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -144,9 +143,8 @@ class Lines:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
+        self.path, self._end = path, 0
         self._file: FileIO | None = None
-        self._end = 0
         if path is None:
             return
         if path.is_dir():
@@ -185,7 +183,7 @@ class Lines:
             self._partial.unlink(missing_ok=True)
 
 
-class Outputs:
+class Outputs(AbstractContextManager["Outputs"]):
     """The results of all sources under `folder`, each by its name; JSON lines in the file `common`, or in one for each.
 
     Leaving the `with` deletes all files that `close` has not completed.
@@ -194,6 +192,8 @@ class Outputs:
     def __init__(
         self, sources: list[Description], names: list[str], folder: Path, save: bool, common: Path | None, every: int
     ) -> None:
+        if save:
+            make_folder(folder)
         self._common_lines = Lines(common) if common is not None else None
         self.sources: list[SourceOutput] = []
         try:
@@ -218,10 +218,7 @@ class Outputs:
                 failures.append(error)
         return failures
 
-    def __enter__(self) -> Outputs:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close(keep=False)
 
 

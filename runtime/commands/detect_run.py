@@ -13,15 +13,8 @@ from typing import Annotated, Any
 
 from runtime.backends.options import BackendOptions
 from runtime.commands.arguments import count, flag, number
-from runtime.commands.detect_outputs import (
-    DetectError,
-    Outputs,
-    closed_by_user,
-    distinct,
-    make_folder,
-    refuse_to_overwrite,
-    require_windows,
-)
+from runtime.commands.detect_outputs import DetectError as DetectError
+from runtime.commands.detect_outputs import Outputs, closed_by_user, distinct, refuse_to_overwrite, require_windows
 from runtime.commands.shared import MODELS, OnDevice
 from runtime.commands.signals import finishing
 from runtime.detections import Detections
@@ -36,8 +29,6 @@ from runtime.streams.source import Origin, Source
 from runtime.streams.streams import Streams
 from runtime.streams.track import Tracker
 from runtime.streams.video_writer import VideoError
-
-__all__ = ["DetectError", "DetectOptions", "DetectSummary", "SourceSummary", "detect"]
 
 Progress = Callable[[int, int | None], None]
 
@@ -167,9 +158,6 @@ def detect(
         path = detector or newest(*MODELS)
         detector = Detector(path, options.device, threads=options.threads, options=backend_options)
     finder = _Finder(detector, options.threshold, options.classes, options.track)
-    if save:
-        make_folder(folder)
-
     frames = 0
     failure: OSError | VideoError | None = None
     common_lines = Path(options.json_lines) if options.json_lines is not None else None

@@ -57,11 +57,10 @@ class StreamOptions:
             value = getattr(self, name)
             if not (value is None and name == "give_up_s") and not 0 < value < float("inf"):
                 raise ArgumentError.of(f"StreamOptions.{name}", f"expected a positive number of seconds, got {value!r}")
-        if self.keep not in ("auto", "newest", "all"):
-            raise ArgumentError.of("StreamOptions.keep", f"expected auto, newest or all, got {self.keep!r}")
-        if self.decoder not in DECODERS:
-            names = f"{', '.join(DECODERS[:-1])} or {DECODERS[-1]}"
-            raise ArgumentError.of("StreamOptions.decoder", f"expected {names}, got {self.decoder!r}")
+        for name, choices in (("keep", ("auto", "newest", "all")), ("decoder", DECODERS)):
+            if getattr(self, name) not in choices:
+                expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                raise ArgumentError.of(f"StreamOptions.{name}", f"expected {expected}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from isodet.errors import ArgumentError
 from runtime.images.image import Image, ImageError
@@ -26,7 +26,7 @@ _POLL_S = 0.1
 Result = TypeVar("Result")
 
 
-class Streams:
+class Streams(AbstractContextManager["Streams"]):
     """Reads several sources at once, each in a thread of its own.
 
         with Streams(["rtsp://10.0.0.1/1", "rtsp://10.0.0.2/1", "clip.mp4"]) as streams:
@@ -123,10 +123,7 @@ class Streams:
         self.stop()
         self._close()
 
-    def __enter__(self) -> Streams:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _gather(self, size: int) -> list[SourceFrame] | None:

@@ -35,13 +35,13 @@ def url_options(url: str, quick: bool) -> dict[str, str]:
 
 def cannot_open(shown: str, reason: str, advice: str) -> StreamError:
     """The error for a source that cannot be opened, by FFmpeg's `reason`; `advice` is for reasons not known here."""
-    advices = {
-        r"\b(401|403)\b": "are the user and the password right, and may they see this stream?",
-        r"\b404\b": "the camera answers, but has no such stream: is the path right?",
-        r"(?i)connection refused": f"nothing listens there; {advice}",
-    }
-    advice = next((better for pattern, better in advices.items() if re.search(pattern, reason)), advice)
-    error = RefusedError if re.search(r"\b(401|403)\b", reason) else StreamError
+    known = (
+        (r"\b(401|403)\b", RefusedError, "are the user and the password right, and may they see this stream?"),
+        (r"\b404\b", StreamError, "the camera answers, but has no such stream: is the path right?"),
+        (r"(?i)connection refused", StreamError, f"nothing listens there; {advice}"),
+        ("", StreamError, advice),
+    )
+    error, advice = next((error, advice) for pattern, error, advice in known if re.search(pattern, reason))
     return error(f"{shown}: cannot be opened ({without_password(reason)}); {advice}")
 
 

@@ -22,11 +22,8 @@ stream, Flash, MPEG program stream, ASF, Ogg."""
 @contextmanager
 def opened_video(path: str | Path, packets: bool = False) -> Iterator[cv2.VideoCapture]:
     """OpenCV's reader of a video file, released at the end. `packets`: FFmpeg's, which reads and does not decode."""
-    reader = (
-        cv2.VideoCapture(str(Path(path).absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
-        if packets
-        else cv2.VideoCapture(str(path))
-    )
+    backend, settings = (cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1]) if packets else (cv2.CAP_ANY, [])
+    reader = cv2.VideoCapture(str(Path(path).absolute()), backend, settings)
     try:
         yield reader
     finally:

@@ -8,9 +8,8 @@ import shutil
 import struct
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import cv2
 import numpy as np
@@ -36,7 +35,7 @@ class VideoError(IsodetError, RuntimeError):
     """A video that cannot be started; the message says what to do."""
 
 
-class VideoWriter:
+class VideoWriter(AbstractContextManager["VideoWriter"]):
     """An MP4 that appears under its name when it is complete. The first frame decides its size. Sides must be even, so
     the last column or row of an odd side is written twice.
 
@@ -80,26 +79,23 @@ class VideoWriter:
         self._last, self._last_s = image, time_s
 
     def _begin(self, size_wh: tuple[int, int]) -> None:
-        self._size_wh = size_wh
-        self._odd_wh = (size_wh[0] % 2, size_wh[1] % 2)
-        even = (size_wh[0] + self._odd_wh[0], size_wh[1] + self._odd_wh[1])
+        width, height = self._size_wh = size_wh
+        self._odd_wh = (width % 2, height % 2)
+        even = (width + width % 2, height + height % 2)
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, even)
         if not self._writer.isOpened():
             self._writer = None
             self._partial.unlink(missing_ok=True)
             _try_writing(self._partial, self.path)
-            raise VideoError.at(
-                self.path,
-                f"this OpenCV cannot write mp4v video of {size_wh[0]}x{size_wh[1]} pixels; use --no-save with --json",
-            )
+            reason = f"this OpenCV cannot write mp4v video of {width}x{height} pixels"
+            raise VideoError.at(self.path, f"{reason}; use --no-save with --json")
 
     def _write(self, image: Image) -> None:
         assert self._writer is not None
         if any(self._odd_wh):  # OpenCV would cut off the last column or row
-            image = np.asarray(
-                cv2.copyMakeBorder(image, 0, self._odd_wh[1], 0, self._odd_wh[0], cv2.BORDER_REPLICATE), np.uint8
-            )
+            right, bottom = self._odd_wh
+            image = np.asarray(cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE), np.uint8)
         self._writer.write(image)
         self._written += 1
         now = time.monotonic()
@@ -134,10 +130,7 @@ class VideoWriter:
         finally:
             self._partial.unlink(missing_ok=True)
 
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(keep=kind is None)
 
 

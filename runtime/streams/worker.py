@@ -96,11 +96,9 @@ def _serve(connection: socket.socket) -> None:
     os.environ.update(first["environment"])
     try:
         capture = _open(first)
-    except StreamError as error:
-        send(connection, {"error": str(error), "refused": isinstance(error, RefusedError)})
-        return
     except Exception as error:  # a decoder may raise anything, which the user should read
-        send(connection, {"error": f"{first['shown']}: {type(error).__name__}: {error}", "refused": False})
+        shown = str(error) if isinstance(error, StreamError) else f"{first['shown']}: {type(error).__name__}: {error}"
+        send(connection, {"error": shown, "refused": isinstance(error, RefusedError)})
         return
     send(connection, {"fps": capture.fps, "count": capture.count})
     memory = np.empty(0, np.uint8)

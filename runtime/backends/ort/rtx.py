@@ -30,17 +30,12 @@ def plugin() -> ModuleType:
     """
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < _OLDEST or not hasattr(onnxruntime, "register_execution_provider_library"):
-        raise BackendError(
-            f'provider="rtx": onnxruntime {onnxruntime.__version__} is too old for it: expected 1.25 or later '
-            "(pip install -U onnxruntime, with Python 3.11 or later)",
-            key="provider",
-        )
+        reason = f"onnxruntime {onnxruntime.__version__} is too old for it: expected 1.25 or later"
+        raise _refusal(f": {reason} (pip install -U onnxruntime, with Python 3.11 or later)")
     try:
         import onnxruntime_ep_nv_tensorrt_rtx as package
     except ImportError as error:
-        raise BackendError(
-            f"provider=\"rtx\" needs its plugin: pip install 'isodet[rtx-ep]' ({error})", key="provider"
-        ) from error
+        raise _refusal(f" needs its plugin: pip install 'isodet[rtx-ep]' ({error})") from error
     with _lock:
         name = package.get_ep_name()
         if name not in _registered:
@@ -48,13 +43,14 @@ def plugin() -> ModuleType:
                 _register(name, Path(package.get_library_path()))
             except Exception as error:  # onnxruntime's errors have no common base but Exception
                 reason = " ".join(str(error).split())
-                raise BackendError(
-                    f'provider="rtx": its library does not load: {reason} (libcuda and libnvidia-ml come with '
-                    "NVIDIA's driver, the rest with the package)",
-                    key="provider",
-                ) from error
+                advice = "libcuda and libnvidia-ml come with NVIDIA's driver, the rest with the package"
+                raise _refusal(f": its library does not load: {reason} ({advice})") from error
             _registered.add(name)
     return package
+
+
+def _refusal(reason: str) -> BackendError:
+    return BackendError(f'provider="rtx"{reason}', key="provider")
 
 
 def _register(name: str, library: Path) -> None:
@@ -110,10 +106,8 @@ def _devices() -> dict[int, Any]:
     # This object chooses the device: the option device_id of other providers is an error here.
     devices = {d.memory_info(memory).device_id: d for d in onnxruntime.get_ep_devices() if d.ep_name == name}
     if not devices:
-        raise BackendError(
-            f'provider="rtx": no device: {_why_none(name)}; provider="cuda" runs on NVIDIA GPUs that this one does not',
-            key="provider",
-        )
+        advice = 'provider="cuda" runs on NVIDIA GPUs that this one does not'
+        raise _refusal(f": no device: {_why_none(name)}; {advice}")
     return devices
 
 
