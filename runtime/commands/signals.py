@@ -66,10 +66,8 @@ def _is_usual(number: int) -> bool:
 @contextmanager
 def _handling(handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
     """Within, set these handlers; in the main thread only, as no other thread may."""
-    before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            before[number] = signal.signal(number, handler)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items() if in_main}
     try:
         yield
     finally:

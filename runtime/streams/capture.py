@@ -14,11 +14,14 @@ import numpy as np
 from runtime.images.image import Image
 from runtime.streams.url import RefusedError as RefusedError
 from runtime.streams.url import StreamError, cannot_open, is_url, opencv_url, url_options, without_password
+from runtime.streams.video_file import opened_video
 
 DecoderName = Literal["opencv", "pyav", "nvidia"]
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 BAD_PACKETS = 50
 """More packets in a row that cannot be decoded end a stream."""
+NVIDIA_AHEAD = 8
+"""The number of frames that the thread of NVIDIA's decoder decodes ahead."""
 
 
 class Capture(ABC):
@@ -70,8 +73,6 @@ def open_here(target: str | int, shown: str, advice: str, decoder: DecoderName, 
     if decoder == "pyav":
         return PyAvCapture(target, shown, advice, timeout_s)
     if decoder == "nvidia":
-        from runtime.streams.capture_nvidia import NvidiaCapture
-
         return NvidiaCapture(target, shown, advice)
     return OpenCvCapture(target, shown, advice, timeout_s)
 
@@ -189,6 +190,63 @@ class PyAvCapture(Capture):
 
     def close(self) -> None:
         self._container.close()
+
+
+class NvidiaCapture(Capture):
+    """`PyNvVideoCodec.ThreadedDecoder` on GPU 0. Frames come to host memory, where the letterbox needs them.
+
+    It gives no timestamps: `position_s` is None, and times follow from the number of a frame. It does not rotate frames
+    as the file says, so this class does. The GPU computes the colors of H.264 and HEVC: expect them to differ from
+    FFmpeg's by a few gray levels.
+    """
+
+    def __init__(self, target: str | int, shown: str, advice: str) -> None:
+        if isinstance(target, int) or "://" in target:
+            raise StreamError(f"{shown}: the decoder nvidia reads video files; webcams and URLs want opencv or pyav")
+        try:
+            import PyNvVideoCodec as nvc
+        except ModuleNotFoundError as error:
+            advice = "pip install 'isodet[nvidia]', or take the decoder opencv"
+            raise StreamError(f"{shown}: the decoder nvidia needs the package {error.name!r}: {advice}") from None
+        except (RuntimeError, ImportError, OSError) as error:  # no driver, or one without its video libraries
+            raise StreamError(f"{shown}: the decoder nvidia finds no GPU that decodes: {_line(error)}") from None
+        try:
+            self._decoder = nvc.ThreadedDecoder(
+                target, NVIDIA_AHEAD, gpu_id=0, use_device_memory=False, output_color_type=nvc.OutputColorType.RGB
+            )
+            stream = self._decoder.get_stream_metadata()
+        except Exception as error:  # the bindings raise whatever their C++ did
+            raise StreamError(f"{shown}: cannot be decoded on the GPU ({_line(error)}); {advice}") from None
+        self.fps = plausible_fps(float(stream.average_fps))
+        self.count = int(stream.num_frames) or None
+        self._shown = shown
+        with opened_video(target) as video:  # clockwise, as the file asks for
+            self._quarter_turns = round(video.get(cv2.CAP_PROP_ORIENTATION_META) / 90) if video.isOpened() else 0
+
+    def _next(self) -> Any:
+        try:
+            frames = self._decoder.get_batch_frames(1)
+        except Exception as error:  # as above
+            raise StreamError(f"{self._shown}: cannot be decoded any further ({_line(error)})") from None
+        return frames[0] if frames else None
+
+    def read(self) -> Image | None:
+        frame = self._next()
+        if frame is None:
+            return None
+        # This copies: the decoder writes a later frame into the same memory.
+        image = cv2.cvtColor(np.asarray(np.from_dlpack(frame), np.uint8), cv2.COLOR_RGB2BGR)
+        return np.ascontiguousarray(np.rot90(image, -self._quarter_turns), np.uint8)
+
+    def skip(self) -> bool:
+        return self._next() is not None
+
+    def close(self) -> None:
+        self._decoder.end()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _reason(error: Exception) -> str:

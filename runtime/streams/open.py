@@ -119,7 +119,7 @@ def open_source(
     if description.left_out:
         _log.warning("%s: %s", source, left_out_text(description.left_out))
     if kind == "folder":
-        return _pictures(description, source, on_broken or _warn, every)
+        return _pictures(description, source, on_broken or (lambda error: _log.warning("%s (skipped)", error)), every)
     if kind == "picture":
         (path,) = description.pictures
         frame = SourceFrame(read_image(path), 0, 0.0, path, clock_s=time.time())
@@ -172,10 +172,6 @@ def _pictures(folder: Description, origin: Origin, on_broken: Callable[[ImageErr
 
     count = -(-len(folder.pictures) // every)
     return Source(folder.name, "folder", count, 0.0, frames, origin=origin, root=folder.root)
-
-
-def _warn(error: ImageError) -> None:
-    _log.warning("%s (skipped)", error)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -185,14 +185,15 @@ class Reader:
                         return
             connected, frames = time.monotonic(), self._frames
             trouble: Exception = StreamError(f"{self.name}: the stream ended")
+            finished = False
             try:
-                complete = self._read(generation)
+                self._read(generation)
                 finished = not self.live
             except Exception as error:  # reported by `failure` or `error`; the other sources go on
-                complete, trouble, finished = True, error, False
+                trouble = error
             refused = refused + 1 if isinstance(trouble, RefusedError) else 0
             with self._changed:
-                if not complete or generation != self._generation:
+                if generation != self._generation:
                     return
                 self._waiting_since = None
                 if finished:
@@ -209,11 +210,11 @@ class Reader:
                 wait = self._options.backoff_s
             pause = True
 
-    def _read(self, generation: int) -> bool:
-        """Read one connection to its end; False where this thread was abandoned meanwhile."""
+    def _read(self, generation: int) -> None:
+        """Read one connection to its end, or until this thread is abandoned."""
         with self._changed:
             if generation != self._generation:
-                return False
+                return
             source, self.opened = self.opened, None
             self._state, self._waiting_since = "connecting", time.monotonic()
             self._connections += 1
@@ -228,30 +229,29 @@ class Reader:
         with self._changed:
             if generation != self._generation:
                 source.close()
-                return False
+                return
             self.source, self.live, first = source, source.live, self._numbers
         frames = iter(source)
         try:
             while True:
                 with self._changed:
                     if generation != self._generation:
-                        return False
+                        return
                     self._waiting_since = time.monotonic()
                 frame = next(frames, None)
                 if frame is None:
-                    return True
-                if not self._put(generation, source, frame, first):
-                    return False
+                    return
+                self._put(generation, source, frame, first)
         finally:
             if isinstance(frames, Generator):
                 frames.close()
             source.close()  # as a generator that never ran closes nothing
 
-    def _put(self, generation: int, source: Source, frame: SourceFrame, first: int) -> bool:
+    def _put(self, generation: int, source: Source, frame: SourceFrame, first: int) -> None:
         newest = self._options.keep == "newest" or (self._options.keep == "auto" and source.live)
         with self._changed:
             if generation != self._generation:
-                return False
+                return
             self._waiting_since, self._last_frame = None, time.monotonic()
             self._state = "running"
             self._frames += 1
@@ -266,11 +266,10 @@ class Reader:
             while not newest and len(self.queue) >= self._options.queue:
                 self._room.wait()
                 if generation != self._generation:
-                    return False
+                    return
             time_s = self._last_frame - self._started if source.live else frame.time_s
             self.queue.append(replace(frame, source=self.number, index=first + frame.index, time_s=time_s))
             self._changed.notify()
-            return True
 
     def _silent_in(self, now: float) -> float | None:
         """Seconds until `give_up_s` have passed since the last frame; None for never."""

@@ -36,7 +36,7 @@ INPUT = "images"
 class EngineContext:
     """A stream, buffers for the largest batch, and execution contexts on one engine; calls take turns.
 
-    With `cuda_graphs` TensorRT gets an execution context for each batch size: a recording is of one size, and may not
+    With CUDA `graphs` TensorRT gets an execution context for each batch size: a recording is of one size, and may not
     be replayed after its context was changed. These contexts take turns, so they share one block of scratch memory.
     TensorRT-RTX records by itself, for all sizes.
     """
@@ -44,9 +44,9 @@ class EngineContext:
     def __init__(
         self, library: Library, engine: Any, card: Card, tensors: Tensors, index: int, messages: Messages, graphs: bool
     ):
-        self._library, self._card, self._messages, self._cuda_graphs = library, card, messages, graphs
+        self._library, self._messages, self._cuda_graphs = library, messages, graphs
         self._engine: tensorrt.ICudaEngine = engine
-        self._least, _, self._most = card.engine["profile"]
+        self._least, self._tuned, self._most = card.engine["profile"]  # batch sizes
         self._records = graphs and library.flavour != "rtx"
         self._lock = threading.Lock()
         self._stream = Stream(index)
@@ -82,9 +82,8 @@ class EngineContext:
         trt = self._library.trt
         with self._lock:
             self._stream.use()
-            size = self._card.engine["profile"][1]
-            context = self._context(size)
-            self._shape(context, size)
+            context = self._context(self._tuned)
+            self._shape(context, self._tuned)
             inspector: tensorrt.EngineInspector = self._engine.create_engine_inspector()
             inspector.execution_context = context
             return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
