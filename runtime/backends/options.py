@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from os import PathLike
 from typing import Literal
 
@@ -10,16 +10,10 @@ from runtime.backends.protocol import BackendError
 
 Kind = Literal["onnx", "engine", "checkpoint"]
 
-_APPLIES_TO: dict[str, tuple[Kind, ...]] = {
-    "provider": ("onnx",),
-    "engine_cache": ("onnx",),
-    "cuda_graphs": ("onnx", "engine", "checkpoint"),
-    "compile": ("checkpoint",),
-    "channels_last": ("checkpoint",),
-    "autocast": ("checkpoint",),
-    "check_hashes": ("onnx", "engine", "checkpoint"),
+_ONLY_FOR: dict[str, tuple[Kind, str]] = {
+    **dict.fromkeys(("provider", "engine_cache"), ("onnx", ".onnx files")),
+    **dict.fromkeys(("compile", "channels_last", "autocast"), ("checkpoint", ".pt checkpoints")),
 }
-_FILES = {"onnx": ".onnx files", "engine": "engines", "checkpoint": ".pt checkpoints"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +71,9 @@ class BackendOptions:
 
     def check(self, kind: Kind, path: str | PathLike[str]) -> None:
         """Raise `BackendError` where an option is set that files of this kind do not have."""
-        for field in fields(self):
-            if getattr(self, field.name) != field.default and kind not in _APPLIES_TO[field.name]:
-                files = " and ".join(_FILES[k] for k in _APPLIES_TO[field.name])
-                raise BackendError(f"{path}: {field.name} is a choice for {files}", key=field.name, path=path)
+        for name, (only_kind, files) in _ONLY_FOR.items():
+            if kind != only_kind and getattr(self, name) != getattr(DEFAULT, name):
+                raise BackendError(f"{path}: {name} is a choice for {files}", key=name, path=path)
 
 
 DEFAULT = BackendOptions()

@@ -1,4 +1,4 @@
-"""What every backend is, and what it gives."""
+"""The base of all backends, and their outputs."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ class Batcher(AbstractContextManager["Batcher"]):
                 outcomes = self._finished.pop(self._delivered, None)
             if outcomes is not None:
                 self._deliver_batch(outcomes)
-            for _ in range(count):  # one by one, so that `close` finds those that are not yet answered in the list
+            for _ in range(count):  # one by one: `close` answers those that are still in the list
                 self._settle(*turned_away.popleft())
 
     def _deliver_batch(self, outcomes: Sequence[Outcome]) -> None:

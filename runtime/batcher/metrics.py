@@ -14,7 +14,7 @@ LATENCIES = 4096
 
 @dataclass(frozen=True)
 class BatcherMetrics:
-    """The counts of a `Batcher` at one moment. Each submitted frame is in exactly one of the ten counts after it."""
+    """The counts of a `Batcher` at one moment. Each frame of `submitted` is in exactly one of the next ten counts."""
 
     submitted: int
     """Calls of `submit` and `detect` with a usable frame."""

@@ -35,7 +35,7 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What was done with one source."""
+    """The results of one source."""
 
     source: str
     """As the user wrote it, without a password."""

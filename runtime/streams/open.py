@@ -77,8 +77,8 @@ def describe(origin: Origin) -> Description:
     if matches is not None:
         pictures, left_out = list_pictures(p for p in matches if is_picture(p))
         if not pictures:
-            others = left_out_text(left_out) if left_out else f"{len(matches)} videos; open them one by one"
-            raise StreamError(f"{origin}: matches no pictures, but {others}")
+            matched = left_out_text(left_out) if left_out else f"{len(matches)} videos; open them one by one"
+            raise StreamError(f"{origin}: matches no pictures, but {matched}")
         root = Path(os.path.commonpath([p.parent.resolve() for p in pictures]))
         return Description(root.name or "pictures", "folder", root, tuple(pictures), tuple(left_out))
     if not path.exists():

@@ -1,7 +1,7 @@
 """Webcams and URLs, each read in a process of its own, so that a hang or a crash there harms nothing else.
 
 In one process, FFmpeg inside OpenCV opens one capture or writer at a time: a camera that does not answer would block
-the others, and the videos being written. And Python cannot end a thread inside a decoder or driver, but a process.
+the others, and the videos being written. Python cannot end a thread inside a decoder or driver, but a process it can.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An opened source of frames, and how to make one of a decoder."""
+"""An opened source of frames, and how to make one from a decoder."""
 
 from __future__ import annotations
 

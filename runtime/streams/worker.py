@@ -117,7 +117,7 @@ def _serve(connection: socket.socket) -> None:
 
 
 def _open(request: dict[str, Any]) -> Capture:
-    """Open the capture. Where that fails, the error tells what FFmpeg printed. Afterwards all output is discarded."""
+    """Open the capture. Where that fails, the error quotes what FFmpeg printed. Afterwards all output is discarded."""
     os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "16"  # errors
     log = os.memfd_create("log")
     os.dup2(log, 1)  # OpenCV's version of FFmpeg's messages
