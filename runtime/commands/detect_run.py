@@ -210,9 +210,9 @@ def detect(
     if len(summaries) == 1:
         pictures, json_lines = summaries[0].pictures, summaries[0].json_lines
     unwritten = tuple(chain.from_iterable(output.unwritten for output in outputs.sources))
-    count = sum(summary.detections for summary in summaries)
+    total = sum(summary.detections for summary in summaries)
     return DetectSummary(
-        frames, count, tuple(skipped), pictures, json_lines, interrupted.is_set(), summaries, seconds, unwritten
+        frames, total, tuple(skipped), pictures, json_lines, interrupted.is_set(), summaries, seconds, unwritten
     )
 
 
