@@ -8,7 +8,7 @@ from runtime.backends.protocol import BackendError
 
 
 def parse_device(device: str) -> tuple[Literal["auto", "cpu", "cuda"], int]:
-    """The kind of `device`, and the number of the CUDA device: 0 where it names none.
+    """The kind of `device`, and the number of the CUDA device: 0 where `device` has no number.
 
     Raises `BackendError` for anything but auto, cpu, cuda and cuda:N.
     """

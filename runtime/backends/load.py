@@ -18,30 +18,28 @@ def load_backend(
 ) -> Backend:
     """The backend for the model file at `path`, chosen by its content and not by its name.
 
-    `device`: auto, cpu, cuda or cuda:N; what auto chose, and why, is logged (INFO). `threads`: CPU threads of the
-    engine, None for its own choice. `options`: see `runtime.backends.options.BackendOptions`.
+    `device`: auto, cpu, cuda or cuda:N; for auto, the choice and its reason are logged (INFO). `threads`: CPU threads
+    of the engine, None for its own choice. `options`: see `runtime.backends.options.BackendOptions`.
     Raises `CardError` for a file that is not a model of ours, `BackendError` when it cannot run here.
     """
-    backend = _load(path, device, threads, options)
-    if device == "auto":
-        _log.info("%s: %s", path, backend.runs_on)
-    return backend
-
-
-def _load(path: str | Path, device: str, threads: int | None, options: BackendOptions | None) -> Backend:
     parse_device(device)
     if threads is not None and threads < 1:
         raise BackendError.of("threads", f"expected at least 1, got {threads}")
     options = options or DEFAULT
     kind = file_kind(path)
+    backend: Backend
     if kind == "onnx":
         from runtime.backends.ort.backend import OrtBackend
 
-        return OrtBackend(path, device, threads, options)
-    if kind == "engine":
+        backend = OrtBackend(path, device, threads, options)
+    elif kind == "engine":
         from runtime.backends.trt.backend import TrtBackend
 
-        return TrtBackend(path, device, options)
-    from runtime.backends.torch.backend import TorchBackend
+        backend = TrtBackend(path, device, options)
+    else:
+        from runtime.backends.torch.backend import TorchBackend
 
-    return TorchBackend.load(path, device, threads, options)
+        backend = TorchBackend.load(path, device, threads, options)
+    if device == "auto":
+        _log.info("%s: %s", path, backend.runs_on)
+    return backend

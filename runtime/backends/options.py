@@ -1,8 +1,8 @@
-"""What a backend may do differently from its default, each asked for by name."""
+"""The options of a backend: each changes one thing from the default."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from os import PathLike
 from typing import Literal
 
@@ -10,21 +10,15 @@ from runtime.backends.protocol import BackendError
 
 Kind = Literal["onnx", "engine", "checkpoint"]
 
-_OF: dict[str, tuple[Kind, ...]] = {
-    "provider": ("onnx",),
-    "engine_cache": ("onnx",),
-    "cuda_graphs": ("onnx", "engine", "checkpoint"),
-    "compile": ("checkpoint",),
-    "channels_last": ("checkpoint",),
-    "autocast": ("checkpoint",),
-    "check_hashes": ("onnx", "engine", "checkpoint"),
+_ONLY_FOR: dict[str, tuple[Kind, str]] = {
+    **dict.fromkeys(("provider", "engine_cache"), ("onnx", ".onnx files")),
+    **dict.fromkeys(("compile", "channels_last", "autocast"), ("checkpoint", ".pt checkpoints")),
 }
-_FILES = {"onnx": ".onnx files", "engine": "engines", "checkpoint": ".pt checkpoints"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
-    """How a model is run. The defaults are what gives the verified results; every other choice is the user's.
+    """How a model is run. Results are verified with the defaults; every other choice is the user's own.
 
     Raises `BackendError` for values that do not go together.
 
@@ -37,21 +31,20 @@ class BackendOptions:
 
     cuda_graphs: ONNX Runtime's CUDA and RTX providers, TensorRT and checkpoints: record the GPU's work once for each of
         a few batch sizes (`runtime.backends.cuda.batch_sizes`) and replay it. A batch between two sizes is padded to
-        the larger. ONNX Runtime and TensorRT need cuda-python; ONNX Runtime one worker of a batcher; a checkpoint an
-        input of one size.
-    provider: ONNX Runtime on a GPU: its CUDA kernels, or engines that its TensorRT provider builds of the file at
-        first, in minutes, and keeps in `engine_cache`, or those of the plugin for RTX cards (pip install
-        'isodet[rtx-ep]'). No other is taken in its place. `exporter trt` builds what is verified.
-    engine_cache: folder of what "tensorrt" and "rtx" build; None is isodet/ in $XDG_CACHE_HOME or ~/.cache, and there
-        tensorrt-provider/ or rtx-provider/. It is machine code: nobody else should be able to write there.
+        the larger one. ONNX Runtime and TensorRT need cuda-python. ONNX Runtime allows one worker of a batcher. A
+        checkpoint needs an input of one size.
+    provider: ONNX Runtime on a GPU. cuda: its CUDA kernels. tensorrt: engines that its TensorRT provider builds from
+        the file the first time, in minutes, and keeps in `engine_cache`. rtx: the same by the plugin for RTX cards (pip
+        install 'isodet[rtx-ep]'). No other provider takes its place. `exporter trt` builds engines that are verified.
+    engine_cache: folder for what "tensorrt" and "rtx" build. None: tensorrt-provider/ or rtx-provider/ in isodet/ in
+        $XDG_CACHE_HOME or ~/.cache. It holds machine code: nobody else should be able to write there.
     compile: checkpoints: `torch.compile`. The first batch of a new size compiles, in seconds to minutes.
-    channels_last: checkpoints: weights with channels last in memory. They are the module's own, and stay so.
-    autocast: checkpoints: the type that PyTorch chooses for what it deems safe in half precision. Not verified by
-        anything.
-    check_hashes: read the file once more before it is loaded, and refuse one that is not what was written: one flipped
-        bit in a weight loads without a word and detects something else. False is for a graph or a card that was edited
-        on purpose, and where the time counts: of 100 MB, 0.1 s for a checkpoint, 0.4 s for a graph or an engine on one
-        slow core. Files from before there were hashes are taken as they are.
+    channels_last: checkpoints: weights with channels last in memory. This changes the module itself, for good.
+    autocast: checkpoints: run in this type what PyTorch considers safe in half precision. Nothing verifies the results.
+    check_hashes: read the file once more before loading, and refuse it where it is not what was written: one flipped
+        bit in a weight would load silently and give other detections. Use False for a graph or a card that was edited
+        on purpose, or to save time: 100 MB take 0.1 s for a checkpoint, 0.4 s for a graph or an engine, on one slow
+        core. Files that are older than the hashes are loaded unchecked.
     """
 
     cuda_graphs: bool = False
@@ -69,23 +62,18 @@ class BackendOptions:
         if self.engine_cache is not None and self.provider == "cuda":
             raise BackendError.of("engine_cache", 'expected with provider="tensorrt" or "rtx", which build engines')
         if self.cuda_graphs and self.provider == "tensorrt":
-            raise BackendError.of(
-                "cuda_graphs",
-                'not with provider="tensorrt", which takes other sizes as they come; build an engine '
-                "(exporter trt) for both",
-            )
-
+            reason = 'not with provider="tensorrt", which takes other sizes as they come'
+            raise BackendError.of("cuda_graphs", f"{reason}; build an engine (exporter trt) for both")
         if self.cuda_graphs and self.compile:
             raise BackendError.of(
                 "cuda_graphs", "not with compile, which may compile again in any call, and that cannot be recorded"
             )
 
     def check(self, kind: Kind, path: str | PathLike[str]) -> None:
-        """Raise `BackendError` where something was asked for that a file of this kind does not have."""
-        for field in fields(self):
-            if getattr(self, field.name) != field.default and kind not in _OF[field.name]:
-                whose = " and ".join(_FILES[k] for k in _OF[field.name])
-                raise BackendError(f"{path}: {field.name} is a choice for {whose}", key=field.name, path=path)
+        """Raise `BackendError` where an option is set that files of this kind do not have."""
+        for name, (only_kind, files) in _ONLY_FOR.items():
+            if kind != only_kind and getattr(self, name) != getattr(DEFAULT, name):
+                raise BackendError(f"{path}: {name} is a choice for {files}", key=name, path=path)
 
 
 DEFAULT = BackendOptions()

@@ -1,4 +1,4 @@
-"""Many callers, one detector: requests are put together to batches."""
+"""Many callers, one detector: their requests run in batches."""
 
 from isodet.old_names import keep_old_names
 

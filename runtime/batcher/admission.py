@@ -1,6 +1,6 @@
-"""Who is taken into a batch, who waits for it, and who is turned away. No threads here, and no clock.
+"""Which requests join a batch, wait, or are turned away. There are no threads here, and no clock.
 
-Its owner's lock is held around every call.
+The owner holds its lock during every call.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from runtime.batcher.metrics import Tally
 from runtime.batcher.queue import FairQueue, Request
 
 Policy = Literal["block", "drop_oldest", "refuse"]
-"""What a full queue does with one more frame: `submit` waits for a place; the frame that has waited longest, of the
-stream that has most waiting, is given up for it; `submit` raises `QueueFull`."""
+"""What happens to one more frame when the queue is full. block: `submit` waits for a place. drop_oldest: the oldest
+frame of the stream with the most frames is dropped for it. refuse: `submit` raises `QueueFull`."""
 
 
 class BatcherError(IsodetError, RuntimeError):
-    """A frame that was not run."""
+    """A frame that did not run."""
 
 
 class FrameDropped(BatcherError):
-    """Given up for a newer frame, because the queue was full (policy drop_oldest)."""
+    """The frame was dropped for a newer one, because the queue was full (policy drop_oldest)."""
 
 
 class DeadlineExpired(BatcherError):
@@ -31,15 +31,18 @@ class DeadlineExpired(BatcherError):
 
 
 class QueueFull(BatcherError):
-    """The queue was full (policy refuse), or a callback of a future asked for a place in it."""
+    """The queue was full (policy refuse), or full for a callback of a future, which may not wait for a place."""
 
 
 class BatcherClosed(BatcherError):
-    """The batcher closed before the frame ran, or was closed already."""
+    """The batcher closed before the frame ran, or was closed before it came."""
 
 
 class Admission:
-    """The queue of a batcher, and the line before it where its policy is `block`. Both are fair over streams."""
+    """The queue of a batcher, and with the policy `block` a queue of the requests that wait for a place in it.
+
+    In both, the streams take turns.
+    """
 
     def __init__(self, queue: int, policy: Policy, tally: Tally) -> None:
         if queue < 1:
@@ -49,12 +52,12 @@ class Admission:
         self.queue, self.policy, self.tally = queue, policy, tally
         self.waiting, self.blocked = FairQueue(), FairQueue()
         self.turned_away: deque[tuple[Request, BatcherError]] = deque()
-        """Requests that will not run, for whoever answers them; they can be cancelled no longer."""
+        """Requests that will not run, and the errors to answer them with; they cannot be cancelled any more."""
 
     def offer(self, request: Request, may_wait: bool = True) -> Future[None] | None:
-        """Take `request` in; where it has to wait for a place in the queue, a future of that.
+        """Take `request` in. Where it has to wait for a place in the queue, returns a future that ends with the wait.
 
-        Raises `QueueFull` where the policy refuses, or blocks and the caller is one who must not wait.
+        Raises `QueueFull` where the policy is refuse, or where it is block and the caller may not wait.
         """
         full = len(self.waiting) >= self.queue
         self.tally.submitted += 1
@@ -73,7 +76,10 @@ class Admission:
         return None
 
     def take(self, now: float, count: int) -> list[Request]:
-        """Up to `count` requests to run now, and no longer to be cancelled. Those that are too late are turned away."""
+        """Up to `count` requests to run now, which cannot be cancelled any more. Turns away those past their deadline.
+
+        now: the time, in seconds of the batcher's clock.
+        """
         requests: list[Request] = []
         while self.waiting and len(requests) < count:
             request = self.waiting.pop()
@@ -90,7 +96,7 @@ class Admission:
         return requests
 
     def turn_away_all(self, error: BatcherError) -> None:
-        """Nothing that waits will run."""
+        """Turn away every request that waits."""
         while self.blocked:
             self._admit(self.blocked.pop())
         while self.waiting:
@@ -102,10 +108,10 @@ class Admission:
             request.admitted.set_result(None)
 
     def _turn_away(self, request: Request, error: BatcherError) -> bool:
-        """Whether there is somebody to tell."""
-        told = request.future.set_running_or_notify_cancel()
-        if told:
+        """False where the request was cancelled, and needs no answer."""
+        needs_answer = request.future.set_running_or_notify_cancel()
+        if needs_answer:
             self.turned_away.append((request, error))
         else:
             self.tally.cancelled += 1
-        return told
+        return needs_answer

@@ -1,71 +1,38 @@
-"""One batch: requests stacked, run, and their outputs turned into answers."""
+"""One batch: stack the requests, run them, turn outputs into detections."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isodet.errors import ArgumentError
 from runtime.backends.protocol import Backend, OutOfMemory, RawOutputs, rows_of
 from runtime.batcher.queue import Request
 from runtime.detections import Detections
-from runtime.images.frames import Color, Frame, load_frame
 from runtime.images.image import FILL, Image
-from runtime.images.region import Region, Roi
 
 if TYPE_CHECKING:
-    from runtime.detector import Detector, Threshold
+    from runtime.detector import Detector
 
 _log = logging.getLogger(__name__)
 
 
-def prepare(
-    detector: Detector,
-    max_wait_ms: float,
-    now: float,
-    frame: Frame,
-    stream: Hashable,
-    deadline_ms: float | None,
-    threshold: Threshold | None,
-    color: Color,
-    roi: Roi | None,
-) -> Request:
-    """The request of one frame that came at `now` (seconds): read, checked and letterboxed.
-
-    Raises `FrameError`, `ImageError`, or ValueError for the other arguments.
-    """
-    if deadline_ms is not None and not deadline_ms >= 0:
-        raise ArgumentError.of("deadline_ms", f"expected milliseconds from 0, got {deadline_ms}")
-    limits = detector.threshold if threshold is None else detector.limits(threshold)
-    region = None if roi is None else Region.of(roi)
-    image, frame_hw = load_frame(frame, 0, color, region)
-    placement = detector.place(image)
-    wait_ms, deadline = max_wait_ms, math.inf
-    if deadline_ms is not None:
-        # Waiting for company takes at most half of it, or a lone frame with a short deadline would never run.
-        wait_ms, deadline = min(wait_ms, deadline_ms / 2), now + deadline_ms / 1000
-    due = now + wait_ms / 1000
-    return Request(placement.apply(image), placement, frame_hw, region, limits, stream, now, due, deadline, Future())
-
-
 class Outcome(NamedTuple):
-    """What the engine said of a request."""
+    """A request, and the result of its batch."""
 
     request: Request
     raw: RawOutputs | BaseException
     """Of the whole batch."""
     row: int
-    """The request's in it."""
+    """The request's place in the batch."""
 
 
 class Canvas:
-    """A worker's batch, whose memory serves the next one too; page-locked where the worker's `context` is on a GPU."""
+    """The memory of a worker's batches, used again for each; page-locked where the worker's `context` is on a GPU."""
 
     def __init__(self, context: Backend) -> None:
         self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
@@ -78,11 +45,11 @@ class Canvas:
         if self._memory.size < size:
             try:
                 self._memory = self._context.host_memory(size)
-            except OutOfMemory as error:  # page-locked memory is a gain of speed, not a need
+            except OutOfMemory as error:  # page-locked memory is faster, but not necessary
                 _log.warning("batches go to %s through ordinary memory: %s", self._context.device, error)
                 self._memory = np.empty(size, np.uint8)
         images = self._memory[:size].reshape(shape)
-        target: Any  # numpy's types call arrays buffers in some releases only
+        target: Any  # by numpy's types, arrays are buffers in some releases only
         for request, target in zip(requests, images, strict=False):
             if request.image is not None:
                 source: Any = request.image
@@ -93,9 +60,9 @@ class Canvas:
 
 
 def infer(detector: Detector, requests: Sequence[Request], context: Backend, canvas: Canvas) -> list[Outcome]:
-    """The outcome of each request, in order. Frames of one input size run together: all, unless under short-side.
+    """The outcome of each request, in order. Frames of one input size run together (the short-side rule gives several).
 
-    Whatever a backend raises is the outcome of the requests that ran together, and of no other.
+    An exception of the backend becomes the outcome of the requests that ran together, and of no others.
     """
     outcomes: list[Outcome | None] = [None] * len(requests)
     for size in dict.fromkeys(request.placement.size_hw for request in requests):
@@ -112,13 +79,13 @@ def infer(detector: Detector, requests: Sequence[Request], context: Backend, can
 
 
 def answer(detector: Detector, outcome: Outcome) -> Detections | BaseException:
-    """The detections of a request in its frame's pixels, or what went wrong."""
+    """The detections of a request in its frame's pixels, or the exception that it met."""
     request, raw, row = outcome
     if isinstance(raw, BaseException):
         return raw
     try:
-        one = rows_of(raw, slice(row, row + 1))
-        (found,) = detector.postprocess(one, [request.placement], request.limits)
-        return found if request.region is None else request.region.to_frame(found, request.frame_hw)
+        raw_row = rows_of(raw, slice(row, row + 1))
+        (detections,) = detector.postprocess(raw_row, [request.placement], request.limits)
+        return detections if request.region is None else request.region.to_frame(detections, request.frame_hw)
     except Exception as error:  # outputs that are no detections
         return error

@@ -1,4 +1,4 @@
-"""Many cameras, threads or coroutines, one engine: frames that come one by one run as batches."""
+"""Many cameras, threads or coroutines, one engine: frames that come one by one run in batches."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from isodet.errors import ArgumentError
 from runtime.backends.protocol import Backend
 from runtime.batcher.admission import Admission, BatcherClosed, Policy
-from runtime.batcher.batch import Canvas, Outcome, answer, infer, prepare
+from runtime.batcher.batch import Canvas, Outcome, answer, infer
 from runtime.batcher.ends import FORKED, open_batchers
 from runtime.batcher.metrics import BatcherMetrics, Tally
 from runtime.batcher.queue import Request
 from runtime.detections import Detections
-from runtime.images.frames import Color, Frame
-from runtime.images.region import Roi
+from runtime.images.frames import Color, Frame, load_frame
+from runtime.images.region import Region, Roi
 
 if TYPE_CHECKING:
     from runtime.detector import Detector, Threshold
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Batcher:
-    """Collects frames into batches; every frame gets its answer through a future, exactly once.
+class Batcher(AbstractContextManager["Batcher"]):
+    """Collects frames into batches; every frame gets exactly one answer, through a future.
 
     >>> with Detector("best.onnx", threshold=0.5).batcher(max_batch=16, max_wait_ms=4) as batcher:
     ...     futures = [batcher.submit("street.png", stream=camera) for camera in ("door", "gate")]  # from any thread
     >>> [future.result().names for future in futures]  # in a coroutine: await batcher.detect(frame)
     [['car'], ['car']]
 
-    A batch starts when `max_batch` frames wait, or one has waited for `max_wait_ms`; while the engine is busy frames
-    gather, so that under load batches are full and nothing waits on the clock. Streams take turns, frame by frame, and
-    the results of a stream are answered in its order.
+    A batch starts when `max_batch` frames wait, or when one has waited for `max_wait_ms`. While the engine is busy,
+    frames gather: under load batches are full, and no frame waits for that time. Streams take turns, frame by frame,
+    and each stream gets its answers in order.
 
-    Frames are read, checked and letterboxed by the thread that submits: cameras have a thread each already, OpenCV
-    works there without Python's lock, what waits is the network's small input and not the camera's frame, whose memory
-    is the caller's again when `submit` returns. `workers` threads run batches; a second one stacks its batch while the
-    first one's runs. One more thread turns outputs into detections and answers, so that neither that nor a callback of
-    a future keeps the engine waiting.
+    The thread that submits reads, checks and letterboxes its frame: each camera has a thread already, OpenCV works
+    there without Python's lock, and the queue holds the network's small input. So the caller may reuse the frame's
+    memory when `submit` returns. `workers` threads run batches; a second one stacks its batch while the first one's
+    runs. One more thread turns outputs into detections and answers, so that neither this nor a callback of a future
+    delays the engine.
 
-    `max_batch`: most frames in a batch, at most what the backend takes. `queue`: most frames that wait. `policy`: what
-    a full queue does. `workers`: contexts on one set of weights. Raises ValueError for impossible numbers,
+    `max_batch`: most frames in a batch, limited by the backend. `queue`: most frames that wait. `policy`: what happens
+    when the queue is full. `workers`: contexts on one set of weights. Raises ValueError for impossible numbers,
     `BackendError` for several workers on a backend that runs one call at a time.
     """
 
@@ -70,7 +70,7 @@ class Batcher:
         self.detector = detector
         self.max_batch = min(max_batch, backend.fixed_batch or backend.max_batch)
         self.max_wait_ms, self.queue, self.policy = max_wait_ms, queue, policy
-        self._full = min(self.max_batch, queue)  # as many as can wait: no use in waiting for more
+        self._full = min(self.max_batch, queue)  # as no more than that can wait
         self._clock = time.monotonic
         lock = threading.Lock()
         self._work = threading.Condition(lock)  # there may be a batch to start
@@ -78,7 +78,7 @@ class Batcher:
         self._tally = Tally()
         self._admission = Admission(queue, policy, self._tally)
         self._wake_at = math.inf  # when a sleeping worker looks again by itself
-        self._taken = self._delivered = 0  # batches, numbered; those between are running or wait for delivery
+        self._taken = self._delivered = 0  # numbers of batches; those between run or wait for delivery
         self._running: dict[int, list[Request]] = {}
         self._finished: dict[int, list[Outcome]] = {}
         self._closing = False
@@ -103,19 +103,19 @@ class Batcher:
         color: Color = "bgr",
         roi: Roi | None = None,
     ) -> Future[Detections]:
-        """A future of what is in `frame`; `frame`, `threshold`, `color` and `roi` as in `Detector.__call__`.
+        """A future of the detections in `frame`; `frame`, `threshold`, `color` and `roi` as in `Detector.__call__`.
 
-        `stream`: whose frame it is, any hashable, for taking turns. `deadline_ms`: the frame is not run later than
-        this after the call. The future may be cancelled until its batch starts; it raises `FrameDropped`,
-        `DeadlineExpired`, `BatcherClosed`, or the engine's own error. Its callbacks run in the delivery thread.
-        Raises `FrameError`, `ImageError` or ValueError for what is no frame, `QueueFull`, `BatcherClosed`.
+        `stream`: any hashable; streams take turns. `deadline_ms`: the frame does not run later than this after the
+        call. The future may be cancelled until its batch starts; it raises `FrameDropped`, `DeadlineExpired`,
+        `BatcherClosed`, or the engine's own error. Its callbacks run in the delivery thread.
+        Raises `FrameError`, `ImageError` or ValueError for wrong arguments, `QueueFull`, `BatcherClosed`.
         """
         request = self._prepare(frame, stream, deadline_ms, threshold, color, roi)
         admitted = self._offer(request, may_wait=threading.current_thread() is not self._deliverer)
         if admitted is not None:
             try:
                 admitted.result()
-            except BaseException:  # Ctrl-C: nobody will hold the future
+            except BaseException:  # Ctrl-C: the caller never gets the future
                 request.future.cancel()
                 raise
         return request.future
@@ -129,11 +129,11 @@ class Batcher:
         color: Color = "bgr",
         roi: Roi | None = None,
     ) -> Detections:
-        """What is in `frame`, awaited; everything else as in `submit`. A full queue blocks the awaiting task only.
+        """The detections in `frame`; arguments and errors as in `submit`. A full queue blocks the awaiting task only.
 
         Reading and letterboxing run in the event loop's executor, so that the loop goes on meanwhile.
         """
-        import asyncio  # a deployment without an event loop need not load one
+        import asyncio  # late: a deployment without an event loop need not load it
 
         arguments = (frame, stream, deadline_ms, threshold, color, roi)
         request = await asyncio.get_running_loop().run_in_executor(None, self._prepare, *arguments)
@@ -151,9 +151,9 @@ class Batcher:
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more frames, answer those that were taken, end the threads.
 
-        `drain` runs what waits; without it that gets `BatcherClosed`, and so does what has no answer `timeout` seconds
-        later, such as the batch of an engine that hangs. Closing again does nothing, or cuts short an earlier draining.
-        Called by a callback of a future it does not wait, since the threads wait for that callback.
+        With `drain`, waiting frames run; without it they get `BatcherClosed`. Frames without an answer after `timeout`
+        seconds, as those in an engine that hangs, get `BatcherClosed`, too. A second call does nothing, or shortens a
+        draining that goes on. In a callback of a future it does not wait, since the threads wait for that callback.
         """
         if self.closed == FORKED:
             return
@@ -166,23 +166,41 @@ class Batcher:
         if threading.current_thread() is self._deliverer:
             return
         end = None if timeout is None else time.monotonic() + timeout
-        for thread in (*self._threads, self._deliverer):
+        threads = (*self._threads, self._deliverer)
+        for thread in threads:
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
-        if end is not None and any(thread.is_alive() for thread in (*self._threads, self._deliverer)):
+        if timeout is not None and any(thread.is_alive() for thread in threads):
             self._abandon(BatcherClosed(f"no answer within {timeout:g} s of closing the batcher"))
         open_batchers.discard(self)
 
-    def __enter__(self) -> Batcher:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(drain=kind is None)
 
-    def _prepare(self, frame: Frame, *arguments: Any) -> Request:
+    def _prepare(
+        self,
+        frame: Frame,
+        stream: Hashable,
+        deadline_ms: float | None,
+        threshold: Threshold | None,
+        color: Color,
+        roi: Roi | None,
+    ) -> Request:
+        """The request for a frame: read, checked and letterboxed. Raises as `submit` does."""
         now = self._clock()
         if self.closed:
             raise BatcherClosed(self.closed)
-        return prepare(self.detector, self.max_wait_ms, now, frame, *arguments)
+        if deadline_ms is not None and not deadline_ms >= 0:
+            raise ArgumentError.of("deadline_ms", f"expected milliseconds from 0, got {deadline_ms}")
+        limits = self.detector.threshold if threshold is None else self.detector.limits(threshold)
+        region = None if roi is None else Region.of(roi)
+        image, frame_hw = load_frame(frame, 0, color, region)
+        place = self.detector.place(image)
+        wait_ms, deadline = self.max_wait_ms, math.inf
+        if deadline_ms is not None:
+            # It waits for others for at most half of that time, or a single frame could never run.
+            wait_ms, deadline = min(wait_ms, deadline_ms / 2), now + deadline_ms / 1000
+        due = now + wait_ms / 1000
+        return Request(place.apply(image), place, frame_hw, region, limits, stream, now, due, deadline, Future())
 
     def _offer(self, request: Request, may_wait: bool) -> Future[None] | None:
         with self._work:
@@ -210,14 +228,18 @@ class Batcher:
             self._done.notify()
 
     def _take(self) -> tuple[int, list[Request]] | None:
-        """The next batch and its number, when it is to start; None when there will be none."""
+        """Wait for the next batch: its number and requests; None when there will be none."""
         with self._work:
             while True:
                 now = self._clock()
                 seconds = self._starts_in(now)
                 if seconds == 0:
                     requests = self._admission.take(now, self.max_batch)
-                    self._taken_from_queue()
+                    self._wake_at = math.inf  # sleeping workers planned with requests that are gone
+                    if self._admission.waiting or self._closing:
+                        self._work.notify_all()
+                    if self._admission.turned_away:
+                        self._done.notify()
                     if requests:
                         break
                 elif self._closing and not self._admission.waiting:
@@ -232,18 +254,11 @@ class Batcher:
             return number, requests
 
     def _starts_in(self, now: float) -> float | None:
-        """Seconds until the next batch is to start; None while something else has to happen first."""
+        """Seconds until the next batch is to start; None while it waits for a frame or for a delivery."""
         waiting = self._admission.waiting
         if not waiting or self._taken - self._delivered >= self._most_undelivered:
             return None
         return 0.0 if self._closing else waiting.starts_in(now, self._full)
-
-    def _taken_from_queue(self) -> None:
-        self._wake_at = math.inf  # whoever sleeps counted on requests that are gone; what is left may be due earlier
-        if self._admission.waiting or self._closing:
-            self._work.notify_all()
-        if self._admission.turned_away:
-            self._done.notify()
 
     # delivery: from outputs to answers
 
@@ -259,15 +274,15 @@ class Batcher:
                 outcomes = self._finished.pop(self._delivered, None)
             if outcomes is not None:
                 self._deliver_batch(outcomes)
-            for _ in range(count):  # one by one out of the common list, so that `close` finds those not yet answered
+            for _ in range(count):  # one by one: `close` answers those that are still in the list
                 self._settle(*turned_away.popleft())
 
     def _deliver_batch(self, outcomes: Sequence[Outcome]) -> None:
         answered, failed = [], 0
         for outcome in outcomes:
-            found = answer(self.detector, outcome)
-            if self._settle(outcome.request, found):
-                if isinstance(found, Detections):
+            result = answer(self.detector, outcome)
+            if self._settle(outcome.request, result):
+                if isinstance(result, Detections):
                     answered.append(self._clock() - outcome.request.submitted)
                 else:
                     failed += 1
@@ -277,21 +292,21 @@ class Batcher:
             self._delivered += 1
             self._work.notify()
 
-    def _settle(self, request: Request, found: Detections | BaseException) -> bool:
-        """Answer a request; False where `close` had no time to wait for that and answered itself."""
+    def _settle(self, request: Request, result: Detections | BaseException) -> bool:
+        """Answer a request; False where `close` did so already, because its time was over."""
         try:
-            if isinstance(found, BaseException):
-                request.future.set_exception(found)
+            if isinstance(result, BaseException):
+                request.future.set_exception(result)
             else:
-                request.future.set_result(found)
+                request.future.set_result(result)
         except InvalidStateError:
             return False
-        except BaseException:  # Exceptions are the future's own affair; SystemExit would end the delivery to everybody
+        except BaseException:  # the future logs an Exception itself; SystemExit would end all delivery
             _log.exception("a callback of a future raised")
         return True
 
     def _abandon(self, error: BatcherClosed) -> None:
-        """Answer whatever has no answer, since the threads do not."""
+        """Answer all requests without an answer, since the threads do not."""
         with self._work:
             self._admission.turn_away_all(error)
             left = [request for requests in self._running.values() for request in requests]

@@ -1,11 +1,14 @@
-"""How batchers end that nobody closed: with the interpreter, and in a process that was forked from theirs."""
+"""The end of batchers that nobody closed: with the interpreter, and in a fork of their process."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.batcher.batcher import Batcher
 
 FORKED = (
     "the batcher was made in another process, of which this one is a fork: its threads are not here; make the Detector "
@@ -13,26 +16,18 @@ FORKED = (
 )
 
 
-class Ends(Protocol):
-    """A batcher, as far as its end goes."""
-
-    closed: str
-
-    def close(self, drain: bool = True, timeout: float | None = None) -> None: ...
-
-
-open_batchers: weakref.WeakSet[Ends] = weakref.WeakSet()
+open_batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    """The threads must not be inside an engine while the interpreter is taken down."""
+    """No thread may be inside an engine while the interpreter ends."""
     for batcher in list(open_batchers):
         batcher.close(drain=False, timeout=5.0)
 
 
 def _leave_all() -> None:
-    """In the child of a fork: nobody would answer, and a lock may be held for ever by a thread that is not here."""
+    """In a fork, close all batchers without touching them: their threads, which may hold locks, are not there."""
     for batcher in list(open_batchers):
         batcher.closed = FORKED
     open_batchers.clear()

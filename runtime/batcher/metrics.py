@@ -1,4 +1,4 @@
-"""What a batcher has done so far: counts, sizes of batches, and the latest latencies."""
+"""Metrics of a batcher: counts, sizes of batches, and the latest latencies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 LATENCIES = 4096
-"""How many of the latest answers percentiles are of; a bounded memory that follows the present load."""
+"""The percentiles are those of so many latest answers, so that they follow the load in bounded memory."""
 
 
 @dataclass(frozen=True)
 class BatcherMetrics:
-    """A moment of a `Batcher`. Every frame submitted is counted in exactly one of the ten that follow `submitted`."""
+    """The counts of a `Batcher` at one moment. Each frame of `submitted` is in exactly one of the next ten counts."""
 
     submitted: int
     """Calls of `submit` and `detect` with a usable frame."""
@@ -29,18 +29,18 @@ class BatcherMetrics:
     failed: int
     """Frames that got an error of the engine."""
     dropped: int
-    """Frames given up for newer ones: `FrameDropped`."""
+    """Frames dropped for newer ones: `FrameDropped`."""
     expired: int
     """Frames whose deadline passed before they could run: `DeadlineExpired`."""
     cancelled: int
     """Frames whose future was cancelled before their batch started."""
     closed: int
-    """Frames that the batcher closed upon: `BatcherClosed`."""
+    """Frames that had not run when the batcher closed: `BatcherClosed`."""
     refused: int
-    """Frames that the full queue did not take: `QueueFull`."""
+    """Frames that the full queue refused: `QueueFull`."""
     batches: int
     batch_sizes: dict[int, int]
-    """Frames in a batch, and how many such batches there were."""
+    """The number of batches by the number of frames in them."""
     p50_ms: float | None
     """Latency of the last 4096 answers, from the call of `submit` to the answer; None before the first."""
     p95_ms: float | None
@@ -48,12 +48,12 @@ class BatcherMetrics:
 
     @property
     def mean_batch(self) -> float:
-        """Frames in a batch; 0 before the first."""
+        """The mean number of frames in a batch; 0 before the first."""
         return sum(size * count for size, count in self.batch_sizes.items()) / self.batches if self.batches else 0.0
 
 
 class Tally:
-    """Counts as they come. Not guarded: its owner's lock is held around every call."""
+    """The running counts. It has no lock: the owner holds its own during every call."""
 
     def __init__(self) -> None:
         self.submitted = self.answered = self.failed = self.dropped = self.expired = 0
@@ -65,7 +65,7 @@ class Tally:
         self._sizes[size] += 1
 
     def answers(self, latencies: Sequence[float], failed: int) -> None:
-        """`latencies` in seconds of the frames that got detections, and how many got an error."""
+        """Count answers: `latencies` (seconds) of the frames that got detections, and how many frames got an error."""
         self.answered += len(latencies)
         self.failed += failed
         self._latencies.extend(latencies)

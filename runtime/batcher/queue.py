@@ -1,4 +1,4 @@
-"""Requests that wait for a batch: one queue for each stream, served in turn. No threads here, and no clock."""
+"""Requests that wait for a batch: a queue for each stream, which take turns. No threads here, and no clock."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from runtime.images.region import Region
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One frame, letterboxed, and who wants to know what is in it. Times are seconds of the batcher's clock."""
+    """One letterboxed frame, and the future of its detections. Times are seconds of the batcher's clock."""
 
     image: Image | None
-    """uint8 [H, W, 3], the network's input; None once it is part of a batch."""
+    """uint8 [H, W, 3], the network's input; None when it was copied into a batch."""
     placement: Letterbox
     frame_hw: tuple[int, int]
     region: Region | None
@@ -28,19 +28,19 @@ class Request:
     stream: Hashable
     submitted: float
     due: float
-    """When the batch starts, full or not, that this request is the first to be due of."""
+    """From this time on a batch starts with it, even one that is not full."""
     deadline: float
-    """When it is no longer to be run; infinite for never."""
+    """From this time on it is not run any more; may be infinite."""
     future: Future[Detections]
     admitted: Future[None] | None = None
-    """Resolved when a place in the queue was found, where there was none at first."""
+    """Where the queue was full: it resolves when the request gets a place."""
 
 
 class FairQueue:
-    """Requests by stream. `pop` takes one of each stream in turn, a stream's own in the order of their coming."""
+    """Requests by stream. `pop` takes from each stream in turn, and within a stream the oldest."""
 
     def __init__(self) -> None:
-        self._streams: dict[Hashable, deque[Request]] = {}  # its order is the turn: next first
+        self._streams: dict[Hashable, deque[Request]] = {}  # the stream whose turn is next comes first
         self._count = 0
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class FairQueue:
             yield from requests
 
     def push(self, request: Request) -> None:
-        """Behind the others of its stream; a stream that had none waiting is the last in turn."""
+        """Add behind the others of its stream; a stream without waiting requests gets the last turn."""
         self._streams.setdefault(request.stream, deque()).append(request)
         self._count += 1
 
@@ -60,19 +60,19 @@ class FairQueue:
         if not self._streams:
             raise IndexError("nothing waits")
         stream = next(iter(self._streams))
-        requests = self._streams.pop(stream)
-        request = requests.popleft()
-        if requests:
-            self._streams[stream] = requests
-        self._count -= 1
+        request = self._pop_of(stream)
+        if stream in self._streams:
+            self._streams[stream] = self._streams.pop(stream)
         return request
 
     def pop_stale(self) -> Request:
-        """The oldest of the stream that has the most waiting; of equals, the oldest: what drop-oldest gives up.
+        """The request that drop_oldest drops: the oldest of the stream with the most; of such streams, the oldest.
 
-        So a camera that floods loses its own frames, and each of many cameras keeps its newest.
+        So a camera that sends too much loses its own frames, and each of many cameras keeps its newest.
         """
-        stream = max(self._streams, key=lambda s: (len(self._streams[s]), -self._streams[s][0].submitted))
+        return self._pop_of(max(self._streams, key=lambda s: (len(self._streams[s]), -self._streams[s][0].submitted)))
+
+    def _pop_of(self, stream: Hashable) -> Request:
         requests = self._streams[stream]
         request = requests.popleft()
         if not requests:
@@ -81,7 +81,7 @@ class FairQueue:
         return request
 
     def starts_in(self, now: float, full: int) -> float | None:
-        """Seconds until a batch is to start: 0 with `full` waiting or one that is due; None where nothing waits."""
+        """Seconds until a batch is to start: 0 where `full` requests wait or one is due; None where none waits."""
         if self._count >= full:
             return 0.0
         due = min((request.due for request in self), default=None)

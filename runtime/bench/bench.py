@@ -1,10 +1,11 @@
-"""How fast a model runs here: every stage from an encoded picture to detections, batches, and streams.
+"""The speed of a model on this machine: each stage from an encoded picture to detections, batches, and streams.
 
-Everything is measured in turns, against the engine alone in the same run: the ratios stand on a busy machine, too.
+Turns of end to end and of the engine alone alternate in one run, so that their ratio holds on a busy machine, too.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import statistics
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,13 +36,13 @@ class StageTiming:
 
     batch_size: int
     stage: str
-    """One of `runtime.bench.stages.STAGES` that could be told apart, end to end, or bare engine."""
+    """One of `runtime.bench.stages.STAGES` that can be timed by itself, end to end, or bare engine."""
     p50_ms: float
     p95_ms: float
     p99_ms: float
     mean_ms: float
     images_per_s: float
-    """Batch size over the mean time."""
+    """Batch size divided by the mean time."""
     iterations: int
 
 
@@ -50,7 +52,7 @@ class BatchRatio:
 
     batch_size: int
     of_bare: float
-    """Images per second, end to end over bare engine."""
+    """Images per second of end to end, divided by those of the bare engine."""
     overhead_ms: float
     """End to end minus bare engine, for the whole batch."""
 
@@ -64,7 +66,7 @@ class BenchTable:
     device: str
     processor: str
     threads: int | None
-    """CPU threads of the engine; None is its own choice."""
+    """CPU threads of the engine; None for its own choice."""
     precision: str
     frame_hw: tuple[int, int]
     input_size_hw: tuple[int, int]
@@ -76,13 +78,7 @@ class BenchTable:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready object; numbers have 3 decimals."""
-        content = asdict(self)
-        content["frame_hw"], content["input_size_hw"] = list(self.frame_hw), list(self.input_size_hw)
-        for part in ("rows", "ratios", "streams"):
-            content[part] = [
-                {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-                for row in content[part]
-            ]
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)), parse_float=lambda text: round(float(text), 3))
         return content
 
     def table(self) -> str:
@@ -101,14 +97,15 @@ class BenchTable:
                 batch = str(row.batch_size) if row is rows[0] else ""
                 times = f"{row.p50_ms:>10.2f}{row.p95_ms:>10.2f}{row.p99_ms:>10.2f}"
                 lines.append(f"{batch:>5}  {row.stage:<15}{times}{row.images_per_s:>11.1f}{row.iterations:>7}")
-            lines.append(f"{'':>5}  = {ratio.of_bare:.1%} of the bare engine's images/s, "
-                         f"{ratio.overhead_ms:+.2f} ms a batch")  # fmt: skip
+            of_bare = f"{ratio.of_bare:.1%} of the bare engine's images/s"
+            lines.append(f"{'':>5}  = {of_bare}, {ratio.overhead_ms:+.2f} ms a batch")
         if self.streams:
-            lines += ["", f"{'streams':>7}{'batch':>7}{'images/s':>11}{'of bare':>9}{'mean batch':>12}"
-                      f"{f'at {LOAD:.0%}: p50':>14}{'p95':>9}{'p99 ms':>9}"]  # fmt: skip
-        for one in self.streams:
-            lines.append(f"{one.streams:>7}{one.batch_size:>7}{one.images_per_s:>11.1f}{one.of_bare:>9.1%}"
-                         f"{one.mean_batch:>12.1f}{one.p50_ms:>14.2f}{one.p95_ms:>9.2f}{one.p99_ms:>9.2f}")  # fmt: skip
+            rates = f"{'streams':>7}{'batch':>7}{'images/s':>11}{'of bare':>9}{'mean batch':>12}"
+            lines += ["", f"{rates}{f'at {LOAD:.0%}: p50':>14}{'p95':>9}{'p99 ms':>9}"]
+        for timing in self.streams:
+            rates = f"{timing.images_per_s:>11.1f}{timing.of_bare:>9.1%}{timing.mean_batch:>12.1f}"
+            times = f"{timing.p50_ms:>14.2f}{timing.p95_ms:>9.2f}{timing.p99_ms:>9.2f}"
+            lines.append(f"{timing.streams:>7}{timing.batch_size:>7}{rates}{times}")
         return "\n".join([*lines, "", *(f"{stage}: {how}" for stage, how in self.notes.items())])
 
 
@@ -119,9 +116,9 @@ class BenchOptions:
     batch_sizes: batch sizes (default: 1, or the graph's fixed one)
     frame_hw: size of the synthetic frames, the same every time
     picture: a picture to use instead of synthetic frames
-    streams: cameras at once, through a batcher: so many threads submit to one of each batch size
-    max_wait_ms: longest wait of the batcher for company, in milliseconds
-    seconds: time spent on each batch size, at least 5 turns, and twice on each number of streams
+    streams: numbers of cameras: so many threads submit to one batcher, for each batch size
+    max_wait_ms: longest wait of the batcher for more frames, in milliseconds
+    seconds: time for each batch size, at least 5 turns, and twice for each number of streams
     iterations: turns timed for each batch size, instead of seconds
     warmup: turns before timing
     """
@@ -158,9 +155,9 @@ def bench(
 ) -> BenchTable:
     """Time `artifact` (a model file or a backend) at each batch size of `options`.
 
-    Frames are copies of one. A turn runs one batch end to end, one through the stages, and one through the engine
-    alone. `progress(done, total)` is called after each batch size, and after each number of streams. `check_hashes`:
-    see `runtime.backends.options.BackendOptions`.
+    All frames are copies of one. A turn runs one batch end to end, one through the stages, and one through the engine
+    alone. `progress(done, total)` is called after each batch size and each number of streams. `check_hashes`: see
+    `runtime.backends.options.BackendOptions`.
 
     Raises ValueError for sizes that the graph does not take, and what `Detector` and `read_image` raise.
     """
@@ -178,30 +175,21 @@ def bench(
     rows: list[StageTiming] = []
     ratios: list[BatchRatio] = []
     timed_streams: list[StreamTiming] = []
-    done, total = 0, len(sizes) * (1 + len(streams))
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-
+    done, total = count(1), len(sizes) * (1 + len(streams))
+    progress = progress or (lambda done, total: None)
+    times = options.max_wait_ms, options.seconds
     for size, share in zip(sizes, shares, strict=True):
-        turn = partial(time_turn, detector, frames[size], [encoded] * size, share)
-        turns = _turns(turn, options.seconds, options.iterations, options.warmup)
-        for stage in (*STAGES, WHOLE, BARE):
-            if stage in turns[0]:
-                rows.append(_timing(size, stage, [turn[stage] for turn in turns]))
-        ratios.append(BatchRatio(
-            size, statistics.median(turn[BARE] / turn[WHOLE] for turn in turns),
-            1000 * statistics.median(turn[WHOLE] - turn[BARE] for turn in turns),
-        ))  # fmt: skip
-        step()
-        for count in streams:
-            timed_streams.append(time_streams(
-                detector, frames[size], count, size, options.max_wait_ms, options.seconds, rows[-1].images_per_s
-            ))  # fmt: skip
-            step()
+        turns = _turns(partial(time_turn, detector, frames[size], [encoded] * size, share), options)
+        stages = [stage for stage in (*STAGES, WHOLE, BARE) if stage in turns[0]]
+        rows += [_timing(size, stage, [turn[stage] for turn in turns]) for stage in stages]
+        of_bare = statistics.median(turn[BARE] / turn[WHOLE] for turn in turns)
+        overhead = statistics.median(turn[WHOLE] - turn[BARE] for turn in turns)
+        ratios.append(BatchRatio(size, of_bare, 1000 * overhead))
+        progress(next(done), total)
+        bare_per_s = rows[-1].images_per_s
+        for number in streams:
+            timed_streams.append(time_streams(detector, frames[size], number, size, *times, bare_per_s))
+            progress(next(done), total)
     backend = detector.backend
     return BenchTable(
         model=str(artifact) if path is not None else type(artifact).__name__,
@@ -219,24 +207,21 @@ def bench(
     )
 
 
-def _batch_sizes(detector: Detector, given: Sequence[int] | None) -> tuple[int, ...]:
+def _batch_sizes(detector: Detector, requested: Sequence[int] | None) -> tuple[int, ...]:
     fixed = detector.backend.fixed_batch
-    sizes = tuple(dict.fromkeys(given or (fixed or 1,)))
+    sizes = tuple(dict.fromkeys(requested or (fixed or 1,)))
     if fixed is not None and any(size != fixed for size in sizes):
-        raise ArgumentError.of(
-            "batch_sizes", f"the graph takes batches of {fixed} only, got {', '.join(map(str, sizes))}"
-        )
+        got = ", ".join(map(str, sizes))
+        raise ArgumentError.of("batch_sizes", f"the graph takes batches of {fixed} only, got {got}")
     return sizes
 
 
-def _turns(
-    turn: Callable[[], dict[str, float]], seconds: float, iterations: int | None, warmup: int
-) -> list[dict[str, float]]:
-    for _ in range(warmup):
+def _turns(turn: Callable[[], dict[str, float]], options: BenchOptions) -> list[dict[str, float]]:
+    for _ in range(options.warmup):
         turn()
-    begun = time.perf_counter()
+    begun, iterations = time.perf_counter(), options.iterations
     turns: list[dict[str, float]] = []
-    while len(turns) < (iterations or 5) or (iterations is None and time.perf_counter() - begun < seconds):
+    while len(turns) < (iterations or 5) or (iterations is None and time.perf_counter() - begun < options.seconds):
         turns.append(turn())
     return turns
 
@@ -248,7 +233,7 @@ def _timing(size: int, stage: str, seconds: list[float]) -> StageTiming:
 
 
 def _synthetic(frame_hw: tuple[int, int]) -> Image:
-    """Blots of some pixels' size: a JPEG of plain noise would take several times as long to decode as a photograph."""
+    """A frame of blots of some pixels: a JPEG of plain noise takes several times as long to decode as a photograph."""
     height, width = frame_hw
     coarse = np.random.default_rng(0).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)

@@ -1,4 +1,4 @@
-"""One batch through a detector, stage by stage, each with a clock of its own; and what share of a graph is its NMS."""
+"""The time of each stage of a detector for one batch, and the share of NMS in the time of a graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.protocol import RawOutputs
+from runtime.backends.protocol import Stages
 from runtime.detector import Detector
 from runtime.images.image import Image, decode_image
 from runtime.suppression import suppress
@@ -33,54 +33,42 @@ HOW = {
 """How each stage is measured."""
 
 PROFILED = 5
-"""Batches that the share of NMS is of."""
-_NMS = "EfficientNMS_TRT"  # the function in the graph; ONNX Runtime keeps its name in those of its inlined nodes
+"""The number of batches that the share of NMS is measured on."""
+_NMS = "EfficientNMS_TRT"  # a function in the graph; the names of its inlined nodes contain this name
 
 
 def time_turn(
     detector: Detector, frames: Sequence[Image], encoded: Sequence[bytes], nms_share: float | None
 ) -> dict[str, float]:
-    """Seconds of every stage that can be told apart, of `WHOLE` and of `BARE`, of one batch of `frames`."""
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter
-    begun = clock()
+    """Seconds of `WHOLE`, of `BARE`, and of every stage that can be timed by itself, for one batch of `frames`."""
+    clock = Stages()
     detector(frames)
-    seconds[WHOLE] = clock() - begun
-
-    begun = clock()
+    clock.lap(WHOLE)
     for data in encoded:
         decode_image(data, "picture")
-    seconds["decode"] = clock() - begun
-    begun = clock()
+    clock.lap("decode")
     placements = [detector.place(frame) for frame in frames]
     images = detector.preprocess(frames, placements)
-    seconds["letterbox"] = clock() - begun
-    raw, inside = _run(detector, images)
-    seconds |= inside
+    clock.lap("letterbox")
+    seconds, timed = clock.seconds, detector.backend.timed
+    if timed is None:
+        raw = detector.infer(images)
+        clock.lap("engine")
+    else:
+        raw, inside = timed(images)
+        seconds |= inside
+    clock = Stages()
     if raw.num_dets is None:
-        begun = clock()
         raw = suppress(raw, float(detector.card.nms["iou"]), int(detector.card.nms["detections"]))
-        seconds["NMS"] = clock() - begun
+        clock.lap("NMS")
     elif nms_share is not None:
         seconds["NMS"] = seconds["engine"] * nms_share
         seconds["engine"] -= seconds["NMS"]
-    begun = clock()
     detector.postprocess(raw, placements, detector.threshold)
-    seconds["un-letterbox"] = clock() - begun
-
-    begun = clock()
+    clock.lap("un-letterbox")
     detector.infer(images)
-    seconds[BARE] = clock() - begun
-    return seconds
-
-
-def _run(detector: Detector, images: NDArray[np.uint8]) -> tuple[RawOutputs, Mapping[str, float]]:
-    timed = detector.backend.timed
-    if timed is not None:
-        return timed(images)
-    begun = time.perf_counter()
-    raw = detector.infer(images)
-    return raw, {"engine": time.perf_counter() - begun}
+    clock.lap(BARE)
+    return seconds | clock.seconds
 
 
 def notes(detector: Detector, nms_how: str) -> dict[str, str]:
@@ -91,60 +79,63 @@ def notes(detector: Detector, nms_how: str) -> dict[str, str]:
         copies = "none: the engine works in host memory"
     else:
         copies = f"within engine: {detector.backend.name} does not tell it apart"
-    return {stage: {**HOW, "host to device": copies, "device to host": copies, "NMS": nms_how}[stage]
-            for stage in (*STAGES, WHOLE, BARE)}  # fmt: skip
+    how = {**HOW, "host to device": copies, "device to host": copies, "NMS": nms_how}
+    return {stage: how[stage] for stage in (*STAGES, WHOLE, BARE)}
 
 
 # ---------------------------------------------------------------------------------------------
-# NMS is part of the graph: its share of it, found in a run that is not timed
+# the share of NMS in the time of a graph that contains it, measured in other runs than those that are timed
 
 
 def nms_shares(
     detector: Detector, path: Path | None, threads: int | None, batches: Sequence[NDArray[np.uint8]]
 ) -> tuple[list[float | None], str]:
-    """For each of `batches` (uint8 [B, H, W, 3]) the share of the graph's time that is NMS, and how it was found.
+    """For each of `batches` (uint8 [B, H, W, 3]) the share of NMS in the graph's time, and how it was measured.
 
-    None where NMS is not in the graph, or cannot be told apart from the rest of it.
+    A share is None where NMS is not in the graph, or cannot be timed apart from the rest of it.
     """
-    nothing: list[float | None] = [None] * len(batches)
+    unknown: list[float | None] = [None] * len(batches)
     if detector.card.nms["kind"] == "none":
-        return nothing, "runtime.suppression, after the engine: this graph has none"
+        return unknown, "runtime.suppression, after the engine: this graph has none"
     if detector.backend.device != "cpu":
-        return nothing, "within engine: part of the graph, whose kernels on a GPU a host's clock cannot tell apart"
+        return unknown, "within engine: part of the graph, whose kernels on a GPU a host's clock cannot tell apart"
     nms = getattr(detector.backend.model, "nms", None)
     if hasattr(nms, "register_forward_hook"):
         shares = [_hooked_share(detector, nms, images) for images in batches]
         return list(shares), f"its module's share in {PROFILED} other batches, times the call"
     if path is None or detector.card.kind != "onnx":
-        return nothing, f"within engine: {detector.backend.name} does not tell it apart"
+        return unknown, f"within engine: {detector.backend.name} does not tell it apart"
     profiled = _profiled_shares(path, threads, batches)
     if not all(profiled):
-        return nothing, f"within engine: no node of this graph says that it is NMS, as those of --nms auto do ({_NMS})"
+        return unknown, f"within engine: no node of this graph says that it is NMS, as those of --nms auto do ({_NMS})"
     return list(profiled), f"its nodes' share in ONNX Runtime's profile of {PROFILED} other batches, times the call"
 
 
 def _hooked_share(detector: Detector, nms: Any, images: NDArray[np.uint8]) -> float:
-    """Of a PyTorch module on the CPU, where a call returns when the work is done."""
-    entered: list[float] = []
-    left: list[float] = []
-    hooks = (
-        nms.register_forward_pre_hook(lambda *_: entered.append(time.perf_counter())),
-        nms.register_forward_hook(lambda *_: left.append(time.perf_counter())),
-    )
-    whole: list[float] = []
+    """The share of a PyTorch module on the CPU, where a call returns when its work is done."""
+    times: list[float] = []
+
+    def note(*_: object) -> None:
+        times.append(time.perf_counter())
+
+    hooks = nms.register_forward_pre_hook(note), nms.register_forward_hook(note)
+    shares = []
     try:
         for _ in range(PROFILED):
-            begun = time.perf_counter()
+            times.clear()
+            note()
             detector.backend(images)
-            whole.append(time.perf_counter() - begun)
+            note()
+            begun, nms_begun, nms_ended, ended = times
+            shares.append((nms_ended - nms_begun) / (ended - begun))
     finally:
         for hook in hooks:
             hook.remove()
-    return statistics.median((b - a) / w for a, b, w in zip(entered, left, whole, strict=True))
+    return statistics.median(shares)
 
 
 def _profiled_shares(path: Path, threads: int | None, batches: Sequence[NDArray[np.uint8]]) -> list[float]:
-    """From a profile of the file in a session of its own: profiling slows the one it looks at."""
+    """The shares by a profile of the file, in a session of its own, because profiling makes a session slower."""
     import onnxruntime  # only for a file that it runs
 
     from runtime.artifact import read_card

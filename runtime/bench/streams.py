@@ -1,4 +1,4 @@
-"""Several streams through a batcher: how many frames it gets through, and how long one takes under a bearable load."""
+"""Several streams through a batcher: its highest rate, and the latency of a frame at a lower load."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from runtime.detector import Detector
 from runtime.images.image import Image
 
 LOAD = 0.8
-"""Of the rate that was reached, where latencies are measured: a queue that is always full has only one latency."""
+"""The share of the highest rate at which latencies are measured: at the highest rate, the full queue sets them all."""
 
 
 @dataclass(frozen=True)
 class StreamTiming:
-    """A number of streams at one batch size."""
+    """The timing of a number of streams at one batch size."""
 
     streams: int
     batch_size: int
     """Most frames in a batch."""
     images_per_s: float
-    """Every stream submits as fast as it may."""
+    """With every stream submitting as fast as it can."""
     of_bare: float
-    """That over the images per second of the engine alone with full batches, in the same run."""
+    """`images_per_s` divided by the images per second of the engine alone with full batches, in the same run."""
     mean_batch: float
     offered_per_s: float
-    """Together, evenly: `LOAD` of `images_per_s`. The latencies are of this."""
+    """The rate of all streams together, evenly, at which latencies were measured: `LOAD` of `images_per_s`."""
     p50_ms: float
     p95_ms: float
     p99_ms: float
@@ -40,9 +40,9 @@ def time_streams(
     detector: Detector, frames: Sequence[Image], streams: int, batch: int, max_wait_ms: float, seconds: float,
     bare_per_s: float,
 ) -> StreamTiming:  # fmt: skip
-    """`streams` threads into one batcher: `seconds` as fast as they may, then as long at `LOAD` of that.
+    """Time `streams` threads on one batcher: for `seconds` as fast as they can, then as long at `LOAD` of that rate.
 
-    Stream s submits `frames[s % len(frames)]`. Raises `BackendError` where a frame was not answered.
+    Stream s submits `frames[s % len(frames)]`. Raises `BackendError` where a frame got no answer.
     """
 
     def batcher() -> Batcher:
@@ -51,58 +51,47 @@ def time_streams(
     full, rate = saturated(batcher, frames, streams, seconds)
     offered = LOAD * rate
     calm = paced(batcher, frames, streams, seconds, offered)
-    return StreamTiming(
-        streams, batch, rate, rate / bare_per_s, full.mean_batch, offered,
-        calm.p50_ms or 0.0, calm.p95_ms or 0.0, calm.p99_ms or 0.0,
-    )  # fmt: skip
+    latencies = calm.p50_ms or 0.0, calm.p95_ms or 0.0, calm.p99_ms or 0.0
+    return StreamTiming(streams, batch, rate, rate / bare_per_s, full.mean_batch, offered, *latencies)
 
 
 def saturated(
     make: Callable[[], Batcher], frames: Sequence[Image], streams: int, seconds: float
 ) -> tuple[BatcherMetrics, float]:
-    """S threads that submit whenever the queue has a place; and the frames answered in a second."""
+    """`streams` threads that submit whenever the queue has a place; returns also the frames answered in a second."""
     begun = time.perf_counter()
 
-    def camera(stream: int) -> None:
-        frame = frames[stream % len(frames)]
+    def camera(batcher: Batcher, stream: int) -> None:
         while time.perf_counter() - begun < seconds:
-            batcher.submit(frame, stream)
+            batcher.submit(frames[stream % len(frames)], stream)
 
-    with make() as batcher:
-        _run_all(camera, streams)
-    metrics = _checked(batcher)
+    metrics = _run(make, camera, streams)
     return metrics, metrics.answered / (time.perf_counter() - begun)
 
 
 def paced(
     make: Callable[[], Batcher], frames: Sequence[Image], streams: int, seconds: float, rate: float
 ) -> BatcherMetrics:
-    """S threads that together submit `rate` frames a second, evenly, each at least one."""
+    """`streams` threads that together submit `rate` frames a second, evenly, each at least one."""
     begun = time.perf_counter()
 
-    def camera(stream: int) -> None:
-        frame = frames[stream % len(frames)]
+    def camera(batcher: Batcher, stream: int) -> None:
         for k in range(max(1, round(rate * seconds / streams))):
-            pause = begun + (k + stream / streams) * streams / rate - time.perf_counter()
-            if pause > 0:
-                time.sleep(pause)
-            batcher.submit(frame, stream)
+            time.sleep(max(0.0, begun + (k + stream / streams) * streams / rate - time.perf_counter()))
+            batcher.submit(frames[stream % len(frames)], stream)
 
+    return _run(make, camera, streams)
+
+
+def _run(make: Callable[[], Batcher], camera: Callable[[Batcher, int], None], streams: int) -> BatcherMetrics:
+    """Run a `camera` thread for each stream on a new batcher. Raises `BackendError` where a frame got no answer."""
     with make() as batcher:
-        _run_all(camera, streams)
-    return _checked(batcher)
-
-
-def _checked(batcher: Batcher) -> BatcherMetrics:
+        threads = [threading.Thread(target=camera, args=(batcher, stream)) for stream in range(streams)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     metrics = batcher.metrics()
     if metrics.answered != metrics.submitted:
         raise BackendError(f"{metrics.submitted - metrics.answered} of {metrics.submitted} frames were not answered")
     return metrics
-
-
-def _run_all(camera: Callable[[int], None], streams: int) -> None:
-    threads = [threading.Thread(target=camera, args=(stream,)) for stream in range(streams)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()

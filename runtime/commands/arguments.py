@@ -1,8 +1,8 @@
-"""The command line of dataclasses: each command is one, its fields are the arguments, its docstring is the help.
+"""Command lines from dataclasses: a command is a dataclass, its fields are the arguments, its docstring is the help.
 
-A field's type says how a word is read, and `name: text` in the docstring is its help (`isodet.field_docs`), with the
-default behind it. What comes before those paragraphs describes the command; what follows them are its examples.
-A field that is a dataclass itself, as `StreamOptions`, brings those of its fields that a table of flags names.
+The type of a field decides how its argument is read. `name: text` in the docstring is its help (`isodet.field_docs`),
+and the default is added. The paragraphs before these describe the command, those after them are its examples. A field
+may be a dataclass itself, such as `StreamOptions`: a table of flags names those of its fields that become arguments.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from isodet.field_docs import field_docs
 
 Flag = tuple[str, dict[str, Any]]
 
-TEACHING = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30, width=100)
-"""argparse's layout for help texts that hold examples."""
+FORMATTER = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30, width=100)
+"""argparse's layout for help texts with examples."""
 
 
 def flag(name: str = "", **keywords: Any) -> Flag:
-    """What only the command line says of a field: `Annotated[type, flag(...)]`, or a table by name for a dataclass.
+    """What the command line changes for a field: in `Annotated[type, flag(...)]`, or in a table by field name.
 
-    Its name (without dashes: a positional; none: the field's), and argparse's keywords in place of those that follow
-    from the field. `either` is flags that exclude each other: value and help of each.
+    `name`: a flag, or without dashes a positional argument; by default it follows from the field. `keywords` replace
+    argparse's keywords that follow from the field. `either`: flags that exclude each other, each with value and help.
     """
     return name, keywords
 
 
 def command_parser(program: str, text: str | None, commands: Mapping[str, type[Any]]) -> argparse.ArgumentParser:
-    """The parser of `program`, for `exit_status`. A command is a dataclass, and its `run()` gives the exit status.
+    """The parser of `program`, for `exit_status`. A command is a dataclass whose `run()` returns the exit status.
 
-    text: what `program` is for; examples follow after an empty line.
+    text: the purpose of `program`; examples follow after an empty line.
     """
     description, _, epilog = (text or "").partition("\n\n")
-    parser = argparse.ArgumentParser(program, description=description, epilog=epilog, formatter_class=TEACHING)
+    parser = argparse.ArgumentParser(program, description=description, epilog=epilog, formatter_class=FORMATTER)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, kind in commands.items():
-        long, epilog = _page(kind)
+        long, epilog = _description_and_examples(kind)
         short = long[:1].lower() + long[1:].partition("\n")[0].rstrip(".")
-        sub = subparsers.add_parser(name, help=short, description=long, epilog=epilog, formatter_class=TEACHING)
+        sub = subparsers.add_parser(name, help=short, description=long, epilog=epilog, formatter_class=FORMATTER)
         sub.set_defaults(run=partial(_run, kind, sub, dict(_add_fields(sub, kind))))
     return parser
 
 
-def _run(kind: type[Any], parser: argparse.ArgumentParser, flags: dict[str, str], given: argparse.Namespace) -> int:
+def _run(kind: type[Any], parser: argparse.ArgumentParser, flags: dict[str, str], parsed: argparse.Namespace) -> int:
     try:
-        command = _made(kind, vars(given))
+        command = _instance(kind, vars(parsed))
     except (IsodetError, ValueError, RuntimeError) as error:
         field, _, reason = " ".join(str(error).split()).partition(": ")
         names = {field.rpartition(".")[2], f"--{field}"}
@@ -63,20 +63,20 @@ def _run(kind: type[Any], parser: argparse.ArgumentParser, flags: dict[str, str]
     return int(command.run())
 
 
-def _made(kind: type[Any], given: Mapping[str, Any], at: str = "", base: Any = None) -> Any:
-    """The dataclass of the values in `given`, by dotted name; what they leave out is as in `base`."""
+def _instance(kind: type[Any], parsed: Mapping[str, Any], prefix: str = "", base: Any = None) -> Any:
+    """The dataclass with the values of `parsed`, by dotted name; all other values are those of `base`."""
     values = {}
     for field in dataclasses.fields(kind):
-        key = at + field.name
-        if key in given:
-            values[field.name] = tuple(given[key]) if isinstance(given[key], list) else given[key]
-        elif any(other.startswith(f"{key}.") for other in given):
-            values[field.name] = _made(type(field.default), given, f"{key}.", field.default)
+        key = prefix + field.name
+        if key in parsed:
+            values[field.name] = tuple(parsed[key]) if isinstance(parsed[key], list) else parsed[key]
+        elif any(name.startswith(f"{key}.") for name in parsed):
+            values[field.name] = _instance(type(field.default), parsed, f"{key}.", field.default)
     return kind(**values) if base is None else dataclasses.replace(base, **values)
 
 
-def _page(kind: type[Any]) -> tuple[str, str]:
-    """What the docstring of `kind` says before its fields, and what it and its bases say after them."""
+def _description_and_examples(kind: type[Any]) -> tuple[str, str]:
+    """The part of the docstring before the fields, and the parts of it and its bases' after them."""
     names = "|".join(field.name for field in dataclasses.fields(kind))
     before, after = "", []
     for owner in kind.__mro__[:-1]:
@@ -88,9 +88,9 @@ def _page(kind: type[Any]) -> tuple[str, str]:
 
 
 def _add_fields(
-    parser: Any, kind: type[Any], table: Mapping[str, Flag] | None = None, base: Any = None, at: str = ""
+    parser: Any, kind: type[Any], table: Mapping[str, Flag] | None = None, base: Any = None, prefix: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """Add the fields of `kind`, those of its bases last; gives the dotted name and the flag of each."""
+    """Add the fields of `kind`, those of its bases last; yields the dotted name and the flag of each."""
     texts, hints = field_docs(kind), get_type_hints(kind, include_extras=True)
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     own_first = dict.fromkeys(name for owner in kind.__mro__ for name in owner.__dict__.get("__annotations__", ()))
@@ -99,17 +99,17 @@ def _add_fields(
         default = defaults[name] if base is None else getattr(base, name)
         if dataclasses.is_dataclass(default):
             group = parser.add_argument_group(extras[1]) if extras[1:] else parser
-            yield from _add_fields(group, type(default), extras[0], default, f"{at}{name}.")
+            yield from _add_fields(group, type(default), extras[0], default, f"{prefix}{name}.")
         else:
-            given = table[name] if table is not None else extras[0] if extras else flag()
-            yield at + name, _add(parser, at + name, hint, given, default, texts.get(name, ""))
+            changes = table[name] if table is not None else extras[0] if extras else flag()
+            yield prefix + name, _add(parser, prefix + name, hint, changes, default, texts.get(name, ""))
 
 
-def _add(parser: Any, key: str, hint: Any, given: Flag, default: Any, text: str) -> str:
-    """Add the argument of one field, whose value goes to `key`; gives its flag."""
-    field, keywords = key.rpartition(".")[2], dict(given[1])
-    name = given[0] or ("--no-" if default is True else "--") + field.replace("_", "-")
-    options: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS}  # the dataclass has its own
+def _add(parser: Any, key: str, hint: Any, changes: Flag, default: Any, text: str) -> str:
+    """Add the argument of one field, whose value goes to `key`; returns its flag."""
+    field, keywords = key.rpartition(".")[2], dict(changes[1])
+    name = changes[0] or ("--no-" if default is True else "--") + field.replace("_", "-")
+    options: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS}  # the dataclass has the default
     if "either" in keywords:
         group = parser.add_mutually_exclusive_group()
         for name, (value, text) in keywords["either"].items():
@@ -130,7 +130,7 @@ def _add(parser: Any, key: str, hint: Any, given: Flag, default: Any, text: str)
     if several and (positional or not {"nargs", "action"}.isdisjoint(keywords)):
         hint = get_args(hint)[0]
     options |= {"choices": get_args(hint) if get_origin(hint) is Literal else None} | keywords
-    options["type"] = partial(_told, keywords.get("type") or partial(_read, options["choices"], hint), field)
+    options["type"] = partial(_checked, keywords.get("type") or partial(_read, options["choices"], hint), field)
     metavar = name if positional else None if options["choices"] else name.strip("-").upper()
     options.setdefault("metavar", metavar)
     if positional:
@@ -142,8 +142,8 @@ def _add(parser: Any, key: str, hint: Any, given: Flag, default: Any, text: str)
     return name
 
 
-def _told(read: Callable[[str], Any], field: str, text: str) -> Any:
-    """`read(text)`; argparse shows what its ValueError says."""
+def _checked(read: Callable[[str], Any], field: str, text: str) -> Any:
+    """`read(text)`, where argparse shows the message of a ValueError."""
     try:
         return read(text)
     except ValueError as error:
@@ -156,7 +156,7 @@ def _read(choices: tuple[Any, ...] | None, hint: Any, text: str) -> Any:
         values = {str(choice): choice for choice in choices}
         if text in values:
             return values[text]
-        import difflib  # late: what goes well does not wait for it
+        import difflib  # late: only an error needs it
 
         near = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(text, values, 1))
         raise ValueError(f"expected {', '.join(values)}; got {text!r}{near}")
@@ -175,7 +175,7 @@ def _read(choices: tuple[Any, ...] | None, hint: Any, text: str) -> Any:
 
 
 def number(expected: str, legal: Callable[[float], bool], kind: type[float] = float) -> Callable[[str], Any]:
-    """Reads a number that is `legal`, and says what was expected for any other."""
+    """A reader of numbers. For text that is not a `legal` number it raises ValueError with what is `expected`."""
 
     def read(text: str) -> float:
         try:

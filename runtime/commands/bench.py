@@ -48,9 +48,13 @@ class Bench(OnDevice, Quiet):
     def run(self) -> int:
         with tqdm(unit="step", disable=self.quiet) as bar:
             result = bench(
-                chosen(self.artifact, *MODELS), self.options, device=self.device, threads=self.threads,
-                check_hashes=not self.skip_hashes, progress=updates(bar),
-            )  # fmt: skip
+                chosen(self.artifact, *MODELS),
+                self.options,
+                device=self.device,
+                threads=self.threads,
+                check_hashes=not self.skip_hashes,
+                progress=updates(bar),
+            )
         print(result.table())
         write_json(self.json, result.to_json())
         return 0

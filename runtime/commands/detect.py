@@ -53,7 +53,7 @@ class Detect(DetectOptions, Quiet):
 
 
 def _conclude(summary: DetectSummary) -> int:
-    """Say what was done and where it is; the exit status."""
+    """Print the results and where they lie; returns the exit status."""
     for path, reason in summary.skipped:
         print(f"warning: {path}: {reason} (skipped)", file=sys.stderr)
     for path, reason in summary.unwritten:
@@ -63,13 +63,13 @@ def _conclude(summary: DetectSummary) -> int:
     fps = f", {summary.frames / summary.seconds:.1f} frames/s" if summary.seconds > 0 else ""
     print(f"{summary.detections} detections in {summary.frames} frames{skipped}{fps}{ended}")
     if len(summary.sources) > 1:
-        for one in summary.sources:
-            dropped = f", {one.state.dropped} dropped" if one.state.dropped else ""
-            print(f"  {one.source}: {one.detections} detections in {one.frames} frames{dropped}")
-    written = [path for one in summary.sources if one.frames for path in (one.pictures, one.json_lines)]
+        for source in summary.sources:
+            dropped = f", {source.state.dropped} dropped" if source.state.dropped else ""
+            print(f"  {source.source}: {source.detections} detections in {source.frames} frames{dropped}")
+    written = [path for source in summary.sources if source.frames for path in (source.pictures, source.json_lines)]
     for name in dict.fromkeys(str(path) for path in written if path is not None):
         print(f"wrote {name}")
-    failed = [one for one in summary.sources if one.state.state == "failed"]
-    for one in failed:
-        print(f"error: after {one.frames} frames: {one.state.error}", file=sys.stderr)
+    failed = [source for source in summary.sources if source.state.state == "failed"]
+    for source in failed:
+        print(f"error: after {source.frames} frames: {source.state.error}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""What `runtime detect` leaves behind for each source: pictures or a video, and JSON lines, whole or not at all."""
+"""The files that `runtime detect` writes for each source: pictures or a video, and JSON lines, or none of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -25,24 +24,22 @@ from runtime.streams.video_file import frame_rate
 from runtime.streams.video_writer import VideoWriter
 
 _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-"""What a file system says to a name that it does not take, where it takes others."""
+"""Errors of a file system about the name of one file, where other names are fine."""
 
 
 class DetectError(IsodetError, RuntimeError):
-    """Detection that cannot start or whose results cannot be kept; the message says what to do."""
+    """Detection that cannot start, or whose results cannot be written; the message says what to do."""
 
 
 def distinct(names: list[str]) -> list[str]:
-    """`names`, where one that was there before, whatever its case, gets the first number that makes it new."""
-    taken: set[str] = set()
-    result = []
+    """`names`, each repeated one (upper or lower case) with the first number that makes it new: a, a-2, a-3."""
+    result: dict[str, str] = {}  # by the name in lower case
     for name in names:
         new, number = name, 2
-        while new.lower() in taken:
+        while new.lower() in result:
             new, number = f"{name}-{number}", number + 1
-        taken.add(new.lower())
-        result.append(new)
-    return result
+        result[new.lower()] = new
+    return list(result.values())
 
 
 def make_folder(path: Path) -> None:
@@ -53,26 +50,23 @@ def make_folder(path: Path) -> None:
         raise DetectError.at(path, f"cannot make this output folder: {error.strerror}") from None
 
 
-def output_folder(what: Description, name: str, folder: Path, alone: bool) -> Path:
-    """Where the results of a source lie: a folder of pictures among others has one of its own."""
-    return folder / name if what.kind == "folder" and not alone else folder
+def output_folder(source: Description, name: str, folder: Path, alone: bool) -> Path:
+    """The folder of a source's results: a folder of pictures that is not the only source gets one of its own."""
+    return folder / name if source.kind == "folder" and not alone else folder
 
 
-def annotated_path(what: Description, name: str, folder: Path, picture: Path) -> Path:
-    """The annotated form of one of the source's pictures, in its `output_folder`."""
-    if what.kind == "picture":
-        return folder / _writable(f"{name}{picture.suffix}")
-    parent = picture.parent.resolve()  # of the picture's own link, if it is one
-    return folder / parent.relative_to(what.root or parent) / _writable(picture.name)
-
-
-def _writable(name: str) -> str:
-    """`name`, with .jpg behind a suffix in which no picture can be written, as .jfif and .mpo."""
-    return name if cv2.haveImageWriter(name) else f"{name}.jpg"
+def annotated_path(source: Description, name: str, folder: Path, picture: Path) -> Path:
+    """The file for the annotated form of one of the source's pictures, in its `output_folder`."""
+    if source.kind == "picture":
+        path = folder / f"{name}{picture.suffix}"
+    else:
+        parent = picture.parent.resolve()  # the folder of a link, not of its target
+        path = folder / parent.relative_to(source.root or parent) / picture.name
+    return path if cv2.haveImageWriter(path.name) else path.with_name(f"{path.name}.jpg")  # as for .jfif and .mpo
 
 
 def refuse_to_overwrite(sources: list[Description], names: list[str], folder: Path) -> None:
-    """Raise `DetectError` where results in `folder` would lie on top of their sources, or of another's."""
+    """Raise `DetectError` where results in `folder` would overwrite a source."""
     originals = {p.parent.resolve() / p.name for source in sources for p in source.pictures}
     for source, name in zip(sources, names, strict=True):
         target = output_folder(source, name, folder, len(sources) == 1)
@@ -86,74 +80,71 @@ class SourceOutput:
     """The results of one source under `folder`, named `name`. `alone`: it is the only source."""
 
     def __init__(
-        self, what: Description, name: str, folder: Path, save: bool, lines: Lines, alone: bool, every: int = 1
+        self, source: Description, name: str, folder: Path, save: bool, lines: Lines, alone: bool, every: int
     ) -> None:
         self.pictures: Path | None = None
-        """The annotated picture, folder or video, once there is one."""
+        """The annotated picture, folder or video; None until it exists."""
         self.frames = self.detections = 0
         self.unwritten: list[tuple[Path, str]] = []
-        """Annotated pictures that cannot be written where the others are, and why: a name or a size too long."""
+        """Annotated pictures that could not be written although others can, and why: their name or size is too long."""
         self.lines = lines
-        self._what, self._name, self._save = what, name, save
-        self._folder = output_folder(what, name, folder, alone)
+        self._source, self._name, self._save = source, name, save
+        self._folder = output_folder(source, name, folder, alone)
         self._alone, self._every = alone, every
         self._video: VideoWriter | None = None
 
     def add(
-        self, frame: SourceFrame, source: Source | None, annotated: Image, line: dict[str, Any], found: int
+        self, frame: SourceFrame, opened: Source | None, annotated: Image, line: dict[str, Any], count: int
     ) -> None:
-        """Keep one frame's results. `source` is the opened source, which knows the rate of a video. Raises OSError and
-        `VideoError` where they cannot be written.
+        """Write one frame's results: the `annotated` frame, and the JSON `line` of its `count` detections.
+
+        `opened`: the opened source, for the frame rate. Raises OSError and `VideoError` where it cannot be written.
         """
         if self._save and frame.path is not None:
             self._add_picture(frame.path, annotated)
-        elif self._save and source is not None:
+        elif self._save and opened is not None:
             if self._video is None:
-                path = self._folder / f"{fitting(self._name, '.mp4')}.mp4"
-                self._video, self.pictures = VideoWriter(path, self._rate(source), source.live), path
+                fps = opened.fps
+                if opened.kind == "video" and isinstance(opened.origin, (str, os.PathLike)):
+                    fps = frame_rate(Path(opened.origin), fps * self._every) / self._every
+                self.pictures = self._folder / f"{fitting(self._name, '.mp4')}.mp4"
+                self._video = VideoWriter(self.pictures, fps, opened.live)
             self._video.write(annotated, frame.time_s)
         self.lines.write(line)
-        self.frames, self.detections = self.frames + 1, self.detections + found
+        self.frames, self.detections = self.frames + 1, self.detections + count
 
-    def _rate(self, source: Source) -> float:
-        if source.kind != "video" or not isinstance(source.origin, (str, os.PathLike)):
-            return source.fps
-        return frame_rate(Path(source.origin), source.fps * self._every) / self._every
-
-    def _add_picture(self, path: Path, annotated: Image) -> None:
-        written = annotated_path(self._what, self._name, self._folder, path)
+    def _add_picture(self, picture: Path, annotated: Image) -> None:
+        path = annotated_path(self._source, self._name, self._folder, picture)
         try:
-            write_image(written, annotated)
+            write_image(path, annotated)
         except (ImageError, OSError) as error:
-            of_this_one = isinstance(error, ImageError) or error.errno in _OF_ONE_NAME
-            if not of_this_one or (self._alone and self._what.kind == "picture"):
+            only_this_one = isinstance(error, ImageError) or error.errno in _OF_ONE_NAME
+            if not only_this_one or (self._alone and self._source.kind == "picture"):
                 raise
             reason = error.reason if isinstance(error, ImageError) else error.strerror
-            self.unwritten.append((written, str(reason)))
+            self.unwritten.append((path, str(reason)))
         else:
-            self.pictures = written if self._what.kind == "picture" else self._folder
+            self.pictures = path if self._source.kind == "picture" else self._folder
 
     def close(self, keep: bool) -> None:
-        """End the video, under its name if it is to be kept. Raises OSError where it could not be written whole."""
+        """Finish the video; without `keep`, delete it. Raises OSError where it could not be written completely."""
         if self._video is not None:
-            video, self._video = self._video, None
             try:
-                video.close(keep)
+                self._video.close(keep)
             except OSError:
                 self.pictures = None
                 raise
 
 
 class Lines:
-    """JSON lines that appear under their name when they are complete; none for the path None.
+    """A file of JSON lines, which appears under its name when it is complete. For the path None, nothing is written.
 
-    Each line is on its way to the disk before the next begins. Where one cannot be written, those before it are kept.
+    Each line goes to the disk before the next one. Where a line cannot be written, those before it are kept.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
+        self.path, self._end = path, 0
         self._file: FileIO | None = None
-        self._end = 0
         if path is None:
             return
         if path.is_dir():
@@ -164,7 +155,7 @@ class Lines:
             self._file = open(self._partial, "wb", buffering=0)  # noqa: SIM115  (closed by `close`)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Add one line. Raises OSError, with the lines before this one kept, where it cannot be written."""
+        """Add one line. Raises OSError where it cannot be written; the lines before it are kept."""
         if self._file is None or self.path is None:
             return
         left = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
@@ -179,7 +170,7 @@ class Lines:
         self._end = end
 
     def close(self, keep: bool) -> None:
-        """End the lines, under their name if they are to be kept; a second call does nothing. Raises OSError."""
+        """Finish the file; without `keep`, delete it. A second call does nothing. Raises OSError."""
         if self._file is None or self.path is None:
             return
         file, self._file = self._file, None
@@ -192,48 +183,48 @@ class Lines:
             self._partial.unlink(missing_ok=True)
 
 
-class Outputs:
-    """The results of all sources under `folder`: what they are, how each is named, lines in one file or in each's own.
+class Outputs(AbstractContextManager["Outputs"]):
+    """The results of all sources under `folder`, each by its name; JSON lines in the file `common`, or in one for each.
 
-    Leaving the `with` by an error of somebody else's leaves nothing of what is not yet complete.
+    Leaving the `with` deletes all files that `close` has not completed.
     """
 
     def __init__(
-        self, what: list[Description], names: list[str], folder: Path, save: bool, json_lines: Path | None, every: int
+        self, sources: list[Description], names: list[str], folder: Path, save: bool, common: Path | None, every: int
     ) -> None:
-        self.common = Lines(json_lines) if json_lines is not None else None
+        if save:
+            make_folder(folder)
+        self._common_lines = Lines(common) if common is not None else None
         self.sources: list[SourceOutput] = []
         try:
-            for one, name in zip(what, names, strict=True):
-                own = save and one.kind != "picture" and self.common is None
-                lines = self.common or Lines(folder / f"{fitting(name, '.jsonl')}.jsonl" if own else None)
-                self.sources.append(SourceOutput(one, name, folder, save, lines, len(what) == 1, every))
+            for source, name in zip(sources, names, strict=True):
+                own = save and source.kind != "picture"
+                path = folder / f"{fitting(name, '.jsonl')}.jsonl" if own else None
+                lines = self._common_lines or Lines(path)
+                self.sources.append(SourceOutput(source, name, folder, save, lines, len(sources) == 1, every))
         except BaseException:
             self.close(keep=False)
             raise
 
     def close(self, keep: bool) -> list[OSError]:
-        """End all of them; what could not be written. Videos first: one that failed leaves the lines its room."""
+        """Finish all; returns the errors. Videos come first: a failed one frees disk space for the lines."""
         failures = []
-        lines = [source.lines for source in self.sources] + ([self.common] if self.common is not None else [])
-        endings: list[SourceOutput | Lines] = [*self.sources, *lines]
-        for output in endings:
+        lines = [source.lines for source in self.sources]
+        outputs: list[SourceOutput | Lines] = [*self.sources, *lines, *filter(None, [self._common_lines])]
+        for output in outputs:
             try:
                 output.close(keep)
             except OSError as error:
                 failures.append(error)
         return failures
 
-    def __enter__(self) -> Outputs:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close(keep=False)
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """An OSError of the file that stands in for `path` until it is complete names `path`."""
+    """Within, an OSError about the temporary file of `path` names `path`."""
     try:
         yield
     except OSError as error:
@@ -243,11 +234,10 @@ def _naming(path: Path) -> Iterator[None]:
 def require_windows() -> None:
     """Raise `DetectError` where OpenCV cannot open a window.
 
-    Tried in a process of its own: without a display, OpenCV's Qt ends the process that asks, and no exception is seen.
+    This tries it in another process: without a display, OpenCV's Qt ends the process, without an exception.
     """
     code = "import cv2; cv2.namedWindow('isodet'); cv2.destroyAllWindows()"
-    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    if tried.returncode:
+    if subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode:
         raise DetectError(
             "this OpenCV cannot open windows: it is opencv-python-headless, or there is no display; leave out --show"
         )

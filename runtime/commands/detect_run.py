@@ -6,24 +6,15 @@ import time
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from runtime.backends.options import BackendOptions
 from runtime.commands.arguments import count, flag, number
-from runtime.commands.detect_outputs import (
-    DetectError,
-    Outputs,
-    closed_by_user,
-    distinct,
-    make_folder,
-    refuse_to_overwrite,
-    require_windows,
-)
+from runtime.commands.detect_outputs import DetectError as DetectError
+from runtime.commands.detect_outputs import Outputs, closed_by_user, distinct, refuse_to_overwrite, require_windows
 from runtime.commands.shared import MODELS, OnDevice
 from runtime.commands.signals import finishing
 from runtime.detections import Detections
@@ -39,17 +30,15 @@ from runtime.streams.streams import Streams
 from runtime.streams.track import Tracker
 from runtime.streams.video_writer import VideoError
 
-__all__ = ["DetectError", "DetectOptions", "DetectSummary", "SourceSummary", "detect"]
-
 Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What was done with one source."""
+    """The results of one source."""
 
     source: str
-    """As it was given, without a password."""
+    """As the user wrote it, without a password."""
     frames: int
     detections: int
     pictures: Path | None
@@ -57,12 +46,12 @@ class SourceSummary:
     json_lines: Path | None
     """One line for each frame; None when not asked for."""
     state: SourceState
-    """At the end: failed sources say why, live ones what they dropped."""
+    """The state at the end: why a source failed, and how many frames were dropped."""
 
 
 @dataclass(frozen=True)
 class DetectSummary:
-    """What a run of `detect` did."""
+    """The results of a run of `detect`."""
 
     frames: int
     detections: int
@@ -74,7 +63,7 @@ class DetectSummary:
     json_lines: Path | None
     """One line for each frame; None when not asked for, or when several sources have one each."""
     interrupted: bool
-    """Stopped by Ctrl-C, SIGTERM, SIGHUP, or by q in the window; the outputs are complete up to there."""
+    """Ended by Ctrl-C, SIGTERM, SIGHUP, or by q in the window; the outputs are complete up to that frame."""
     sources: tuple[SourceSummary, ...]
     seconds: float
     """From the first request for a frame to the last result."""
@@ -95,7 +84,7 @@ def _threshold(text: str) -> Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectOptions(OnDevice):
-    """What is reported of which frames, and where it is written.
+    """Which detections of which frames are reported, and where they are written.
 
     out: output folder
     threshold: lowest score reported, or card for each class's own (default: the model's)
@@ -127,24 +116,24 @@ def detect(
     options: DetectOptions = DetectOptions(),
     progress: Progress | None = None,
 ) -> DetectSummary:
-    """Detect in a picture, folder, glob, video file, webcam or URL, or in several at once, and write what was found.
+    """Detect in a picture, folder, glob, video file, webcam or URL, or in several at once, and write the results.
 
     The output folder gets annotated pictures (named as their sources) or an annotated `.mp4`, and for folders, videos
-    and cameras `<name>.jsonl`. A line holds source, frame, time_s and detections (`Detections.to_json`); these have a
-    `track` where objects are tracked, null for one that is not known yet.
-    Several sources have outputs of their own (folders: a folder of their own), and go through the detector together.
-    One that fails does not stop the others.
-    Ctrl-C, SIGTERM or SIGHUP end the run with the outputs finished; a second one ends it at once, without them. A disk
-    that is full ends the run, too, by a `DetectError` that names the file: a picture or video is then gone, lines end
-    with the last whole one, the others are complete.
-    `model` None takes the newest run's (`runtime.runs.newest`). `progress(frames, total or None)` follows every frame.
+    and cameras `<name>.jsonl`. A line holds source, frame, time_s and detections (`Detections.to_json`). With tracking,
+    each detection has a `track`: null while it is not known.
+    Several sources share the detector, and each has its own outputs (a folder of pictures: its own folder). One that
+    fails does not stop the others.
+    Ctrl-C, SIGTERM or SIGHUP end the run, and the outputs are finished; a second one ends it at once, without them. A
+    full disk ends the run by a `DetectError` that names the file: that picture or video is deleted, JSON lines end with
+    the last complete one, and the other outputs are complete.
+    `model` None: the newest run's (`runtime.runs.newest`). `progress(frames, total or None)` is called for each frame.
 
     Raises `DetectError`, `StreamError`, `ImageError`, `RunsError`, `CardError`, `BackendError`, `TrackError`, and
     ValueError for unknown classes.
     """
     streaming, save, show = options.streams, options.save, options.show
-    given = [source] if isinstance(source, (str, int, PathLike)) else list(source)
-    origins = [origin for one in given for origin in expand(one)]
+    requested = [source] if isinstance(source, (str, int, PathLike)) else list(source)
+    origins = [origin for entry in requested for origin in expand(entry)]
     if not origins:
         raise DetectError("no source was named")
     if show:
@@ -154,44 +143,40 @@ def detect(
     def on_broken(error: ImageError) -> None:
         skipped.append((error.path, error.reason))
 
-    what = [describe(origin) for origin in origins]
+    descriptions = [describe(origin) for origin in origins]
     folder = Path(options.out)
-    names, shown_names = distinct([one.name for one in what]), [without_password(str(origin)) for origin in origins]
+    names = distinct([description.name for description in descriptions])
+    shown_names = [without_password(str(origin)) for origin in origins]
     if save:
-        refuse_to_overwrite(what, names, folder)
-    first: list[Origin | Source] = list(origins)
-    if len(origins) == 1:  # what is wrong with an only source is told before a model is loaded
-        first = [open_source(origins[0], on_broken, streaming.decoder, streaming.every, streaming.stall_s)]
+        refuse_to_overwrite(descriptions, names, folder)
+    sources: list[Origin | Source] = list(origins)
+    if len(origins) == 1:  # open an only source first, so that its errors come before a model is loaded
+        sources = [open_source(origins[0], on_broken, streaming.decoder, streaming.every, streaming.stall_s)]
     detector = model
     if not isinstance(detector, Detector):
-        how = BackendOptions(check_hashes=not options.skip_hashes)
-        detector = Detector(detector or newest(*MODELS), options.device, threads=options.threads, options=how)
+        backend_options = BackendOptions(check_hashes=not options.skip_hashes)
+        path = detector or newest(*MODELS)
+        detector = Detector(path, options.device, threads=options.threads, options=backend_options)
     finder = _Finder(detector, options.threshold, options.classes, options.track)
-    if save:
-        make_folder(folder)
-
     frames = 0
     failure: OSError | VideoError | None = None
-    whole = Path(options.json_lines) if options.json_lines is not None else None
+    common_lines = Path(options.json_lines) if options.json_lines is not None else None
     with (
-        Outputs(what, names, folder, save, whole, streaming.every) as outputs,
-        Streams(first, streaming, on_broken) as streams,
+        Outputs(descriptions, names, folder, save, common_lines, streaming.every) as outputs,
+        Streams(sources, streaming, on_broken) as streams,
         finishing(streams.stop) as interrupted,
     ):
         started = time.perf_counter()
         try:
             for frame, raw in streams.detect(finder.find, options.batch):
                 opened = streams.opened(frame.source)
-                found, tracks = finder.choose(frame.source, raw, frame.time_s, opened)
-                annotated = (
-                    draw_detections(frame.image, found, tracks=_numbers(tracks)) if save or show else frame.image
-                )
-                line = {
-                    "source": str(frame.path) if frame.path is not None else shown_names[frame.source],
-                    "frame": frame.index, "time_s": round(frame.time_s, 3), "detections": _listed(found, tracks),
-                }  # fmt: skip
+                detections, tracks = finder.choose(frame.source, raw, frame.time_s, opened)
+                annotated = draw_detections(frame.image, detections, tracks=tracks) if save or show else frame.image
+                name = str(frame.path) if frame.path is not None else shown_names[frame.source]
+                line = {"source": name, "frame": frame.index, "time_s": round(frame.time_s, 3)}
+                line["detections"] = _json_rows(detections, tracks)
                 try:
-                    outputs.sources[frame.source].add(frame, opened, annotated, line, len(found))
+                    outputs.sources[frame.source].add(frame, opened, annotated, line, len(detections))
                 except (OSError, VideoError) as error:
                     failure = error
                     break
@@ -205,13 +190,11 @@ def detect(
         except Exception as error:
             if frames == 0 or not streams.failed_with(error):
                 raise
-            # Its reason is in the states: what came before the failure is complete, and kept.
+            # The states hold the reason. The results before the failure are complete, and kept.
         seconds = time.perf_counter() - started
         if failure is None and frames == 0 and not interrupted.is_set():
-            raise DetectError(
-                f"{', '.join(shown_names)}: none of its {len(skipped)} pictures can be read; the first: {skipped[0][1]}"
-                if skipped else f"{', '.join(shown_names)}: gives no frame"
-            )  # fmt: skip
+            unread = f"none of its {len(skipped)} pictures can be read; the first: {skipped[0][1]}" if skipped else ""
+            raise DetectError(f"{', '.join(shown_names)}: {unread or 'gives no frame'}")
         failures: list[OSError | VideoError] = [] if failure is None else [failure]
         failures += outputs.close(keep=failure is None or frames > 0)
         if failures:
@@ -219,30 +202,31 @@ def detect(
         if progress is not None and not interrupted.is_set():  # a video's own count may have been off
             progress(frames + len(skipped), frames + len(skipped))
         states = streams.states
-    sources = tuple(
+    summaries = tuple(
         SourceSummary(shown_name, output.frames, output.detections, output.pictures, output.lines.path, state)
         for shown_name, output, state in zip(shown_names, outputs.sources, states, strict=True)
     )
-    alone = sources[0] if len(sources) == 1 else None
+    pictures, json_lines = folder if save else None, common_lines
+    if len(summaries) == 1:
+        pictures, json_lines = summaries[0].pictures, summaries[0].json_lines
+    unwritten = tuple(chain.from_iterable(output.unwritten for output in outputs.sources))
+    total = sum(summary.detections for summary in summaries)
     return DetectSummary(
-        frames, sum(s.detections for s in sources), tuple(skipped),
-        alone.pictures if alone else folder if save else None,
-        alone.json_lines if alone else whole,
-        interrupted.is_set(), sources, seconds, tuple(one for output in outputs.sources for one in output.unwritten),
-    )  # fmt: skip
+        frames, total, tuple(skipped), pictures, json_lines, interrupted.is_set(), summaries, seconds, unwritten
+    )
 
 
 def _not_written(errors: list[OSError | VideoError], frames: int, outputs: Outputs) -> DetectError:
-    """What could not be written, and what is there all the same."""
+    """The error that names the files that could not be written, and those that are complete all the same."""
     reasons = [f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename else str(e) for e in errors]
     paths = [path for output in outputs.sources if output.frames for path in (output.pictures, output.lines.path)]
-    there = [str(path) for path in dict.fromkeys(paths) if path is not None and path.exists()]
-    kept = f"; complete up to there: {', '.join(there)}" if there else ""
+    existing = [str(path) for path in dict.fromkeys(paths) if path is not None and path.exists()]
+    kept = f"; complete up to there: {', '.join(existing)}" if existing else ""
     return DetectError(f"{'; '.join(dict.fromkeys(reasons))} (after {frames} frames{kept})")
 
 
 class _Finder:
-    """The detector, with the choice of classes and the tracks of each source."""
+    """The detector, with the choice of classes, and a tracker for each source."""
 
     def __init__(
         self, detector: Detector, threshold: Threshold | None, classes: Collection[str | int] | None, track: bool
@@ -250,7 +234,7 @@ class _Finder:
         if classes is not None and not isinstance(classes, str):
             known = detector.class_names
             classes = [int(c) if isinstance(c, str) and c.isdecimal() and c not in known else c for c in classes]
-        Detections.empty(detector.class_names).filter(classes=classes)  # an unknown class is told before any work
+        Detections.empty(detector.class_names).filter(classes=classes)  # raises for an unknown class, before any work
         self._detector, self._classes = detector, classes
         self._limits = detector.threshold if threshold is None else detector.limits(threshold)
         self._threshold = threshold
@@ -262,27 +246,24 @@ class _Finder:
         return self._detector(images, self._threshold)
 
     def choose(
-        self, source: int, found: Detections, time_s: float, opened: Source | None
-    ) -> tuple[Detections, NDArray[np.int64] | None]:
-        """The detections to report, and their tracks where tracks are wanted."""
-        found = found.filter(classes=self._classes)
+        self, source: int, detections: Detections, time_s: float, opened: Source | None
+    ) -> tuple[Detections, list[int] | None]:
+        """The detections to report, and the track of each, -1 for none; None without tracking."""
+        detections = detections.filter(classes=self._classes)
         if self._trackers is None:
-            return found, None
-        moving = opened is not None and opened.is_video
+            return detections, None
+        is_video = opened is not None and opened.is_video
         if source not in self._trackers:
             self._trackers[source] = Tracker(self._limits, opened.fps if opened is not None else 0.0)
-        return self._trackers[source].update(found, time_s if moving else None)
+        detections, tracks = self._trackers[source].update(detections, time_s if is_video else None)
+        return detections, tracks.tolist()
 
 
-def _listed(found: Detections, tracks: NDArray[np.int64] | None) -> list[dict[str, Any]]:
-    rows = found.to_json()
-    for row, track in zip(rows, tracks.tolist() if tracks is not None else [], strict=False):
+def _json_rows(detections: Detections, tracks: list[int] | None) -> list[dict[str, Any]]:
+    rows = detections.to_json()
+    for row, track in zip(rows, tracks or [], strict=False):
         row["track"] = track if track >= 0 else None
     return rows
-
-
-def _numbers(tracks: NDArray[np.int64] | None) -> list[int] | None:
-    return None if tracks is None else tracks.tolist()
 
 
 def _total(streams: Streams) -> int | None:

@@ -1,4 +1,4 @@
-"""`runtime eval`, and what `trainer eval` shares with it: options, and what they print and write."""
+"""`runtime eval`, and what `trainer eval` shares with it: options and outputs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Measuring(MaxDets, Data):
     json: Annotated[Path | None, flag(metavar="FILE")] = None
 
     def conclude(self, evaluation: Evaluation, dataset: CocoDataset, title: str) -> Measurement:
-        """Measure, print the table, write what was asked for."""
+        """Measure, print the table, write the requested files."""
         from runtime.evaluation.details import measure
 
         measurement = measure(evaluation, dataset, self.protocol, self.precision, self.buckets)
@@ -77,7 +77,7 @@ class Measuring(MaxDets, Data):
 
 
 def warn_of_problems(dataset: CocoDataset) -> None:
-    """Say on stderr what was left out of the annotations."""
+    """Print on stderr which annotations were left out."""
     if summary := dataset.problems.summary():
         print(f"warning: {dataset.annotations}: {summary}", file=sys.stderr)
 

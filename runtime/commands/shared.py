@@ -1,4 +1,4 @@
-"""What the commands `runtime`, `trainer` and `exporter` share: exit status, progress, options that several have."""
+"""What the programs `runtime`, `trainer` and `exporter` share: exit status, progress, common options."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from runtime.files.write import write_text
 
 
 def exit_status(arguments: argparse.Namespace, program: str, extra: str, interrupted: str = "interrupted") -> int:
-    """Run `arguments.run(arguments)`: 0 done, 1 failed, with one line on stderr that says why, 143 or 129 ended by
-    SIGTERM or SIGHUP (what is half written goes, as at Ctrl-C).
+    """Run `arguments.run(arguments)` and return the exit status: 0 done; 1 failed, with one line on stderr that says
+    why; 143 or 129 ended by SIGTERM or SIGHUP (half-written files are deleted, as at Ctrl-C).
 
-    `extra` is the extra of the distribution that brings what the command needs. Where a package is missing, the
-    error names it.
-    Only errors that our code or Python raised are told in one line. One from inside a library keeps its
-    traceback, which is what a bug report needs.
+    `extra`: the extra of the distribution with the packages that the command needs, for the error where one is missing.
+    Only errors raised by our code or by Python become one line. One from inside a library keeps its traceback, which a
+    bug report needs.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        with _choices_told(), terminating():
+        with _log_device_choice(), terminating():
             return int(arguments.run(arguments))
     except Terminated as stop:
         print(stop, file=sys.stderr)
@@ -48,14 +47,14 @@ def exit_status(arguments: argparse.Namespace, program: str, extra: str, interru
         return 1
     except (IsodetError, ValueError, OSError, RuntimeError) as error:
         if not isinstance(error, IsodetError) and type(error).__module__ != "builtins":
-            raise  # a library's: its traceback says more
+            raise  # an error of a library: its traceback says more
         print(f"{program} {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
 
 @contextmanager
-def _choices_told() -> Iterator[None]:
-    """What device "auto" chose, and why, is logged as INFO, which libraries keep to themselves and commands say."""
+def _log_device_choice() -> Iterator[None]:
+    """Within, show the choice of device "auto" and its reason, which the backends log as INFO."""
     log = logging.getLogger("runtime.backends")
     before = log.level
     log.setLevel(logging.INFO)
@@ -66,12 +65,12 @@ def _choices_told() -> Iterator[None]:
 
 
 def require_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> list[str]:
-    """The command line `argv` (default: the process's). Where it is empty: the whole help, and exit status 2."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if not given:
+    """The command line `argv` (default: the process's). Where it is empty, prints the help and exits with 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
         parser.print_help(sys.stderr)
         sys.exit(2)
-    return given
+    return arguments
 
 
 def updates(bar: tqdm[Any]) -> Callable[[int, int | None], None]:
@@ -127,16 +126,16 @@ class OfRun(Runs):
     checkpoint: Annotated[Path | None, flag("checkpoint")] = None
 
     def chosen(self) -> Path:
-        """The checkpoint that was named, or the newest run's."""
+        """The checkpoint that the user named, or the newest run's."""
         return chosen(self.checkpoint, "best.pt", runs=self.runs, kind="checkpoint")
 
 
 MODELS = ("best.onnx", "best.pt")
-"""What a run folder may hold to detect with, the preferred first."""
+"""The models in a run folder that can detect, the preferred one first."""
 
 
 def chosen(named: Path | None, *names: str, runs: str | Path = "runs", kind: str = "model") -> Path:
-    """The file that was named; otherwise says which it is: the newest run's, by the first of `names` that there is."""
+    """The file that the user named, else that of the newest run, which it prints: the first of `names` that exists."""
     if named is None:
         from runtime.runs import newest
 
@@ -146,7 +145,7 @@ def chosen(named: Path | None, *names: str, runs: str | Path = "runs", kind: str
 
 
 def write_json(path: Path | None, content: object, indent: int = 2) -> None:
-    """Write `content` to `path`, where there is one, and say so."""
+    """Write `content` to `path` and print that; does nothing for None."""
     if path is not None:
         write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
         print(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""How a program is asked to end: Ctrl-C, SIGTERM (docker stop, systemd, timeout), SIGHUP (a terminal that closes)."""
+"""Signals that ask a program to end: Ctrl-C, SIGTERM (docker stop, systemd, timeout), SIGHUP (a closed terminal)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _TERMINATING = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if h
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, raised as Ctrl-C is, so that what is half written goes."""
+    """SIGTERM or SIGHUP, raised as Ctrl-C is, so that half-written files are deleted."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by {signal.Signals(number).name}")
         self.status = 128 + number
-        """The exit status, as a shell gives it to a process that the signal ended."""
+        """The exit status that a shell reports for a process that the signal ended."""
 
 
 @contextmanager
 def terminating() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Terminated` within, where they have their usual meaning; a second one ends at once."""
+    """Within, SIGTERM and SIGHUP raise `Terminated`, unless the application handles them; a second one ends at once."""
     process = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != process:  # a forked worker, which has nothing to tidy up
+        if os.getpid() != process:  # a forked worker, which has nothing to clean up
             os.kill(os.getpid(), number)
             return
         raise Terminated(number)
@@ -40,10 +40,9 @@ def terminating() -> Iterator[None]:
 
 @contextmanager
 def finishing(stop: Callable[[], None]) -> Iterator[threading.Event]:
-    """Ctrl-C, SIGTERM and SIGHUP call `stop` and set the event, so that what is in hand is finished; a second one
-    interrupts.
+    """Within, Ctrl-C, SIGTERM and SIGHUP call `stop` and set the event, to finish the work; a second one interrupts.
 
-    Each only where it has its usual meaning: in the main thread, and where the application has no handler of its own.
+    This is so in the main thread only, and for each signal only where the application has no handler of its own.
     """
     stopped = threading.Event()
 
@@ -66,11 +65,9 @@ def _is_usual(number: int) -> bool:
 
 @contextmanager
 def _handling(handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
-    """These handlers within, in the main thread; no other thread may set any."""
-    before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            before[number] = signal.signal(number, handler)
+    """Within, set these handlers; in the main thread only, as no other thread may."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items() if in_main}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""How sources are read, and how each fares."""
+"""How sources are read, and the state of each."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from isodet.errors import ArgumentError
 from runtime.streams.capture import DECODERS, DecoderName
 
 State = Literal["idle", "connecting", "running", "stalled", "retrying", "ended", "failed"]
-"""idle: not started yet. stalled: gave no frame for `stall_s`. retrying: waits before it connects again.
-ended: no more frames, as files do. failed: no more frames, for the reason in `error`."""
+"""idle: not started yet. stalled: no frame for `stall_s`. retrying: pauses before it connects again. ended: all frames
+are read. failed: no more frames, for the reason in `error`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +22,17 @@ class StreamOptions:
     ...     print([frame.index for frame in streams])
     [0, 2, 4]
 
-    queue: frames decoded ahead of the consumer, of each source whose every frame counts
+    queue: frames decoded ahead of the consumer, for each source of which all frames are kept
     every: take each n-th frame only
-    keep: what happens to frames that the consumer is too slow for. newest: a newer frame replaces the one that waits.
-        all: reading waits. auto: newest for live sources, all for files
-    stall_s: a source that gives no frame for so many seconds is gone: a live one is connected again, a file fails
+    keep: what happens when the consumer is too slow. newest: a newer frame replaces the one that waits. all: reading
+        waits. auto: newest for live sources, all for files
+    stall_s: seconds without a frame after which a source is lost: a live one is connected again, a file fails
     reconnect: whether live sources that end, fail or stall are connected again
-    backoff_s: pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`. It begins
-        again after one that gave frames for 5 s, or for twice the pause before it
+    backoff_s: pause before the first new connection; it doubles with each that fails, up to `backoff_max_s`, and is
+        short again after a connection that gave frames for 5 s, or for twice the pause before it
     backoff_max_s: the longest pause
-    give_up_s: a live source without a frame for so many seconds has failed for good (default: never); one that refuses
-        the user or the password has after three attempts in a row
+    give_up_s: seconds without a frame after which a live source has failed for good (default: never); one that refuses
+        the user or the password has failed after three attempts in a row
     decoder: pyav: the extra video; nvidia: files on a GPU, by an extra
     files_at_once: pictures, folders and videos read at the same time; further ones wait. Live sources never wait
     """
@@ -57,29 +57,28 @@ class StreamOptions:
             value = getattr(self, name)
             if not (value is None and name == "give_up_s") and not 0 < value < float("inf"):
                 raise ArgumentError.of(f"StreamOptions.{name}", f"expected a positive number of seconds, got {value!r}")
-        if self.keep not in ("auto", "newest", "all"):
-            raise ArgumentError.of("StreamOptions.keep", f"expected auto, newest or all, got {self.keep!r}")
-        if self.decoder not in DECODERS:
-            names = f"{', '.join(DECODERS[:-1])} or {DECODERS[-1]}"
-            raise ArgumentError.of("StreamOptions.decoder", f"expected {names}, got {self.decoder!r}")
+        for name, choices in (("keep", ("auto", "newest", "all")), ("decoder", DECODERS)):
+            if getattr(self, name) not in choices:
+                expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                raise ArgumentError.of(f"StreamOptions.{name}", f"expected {expected}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
 class SourceState:
-    """How a source fares."""
+    """The state of a source."""
 
     source: int
     """Its number among the sources."""
     name: str
-    """What the user called it, without a password."""
+    """As the user wrote it, without a password."""
     state: State
     frames: int
-    """Read so far."""
+    """Frames read so far."""
     dropped: int
-    """Of these, replaced by a newer one before anybody took them."""
+    """Frames of these that a newer one replaced before anybody took them."""
     reconnects: int
-    """Connections after the first, those that failed too."""
+    """Connections after the first one, with those that failed."""
     error: str | None
-    """The latest trouble; it stays after a source has recovered."""
+    """The latest error; it stays after the source has recovered."""
     size_hw: tuple[int, int] | None
     """Pixels of the latest frame."""

@@ -1,7 +1,7 @@
-"""Webcams and URLs read in a process of their own, so that what hangs or crashes there harms nobody else.
+"""Webcams and URLs, each read in a process of its own, so that a hang or a crash there harms nothing else.
 
-FFmpeg inside OpenCV opens one capture or writer at a time in a process: a camera that does not answer would hold up the
-others, and the videos being written. A thread inside a decoder or a driver cannot be ended from Python, a process can.
+In one process, FFmpeg inside OpenCV opens one capture or writer at a time: a camera that does not answer would block
+the others, and the videos being written. Python cannot end a thread inside a decoder or driver, but a process it can.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ import select
 import socket
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
 
 from runtime.images.image import Image
-from runtime.streams.capture import DecoderName
+from runtime.streams.capture import Capture, DecoderName
 from runtime.streams.url import RefusedError, StreamError
 from runtime.streams.worker import LEAVE_S, receive, send
 
 _POLL_MS = 50
-"""How soon a wait notices that nobody wants its frame any more."""
+"""A wait for a frame looks this often whether it is cancelled."""
+_NO_FRAME = "gives no frame for {:g} s"
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
@@ -37,41 +38,36 @@ _PROGRAM = (
 
 
 def possible() -> bool:
-    """Whether there is a Python to start: not in a program that was packed into one file."""
+    """Whether a worker can be started: not in a program that was packed into one file, which has no Python."""
     return bool(sys.executable) and not getattr(sys, "frozen", False) and hasattr(os, "memfd_create")
 
 
-class ProcessCapture:
-    """A `runtime.streams.capture.Capture` whose decoder runs in another process, forked for it.
+class ProcessCapture(Capture):
+    """A capture whose decoder runs in a process of its own, a worker.
 
-    Raises `StreamError` when opening takes `timeout_s`, or a frame does. `cancelled`, once set, ends every wait.
+    Raises `StreamError` when opening or a frame takes longer than `timeout_s`. `cancelled`, once set, ends every wait.
     """
 
     def __init__(
-        self, target: str | int, shown: str, advice: str, decoder: DecoderName, timeout_s: float,
-        cancelled: threading.Event,
-    ) -> None:  # fmt: skip
+        self, target: str | int, shown: str, advice: str, decoder: DecoderName, timeout_s: float, cancelled: Event
+    ) -> None:
         self._shown, self._timeout_s, self._cancelled = shown, timeout_s, cancelled
         self._memory: mmap.mmap | None = None
         self._spare: Image | None = None
         self._position: float | None = None
         self._hangs = False
         self._socket = _server.connect(decoder)
+        request = {"target": target, "shown": shown, "advice": advice, "decoder": decoder, "timeout_s": timeout_s}
+        environment = {name: value for name, value in os.environ.items() if name.startswith("OPENCV_")}
         try:
-            options = {name: value for name, value in os.environ.items() if name.startswith("OPENCV_")}
-            opened = self._ask(
-                {"target": target, "shown": shown, "advice": advice, "decoder": decoder, "timeout_s": timeout_s,
-                 "environment": options},
-                f"does not answer within {{:g}} s; {advice}",
-            )  # fmt: skip
+            answer = self._ask({**request, "environment": environment}, f"does not answer within {{:g}} s; {advice}")
         except BaseException:
             self.close()
             raise
-        self.fps: float = opened["fps"]
-        self.count: int | None = opened["count"]
+        self.fps, self.count = answer["fps"], answer["count"]
 
     def read(self) -> Image | None:
-        answer = self._ask({"do": "read"}, "gives no frame for {:g} s")
+        answer = self._ask({"do": "read"}, _NO_FRAME)
         if answer["end"]:
             return None
         self._position = answer["position"]
@@ -80,12 +76,12 @@ class ProcessCapture:
         if image is None or image.shape != shape:
             image = np.empty(shape, np.uint8)
         assert self._memory is not None  # it came with the first frame
-        # A copy: the worker decodes the next frame into the same memory.
+        # This copies: the worker decodes the next frame into the same memory.
         np.copyto(image, np.frombuffer(self._memory, np.uint8, image.size).reshape(shape))
         return image
 
     def skip(self) -> bool:
-        return not self._ask({"do": "skip"}, "gives no frame for {:g} s")["end"]
+        return not self._ask({"do": "skip"}, _NO_FRAME)["end"]
 
     def position_s(self) -> float | None:
         return self._position
@@ -94,17 +90,17 @@ class ProcessCapture:
         self._spare = image
 
     def close(self) -> None:
-        """The worker takes leave of the camera, or is ended soon where it hangs. A second call does nothing more."""
-        with suppress(OSError):  # where the worker has gone already, or this is the second call
-            self._socket.shutdown(socket.SHUT_WR)  # reaches the worker even where a fork holds a copy
-            if not self._hangs:  # so that a camera of few sessions is free for the next
+        """Have the worker close its camera and end; one that hangs is killed soon. A second call does nothing."""
+        with suppress(OSError):  # the worker has ended already, or this is the second call
+            self._socket.shutdown(socket.SHUT_WR)  # reaches the worker even where a fork holds a copy of the socket
+            if not self._hangs:  # wait until the camera is free: some allow few connections
                 self._socket.settimeout(LEAVE_S)
                 while self._socket.recv(1 << 16):
                     pass
         self._socket.close()
 
     def _ask(self, request: dict[str, Any], late: str) -> dict[str, Any]:
-        """The worker's answer. Raises the error that it met; `late` is the message when the time is over."""
+        """The worker's answer. Raises its error, or a `StreamError` with the text `late` after `timeout_s`."""
         try:
             send(self._socket, request)
             self._wait(late)
@@ -136,55 +132,55 @@ class ProcessCapture:
 
 
 class _ForkServer:
-    """A process with the decoders imported, which forks a worker for each capture: quick, and their code is there once.
+    """A process that has imported the decoders, and forks a worker for each capture: fast, and with shared code.
 
-    Forking this program itself would copy its threads' locks as they happen to stand.
+    Forking this program itself would copy the locks that its threads hold at that moment.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def connect(self, decoder: DecoderName) -> socket.socket:
-        """One end of a connection whose other end is a new worker's."""
-        ours, theirs = socket.socketpair()
-        with theirs, self._lock:
+        """Start a worker, and return the connection to it."""
+        connection, worker_end = socket.socketpair()
+        with worker_end, self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
             assert self._socket is not None
             try:
-                socket.send_fds(self._socket, [decoder[:1].encode()], [theirs.fileno()])
-            except OSError:  # it ended just now
+                socket.send_fds(self._socket, [decoder[:1].encode()], [worker_end.fileno()])
+            except OSError:  # the server ended just now
                 self._start()
-                socket.send_fds(self._socket, [decoder[:1].encode()], [theirs.fileno()])
-        return ours
+                socket.send_fds(self._socket, [decoder[:1].encode()], [worker_end.fileno()])
+        return connection
 
     def _start(self) -> None:
         self.close()
-        self._socket, theirs = socket.socketpair()
-        # The program's own path, so that its packages are found, and isodet's folder, wherever that has gone since.
+        self._socket, server_end = socket.socketpair()
+        # The program's own path, to find its packages, and isodet's folder, which that path may no longer hold.
         path = [*sys.path, str(Path(__file__).resolve().parents[2])]
-        quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # it only moves frames, and forks without threads
-        with theirs:
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # it only moves frames, and must fork
+        with server_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _PROGRAM.format(fd=theirs.fileno()), json.dumps(path)],
-                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                env={**os.environ, **quiet}, start_new_session=True,
+                [sys.executable, "-I", "-c", _PROGRAM.format(fd=server_end.fileno()), json.dumps(path)],
+                pass_fds=(server_end.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                env={**os.environ, **one_thread}, start_new_session=True,
             )  # fmt: skip
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
         if self._process is not None:
-            self._process.wait()  # it does nothing but wait for this end of the connection to go
+            self._process.wait()  # it ends as soon as its connection is closed
 
 
 _server = _ForkServer()
 
 
 def _after_fork() -> None:
-    """A fork of this program has a server of its own, if it needs one."""
+    """In a fork of this program, start a new server when one is needed."""
     global _server
     _server = _ForkServer()
 

@@ -1,4 +1,4 @@
-"""One source read ahead in a thread: bounded, reconnecting, and seen from outside at any time."""
+"""Reading one source ahead in a thread: a bounded queue, reconnection, and a state that can be read at any time."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Literal
 
 from runtime.streams.options import SourceState, State, StreamOptions
-from runtime.streams.source import Origin, Source, SourceFrame, numbered
+from runtime.streams.source import Origin, Source, SourceFrame
 from runtime.streams.url import RefusedError, StreamError, without_password
 
 _log = logging.getLogger(__name__)
 
 JOIN_S = 5.0
-"""How long closing waits for a thread. One that hangs inside a driver cannot be ended from outside."""
+"""How long closing waits for the threads. One that hangs inside a driver cannot be ended from outside."""
 STALE_S = 1.0
-"""A live source that was opened longer ago is opened again: what it gave since lies unread, and is old."""
+"""A live source that was opened earlier than this is opened again, as its unread frames are old."""
 REFUSALS = 3
-"""As many in a row end a source whose user or password is refused. Cameras lock accounts after some more."""
+"""A source that refuses the user or password so often in a row has failed. Cameras lock accounts after some more."""
 WELL_S = 5.0
-"""A connection that gave frames for so long, or twice the pause before it, did not fail: the next pause is short."""
+"""After a connection that gave frames for so long, or for twice the pause before it, the next pause is short again."""
 
 
 class Reader:
     """Reads one source in a thread of its own.
 
-    `lock` is the one lock of all readers of a `Streams`, `changed` (on that lock) tells the consumer that something is
-    there. `live` is a guess until the source is open: a URL may turn out to be a file. `opener` opens a source;
-    the event that it is given ends that.
+    All readers of a `Streams` share `lock`, and `changed` (on that lock) wakes the consumer. `live` is a guess until
+    the source is open: a URL may turn out to be a file. `opener` opens a source, and stops waiting for it when the
+    event that it gets is set. `opened`: the source, where it is open already.
     """
 
     def __init__(
@@ -41,9 +42,9 @@ class Reader:
         self.number, self.live, self.opened = number, live, opened
         self.name = without_password(str(origin if origin is not None else opened.name if opened else number))
         self.source: Source | None = None
-        """What it was when it was opened last."""
+        """The source as it was opened last."""
         self.failure: Exception | None = None
-        """Why it failed for good."""
+        """The reason why it failed for good."""
         self.queue: deque[SourceFrame] = deque()
         self._origin, self._opener, self._options = origin, opener, options
         self._changed, self._room = changed, threading.Condition(lock)
@@ -57,14 +58,14 @@ class Reader:
         self._generation = 0
         self._threads: list[threading.Thread] = []
         self._cancelled = threading.Event()
-        """Of the connection that is there or being made: ends its waits."""
+        """Ends the waits of the present connection."""
 
     # -----------------------------------------------------------------------------------------
     # the consumer's side; every method but `end` and `join` is called with the lock held
 
     @property
     def done(self) -> bool:
-        """Whether no frame will come any more, those in `queue` aside."""
+        """Whether no further frame will be read; `queue` may still hold some."""
         return self._state in ("ended", "failed")
 
     @property
@@ -77,7 +78,7 @@ class Reader:
         self._spawn(pause=False)
 
     def take(self) -> SourceFrame | None:
-        """The next frame, if there is one now."""
+        """The next frame, if one is there now."""
         if not self.queue:
             return None
         frame = self.queue.popleft()
@@ -85,27 +86,27 @@ class Reader:
         return frame
 
     def watch(self) -> None:
-        """Notice a read that hangs: leave it behind, and connect again or give the source up.
+        """Notice a read that hangs: abandon it, and connect again or give the source up.
 
-        Webcams and URLs have a time limit of their own (`stall_s`); this one is for files, and where there are no
-        processes.
+        Webcams and URLs have a time limit of their own (`stall_s`); this one is for files, and for systems where
+        cameras are not read in processes.
         """
         now = time.monotonic()
         waits = self._waiting_since is not None or self._state == "retrying"
         if self.live and waits and not self.done and self._silent(now):
-            self._leave()
+            self._abandon()
             self._end("failed", self._given_up())
             return
         limit = self._options.stall_s + min(2.0, 0.5 * self._options.stall_s)
         if self._waiting_since is None or now - self._waiting_since < limit:
             return
         trouble = StreamError(f"{self.name}: gives no frame for {self._options.stall_s:g} s")
-        if not self.live or not self._options.reconnect or self._origin is None:
-            self._leave()
+        if not self._reconnects:
+            self._abandon()
             self._end("failed", trouble)
-        elif sum(thread.is_alive() for thread in self._threads) < 2:  # never more than one left behind
-            self._trouble(trouble)
-            self._leave()
+        elif sum(thread.is_alive() for thread in self._threads) < 2:  # never more than one abandoned thread
+            self._note_trouble(trouble)
+            self._abandon()
             self._spawn(pause=True)
 
     def report(self) -> SourceState:
@@ -113,29 +114,28 @@ class Reader:
         hangs = self._waiting_since is not None and time.monotonic() - self._waiting_since > self._options.stall_s
         if hangs and state in ("connecting", "running"):
             state = "stalled"
+        reconnects = max(0, self._connections - 1)
         return SourceState(
-            self.number, self.name, state, self._frames, self._dropped, max(0, self._connections - 1), self._error,
-            self._size_hw,
-        )  # fmt: skip
+            self.number, self.name, state, self._frames, self._dropped, reconnects, self._error, self._size_hw
+        )
 
     def end(self) -> None:
         """Tell the thread to end. Called without the lock."""
         with self._changed:
-            self._leave()
+            self._abandon()
             self._stop.set()
             self._room.notify_all()
-            opened = self.opened
-            self.opened = None
+            opened, self.opened = self.opened, None
         if opened is not None:
             opened.close()
 
     def join(self, limit: float) -> bool:
-        """Wait for the thread until `limit` (of `time.monotonic`); False where it hangs, which it does alone from then
-        on. Called without the lock.
+        """Wait for the thread until `limit` (by `time.monotonic`); False where it hangs, and is left alone.
+
+        Called without the lock.
         """
         with self._changed:
-            threads = list(self._threads)
-        threads = [thread for thread in threads if thread is not threading.current_thread()]
+            threads = [thread for thread in self._threads if thread is not threading.current_thread()]
         for thread in threads:
             thread.join(max(0.0, limit - time.monotonic()))
         with self._changed:
@@ -146,8 +146,12 @@ class Reader:
     # -----------------------------------------------------------------------------------------
     # the thread's side
 
-    def _leave(self) -> None:
-        """The thread that reads now is not wanted any more. Its wait ends where its decoder can end it."""
+    @property
+    def _reconnects(self) -> bool:
+        return self.live and self._options.reconnect and self._origin is not None
+
+    def _abandon(self) -> None:
+        """Discard all that the present thread will still read. Its wait ends, where its decoder can end it."""
         self._generation += 1
         self._waiting_since = None
         self._cancelled.set()
@@ -180,37 +184,37 @@ class Reader:
                         self._end("failed", self._given_up())
                         return
             connected, frames = time.monotonic(), self._frames
+            trouble: Exception = StreamError(f"{self.name}: the stream ended")
+            finished = False
             try:
-                mine = self._read(generation)
-                trouble: Exception = StreamError(f"{self.name}: the stream ended")
-            except Exception as error:  # told by `failure` or `error`; one source's trouble is not the others'
-                mine, trouble, finished = True, error, False
-            else:
+                self._read(generation)
                 finished = not self.live
+            except Exception as error:  # reported by `failure` or `error`; the other sources go on
+                trouble = error
             refused = refused + 1 if isinstance(trouble, RefusedError) else 0
             with self._changed:
-                if not mine or generation != self._generation:
+                if generation != self._generation:
                     return
                 self._waiting_since = None
                 if finished:
                     self._end("ended", None)
                     return
                 silent = self._silent(time.monotonic())
-                lost = not self.live or not self._options.reconnect or self._origin is None
-                if lost or silent or refused == REFUSALS:
-                    ended = isinstance(trouble, StreamError) and self._frames > 0 and self.live and lost and not silent
+                last = not self._reconnects
+                if last or silent or refused == REFUSALS:
+                    ended = isinstance(trouble, StreamError) and self._frames > 0 and self.live and last and not silent
                     self._end("ended" if ended else "failed", trouble)
                     return
-                self._trouble(trouble)
+                self._note_trouble(trouble)
             if self._frames > frames and self._last_frame - connected >= min(WELL_S, 2 * paused):
                 wait = self._options.backoff_s
             pause = True
 
-    def _read(self, generation: int) -> bool:
-        """Hand on the frames of one connection; False when nobody wants them any more."""
+    def _read(self, generation: int) -> None:
+        """Read one connection to its end, or until this thread is abandoned."""
         with self._changed:
             if generation != self._generation:
-                return False
+                return
             source, self.opened = self.opened, None
             self._state, self._waiting_since = "connecting", time.monotonic()
             self._connections += 1
@@ -220,35 +224,34 @@ class Reader:
             source.close()
             source = None
         if source is None:
-            assert self._origin is not None  # a source without an origin comes opened, and is not opened again
+            assert self._origin is not None  # a source without an origin is open already, and is never opened again
             source = self._opener(self._origin, cancelled)
         with self._changed:
             if generation != self._generation:
                 source.close()
-                return False
+                return
             self.source, self.live, first = source, source.live, self._numbers
         frames = iter(source)
         try:
             while True:
                 with self._changed:
                     if generation != self._generation:
-                        return False
+                        return
                     self._waiting_since = time.monotonic()
                 frame = next(frames, None)
                 if frame is None:
-                    return True
-                if not self._put(generation, source, frame, first):
-                    return False
+                    return
+                self._put(generation, source, frame, first)
         finally:
             if isinstance(frames, Generator):
                 frames.close()
-            source.close()  # a generator that never ran closes nothing
+            source.close()  # as a generator that never ran closes nothing
 
-    def _put(self, generation: int, source: Source, frame: SourceFrame, first: int) -> bool:
+    def _put(self, generation: int, source: Source, frame: SourceFrame, first: int) -> None:
         newest = self._options.keep == "newest" or (self._options.keep == "auto" and source.live)
         with self._changed:
             if generation != self._generation:
-                return False
+                return
             self._waiting_since, self._last_frame = None, time.monotonic()
             self._state = "running"
             self._frames += 1
@@ -263,11 +266,10 @@ class Reader:
             while not newest and len(self.queue) >= self._options.queue:
                 self._room.wait()
                 if generation != self._generation:
-                    return False
+                    return
             time_s = self._last_frame - self._started if source.live else frame.time_s
-            self.queue.append(numbered(frame, self.number, first + frame.index, time_s))
+            self.queue.append(replace(frame, source=self.number, index=first + frame.index, time_s=time_s))
             self._changed.notify()
-            return True
 
     def _silent_in(self, now: float) -> float | None:
         """Seconds until `give_up_s` have passed since the last frame; None for never."""
@@ -278,11 +280,11 @@ class Reader:
         return self._silent_in(now) == 0.0
 
     def _given_up(self) -> StreamError:
-        latest = "" if self._error is None else f"; the latest trouble: {self._error}"
+        latest = f"; the latest trouble: {self._error}" if self._error is not None else ""
         return StreamError(f"{self.name}: no frame for {self._options.give_up_s:g} s, given up{latest}")
 
-    def _trouble(self, error: Exception) -> None:
-        if self._error != str(error):  # a dead camera says the same at every attempt
+    def _note_trouble(self, error: Exception) -> None:
+        if self._error != str(error):  # a dead camera gives the same error at every attempt
             _log.warning("%s (trying again)", error)
         self._error = str(error)
 

@@ -1,4 +1,4 @@
-"""Many sources, one detector: frames of files, cameras and URLs, decoded ahead in threads, handed out in batches."""
+"""Many sources, one detector: frames of files, cameras and URLs, decoded ahead in threads, in batches."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from isodet.errors import ArgumentError
 from runtime.images.image import Image, ImageError
@@ -21,12 +21,12 @@ from runtime.streams.url import StreamError
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-"""How often a waiting consumer looks for a stop, and for sources that hang."""
+"""A waiting consumer looks this often for a stop and for sources that hang."""
 
 Result = TypeVar("Result")
 
 
-class Streams:
+class Streams(AbstractContextManager["Streams"]):
     """Reads several sources at once, each in a thread of its own.
 
         with Streams(["rtsp://10.0.0.1/1", "rtsp://10.0.0.2/1", "clip.mp4"]) as streams:
@@ -34,11 +34,11 @@ class Streams:
                 print(frame.source, frame.index, frame.time_s, detections.names)
 
     `sources`: paths, globs, webcam numbers, URLs, or opened `Source`s. Live ones (webcams, URLs without an end) keep
-    their newest frame and are connected again when they go; of the others, every frame comes, in order. A source that
-    fails does not stop the rest: `states` tells how each fares. When every one has failed, iterating raises the first
-    one's error. `on_broken` gets the broken pictures of folders, from the threads; without it they are logged.
+    their newest frame, and are connected again when the connection is lost; of the others, every frame comes, in order.
+    A source that fails does not stop the rest (see `states`). When all have failed, iterating raises the first error.
+    `on_broken` gets the broken pictures of folders, from the threads; without it they are logged.
 
-    Raises `StreamError` at once for files that are not there, and for no sources at all.
+    Raises `StreamError` at once for missing files, and for an empty list of sources.
     """
 
     def __init__(
@@ -59,41 +59,41 @@ class Streams:
             return open_source(origin, on_broken, options.decoder, options.every, options.stall_s, cancelled)
 
         self._readers: list[Reader] = []
-        for given in sources:
-            for source in [given] if isinstance(given, Source) else expand(given):
-                opened = source if isinstance(source, Source) else None
-                origin = opened.origin if opened is not None else source
-                assert not isinstance(origin, Source)
-                live = opened.live if opened is not None else origin is not None and camera(origin) is not None
+        for entry in sources:
+            for source in [entry] if isinstance(entry, Source) else expand(entry):
+                if isinstance(source, Source):
+                    opened, origin, live = source, source.origin, source.live
+                else:
+                    opened, origin, live = None, source, camera(source) is not None
                 number = len(self._readers)
                 self._readers.append(Reader(number, origin, opener, live, options, lock, self._changed, opened))
-        # When the program ends with this still in use, before the interpreter takes the threads away inside a decoder.
+        # This also runs when the program ends: else the interpreter would end the threads inside a decoder.
         self._close = weakref.finalize(self, _end, self._readers)
 
     def __len__(self) -> int:
-        """How many sources there are, globs of videos expanded."""
+        """The number of sources, where each video of a glob counts."""
         return len(self._readers)
 
     @property
     def states(self) -> list[SourceState]:
-        """How each source fares now; to be asked at any time, from any thread."""
+        """The state of each source now. Any thread may ask, at any time."""
         with self._changed:
             return [reader.report() for reader in self._readers]
 
     def opened(self, source: int) -> Source | None:
-        """What source number `source` is; None while it has not been opened."""
+        """The source with number `source`; None until it has been opened."""
         return self._readers[source].source
 
     def __iter__(self) -> Iterator[SourceFrame]:
-        """One frame after another, fair over the sources."""
+        """One frame after another; the sources take turns."""
         for frames in self.batches(1):
             yield from frames
 
     def batches(self, size: int | None = None) -> Iterator[list[SourceFrame]]:
-        """Lists of 1 to `size` frames (default: the number of sources): what is there now, the sources taking turns.
+        """Lists of 1 to `size` frames (default: the number of sources) that are there now; the sources take turns.
 
-        A batch never waits to be full: when the consumer is slow, frames gather and batches grow by themselves.
-        A live source has one frame in a batch at most, its newest.
+        A batch never waits to be full: when the consumer is slow, frames gather and batches grow by themselves. A live
+        source has at most one frame in a batch, its newest.
         """
         if size is not None and size < 1:
             raise ArgumentError.of("size", f"expected at least 1, got {size}")
@@ -104,29 +104,26 @@ class Streams:
     def detect(
         self, detector: Callable[[list[Image]], Sequence[Result]], batch: int | None = None
     ) -> Iterator[tuple[SourceFrame, Result]]:
-        """(frame, result) for every frame, by `detector` on lists of up to `batch` pictures: a `runtime.Detector`, or
-        anything that takes a list of uint8 [H, W, 3] BGR and gives one result for each.
+        """(frame, result) for every frame. `detector` gets lists of up to `batch` pictures uint8 [H, W, 3] BGR, and
+        returns one result for each: a `runtime.Detector`, or any such function.
         """
         for frames in self.batches(batch):
             yield from zip(frames, detector([frame.image for frame in frames]), strict=True)
 
     def failed_with(self, error: BaseException) -> bool:
-        """Whether `error` is what one of the sources failed for."""
+        """Whether one of the sources failed with `error`."""
         return any(reader.failure is error for reader in self._readers)
 
     def stop(self) -> None:
-        """End the iteration after what it has handed out. For signal handlers and other threads: it takes no lock."""
+        """End the iteration after the present batch. For signal handlers and other threads: it takes no lock."""
         self._stopping = True
 
     def close(self) -> None:
-        """Stop, end all threads and let go of all sources. A second call does nothing more."""
+        """Stop, end all threads and close all sources. A second call does nothing."""
         self.stop()
         self._close()
 
-    def __enter__(self) -> Streams:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _gather(self, size: int) -> list[SourceFrame] | None:
@@ -146,9 +143,9 @@ class Streams:
 
     def _take(self, size: int) -> list[SourceFrame]:
         frames: list[SourceFrame] = []
-        given = -1
-        while len(frames) < size and given < len(frames):  # a round over all sources that gave nothing is the last
-            given = len(frames)
+        before = -1
+        while len(frames) < size and before < len(frames):  # until a round over all sources gives nothing
+            before = len(frames)
             for _ in range(len(self._readers)):
                 reader = self._readers[self._next]
                 if len(frames) == size:
@@ -176,10 +173,10 @@ class Streams:
 
 
 def _end(readers: list[Reader]) -> None:
-    """End the threads, and let go of what they read."""
+    """End the threads and close their sources."""
     for reader in readers:
         reader.end()
-    limit = time.monotonic() + JOIN_S  # one for all: cameras that hang, hang at the same time
+    limit = time.monotonic() + JOIN_S  # one limit for all, as they may hang at the same time
     hanging = [reader.name for reader in readers if not reader.join(limit)]
     if hanging:
         _log.warning("%s: still inside a read that does not return; left alone", ", ".join(hanging))

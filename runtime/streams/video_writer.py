@@ -1,4 +1,4 @@
-"""Writing an annotated video: it appears under its name when it is whole, and takes as long as its source."""
+"""Writing an annotated video, which appears under its name when it is complete, and lasts as long as its source."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import shutil
 import struct
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,33 +17,34 @@ import numpy as np
 from isodet.errors import IsodetError
 from runtime.files.write import partial_path
 from runtime.images.image import Image
+from runtime.streams.video_file import opened_video
 
 LONGEST_GAP_S = 1.0
-"""A pause of a live source is no longer than this in its video."""
+"""A longer pause of a live source is cut to this in its video."""
 LONGEST_FILE_GAP_S = 600.0
-"""A pause between two frames of a file is no longer: clocks that jump would fill the disk with one picture."""
+"""A longer pause between two frames of a file is cut to this, or a clock that jumps would fill the disk."""
 CHECK_EVERY_S = 1.0
 _LITTLE = 8 << 20
-"""Bytes left on the disk under which writing is tried out."""
+"""With fewer free bytes on the disk, a test file shows whether writing still works."""
 _PROBE = 1 << 16
 _FAT_LARGEST = (1 << 32) - 1
 """Bytes of the largest file on FAT, as memory cards have it."""
 
 
 class VideoError(IsodetError, RuntimeError):
-    """A video that cannot be begun; the message says what to do."""
+    """A video that cannot be started; the message says what to do."""
 
 
-class VideoWriter:
-    """An MP4 that appears under its name when it is complete; the first frame decides its size, which is even: where a
-    side is odd, its last column or row is there twice.
+class VideoWriter(AbstractContextManager["VideoWriter"]):
+    """An MP4 that appears under its name when it is complete. The first frame decides its size. Sides must be even, so
+    the last column or row of an odd side is written twice.
 
-    A frame stands until the next one is due, so that the video runs as its source's clock did. Of a live source, a
-    frame that comes too soon has no place; of a file (`live` False) every frame is written, and `fps` should be high
-    enough for its fastest part (`runtime.streams.video_file.frame_rate`).
+    A frame is repeated until the next one is due, so that the video shows the times of its source. A frame of a live
+    source that comes too soon is left out. Of a file (`live` False) every frame is written, so `fps` should fit its
+    fastest part (`runtime.streams.video_file.frame_rate`).
 
-    OpenCV says nothing where a write fails. So the disk is looked at while the video grows, and the finished file is
-    read again: leaving the `with` raises OSError, which names the video and the reason, and leaves nothing behind.
+    OpenCV reports no failed writes. So the writer checks the disk while the video grows, and reads the finished file:
+    leaving the `with` raises OSError, which names the video and the reason, and leaves no file behind.
     """
 
     def __init__(self, path: Path, fps: float, live: bool) -> None:
@@ -60,64 +60,61 @@ class VideoWriter:
         self._failed = self._beyond_fat = False
 
     def write(self, image: Image, time_s: float) -> None:
-        """Add the frame (uint8 [H, W, 3] BGR) of that time. Raises OSError where the disk is found to be full."""
+        """Add the frame (uint8 [H, W, 3] BGR) of that time. Raises OSError where the disk is full."""
         height, width = image.shape[:2]
         if self._writer is None:
             self._begin((width, height))
             self._last_s = time_s
-        if (width, height) != self._size_wh:  # a camera may change its mind; a file cannot
+        if (width, height) != self._size_wh:  # a camera may change its size, a video file cannot
             image = cv2.resize(image, self._size_wh).astype(image.dtype, copy=False)
+        due = 0
         if self._last is not None:
             gap = min(max(time_s - self._last_s, 0.0), LONGEST_GAP_S if self._live else LONGEST_FILE_GAP_S)
             self._clock += gap
             due = round(self._clock * self._fps)
             for _ in range(due - self._written):
                 self._write(self._last)
-            if self._live and self._written > due:  # the camera is faster than its video: no place for this frame
-                self._last, self._last_s = image, time_s
-                return
-        self._write(image)
+        if not self._live or self._written <= due:  # else the camera is faster than its video
+            self._write(image)
         self._last, self._last_s = image, time_s
 
     def _begin(self, size_wh: tuple[int, int]) -> None:
-        self._size_wh = size_wh
-        self._odd_wh = (size_wh[0] % 2, size_wh[1] % 2)
-        even = (size_wh[0] + self._odd_wh[0], size_wh[1] + self._odd_wh[1])
+        width, height = self._size_wh = size_wh
+        self._odd_wh = (width % 2, height % 2)
+        even = (width + width % 2, height + height % 2)
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, even)
         if not self._writer.isOpened():
             self._writer = None
             self._partial.unlink(missing_ok=True)
             _try_writing(self._partial, self.path)
-            raise VideoError.at(
-                self.path,
-                f"this OpenCV cannot write mp4v video of {size_wh[0]}x{size_wh[1]} pixels; use --no-save with --json",
-            )
+            reason = f"this OpenCV cannot write mp4v video of {width}x{height} pixels"
+            raise VideoError.at(self.path, f"{reason}; use --no-save with --json")
 
     def _write(self, image: Image) -> None:
         assert self._writer is not None
         if any(self._odd_wh):  # OpenCV would cut off the last column or row
-            image = np.asarray(
-                cv2.copyMakeBorder(image, 0, self._odd_wh[1], 0, self._odd_wh[0], cv2.BORDER_REPLICATE), np.uint8
-            )
+            right, bottom = self._odd_wh
+            image = np.asarray(cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE), np.uint8)
         self._writer.write(image)
         self._written += 1
         now = time.monotonic()
         if now - self._checked >= CHECK_EVERY_S:
             self._checked = now
             size = self._partial.stat().st_size if self._partial.is_file() else 0
-            # Asked once: on a disk that knows no holes, each probe costs as much as the video.
+            # Checked once: on a disk without sparse files, each test writes as much as the video.
             passes_fat = size + _PROBE > _FAT_LARGEST and not self._beyond_fat
             scarce = shutil.disk_usage(self._partial.parent).free < _LITTLE
             if scarce or passes_fat or size + _PROBE >= _largest():
-                self._failed = True  # unless it is found to go on
+                self._failed = True  # unless the test succeeds
                 _try_writing(self._partial, self.path)
                 self._failed = False
                 self._beyond_fat |= passes_fat
 
     def close(self, keep: bool = True) -> None:
-        """End the video; without `keep`, or after a write that failed, nothing of it is left. A second call does
-        nothing. Raises OSError where it was not written whole.
+        """Finish the video. Without `keep`, or after a failed write, delete it. A second call does nothing.
+
+        Raises OSError where it was not written completely.
         """
         if self._writer is None:
             return
@@ -133,15 +130,12 @@ class VideoWriter:
         finally:
             self._partial.unlink(missing_ok=True)
 
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(keep=kind is None)
 
 
 def mp4_fault(path: Path, frames: int) -> str:
-    """What is wrong with the MP4 at `path`, which should hold `frames` pictures; '' where nothing is."""
+    """The fault of the MP4 at `path`, which should hold `frames` pictures; '' where it has none."""
     if not path.is_file():
         return "there is no file"
     size, position, kinds = path.stat().st_size, 0, set()
@@ -160,11 +154,8 @@ def mp4_fault(path: Path, frames: int) -> str:
             position += length
     if not {b"moov", b"mdat"} <= kinds:
         return "it has no index" if b"moov" not in kinds else "it has no pictures"
-    reader = cv2.VideoCapture(str(path))
-    try:
-        count = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) if reader.isOpened() else 0
-    finally:
-        reader.release()
+    with opened_video(path) as video:
+        count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
     return "" if count == frames else f"{count} of {frames} pictures"
 
 
@@ -179,15 +170,15 @@ def _largest() -> float:
 
 
 def _try_writing(partial: Path, path: Path) -> None:
-    """Raise the OSError that a write beside `partial`, of a file as large and a bit larger, meets; it names `path`."""
+    """Write a test file beside `partial`, a bit larger than it. Raises the OSError that this meets, naming `path`."""
     probe = partial.with_name(f"{partial.name[:40]}.probe")
     size = partial.stat().st_size if partial.is_file() else 0
     try:
         with probe.open("wb", buffering=0) as file:
             for place in (0, size) if size else (0,):
-                file.seek(place)  # leaves a hole, which takes no room on most disks
+                file.seek(place)  # leaves a hole, which takes no space on most disks
                 left = b"\0" * _PROBE
-                while left:  # what comes to a limit is written up to it first, and raises then
+                while left:  # at a limit, one write stops there, and only the next one raises
                     left = left[file.write(left) :]
                 os.fsync(file.fileno())
     except OSError as error:

@@ -1,1 +1,1 @@
-"""CUDA as far as runtime needs it: devices, memory, copies."""
+"""CUDA: devices, memory and copies."""

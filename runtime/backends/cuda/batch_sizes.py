@@ -1,13 +1,13 @@
-"""Batch sizes that are worth recording: a recording is of one size, and every size in between is padded to it."""
+"""Batch sizes of recordings (CUDA graphs). A recording has one batch size; smaller batches are padded to it."""
 
 from __future__ import annotations
 
 
 def bucket_of(count: int, least: int = 1, most: int | None = None) -> int:
-    """The bucket for `count` images, from `least` on: 1, 2, 3, 4, 6, 8, 12, 16, 24, ... and `most`.
+    """The batch size to run `count` images in, at least `least`: 1, 2, 3, 4, 6, 8, 12, 16, 24, ... or `most`.
 
-    Powers of two and the middle between two of them: at most a third of a padded batch is padding, and 1 to 64 need
-    12 recordings.
+    These are the powers of two and the middle between each two. So at most a third of a batch is padding, and batches
+    of 1 to 64 need 12 recordings. Raises ValueError for more than `most` images.
     """
     if most is not None and count > most:
         raise ValueError(f"expected at most {most} images, got {count}")

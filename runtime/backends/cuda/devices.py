@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of this machine, asked without an engine or cuda-python, of which it may have none."""
+"""The CUDA devices of this machine, by NVIDIA's driver. Works without an engine library and without cuda-python."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def cuda_device_count() -> int:
-    """How many CUDA devices the driver offers; 0 without a driver."""
+    """The number of CUDA devices; 0 without a driver."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

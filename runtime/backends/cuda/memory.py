@@ -1,6 +1,6 @@
-"""CUDA as far as running a graph needs it: a GPU, a stream, recordings of it, and buffers that exist on both sides.
+"""The part of CUDA that running a graph needs: a GPU, a stream, its recordings, and buffers on host and GPU.
 
-cuda-python only, no torch: a deployment does not install gigabytes for a copy of 200 kilobytes.
+It uses cuda-python, not torch: a deployment should not install gigabytes to copy 200 kilobytes.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ class Gpu:
 
 
 def call(result: tuple[Any, ...]) -> Any:
-    """The value of a CUDA call, which comes as (status, value...). Raises `BackendError` for a status not success,
-    `OutOfMemory` where that is it.
+    """The value of a CUDA call, whose `result` is (status, value...).
+
+    Raises `OutOfMemory` where memory could not be allocated, `BackendError` for any other error.
     """
     status, *values = result
     if status != cudart.cudaError_t.cudaSuccess:
         _, text = cudart.cudaGetErrorString(status)
-        said = text.decode() if isinstance(text, bytes) else text
-        short = status == cudart.cudaError_t.cudaErrorMemoryAllocation
-        raise (OutOfMemory if short else BackendError)(f"CUDA: {said} ({int(status)})")
+        message = text.decode() if isinstance(text, bytes) else text
+        out_of_memory = status == cudart.cudaError_t.cudaErrorMemoryAllocation
+        raise (OutOfMemory if out_of_memory else BackendError)(f"CUDA: {message} ({int(status)})")
     return values[0] if values else None
 
 
@@ -63,16 +64,16 @@ def use(index: int) -> None:
 
 
 def release_with(owner: Any, release: Callable[[Any], Any], handle: Any) -> None:
-    """Call `release(handle)` when `owner` is gone, but not where that is the end of the process.
+    """Call `release(handle)` when `owner` is deleted, but not at the end of the process.
 
-    Then the driver takes everything back by itself, and a thread that is still inside an engine, as those of a batcher
-    that nobody closed, must not lose the memory that it writes to.
+    There the driver frees everything by itself, and a thread may still be inside an engine (that of a batcher that
+    nobody closed): it must not lose the memory that it writes to.
     """
     weakref.finalize(owner, release, handle).atexit = False
 
 
 class Recording:
-    """Work that a stream once took down, to be replayed whole (a CUDA graph)."""
+    """Recorded work of a stream, to be replayed as a whole (a CUDA graph)."""
 
     def __init__(self, graph: Any):
         self.handle = call(cudart.cudaGraphInstantiate(graph, 0))
@@ -80,7 +81,7 @@ class Recording:
 
 
 class Stream:
-    """A queue of work on one GPU. Every method raises `BackendError` for what CUDA reports."""
+    """A queue of work on one GPU. Every method raises `BackendError` for an error of CUDA."""
 
     def __init__(self, index: int):
         self._index = index
@@ -90,26 +91,26 @@ class Stream:
         release_with(self, cudart.cudaStreamDestroy, self._stream)
 
     def use(self) -> None:
-        """Make its GPU the current one of this thread."""
+        """Make the GPU of this stream the current one of this thread."""
         use(self._index)
 
     def wait(self) -> None:
         call(cudart.cudaStreamSynchronize(self._stream))
 
     def upload(self, buffer: Buffer, rows: int, source: int | None = None) -> None:
-        """Start copying the first `rows` of a buffer to the GPU, or what is at `source` in their place."""
+        """Start copying `rows` rows into a buffer's GPU side: from the address `source`, or from its host side."""
         kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         size = buffer.row_bytes * rows
         call(cudart.cudaMemcpyAsync(buffer.device, source or buffer.address, size, kind, self._stream))
 
     def download(self, buffer: Buffer, rows: int) -> None:
-        """Start copying the first `rows` of a buffer from the GPU."""
+        """Start copying the first `rows` rows of a buffer from the GPU to the host."""
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         size = buffer.row_bytes * rows
         call(cudart.cudaMemcpyAsync(buffer.address, buffer.device, size, kind, self._stream))
 
     def place(self, frame: DeviceFrame, buffer: Buffer, row: int) -> None:
-        """Start copying `frame` within the GPU into a row of `buffer`, after what its own stream still has to do."""
+        """Wait for the stream of `frame`, then start copying it, within the GPU, into a row of `buffer`."""
         memory = call(cudart.cudaPointerGetAttributes(frame.pointer))
         kinds = cudart.cudaMemoryType
         if memory.type not in (kinds.cudaMemoryTypeDevice, kinds.cudaMemoryTypeManaged):
@@ -119,29 +120,29 @@ class Stream:
         if frame.stream is not None:
             call(cudart.cudaStreamSynchronize(frame.stream))
         height, width = frame.size_hw
-        to, kind = buffer.device + row * buffer.row_bytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        call(cudart.cudaMemcpy2DAsync(
-            to, width * 3, frame.pointer, frame.pitch, width * 3, height, kind, self._stream,
-        ))  # fmt: skip
+        to, size = buffer.device + row * buffer.row_bytes, (width * 3, height)
+        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        call(cudart.cudaMemcpy2DAsync(to, width * 3, frame.pointer, frame.pitch, *size, kind, self._stream))
 
     def record(self, work: Callable[[], bool]) -> Recording | None:
-        """What `work` queues here, taken down and not run; None where it says False or does what cannot be recorded.
+        """Record what `work` queues on this stream, without running it.
 
-        What `work` raises goes through; the stream can be used as before in any case.
+        Returns None where `work` returns False, or does something that CUDA cannot record. Raises what `work` raises.
+        In any case the stream can be used afterwards.
         """
-        # Only for this thread: otherwise an allocation in any thread of the application would spoil the recording.
+        # Only this thread's calls count: else an allocation in any thread of the application would break the recording.
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call(cudart.cudaStreamBeginCapture(self._stream, mode))
-        done, taken, graph = False, False, None
+        recorded, graph = False, None
         try:
             try:
                 done = work()
-            finally:  # in any case, or the stream stays in recording
+            finally:  # in any case, or the stream would go on recording
                 status, graph = cudart.cudaStreamEndCapture(self._stream)
-                taken = status == cudart.cudaError_t.cudaSuccess
-            return Recording(graph) if taken and done else None
+                recorded = status == cudart.cudaError_t.cudaSuccess
+            return Recording(graph) if recorded and done else None
         finally:
-            if taken:
+            if recorded:
                 call(cudart.cudaGraphDestroy(graph))
 
     def replay(self, recording: Recording) -> None:
@@ -149,7 +150,7 @@ class Stream:
 
 
 class Block:
-    """Memory on the GPU that is current, `size` bytes at `address`, aligned to 256."""
+    """`size` bytes of memory at `address` on the current GPU, aligned to 256 bytes."""
 
     def __init__(self, size: int):
         self.size = size
@@ -158,7 +159,7 @@ class Block:
 
 
 def pinned(size: int) -> NDArray[np.uint8]:
-    """`size` bytes of page-locked memory of the host, which the GPU reads without a copy in between."""
+    """`size` bytes of page-locked host memory: the GPU reads it without a copy in between."""
     address = int(call(cudart.cudaHostAlloc(max(size, 1), cudart.cudaHostAllocPortable)))
     memory = (ctypes.c_uint8 * size).from_address(address)
     release_with(memory, cudart.cudaFreeHost, address)  # every view of the array holds on to `memory`
@@ -166,18 +167,18 @@ def pinned(size: int) -> NDArray[np.uint8]:
 
 
 def is_pinned(array: NDArray[Any]) -> bool:
-    """Whether an array begins in page-locked memory, of whichever library."""
+    """Whether an array begins in page-locked memory, whichever library allocated it."""
     memory = call(cudart.cudaPointerGetAttributes(array.ctypes.data))
     return bool(memory.type == cudart.cudaMemoryType.cudaMemoryTypeHost)
 
 
 class Buffer:
-    """One tensor in page-locked host memory and on the GPU, for as many rows as will ever be needed."""
+    """One tensor on both sides: in page-locked host memory and on the GPU, with rows for the largest batch."""
 
     host: NDArray[Any]
 
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike):
-        """shape: [rows, ...]. On the GPU that is current."""
+        """shape: [rows, ...]. It lies on the current GPU."""
         kind = np.dtype(dtype)
         size = int(np.prod(shape)) * kind.itemsize
         self.row_bytes = size // shape[0]

@@ -1,4 +1,4 @@
-"""The way of a batch to the GPU and back: one stream, and one buffer on either side for each tensor of a graph."""
+"""Copies of a batch to the GPU and back: one stream, and for each tensor of a graph one buffer on either side."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from runtime.backends.cuda.memory import Buffer, Stream, is_pinned
-from runtime.backends.protocol import BackendError, Images, RawOutputs, graph_input, output_names, raw_outputs
-from runtime.backends.timing import Stages
+from runtime.backends.protocol import BackendError, Images, RawOutputs, Stages, graph_input, output_names, raw_outputs
 from runtime.card.card import Card
 
 Tensors = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
@@ -26,26 +25,24 @@ class Staging:
         self._card, self._input = card, input_name
 
     def put(self, images: Images, rows: int) -> None:
-        """Start copying `images` into the graph's input; what comes after them up to `rows` is anything."""
+        """Start copying `images` into the graph's input. The rows after them, up to `rows`, hold anything."""
         count, pixels = len(images), self.buffers[self._input]
         self.stream.use()
         if isinstance(images, np.ndarray):
             if images.flags.c_contiguous and self._card.input == "uint8-nhwc" and is_pinned(images):
-                self.stream.upload(pixels, count, images.ctypes.data)  # rows after them keep what they had
+                self.stream.upload(pixels, count, images.ctypes.data)  # further rows stay as they are
                 return
             pixels.host[:count] = graph_input(self._card, images)
             self.stream.upload(pixels, count)
             return
         if self._card.input != "uint8-nhwc":
-            raise BackendError("frames on a device go in as they are, and this graph takes float32; export it anew "
-                               "without --input float-nchw")  # fmt: skip
+            reason = "frames on a device go in as they are, and this graph takes float32"
+            raise BackendError(f"{reason}; export it anew without --input float-nchw")
         for row, frame in enumerate(images):
             self.stream.place(frame, pixels, row)
 
-    def timed(
-        self, images: Images, rows: int, work: Callable[[], object]
-    ) -> tuple[RawOutputs, dict[str, float]]:  # fmt: skip
-        """`put`, `work` on what lies in the buffers, `take`: each waited for, with its seconds."""
+    def timed(self, images: Images, rows: int, work: Callable[[], object]) -> tuple[RawOutputs, dict[str, float]]:
+        """`put`, `work` on the buffers, `take`, with the seconds of each; it waits for the GPU after each."""
         clock = Stages()
         self.put(images, rows)
         self.stream.wait()
@@ -58,7 +55,7 @@ class Staging:
         return raw, clock.seconds
 
     def take(self, count: int, rows: int) -> RawOutputs:
-        """The outputs of `rows` images, once the stream is through; those of the first `count`, copied."""
+        """Wait for the stream and copy the outputs of `rows` images; returns those of the first `count`."""
         names = output_names(self._card)
         for name in names:
             self.stream.download(self.buffers[name], rows)

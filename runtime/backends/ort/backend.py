@@ -15,6 +15,7 @@ from runtime.backends.device import parse_device
 from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.backends.ort.library import load_onnxruntime, no_cuda_provider
 from runtime.backends.protocol import (
+    OUTPUT_TYPES,
     Backend,
     BackendError,
     Images,
@@ -22,6 +23,7 @@ from runtime.backends.protocol import (
     RawOutputs,
     TimedCall,
     graph_input,
+    input_layout,
     output_names,
     raw_outputs,
 )
@@ -34,10 +36,9 @@ if TYPE_CHECKING:
 onnxruntime = load_onnxruntime()
 _log = logging.getLogger(__name__)
 
-_TYPES = {
-    "num_dets": "tensor(int32)", "boxes": "tensor(float)", "scores": "tensor(float)", "labels": "tensor(int32)",
-    "nms_exact": "tensor(bool)",
-}  # fmt: skip
+TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
+_GPU_BATCH = 32
+"""The largest batch on a GPU, of a graph that takes any."""
 
 
 class OrtBackend(Backend):
@@ -52,43 +53,41 @@ class OrtBackend(Backend):
         if self.card.nms["kind"] == "plugin":
             raise BackendError.at(
                 path,
-                "its NMS is TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime has not; build an engine "
-                "of it, or export with --nms auto, whose one file runs in both",
+                "its NMS is TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime has not; build an engine of it, or "
+                "export with --nms auto, whose one file runs in both",
             )
         if options.check_hashes:
             require_unedited(path, self.card)
         self.name = f"ONNX Runtime {onnxruntime.__version__}"
         self.device, self.why = _resolve(device, options)
-        asked_for = options.cuda_graphs or options.provider != "cuda"  # what there is on a GPU only
-        if asked_for and self.device == "cpu":
+        needs_gpu = options.cuda_graphs or options.provider != "cuda"
+        if needs_gpu and self.device == "cpu":
             raise BackendError.at(path, f"{options} needs a GPU; device {device} is the CPU here ({self.why})")
         session_options = onnxruntime.SessionOptions()
-        session_options.log_severity_level = 3  # errors; they are raised, too
+        session_options.log_severity_level = 3  # errors only, which are also raised
         if threads is not None:
             session_options.intra_op_num_threads = threads
         try:
             self._session = self._open(path, session_options, options)
         except Exception as error:  # onnxruntime's errors have no common base but Exception
             if self.device == "cpu":
-                raise _cannot_load(path, self.device, error) from None
-            if device != "auto" or asked_for:
+                raise
+            if device != "auto" or needs_gpu:
                 raise BackendError.at(path, f"cannot run on {self.device}: {_line(error)}") from None
             _log.warning("%s: cannot run on %s, so it runs on the CPU: %s", path, self.device, _line(error))
             self.device, self.why = "cpu", f"it cannot run on {self.device}: {_line(error)}"
-            try:
-                self._session = self._open(path, session_options, options)
-            except Exception as second:
-                raise _cannot_load(path, self.device, second) from None
+            self._session = self._open(path, session_options, options)
         self.fixed_batch = self._check_graph(path)
-        self.max_batch = self.fixed_batch or self._most()
+        self.max_batch = self.fixed_batch or (16 if self.device == "cpu" else _GPU_BATCH)
         self._bound = self._bind(options) if self.device != "cpu" else None
 
-    def _most(self) -> int:
-        return 16 if self.device == "cpu" else 32
-
     def _open(self, path: str | Path, session_options: Any, options: BackendOptions) -> Any:
+        """A session on `self.device`. Raises `BackendError`, and on a GPU whatever ONNX Runtime raises."""
         if self.device == "cpu":
-            return onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
+            try:
+                return onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
+            except Exception as error:
+                raise BackendError.at(path, f"{self.name} cannot load it on cpu: {_line(error)}") from None
         from runtime.backends.ort.providers import cuda_provider, engine_folder, rtx_settings, tensorrt_provider
 
         _, index = parse_device(self.device)
@@ -96,26 +95,26 @@ class OrtBackend(Backend):
             from runtime.backends.ort.rtx import open_session, plugin
 
             version = f"{onnxruntime.__version__}-rtx-{plugin().__version__}"
-            folder = engine_folder(path, self.card, options, self._most(), version)
-            settings = rtx_settings(self.card, "images", self._most(), folder, options.cuda_graphs)
+            folder = engine_folder(path, self.card, options, _GPU_BATCH, version)
+            settings = rtx_settings(self.card, "images", _GPU_BATCH, folder, options.cuda_graphs)
             return open_session(path, session_options, index, settings)
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA libraries that pip installed
         providers: list[Any] = [cuda_provider(index, self.card.batch, options.cuda_graphs), "CPUExecutionProvider"]
         if options.provider == "tensorrt":
-            folder = engine_folder(path, self.card, options, self._most(), onnxruntime.__version__)
-            providers.insert(0, tensorrt_provider(index, self.card, "images", self._most(), folder))
-        # ONNX Runtime would print a line and go on with the CPU where a provider fails, at the start or in any run.
+            folder = engine_folder(path, self.card, options, _GPU_BATCH, onnxruntime.__version__)
+            providers.insert(0, tensorrt_provider(index, self.card, "images", _GPU_BATCH, folder))
+        # No fallback: where a provider fails, ONNX Runtime would print a line and go on with the CPU.
         session = onnxruntime.InferenceSession(str(path), session_options, providers=providers, enable_fallback=0)
         session.disable_fallback()
-        # A provider that fails to load is left out with no more than a log line.
-        wanted = providers[0][0]
-        if wanted not in session.get_providers():
-            raise BackendError(f"onnxruntime's {wanted} did not load (its CUDA, cuDNN or TensorRT libraries missing?)")
+        # ONNX Runtime leaves out a provider that fails to load, and only logs it.
+        first = providers[0][0]
+        if first not in session.get_providers():
+            raise BackendError(f"onnxruntime's {first} did not load (its CUDA, cuDNN or TensorRT libraries missing?)")
         return session
 
     def _bind(self, options: BackendOptions) -> BoundSession | None:
-        """Buffers on the GPU; None where they cannot be had, and every run copies as it goes."""
+        """Buffers on the GPU; None where there can be none, and ONNX Runtime copies in every run."""
         try:
             from runtime.backends.ort.cuda import BoundSession
 
@@ -131,19 +130,17 @@ class OrtBackend(Backend):
     def _check_graph(self, path: str | Path) -> int | None:
         """The fixed batch size or None. Raises `CardError` where the graph is not what its card says."""
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        height, width = self.card.frame_hw
-        if self.card.input == "uint8-nhwc":
-            kind, shape, written = "tensor(uint8)", [height, width, 3], f"uint8 [B, {height}, {width}, 3]"
-        else:
-            kind, shape, written = "tensor(float)", [3, height, width], f"float32 [B, 3, {height}, {width}]"
-        if len(inputs) != 1 or inputs[0].type != kind or list(inputs[0].shape[1:]) != shape:
+        shape, dtype = input_layout(self.card)
+        if len(inputs) != 1 or TYPES.get(inputs[0].type) is not dtype or tuple(inputs[0].shape[1:]) != shape:
+            expected = f"{np.dtype(dtype)} [B, {', '.join(map(str, shape))}]"
             got = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise CardError.at(path, f"expected one input, {written}, as its card says; got {got}")
-        expected = {name: _TYPES[name] for name in output_names(self.card)}
-        if {o.name: o.type for o in outputs} != expected:
+            raise CardError.at(path, f"expected one input, {expected}, as its card says; got {got}")
+        type_names = {dtype: name for name, dtype in TYPES.items()}
+        output_types = {name: type_names[OUTPUT_TYPES[name]] for name in output_names(self.card)}
+        if {o.name: o.type for o in outputs} != output_types:
+            expected = ", ".join(f"{name} {type_name}" for name, type_name in output_types.items())
             got = ", ".join(f"{o.name} {o.type}" for o in outputs)
-            wanted = ", ".join(f"{name} {kind}" for name, kind in expected.items())
-            raise CardError.at(path, f"expected the outputs {wanted}; got {got}")
+            raise CardError.at(path, f"expected the outputs {expected}; got {got}")
         self._input = inputs[0].name
         batch = inputs[0].shape[0]
         fixed = batch if isinstance(batch, int) else None
@@ -176,25 +173,25 @@ class OrtBackend(Backend):
         return super().host_memory(size) if self._bound is None else self._bound.host_memory(size)
 
     def context(self) -> OrtBackend:
-        """The same session, which may be called from several threads; on a GPU with buffers of its own."""
+        """The same session, which several threads may call; on a GPU with buffers of its own."""
         if self._bound is None:
             return self
-        other = copy.copy(self)
-        other._bound = self._bound.another()
-        return other
+        context = copy.copy(self)
+        context._bound = self._bound.another()
+        return context
 
 
 def _resolve(device: str, options: BackendOptions) -> tuple[str, str]:
-    """'cpu' or 'cuda:N', and why. Raises `BackendError` when CUDA is asked for and not there."""
+    """'cpu' or 'cuda:N', and why. Raises `BackendError` for a CUDA device that is not here."""
     if device == "cpu":
         return "cpu", "as asked"
-    if options.provider == "rtx":  # which an onnxruntime for the CPU loads, too
+    if options.provider == "rtx":  # also an onnxruntime for the CPU loads it
         from runtime.backends.ort.rtx import find_device
 
         return find_device(device)
     provided = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     _, index = parse_device(device)
-    count = cuda_device_count() if provided else 0  # the provider is listed on machines without a GPU, too
+    count = cuda_device_count() if provided else 0  # the provider is also listed on machines without a GPU
     if index < count:
         return f"cuda:{index}", f"the first of {count} CUDA devices" if device == "auto" else "as asked"
     if device == "auto":
@@ -204,12 +201,8 @@ def _resolve(device: str, options: BackendOptions) -> tuple[str, str]:
     raise BackendError(f"device {device}: CUDA finds {count} devices here; use cpu, or check nvidia-smi", key="device")
 
 
-def _cannot_load(path: str | Path, device: str, error: Exception) -> BackendError:
-    return BackendError.at(path, f"ONNX Runtime {onnxruntime.__version__} cannot load it on {device}: {_line(error)}")
-
-
 def _out_of_memory(error: Exception) -> bool:
-    """ONNX Runtime has no error of its own for it; the arena's, CUDA's and cuBLAS's words tell."""
+    """By the words of its arena, CUDA or cuBLAS: ONNX Runtime has no exception of its own for it."""
     text = str(error)
     return any(words in text for words in ("Failed to allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
 

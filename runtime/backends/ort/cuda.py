@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CUDA device, in buffers that it knows beforehand."""
+"""ONNX Runtime on a CUDA device, with inputs and outputs in buffers that we allocate."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from numpy.typing import NDArray
 from runtime.backends.cuda.batch_sizes import bucket_of
 from runtime.backends.cuda.memory import Stream, pinned
 from runtime.backends.cuda.staging import Staging, Tensors
+from runtime.backends.ort.backend import TYPES
 from runtime.backends.protocol import BackendError, Images, RawOutputs
 from runtime.card.card import Card
-
-TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
 
 class BoundSession:
     """A session whose input and outputs lie in buffers of its own on the GPU (IOBinding), for one thread at a time.
 
-    Page-locked host memory, and a stream of its own for the copies; the graph runs on a stream of the provider, so
-    that several of these on one session run beside each other. With `cuda_graphs` the provider records the graph for
-    each size of batch, at fixed addresses: sizes between are padded, and buffers that a recording knows are kept.
+    It has page-locked host memory and a stream for its copies; the graph runs on a stream of the provider, so that
+    several `BoundSession`s of one session run side by side. With `cuda_graphs` the provider records the graph for each
+    batch size, at fixed addresses: sizes between are padded, and buffers that a recording uses are kept.
+
+    graph_id: the name of the provider's setting for the number of a recording.
     """
 
     def __init__(self, session: Any, card: Card, index: int, fixed_batch: int | None, cuda_graphs: bool, graph_id: str):
         self._session, self._card, self._index = session, card, index
         self._fixed, self._cuda_graphs = fixed_batch, cuda_graphs
-        self._graph_id = graph_id  # what the provider calls the number of a recording
+        self._graph_id = graph_id
         self._input = session.get_inputs()[0].name
         self._tensors = bound_tensors(session)
         self._stream = Stream(index)
@@ -46,7 +47,7 @@ class BoundSession:
         rows = self._fixed or (bucket_of(count) if self._cuda_graphs else max(1, count))
         with self._lock:
             binding, staging, options = self._bindings.get(rows) or self._bind(rows)
-            # Waited for in any case: the provider's stream does not know ours, and a run returns when it is through.
+            # It waits in any case: the provider's stream does not know ours, and a run returns when its work is done.
             return staging.timed(images, rows, lambda: self._session.run_with_iobinding(binding, options))
 
     def host_memory(self, size: int) -> NDArray[np.uint8]:
@@ -55,15 +56,15 @@ class BoundSession:
         return pinned(size)
 
     def another(self) -> BoundSession:
-        """The same session on other buffers. Raises `BackendError` with CUDA graphs."""
-        if self._cuda_graphs:  # recordings share the session's scratch memory
+        """The same session with other buffers. Raises `BackendError` with CUDA graphs."""
+        if self._cuda_graphs:  # all recordings use the session's one scratch memory
             raise BackendError("ONNX Runtime replays CUDA graphs in one thread at a time: expected workers=1")
         return BoundSession(self._session, self._card, self._index, self._fixed, False, self._graph_id)
 
     def _bind(self, rows: int) -> tuple[Any, Staging, Any]:
         if self._staging is None or self._staging.rows < rows:
             if not self._cuda_graphs:
-                self._bindings.clear()  # and with them the memory of the smaller buffers
+                self._bindings.clear()  # which frees the smaller buffers
             self._staging = Staging(self._stream, self._card, self._input, self._tensors, rows)
         binding = self._session.io_binding()
         for name, buffer in self._staging.buffers.items():
@@ -78,7 +79,7 @@ class BoundSession:
 
 
 def bound_tensors(session: Any) -> Tensors:
-    """Shape without the batch and type of every tensor. Raises `BackendError` for one whose shape is not known."""
+    """Shape without the batch, and type, of every tensor. Raises `BackendError` for one without a fixed shape."""
     tensors = {}
     for tensor in (*session.get_inputs(), *session.get_outputs()):
         shape = tuple(tensor.shape[1:])

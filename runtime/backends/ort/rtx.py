@@ -1,4 +1,4 @@
-"""ONNX Runtime's TensorRT for RTX provider: a plugin, in a package of its own, that onnxruntime loads when asked to."""
+"""ONNX Runtime's TensorRT for RTX provider: a plugin in a package of its own, which onnxruntime loads on request."""
 
 from __future__ import annotations
 
@@ -17,53 +17,50 @@ from runtime.backends.protocol import BackendError
 
 _log = logging.getLogger(__name__)
 
-_OLDEST = (1, 25)  # the first whose "cuda" means NVIDIA's memory without a CUDA provider built in: IOBinding needs it
+_OLDEST = (1, 25)  # IOBinding needs the device "cuda", which older builds without the CUDA provider do not know
 
 _lock = threading.Lock()
 _registered: set[str] = set()
 
 
 def plugin() -> ModuleType:
-    """The plugin's package. Its library is registered with onnxruntime at the first call in a process.
+    """The plugin's package. The first call in a process registers its library with onnxruntime.
 
-    Raises `BackendError` where onnxruntime is too old, the package is missing or its library does not load.
+    Raises `BackendError` where onnxruntime is too old, the package is missing, or its library does not load.
     """
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < _OLDEST or not hasattr(onnxruntime, "register_execution_provider_library"):
-        raise BackendError(
-            f'provider="rtx": onnxruntime {onnxruntime.__version__} is too old for it: expected 1.25 or later '
-            "(pip install -U onnxruntime, with Python 3.11 or later)",
-            key="provider",
-        )
+        reason = f"onnxruntime {onnxruntime.__version__} is too old for it: expected 1.25 or later"
+        raise _refusal(f": {reason} (pip install -U onnxruntime, with Python 3.11 or later)")
     try:
         import onnxruntime_ep_nv_tensorrt_rtx as package
     except ImportError as error:
-        raise BackendError(
-            f"provider=\"rtx\" needs its plugin: pip install 'isodet[rtx-ep]' ({error})", key="provider"
-        ) from error
+        raise _refusal(f" needs its plugin: pip install 'isodet[rtx-ep]' ({error})") from error
     with _lock:
         name = package.get_ep_name()
         if name not in _registered:
             try:
                 _register(name, Path(package.get_library_path()))
             except Exception as error:  # onnxruntime's errors have no common base but Exception
-                raise BackendError(
-                    f'provider="rtx": its library does not load: {_line(error)} (libcuda and libnvidia-ml come with '
-                    "NVIDIA's driver, the rest with the package)",
-                    key="provider",
-                ) from error
+                reason = " ".join(str(error).split())
+                advice = "libcuda and libnvidia-ml come with NVIDIA's driver, the rest with the package"
+                raise _refusal(f": its library does not load: {reason} ({advice})") from error
             _registered.add(name)
     return package
 
 
+def _refusal(reason: str) -> BackendError:
+    return BackendError(f'provider="rtx"{reason}', key="provider")
+
+
 def _register(name: str, library: Path) -> None:
-    # Version 0.5.0 brings a CUDA runtime, but nothing makes the loader look for it there.
+    # Version 0.5.0 brings a CUDA runtime, but the loader would not look for it there.
     for cudart in sorted(library.parent.glob("libcudart.so.*")):
         ctypes.CDLL(str(cudart))
     try:
         onnxruntime.register_execution_provider_library(name, str(library))
     except Exception as error:
-        if "already registered" not in str(error):  # by the program that we run in: as good as by us
+        if "already registered" not in str(error):  # by the program that we run in, which is as good
             raise
 
 
@@ -72,16 +69,16 @@ def find_device(device: str) -> tuple[str, str]:
     devices = _devices()
     index = min(devices) if device == "auto" else parse_device(device)[1]
     if index not in devices:
-        others = ", ".join(f"cuda:{other}" for other in sorted(devices))
-        raise BackendError(f'device {device}: provider="rtx" has {others} here', key="device")
+        names = ", ".join(f"cuda:{number}" for number in sorted(devices))
+        raise BackendError(f'device {device}: provider="rtx" has {names} here', key="device")
     why = f"the first of {len(devices)} devices of {plugin().get_ep_name()}" if device == "auto" else "as asked"
     return f"cuda:{index}", why
 
 
 def open_session(path: str | Path, session_options: Any, index: int, settings: dict[str, str]) -> Any:
-    """A session of this provider alone. What it leaves of the graph runs on the CPU, and a warning says what that is.
+    """A session of this provider. A warning names the nodes that it does not take, which run on the CPU.
 
-    Raises `BackendError` where it leaves everything, and what ONNX Runtime raises.
+    Raises `BackendError` where it takes no node at all, and what ONNX Runtime raises.
     """
     name = plugin().get_ep_name()
     session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -103,22 +100,20 @@ def open_session(path: str | Path, session_options: Any, index: int, settings: d
 
 
 def _devices() -> dict[int, Any]:
-    """Its devices by their CUDA index. Raises `BackendError`, in the provider's own words, where there are none."""
+    """The provider's devices by CUDA index. Raises `BackendError` with the provider's reason where it has none."""
     name = plugin().get_ep_name()
     memory = onnxruntime.OrtDeviceMemoryType.DEFAULT
-    # The device is chosen by this object: an option device_id, which other providers have, is an error here.
+    # This object chooses the device: the option device_id of other providers is an error here.
     devices = {d.memory_info(memory).device_id: d for d in onnxruntime.get_ep_devices() if d.ep_name == name}
     if not devices:
-        raise BackendError(
-            f'provider="rtx": no device: {_why_none(name)}; provider="cuda" runs on NVIDIA GPUs that this one does not',
-            key="provider",
-        )
+        advice = 'provider="cuda" runs on NVIDIA GPUs that this one does not'
+        raise _refusal(f": no device: {_why_none(name)}; {advice}")
     return devices
 
 
 def _why_none(name: str) -> str:
-    """What the provider says about each GPU here."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state  # no public name leads to these two
+    """The provider's reasons against the GPUs of this machine."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # there is no public name for its two functions
 
     if not hasattr(state, "get_hardware_devices"):
         return f"onnxruntime {onnxruntime.__version__} lists none, and cannot say why (check nvidia-smi)"
@@ -126,7 +121,3 @@ def _why_none(name: str) -> str:
     gpus = [gpu for gpu in state.get_hardware_devices() if gpu.type.name == "GPU"]
     notes = dict.fromkeys(ask(name, gpu).get("notes") or "the provider gives no reason" for gpu in gpus)
     return "; ".join(notes).rstrip(".") or "onnxruntime finds no GPU in this machine (check nvidia-smi)"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

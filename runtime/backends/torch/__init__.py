@@ -1,1 +1,1 @@
-"""PyTorch: checkpoints run as they are."""
+"""PyTorch: checkpoints without an export."""

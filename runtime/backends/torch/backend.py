@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from isodet.rooms import find_rooms
 from runtime.backends.device import parse_device
 from runtime.backends.options import DEFAULT, BackendOptions
-from runtime.backends.protocol import Backend, BackendError, Images, OutOfMemory, RawOutputs, TimedCall
-from runtime.backends.timing import Stages
+from runtime.backends.protocol import Backend, BackendError, Images, OutOfMemory, RawOutputs, Stages, TimedCall
 from runtime.card.card import Card
 from runtime.images.device_frames import LEGACY_STREAM, DeviceFrame
 from runtime.images.image import FixedSize
@@ -39,9 +38,9 @@ class TorchBackend(Backend):
     """A module `model(images uint8 [B, H, W, 3]) -> (num_dets, boxes, scores, labels)`, as
     `models.deploy.graph.Deploy`.
 
-    The module is moved to `device` and put into eval mode at every call, and stays so: a training loop
-    that shares its layers calls `.train()` before it goes on. With `cuda_graphs` it is called for the first batch of a
-    size only, and its weights must stay where they are. See `runtime.backends.protocol.Backend`.
+    The module moves to `device`, and every call puts it into eval mode, where it stays: a training loop that shares its
+    layers must call `.train()` before it goes on. With `cuda_graphs` only the first batch of a size calls the module,
+    and its weights must stay where they are in memory. See `runtime.backends.protocol.Backend`.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class TorchBackend(Backend):
         self._records = options.cuda_graphs
         if options.cuda_graphs:
             self._check_graphs()
-            self._own_queue()
+            self._make_stream()
         self.fixed_batch: int | None = None
         self.max_batch = 16 if self._device.type == "cpu" else 32
         self._process = os.getpid()
@@ -71,13 +70,13 @@ class TorchBackend(Backend):
     def load(
         cls, path: str | Path, device: str = "auto", threads: int | None = None, options: BackendOptions = DEFAULT
     ) -> TorchBackend:
-        """The checkpoint at `path`. `threads` sets PyTorch's CPU threads, which are those of the process.
+        """The checkpoint at `path`. `threads` sets PyTorch's CPU threads, for the whole process.
 
         Raises `CardError` or `models.checkpoint.CheckpointError` for a file that cannot be used.
         """
         options.check("checkpoint", path)
         find_rooms("models")
-        from models.checkpoint import load_detector  # here and below only: the networks are not the runtime's
+        from models.checkpoint import load_detector  # the runtime imports networks only here and below
 
         model, card = load_detector(path, options.check_hashes)
         if threads is not None:
@@ -85,14 +84,10 @@ class TorchBackend(Backend):
         return cls(model, Card.from_json(card, path, options.check_hashes), device, options)
 
     def __call__(self, images: Images) -> RawOutputs:
-        self._forked()
-        return self._batch(images, lambda stage: None)
-
-    def _forked(self) -> None:
-        """In a process that was forked PyTorch's threads stayed behind, and it would wait for them for ever."""
-        if os.getpid() != self._process:
+        if os.getpid() != self._process:  # a fork has none of PyTorch's threads, and would wait for them for ever
             torch.set_num_threads(1)
             self._process = os.getpid()
+        return self._batch(images, lambda stage: None)
 
     @property
     def timed(self) -> TimedCall | None:
@@ -100,7 +95,7 @@ class TorchBackend(Backend):
 
     def _timed(self, images: Images) -> tuple[RawOutputs, dict[str, float]]:
         def lap(stage: str) -> None:
-            # The stream, not the device: that cannot be waited for while another thread records.
+            # Wait for the stream: waiting for the whole device is not allowed while another thread records.
             torch.cuda.current_stream(self._device).synchronize()
             clock.lap(stage)
 
@@ -109,33 +104,40 @@ class TorchBackend(Backend):
 
     @torch.no_grad()  # not inference_mode: tensors that a model caches on the way may go on into training
     def _batch(self, images: Images, lap: Callable[[str], None]) -> RawOutputs:
-        """A call. `lap` is told when each stage has been started, on the stream that it runs on."""
+        """The outputs for `images`. `lap(stage)` is called after a stage was started, with its stream current.
+
+        The GPU's work goes to the stream of this context, or where it has none, to the thread's current one.
+        """
         graphs = self._graphs
+        stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         try:
-            with nullcontext() if graphs is None else graphs.turn, self._queue():
+            with nullcontext() if graphs is None else graphs.turn, stream:
                 if graphs is None:
-                    sent = self._tensor(images)
+                    batch = self._tensor(images)
                     lap("host to device")
-                    found = self._run(sent)
+                    outputs = self._run(batch)
                 else:
                     recorded = graphs.of(len(images), self._run)
                     self._fill(recorded.images, images)
                     lap("host to device")
-                    found = recorded.replay(len(images))
+                    outputs = recorded.replay(len(images))
                 lap("engine")
-                raw = _on_host(found)
+                raw = _on_host(outputs)
                 lap("device to host")
                 return raw
         except torch.OutOfMemoryError as error:
             with RECORDING:
-                torch.cuda.empty_cache()  # the blocks kept for the larger batch are in the way of a smaller one
+                torch.cuda.empty_cache()  # cached blocks of the larger batch would leave no room for a smaller one
             raise OutOfMemory(f"{self.name} failed on a batch of {len(images)}: {error}") from error
 
     def _run(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
         self.model.eval()
-        with self._precision():
-            found: Sequence[torch.Tensor] = (self.model if self._compiled is None else self._compiled)(images)
-        return found
+        # On a GPU, autocast must not cache cast weights, because the cache serves all threads: another stream could
+        # read a weight before it is written, and a recording would leave one that only its replay writes.
+        device, dtype = self._device.type, self._dtype
+        with nullcontext() if dtype is None else torch.autocast(device, dtype, cache_enabled=device == "cpu"):
+            outputs: Sequence[torch.Tensor] = (self.model if self._compiled is None else self._compiled)(images)
+        return outputs
 
     @property
     def takes_device_frames(self) -> bool:
@@ -146,79 +148,65 @@ class TorchBackend(Backend):
             return super().host_memory(size)
         try:
             return np.asarray(torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy(), np.uint8)
-        except RuntimeError as error:  # PyTorch has no error of its own for it
+        except RuntimeError as error:  # PyTorch has no exception of its own for it
             raise OutOfMemory(f"{self.name}: no {size} bytes of page-locked memory: {error}") from error
 
     def context(self) -> TorchBackend:
-        """Itself on the CPU: a module in eval mode may be called from several threads. On a GPU the same module with a
-        stream of its own. Raises `BackendError` for a compiled one, whose compiler is one for all threads.
+        """On the CPU this backend itself: several threads may call a module in eval mode. On a GPU the same module with
+        a stream of its own. Raises `BackendError` for a compiled module, as all threads share its compiler.
         """
         if self._compiled is not None:
             raise BackendError(f"{self.name} with compile runs one call at a time: expected workers=1")
         if self._device.type == "cpu":
             return self
-        other = copy.copy(self)
-        other._own_queue()
-        return other
+        context = copy.copy(self)
+        context._make_stream()
+        return context
 
-    def _own_queue(self) -> None:
-        """Go on with a stream of its own, and with recordings of its own where there are any."""
+    def _make_stream(self) -> None:
+        """Make a stream for this context, and with `cuda_graphs` its recordings."""
         self._stream = torch.cuda.Stream(self._device)
-        # Once, behind what was started before, as weights that were just loaded: waiting in every call would put it
-        # behind the other workers' batches.
+        # Wait once for earlier work, such as loading the weights. Waiting in every call would put each batch behind
+        # those of the other workers.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         if self._records:
             self._graphs = RecordedModule(self.name, self.card.frame_hw, self._device, self._stream)
 
     def _check_graphs(self) -> None:
-        """Raise `BackendError` where there can be no recordings."""
+        """Raise `BackendError` where CUDA graphs cannot be used."""
         if self._device.type == "cpu":
             raise BackendError.of("cuda_graphs", f"needs a GPU; the device is the CPU here ({self.why})")
         if not isinstance(self.card.resize_rule(), FixedSize):
-            raise BackendError.of(
-                "cuda_graphs",
-                "this model takes each picture in a size of its own (short-side rule), and a recording "
-                "is of one; export it, which gives it one size",
-            )
+            reason = "this model takes each picture in a size of its own (short-side rule), and a recording is of one"
+            raise BackendError.of("cuda_graphs", f"{reason}; export it, which gives it one size")
 
     def _tensor(self, images: Images) -> torch.Tensor:
         if isinstance(images, np.ndarray):
             return torch.from_numpy(images).to(self._device)
-        return torch.stack(self._there(images))
+        return torch.stack(self._frame_tensors(images))
 
-    def _there(self, frames: Sequence[DeviceFrame]) -> list[torch.Tensor]:
-        """Frames of this GPU as tensors uint8 [H, W, 3] on their memory, once that is ready."""
+    def _frame_tensors(self, frames: Sequence[DeviceFrame]) -> list[torch.Tensor]:
+        """Frames of this GPU as tensors uint8 [H, W, 3] on the same memory. It waits for the frames' streams."""
         wait_for({frame.stream for frame in frames if frame.stream is not None}, self._device)
         return [torch.as_tensor(frame, device=self._device) for frame in frames]
 
     def _fill(self, rows: torch.Tensor, images: Images) -> None:
-        """Start copying `images` into the first of `rows` (uint8 [R, H, W, 3]); those after them keep what they had."""
+        """Start copying `images` into the first of `rows` (uint8 [R, H, W, 3]); further rows stay as they are."""
         size = (*self.card.frame_hw, 3)
         shapes = {images.shape[1:]} if isinstance(images, np.ndarray) else {frame.shape for frame in images}
-        if shapes - {size}:  # or a row of pixels would be spread over the picture in silence
+        if shapes - {size}:  # else PyTorch would silently broadcast a row of pixels over the picture
             raise BackendError(f"{self.name}: expected images {list(size)}, got {list(max(shapes - {size}))}")
         if isinstance(images, np.ndarray):
             rows[: len(images)].copy_(torch.from_numpy(images))
             return
-        for row, frame in zip(rows, self._there(images), strict=False):
+        for row, frame in zip(rows, self._frame_tensors(images), strict=False):
             row.copy_(frame)
-
-    def _queue(self) -> AbstractContextManager[Any]:
-        """Where the GPU's work goes: the thread's current stream, or that of this context."""
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self._dtype is None:
-            return nullcontext()
-        # Weights that were cast are kept for all threads: on a GPU another stream could read them before they are
-        # written, and a recording would hand out some that only its replay writes.
-        return torch.autocast(self._device.type, self._dtype, cache_enabled=self._device.type == "cpu")
 
 
 def wait_for(streams: Iterable[int], device: torch.device) -> None:
-    """Return when these CUDA streams, by handle, are through."""
+    """Wait for these CUDA streams, given by their handles."""
     for stream in streams:
-        if stream == LEGACY_STREAM:  # a name, which PyTorch would take for an address
+        if stream == LEGACY_STREAM:  # a reserved number, which PyTorch would take for an address
             torch.cuda.default_stream(device).synchronize()
         else:
             torch.cuda.ExternalStream(stream, device).synchronize()
@@ -235,10 +223,8 @@ def _on_host(outputs: Sequence[torch.Tensor]) -> RawOutputs:
 
 
 def _cannot_compile(reason: str) -> BackendError:
-    return BackendError.of(
-        "compile",
-        f"torch.compile cannot work here; load the model without it (BackendOptions(compile=False)). It said: {reason}",
-    )
+    advice = "load the model without it (BackendOptions(compile=False))"
+    return BackendError.of("compile", f"torch.compile cannot work here; {advice}. It said: {reason}")
 
 
 def read_checkpoint_card(path: str | Path, check_hashes: bool = True) -> Card:
@@ -250,7 +236,7 @@ def read_checkpoint_card(path: str | Path, check_hashes: bool = True) -> Card:
 
 
 def _resolve(device: str) -> tuple[torch.device, str]:
-    """The device, and why. Raises `BackendError` when CUDA is asked for and not there."""
+    """The device, and why. Raises `BackendError` for a CUDA device that is not here."""
     kind, index = parse_device(device)
     if kind == "auto":
         if torch.cuda.is_available():

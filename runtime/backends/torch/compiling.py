@@ -1,4 +1,4 @@
-"""torch.compile, whose failures are told in one place."""
+"""torch.compile, with its failures as errors of ours."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ T = TypeVar("T")
 def compiled(network: Callable[[torch.Tensor], T], refused: Callable[[str], Exception]) -> Callable[[torch.Tensor], T]:
     """`network` through torch.compile.
 
-    Raises what `refused` makes of the reason where no compiler works: at once on a Python or a system that PyTorch does
-    not support, else with the first images, which compile. An error of the network itself stays as it is.
+    Where torch.compile does not work, raises `refused(reason)`: at once on a Python or a system that PyTorch does not
+    support, otherwise with the first images, which start the compiler. Errors of the network itself stay as they are.
     """
     try:
         compiled_network: Callable[[torch.Tensor], T] = torch.compile(network)

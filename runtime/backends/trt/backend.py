@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class TrtBackend(Backend):
     """An engine on a CUDA device. See `runtime.backends.protocol.Backend`.
 
-    Calls from several threads take turns; `context()` is for a thread that shall not wait. An engine is machine code;
-    load those that you or somebody you trust built.
+    Calls from several threads take turns; a thread that should not wait uses its own `context()`. An engine is machine
+    code: load only those that you, or somebody you trust, built.
     """
 
     def __init__(self, path: str | Path, device: str = "auto", options: BackendOptions = DEFAULT) -> None:
@@ -37,27 +37,26 @@ class TrtBackend(Backend):
         index = _device_index(path, device, self.card)
         self.why = "engines run on NVIDIA GPUs only" if device == "auto" else "as asked"
         library = load_library(self.card.engine["flavour"])
-        from runtime.backends.cuda.memory import gpu, use  # cuda-python is asked for only where it can do something
+        from runtime.backends.cuda.memory import gpu, use  # late: it needs cuda-python
+        from runtime.backends.trt.context import EngineContext, tensors_of
 
-        found = gpu(index)
-        check_platform(path, self.card, library, found.sm, found.name)
+        device_gpu = gpu(index)
+        check_platform(path, self.card, library, device_gpu.sm, device_gpu.name)
         self.name, self.device = library.name, f"cuda:{index}"
         self.max_batch: int = self.card.engine["profile"][2]
         self.fixed_batch: int | None = self.max_batch if self.card.engine["profile"][0] == self.max_batch else None
         self._messages = Messages()
         self._logger = collecting_logger(library, self._messages)
-        use(index)  # an engine is loaded to the GPU that is current
+        use(index)  # an engine is loaded onto the current GPU
         engine = self._load(path, library)
-        from runtime.backends.trt.context import EngineContext, tensors_of
-
-        tensors_of(library, engine, self.card, path)
-        self._makes_context = lambda: EngineContext(
-            library, engine, self.card, index, self._messages, options.cuda_graphs
+        tensors = tensors_of(path, library, engine, self.card)
+        self._make_context = lambda: EngineContext(
+            library, engine, self.card, tensors, index, self._messages, options.cuda_graphs
         )
         try:
-            self._context = self._makes_context()
+            self._context = self._make_context()
         except BackendError as error:
-            raise type(error)(f"{path}: on {found.name}: {error}", path=path) from None
+            raise type(error)(f"{path}: on {device_gpu.name}: {error}", path=path) from None
 
     def __call__(self, images: Images) -> RawOutputs:
         if len(images) > self.max_batch:
@@ -77,16 +76,16 @@ class TrtBackend(Backend):
 
     def context(self) -> TrtBackend:
         """The same engine with a stream, scratch memory and buffers of its own."""
-        other = copy.copy(self)
-        other._context = self._makes_context()
-        return other
+        context = copy.copy(self)
+        context._context = self._make_context()
+        return context
 
     def layers(self) -> str:
-        """What the engine consists of, as the JSON of the library's inspector, for the batch it was tuned for."""
+        """The engine's layers as JSON of the library's inspector, for the batch size that the engine was tuned for."""
         return self._context.layers()
 
     def _load(self, path: Path, library: Library) -> Any:
-        """The engine, which its library may still refuse."""
+        """The engine. Raises `BackendError` where the library refuses it."""
         trt = library.trt
         load_plugins(library, self._logger)
         self._runtime: tensorrt.Runtime = trt.Runtime(self._logger)
@@ -99,7 +98,7 @@ class TrtBackend(Backend):
 
 
 def check_platform(path: Path, card: Card, library: Library, sm: int, gpu: str) -> None:
-    """Raise `BackendError` where the engine was built for another library, GPU or system than what is here."""
+    """Raise `BackendError` where the engine was built for another library, GPU or system than this one."""
     built = card.engine
     here, there = library.version.split(".")[:3], str(built["version"]).split(".")[:3]
     newer = built["version_compatible"] and here[0] == there[0] and [int(n) for n in here] >= [int(n) for n in there]
@@ -128,11 +127,8 @@ def _device_index(path: Path, device: str, card: Card) -> int:
         raise BackendError.at(path, "an engine runs on an NVIDIA GPU only; give the ONNX file for device cpu")
     count = cuda_device_count()
     if count == 0:
-        raise BackendError.at(
-            path,
-            f"built for {built_for(card)}, and there is no CUDA device here (check nvidia-smi); the ONNX file "
-            "that it was built from runs on a CPU",
-        )
+        reason = f"built for {built_for(card)}, and there is no CUDA device here (check nvidia-smi)"
+        raise BackendError.at(path, f"{reason}; the ONNX file that it was built from runs on a CPU")
     if index >= count:
         raise BackendError(f"device {device}: CUDA finds {count} devices here; check nvidia-smi", key="device")
     return index

@@ -1,4 +1,4 @@
-"""What one thread runs an engine with: execution contexts, buffers, recordings of the GPU's work (CUDA graphs)."""
+"""How one thread runs an engine: execution contexts, buffers, recordings of the GPU's work (CUDA graphs)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from runtime.backends.cuda.batch_sizes import bucket_of
 from runtime.backends.cuda.memory import Block, Recording, Stream, pinned
 from runtime.backends.cuda.staging import Staging, Tensors
-from runtime.backends.protocol import BackendError, Images, OutOfMemory, RawOutputs, output_names
+from runtime.backends.protocol import (
+    OUTPUT_TYPES,
+    BackendError,
+    Images,
+    OutOfMemory,
+    RawOutputs,
+    input_layout,
+    output_names,
+)
 from runtime.backends.trt.library import Library, Messages
 from runtime.card.card import Card, CardError
 
@@ -23,35 +31,34 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 INPUT = "images"
-TYPES = {
-    "num_dets": np.int32, "boxes": np.float32, "scores": np.float32, "labels": np.int32, "nms_exact": np.bool_,
-}  # fmt: skip
 
 
 class EngineContext:
     """A stream, buffers for the largest batch, and execution contexts on one engine; calls take turns.
 
-    With `cuda_graphs` TensorRT gets an execution context for each size of batch: a recording is of one size, and a
-    context that has changed since makes it undefined. Their scratch memory is one block, since they take turns.
-    TensorRT-RTX records by itself, whatever the size.
+    With CUDA `graphs` TensorRT gets an execution context for each batch size: a recording is of one size, and may not
+    be replayed after its context was changed. These contexts take turns, so they share one block of scratch memory.
+    TensorRT-RTX records by itself, for all sizes.
     """
 
-    def __init__(self, library: Library, engine: Any, card: Card, index: int, messages: Messages, cuda_graphs: bool):
-        self._library, self._card, self._messages = library, card, messages
+    def __init__(
+        self, library: Library, engine: Any, card: Card, tensors: Tensors, index: int, messages: Messages, graphs: bool
+    ):
+        self._library, self._messages, self._cuda_graphs = library, messages, graphs
         self._engine: tensorrt.ICudaEngine = engine
-        self._least, _, self._most = card.engine["profile"]
-        self._records = cuda_graphs and library.flavour != "rtx"
+        self._least, self._tuned, self._most = card.engine["profile"]  # batch sizes
+        self._records = graphs and library.flavour != "rtx"
         self._lock = threading.Lock()
         self._stream = Stream(index)
-        self._staging = Staging(self._stream, card, INPUT, tensors_of(library, engine, card), self._most)
+        self._staging = Staging(self._stream, card, INPUT, tensors, self._most)
         self._block = Block(self._engine.device_memory_size_v2) if self._records else None
-        self._contexts: dict[int, Any] = {}
+        self._contexts: dict[int, Any] = {}  # by batch size; without recordings one, under 0
         self._recordings: dict[int, Recording | None] = {}
         if not self._records:
-            self._one: Any = self._make(cuda_graphs)
+            self._context(0)  # at once, so that a lack of memory shows here
 
     def __call__(self, images: Images) -> RawOutputs:
-        """Raises `OutOfMemory`, or `BackendError` with what the library says."""
+        """Raises `OutOfMemory`, or `BackendError` with the library's message."""
         count = len(images)
         rows = self._rows(count)
         with self._lock:
@@ -71,13 +78,12 @@ class EngineContext:
         return pinned(size)
 
     def layers(self) -> str:
-        """What the engine consists of, as the JSON of the library's inspector, for the batch it was tuned for."""
+        """The engine's layers as JSON of the library's inspector, for the batch size that the engine was tuned for."""
         trt = self._library.trt
         with self._lock:
             self._stream.use()
-            size = self._card.engine["profile"][1]
-            context = self._context(size)
-            self._shape(context, size)
+            context = self._context(self._tuned)
+            self._shape(context, self._tuned)
             inspector: tensorrt.EngineInspector = self._engine.create_engine_inspector()
             inspector.execution_context = context
             return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
@@ -86,13 +92,13 @@ class EngineContext:
         return bucket_of(count, self._least, self._most) if self._records else max(count, self._least)
 
     def _start(self, rows: int) -> None:
-        """Run what lies in the buffers. Raises `OutOfMemory`, or `BackendError` with what the library says."""
+        """Start the engine on the buffers. Raises `OutOfMemory`, or `BackendError` with the library's message."""
         before = len(self._messages.errors)
         if not self._run(rows):
-            said = self._messages.errors[before:]
-            short = any("OutOfMemory" in line or "out of memory" in line for line in said)
+            errors = self._messages.errors[before:]
+            out_of_memory = any("OutOfMemory" in line or "out of memory" in line for line in errors)
             message = f"{self._library.name} failed on a batch of {rows}: {self._messages.why()}"
-            raise (OutOfMemory if short else BackendError)(message)
+            raise (OutOfMemory if out_of_memory else BackendError)(message)
 
     def _run(self, rows: int) -> bool:
         recording = self._recordings.get(rows)
@@ -107,12 +113,12 @@ class EngineContext:
         return True
 
     def _record(self, context: tensorrt.IExecutionContext, rows: int) -> Recording | None:
-        """After a first run, which does what is done once for a new size and cannot be recorded."""
+        """Record a run. The first run of a new size comes before it, as it does things that cannot be recorded."""
         self._stream.wait()
         recording = self._stream.record(lambda: context.execute_async_v3(self._stream.handle))
         if recording is None:
-            _log.warning("%s: batches of %d run without a CUDA graph: %s",
-                         self._library.name, rows, self._messages.why())  # fmt: skip
+            reason = self._messages.why()
+            _log.warning("%s: batches of %d run without a CUDA graph: %s", self._library.name, rows, reason)
         return recording
 
     def _shape(self, context: tensorrt.IExecutionContext, rows: int) -> bool:
@@ -120,21 +126,20 @@ class EngineContext:
         return bool(context.set_input_shape(INPUT, shape))
 
     def _context(self, rows: int) -> Any:
-        if not self._records:
-            return self._one
-        if rows not in self._contexts:
-            self._contexts[rows] = self._make(True)
-        return self._contexts[rows]
+        """The execution context for a batch size. Raises `OutOfMemory` where there is no room for a new one."""
+        key = rows if self._records else 0
+        if key not in self._contexts:
+            self._contexts[key] = self._new_context()
+        return self._contexts[key]
 
-    def _make(self, cuda_graphs: bool) -> Any:
-        """An execution context that knows the buffers. Raises `OutOfMemory` where there is no room for it."""
+    def _new_context(self) -> Any:
         trt = self._library.trt
         self._stream.use()
         if self._block is not None:
             context: tensorrt.IExecutionContext = self._engine.create_execution_context(
                 trt.ExecutionContextAllocationStrategy.USER_MANAGED
             )
-        elif cuda_graphs:
+        elif self._cuda_graphs:
             config: tensorrt.IRuntimeConfig = self._engine.create_runtime_config()
             if hasattr(config, "cuda_graph_strategy"):
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -152,22 +157,19 @@ class EngineContext:
         return context
 
 
-def tensors_of(library: Library, engine: Any, card: Card, path: Path | None = None) -> Tensors:
-    """Shape without the batch and type of every tensor. Raises `CardError` for an engine that is not its card's."""
-    where = f"{path}: " if path is not None else ""
-    found: tensorrt.ICudaEngine = engine
-    names = [found.get_tensor_name(i) for i in range(found.num_io_tensors)]
-    expected = (INPUT, *output_names(card))
-    if set(names) != set(expected):
-        raise CardError(f"{where}expected the tensors {', '.join(expected)}; got {', '.join(names)}")
-    height, width = card.frame_hw
-    pixels, layout = (np.uint8, (height, width, 3)) if card.input == "uint8-nhwc" else (np.float32, (3, height, width))
+def tensors_of(path: Path, library: Library, engine: tensorrt.ICudaEngine, card: Card) -> Tensors:
+    """Shape without the batch, and type, of every tensor. Raises `CardError` for an engine that is not its card's."""
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    expected_names = (INPUT, *output_names(card))
+    if set(names) != set(expected_names):
+        raise CardError.at(path, f"expected the tensors {', '.join(expected_names)}; got {', '.join(names)}")
+    input_shape, input_type = input_layout(card)
     tensors = {}
     for name in names:
-        dtype = np.dtype(library.trt.nptype(found.get_tensor_dtype(name)))
-        wanted = np.dtype(TYPES.get(name, pixels))
-        shape = tuple(found.get_tensor_shape(name))[1:]
-        if dtype != wanted or (name == INPUT and shape != layout):
-            raise CardError(f"{where}{name}: expected {wanted} as its card says, got {dtype} {list(shape)}")
+        dtype = np.dtype(library.trt.nptype(engine.get_tensor_dtype(name)))
+        expected = np.dtype(OUTPUT_TYPES.get(name, input_type))
+        shape = tuple(engine.get_tensor_shape(name))[1:]
+        if dtype != expected or (name == INPUT and shape != input_shape):
+            raise CardError.at(path, f"{name}: expected {expected} as its card says, got {dtype} {list(shape)}")
         tensors[name] = (shape, dtype)
     return tensors

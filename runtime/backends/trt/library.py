@@ -1,6 +1,6 @@
-"""TensorRT and TensorRT-RTX: which of them is here, and what to install where neither is.
+"""TensorRT and TensorRT-RTX: which of them is installed, and what to install where neither is.
 
-They are two Python modules with one interface. Everything else asks for a `Library` and does not know their names.
+They are two Python modules with one interface. All other code uses a `Library` and does not know their names.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Literal
 from runtime.backends.protocol import BackendError
 
 Flavour = Literal["tensorrt", "rtx"]
-_MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-_NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+_LIBRARIES = {"tensorrt": ("TensorRT", "tensorrt", "trt"), "rtx": ("TensorRT-RTX", "tensorrt_rtx", "rtx")}
+"""Name, Python module and extra of each."""
 
 INSTALL = (
     "pip install 'isodet[trt]' brings TensorRT (data center GPUs, Jetson, RTX cards; it builds on the GPU that the "
@@ -24,7 +24,7 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class Library:
-    """An engine library that was imported."""
+    """An imported engine library."""
 
     flavour: Flavour
     trt: Any
@@ -41,24 +41,23 @@ class Library:
     @property
     def name(self) -> str:
         """Such as 'TensorRT-RTX 1.7.1.116'."""
-        return f"{_NAMES[self.flavour]} {self.version}"
+        return f"{_LIBRARIES[self.flavour][0]} {self.version}"
 
 
 def load_library(flavour: Flavour) -> Library:
-    """The library of that flavour. Raises `BackendError` saying what to install."""
+    """The library of that flavour. Raises `BackendError` that says what to install."""
+    name, module, extra = _LIBRARIES[flavour]
     try:
-        return Library(flavour, importlib.import_module(_MODULES[flavour]))
+        return Library(flavour, importlib.import_module(module))
     except (ImportError, OSError, RuntimeError) as error:  # without its shared libraries it raises any of these
-        extra = "rtx" if flavour == "rtx" else "trt"
-        raise BackendError(
-            f"{_NAMES[flavour]} is not installed here: pip install 'isodet[{extra}]' ({' '.join(str(error).split())})"
-        ) from error
+        advice = f"pip install 'isodet[{extra}]' ({' '.join(str(error).split())})"
+        raise BackendError(f"{name} is not installed here: {advice}") from error
 
 
 def choose_library(flavour: Flavour | Literal["auto"], gpus: int) -> Library:
-    """The library to build with. `auto` prefers TensorRT where one of `gpus` can be built on, else TensorRT-RTX.
+    """The library to build engines with. `auto` prefers TensorRT on a machine with GPUs, else it takes TensorRT-RTX.
 
-    Raises `BackendError` saying what to install for which GPU.
+    gpus: the number of GPUs of this machine. Raises `BackendError` that says what to install for which GPU.
     """
     if flavour == "tensorrt" and gpus == 0:
         raise BackendError(
@@ -79,13 +78,13 @@ def choose_library(flavour: Flavour | Literal["auto"], gpus: int) -> Library:
 
 @dataclass
 class Messages:
-    """What a library said while it worked."""
+    """The warnings and errors that a library logged."""
 
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     def why(self) -> str:
-        """The errors in one line; the last ones say most."""
+        """The last three errors in one line, as they say most."""
         return "; ".join(" ".join(line.split()) for line in self.errors[-3:]) or "it gave no reason"
 
 
@@ -108,7 +107,7 @@ def collecting_logger(library: Library, messages: Messages) -> Any:
 
 
 def load_plugins(library: Library, logger: Any) -> None:
-    """Register NVIDIA's plugins, of which TensorRT-RTX has none. Raises `BackendError` where that fails."""
+    """Register NVIDIA's plugins (TensorRT-RTX has none). Raises `BackendError` where that fails."""
     trt = library.trt
     if library.flavour != "rtx" and not trt.init_libnvinfer_plugins(logger, ""):
         raise BackendError(f"{library.name} cannot load its plugins (libnvinfer_plugin missing or of another version)")
