@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 
 from benchmarks.gpu.carried import PART, install
 from benchmarks.gpu.pack import PackError, complete, content, folders, pack, plan
+from tests.processes import ROOT, python
 
 pytestmark = pytest.mark.skipif(shutil.which("xz") is None, reason="packing needs xz")
 
@@ -57,7 +56,7 @@ def parts(carried: Path) -> list[Path]:
 
 def imported(site: Path, code: str) -> str:
     """What a fresh Python prints."""
-    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(site)}, capture_output=True, text=True)
+    done = python("-c", code, env={"PYTHONPATH": str(site)})
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -154,19 +153,18 @@ def test_a_wheel_that_pip_refuses_costs_only_itself(tmp_path: Path, packed: Path
 
 
 def test_source_that_was_never_installed_has_a_version(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
     code = f"""
 import sys
-sys.path.append({str(root)!r})
+sys.path.append({str(ROOT)!r})
 from pathlib import Path
 from benchmarks.gpu.carried import name_source
 from importlib.metadata import version
-name_source(Path({str(root)!r}), Path({str(tmp_path / "site")!r}))
+name_source(Path({str(ROOT)!r}), Path({str(tmp_path / "site")!r}))
 print(version("isodet"))
 """
-    run = [sys.executable, "-S", "-c", code]  # -S: without the packages that are installed here
-    done = subprocess.run(run, env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True)
-    assert f'version = "{done.stdout.strip()}"' in (root / "pyproject.toml").read_text(), done.stderr
+    # -S: without the packages that are installed here
+    done = python("-S", "-c", code, env={"PYTHONPATH": str(tmp_path / "site")})
+    assert f'version = "{done.stdout.strip()}"' in (ROOT / "pyproject.toml").read_text(), done.stderr
 
 
 def test_the_plan_names_every_folder_once(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,8 +17,8 @@ from benchmarks.gpu.report import Report
 from benchmarks.gpu.sequence import Conditions, run_stages
 from benchmarks.gpu.stage import Row, Setting, Stage
 from benchmarks.gpu.stages import STAGES
+from tests.processes import ROOT, python
 
-ROOT = Path(__file__).parents[2]
 HEAD = "import os, sys, time, subprocess\nfrom benchmarks.gpu.stage import NotHere, Row\n\ndef rows(setting):\n"
 GOOD = '    yield Row("answer", 42.0, "points", least=40)\n'
 
@@ -118,9 +117,8 @@ def test_a_stage_knows_its_end(run: Callable[..., Report]) -> None:
 
 
 def command(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
-    whole = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--out", str(out), "--work", str(out / "work")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=580, env=environment)
+    words = ["-m", "benchmarks.gpu", *arguments, "--out", out, "--work", out / "work"]
+    return python(*words, timeout=580, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def results(out: Path) -> dict[str, Any]:
@@ -157,9 +155,7 @@ def test_where_there_is_no_gpu_every_stage_says_so_in_one_line(tmp_path: Path) -
 
 def test_wrong_usage() -> None:
     for arguments in (["--stages", "nothing"], ["--minutes", "0"], ["--device", "tpu"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, capture_output=True, text=True
-        )
+        done = python("-m", "benchmarks.gpu", *arguments)
         assert done.returncode == 2 and "error: " in done.stderr
 
 

@@ -17,6 +17,7 @@ from runtime.card.card import Card
 from runtime.datasets.annotations import EVERY_CLASS, CocoDataset, ImageRecord, Problems
 from runtime.detections import Detections
 from runtime.detector import Detector
+from tests.runtime.as_found import voc_set, yolo_set
 from tests.runtime.cameras import until
 from tests.runtime.echo import Echo, Gate
 from tests.runtime.engines import engine_file as engine_file
@@ -48,6 +49,11 @@ def onnx_file(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def detector(onnx_file: Callable[..., Path]) -> Detector:
+    return Detector(onnx_file(), device="cpu", threads=1)
+
+
+@pytest.fixture
 def pixel_model() -> Callable[[Card], onnx.ModelProto]:
     return pixel_detector
 
@@ -69,6 +75,16 @@ def coco_files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
         return path, folder
 
     return write
+
+
+@pytest.fixture
+def yolo(tmp_path: Path) -> Path:
+    return yolo_set(tmp_path / "yolo")
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    return voc_set(tmp_path / "voc")
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import contextlib
 import copy
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from runtime.__main__ import main
 from runtime.datasets.annotations import DatasetError
 from runtime.datasets.coco import read_coco
 from runtime.evaluation.results_file import read_coco_results
+from tests.processes import python
 
 Files = Callable[..., tuple[Path, Path]]
 
@@ -173,5 +172,5 @@ def test_neither_torch_nor_an_engine_is_loaded(files: tuple[Path, Path]) -> None
         "from runtime.__main__ import main\n"
         f"sys.exit(main(['eval', '--detections', {str(path)!r}, '--annotations', {str(annotations)!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = python("-c", code)
     assert done.returncode == 0 and "mAP" in done.stdout, done.stderr

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import argparse
 import json
-import subprocess
-import sys
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,23 +12,21 @@ import pytest
 
 import runtime
 from runtime.__main__ import main
+from runtime.commands.shared import exit_status, require_arguments
 from runtime.images.image import write_image
+from runtime.runs import RunsError
+from tests.processes import python
 
 Files = Callable[..., tuple[Path, Path]]
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def python(code: str, *path: str) -> subprocess.CompletedProcess[str]:
-    program = f"import sys; sys.path[:0] = {[*path, str(ROOT)]!r}\n{code}"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 
 
 def test_importing_runtime_is_light() -> None:
     done = python(
-        "import runtime, runtime.detector, runtime.evaluation.evaluate, runtime.commands.detect_run\n"
+        "-c",
+        "import sys, runtime, runtime.detector, runtime.evaluation.evaluate, runtime.commands.detect_run\n"
         "import runtime.bench.bench, runtime.__main__\n"
         "heavy = {'torch', 'torchvision', 'onnxruntime', 'onnx', 'pycocotools', 'tensorrt', 'matplotlib', 'models'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        "print(sorted(heavy & set(sys.modules)))",
     )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
@@ -41,10 +40,8 @@ def test_importing_runtime_is_light() -> None:
 )
 def test_a_failing_cv2_is_turned_into_advice(tmp_path: Path, problem: str, advice: str) -> None:
     (tmp_path / "cv2.py").write_text(f"raise ImportError({problem!r})")
-    done = python("import runtime", str(tmp_path))
+    done = python("-c", "import runtime", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1 and problem in done.stderr
-    import re
-
     assert re.search(f"ImportError: cannot import cv2 .*{advice}", done.stderr)
 
 
@@ -114,7 +111,7 @@ def test_what_auto_chose_is_told(onnx_file: Callable[..., Path], caplog: pytest.
     argv = ["bench", str(path), "--iterations", "1", "--warmup", "0", "--frame", "8,8", "--quiet"]
     assert main(argv) == 0 and main([*argv, "--device", "cpu"]) == 0
     assert caplog.messages == [f"{path}: {runtime.Detector(path).runs_on}"]
-    done = subprocess.run([sys.executable, "-m", "runtime", *argv], capture_output=True, text=True, check=True)
+    done = python("-m", "runtime", *argv)
     assert done.stderr.startswith(f"INFO: {path}: ONNX Runtime ") and "(" in done.stderr
 
 
@@ -122,18 +119,7 @@ def test_bench_and_eval(
     onnx_file: Callable[..., Path], coco_files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = str(onnx_file())
-    argv = [
-        "bench",
-        model,
-        "--batch",
-        "1,2",
-        "--frame",
-        "20,30",
-        "--iterations",
-        "3",
-        "--json",
-        str(tmp_path / "b.json"),
-    ]
+    argv = ["bench", model, "--batch", "1,2", "--frame", "20,30", "--iterations", "3", "--json", f"{tmp_path}/b.json"]
     assert main([*argv, "--device", "cpu", "--threads", "1", "--quiet"]) == 0
     assert "end to end" in capsys.readouterr().out and len(json.loads((tmp_path / "b.json").read_text())["rows"]) == 12
 
@@ -157,5 +143,60 @@ def test_bench_and_eval(
 
 def test_python_m_runtime_gives_the_exit_status() -> None:
     for argv, status in ((["--help"], 0), ([], 2), (["detect", "gone.jpg", "--model", "gone.onnx"], 1)):
-        done = subprocess.run([sys.executable, "-m", "runtime", *argv], capture_output=True, text=True, cwd=ROOT)
+        done = python("-m", "runtime", *argv)
         assert done.returncode == status and "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------
+# What the three commands share: which errors become one line, and which keep their traceback
+
+
+def run(error: BaseException | None) -> int:
+    def work(arguments: argparse.Namespace) -> int:
+        if error is not None:
+            raise error
+        return 0
+
+    return exit_status(argparse.Namespace(command="fit", run=work), "trainer", "train", "stopped; resume it")
+
+
+class Foreign(RuntimeError):
+    """As a library raises it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RunsError("no\n  file"), "trainer fit: error: no file"),
+        (OSError(28, "No space left"), "trainer fit: error: [Errno 28] No space left"),
+        (KeyboardInterrupt(), "stopped; resume it"),
+        (
+            ModuleNotFoundError("No module named 'yaml'", name="yaml"),
+            "trainer fit: error: needs the package 'yaml': pip install 'isodet[train]'",
+        ),
+    ],
+)
+def test_expected_errors_are_one_line(error: BaseException, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(error) == 1
+    assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.parametrize(
+    "error", [Foreign("CUDA error"), KeyError("x"), ModuleNotFoundError("trainer.gone", name="trainer.gone")]
+)
+def test_what_a_bug_report_needs_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run(error)
+
+
+def test_done_is_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_command_shows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser(epilog="an example")
+    assert require_arguments(parser, ["fit"]) == ["fit"]
+    with pytest.raises(SystemExit, match="2"):
+        require_arguments(parser, [])
+    assert "an example" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.files.text_table import text_table
 from runtime.files.write import cache_folder, fitting, partial_path, replacing, require_writable, write_text
 
 
@@ -82,3 +83,20 @@ def test_without_a_home_folder_the_error_says_what_to_set(monkeypatch: pytest.Mo
         cache_folder("data.cache_dir")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder("data.cache_dir") == tmp_path / "isodet"
+
+
+# ---------------------------------------------------------------------------------------------
+# test_text_table.py
+
+
+def test_a_head_alone():
+    assert text_table(["run", "mAP"], [], {"run"}) == ["run  mAP"]
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    rows = [["a", "1.0", "fails: lost"], ["long name", "10.25", ""]]
+    assert text_table(["run", "mAP", "gate"], rows, {"run", "gate"}) == [
+        "run          mAP  gate",
+        "a            1.0  fails: lost",
+        "long name  10.25",
+    ]

@@ -1,28 +1,21 @@
-"""Folders as machines leave them: hidden files, links, circles, and what is no picture."""
+"""Folders as machines leave them, files of tools that are not read, and a share of a set for validation."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from runtime.datasets import annotations as records
-from runtime.datasets import read_dataset
+from runtime.datasets import read_dataset, tell_format
+from runtime.datasets.annotations import DatasetError
 from runtime.images.picture_files import files_in, list_pictures, pictures_in
-from tests.runtime.as_found import boxes, picture, text, voc_set, voc_xml, yolo_set
-
-
-@pytest.fixture
-def yolo(tmp_path: Path) -> Path:
-    return yolo_set(tmp_path / "yolo")
-
-
-@pytest.fixture
-def voc(tmp_path: Path) -> Path:
-    return voc_set(tmp_path / "voc")
+from tests.runtime.as_found import boxes, picture, text, voc_xml
 
 
 def test_hidden_and_system_folders_are_no_data(yolo: Path) -> None:
@@ -83,3 +76,89 @@ def test_links_keep_their_own_place(voc: Path, tmp_path: Path) -> None:
         path.rename(tmp_path / "store" / str(i))
         path.symlink_to(tmp_path / "store" / str(i))
     assert len(read_dataset(voc)) == 2 and len(read_dataset(voc / "ImageSets" / "Main" / "a.txt")) == 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Files of tools that are not read are named with the export that is; a table of objects is read
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("annotations.xml", "<?xml version='1.0'?><annotations><version>1.1</version></annotations>", "CVAT's own XML"),
+        ("a.json", [{"id": 1, "data": {"image": "a.png"}, "annotations": []}], "a Label Studio task list"),
+        ("a.json", [{"image": "a.png", "id": 1, "label": [{"x": 1}]}], "a Label Studio task list"),
+        ("a.json", [{"image": "a.png", "annotations": [{"label": "x", "coordinates": {}}]}], "CreateML's JSON"),
+        ("a.json", {"shapes": [], "imagePath": "a.png", "imageData": None}, "Labelme's JSON"),
+        ("a.json", {"_via_settings": {}, "_via_img_metadata": {}}, "VGG Image Annotator"),
+        ("a.json", {"a.png12": {"filename": "a.png", "regions": []}}, "VGG Image Annotator"),
+        ("a.json", {"info": {}, "categories": {"label": {}}, "items": []}, "Datumaro's own JSON"),
+        ("a.json", {"description": "", "size": {"height": 1}, "objects": []}, "Supervisely's JSON"),
+        ("a.json", {"samples": []}, "FiftyOne's own JSON"),
+        ("a.tfrecord", "x", "TFRecords"),
+    ],
+)  # fmt: skip
+def test_files_of_other_tools_are_named_with_the_export_that_is_read(
+    tmp_path: Path, name: str, content: Any, message: str
+) -> None:
+    file = text(tmp_path / "set" / name, content if isinstance(content, str) else json.dumps(content))
+    for source in (file, file.parent):
+        with pytest.raises(DatasetError, match=message) as error:
+            read_dataset(source)
+        assert name in str(error.value)
+
+
+def test_a_table_of_objects(tmp_path: Path) -> None:
+    head = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+    rows = "a.png,60,40,cat,10,10,30,20\nb.png,0,,dog,1,1,9,9\na.png,60,40,dog,x,1,9,9\nc.png,60,40,,,,,\n"
+    for name in "abc":
+        picture(tmp_path / "train" / f"{name}.png")
+    table = text(tmp_path / "train" / "_annotations.csv", "\ufeff" + (head + rows).replace("\n", "\r\n"))
+    for source in (table, table.parent):
+        assert tell_format(source) == "list"
+        data = read_dataset(source)
+        assert data.class_names == ("cat", "dog") and boxes(data) == [[10, 10, 30, 20], [1, 1, 9, 9]]
+        assert [r.path.name for r in data.records] == ["a.png", "b.png", "c.png"]
+        assert data.problems.counts == {records.NO_BBOX: 1}
+    text(table, "image,x1,y1,x2,y2,label\na.png,1,1,9,9,cat\n")
+    for source in (table, table.parent):
+        with pytest.raises(DatasetError, match=r"_annotations\.csv: not a table that is read: expected the columns"):
+            read_dataset(source)
+
+
+# ---------------------------------------------------------------------------------------------
+# A share of a data set for validation: the same each time, and no picture on both sides
+
+
+def test_a_share_is_the_same_each_time_and_parts_no_copies(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for i in range(20):
+        picture(root / "images" / f"{i}.png", shade=i)
+        text(root / "labels" / f"{i}.txt", "0 0.5 0.5 1 1\n")
+    text(root / "labels" / "classes.txt", "cat\n")
+
+    def names(split: str, share: float = 0.2) -> set[str]:
+        return {r.path.name for r in read_dataset(root, split=split, val_share=share).records}
+
+    val, train = names("val"), names("train")
+    assert (len(val), len(train)) == (4, 16) and not val & train
+    assert names("val") == val and val < names("val", 0.5)
+    chosen = sorted(val)[0]
+    for copy in ("x1.png", "x2.png", "x3.png"):
+        (root / "images" / copy).write_bytes((root / "images" / chosen).read_bytes())
+    for split in ("train", "val"):
+        assert len({chosen, "x1.png", "x2.png", "x3.png"} & names(split)) in (0, 4)
+    for i in range(4):
+        picture(root / "images" / f"cow_jpg.rf.{i:032x}.png", shade=100 + i)
+    of_cow = [len([n for n in names(split) if n.startswith("cow")]) for split in ("train", "val")]
+    assert sorted(of_cow) == [0, 4]
+    with pytest.raises(DatasetError, match="a share is for train and val, not for test"):
+        names("test")
+
+
+def test_a_share_of_two_pictures_leaves_one_on_each_side(voc: Path) -> None:
+    picture(voc / "JPEGImages" / "b.png", shade=3)  # else the two are copies
+    for share in (0.01, 0.99):
+        sides = [read_dataset(voc, split=split, val_share=share) for split in ("train", "val")]
+        assert [len(side) for side in sides] == [1, 1]
+    assert "1 of 2 pictures, by a hash of their names (val_share 0.99)" in sides[0].problems.summary()

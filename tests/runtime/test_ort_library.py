@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
@@ -18,10 +17,14 @@ from runtime.__main__ import main
 from runtime.backends.ort import library as ort_library
 from runtime.backends.protocol import BackendError
 from runtime.images.image import write_image
+from tests.processes import python
 
 OnnxFile = Callable[..., Path]
-ROOT = Path(__file__).resolve().parents[2]
 CHOICE = "pip install 'isodet[cpu]' or, for an NVIDIA GPU, pip install 'isodet[gpu]'"
+BOTH = (
+    "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+    "pip uninstall -y onnxruntime onnxruntime-gpu && "
+)
 ABSENT = f"an ONNX file needs ONNX Runtime; it is not installed: {CHOICE} ("
 
 
@@ -84,8 +87,7 @@ def test_python_m_runtime_without_onnxruntime(onnx_file: OnnxFile, tmp_path: Pat
         "sys.argv[0] = 'runtime'\n"
         "runpy.run_module('runtime', run_name='__main__')\n"
     )
-    words = ["detect", str(tmp_path / "a.png"), "--model", str(onnx_file())]
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = python("-c", code, "detect", tmp_path / "a.png", "--model", onnx_file())
     assert done.returncode == 1 and told(done.stderr, f"runtime detect: error: {ABSENT}"), done.stderr
 
 
@@ -95,22 +97,15 @@ def test_what_needs_no_onnxruntime_does_not_load_it() -> None:
         "import sys\nsys.modules['onnxruntime'] = None\n"
         "import runtime.backends.trt.backend, runtime.backends.cuda.devices"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
     ("names", "advice"),
     [
-        (
-            ("onnxruntime",),
-            "onnxruntime is installed and does not load: pip uninstall -y onnxruntime && ",
-        ),
-        (
-            ("onnxruntime", "onnxruntime-gpu"),
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && ",
-        ),
+        (("onnxruntime",), "onnxruntime is installed and does not load: pip uninstall -y onnxruntime && "),
+        (("onnxruntime", "onnxruntime-gpu"), BOTH),
     ],
 )
 def test_a_build_that_does_not_load_is_to_be_removed_first(
@@ -130,11 +125,7 @@ def test_a_build_that_does_not_load_is_to_be_removed_first(
     [
         ((), "this onnxruntime is built for the CPU: pip uninstall -y onnxruntime && "),
         (("onnxruntime",), "this onnxruntime is built for the CPU: pip uninstall -y onnxruntime && "),
-        (
-            ("onnxruntime", "onnxruntime-gpu"),
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && ",
-        ),
+        (("onnxruntime", "onnxruntime-gpu"), BOTH),
     ],
 )
 def test_a_gpu_that_the_build_does_not_know_is_an_error_that_names_the_other_build(

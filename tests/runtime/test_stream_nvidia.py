@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import pytest
 
 from runtime.streams.capture import StreamError
 from runtime.streams.open import open_source
+from tests.runtime.cameras import turned_by_matrix, video
 
 
 class ThreadedDecoder:
@@ -56,24 +56,20 @@ def nvidia(monkeypatch: pytest.MonkeyPatch) -> type[ThreadedDecoder]:
     return ThreadedDecoder
 
 
-def video(path: Path) -> Path:
+def blues(path: Path) -> Path:
     """Three frames, each of another blue, with a red corner."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (96, 64))
-    for blue in (60, 120, 180):
-        image = np.full((64, 96, 3), (blue, 0, 0), np.uint8)
+    frames = [np.full((64, 96, 3), (blue, 0, 0), np.uint8) for blue in (60, 120, 180)]
+    for image in frames:
         image[:24, :24] = (0, 0, 255)
-        writer.write(image)
-    writer.release()
-    return path
+    return video(path, frames)
 
 
 @pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
-def test_it_gives_what_opencv_gives(tmp_path: Path, nvidia: type[ThreadedDecoder], matrix: tuple[int, ...]) -> None:
-    path = video(tmp_path / "a.mp4")
-    data, upright = path.read_bytes(), struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
-    place = data.index(upright, data.index(b"tkhd"))  # phones turn videos by this matrix
-    a, b, c, d = (65536 * v for v in matrix)
-    path.write_bytes(data[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[place + 36 :])
+def test_it_gives_what_opencv_gives(
+    tmp_path: Path, nvidia: type[ThreadedDecoder], matrix: tuple[int, int, int, int]
+) -> None:
+    path = blues(tmp_path / "a.mp4")
+    turned_by_matrix(path, matrix)
     expected, got = open_source(path), open_source(path, decoder="nvidia")
     assert (got.count, got.fps, got.live) == (expected.count, expected.fps, expected.live) == (3, 10.0, False)
     frames = list(got)  # all of them kept: none may be written over
@@ -84,7 +80,7 @@ def test_it_gives_what_opencv_gives(tmp_path: Path, nvidia: type[ThreadedDecoder
 
 
 def test_skipped_frames_are_decoded_and_dropped(tmp_path: Path, nvidia: type[ThreadedDecoder]) -> None:
-    frames = list(open_source(video(tmp_path / "a.mp4"), decoder="nvidia", every=2))
+    frames = list(open_source(blues(tmp_path / "a.mp4"), decoder="nvidia", every=2))
     assert [f.index for f in frames] == [0, 2] and abs(int(frames[1].image[40, 60, 0]) - 180) < 12
 
 
@@ -95,7 +91,7 @@ def test_errors_say_what_to_do(tmp_path: Path, nvidia: type[ThreadedDecoder], mo
     for source in (0, "rtsp://camera/1"):
         with pytest.raises(StreamError, match="the decoder nvidia reads video files"):
             open_source(source, decoder="nvidia")
-    source = open_source(video(tmp_path / "a.mp4"), decoder="nvidia")
+    source = open_source(blues(tmp_path / "a.mp4"), decoder="nvidia")
     monkeypatch.setattr(ThreadedDecoder, "get_batch_frames", lambda *_: (_ for _ in ()).throw(RuntimeError("lost\nx")))
     with pytest.raises(StreamError, match=r"a\.mp4: cannot be decoded any further \(lost\)$"):
         list(source)
@@ -112,12 +108,12 @@ def test_a_machine_without_the_driver_is_told_so(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "PyNvVideoCodec", raising=False)
     with pytest.raises(StreamError, match=r"finds no GPU that decodes: Failed to load NVENC library$"):
-        open_source(video(tmp_path / "a.mp4"), decoder="nvidia")
+        open_source(blues(tmp_path / "a.mp4"), decoder="nvidia")
 
 
 @pytest.mark.skipif("not __import__('importlib').util.find_spec('PyNvVideoCodec')", reason="PyNvVideoCodec is missing")
 def test_on_a_gpu(tmp_path: Path) -> None:
-    path = video(tmp_path / "a.mp4")
+    path = blues(tmp_path / "a.mp4")
     try:
         frames = list(open_source(path, decoder="nvidia"))
     except StreamError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,7 +17,19 @@ from runtime.streams.capture import without_password
 from runtime.streams.open import describe, open_source
 from runtime.streams.reader import Reader
 from tests.at_fault import raises
-from tests.runtime.cameras import QUICK, FakeCapture, HttpCamera, cameras, clip, file_of, picture, until
+from tests.processes import python
+from tests.runtime.cameras import (
+    QUICK,
+    FakeCapture,
+    HttpCamera,
+    cameras,
+    clip,
+    file_of,
+    picture,
+    turned_by_matrix,
+    until,
+    video,
+)
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -222,8 +232,7 @@ def test_a_camera_is_given_up_while_it_pauses(
 def test_a_program_may_end_with_a_file_open(tmp_path: Path) -> None:
     """Its thread is inside a decoder or waits: it is ended before the interpreter is."""
     program = "import sys; from runtime import Streams; f = iter(Streams([sys.argv[1]])); next(f); print('frame')"
-    command = [sys.executable, "-c", program, str(clip(tmp_path / "a.avi", 200))]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    done = python("-c", program, clip(tmp_path / "a.avi", 200))
     assert (done.returncode, done.stdout) == (0, "frame\n"), done.stderr
 
 
@@ -253,7 +262,7 @@ def test_a_file_cut_in_the_middle(tmp_path: Path, decoder: str, caplog: pytest.L
     whole, cut, hopeless = clip(tmp_path / "a.avi", 40), tmp_path / "cut.avi", tmp_path / "cut.mp4"
     data = whole.read_bytes()
     cut.write_bytes(data[: len(data) // 2])
-    mp4 = clip(tmp_path / "a.mp4", 40, "mp4v").read_bytes()
+    mp4 = clip(tmp_path / "a.mp4", 40).read_bytes()
     hopeless.write_bytes(mp4[: len(mp4) // 2])  # an MP4's index comes last
     options = StreamOptions(decoder=decoder)  # type: ignore[arg-type]
     with Streams([cut, hopeless, whole], options) as reading:
@@ -270,17 +279,11 @@ def test_pyav_reads_what_opencv_reads(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
     corner = np.zeros((64, 96, 3), np.uint8)
     corner[:20, :20] = 255
-    path = tmp_path / "turned.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (96, 64))
-    for _ in range(3):
-        writer.write(corner)
-    writer.release()
-    data, upright = path.read_bytes(), struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
-    header = data.index(b"tkhd")
-    place = data.index(upright, header)
-    for a, b, c, d in ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)):  # phones turn videos by a matrix
-        matrix = struct.pack(">9i", *(65536 * v for v in (a, b, 0, c, d, 0)), 0, 0, 1 << 30)
-        path.write_bytes(data[:place] + matrix + data[place + 36 :])
+    path = video(tmp_path / "turned.mp4", [corner] * 3)
+    whole = path.read_bytes()
+    for matrix in ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)):
+        path.write_bytes(whole)
+        turned_by_matrix(path, matrix)
         by_opencv, by_pyav = (open_source(path, decoder=decoder) for decoder in ("opencv", "pyav"))
         assert (by_opencv.count, by_opencv.fps, by_opencv.live) == (by_pyav.count, by_pyav.fps, by_pyav.live)
         pairs = list(zip(by_opencv, by_pyav, strict=True))

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from isodet.telemetry import SILENT
+from tests.processes import python
 
 OnnxFile = Callable[..., Path]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def started(code: str, home: Path, **variables: str) -> str:
     """What `code` prints, in a process with `home` as its home folder and none of the variables of `SILENT`."""
     home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if name not in (*SILENT, "XDG_CACHE_HOME")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True,
-        env={**kept, "HOME": str(home), **variables},
-    )  # fmt: skip
+    done = python("-c", code, env={**kept, "HOME": str(home), **variables})
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
