@@ -87,11 +87,8 @@ def test_lossless_pictures_come_back(tmp_path: Path, suffix: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
-def test_gray_and_alpha_and_16_bit_pictures_become_bgr(tmp_path: Path) -> None:
-    for name, pixels in {
-        "gray": np.full((4, 5), 7, np.uint8), "alpha": np.full((4, 5, 4), 7, np.uint8),
-        "deep": np.full((4, 5, 3), 7 * 257, np.uint16),
-    }.items():  # fmt: skip
+def test_gray_and_alpha_become_bgr(tmp_path: Path) -> None:
+    for name, pixels in {"gray": np.full((4, 5), 7, np.uint8), "alpha": np.full((4, 5, 4), 7, np.uint8)}.items():
         assert cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
         image = read_image(tmp_path / f"{name}.png")
         assert image.shape == (4, 5, 3) and image.dtype == np.uint8 and (image == 7).all()
@@ -105,20 +102,6 @@ def exif(orientation: int, thumbnail: bytes = b"") -> bytes:
 
 def jpeg(image: np.ndarray, *params: int) -> bytes:
     return cv2.imencode(".jpg", image, list(params))[1].tobytes()
-
-
-def test_exif_orientation_is_honored_as_by_imread(tmp_path: Path) -> None:
-    image = np.zeros((40, 60, 3), np.uint8)
-    image[:20, :30] = 255
-    plain = jpeg(image)
-    for orientation in range(1, 9):
-        path = tmp_path / f"{orientation}.jpg"
-        path.write_bytes(plain[:2] + exif(orientation) + plain[2:])
-        upright = read_image(path)
-        assert upright.shape == ((40, 60, 3) if orientation <= 4 else (60, 40, 3))
-        assert (upright == cv2.imread(str(path))).all()
-    bright = read_image(tmp_path / "6.jpg")  # turned clockwise: top left goes to top right
-    assert bright[5, 35].min() > 200 and bright[5, 5].max() < 50
 
 
 @pytest.mark.parametrize("progressive", [0, 1])
@@ -161,14 +144,6 @@ def test_a_png_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(ImageError, match="checksum of its IDAT chunk"):
         read_image(tmp_path / "a.png")
-
-
-@pytest.mark.parametrize("suffix", [".webp", ".bmp"])
-def test_other_truncated_pictures_are_refused(tmp_path: Path, suffix: str) -> None:
-    data = cv2.imencode(suffix, noise(40, 40))[1].tobytes()
-    (tmp_path / f"cut{suffix}").write_bytes(data[:-20])
-    with pytest.raises(ImageError, match="truncated"):
-        read_image(tmp_path / f"cut{suffix}")
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
