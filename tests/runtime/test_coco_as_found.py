@@ -96,12 +96,6 @@ def test_a_root_category_with_the_name_of_a_class(coco: Any) -> None:
         read_dataset(coco({}, {"category_id": 0}, categories=[root, *below]))
 
 
-def test_the_first_missing_file_is_the_first(coco: Any) -> None:
-    rows = [{"id": i, "file_name": f"{name}.png", "width": 9, "height": 9} for i, name in enumerate(("one", "two"))]
-    with pytest.raises(DatasetError, match=r"the first: 'one\.png'"):
-        read_dataset(coco(images=rows))
-
-
 def test_folders_that_hold_a_coco_file(coco: Any, tmp_path: Path) -> None:
     content = coco({}).read_text()
     roboflow = tmp_path / "rf"

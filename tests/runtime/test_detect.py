@@ -74,17 +74,6 @@ def test_a_video_is_a_source(video: Path, caplog: pytest.LogCaptureFixture) -> N
     assert all(np.abs(f.image.astype(int) - picture(f.index)).max() <= 6 for f in frames)
 
 
-def test_a_truncated_video_says_so(video: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = video.read_bytes()
-    video.write_bytes(data[: len(data) // 2])
-    try:
-        frames = list(open_source(video))
-    except StreamError as error:
-        assert "clip.avi" in str(error)
-    else:
-        assert len(frames) < 12 and ("is it truncated?" in caplog.text or open_source(video).count == len(frames))
-
-
 def test_sources_that_cannot_be_opened(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.mp4").write_text("no video")

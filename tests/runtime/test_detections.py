@@ -44,7 +44,10 @@ def test_filter() -> None:
     assert d.filter(threshold=0.5).names == ["cat", "ant"]  # a score equal to the threshold stays
     assert d.filter(threshold=0.1).names == d.names  # compared in float32, the scores' own precision
     assert d.filter(classes=["bee", 2]).names == ["cat", "bee"] and d.filter(classes=[]).names == []
-    assert d.filter(0.2, ["bee"]).names == []
+    assert d.filter(0.2, ["bee"]).names == [] and d.filter(0.6, classes=["cat", "ant"]).names == ["cat"]
+    assert d.filter({"cat": 0.95, "bee": 0.1}).names == ["ant", "bee"]  # ant has no limit of its own
+    with raises(ArgumentError, key="classes"):
+        d.filter({"dog": 0.5})
     for bad in (["dog"], [3], [-1]):
         with raises(ArgumentError, key="classes") as error:
             d.filter(classes=bad)
@@ -57,14 +60,6 @@ def test_empty() -> None:
     d = Detections.empty(list(NAMES))
     assert len(d) == 0 and d.names == [] and list(d) == [] and d.to_json() == [] and d.to_coco(1, [1, 2, 3]) == []
     assert d.filter(0.5).boxes_xyxy.shape == (0, 4) and d.class_names == NAMES and d[[]].names == []
-
-
-def test_filter_by_score_and_by_class() -> None:
-    d = three()
-    assert d.filter(0.6, classes=["cat", "ant"]).names == ["cat"]
-    assert d.filter({"cat": 0.95, "bee": 0.1}).names == ["ant", "bee"]  # ant has no limit of its own
-    with raises(ArgumentError, key="classes"):
-        d.filter({"dog": 0.5})
 
 
 def test_merge() -> None:

@@ -22,7 +22,7 @@ from runtime.evaluation.evaluate import Evaluation, EvaluationError, evaluate
 from runtime.images.image import letterbox, write_image
 from tests.at_fault import raises
 
-Files = Callable[..., tuple[Path, Path]]
+Files, Ask = Callable[..., tuple[Path, Path]], Callable[..., Detector]
 Found = tuple[list[list[float]], list[float], list[int]]
 SIZE = (128, 192)
 
@@ -88,8 +88,14 @@ def noisy(dataset: CocoDataset, seed: int = 1) -> dict[int, Found]:
     return answers
 
 
-def oracle(make_card_with: Callable[..., Card], answers: dict[int, Found]) -> Detector:
-    return Detector(Oracle(make_card_with(input_size_hw=SIZE), answers))
+@pytest.fixture
+def oracle(make_card_with: Callable[..., Card]) -> Callable[..., Detector]:
+    """Makes the detector that gives these answers."""
+
+    def make(answers: dict[int, Found], **changes: Any) -> Detector:
+        return Detector(Oracle(make_card_with(input_size_hw=SIZE, **changes), answers))
+
+    return make
 
 
 def perfect(dataset: CocoDataset) -> dict[int, Found]:
@@ -108,7 +114,7 @@ def pycocotools_directly(annotations: Path, result: Evaluation, category_ids: tu
 
 @pytest.mark.parametrize("crowds", [False, True])
 def test_it_equals_pycocotools_on_files(
-    coco_files: Files, make_card_with: Callable[..., Card], crowds: bool, capsys: pytest.CaptureFixture[str]
+    coco_files: Files, oracle: Ask, crowds: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = coco_content(crowds=crowds, images=25)
     for annotation in content["annotations"]:
@@ -117,9 +123,7 @@ def test_it_equals_pycocotools_on_files(
     dataset = read_coco(annotations, images)
     assert any(r.crowd.any() for r in dataset.records) == crowds
     steps: list[tuple[int, int]] = []
-    result = evaluate(
-        oracle(make_card_with, noisy(dataset)), dataset, 4, lambda done, total: steps.append((done, total))
-    )
+    result = evaluate(oracle(noisy(dataset)), dataset, 4, lambda done, total: steps.append((done, total)))
     assert capsys.readouterr().out == "" and steps[0] == (4, 25) and steps[-1] == (25, 25) and len(steps) == 7
     direct = pycocotools_directly(annotations, result, dataset.category_ids)
     ours = [result.map, result.ap50, result.ap75, result.ap_small, result.ap_medium, result.ap_large, result.ar100]
@@ -129,62 +133,57 @@ def test_it_equals_pycocotools_on_files(
     assert result.images == 25 and result.skipped == () and set(result.detections) == set(range(1, 26))
 
 
-def test_annotation_id_zero_counts_and_perfection_is_100(
-    coco_files: Files, make_card_with: Callable[..., Card]
-) -> None:
+def test_annotation_id_zero_counts_and_perfection_is_100(coco_files: Files, oracle: Ask) -> None:
     dataset = read_coco(*coco_files(coco_content()))
-    result = evaluate(oracle(make_card_with, perfect(dataset)), dataset)
+    result = evaluate(oracle(perfect(dataset)), dataset)
     assert result.map == pytest.approx(100) and result.ar100 == pytest.approx(100)
     assert all(value == pytest.approx(100) for value in result.per_class.values())
 
 
-def test_the_order_of_labels_does_not_matter(coco_files: Files, make_card_with: Callable[..., Card]) -> None:
+def test_the_order_of_labels_does_not_matter(coco_files: Files, oracle: Ask) -> None:
     files = coco_files(coco_content())
     straight = read_coco(*files)
     answers = noisy(straight)
-    a = evaluate(oracle(make_card_with, answers), straight)
+    a = evaluate(oracle(answers), straight)
     turned = read_coco(*files, classes=["cat", "ant", "bee"])
     relabel = [1, 2, 0]
     moved = {k: (b, s, [relabel[c] for c in c_]) for k, (b, s, c_) in answers.items()}
-    card = make_card_with(input_size_hw=SIZE, classes=("cat", "ant", "bee"))
-    b = evaluate(Detector(Oracle(card, moved)), turned)
+    b = evaluate(oracle(moved, classes=("cat", "ant", "bee")), turned)
     assert b.map == pytest.approx(a.map) and b.per_class == pytest.approx(a.per_class)
 
 
-def test_nothing_found_and_nothing_to_find(coco_files: Files, make_card_with: Callable[..., Card]) -> None:
+def test_nothing_found_and_nothing_to_find(coco_files: Files, oracle: Ask) -> None:
     content = coco_content()
     files = coco_files(content)
-    result = evaluate(oracle(make_card_with, {}), read_coco(*files))
+    result = evaluate(oracle({}), read_coco(*files))
     assert result.map == 0 and result.ar100 == 0 and set(result.per_class.values()) == {0}
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 5 and a["area"] < 32**2]
-    result = evaluate(oracle(make_card_with, {}), read_coco(*coco_files(content)))
+    result = evaluate(oracle({}), read_coco(*coco_files(content)))
     assert math.isnan(result.ap_large) and math.isnan(result.per_class["ant"]) and result.per_class["bee"] == 0
     content["annotations"] = []
     dataset = read_coco(*coco_files(content))
     for answers in ({}, {1: ([[0.0, 0, 5, 5]], [0.5], [0])}):
-        result = evaluate(oracle(make_card_with, answers), dataset)
+        result = evaluate(oracle(answers), dataset)
         assert math.isnan(result.map) and all(map(math.isnan, result.per_class.values()))
         assert result.to_json()["map"] is None and json.dumps(result.to_json(), allow_nan=False)
         assert "-" in result.table()
 
 
-def test_a_broken_picture_is_left_out_with_its_objects(coco_files: Files, make_card_with: Callable[..., Card]) -> None:
+def test_a_broken_picture_is_left_out_with_its_objects(coco_files: Files, oracle: Ask) -> None:
     dataset = read_coco(*coco_files(coco_content()))
     broken = dataset.records[0].path
     broken.write_bytes(broken.read_bytes()[:40])
-    result = evaluate(oracle(make_card_with, perfect(dataset)), dataset, batch_size=1)
+    result = evaluate(oracle(perfect(dataset)), dataset, batch_size=1)
     assert [path for path, _ in result.skipped] == [broken] and "truncated" in result.skipped[0][1]
     assert result.map == pytest.approx(100) and result.images == 8 and 1 not in result.detections
     assert "1 unreadable" in result.table() and result.to_json()["skipped"][0]["path"] == str(broken)
     for record in dataset.records:
         record.path.write_bytes(b"")
     with raises(EvaluationError, path=dataset.annotations):
-        evaluate(oracle(make_card_with, {}), dataset)
+        evaluate(oracle({}), dataset)
 
 
-def test_frames_of_another_size_are_judged_in_their_own_pixels(
-    coco_files: Files, make_card_with: Callable[..., Card]
-) -> None:
+def test_frames_of_another_size_are_judged_in_their_own_pixels(coco_files: Files, oracle: Ask) -> None:
     content = coco_content()
     for image in content["images"]:
         image["height"], image["width"] = 64 + 13 * image["id"], 250
@@ -193,13 +192,13 @@ def test_frames_of_another_size_are_judged_in_their_own_pixels(
     for r in dataset.records:
         _, placement = letterbox(np.zeros((r.height, r.width, 3), np.uint8), SIZE)
         answers[r.id] = (placement.to_input(r.boxes_xyxy).tolist(), [0.9] * len(r.labels), r.labels.tolist())
-    assert evaluate(oracle(make_card_with, answers), dataset).map == pytest.approx(100)
+    assert evaluate(oracle(answers), dataset).map == pytest.approx(100)
 
 
-def test_classes_must_agree(coco_files: Files, make_card_with: Callable[..., Card]) -> None:
+def test_classes_must_agree(coco_files: Files, oracle: Ask) -> None:
     content = coco_content()
     content["categories"][0]["name"] = "dog"
-    detector = oracle(make_card_with, {})
+    detector = oracle({})
     with pytest.raises(EvaluationError, match="only the model has ant; only the annotations have dog"):
         evaluate(detector, read_coco(*coco_files(content)))
     dataset = read_coco(*coco_files(coco_content()), classes=["cat", "bee", "ant"])
@@ -209,9 +208,7 @@ def test_classes_must_agree(coco_files: Files, make_card_with: Callable[..., Car
         evaluate(detector, dataset, batch_size=0)
 
 
-def test_the_recommended_threshold_separates_found_from_invented(
-    coco_files: Files, make_card_with: Callable[..., Card]
-) -> None:
+def test_the_recommended_threshold_separates_found_from_invented(coco_files: Files, oracle: Ask) -> None:
     """Every object found with a score of 0.6 or more, inventions below 0.4: the threshold lies between."""
     content = coco_content(seed=3)
     dataset = read_coco(*coco_files(content))
@@ -222,7 +219,7 @@ def test_the_recommended_threshold_separates_found_from_invented(
         invented = [[150.0, 100.0 + i, 160.0 + i, 120.0] for i in range(4)]
         scores = sorted(rng.uniform(0.6, 0.95, len(boxes)))[::-1] + sorted(rng.uniform(0.1, 0.4, 4))[::-1]
         answers[record.id] = (boxes + invented, scores, labels + rng.integers(0, 3, 4).tolist())
-    evaluation = evaluate(oracle(make_card_with, answers), dataset)
+    evaluation = evaluate(oracle(answers), dataset)
     assert 0.4 <= evaluation.threshold <= 0.61
     assert evaluation.to_json()["threshold"] == pytest.approx(evaluation.threshold, abs=1e-3)
 
@@ -231,9 +228,7 @@ IGNORED = [[10, 10, 60, 60], [12, 14, 50, 50]]
 
 
 @pytest.mark.parametrize("kind", ["list", "voc"])
-def test_ignored_regions_of_other_formats_count_neither_way(
-    tmp_path: Path, make_card_with: Callable[..., Card], kind: str
-) -> None:
+def test_ignored_regions_of_other_formats_count_neither_way(tmp_path: Path, oracle: Ask, kind: str) -> None:
     """Found: the one object, and two things in the ignored region, of another class (list) or of its class (VOC)."""
     write_image(tmp_path / "JPEGImages" / "a.png", np.full((*SIZE, 3), 1, np.uint8))
     if kind == "list":
@@ -253,14 +248,12 @@ def test_ignored_regions_of_other_formats_count_neither_way(
     data = read_dataset(source, tmp_path / "JPEGImages", ["ant", "bee", "cat"])
     label = 1 if kind == "list" else 0
     found = ([*IGNORED, [100, 0, 150, 50]], [0.9, 0.8, 0.7], [0, label, 0])
-    assert evaluate(oracle(make_card_with, {1: found}), data).map == pytest.approx(100)
+    assert evaluate(oracle({1: found}), data).map == pytest.approx(100)
     outside = ([[10, 70, 60, 120], [100, 0, 150, 50]], [0.9, 0.7], [0, 0])
-    assert evaluate(oracle(make_card_with, {1: outside}), data).map == pytest.approx(50, abs=1)
+    assert evaluate(oracle({1: outside}), data).map == pytest.approx(50, abs=1)
 
 
-def test_a_turned_picture_is_judged_with_its_boxes_turned(
-    coco_files: Files, make_card_with: Callable[..., Card]
-) -> None:
+def test_a_turned_picture_is_judged_with_its_boxes_turned(coco_files: Files, oracle: Ask) -> None:
     """Annotated as stored, 128 wide and 192 high; upright, by orientation 6, it is 192 wide and 128 high."""
     from PIL import Image as Pillow
 
@@ -276,6 +269,6 @@ def test_a_turned_picture_is_judged_with_its_boxes_turned(
     Pillow.fromarray(np.full((SIZE[1], SIZE[0], 3), 1, np.uint8)).save(images / "1.png", exif=exif)
     write_image(images / "2.png", np.full((*SIZE, 3), 2, np.uint8))  # turned by somebody who kept the annotations
     turned = [[192 - 60.0, 10, 192 - 20.0, 40]]  # x = height - y, y = x
-    result = evaluate(oracle(make_card_with, {1: (turned, [0.9], [0])}), read_coco(annotations, images))
+    result = evaluate(oracle({1: (turned, [0.9], [0])}), read_coco(annotations, images))
     assert result.map == pytest.approx(100) and result.images == 1
     assert "no EXIF orientation" in result.skipped[0][1] and result.skipped[0][0].name == "2.png"

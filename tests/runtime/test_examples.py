@@ -19,6 +19,7 @@ from isodet.field_docs import field_docs
 from runtime.card.card import Card
 from runtime.images.image import write_image
 from runtime.streams.open import open_source
+from tests.runtime.cameras import video
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -31,12 +32,7 @@ def model(onnx_file: Callable[..., Path]) -> str:
 @pytest.fixture
 def clip(tmp_path: Path) -> str:
     """Twelve frames in which the tiny model finds two ants each."""
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (96, 64))
-    for _ in range(12):
-        writer.write(np.full((64, 96, 3), (0, 250, 30), np.uint8))
-    writer.release()
-    return str(path)
+    return str(video(tmp_path / "clip.avi", [np.full((64, 96, 3), (0, 250, 30), np.uint8)] * 12))
 
 
 @pytest.fixture
@@ -125,10 +121,7 @@ def street(tmp_path: Path, make_card_with: Callable[..., Card], pixel_model: Cal
     (tmp_path / "best.onnx").write_bytes(pixel_model(card).SerializeToString())
     frame = np.full((32, 48, 3), (1, 250, 30), np.uint8)
     write_image(tmp_path / "street.png", frame)
-    writer = cv2.VideoWriter(str(tmp_path / "street.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (48, 32))
-    for _ in range(6):
-        writer.write(frame)
-    writer.release()
+    video(tmp_path / "street.avi", [frame] * 6)
     return tmp_path
 
 

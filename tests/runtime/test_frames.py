@@ -72,28 +72,6 @@ def test_arrays_of_other_libraries_in_host_memory(detector: Detector) -> None:
             detector([tensor, wrong])  # type: ignore[list-item]
 
 
-class OnDevice:
-    """What PyTorch and CuPy show of an array on a GPU."""
-
-    def __init__(self, cuda: bool = False, device: int = 2) -> None:
-        if cuda:
-            self.__cuda_array_interface__ = {"shape": (4, 4, 3), "typestr": "|u1", "data": (1, False), "version": 3}
-        self.device = device
-
-    def __dlpack__(self, **_: Any) -> object:
-        raise AssertionError("nothing may be copied from a device in silence")
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.device, 0
-
-
-@pytest.mark.parametrize("array", [OnDevice(cuda=True), OnDevice(device=2), OnDevice(device=10)])
-def test_device_memory_is_refused_with_what_to_do(detector: Detector, array: OnDevice) -> None:
-    for given_frames in (array, [array]):
-        with pytest.raises(FrameError, match=r"(OnDevice|array on a device).*; copy it: frame\.cpu\(\)\.numpy\(\)"):
-            detector(given_frames)  # type: ignore[arg-type]
-
-
 def test_what_looks_like_a_frame(detector: Detector) -> None:
     picture = type("Image", (), {"__module__": "PIL.Image"})()
     with pytest.raises(FrameError, match=r"frame 0: .* got Image; numpy.asarray\(frame\), with color='rgb'"):

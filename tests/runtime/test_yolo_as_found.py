@@ -9,6 +9,7 @@ import pytest
 from runtime.datasets import annotations as records
 from runtime.datasets import read_dataset
 from runtime.datasets.annotations import DatasetError
+from tests.at_fault import raises
 from tests.runtime.as_found import boxes, picture, text
 
 
@@ -60,6 +61,25 @@ def test_names_that_cannot_be_told_apart_are_refused(yolo: Path, names: str, mes
     text(yolo / "data.yaml", f"train: images\nval: images\nnames: {names}\n")
     with pytest.raises(DatasetError, match=message):
         read_dataset(yolo)
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["{0: car, 1o: dog}", "{0: car, null: dog}", "{0: car, true: dog}", "{0: car, 2: dog}", "{0.0: car}", "[[a, b]]"],
+)
+def test_names_of_mixed_kinds_are_refused(yolo: Path, names: str) -> None:
+    text(yolo / "data.yaml", f"train: images\nval: images\nnames: {names}\n")
+    with raises(DatasetError, key="names", path=yolo / "data.yaml"):
+        read_dataset(yolo)
+
+
+@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("word", ["nan", "inf", "-inf"])
+def test_a_polygon_with_a_number_that_is_none(yolo: Path, at: int, word: str) -> None:
+    values = ["0.1", "0.1", "0.5", "0.1", "0.5", "0.5"]
+    values[at] = word
+    text(yolo / "labels" / "a.txt", f"0 {' '.join(values)}\n")
+    assert read_dataset(yolo).problems.counts == {records.NOT_FINITE: 1}
 
 
 def test_a_list_of_names_with_one_twice_is_refused(yolo: Path) -> None:
