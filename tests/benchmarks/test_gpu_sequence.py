@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from benchmarks.gpu import eager, machine, training
+from benchmarks.gpu.attempts import attempt, until_one_fails
+from benchmarks.gpu.networks import TINY, network_config
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.sequence import Conditions, run_stages
-from benchmarks.gpu.stage import Row, Setting, Stage
+from benchmarks.gpu.stage import NotHere, Row, Setting, Stage
 from benchmarks.gpu.stages import STAGES
+from benchmarks.gpu.training_steps import Training
+from runtime.backends.protocol import BackendError
 from tests.processes import ROOT, python
+from trainer.failures import TrainingError
 
 HEAD = "import os, sys, time, subprocess\nfrom benchmarks.gpu.stage import NotHere, Row\n\ndef rows(setting):\n"
 GOOD = '    yield Row("answer", 42.0, "points", least=40)\n'
@@ -141,8 +148,6 @@ def test_the_rehearsal_runs_whole(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_gpu_every_stage_says_so_in_one_line(tmp_path: Path) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
     names = [stage.name for stage in STAGES if stage.name != "digits"]
@@ -164,10 +169,6 @@ def test_wrong_usage() -> None:
 
 
 def test_a_driver_that_is_too_old_is_named_in_torchs_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from benchmarks.gpu.stage import NotHere
-
     def refuse() -> None:
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\n  Please update")
 
@@ -182,10 +183,6 @@ def test_a_driver_that_is_too_old_is_named_in_torchs_words(monkeypatch: pytest.M
 
 
 def test_a_busy_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from benchmarks.gpu import machine
-
     card = type("Card", (), {"name": "NVIDIA Test", "multi_processor_count": 132})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
@@ -199,18 +196,12 @@ def test_a_busy_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def full(*args: Any, **kwargs: Any) -> None:
-    import torch
-
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
 def test_a_card_with_too_little_memory_ends_a_row_and_not_the_stage(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from benchmarks.gpu import eager, training
-    from benchmarks.gpu.networks import TINY, network_config
-    from benchmarks.gpu.training_steps import Training
-
     monkeypatch.setattr(Training, "steps", full)
     monkeypatch.setattr(eager, "bare", full)
     setting = Setting("cpu", True, tmp_path, time.monotonic() + 600)
@@ -224,12 +215,6 @@ def test_a_card_with_too_little_memory_ends_a_row_and_not_the_stage(
 
 
 def test_what_is_refused_or_has_no_time_is_a_row_and_a_fault_of_ours_is_not(tmp_path: Path) -> None:
-    import torch
-
-    from benchmarks.gpu.attempts import attempt, until_one_fails
-    from runtime.backends.protocol import BackendError
-    from trainer.failures import TrainingError
-
     def refused(error: Exception, what: str) -> Iterator[Row]:
         yield Row(what, 1.0)
         raise error
@@ -246,8 +231,5 @@ def test_what_is_refused_or_has_no_time_is_a_row_and_a_fault_of_ours_is_not(tmp_
 
 
 def test_memory_over_many_frames_without_the_time_for_it(tmp_path: Path) -> None:
-    from benchmarks.gpu import eager
-    from benchmarks.gpu.networks import TINY, network_config
-
     (row,) = eager.flat(Setting("cpu", True, tmp_path, time.monotonic()), network_config(TINY))
     assert row.value is None and row.note == "no time left for 320"

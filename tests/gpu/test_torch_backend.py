@@ -95,6 +95,7 @@ def test_frames_of_another_size_are_refused(options: BackendOptions) -> None:
 def test_contexts_in_four_threads_give_what_one_gives(options: BackendOptions) -> None:
     first = backend("atss", GPU, options)
     contexts = [Detector(one, threshold=0.0) for one in (first, *(first.context() for _ in range(3)))]
+    assert all(one.backend.model is first.model for one in contexts)  # type: ignore[attr-defined]
     batches = [pictures(4, seed=i) for i in range(4)]
     expected = [contexts[0](batch) for batch in batches]
     work = [lambda c=c, b=b: [c(b) for _ in range(10)] for c, b in zip(contexts, batches, strict=True)]

@@ -35,16 +35,22 @@ def yolo_set(root: Path) -> Path:
     return root
 
 
-def voc_xml(name: str, *bounds: tuple[Any, ...], more: str = "", head: str = "", database: str = "Unknown") -> str:
-    ends = "".join(
-        f"<object><name>cat</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox>"
-        f"{more}</object>"
-        for a, b, c, d in bounds
-    )
-    return (
-        f"{head}<annotation><filename>{name}</filename><source><database>{database}</database></source>"
-        f"<size><width>60</width><height>40</height></size>{ends}</annotation>"
-    )
+VOC_SIZE = "<size><width>60</width><height>40</height></size>"
+
+
+def voc_object(name: str, bounds: tuple[Any, ...], more: str = "") -> str:
+    ends = "".join(f"<{k}>{value}</{k}>" for k, value in zip(("xmin", "ymin", "xmax", "ymax"), bounds, strict=True))
+    return f"<object><name>{name}</name>{more}<bndbox>{ends}</bndbox></object>"
+
+
+def voc_file(name: str, *objects: str, size: str = VOC_SIZE, head: str = "", database: str = "Unknown") -> str:
+    source = f"<source><database>{database}</database></source>"
+    return f"{head}<annotation><filename>{name}</filename>{source}{size}{''.join(objects)}</annotation>"
+
+
+def voc_xml(name: str, *bounds: tuple[Any, ...], more: str = "", **parts: str) -> str:
+    """A file of cats."""
+    return voc_file(name, *(voc_object("cat", box, more) for box in bounds), **parts)
 
 
 def voc_set(root: Path) -> Path:

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -17,6 +17,8 @@ from runtime.card.card import Card
 from runtime.datasets.annotations import EVERY_CLASS, CocoDataset, ImageRecord, Problems
 from runtime.detections import Detections
 from runtime.detector import Detector
+from runtime.images.image import write_image
+from runtime.streams.capture import DecoderName
 from tests.runtime.as_found import voc_set, yolo_set
 from tests.runtime.cameras import until
 from tests.runtime.echo import Echo, Gate
@@ -63,8 +65,6 @@ def coco_files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """Writes a COCO file of the content given, and one small PNG for each of its images."""
 
     def write(content: dict[str, Any], pictures: bool = True) -> tuple[Path, Path]:
-        from runtime.images.image import write_image
-
         folder = tmp_path / "images"
         folder.mkdir(exist_ok=True)
         for image in content.get("images", []) if pictures else []:
@@ -200,3 +200,18 @@ def pixel_detector(card: Card) -> onnx.ModelProto:
 def no_thread_is_left() -> Iterator[None]:
     yield
     until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("isodet-source")])
+
+
+@pytest.fixture
+def held() -> Iterator[threading.Event]:
+    """What a capture hangs at until the test sets it, or ends."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture(params=["opencv", "pyav"])
+def decoder(request: pytest.FixtureRequest) -> DecoderName:
+    if request.param == "pyav":
+        pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
+    return cast(DecoderName, request.param)

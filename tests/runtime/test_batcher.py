@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.images.frames import FrameError
 from tests.at_fault import raises
+from tests.runtime.cameras import until
 from tests.runtime.echo import FOREVER, Echo, Gate, frame, number
+from tests.threads import in_threads
 
 
 def test_frames_of_every_kind_are_answered_as_by_a_call(card: Card) -> None:
@@ -116,12 +119,7 @@ def test_every_submit_is_answered_exactly_once(card: Card, seed: int) -> None:
         running[rng.randrange(40)].cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    threads = [threading.Thread(target=camera, args=(s,)) for s in range(5)]
-    threads.append(threading.Thread(target=lambda: asyncio.run(tasks())))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*(partial(camera, stream) for stream in range(5)), lambda: asyncio.run(tasks()))
     batcher.close()
     assert all(future.done() for _, future in futures)
     assert answers == {i: 1 for i, _ in futures}
@@ -199,8 +197,7 @@ def test_a_full_queue_refuses_or_blocks(gated: tuple[Detector, Echo, Gate]) -> N
         batcher.submit(frame(1))
         blocked = threading.Thread(target=lambda: (batcher.submit(frame(2)), returned.set()))
         blocked.start()
-        while batcher.metrics().blocked == 0:
-            time.sleep(0.001)
+        until(lambda: batcher.metrics().blocked == 1)
         assert not returned.is_set() and batcher.metrics().waiting == 1
         gate.open.set()
         assert returned.wait(60)
@@ -224,8 +221,7 @@ def test_a_callback_may_submit_but_not_wait(gated: tuple[Detector, Echo, Gate]) 
         future.add_done_callback(again)
         gate.open.set()
         future.result(60)
-        while len(seen) < 3:
-            time.sleep(0.001)
+        until(lambda: len(seen) == 3)
     assert isinstance(seen[0], Future) and all(isinstance(s, (Future, QueueFull)) for s in seen)
     assert all("a callback of a future must not wait" in str(s) for s in seen if isinstance(s, QueueFull))
     assert number(seen[0].result()) == 10

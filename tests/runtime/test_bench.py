@@ -24,13 +24,8 @@ from runtime.images.image import ImageError, write_image
 def test_every_stage_at_every_batch_size(onnx_file: Callable[..., Path]) -> None:
     steps: list[tuple[int, int]] = []
     path = onnx_file()
-    result = bench(
-        path,
-        BenchOptions(batch_sizes=(1, 3), frame_hw=(60, 80), iterations=7, warmup=1),
-        device="cpu",
-        threads=1,
-        progress=lambda done, total: steps.append((done, total)),
-    )
+    options = BenchOptions(batch_sizes=(1, 3), frame_hw=(60, 80), iterations=7, warmup=1)
+    result = bench(path, options, device="cpu", threads=1, progress=lambda *step: steps.append(step))
     # This graph has no node that says it is NMS, and the CPU has no copies: no number is made up for them.
     seen = ("decode", "letterbox", "engine", "un-letterbox", WHOLE, BARE)
     assert [(r.batch_size, r.stage) for r in result.rows] == [(b, s) for b in (1, 3) for s in seen]
@@ -74,13 +69,9 @@ def test_stages_add_up_to_the_whole_and_a_backends_own_clock_is_taken(card: Card
 
 def test_streams_go_through_the_batcher_and_into_the_json(card: Card) -> None:
     steps: list[tuple[int, int]] = []
-    result = bench(
-        Slow(card),
-        BenchOptions(
-            batch_sizes=(2, 4), frame_hw=(8, 8), iterations=2, warmup=0, seconds=0.2, streams=(1, 3), max_wait_ms=1
-        ),
-        progress=lambda *at: steps.append(at),
-    )
+    limits = {"iterations": 2, "warmup": 0, "seconds": 0.2, "max_wait_ms": 1}
+    options = BenchOptions(batch_sizes=(2, 4), frame_hw=(8, 8), streams=(1, 3), **limits)  # type: ignore[arg-type]
+    result = bench(Slow(card), options, progress=lambda *step: steps.append(step))
     assert [(s.batch_size, s.streams) for s in result.streams] == [(2, 1), (2, 3), (4, 1), (4, 3)]
     assert steps == [(n, 6) for n in range(1, 7)]
     for one in result.streams:

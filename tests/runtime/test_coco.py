@@ -37,11 +37,8 @@ def box(*bbox: float, image_id: int = 7, category_id: int = 5, **more: Any) -> d
 
 
 def test_a_good_file(coco_files: Files) -> None:
-    annotations, images = coco_files(
-        content(
-            box(1, 2, 3, 4, area=5.5), box(0, 0, 60, 40, category_id=90, iscrowd=1), box(10, 10, 2, 2, category_id=-2)
-        )
-    )
+    rows = box(1, 2, 3, 4, area=5.5), box(0, 0, 60, 40, category_id=90, iscrowd=1), box(10, 10, 2, 2, category_id=-2)
+    annotations, images = coco_files(content(*rows))
     data = read_coco(annotations, images)
     assert (data.class_names, data.category_ids) == (("ant", "bee", "cat"), (-2, 5, 90))  # gaps, sorted by id
     assert [r.id for r in data.records] == [7, 3] and len(data) == 2
@@ -60,20 +57,13 @@ def test_a_good_file(coco_files: Files) -> None:
 @pytest.mark.parametrize(
     ("bbox", "reason"),
     [
-        ([float("nan"), 1, 2, 3], coco.NOT_FINITE),
-        ([1, 1, float("inf"), 3], coco.NOT_FINITE),
-        ([1, 1, 0, 3], coco.NO_AREA),
-        ([1, 1, 3, -2], coco.NO_AREA),
+        ([float("nan"), 1, 2, 3], coco.NOT_FINITE), ([1, 1, float("inf"), 3], coco.NOT_FINITE),
+        ([1, 1, 0, 3], coco.NO_AREA), ([1, 1, 3, -2], coco.NO_AREA), ([60, 1, 5, 5], coco.OUTSIDE),
         ([5, 5, 1e-9, 3], coco.NO_AREA),  # no area left in float32
-        ([60, 1, 5, 5], coco.OUTSIDE),
-        ([-9, -9, 9, 9], coco.OUTSIDE),
-        ([1, 2, 3], coco.NO_BBOX),
-        ([1, 2, 3, "4"], coco.NO_BBOX),
-        ([1, 2, 3, True], coco.NO_BBOX),
-        (None, coco.NO_BBOX),
-        (..., coco.NO_BBOX),  # no such key
+        ([-9, -9, 9, 9], coco.OUTSIDE), ([1, 2, 3], coco.NO_BBOX), ([1, 2, 3, "4"], coco.NO_BBOX),
+        ([1, 2, 3, True], coco.NO_BBOX), (None, coco.NO_BBOX), (..., coco.NO_BBOX),  # ...: no such key
     ],
-)
+)  # fmt: skip
 def test_a_bad_box_is_skipped_and_listed(coco_files: Files, bbox: Any, reason: str) -> None:
     bad = {"image_id": 7, "category_id": 5} | ({} if bbox is ... else {"bbox": bbox})
     data = read_coco(*coco_files(content(box(1, 2, 3, 4), bad)))

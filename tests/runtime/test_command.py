@@ -171,7 +171,7 @@ class Foreign(RuntimeError):
         (OSError(28, "No space left"), "trainer fit: error: [Errno 28] No space left"),
         (KeyboardInterrupt(), "stopped; resume it"),
         (
-            ModuleNotFoundError("No module named 'yaml'", name="yaml"),
+            ModuleNotFoundError("x", name="yaml"),
             "trainer fit: error: needs the package 'yaml': pip install 'isodet[train]'",
         ),
     ],

@@ -157,14 +157,9 @@ def test_several_sources_have_an_output_each(
     monkeypatch.setattr(
         Detector, "__call__", lambda self, images, *rest: batches.append(len(images)) or call(self, images, *rest)
     )
-    summary = detect(
-        [one, two, tmp_path / "photos", tmp_path / "x" / "a.png"],
-        detector,
-        DetectOptions(out=tmp_path / "out"),
-        progress=lambda done, total: steps.append((done, total)),
-    )
+    out, sources = tmp_path / "out", [one, two, tmp_path / "photos", tmp_path / "x" / "a.png"]
+    summary = detect(sources, detector, DetectOptions(out=out), progress=lambda *step: steps.append(step))
     monkeypatch.undo()
-    out = tmp_path / "out"
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
         "a.png", "clip-2.jsonl", "clip-2.mp4", "clip.jsonl", "clip.mp4", "photos.jsonl", "photos/a.png", "photos/b.png",
     ]  # fmt: skip
@@ -181,9 +176,8 @@ def test_several_sources_have_an_output_each(
 
 def test_one_json_file_for_all(detector: Detector, tmp_path: Path) -> None:
     clips = [object_clip(tmp_path / f"{i}.avi", [0] * 3) for i in range(2)]
-    summary = detect(
-        clips, detector, DetectOptions(out=tmp_path / "out", save=False, json_lines=tmp_path / "all.jsonl")
-    )
+    options = DetectOptions(out=tmp_path / "out", save=False, json_lines=tmp_path / "all.jsonl")
+    summary = detect(clips, detector, options)
     rows = json_lines(tmp_path / "all.jsonl")
     assert sorted((row["source"], row["frame"]) for row in rows) == [(str(c), i) for c in clips for i in range(3)]
     assert summary.json_lines == tmp_path / "all.jsonl" and summary.pictures is None and not (tmp_path / "out").exists()
@@ -320,11 +314,8 @@ def test_what_is_below_the_limits_and_continues_nothing_is_not_reported() -> Non
 @pytest.mark.usefixtures("_tracking")
 def test_detect_writes_and_draws_tracks(detector: Detector, tmp_path: Path) -> None:
     source = object_clip(tmp_path / "clip.avi", [0] * 6)
-    detect(
-        [source, object_clip(tmp_path / "other.avi", [0] * 4)],
-        detector,
-        DetectOptions(out=tmp_path / "out", track=True, threshold=0.8),
-    )
+    sources = [source, object_clip(tmp_path / "other.avi", [0] * 4)]
+    detect(sources, detector, DetectOptions(out=tmp_path / "out", track=True, threshold=0.8))
     rows = json_lines(tmp_path / "out" / "clip.jsonl")
     assert len(rows) == 6 and rows[0]["detections"][0]["track"] is None
     tracks = [row["detections"][0]["track"] for row in rows[2:]]

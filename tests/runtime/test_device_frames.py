@@ -203,12 +203,3 @@ def test_an_engine_reads_them_where_they_are(engine_file: Callable[..., Path], m
     with pytest.raises(BackendError, match=r"this pointer is none of CUDA's"):
         detector([OnGpu(frames(1)[0])])  # type: ignore[list-item]
     assert pixels_as_boxes(np.stack(frames(2)))["num_dets"].tolist() == [[2]]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_real_gpu(card: Card) -> None:
-    detector = Detector(TorchBackend(PixelDetector(), card, "cuda"), threshold=0.0)
-    pictures = [np.full((32, 48, 3), (i, 200, 20 + i), np.uint8) for i in range(3)]
-    there = detector([torch.from_numpy(p).cuda() for p in pictures])  # type: ignore[misc]
-    for found, expected in zip(there, detector(pictures), strict=True):
-        np.testing.assert_array_equal(found.boxes_xyxy, expected.boxes_xyxy)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -21,6 +22,7 @@ from runtime.detector import Detector
 from runtime.evaluation.evaluate import Evaluation, EvaluationError, evaluate
 from runtime.images.image import letterbox, write_image
 from tests.at_fault import raises
+from tests.runtime.as_found import voc_file, voc_object
 
 Files, Ask = Callable[..., tuple[Path, Path]], Callable[..., Detector]
 Found = tuple[list[list[float]], list[float], list[int]]
@@ -239,12 +241,8 @@ def test_ignored_regions_of_other_formats_count_neither_way(tmp_path: Path, orac
     else:
         source = tmp_path / "Annotations"
         source.mkdir()
-        boxes = (("ant", 0, (101, 1, 150, 50)), ("ant", 1, (11, 11, 60, 60)))
-        objects = "".join(
-            f"<object><name>{n}</name><difficult>{d}</difficult><bndbox><xmin>{b[0]}</xmin><ymin>{b[1]}</ymin>"
-            f"<xmax>{b[2]}</xmax><ymax>{b[3]}</ymax></bndbox></object>" for n, d, b in boxes
-        )  # fmt: skip
-        (source / "a.xml").write_text(f"<annotation><filename>a.png</filename>{objects}</annotation>")
+        objects = voc_object("ant", (101, 1, 150, 50)), voc_object("ant", (11, 11, 60, 60), "<difficult>1</difficult>")
+        (source / "a.xml").write_text(voc_file("a.png", *objects, size=""))
     data = read_dataset(source, tmp_path / "JPEGImages", ["ant", "bee", "cat"])
     label = 1 if kind == "list" else 0
     found = ([*IGNORED, [100, 0, 150, 50]], [0.9, 0.8, 0.7], [0, label, 0])
@@ -255,8 +253,6 @@ def test_ignored_regions_of_other_formats_count_neither_way(tmp_path: Path, orac
 
 def test_a_turned_picture_is_judged_with_its_boxes_turned(coco_files: Files, oracle: Ask) -> None:
     """Annotated as stored, 128 wide and 192 high; upright, by orientation 6, it is 192 wide and 128 high."""
-    from PIL import Image as Pillow
-
     annotations, images = coco_files({
         "images": [{"id": 1, "file_name": "1.png", "height": SIZE[1], "width": SIZE[0]},
                    {"id": 2, "file_name": "2.png", "height": SIZE[1], "width": SIZE[0]}],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from runtime.backends.ort import backend as ort
 from runtime.backends.protocol import BackendError, OutOfMemory
 from tests.at_fault import raises
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
+from tests.threads import in_threads
 
 OnnxFile = Callable[..., Path]
 GRAPHS = BackendOptions(cuda_graphs=True)
@@ -219,20 +220,13 @@ def test_without_cuda_python(
 def test_workers_have_buffers_of_their_own(onnx_file: OnnxFile, gpu: Any) -> None:
     backend, cpu = ort.OrtBackend(onnx_file(), "cuda"), ort.OrtBackend(onnx_file(), "cpu", 1)
     contexts = [backend, backend.context(), backend.context()]
-    wrong: list[int] = []
 
     def work(seed: int) -> None:
         for i in range(50):
             images = pictures(1 + i % 4, 100 * seed + i)
-            if not same(contexts[seed](images), cpu(images)):
-                wrong.append(i)
+            assert same(contexts[seed](images), cpu(images))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    in_threads(*(partial(work, seed) for seed in range(3)))
     with pytest.raises(BackendError, match="replays CUDA graphs in one thread at a time: expected workers=1"):
         Detector(onnx_file(), device="cuda", options=GRAPHS).batcher(workers=2)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from runtime.card.card import Card, CardError
 from runtime.datasets import read_dataset
@@ -134,8 +135,6 @@ BAD_YAML = {
 
 @pytest.mark.parametrize("text", BAD_YAML.values(), ids=BAD_YAML)
 def test_every_fault_of_yaml_is_an_error_of_yaml(text: str, pictures: Path) -> None:
-    import yaml
-
     with pytest.raises(yaml.YAMLError):
         parse_yaml(text)
     path = pictures.parent / "data.yaml"

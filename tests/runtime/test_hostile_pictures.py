@@ -181,13 +181,7 @@ def _whole() -> Iterator[tuple[str, bytes]]:
         exif[0x0112] = 1
         for mode in ("RGB", "L", "CMYK"):
             for sampling in ("4:4:4", "4:2:2", "4:2:0") if mode == "RGB" else (None,):
-                for options in (
-                    {},
-                    {"progressive": True},
-                    {"optimize": True},
-                    {"restart_marker_rows": 1},
-                    {"exif": exif},
-                ):
+                for options in ({}, {"progressive": 1}, {"optimize": 1}, {"restart_marker_rows": 1}, {"exif": exif}):
                     name = f"{shown} {mode} {sampling} {options}"
                     data = _pillow("JPEG", image, mode, **options, **({"subsampling": sampling} if sampling else {}))
                     yield name, data
@@ -223,11 +217,7 @@ def _tiles(image: np.ndarray, side: int = 64) -> bytes:
     counts = [len(tile) for tile in tiles]
     starts = [8 + sum(counts[:i]) for i in range(len(tiles))]
     body = b"".join(tiles)
-    tables = [
-        struct.pack("<3H", 8, 8, 8),
-        struct.pack(f"<{len(tiles)}I", *starts),
-        struct.pack(f"<{len(tiles)}I", *counts),
-    ]
+    tables = [struct.pack("<3H", 8, 8, 8), *(struct.pack(f"<{len(tiles)}I", *column) for column in (starts, counts))]
     places = [8 + len(body) + sum(len(table) for table in tables[:i]) for i in range(3)]
     single = len(tiles) == 1
     entries = [

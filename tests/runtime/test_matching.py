@@ -8,6 +8,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from isodet.errors import ArgumentError
 from runtime.datasets.annotations import EVERY_CLASS, CocoDataset
@@ -15,6 +17,8 @@ from runtime.detections import Detections
 from runtime.evaluation.coco_eval import coco_evaluator
 from runtime.evaluation.confusion import confusion
 from runtime.evaluation.curves import Curve, curves, recommended
+from runtime.evaluation.details import measure
+from runtime.evaluation.evaluate import Evaluation
 from runtime.evaluation.matching import IGNORED, INVENTED, greedy, match, pairwise_iou
 from runtime.evaluation.voc import ap11, area, voc_ap
 from runtime.evaluation.worst import worst_images
@@ -26,9 +30,6 @@ Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 @pytest.fixture(autouse=True)
 def only_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
     """faster-coco-eval keeps no record of single images."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     monkeypatch.setattr("runtime.evaluation.coco_eval.coco_engine", lambda: (COCO, COCOeval))
 
 
@@ -228,9 +229,6 @@ def test_pairs_are_the_most_frequent_first(scene: Scene) -> None:
 
 
 def test_the_worst_images_are_those_with_the_lowest_f1(scene: Scene) -> None:
-    from runtime.evaluation.details import measure
-    from runtime.evaluation.evaluate import Evaluation
-
     dataset, found = scene(5, images=20)
     matches = match(found, dataset)
     evaluation = Evaluation(

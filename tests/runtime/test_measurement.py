@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from runtime.__main__ import main
 from runtime.datasets.annotations import CocoDataset, ImageRecord, Problems
 from runtime.datasets.coco import read_coco
 from runtime.detections import Detections
+from runtime.detector import Detector
 from runtime.evaluation.coco_eval import coco_engine, coco_metrics
 from runtime.evaluation.curves import curves, recommended
 from runtime.evaluation.details import measure
@@ -52,9 +54,6 @@ def judged(dataset: CocoDataset, found: dict[int, Detections]) -> Evaluation:
 
 def test_faster_coco_eval_gives_the_same_numbers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed (the extra fast-eval)")
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     assert coco_engine()[1].__name__ == "COCOeval_faster"
     buckets = parse_buckets("tiny:0-16,rest:16-inf")
     cases = [scene(seed, images=20, crowds=c, tie=t) for seed, c, t in ((0, 0.0, False), (1, 0.3, True))]
@@ -74,8 +73,6 @@ def test_faster_coco_eval_gives_the_same_numbers(scene: Scene, monkeypatch: pyte
 
 
 def test_without_an_engine_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(runtime.evaluation.evaluate.EvaluationError, match="pip install pycocotools"):
@@ -217,8 +214,6 @@ def test_evaluate_keeps_what_measure_reads(
     tmp_path: Path, onnx_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A picture that cannot be read is in neither."""
-    from runtime.detector import Detector
-
     (tmp_path / "val.json").write_text(json.dumps(coco_file(tmp_path)))
     (tmp_path / "images" / "0.png").write_bytes(b"broken")
     dataset = read_coco(tmp_path / "val.json", tmp_path / "images")

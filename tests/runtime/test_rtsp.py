@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -34,13 +33,6 @@ def server() -> Iterator[RtspServer]:
 def guarded() -> Iterator[RtspServer]:
     with RtspServer(5, *USER) as server:
         yield server
-
-
-@pytest.fixture(params=["opencv", "pyav"])
-def decoder(request: pytest.FixtureRequest) -> DecoderName:
-    if request.param == "pyav":
-        pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
-    return cast(DecoderName, request.param)
 
 
 @pytest.fixture

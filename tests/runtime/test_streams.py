@@ -164,21 +164,17 @@ def test_options_are_checked() -> None:
             StreamOptions(**{key: value})  # type: ignore[arg-type]
 
 
-def test_stop_ends_a_waiting_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_go = threading.Event()
-    cameras(monkeypatch, lambda: FakeCapture(None, at={2: let_go.wait}))
-    try:
-        with Streams([0]) as reading:
-            taken: list[SourceFrame] = []
-            thread = threading.Thread(target=lambda: taken.extend(reading))
-            thread.start()
-            until(lambda: bool(taken) and reading.states[0].frames == 2)
-            reading.stop()
-            thread.join(30)
-            assert not thread.is_alive() and len(taken) <= 2
-            let_go.set()
-    finally:
-        let_go.set()
+def test_stop_ends_a_waiting_iteration(monkeypatch: pytest.MonkeyPatch, held: threading.Event) -> None:
+    cameras(monkeypatch, lambda: FakeCapture(None, at={2: held.wait}))
+    with Streams([0]) as reading:
+        taken: list[SourceFrame] = []
+        thread = threading.Thread(target=lambda: taken.extend(reading))
+        thread.start()
+        until(lambda: bool(taken) and reading.states[0].frames == 2)
+        reading.stop()
+        thread.join(30)
+        assert not thread.is_alive() and len(taken) <= 2
+        held.set()
 
 
 def test_closing_lets_everything_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from runtime import StreamError, StreamOptions, Streams
 from runtime.streams import reader as stream_reader
-from runtime.streams.capture import without_password
+from runtime.streams.capture import DecoderName, without_password
 from runtime.streams.open import describe, open_source
 from runtime.streams.reader import Reader
 from tests.at_fault import raises
@@ -59,11 +59,10 @@ def test_a_dead_camera_never_stops_the_others(camera: HttpCamera, tmp_path: Path
     assert "secret" not in alive.name and camera.connections == 1
 
 
-@pytest.mark.parametrize("decoder", ["opencv", "pyav"])
-def test_a_camera_that_dies_and_comes_back(camera: HttpCamera, decoder: str, caplog: pytest.LogCaptureFixture) -> None:
-    if decoder == "pyav":
-        pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
-    with Streams([camera.url], StreamOptions(decoder=decoder, **QUICK)) as reading:  # type: ignore[arg-type]
+def test_a_camera_that_dies_and_comes_back(
+    camera: HttpCamera, decoder: DecoderName, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Streams([camera.url], StreamOptions(decoder=decoder, **QUICK)) as reading:
         frames = iter(reading)
         first = [next(frames) for _ in range(3)][-1]
         camera.die()
@@ -81,37 +80,31 @@ def test_a_camera_that_dies_and_comes_back(camera: HttpCamera, decoder: str, cap
     assert "127.0.0.1" in caplog.text and "trying again" in caplog.text and "secret" not in caplog.text
 
 
-def test_a_camera_that_hangs_is_left_and_connected_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_go = threading.Event()
-    lives = iter([{3: let_go.wait}, {}])
+def test_a_camera_that_hangs_is_left_and_connected_again(
+    monkeypatch: pytest.MonkeyPatch, held: threading.Event
+) -> None:
+    lives = iter([{3: held.wait}, {}])
     opened = cameras(monkeypatch, lambda: FakeCapture(None, at=next(lives), frames=None))
-    try:
-        with Streams([0], StreamOptions(stall_s=0.5, keep="all", **QUICK)) as reading:
-            frames = iter(reading)
-            assert [next(frames).index for _ in range(3)] == [0, 1, 2]
-            until(lambda: reading.states[0].state == "stalled")
-            for frame in frames:
-                if frame.index > 10:
-                    break
-            assert len(opened) == 2 and "gives no frame for 0.5 s" in str(reading.states[0].error)
-            let_go.set()
-            until(lambda: opened[0].closed > 0)  # the thread left behind wakes up, and takes its leave
-    finally:
-        let_go.set()
+    with Streams([0], StreamOptions(stall_s=0.5, keep="all", **QUICK)) as reading:
+        frames = iter(reading)
+        assert [next(frames).index for _ in range(3)] == [0, 1, 2]
+        until(lambda: reading.states[0].state == "stalled")
+        for frame in frames:
+            if frame.index > 10:
+                break
+        assert len(opened) == 2 and "gives no frame for 0.5 s" in str(reading.states[0].error)
+        held.set()
+        until(lambda: opened[0].closed > 0)  # the thread left behind wakes up, and takes its leave
     assert opened[1].closed > 0 and opened[0].reads == 4
 
 
-def test_no_more_than_one_hanging_read_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_go = threading.Event()
-    opened = cameras(monkeypatch, lambda: FakeCapture(None, at={0: let_go.wait}, frames=0))
-    try:
-        with Streams([0, 0], StreamOptions(stall_s=0.02, give_up_s=1, **QUICK)) as reading:
-            with pytest.raises(StreamError, match=r"0: gives no frame for 0\.02 s"):
-                next(iter(reading))
-            assert 2 < len(opened) <= 4 and all(s.state == "failed" for s in reading.states)
-            let_go.set()
-    finally:
-        let_go.set()
+def test_no_more_than_one_hanging_read_is_left_behind(monkeypatch: pytest.MonkeyPatch, held: threading.Event) -> None:
+    opened = cameras(monkeypatch, lambda: FakeCapture(None, at={0: held.wait}, frames=0))
+    with Streams([0, 0], StreamOptions(stall_s=0.02, give_up_s=1, **QUICK)) as reading:
+        with pytest.raises(StreamError, match=r"0: gives no frame for 0\.02 s"):
+            next(iter(reading))
+        assert 2 < len(opened) <= 4 and all(s.state == "failed" for s in reading.states)
+        held.set()
 
 
 def test_all_cameras_are_told_to_end_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,14 +137,13 @@ def test_passwords_are_not_shown(url: str) -> None:
         assert without_password(plain) == plain
 
 
-def test_a_file_that_hangs_has_failed() -> None:
-    let_go = threading.Event()
-    hanging, seen = FakeCapture(9, at={4: let_go.wait}), []
+def test_a_file_that_hangs_has_failed(held: threading.Event) -> None:
+    hanging, seen = FakeCapture(9, at={4: held.wait}), []
     with Streams([file_of(hanging)], StreamOptions(stall_s=0.5)) as reading:
         with pytest.raises(StreamError, match=r"clip: gives no frame for 0\.5 s"):
             for frame in reading:
                 seen.append(frame.index)
-        let_go.set()
+        held.set()
     assert seen == [0, 1, 2, 3]
 
 
@@ -236,35 +228,30 @@ def test_a_program_may_end_with_a_file_open(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "frame\n"), done.stderr
 
 
-def test_a_change_of_resolution(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_change_of_resolution(caplog: pytest.LogCaptureFixture) -> None:
     with Streams([file_of(FakeCapture(6, sizes={3: (8, 10)}))]) as reading:
         assert [f.image.shape[:2] for f in reading] == [(4, 6)] * 3 + [(8, 10)] * 3
         assert reading.states[0].size_hw == (8, 10)
     assert "its frames change from (4, 6) to (8, 10) pixels" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_change_of_resolution_in_a_file(tmp_path: Path, decoder: DecoderName) -> None:
     jpegs = [cv2.imencode(".jpg", picture(i, (64, 96) if i < 6 else (96, 128)))[1].tobytes() for i in range(12)]
     (tmp_path / "a.mjpeg").write_bytes(b"".join(jpegs))
-    for decoder in ("opencv", "pyav"):
-        if decoder == "pyav":
-            pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
-        with Streams([tmp_path / "a.mjpeg"], StreamOptions(decoder=decoder)) as reading:  # type: ignore[arg-type]
-            frames = list(reading)
-        assert [f.index for f in frames] == list(range(12)), decoder
-        after = {f.image.shape[:2] for f in frames[6:]}
-        assert after == {(96, 128)} or (
-            decoder == "opencv" and after == {(64, 96)}
-        )  # newer OpenCVs keep the first size
+    with Streams([tmp_path / "a.mjpeg"], StreamOptions(decoder=decoder)) as reading:
+        frames = list(reading)
+    assert [f.index for f in frames] == list(range(12))
+    after = {f.image.shape[:2] for f in frames[6:]}
+    assert after == {(96, 128)} or (decoder, after) == ("opencv", {(64, 96)})  # newer OpenCVs keep the first size
 
 
-@pytest.mark.parametrize("decoder", ["opencv", "pyav"])
-def test_a_file_cut_in_the_middle(tmp_path: Path, decoder: str, caplog: pytest.LogCaptureFixture) -> None:
-    if decoder == "pyav":
-        pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
+def test_a_file_cut_in_the_middle(tmp_path: Path, decoder: DecoderName, caplog: pytest.LogCaptureFixture) -> None:
     whole, cut, hopeless = clip(tmp_path / "a.avi", 40), tmp_path / "cut.avi", tmp_path / "cut.mp4"
     data = whole.read_bytes()
     cut.write_bytes(data[: len(data) // 2])
     mp4 = clip(tmp_path / "a.mp4", 40).read_bytes()
     hopeless.write_bytes(mp4[: len(mp4) // 2])  # an MP4's index comes last
-    options = StreamOptions(decoder=decoder)  # type: ignore[arg-type]
+    options = StreamOptions(decoder=decoder)
     with Streams([cut, hopeless, whole], options) as reading:
         frames = list(reading)
         states = reading.states

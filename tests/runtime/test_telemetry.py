@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from isodet.telemetry import SILENT
+from runtime.backends.ort.library import load_onnxruntime
 from tests.processes import python
 
 OnnxFile = Callable[..., Path]
@@ -49,10 +51,6 @@ def test_what_the_user_set_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "calls"), [("1", 1), ("0", 0)])
 def test_an_onnxruntime_imported_before_is_told(asked: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
-    from runtime.backends.ort.library import load_onnxruntime
-
     told = []
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", asked)
     monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: told.append(True))

@@ -3,10 +3,10 @@ them into the same memory, as a CUDA graph does."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime import BackendOptions, Detector
+from runtime.artifact import read_card
 from runtime.backends.protocol import BackendError, OutOfMemory
 from runtime.backends.torch.backend import TorchBackend
 from runtime.backends.torch.graphs import WARM_UP, RecordedModule
 from runtime.card.card import Card, CardError
 from tests.at_fault import raises
+from tests.threads import in_threads
 
 
 class PixelDetector(nn.Module):
@@ -77,8 +79,6 @@ def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path: Path, card: Card) -> N
     with pytest.raises(ValueError, match=r"a\.onnx: not an isodet checkpoint"):
         Detector(path)
     torch.save({"format": 1, "card": {"model": {}}, "model": {}}, path)
-    from runtime.artifact import read_card
-
     with raises(CardError, path=path):
         read_card(path)
     torch.save({"format": 1, "card": card.to_json(), "model": {}}, path)
@@ -175,16 +175,6 @@ def test_what_auto_chose_and_why(card: Card) -> None:
     told = Detector(TorchBackend(PixelDetector(), card)).runs_on
     there = "PyTorch's current CUDA device" if torch.cuda.is_available() else "PyTorch finds no CUDA device here"
     assert told.startswith(f"PyTorch {torch.__version__.split('+')[0]} on c") and told.endswith(f"({there})")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_contexts_on_a_gpu_have_streams_of_their_own(card: Card) -> None:
-    backend = TorchBackend(PixelDetector(), card, "cuda")
-    other = backend.context()
-    images = np.full((2, 32, 48, 3), (1, 255, 20), np.uint8)
-    for given, expected in zip(other(images)[:4], backend(images)[:4], strict=True):
-        np.testing.assert_array_equal(given, expected)
-    assert other._stream is not None and other.model is backend.model
 
 
 # ---------------------------------------------------------------------------------------------
@@ -299,19 +289,14 @@ def test_new_weights_show(card: Card, graphs: list[FakeGraph]) -> None:
 
 def test_calls_take_turns(card: Card, graphs: list[FakeGraph]) -> None:
     detector = Detector(recording(card, PixelDetector()), threshold=0.0)
-    wrong: list[int] = []
 
     def many(number: int) -> None:
         for count in (1, 3, 2) * 8:
             found = detector(list(pictures(*[number] * count)))
-            wrong.extend(number for one in found if round(float(one.scores[0]) * 255) != number)
+            assert [round(float(one.scores[0]) * 255) for one in found] == [number] * count
 
-    threads = [threading.Thread(target=many, args=(20 + 40 * i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert wrong == [] and len(graphs) == 3
+    in_threads(*(partial(many, 20 + 40 * i) for i in range(4)))
+    assert len(graphs) == 3
 
 
 @pytest.mark.parametrize("call", [1, WARM_UP + 1])

@@ -22,19 +22,18 @@ from tests.at_fault import raises
 from tests.fake_trt import fake_trt
 from tests.runtime.engines import frames
 
+GRAPHS = BackendOptions(cuda_graphs=True)
+EngineFile, Machine = Callable[..., Path], Callable[..., Any]
+BUILT = {"tensorrt-10.13": "10.13.3.9", "tensorrt-11.4": "11.4.0.5", "tensorrt-rtx-1.7": "1.7.1.116"}
 
-@pytest.mark.parametrize(
-    ("version", "built"),
-    [("tensorrt-10.13", "10.13.3.9"), ("tensorrt-11.4", "11.4.0.5"), ("tensorrt-rtx-1.7", "1.7.1.116")],
-)
-def test_every_batch_gives_every_frame_its_own_boxes(
-    engine_file: Callable[..., Path], machine: Callable[..., Any], version: str, built: str
-) -> None:
+
+@pytest.mark.parametrize("version", BUILT)
+def test_every_batch_gives_every_frame_its_own_boxes(engine_file: EngineFile, machine: Machine, version: str) -> None:
     """Least, most, more than most, and fewer than the least, which are padded."""
     machine(version)
     flavour = "rtx" if "rtx" in version else "tensorrt"
-    detector = Detector(engine_file(version=built, flavour=flavour), threshold=0.5)
-    assert detector.backend.device == "cuda:0" and built in detector.backend.name
+    detector = Detector(engine_file(version=BUILT[version], flavour=flavour), threshold=0.5)
+    assert detector.backend.device == "cuda:0" and BUILT[version] in detector.backend.name
     for counts in ((1,), (2, 1), (1, 0, 2, 1), (0, 1, 2, 0, 1, 2, 1)):
         found = detector(frames(*counts))
         assert [len(d) for d in found] == list(counts)
@@ -44,9 +43,7 @@ def test_every_batch_gives_every_frame_its_own_boxes(
     assert detector([]) == []
 
 
-def test_more_images_than_the_engine_takes_are_refused(
-    engine_file: Callable[..., Path], machine: Callable[..., Any]
-) -> None:
+def test_more_images_than_the_engine_takes_are_refused(engine_file: EngineFile, machine: Machine) -> None:
     machine()
     backend = Detector(engine_file()).backend
     with pytest.raises(BackendError, match="at most 4 images, got 5"):
@@ -64,7 +61,7 @@ def test_more_images_than_the_engine_takes_are_refused(
     ],
 )
 def test_a_wrong_platform_is_told_what_it_was_built_for_and_how_to_build_it_again(
-    engine_file: Callable[..., Path], machine: Callable[..., Any], facts: dict[str, Any], sm: int, why: str
+    engine_file: EngineFile, machine: Machine, facts: dict[str, Any], sm: int, why: str
 ) -> None:
     machine(sm=sm)
     with pytest.raises(BackendError, match=why) as raised:
@@ -74,17 +71,16 @@ def test_a_wrong_platform_is_told_what_it_was_built_for_and_how_to_build_it_agai
 
 
 @pytest.mark.parametrize(
-    ("facts", "sm"),
-    [({"hardware_compatible": True}, 89), ({"version": "10.12.0.36", "version_compatible": True}, 86)],
+    ("facts", "sm"), [({"hardware_compatible": True}, 89), ({"version": "10.12.0.36", "version_compatible": True}, 86)]
 )
-def test_what_was_made_for_other_platforms_runs_on_them(
-    engine_file: Callable[..., Path], machine: Callable[..., Any], facts: dict[str, Any], sm: int
+def test_an_engine_for_other_platforms_runs_there(
+    engine_file: EngineFile, machine: Machine, facts: Any, sm: int
 ) -> None:
     machine(sm=sm)
     assert len(Detector(engine_file(**facts), threshold=0.5)(frames(2))[0]) == 2
 
 
-def test_what_the_library_says_reaches_the_user(engine_file: Callable[..., Path], machine: Callable[..., Any]) -> None:
+def test_what_the_library_says_reaches_the_user(engine_file: EngineFile, machine: Machine) -> None:
     machine(refuses="Magic tag does not match")
     with pytest.raises(BackendError, match=r"refuses it: Magic tag does not match\. Build it again here: exporter"):
         Detector(engine_file())
@@ -93,22 +89,17 @@ def test_what_the_library_says_reaches_the_user(engine_file: Callable[..., Path]
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (
-            {"outputs": {"output0": ("FLOAT", (5,))}},
-            "expected the tensors images, num_dets, boxes, scores, labels; got",
-        ),
+        ({"outputs": {"output0": ("FLOAT", (5,))}}, "the tensors images, num_dets, boxes, scores, labels; got"),
         ({"shape": (-1, 8, 9, 3)}, r"images: expected uint8 as its card says, got uint8 \[8, 9, 3\]"),
     ],
 )
-def test_an_engine_that_is_not_what_its_card_says(
-    engine_file: Callable[..., Path], machine: Callable[..., Any], network: dict[str, Any], message: str
-) -> None:
+def test_an_engine_unlike_its_card(engine_file: EngineFile, machine: Machine, network: Any, message: str) -> None:
     machine(**network)
     with pytest.raises(CardError, match=message):
         Detector(engine_file())
 
 
-def test_without_a_gpu(engine_file: Callable[..., Path], machine: Callable[..., Any]) -> None:
+def test_without_a_gpu(engine_file: EngineFile, machine: Machine) -> None:
     machine(gpus=0)
     path = engine_file()
     with pytest.raises(BackendError, match="built for TensorRT 10.13.3.9 on an NVIDIA A10 .SM86.*no CUDA device here"):
@@ -144,7 +135,7 @@ def test_which_library_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 # the sidecar
 
 
-def test_an_engine_and_its_card(engine_file: Callable[..., Path]) -> None:
+def test_an_engine_and_its_card(engine_file: EngineFile) -> None:
     path = engine_file()
     assert file_kind(path) == "engine" and file_kind(engine_file("b", b"vtrt\0\0")) == "engine"
     card = read_card(path)
@@ -152,14 +143,14 @@ def test_an_engine_and_its_card(engine_file: Callable[..., Path]) -> None:
     assert Card.from_json(card.to_json(), "again") == card
 
 
-def test_a_file_that_was_not_copied_whole(engine_file: Callable[..., Path]) -> None:
+def test_a_file_that_was_not_copied_whole(engine_file: EngineFile) -> None:
     path = engine_file()
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CardError, match="truncated: 11 of 14 bytes"):
         read_card(path)
 
 
-def test_an_engine_with_the_sidecar_of_another(engine_file: Callable[..., Path]) -> None:
+def test_an_engine_with_the_sidecar_of_another(engine_file: EngineFile) -> None:
     path, other = engine_file(), engine_file("other.engine", b"ftrt and SO on")
     sidecar_path(other).replace(sidecar_path(path))
     with pytest.raises(CardError, match=r"best\.engine and best\.engine\.json do not belong together"):
@@ -179,9 +170,7 @@ def test_an_engine_with_the_sidecar_of_another(engine_file: Callable[..., Path])
         (lambda c: c.update(kind="onnx"), "engine"),
     ],
 )
-def test_a_broken_sidecar_names_the_key(
-    engine_file: Callable[..., Path], damage: Callable[[dict[str, Any]], Any], key: str
-) -> None:
+def test_a_broken_sidecar_names_the_key(engine_file: EngineFile, damage: Callable[[Any], Any], key: str) -> None:
     path = engine_file()
     content = json.loads(sidecar_path(path).read_text())
     damage(content)
@@ -190,7 +179,7 @@ def test_a_broken_sidecar_names_the_key(
         read_card(path)
 
 
-def test_a_sidecar_that_is_no_text(engine_file: Callable[..., Path]) -> None:
+def test_a_sidecar_that_is_no_text(engine_file: EngineFile) -> None:
     path = engine_file()
     sidecar_path(path).write_bytes(b"\xff\xfe\x00")
     with raises(CardError, path=sidecar_path(path)):
@@ -203,11 +192,6 @@ def test_cards_of_other_files_do_not_carry_the_key(card: Card) -> None:
 
 # ---------------------------------------------------------------------------------------------
 # CUDA graphs, several workers and short memory with engines; the stand-ins hold to what the libraries' manuals ask
-
-
-GRAPHS = BackendOptions(cuda_graphs=True)
-EngineFile, Machine = Callable[..., Path], Callable[..., Any]
-BUILT = {"tensorrt-10.13": "10.13.3.9", "tensorrt-11.4": "11.4.0.5", "tensorrt-rtx-1.7": "1.7.1.116"}
 
 
 def cuda() -> Any:
@@ -241,17 +225,13 @@ def test_rtx_records_by_itself(engine_file: EngineFile, machine: Machine) -> Non
     assert Detector(path).backend is not None and module.seen["strategy"] is None
 
 
-def test_what_cannot_be_recorded_runs_without(
-    engine_file: EngineFile, machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_cannot_be_recorded_runs_without(engine_file: EngineFile, machine: Machine, caplog: Any) -> None:
     machine(not_capturable=True)
     detector = Detector(engine_file(), threshold=0.5, options=GRAPHS)
     for _ in range(3):
         assert numbers(detector, 1, 2) and numbers(detector, 2, 0, 1)
-    assert [m.partition(":")[0] for m in caplog.messages] == [
-        f"TensorRT 10.13.3.9: batches of {n} run without a CUDA graph".partition(":")[0] for n in (2, 3)
-    ]
-    assert "batches of 2 run without a CUDA graph" in caplog.text and cuda().replays == []
+    told = [f"TensorRT 10.13.3.9: batches of {n} run without a CUDA graph" for n in (2, 3)]
+    assert [message[: len(told[0])] for message in caplog.messages] == told and cuda().replays == []
 
 
 @pytest.mark.parametrize("options", [BackendOptions(), GRAPHS])
@@ -304,12 +284,9 @@ def test_buckets() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "wrong", "key"),
-    [
-        ("engine", {"compile": True}, "compile"),
-        ("engine", {"provider": "tensorrt"}, "provider"),
-        ("onnx", {"autocast": "bf16"}, "autocast"),
-    ],
-)
+    [("engine", {"compile": True}, "compile"), ("engine", {"provider": "tensorrt"}, "provider"),
+     ("onnx", {"autocast": "bf16"}, "autocast")],
+)  # fmt: skip
 def test_choices_that_are_for_other_files(kind: Any, wrong: dict[str, Any], key: str) -> None:
     with raises(BackendError, key=key, path="best"):
         BackendOptions(**wrong).check(kind, "best")
@@ -317,14 +294,10 @@ def test_choices_that_are_for_other_files(kind: Any, wrong: dict[str, Any], key:
 
 @pytest.mark.parametrize(
     ("wrong", "key"),
-    [
-        ({"cuda_graphs": True, "compile": True}, "cuda_graphs"),
-        ({"provider": "tensorrt", "cuda_graphs": True}, "cuda_graphs"),
-        ({"engine_cache": "x"}, "engine_cache"),
-        ({"provider": "cpu"}, "provider"),
-        ({"autocast": "fp8"}, "autocast"),
-    ],
-)
+    [({"cuda_graphs": True, "compile": True}, "cuda_graphs"), ({"engine_cache": "x"}, "engine_cache"),
+     ({"provider": "tensorrt", "cuda_graphs": True}, "cuda_graphs"), ({"provider": "cpu"}, "provider"),
+     ({"autocast": "fp8"}, "autocast")],
+)  # fmt: skip
 def test_choices_that_do_not_fit(wrong: dict[str, Any], key: str) -> None:
     with raises(BackendError, key=key):
         BackendOptions(**wrong)

@@ -23,6 +23,7 @@ from runtime.detector import Detector
 from runtime.images.image import Image
 from runtime.streams import video_writer
 from runtime.streams.open import open_source
+from runtime.streams.options import StreamOptions
 from runtime.streams.url import StreamError
 from runtime.streams.video_file import counts_frames, frame_rate, missing_bytes
 from runtime.streams.video_writer import VideoWriter, mp4_fault
@@ -194,16 +195,10 @@ def times(path: Path) -> list[float]:
 def test_an_annotated_video_keeps_its_sources_time(
     detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, every: int
 ) -> None:
-    from runtime.streams.options import StreamOptions
-
     moves: list[tuple[int, int | None]] = []
     with caplog.at_level(logging.WARNING):
-        summary = detect(
-            VIDEOS / name,
-            detector,
-            DetectOptions(out=tmp_path, streams=StreamOptions(every=every)),
-            progress=lambda done, total: moves.append((done, total)),
-        )
+        options = DetectOptions(out=tmp_path, streams=StreamOptions(every=every))
+        summary = detect(VIDEOS / name, detector, options, progress=lambda *step: moves.append(step))
     assert caplog.messages == [], "a whole file is called truncated"
     source, stem = times(VIDEOS / name), Path(name).stem
     assert summary.frames == -(-len(source) // every) and moves[-1] == (summary.frames, summary.frames)

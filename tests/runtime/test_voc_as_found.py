@@ -11,7 +11,7 @@ import pytest
 from runtime.datasets import annotations as records
 from runtime.datasets import read_dataset, read_split, tell_format
 from runtime.datasets.annotations import DatasetError
-from tests.runtime.as_found import boxes, picture, text, voc_xml
+from tests.runtime.as_found import boxes, picture, text, voc_file, voc_xml
 
 
 @pytest.mark.parametrize("proof", [(0, 5, 9, 9), (-1, 5, 9, 9), (5.5, 5, 9, 9), (5, 5, 9.25, 9)])
@@ -33,10 +33,8 @@ def test_a_set_that_counts_from_0_is_read_so_as_a_whole(voc: Path, proof: tuple[
 
 
 def test_what_does_not_prove_an_origin(voc: Path) -> None:
-    text(
-        voc / "Annotations" / "b.xml",
-        voc_xml("b.png", ("5.0", "nan", 9, 9), ("x", 1, 2, 3), (0, 0, 0, 0), (1, 1, 60, 40)),
-    )
+    odd = voc_xml("b.png", ("5.0", "nan", 9, 9), ("x", 1, 2, 3), (0, 0, 0, 0), (1, 1, 60, 40))
+    text(voc / "Annotations" / "b.xml", odd)
     assert read_dataset(voc).voc_origin == 1
     devkit = voc_xml("b.png", (5.7, 5, 9, 9), database="The VOC2012 Database")
     text(voc / "Annotations" / "b.xml", devkit)  # VOC2012 has such ones, and counts from 1
@@ -57,22 +55,15 @@ def rotated_box(*numbers: Any, keys: tuple[str, ...] = ("cx", "cy", "w", "h", "a
     return f"<object><type>robndbox</type><name>cat</name><robndbox>{values}</robndbox></object>"
 
 
-def voc_objects(name: str, *objects: str) -> str:
-    return voc_xml(name).replace("</annotation>", "".join(objects) + "</annotation>")
-
-
 def test_a_rotated_box_of_rolabelimg(voc: Path) -> None:
-    text(
-        voc / "Annotations" / "a.xml",
-        voc_objects(
-            "a.png",
-            rotated_box(30, 20, 20, 10, 1.570796),  # a quarter turn
-            rotated_box(30, 20, 20, 10, 0.0),
-            rotated_box(30, 20, 20, 10, 3.141593),  # half a turn, to the places that are written
-            rotated_box(30.0, 20.5, 16.0, 12.0, 0.643501),  # cosine 0.8, sine 0.6
-            rotated_box(30.0, 20.5, 16.0, 12.0, 2.498092),  # as much the other way
-        ),
-    )
+    rotated = [
+        (30, 20, 20, 10, 1.570796),  # a quarter turn
+        (30, 20, 20, 10, 0.0),
+        (30, 20, 20, 10, 3.141593),  # half a turn, to the places that are written
+        (30.0, 20.5, 16.0, 12.0, 0.643501),  # cosine 0.8, sine 0.6
+        (30.0, 20.5, 16.0, 12.0, 2.498092),  # as much the other way
+    ]
+    text(voc / "Annotations" / "a.xml", voc_file("a.png", *(rotated_box(*numbers) for numbers in rotated)))
     data = read_dataset(voc)
     expected = [[25, 10, 35, 30], [20, 15, 40, 25], [20, 15, 40, 25], [20, 10.9, 40, 30.1], [20, 10.9, 40, 30.1]]
     np.testing.assert_allclose(data.records[0].boxes_xyxy, expected, rtol=0, atol=1e-4)  # six places of radians
@@ -94,11 +85,11 @@ def test_a_rotated_box_of_rolabelimg(voc: Path) -> None:
      ((300, 20, 20, 10, 0.7), records.OUTSIDE), ((30, 20, 20, 10, "left"), records.NO_BBOX)],
 )  # fmt: skip
 def test_a_rotated_box_that_is_none_is_skipped_and_told(voc: Path, numbers: tuple[Any, ...], reason: str) -> None:
-    text(voc / "Annotations" / "a.xml", voc_objects("a.png", rotated_box(*numbers)))
+    text(voc / "Annotations" / "a.xml", voc_file("a.png", rotated_box(*numbers)))
     data = read_dataset(voc)
     assert data.records[0].boxes_xyxy.shape == (0, 4) and data.problems.counts == {reason: 1}
     missing = rotated_box(*numbers[:4], keys=("cx", "cy", "w", "h"))
-    text(voc / "Annotations" / "a.xml", voc_objects("a.png", missing))
+    text(voc / "Annotations" / "a.xml", voc_file("a.png", missing))
     assert read_dataset(voc).problems.counts == {records.NO_BBOX: 1}
 
 
