@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytest import CaptureFixture, MonkeyPatch
 
 from benchmarks.gpu import eager, machine, training
 from benchmarks.gpu.attempts import attempt, until_one_fails
@@ -98,9 +99,7 @@ def test_a_missing_package_is_no_failure(run: Callable[..., Report]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_full_disk_costs_the_files_and_no_result(
-    run: Callable[..., Report], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_costs_no_result(run: Callable[..., Report], tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     out = tmp_path / "full"
     out.mkdir()
     for name in ("log.txt", ".results.partial.json", ".results.partial.md"):
@@ -164,11 +163,10 @@ def test_wrong_usage() -> None:
         assert done.returncode == 2 and "error: " in done.stderr
 
 
-# ---------------------------------------------------------------------------------------------
 # cards that are not as they should be, as far as torch's own words go
 
 
-def test_a_driver_that_is_too_old_is_named_in_torchs_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_is_too_old_is_named_in_torchs_words(monkeypatch: MonkeyPatch) -> None:
     def refuse() -> None:
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\n  Please update")
 
@@ -182,7 +180,7 @@ def test_a_driver_that_is_too_old_is_named_in_torchs_words(monkeypatch: pytest.M
     assert "\n" not in str(told.value)
 
 
-def test_a_busy_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_card_is_named(monkeypatch: MonkeyPatch) -> None:
     card = type("Card", (), {"name": "NVIDIA Test", "multi_processor_count": 132})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
@@ -199,9 +197,7 @@ def full(*args: Any, **kwargs: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-def test_a_card_with_too_little_memory_ends_a_row_and_not_the_stage(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_card_with_too_little_memory_ends_a_row_and_not_the_stage(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Training, "steps", full)
     monkeypatch.setattr(eager, "bare", full)
     setting = Setting("cpu", True, tmp_path, time.monotonic() + 600)

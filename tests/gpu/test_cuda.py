@@ -139,7 +139,6 @@ def test_a_thread_that_never_called_cuda_uses_the_streams_of_another(cuda: Any) 
     in_threads(work)
 
 
-# ---------------------------------------------------------------------------------------------
 # CUDA graphs of our own streams: taken down once, replayed with other content
 
 
@@ -256,7 +255,6 @@ def test_recordings_go_one_by_one(cuda: Any, loop: Loop) -> None:
     loop.assert_replays(second, 6, 2)
 
 
-# ---------------------------------------------------------------------------------------------
 # Batches on their way to the GPU and back: from the host, from page-locked memory, and from frames that are there
 
 

@@ -149,7 +149,6 @@ def test_the_stages_are_parts_of_the_whole(options: BackendOptions) -> None:
     np.testing.assert_allclose(raw.scores, expected.scores, rtol=0, atol=1e-3)
 
 
-# ---------------------------------------------------------------------------------------------
 # CUDA graphs of checkpoints on a real device
 
 
@@ -264,7 +263,6 @@ def test_what_cannot_be_recorded_says_so_in_one_line() -> None:
     assert "cannot record a batch of 3: " in first and "cannot record a batch of 3" in second and count == "3"
 
 
-# ---------------------------------------------------------------------------------------------
 # A batch that does not fit the GPU is answered all the same
 
 
@@ -338,7 +336,6 @@ def test_short_while_it_records(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(one(twice).scores[:8], expected.scores, rtol=0, atol=1e-3)
 
 
-# ---------------------------------------------------------------------------------------------
 # A process that used the GPU ends, and says nothing of it: nothing hangs, nothing is written where it is gone
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+from pytest import CaptureFixture
 
 from runtime.commands.arguments import command_parser, count, flag
 
@@ -125,15 +126,13 @@ def test_a_command_without_fields() -> None:
         (["a", "--secret", "1"], "unrecognized arguments: --secret"),
     ],
 )
-def test_wrong_words_end_with_2_and_name_the_flag(
-    argv: list[str], error: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_words_end_with_2_and_name_the_flag(argv: list[str], error: str, capsys: CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run("work", *argv)
     assert stop.value.code == 2 and error in capsys.readouterr().err and not SEEN
 
 
-def test_the_docstring_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_docstring_is_the_help(capsys: CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("work", "--help")
     text = capsys.readouterr().out

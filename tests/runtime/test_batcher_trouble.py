@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytest import LogCaptureFixture, MonkeyPatch
 
 from runtime import BatcherClosed, Detector
 from runtime.backends.ort.backend import OrtBackend
@@ -100,9 +101,7 @@ def test_an_engine_that_hangs_keeps_nobody_waiting(gated: tuple[Detector, Echo, 
     assert batcher.metrics().closed == 3 and batcher.metrics().answered == 0
 
 
-def test_a_callback_that_exits_or_closes_harms_nobody(
-    gated: tuple[Detector, Echo, Gate], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_callbacks_may_exit_or_close(gated: tuple[Detector, Echo, Gate], caplog: LogCaptureFixture) -> None:
     detector, _, gate = gated
 
     def leave(_: Any) -> None:
@@ -134,7 +133,6 @@ sys.exit(3)
     assert done.returncode == 3 and done.stderr == ""
 
 
-# ---------------------------------------------------------------------------------------------
 # The batcher and its engine: errors of one batch, contexts, batch sizes, memory that is short
 
 
@@ -187,7 +185,7 @@ def test_batches_keep_to_what_the_graph_takes(card: Card, fixed: int | None) -> 
     assert all(len(b) == 4 if fixed else len(b) <= 6 for b in echo.batches)
 
 
-def test_memory_that_is_short_makes_batches_smaller(card: Card, caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_that_is_short_makes_batches_smaller(card: Card, caplog: LogCaptureFixture) -> None:
     def small(numbers: list[int]) -> None:
         if len(numbers) > 3 or numbers[0] == 666:
             raise OutOfMemory("out of memory")
@@ -224,7 +222,7 @@ def test_outputs_of_parts_are_those_of_the_whole(card: Card) -> None:
     ],
 )
 def test_onnx_runtime_says_in_words_that_memory_is_short(
-    onnx_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, words: str, kind: type[BackendError]
+    onnx_file: Callable[..., Path], monkeypatch: MonkeyPatch, words: str, kind: type[BackendError]
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError(words)
@@ -255,9 +253,7 @@ def test_real_engines_run_in_several_threads_on_one_set_of_weights(onnx_file: Ca
         np.testing.assert_array_equal(d.scores, alone.scores)
 
 
-def test_page_locked_memory_that_is_short_costs_speed_and_no_frame(
-    card: Card, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_page_locked_memory_that_is_short_costs_speed_and_no_frame(card: Card, caplog: LogCaptureFixture) -> None:
     class Short(Echo):
         device = "cuda:0"
 
@@ -269,7 +265,6 @@ def test_page_locked_memory_that_is_short_costs_speed_and_no_frame(
     assert "through ordinary memory: cannot lock" in caplog.text
 
 
-# ---------------------------------------------------------------------------------------------
 # A Detector in a forked process answers, or says that it is to be made there; it never waits for ever
 
 

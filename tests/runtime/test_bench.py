@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pytest import MonkeyPatch
 
 import runtime.bench.bench
 from runtime.backends.protocol import Backend, BackendError, RawOutputs
@@ -20,8 +21,10 @@ from runtime.card.card import Card, CardError
 from runtime.detector import Detector
 from runtime.images.image import ImageError, write_image
 
+OnnxFile = Callable[..., Path]
 
-def test_every_stage_at_every_batch_size(onnx_file: Callable[..., Path]) -> None:
+
+def test_every_stage_at_every_batch_size(onnx_file: OnnxFile) -> None:
     steps: list[tuple[int, int]] = []
     path = onnx_file()
     options = BenchOptions(batch_sizes=(1, 3), frame_hw=(60, 80), iterations=7, warmup=1)
@@ -112,9 +115,7 @@ def test_the_share_of_nms_is_that_of_the_nodes_named_for_it() -> None:
     assert _share_of(events) == 0.2 and _share_of(events[3:]) == 0.0
 
 
-def test_time_is_the_limit_unless_iterations_are_given(
-    onnx_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_is_the_limit_unless_iterations_are_given(onnx_file: OnnxFile, monkeypatch: MonkeyPatch) -> None:
     ticks = itertools.count(0, 0.25)  # a quarter of a second from look to look
     monkeypatch.setattr(runtime.bench.bench, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     for seconds, turns in ((0.1, 5), (2.0, 5 + 7)):  # five come before the first look
@@ -122,7 +123,7 @@ def test_time_is_the_limit_unless_iterations_are_given(
         assert {row.iterations for row in rows} == {turns}
 
 
-def test_a_picture_and_a_fixed_batch(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_picture_and_a_fixed_batch(onnx_file: OnnxFile, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", np.zeros((33, 44, 3), np.uint8))
     path = onnx_file(batch=2)
     result = bench(path, BenchOptions(picture=tmp_path / "a.png", iterations=2))
@@ -133,7 +134,7 @@ def test_a_picture_and_a_fixed_batch(onnx_file: Callable[..., Path], tmp_path: P
         bench(path, BenchOptions(picture=tmp_path / "gone.png"))
 
 
-def test_impossible_settings(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_impossible_settings(onnx_file: OnnxFile, tmp_path: Path) -> None:
     path = onnx_file()
     with pytest.raises(ValueError, match="batch_sizes: expected at least 1, got 0"):
         bench(path, BenchOptions(batch_sizes=(0,)))

@@ -149,7 +149,6 @@ def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
         read_card(tmp_path / name)
 
 
-# ---------------------------------------------------------------------------------------------
 # The hash of a graph: what is computed, whatever is said of it
 
 

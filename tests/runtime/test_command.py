@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pytest import CaptureFixture, LogCaptureFixture, MonkeyPatch
 
 import runtime
 from runtime.__main__ import main
@@ -17,6 +18,7 @@ from runtime.images.image import write_image
 from runtime.runs import RunsError
 from tests.processes import python
 
+OnnxFile = Callable[..., Path]
 Files = Callable[..., tuple[Path, Path]]
 
 
@@ -45,7 +47,7 @@ def test_a_failing_cv2_is_turned_into_advice(tmp_path: Path, problem: str, advic
     assert re.search(f"ImportError: cannot import cv2 .*{advice}", done.stderr)
 
 
-def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(capsys: CaptureFixture[str]) -> None:
     for argv in (
         [], ["fly"], ["detect"], ["detect", "a.jpg", "--threshold", "2"], ["bench", "a.onnx", "--batch", "0"],
         ["bench", "a.onnx", "--frame", "7"], ["bench", "a", "--seconds", "-1"], ["eval", "a.onnx", "b.onnx"],
@@ -60,7 +62,7 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_failed_work_exits_with_1_and_one_line(
-    onnx_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    onnx_file: OnnxFile, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = str(onnx_file())
@@ -84,9 +86,7 @@ def test_failed_work_exits_with_1_and_one_line(
         assert error.startswith(f"runtime {argv[0]}: error: ") and message in error and "\n" not in error
 
 
-def test_detect(
-    onnx_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_detect(onnx_file: OnnxFile, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "one").mkdir(parents=True)
     onnx_file().rename(tmp_path / "runs" / "one" / "best.onnx")
@@ -105,7 +105,7 @@ def test_detect(
     assert len(json.loads(Path("x/a.jsonl").read_text())["detections"]) == 1
 
 
-def test_what_auto_chose_is_told(onnx_file: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_auto_chose_is_told(onnx_file: OnnxFile, caplog: LogCaptureFixture) -> None:
     """By the command, which says it on stderr; an application hears it from its own logging, or not at all."""
     path = onnx_file()
     argv = ["bench", str(path), "--iterations", "1", "--warmup", "0", "--frame", "8,8", "--quiet"]
@@ -115,9 +115,7 @@ def test_what_auto_chose_is_told(onnx_file: Callable[..., Path], caplog: pytest.
     assert done.stderr.startswith(f"INFO: {path}: ONNX Runtime ") and "(" in done.stderr
 
 
-def test_bench_and_eval(
-    onnx_file: Callable[..., Path], coco_files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bench_and_eval(onnx_file: OnnxFile, coco_files: Files, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     model = str(onnx_file())
     argv = ["bench", model, "--batch", "1,2", "--frame", "20,30", "--iterations", "3", "--json", f"{tmp_path}/b.json"]
     assert main([*argv, "--device", "cpu", "--threads", "1", "--quiet"]) == 0
@@ -147,7 +145,6 @@ def test_python_m_runtime_gives_the_exit_status() -> None:
         assert done.returncode == status and "Traceback" not in done.stderr
 
 
-# ---------------------------------------------------------------------------------------------
 # What the three commands share: which errors become one line, and which keep their traceback
 
 
@@ -176,7 +173,7 @@ class Foreign(RuntimeError):
         ),
     ],
 )
-def test_expected_errors_are_one_line(error: BaseException, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_expected_errors_are_one_line(error: BaseException, line: str, capsys: CaptureFixture[str]) -> None:
     assert run(error) == 1
     assert capsys.readouterr().err == line + "\n"
 
@@ -189,12 +186,12 @@ def test_what_a_bug_report_needs_keeps_its_traceback(error: Exception) -> None:
         run(error)
 
 
-def test_done_is_zero(capsys: pytest.CaptureFixture[str]) -> None:
+def test_done_is_zero(capsys: CaptureFixture[str]) -> None:
     assert run(None) == 0
     assert capsys.readouterr() == ("", "")
 
 
-def test_no_command_shows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_command_shows_them_all(capsys: CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser(epilog="an example")
     assert require_arguments(parser, ["fit"]) == ["fit"]
     with pytest.raises(SystemExit, match="2"):

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from pytest import CaptureFixture, LogCaptureFixture, MonkeyPatch
 
 from runtime.__main__ import main
 from runtime.card.card import Card
@@ -30,8 +31,10 @@ from runtime.streams.track import Tracker, TrackError
 from runtime.streams.video_writer import VideoWriter
 from tests.runtime.cameras import json_lines, object_clip, object_frame, picture
 
+OnnxFile = Callable[..., Path]
 
-def test_originals_are_never_written_over(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_originals_are_never_written_over(detector: Detector, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     """Folders among others get folders of their names: those of the originals, where the output is their parent."""
     originals = [tmp_path / place for place in ("cam1/0.png", "cam2/0.png", "deep/cam2/1.png")]
     for path in originals:
@@ -58,7 +61,7 @@ def test_links_to_pictures_are_named_as_they_are_here(detector: Detector, tmp_pa
 
 @pytest.mark.parametrize("first", ["broken.jpg", "clip.avi"])
 def test_all_sources_fail_and_what_came_before_is_kept(
-    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+    detector: Detector, tmp_path: Path, monkeypatch: MonkeyPatch, first: str
 ) -> None:
     """Whatever the failure is, and whichever of the sources had it."""
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
@@ -96,9 +99,7 @@ def test_a_camera_that_is_faster_than_it_announces_makes_no_longer_video(tmp_pat
     assert len(list(open_source(tmp_path / "camera.mp4"))) == pytest.approx(101, abs=1)
 
 
-def test_a_live_video_runs_as_the_clock_did(
-    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_live_video_runs_as_the_clock_did(detector: Detector, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     clock = iter([0.0, 0.1, 0.4, 60.0])  # and it was away for a minute, of which a second is shown
 
     def open_fake(*_: object) -> Source:
@@ -141,13 +142,10 @@ def test_long_names_get_their_results(detector: Detector, tmp_path: Path) -> Non
     assert summary.json_lines is not None and len(json_lines(summary.json_lines)) == 3
 
 
-# ---------------------------------------------------------------------------------------------
 # `runtime detect` with several sources, classes, windows and tracks
 
 
-def test_several_sources_have_an_output_each(
-    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_sources_have_an_output_each(detector: Detector, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     one, two = object_clip(tmp_path / "1" / "clip.avi", [0] * 12), object_clip(tmp_path / "2" / "clip.avi", [0] * 5)
     for place in ("photos/a.png", "photos/b.png", "x/a.png"):
         write_image(tmp_path / place, object_frame(1))
@@ -183,9 +181,7 @@ def test_one_json_file_for_all(detector: Detector, tmp_path: Path) -> None:
     assert summary.json_lines == tmp_path / "all.jsonl" and summary.pictures is None and not (tmp_path / "out").exists()
 
 
-def test_a_source_that_fails_leaves_the_others_whole(
-    onnx_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_source_spares_the_others(onnx_file: OnnxFile, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     good, bad = object_clip(tmp_path / "good.avi", [0] * 6), tmp_path / "bad.avi"
     bad.write_bytes(b"no video")
     out = tmp_path / "out"
@@ -211,7 +207,7 @@ def test_a_glob_keeps_its_folders(detector: Detector, tmp_path: Path) -> None:
         detect(f"{tmp_path}/in/*/*.png", detector, DetectOptions(out=tmp_path / "in"))
 
 
-def test_classes_are_chosen_by_name_or_label(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_classes_are_chosen_by_name_or_label(onnx_file: OnnxFile, tmp_path: Path) -> None:
     source, out = object_clip(tmp_path / "clip.avi", [0] * 2), tmp_path / "out"
     argv = ["detect", str(source), "--model", str(onnx_file()), "--out", str(out), "--device", "cpu", "--quiet"]
     for classes, found in (("ant", 2), ("bee,cat", 0), ("0", 2), ("1, 2", 0), ("bee, ant", 2)):
@@ -230,11 +226,10 @@ def test_every_nth_frame_makes_a_video_of_the_same_length(detector: Detector, tm
     assert [row["frame"] for row in json_lines(tmp_path / "out" / "clip.jsonl")] == [0, 4, 8]
 
 
-# ---------------------------------------------------------------------------------------------
 # windows
 
 
-def test_without_a_display_show_is_refused_and_nothing_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_display_show_is_refused_and_nothing_dies(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     write_image(tmp_path / "a.png", object_frame(0))
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
@@ -243,7 +238,7 @@ def test_without_a_display_show_is_refused_and_nothing_dies(tmp_path: Path, monk
     assert not (tmp_path / "out").exists()
 
 
-def test_q_closes_the_windows_and_ends(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_q_closes_the_windows_and_ends(detector: Detector, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr(detect_outputs.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0))
     monkeypatch.setattr(cv2, "imshow", lambda title, image: shown.append(title))
@@ -254,13 +249,10 @@ def test_q_closes_the_windows_and_ends(detector: Detector, tmp_path: Path, monke
     assert len(list(open_source(tmp_path / "out" / "clip.mp4"))) == 3
 
 
-# ---------------------------------------------------------------------------------------------
 # tracks
 
 
-def test_without_the_extra_tracking_is_advice(
-    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra_tracking_is_advice(detector: Detector, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
     monkeypatch.setitem(sys.modules, "trackers", None)
     with pytest.raises(TrackError, match=r"needs the package '(supervision|trackers)': pip install 'isodet\[track\]'"):
@@ -331,7 +323,7 @@ def test_a_tracked_object_is_drawn_in_its_own_color(make_card_with: Callable[...
         assert tuple(drawn[40, 25]) == class_color(colors[0]) and tuple(drawn[90, 175]) == class_color(colors[1])
 
 
-def test_content_says_what_a_picture_is(detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_content_says_what_a_picture_is(detector: Detector, tmp_path: Path, caplog: LogCaptureFixture) -> None:
     photos = tmp_path / "photos"
     write_image(photos / "a.jpg", object_frame(1))
     for name in ("b.jfif", "c.mpo", ".hidden.jpg"):

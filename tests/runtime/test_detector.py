@@ -193,7 +193,6 @@ def test_a_backend_that_gives_nonsense_is_found_out(card: Card) -> None:
             Detector(FixedBackend(card, raw(**changes)))(frame(0, 0, 0))
 
 
-# ---------------------------------------------------------------------------------------------
 # Thresholds of single classes: in the card, and applied by the detector where asked for
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytest import LogCaptureFixture, MonkeyPatch
 
 from runtime.detections import Detections
 from runtime.images import draw
@@ -90,9 +91,7 @@ NAMES = ["Тарелка", "łódź", "Rückleuchte", "車", "ไทย", "च�
 
 
 @pytest.mark.parametrize("unicode", [draw._DRAWS_UNICODE, False])
-def test_names_of_any_script_stay_apart(
-    unicode: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_names_of_any_script_stay_apart(unicode: bool, monkeypatch: MonkeyPatch, caplog: LogCaptureFixture) -> None:
     monkeypatch.setattr(draw, "_DRAWS_UNICODE", unicode)
     draw._tell_of_letters.cache_clear()
     shown = [draw.drawable(name) for name in NAMES]
@@ -109,5 +108,5 @@ def test_names_of_any_script_stay_apart(
     assert len({picture.tobytes() for picture in pictures}) == len(NAMES)
 
 
-def test_plain_names_are_drawn_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+def test_plain_names_are_drawn_as_they_are(caplog: LogCaptureFixture) -> None:
     assert draw.drawable("car 93%\n2") == "car 93% 2" and caplog.messages == []

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from pytest import CaptureFixture, MonkeyPatch
 
 import runtime
 from isodet.field_docs import field_docs
@@ -36,7 +37,7 @@ def clip(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def run(monkeypatch: MonkeyPatch) -> Callable[..., None]:
     def run(name: str, *arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
@@ -51,7 +52,7 @@ def test_every_example_is_here() -> None:
     assert len((EXAMPLES / "webcam.py").read_text().splitlines()) <= 20
 
 
-def test_webcam(run: Callable[..., None], model: str, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webcam(run: Callable[..., None], model: str, clip: str, monkeypatch: MonkeyPatch) -> None:
     shown: list[np.ndarray] = []
     monkeypatch.setattr(cv2, "imshow", lambda title, image: shown.append(image))
     monkeypatch.setattr(cv2, "waitKey", lambda wait: ord("q") if len(shown) == 5 else -1)
@@ -61,7 +62,7 @@ def test_webcam(run: Callable[..., None], model: str, clip: str, monkeypatch: py
 
 
 def test_sixteen_cameras(
-    run: Callable[..., None], model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., None], model: str, clip: str, tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
     for i in range(3):
         write_image(tmp_path / "photos" / f"{i}.png", np.full((50, 40, 3), (1, 200, 9), np.uint8))
@@ -73,15 +74,13 @@ def test_sixteen_cameras(
     assert final[15].endswith("photos: ended, 3 frames, 0 dropped; 6 bee")
 
 
-def test_coroutines(run: Callable[..., None], model: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_coroutines(run: Callable[..., None], model: str, clip: str, capsys: CaptureFixture[str]) -> None:
     run("coroutines.py", model, clip, clip)
     told = capsys.readouterr().out
     assert told.count(f"{clip}: 24 objects in 12 frames") == 2 and "24 frames in " in told
 
 
-def test_tracking(
-    run: Callable[..., None], model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tracking(run: Callable[..., None], model: str, clip: str, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     pytest.importorskip("supervision", reason="supervision, of the extra track, is not installed")
     pytest.importorskip("trackers", reason="trackers, of the extra track, is not installed")
     out = tmp_path / "counted.mp4"
@@ -90,7 +89,7 @@ def test_tracking(
     assert len(list(open_source(out))) == 12
 
 
-def test_serving(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serving(model: str, monkeypatch: MonkeyPatch) -> None:
     for package in ("fastapi", "httpx"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: the example of an HTTP endpoint is not run")
@@ -110,7 +109,6 @@ def test_serving(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert client.post("/detect", content=bytes(20_000_001)).status_code == 413
 
 
-# ---------------------------------------------------------------------------------------------
 # The examples in docstrings of what users make are run
 
 
@@ -126,7 +124,7 @@ def street(tmp_path: Path, make_card_with: Callable[..., Card], pixel_model: Cal
 
 
 @pytest.mark.parametrize("name", ["BackendOptions", "Batcher", "Detections", "Detector", "StreamOptions"])
-def test_the_examples_of_docstrings(name: str, street: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_docstrings(name: str, street: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.chdir(street)
     names = {name: getattr(runtime, name) for name in runtime.__all__}
     told: list[str] = []

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; tables of text."""
 
 from __future__ import annotations
 
@@ -85,7 +85,6 @@ def test_without_a_home_folder_the_error_says_what_to_set(monkeypatch: pytest.Mo
     assert cache_folder("data.cache_dir") == tmp_path / "isodet"
 
 
-# ---------------------------------------------------------------------------------------------
 # test_text_table.py
 
 

@@ -78,7 +78,6 @@ def test_links_keep_their_own_place(voc: Path, tmp_path: Path) -> None:
     assert len(read_dataset(voc)) == 2 and len(read_dataset(voc / "ImageSets" / "Main" / "a.txt")) == 1
 
 
-# ---------------------------------------------------------------------------------------------
 # Files of tools that are not read are named with the export that is; a table of objects is read
 
 
@@ -98,9 +97,7 @@ def test_links_keep_their_own_place(voc: Path, tmp_path: Path) -> None:
         ("a.tfrecord", "x", "TFRecords"),
     ],
 )  # fmt: skip
-def test_files_of_other_tools_are_named_with_the_export_that_is_read(
-    tmp_path: Path, name: str, content: Any, message: str
-) -> None:
+def test_files_of_other_tools_are_told_what_to_export(tmp_path: Path, name: str, content: Any, message: str) -> None:
     file = text(tmp_path / "set" / name, content if isinstance(content, str) else json.dumps(content))
     for source in (file, file.parent):
         with pytest.raises(DatasetError, match=message) as error:
@@ -126,7 +123,6 @@ def test_a_table_of_objects(tmp_path: Path) -> None:
             read_dataset(source)
 
 
-# ---------------------------------------------------------------------------------------------
 # A share of a data set for validation: the same each time, and no picture on both sides
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from pytest import LogCaptureFixture, MonkeyPatch
 
 from runtime import BackendOptions, Detector
 from runtime.backends.ort import backend as ort
@@ -83,7 +84,7 @@ class Session(REAL):  # type: ignore[misc,valid-type]
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def gpu(monkeypatch: MonkeyPatch) -> Iterator[Any]:
     """One CUDA device in this machine, as onnxruntime and cuda-python see it; the latter's `runtime`."""
     monkeypatch.setattr(Session, "opened", [])
     providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -104,9 +105,7 @@ def same(raw: Any, expected: Any) -> bool:
 
 
 @pytest.mark.parametrize("options", [BackendOptions(), GRAPHS])
-def test_bound_buffers_give_what_the_cpu_gives_at_every_batch_size(
-    onnx_file: OnnxFile, gpu: Any, options: BackendOptions
-) -> None:
+def test_bound_buffers_give_what_the_cpu_gives(onnx_file: OnnxFile, gpu: Any, options: BackendOptions) -> None:
     """Growing and shrinking batches; with CUDA graphs also the ones that are padded, and replayed."""
     backend, cpu = ort.OrtBackend(onnx_file(), "cuda", 1, options), ort.OrtBackend(onnx_file(), "cpu", 1)
     assert backend.device == "cuda:0"
@@ -152,9 +151,7 @@ def test_the_providers_settings(onnx_file: OnnxFile, gpu: Any, tmp_path: Path) -
     assert len(list((tmp_path / "cache").iterdir())) == 2  # another model's engines are never taken for this one's
 
 
-def test_weights_beside_a_graph_are_part_of_what_its_engines_are_of(
-    onnx_file: OnnxFile, gpu: Any, tmp_path: Path
-) -> None:
+def test_engines_are_of_the_weights_beside_a_graph_too(onnx_file: OnnxFile, gpu: Any, tmp_path: Path) -> None:
     """Its file is the same, byte for byte: an engine of the old weights would detect with them in silence."""
     options = BackendOptions(provider="tensorrt", engine_cache=tmp_path / "cache")
     model = onnx.load(onnx_file())
@@ -172,7 +169,7 @@ def test_weights_beside_a_graph_are_part_of_what_its_engines_are_of(
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_that_does_not_load_is_an_error(
-    onnx_file: OnnxFile, gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, provider: Any
+    onnx_file: OnnxFile, gpu: Any, monkeypatch: MonkeyPatch, tmp_path: Path, provider: Any
 ) -> None:
     name = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[provider]
     monkeypatch.setattr(Session, "missing", (name,))
@@ -184,9 +181,7 @@ def test_a_provider_that_does_not_load_is_an_error(
             Detector(onnx_file(), options=options)
 
 
-def test_auto_says_what_it_chose_and_why(
-    onnx_file: OnnxFile, gpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_auto_says_why(onnx_file: OnnxFile, gpu: Any, monkeypatch: MonkeyPatch, caplog: LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "runtime.backends")
     detector = Detector(onnx_file())
     assert detector.runs_on == f"ONNX Runtime {onnxruntime.__version__} on cuda:0 (the first of 1 CUDA devices)"
@@ -204,7 +199,7 @@ def test_auto_says_what_it_chose_and_why(
 
 
 def test_without_cuda_python(
-    onnx_file: OnnxFile, gpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    onnx_file: OnnxFile, gpu: Any, monkeypatch: MonkeyPatch, caplog: LogCaptureFixture
 ) -> None:
     """It runs as it can, and says so; what cannot be had without it is an error."""
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
@@ -232,7 +227,7 @@ def test_workers_have_buffers_of_their_own(onnx_file: OnnxFile, gpu: Any) -> Non
 
 
 def test_memory_that_is_short(
-    onnx_file: OnnxFile, gpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    onnx_file: OnnxFile, gpu: Any, monkeypatch: MonkeyPatch, caplog: LogCaptureFixture
 ) -> None:
     """In a run, and already for the buffers: smaller batches from then on, the right boxes, one warning each."""
     expected = Detector(onnx_file(), device="cpu", threshold=0.0)(list(pictures(20)))
@@ -252,7 +247,7 @@ def test_memory_that_is_short(
         Detector(onnx_file(), device="cuda")(pictures(1)[0])
 
 
-def test_an_output_of_unknown_size(onnx_file: OnnxFile, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_of_unknown_size(onnx_file: OnnxFile, gpu: Any, monkeypatch: MonkeyPatch) -> None:
     def outputs(session: Any) -> list[Any]:
         shapes = {"boxes": ["batch", "found", 4]}
         return [SimpleNamespace(name=o.name, type=o.type, shape=shapes.get(o.name, o.shape))

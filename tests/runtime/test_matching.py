@@ -1,4 +1,4 @@
-"""Matching against pycocotools' own record of who found whom, and curves against its precision."""
+"""Matching, curves, confusion and VOC's protocol: against pycocotools' own record, and against plain loops."""
 
 from __future__ import annotations
 
@@ -138,7 +138,6 @@ def test_a_precision_out_of_reach_and_one_that_is_none() -> None:
             recommended([curve], 0.3, bad)
 
 
-# ---------------------------------------------------------------------------------------------
 # The confusion matrix against plain loops, and against the numbers that it must agree with
 
 
@@ -245,7 +244,6 @@ def test_the_worst_images_are_those_with_the_lowest_f1(scene: Scene) -> None:
     assert diagonal + sum(s.missed for s in worst) == objects
 
 
-# ---------------------------------------------------------------------------------------------
 # VOC's protocol against a plain telling of the development kit
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pytest import CaptureFixture, MonkeyPatch
 
 import runtime.evaluation.coco_eval
 import runtime.evaluation.evaluate
@@ -38,6 +39,7 @@ from runtime.evaluation.report import write_report
 from runtime.evaluation.sizes import Bucket, bucket_scores, parse_buckets
 from tests.at_fault import raises
 
+OnnxFile = Callable[..., Path]
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
 
@@ -52,7 +54,7 @@ def judged(dataset: CocoDataset, found: dict[int, Detections]) -> Evaluation:
     )  # fmt: skip
 
 
-def test_faster_coco_eval_gives_the_same_numbers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faster_coco_eval_gives_the_same_numbers(scene: Scene, monkeypatch: MonkeyPatch) -> None:
     pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed (the extra fast-eval)")
     assert coco_engine()[1].__name__ == "COCOeval_faster"
     buckets = parse_buckets("tiny:0-16,rest:16-inf")
@@ -72,7 +74,7 @@ def test_faster_coco_eval_gives_the_same_numbers(scene: Scene, monkeypatch: pyte
             )
 
 
-def test_without_an_engine_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_engine_the_error_says_what_to_install(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(runtime.evaluation.evaluate.EvaluationError, match="pip install pycocotools"):
@@ -167,9 +169,7 @@ def coco_file(folder: Path) -> dict[str, object]:
     }
 
 
-def test_the_command_measures_and_reports(
-    tmp_path: Path, onnx_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_measures_and_reports(tmp_path: Path, onnx_file: OnnxFile, capsys: CaptureFixture[str]) -> None:
     (tmp_path / "val.json").write_text(json.dumps(coco_file(tmp_path)))
     data = ["--annotations", str(tmp_path / "val.json"), "--images", str(tmp_path / "images"), "--quiet"]
     report, numbers = tmp_path / "report", tmp_path / "numbers.json"
@@ -210,9 +210,7 @@ def test_a_perfect_detector_has_no_worst_images(tmp_path: Path, scene: Scene) ->
     assert "Worst images" not in page and not (tmp_path / "worst.jpg").exists() and "a &lt;model&gt;" in page
 
 
-def test_evaluate_keeps_what_measure_reads(
-    tmp_path: Path, onnx_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate_keeps_what_measure_reads(tmp_path: Path, onnx_file: OnnxFile, monkeypatch: MonkeyPatch) -> None:
     """A picture that cannot be read is in neither."""
     (tmp_path / "val.json").write_text(json.dumps(coco_file(tmp_path)))
     (tmp_path / "images" / "0.png").write_bytes(b"broken")
@@ -223,12 +221,11 @@ def test_evaluate_keeps_what_measure_reads(
     assert m.thresholds == m.evaluation.thresholds
 
 
-# ---------------------------------------------------------------------------------------------
 # Pictures with more than 100 objects: what COCO's limit cuts is said, and no threshold is read from what is left
 
 
 @pytest.fixture(params=["pycocotools", "faster-coco-eval"])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def engine(request: pytest.FixtureRequest, monkeypatch: MonkeyPatch) -> None:
     """Each of the two that may be installed."""
     if request.param == "pycocotools":
         monkeypatch.setattr(runtime.evaluation.coco_eval, "coco_engine", lambda: (COCO, COCOeval))
@@ -327,7 +324,7 @@ def test_buckets_read_as_many(engine: None) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "500,100", "100,100", "1e3", "100,", "-5"])
-def test_limits_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_limits_that_are_none(text: str, capsys: CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["eval", f"--max-dets={text}"])
     assert re.search("argument --max-dets: expected (rising )?whole numbers", capsys.readouterr().err)

@@ -196,7 +196,6 @@ def test_a_known_format_without_a_size_is_not_decoded(data: bytes, no_decoder: N
         decode_image(data, "a")
 
 
-# ---------------------------------------------------------------------------------------------
 # HEIC
 
 HEICS = [

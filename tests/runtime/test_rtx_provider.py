@@ -107,9 +107,7 @@ def test_the_plugin_is_loaded_once_and_only_when_asked_for(
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_bound_buffers_give_what_the_cpu_gives_at_every_batch_size(
-    onnx_file: OnnxFile, plugin: Any, graphs: bool
-) -> None:
+def test_bound_buffers_give_what_the_cpu_gives(onnx_file: OnnxFile, plugin: Any, graphs: bool) -> None:
     options = BackendOptions(provider="rtx", cuda_graphs=graphs)
     backend, cpu = ort.OrtBackend(onnx_file(), "cuda", 1, options), ort.OrtBackend(onnx_file(), "cpu", 1)
     for count in (1, 5, 2, 7, 5, 1, 32, 6, 0):

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from pytest import LogCaptureFixture, MonkeyPatch
 
 from runtime import StreamError, StreamOptions, Streams
 from runtime.streams import reader as stream_reader
@@ -42,7 +43,6 @@ def camera() -> Iterator[HttpCamera]:
     camera.die()
 
 
-# ---------------------------------------------------------------------------------------------
 # faults
 
 
@@ -59,9 +59,7 @@ def test_a_dead_camera_never_stops_the_others(camera: HttpCamera, tmp_path: Path
     assert "secret" not in alive.name and camera.connections == 1
 
 
-def test_a_camera_that_dies_and_comes_back(
-    camera: HttpCamera, decoder: DecoderName, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_camera_that_dies_and_comes_back(camera: HttpCamera, decoder: DecoderName, caplog: LogCaptureFixture) -> None:
     with Streams([camera.url], StreamOptions(decoder=decoder, **QUICK)) as reading:
         frames = iter(reading)
         first = [next(frames) for _ in range(3)][-1]
@@ -80,9 +78,7 @@ def test_a_camera_that_dies_and_comes_back(
     assert "127.0.0.1" in caplog.text and "trying again" in caplog.text and "secret" not in caplog.text
 
 
-def test_a_camera_that_hangs_is_left_and_connected_again(
-    monkeypatch: pytest.MonkeyPatch, held: threading.Event
-) -> None:
+def test_a_camera_that_hangs_is_left_and_connected_again(monkeypatch: MonkeyPatch, held: threading.Event) -> None:
     lives = iter([{3: held.wait}, {}])
     opened = cameras(monkeypatch, lambda: FakeCapture(None, at=next(lives), frames=None))
     with Streams([0], StreamOptions(stall_s=0.5, keep="all", **QUICK)) as reading:
@@ -98,7 +94,7 @@ def test_a_camera_that_hangs_is_left_and_connected_again(
     assert opened[1].closed > 0 and opened[0].reads == 4
 
 
-def test_no_more_than_one_hanging_read_is_left_behind(monkeypatch: pytest.MonkeyPatch, held: threading.Event) -> None:
+def test_no_more_than_one_hanging_read_is_left_behind(monkeypatch: MonkeyPatch, held: threading.Event) -> None:
     opened = cameras(monkeypatch, lambda: FakeCapture(None, at={0: held.wait}, frames=0))
     with Streams([0, 0], StreamOptions(stall_s=0.02, give_up_s=1, **QUICK)) as reading:
         with pytest.raises(StreamError, match=r"0: gives no frame for 0\.02 s"):
@@ -107,7 +103,7 @@ def test_no_more_than_one_hanging_read_is_left_behind(monkeypatch: pytest.Monkey
         held.set()
 
 
-def test_all_cameras_are_told_to_end_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_cameras_are_told_to_end_before_one_is_waited_for(monkeypatch: MonkeyPatch) -> None:
     """Those that hang, hang at the same time, and have one limit together."""
     seen: list[tuple[str, float]] = []
     end, join = Reader.end, Reader.join
@@ -160,7 +156,7 @@ def test_a_decoder_that_raises_fails_its_source_only() -> None:
         next(iter(reading))
 
 
-def test_a_camera_that_ends_without_reconnecting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_that_ends_without_reconnecting(monkeypatch: MonkeyPatch) -> None:
     cameras(monkeypatch, lambda: FakeCapture(None, frames=3), lambda: FakeCapture(None, frames=0))
     with Streams([0, 1], StreamOptions(reconnect=False, keep="all")) as reading:
         assert len(list(reading)) == 3
@@ -181,7 +177,7 @@ def test_a_camera_that_ends_without_reconnecting(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_back_off(
-    monkeypatch: pytest.MonkeyPatch, frames: int, well_s: float, give_up_s: float | None, expected: list[int]
+    monkeypatch: MonkeyPatch, frames: int, well_s: float, give_up_s: float | None, expected: list[int]
 ) -> None:
     monkeypatch.setattr(stream_reader, "WELL_S", well_s)
     cameras(monkeypatch, lambda: FakeCapture(None, frames=frames))
@@ -206,9 +202,7 @@ def test_back_off(
     assert pauses == expected
 
 
-def test_a_camera_is_given_up_while_it_pauses(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_camera_is_given_up_while_it_pauses(monkeypatch: MonkeyPatch, caplog: LogCaptureFixture) -> None:
     """The next attempt, after an hour, is not waited for."""
     cameras(monkeypatch, lambda: FakeCapture(None, frames=0), lambda: FakeCapture(None))
     options = StreamOptions(backoff_s=3600, backoff_max_s=3600, give_up_s=0.5)
@@ -228,7 +222,7 @@ def test_a_program_may_end_with_a_file_open(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "frame\n"), done.stderr
 
 
-def test_a_change_of_resolution(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_of_resolution(caplog: LogCaptureFixture) -> None:
     with Streams([file_of(FakeCapture(6, sizes={3: (8, 10)}))]) as reading:
         assert [f.image.shape[:2] for f in reading] == [(4, 6)] * 3 + [(8, 10)] * 3
         assert reading.states[0].size_hw == (8, 10)
@@ -245,7 +239,7 @@ def test_a_change_of_resolution_in_a_file(tmp_path: Path, decoder: DecoderName) 
     assert after == {(96, 128)} or (decoder, after) == ("opencv", {(64, 96)})  # newer OpenCVs keep the first size
 
 
-def test_a_file_cut_in_the_middle(tmp_path: Path, decoder: DecoderName, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_cut_in_the_middle(tmp_path: Path, decoder: DecoderName, caplog: LogCaptureFixture) -> None:
     whole, cut, hopeless = clip(tmp_path / "a.avi", 40), tmp_path / "cut.avi", tmp_path / "cut.mp4"
     data = whole.read_bytes()
     cut.write_bytes(data[: len(data) // 2])
@@ -285,7 +279,7 @@ def test_pyav_reads_what_opencv_reads(tmp_path: Path) -> None:
         open_source(tmp_path / "text.mp4", decoder="pyav")
 
 
-def test_without_the_extra_pyav_is_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_pyav_is_advice(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(StreamError, match=r"needs the package 'av': pip install 'isodet\[video\]'"):
         open_source(clip(tmp_path / "a.avi"), decoder="pyav")

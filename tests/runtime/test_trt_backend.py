@@ -73,9 +73,7 @@ def test_a_wrong_platform_is_told_what_it_was_built_for_and_how_to_build_it_agai
 @pytest.mark.parametrize(
     ("facts", "sm"), [({"hardware_compatible": True}, 89), ({"version": "10.12.0.36", "version_compatible": True}, 86)]
 )
-def test_an_engine_for_other_platforms_runs_there(
-    engine_file: EngineFile, machine: Machine, facts: Any, sm: int
-) -> None:
+def test_engines_for_other_platforms_run(engine_file: EngineFile, machine: Machine, facts: Any, sm: int) -> None:
     machine(sm=sm)
     assert len(Detector(engine_file(**facts), threshold=0.5)(frames(2))[0]) == 2
 
@@ -131,7 +129,6 @@ def test_which_library_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trt_library.choose_library("auto", 1).name == "TensorRT 11.4.0.5"
 
 
-# ---------------------------------------------------------------------------------------------
 # the sidecar
 
 
@@ -190,7 +187,6 @@ def test_cards_of_other_files_do_not_carry_the_key(card: Card) -> None:
     assert "engine" not in card.to_json()  # so that an older runtime reads them
 
 
-# ---------------------------------------------------------------------------------------------
 # CUDA graphs, several workers and short memory with engines; the stand-ins hold to what the libraries' manuals ask
 
 
@@ -203,9 +199,7 @@ def numbers(detector: Detector, *counts: int) -> bool:
 
 
 @pytest.mark.parametrize("version", ["tensorrt-10.13", "tensorrt-11.4"])
-def test_each_size_of_batch_is_recorded_once_and_replayed(
-    engine_file: EngineFile, machine: Machine, version: str
-) -> None:
+def test_each_batch_size_is_recorded_once_and_replayed(engine_file: EngineFile, machine: Machine, version: str) -> None:
     module = machine(version, profile=(2, 4, 8))
     detector = Detector(engine_file(version=BUILT[version], profile=[2, 4, 8]), threshold=0.5, options=GRAPHS)
     for counts in ((1,), (2, 1), (0, 1, 2), (1, 0, 2, 1, 2), (2, 2, 1, 0, 1, 2), (2,), (1, 1, 1), (0, 2, 0, 1, 1)):

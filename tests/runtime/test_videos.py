@@ -1,4 +1,4 @@
-"""Annotated videos: whole or an error that names them, as long as their source, and no pixel less."""
+"""Videos: written whole or with an error that names them, and read as they are found."""
 
 from __future__ import annotations
 
@@ -179,7 +179,6 @@ def test_a_clock_that_jumps_fills_no_disk(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(list(open_source(tmp_path / "jump.mp4"))) == 2 + 20 + 1
 
 
-# ---------------------------------------------------------------------------------------------
 # Video files as they are found: uneven rates, times that begin late, colons in names, codecs that OpenCV lacks
 
 

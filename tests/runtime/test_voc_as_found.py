@@ -101,7 +101,6 @@ def test_difficult_as_text(voc: Path) -> None:
     assert data.problems.counts == {records.BAD_FLAG: 1}
 
 
-# ---------------------------------------------------------------------------------------------
 # Pascal VOC files as tools leave them: their pictures, encodings, lists and places
 
 

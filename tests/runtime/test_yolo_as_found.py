@@ -114,7 +114,6 @@ def test_labels_beyond_the_class_list_name_it(yolo: Path) -> None:
     assert data.problems.why().endswith("classes.txt names 1 class)") and "line 1: 2 0.5" in data.problems.why()
 
 
-# ---------------------------------------------------------------------------------------------
 # Lists of pictures and data.yaml of other machines and of Darknet
 
 
