@@ -85,7 +85,7 @@ def test_without_a_home_folder_the_error_says_what_to_set(monkeypatch: pytest.Mo
     assert cache_folder("data.cache_dir") == tmp_path / "isodet"
 
 
-# test_text_table.py
+# tables
 
 
 def test_a_head_alone():
