@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,22 @@ def text(path: Path, content: str, encoding: str = "utf-8") -> Path:
 
 def boxes(data: CocoDataset) -> list[list[float]]:
     return [box for record in data.records for box in record.boxes_xyxy.tolist()]
+
+
+def coco_json(
+    sizes_hw: dict[int, tuple[int, int]], classes: dict[int, str], rows: Iterable[tuple[int, int, list[float]]]
+) -> dict[str, Any]:
+    """A COCO file of pictures `ID.png` and categories by their ids, with a row (image id, category id, box) for each
+    object; the ids of objects begin with 1.
+    """
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": h, "width": w} for i, (h, w) in sizes_hw.items()],
+        "categories": [{"id": i, "name": name} for i, name in classes.items()],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for i, (image, category, box) in enumerate(rows, start=1)
+        ],
+    }
 
 
 def yolo_set(root: Path) -> Path:

@@ -20,6 +20,7 @@ from runtime.commands.shared import exit_status, require_arguments
 from runtime.images.image import write_image
 from runtime.runs import RunsError
 from tests.processes import python
+from tests.runtime.as_found import coco_json
 
 OnnxFile = Callable[..., Path]
 Files = Callable[..., tuple[Path, Path]]
@@ -124,15 +125,8 @@ def test_bench_and_eval(onnx_file: OnnxFile, coco_files: Files, tmp_path: Path, 
     assert main([*argv, "--device", "cpu", "--threads", "1", "--quiet"]) == 0
     assert "end to end" in capsys.readouterr().out and len(json.loads((tmp_path / "b.json").read_text())["rows"]) == 12
 
-    annotations, images = coco_files({
-        "images": [{"id": 1, "file_name": "1.png", "height": 32, "width": 48}],
-        "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "bee"}, {"id": 9, "name": "ant"}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 8, "bbox": [0, 0, 20, 20]},
-            {"id": 2, "image_id": 1, "category_id": 8, "bbox": [5, 5, 5, 5]},
-            {"id": 3, "image_id": 1, "category_id": 8, "bbox": [5, 5, 0, 5]},
-        ],
-    })  # fmt: skip
+    rows = [(1, 8, [0.0, 0, 20, 20]), (1, 8, [5.0, 5, 5, 5]), (1, 8, [5.0, 5, 0, 5])]
+    annotations, images = coco_files(coco_json({1: (32, 48)}, {3: "cat", 8: "bee", 9: "ant"}, rows))
     write_image(images / "1.png", np.full((32, 48, 3), (1, 204, 20), np.uint8))
     argv = ["eval", model, "--annotations", str(annotations), "--images", str(images)]
     assert main([*argv, "--json", str(tmp_path / "e.json"), "--quiet"]) == 0

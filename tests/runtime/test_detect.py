@@ -26,6 +26,7 @@ from runtime.streams.open import open_source
 from runtime.streams.url import StreamError
 from tests.at_fault import raises
 from tests.processes import ROOT
+from tests.runtime.as_found import coco_json
 from tests.runtime.cameras import HttpCamera, clip, json_lines, object_clip, picture, until
 
 OnnxFile = Callable[..., Path]
@@ -161,11 +162,7 @@ def test_a_failure_leaves_nothing_half_written(detector: Detector, video: Path, 
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_results_never_overwrite_their_sources(detector: Detector, folder: Path, video: Path) -> None:
-    for source in (folder, folder / "frame1.png"):
-        with pytest.raises(DetectError, match="results would overwrite their sources"):
-            detect(source, detector, DetectOptions(out=folder))
-    assert (read_image(folder / "frame1.png") == picture(1)).all()
+def test_an_output_folder_that_cannot_be_made(detector: Detector, folder: Path, video: Path) -> None:
     (folder / "file").write_text("")
     with pytest.raises(DetectError, match="cannot make this output folder"):
         detect(video, detector, DetectOptions(out=folder / "file" / "out"))
@@ -196,10 +193,7 @@ def test_the_newest_model(tmp_path: Path) -> None:
 def test_validation_data_is_what_is_given_or_what_the_card_names(
     coco_files: Callable[..., tuple[Path, Path]], make_card_with: Callable[..., Card]
 ) -> None:
-    annotations, images = coco_files({
-        "images": [{"id": 1, "file_name": "1.png", "height": 8, "width": 8}], "annotations": [],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "bee", "ant"))],
-    })  # fmt: skip
+    annotations, images = coco_files(coco_json({1: (8, 8)}, {0: "cat", 1: "bee", 2: "ant"}, []))
     bare = make_card_with()
     assert validation_data(bare, "x.onnx", annotations, images).class_names == bare.classes
     val = {"annotations": str(annotations), "images": str(images)}

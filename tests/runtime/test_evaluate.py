@@ -28,7 +28,7 @@ from runtime.evaluation.results_file import read_coco_results
 from runtime.images.image import letterbox, write_image
 from tests.at_fault import raises
 from tests.processes import python
-from tests.runtime.as_found import voc_file, voc_object
+from tests.runtime.as_found import coco_json, voc_file, voc_object
 
 Files, Ask = Callable[..., tuple[Path, Path]], Callable[..., Detector]
 Found = tuple[list[list[float]], list[float], list[int]]
@@ -58,24 +58,18 @@ class Oracle(Backend):
 def coco_content(seed: int = 0, crowds: bool = False, images: int = 9) -> dict[str, Any]:
     """Pictures exactly as large as the input, so that input pixels are frame pixels."""
     rng = np.random.default_rng(seed)
-    annotations = []
+    content = coco_json(dict.fromkeys(range(1, images + 1), SIZE), {2: "ant", 5: "bee", 9: "cat"}, [])
     for image_id in range(1, images + 1):
         for _ in range(rng.integers(0, 6)):
             w, h = rng.integers(4, 120, 2)
             x, y = rng.integers(0, SIZE[1] - w + 1), rng.integers(0, SIZE[0] - h + 1)
             bbox = [int(x), int(y), int(w), int(h)]
             area = float(w * h) * (1 if rng.random() < 0.5 else 0.7)  # a mask's area is smaller than its box's
-            annotations.append({
-                "id": len(annotations), "image_id": image_id, "category_id": int(rng.choice([2, 5, 9])), "bbox": bbox,
-                "area": area, "iscrowd": int(crowds and rng.random() < 0.3),
+            content["annotations"].append({
+                "id": len(content["annotations"]), "image_id": image_id, "category_id": int(rng.choice([2, 5, 9])),
+                "bbox": bbox, "area": area, "iscrowd": int(crowds and rng.random() < 0.3),
             })  # fmt: skip
-    return {
-        "images": [
-            {"id": i, "file_name": f"{i}.png", "height": SIZE[0], "width": SIZE[1]} for i in range(1, images + 1)
-        ],
-        "categories": [{"id": 2, "name": "ant"}, {"id": 5, "name": "bee"}, {"id": 9, "name": "cat"}],
-        "annotations": annotations,
-    }
+    return content
 
 
 def noisy(dataset: CocoDataset, seed: int = 1) -> dict[int, Found]:
@@ -259,13 +253,9 @@ def test_ignored_regions_of_other_formats_count_neither_way(tmp_path: Path, orac
 
 def test_a_turned_picture_is_judged_with_its_boxes_turned(coco_files: Files, oracle: Ask) -> None:
     """Annotated as stored, 128 wide and 192 high; upright, by orientation 6, it is 192 wide and 128 high."""
-    annotations, images = coco_files({
-        "images": [{"id": 1, "file_name": "1.png", "height": SIZE[1], "width": SIZE[0]},
-                   {"id": 2, "file_name": "2.png", "height": SIZE[1], "width": SIZE[0]}],
-        "categories": [{"id": 2, "name": "ant"}, {"id": 5, "name": "bee"}, {"id": 9, "name": "cat"}],
-        "annotations": [{"image_id": 1, "category_id": 2, "bbox": [10, 20, 30, 40]},
-                        {"image_id": 2, "category_id": 2, "bbox": [10, 20, 30, 40]}],
-    })  # fmt: skip
+    rows = [(1, 2, [10.0, 20, 30, 40]), (2, 2, [10.0, 20, 30, 40])]
+    classes = {2: "ant", 5: "bee", 9: "cat"}
+    annotations, images = coco_files(coco_json(dict.fromkeys((1, 2), SIZE[::-1]), classes, rows))
     exif = Pillow.Exif()
     exif[0x0112] = 6
     Pillow.fromarray(np.full((SIZE[1], SIZE[0], 3), 1, np.uint8)).save(images / "1.png", exif=exif)
@@ -279,20 +269,10 @@ def test_a_turned_picture_is_judged_with_its_boxes_turned(coco_files: Files, ora
 # `runtime eval --detections`: what another program found, scored without a model, without torch, without pictures
 
 
-Files = Callable[..., tuple[Path, Path]]
-
-
 def content() -> dict[str, Any]:
     """Twelve pictures with two objects each; ids with gaps."""
-    return {
-        "images": [{"id": 10 * i, "file_name": f"{i}.png", "height": 96, "width": 128} for i in range(1, 13)],
-        "categories": [{"id": 3, "name": "ant"}, {"id": 7, "name": "bee"}],
-        "annotations": [
-            {"id": 2 * i + j + 1, "image_id": 10 * i, "category_id": (3, 7)[j], "bbox": [5 + 50 * j, 8, 30, 20 + i],
-             "area": 30 * (20 + i), "iscrowd": 0}
-            for i in range(1, 13) for j in range(2)
-        ],
-    }  # fmt: skip
+    rows = [(10 * i, (3, 7)[j], [5.0 + 50 * j, 8, 30, 20 + i]) for i in range(1, 13) for j in range(2)]
+    return coco_json({10 * i: (96, 128) for i in range(1, 13)}, {3: "ant", 7: "bee"}, rows)
 
 
 def results(truth: dict[str, Any]) -> list[dict[str, Any]]:

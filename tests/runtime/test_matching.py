@@ -18,11 +18,11 @@ from runtime.evaluation.coco_eval import coco_evaluator
 from runtime.evaluation.confusion import confusion
 from runtime.evaluation.curves import Curve, curves, recommended
 from runtime.evaluation.details import measure
-from runtime.evaluation.evaluate import Evaluation
 from runtime.evaluation.matching import IGNORED, INVENTED, greedy, match, pairwise_iou
 from runtime.evaluation.voc import ap11, area, voc_ap
 from runtime.evaluation.worst import worst_images
 from tests.at_fault import raises
+from tests.runtime.test_measurement import judged
 
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
@@ -229,16 +229,12 @@ def test_pairs_are_the_most_frequent_first(scene: Scene) -> None:
 
 def test_the_worst_images_are_those_with_the_lowest_f1(scene: Scene) -> None:
     dataset, found = scene(5, images=20)
-    matches = match(found, dataset)
-    evaluation = Evaluation(
-        *[0.0] * 7, threshold=0.3, per_class=dict.fromkeys(dataset.class_names, 0.0), images=20, seconds=0.0,
-        skipped=(), detections=found, matches=matches,
-    )  # fmt: skip
+    evaluation = judged(dataset, found)
     measurement = measure(evaluation, dataset)
     worst = worst_images(measurement)
     assert len(worst) > 5 and [s.f1 for s in worst] == sorted(s.f1 for s in worst)
     diagonal = int(np.trace(measurement.confusion.counts))
-    perfect = set(range(20)) - {s.index for s in worst}
+    matches, perfect = evaluation.matches, set(range(20)) - {s.index for s in worst}
     assert sum(s.found for s in worst) + sum(int((~matches[i].record.crowd).sum()) for i in perfect) == diagonal
     objects = sum(curve.objects for curve in measurement.curves)
     assert diagonal + sum(s.missed for s in worst) == objects

@@ -38,6 +38,7 @@ from runtime.evaluation.plots import write_plots
 from runtime.evaluation.report import write_report
 from runtime.evaluation.sizes import Bucket, bucket_scores, parse_buckets
 from tests.at_fault import raises
+from tests.runtime.as_found import coco_json
 
 OnnxFile = Callable[..., Path]
 Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
@@ -158,15 +159,9 @@ def coco_file(folder: Path) -> dict[str, object]:
     truth = [(1, 20), (2, 20), (2, 20), (1, 24), (1, 16), (3, 9)]
     (folder / "images").mkdir()
     for i, color in enumerate(colors):
-        cv2.imwrite(str(folder / "images" / f"{i}.png"), np.full((32, 48, 3), color, np.uint8))
-    return {
-        "images": [{"id": i + 1, "file_name": f"{i}.png", "height": 32, "width": 48} for i in range(6)],
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(("ant", "bee", "cat"))],
-        "annotations": [
-            {"id": i + 1, "image_id": i + 1, "category_id": c, "bbox": [0, 0, s, s], "area": s * s, "iscrowd": 0}
-            for i, (c, s) in enumerate(truth)
-        ],
-    }
+        cv2.imwrite(str(folder / "images" / f"{i + 1}.png"), np.full((32, 48, 3), color, np.uint8))
+    rows = [(i + 1, c, [0.0, 0, s, s]) for i, (c, s) in enumerate(truth)]
+    return coco_json(dict.fromkeys(range(1, 7), (32, 48)), {1: "ant", 2: "bee", 3: "cat"}, rows)
 
 
 def test_the_command_measures_and_reports(tmp_path: Path, onnx_file: OnnxFile, capsys: CaptureFixture[str]) -> None:
@@ -213,7 +208,7 @@ def test_a_perfect_detector_has_no_worst_images(tmp_path: Path, scene: Scene) ->
 def test_evaluate_keeps_what_measure_reads(tmp_path: Path, onnx_file: OnnxFile, monkeypatch: MonkeyPatch) -> None:
     """A picture that cannot be read is in neither."""
     (tmp_path / "val.json").write_text(json.dumps(coco_file(tmp_path)))
-    (tmp_path / "images" / "0.png").write_bytes(b"broken")
+    (tmp_path / "images" / "1.png").write_bytes(b"broken")
     dataset = read_coco(tmp_path / "val.json", tmp_path / "images")
     m = measure(runtime.evaluation.evaluate.evaluate(Detector(onnx_file()), dataset), dataset)
     assert [x.record.id for x in m.evaluation.matches] == [2, 3, 4, 5, 6]
