@@ -34,11 +34,6 @@ def card() -> Card:
 
 
 @pytest.fixture
-def make_card_with() -> Callable[..., Card]:
-    return make_card
-
-
-@pytest.fixture
 def onnx_file(tmp_path: Path) -> Callable[..., Path]:
     """Writes `pixel_detector` to a file and returns its path."""
 
@@ -53,11 +48,6 @@ def onnx_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def detector(onnx_file: Callable[..., Path]) -> Detector:
     return Detector(onnx_file(), device="cpu", threads=1)
-
-
-@pytest.fixture
-def pixel_model() -> Callable[[Card], onnx.ModelProto]:
-    return pixel_detector
 
 
 @pytest.fixture
@@ -85,11 +75,6 @@ def yolo(tmp_path: Path) -> Path:
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
     return voc_set(tmp_path / "voc")
-
-
-@pytest.fixture
-def scene() -> Callable[..., tuple[CocoDataset, dict[int, Detections]]]:
-    return random_scene
 
 
 @pytest.fixture

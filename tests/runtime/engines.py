@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import runtime.backends.trt.backend
-from runtime.card.card import Card
 from runtime.card.sidecar import sidecar_path, sidecar_text
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.fake_trt import fake_trt
@@ -26,7 +25,7 @@ ENGINE = {
 
 
 @pytest.fixture
-def engine_file(tmp_path: Path, make_card_with: Callable[..., Card]) -> Callable[..., Path]:
+def engine_file(tmp_path: Path, card: Card) -> Callable[..., Path]:
     """Writes a plan of no real library, with the sidecar of one that has these facts."""
 
     def write(name: str = "best.engine", content: bytes = b"ftrt and so on", **facts: Any) -> Path:
@@ -34,8 +33,8 @@ def engine_file(tmp_path: Path, make_card_with: Callable[..., Card]) -> Callable
         path.write_bytes(content)
         engine = {**ENGINE, "bytes": len(content), **facts}
         hashes = {"engine": hashlib.sha256(content).hexdigest()}
-        card = replace(make_card_with(input_size_hw=(8, 8)), kind="engine", engine=engine, hashes=hashes)
-        sidecar_path(path).write_text(sidecar_text(card))
+        its_card = replace(card, input_size_hw=(8, 8), kind="engine", engine=engine, hashes=hashes)
+        sidecar_path(path).write_text(sidecar_text(its_card))
         return path
 
     return write

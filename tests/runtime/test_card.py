@@ -16,10 +16,11 @@ from runtime.artifact import read_card
 from runtime.card.card import METADATA_KEY, Card, CardError, sha256_file
 from runtime.card.onnx_metadata import graph_sha256, read_onnx_metadata
 from tests.at_fault import raises
+from tests.runtime.conftest import make_card
 
 
-def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
-    card = make_card_with(
+def test_a_card_survives_json() -> None:
+    card = make_card(
         batch=4, versions={"torch": "2.15"}, hashes={"weights": "ab"}, model={"neck": {"levels": [3, 7]}},
         metrics={"map": 41.5}, created="2026-11-20T10:00:00Z", verification={"passed": True}, threshold=1,
     )  # fmt: skip

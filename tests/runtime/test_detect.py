@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from pytest import CaptureFixture, LogCaptureFixture
 
-from runtime.card.card import Card
 from runtime.commands.detect_run import DetectError, DetectOptions, detect
 from runtime.commands.shared import exit_status
 from runtime.commands.signals import Terminated, finishing, terminating
@@ -28,6 +27,7 @@ from tests.at_fault import raises
 from tests.processes import ROOT
 from tests.runtime.as_found import coco_json
 from tests.runtime.cameras import HttpCamera, clip, json_lines, object_clip, picture, until
+from tests.runtime.conftest import make_card
 
 OnnxFile = Callable[..., Path]
 
@@ -190,14 +190,12 @@ def test_the_newest_model(tmp_path: Path) -> None:
     assert newest("best.pt", runs=tmp_path) == tmp_path / "a/best.pt"
 
 
-def test_validation_data_is_what_is_given_or_what_the_card_names(
-    coco_files: Callable[..., tuple[Path, Path]], make_card_with: Callable[..., Card]
-) -> None:
+def test_validation_data_is_what_is_given_or_what_the_card_names(coco_files: Callable[..., tuple[Path, Path]]) -> None:
     annotations, images = coco_files(coco_json({1: (8, 8)}, {0: "cat", 1: "bee", 2: "ant"}, []))
-    bare = make_card_with()
+    bare = make_card()
     assert validation_data(bare, "x.onnx", annotations, images).class_names == bare.classes
     val = {"annotations": str(annotations), "images": str(images)}
-    assert validation_data(make_card_with(training={"data": {"val": val}}), "x.onnx").annotations == annotations
+    assert validation_data(make_card(training={"data": {"val": val}}), "x.onnx").annotations == annotations
     with raises(RunsError, path="x.onnx"):
         validation_data(bare, "x.onnx")
     with pytest.raises(RunsError, match="give its annotations, too"):

@@ -15,7 +15,6 @@ import pytest
 from pytest import CaptureFixture, LogCaptureFixture, MonkeyPatch
 
 from runtime.__main__ import main
-from runtime.card.card import Card
 from runtime.commands import detect_outputs
 from runtime.commands import detect_run as detect_module
 from runtime.commands.detect_run import DetectError, DetectOptions, detect
@@ -317,7 +316,7 @@ def test_detect_writes_and_draws_tracks(detector: Detector, tmp_path: Path) -> N
     assert all(d["score"] >= 0.8 for d in rows[0]["detections"])
 
 
-def test_a_tracked_object_is_drawn_in_its_own_color(make_card_with: Callable[..., Card]) -> None:
+def test_a_tracked_object_is_drawn_in_its_own_color() -> None:
     found = moving(0, (0.9, 0.8))
     picture = np.zeros((120, 220, 3), np.uint8)
     for tracks, colors in (([7, 12], (7, 12)), ([-1, 12], (0, 12)), (None, (0, 1))):

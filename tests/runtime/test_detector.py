@@ -25,6 +25,7 @@ from runtime.detector import Detector
 from runtime.images.frames import FrameError
 from runtime.images.image import ImageError, write_image
 from tests.at_fault import raises
+from tests.runtime.conftest import make_card, pixel_detector
 
 OnnxFile = Callable[..., Path]
 
@@ -119,21 +120,19 @@ def test_bad_inputs_as_a_whole(detector: Detector) -> None:
         detector(np.zeros((5, 5), np.uint8))
 
 
-def test_a_model_that_is_not_what_its_card_says(
-    tmp_path: Path, pixel_model: Callable[[Card], onnx.ModelProto], make_card_with: Callable[..., Card]
-) -> None:
+def test_a_model_that_is_not_what_its_card_says(tmp_path: Path) -> None:
     def file(model: onnx.ModelProto, **changes: Any) -> Path:
-        onnx.helper.set_model_props(model, {"isodet": json.dumps(make_card_with(**changes).to_json())})
+        onnx.helper.set_model_props(model, {"isodet": json.dumps(make_card(**changes).to_json())})
         onnx.save(model, tmp_path / "a.onnx")
         return tmp_path / "a.onnx"
 
     with pytest.raises(CardError, match=r"a\.onnx: expected one input, uint8 \[B, 64, 64, 3\]"):
-        Detector(file(pixel_model(make_card_with()), input_size_hw=(64, 64)))
+        Detector(file(pixel_detector(make_card()), input_size_hw=(64, 64)))
     with raises(CardError, key="batch", path=tmp_path / "a.onnx"):
-        Detector(file(pixel_model(make_card_with()), batch=2))
+        Detector(file(pixel_detector(make_card()), batch=2))
     with raises(CardError, key="batch", path=tmp_path / "a.onnx"):
-        Detector(file(pixel_model(make_card_with(batch=2))))
-    model = pixel_model(make_card_with())
+        Detector(file(pixel_detector(make_card(batch=2))))
+    model = pixel_detector(make_card())
     model.graph.output.pop()
     with pytest.raises(CardError, match="expected the outputs num_dets .* labels"):
         Detector(file(model))
@@ -216,8 +215,8 @@ def kept(detector: Detector, **keywords: object) -> list[float]:
     return [round(float(s), 2) for s in found.scores]
 
 
-def test_each_class_has_its_own(make_card_with: Callable[..., Card]) -> None:
-    detector = Detector(six_found(make_card_with(threshold=0.3, thresholds={"ant": 0.95, "cat": 0.2})))
+def test_each_class_has_its_own() -> None:
+    detector = Detector(six_found(make_card(threshold=0.3, thresholds={"ant": 0.95, "cat": 0.2})))
     assert kept(detector) == [0.9, 0.7, 0.5, 0.35]  # as ever: one for all, the card's
     assert kept(detector, threshold="card") == [0.7, 0.5, 0.35, 0.2]  # bee has none of its own: 0.3
     assert kept(detector, threshold={"bee": 0.6}) == [0.9, 0.7, 0.35]
@@ -227,8 +226,8 @@ def test_each_class_has_its_own(make_card_with: Callable[..., Card]) -> None:
     assert [len(f) for _, f in zip("ab", (by_card(np.zeros((28, 48, 3), np.uint8))[0],) * 2, strict=True)] == [4, 4]
 
 
-def test_what_is_no_threshold(make_card_with: Callable[..., Card]) -> None:
-    detector = Detector(six_found(make_card_with()))
+def test_what_is_no_threshold() -> None:
+    detector = Detector(six_found(make_card()))
     with raises(ArgumentError, key="threshold") as error:
         kept(detector, threshold={"wasp": 0.5})
     assert "known: ant, bee, cat" in str(error.value)
@@ -237,8 +236,8 @@ def test_what_is_no_threshold(make_card_with: Callable[..., Card]) -> None:
             kept(detector, threshold=bad)
 
 
-def test_the_card_carries_them(make_card_with: Callable[..., Card]) -> None:
-    plain = make_card_with()
+def test_the_card_carries_them() -> None:
+    plain = make_card()
     assert "thresholds" not in plain.to_json() and Card.from_json(plain.to_json(), "old") == plain
     card = replace(plain, thresholds={"ant": 0.25, "bee": 1})
     assert Card.from_json(card.to_json(), "new").thresholds == {"ant": 0.25, "bee": 1}

@@ -29,6 +29,7 @@ from runtime.images.image import letterbox, write_image
 from tests.at_fault import raises
 from tests.processes import python
 from tests.runtime.as_found import coco_json, voc_file, voc_object
+from tests.runtime.conftest import make_card
 
 Files, Ask = Callable[..., tuple[Path, Path]], Callable[..., Detector]
 Found = tuple[list[list[float]], list[float], list[int]]
@@ -91,11 +92,11 @@ def noisy(dataset: CocoDataset, seed: int = 1) -> dict[int, Found]:
 
 
 @pytest.fixture
-def oracle(make_card_with: Callable[..., Card]) -> Callable[..., Detector]:
+def oracle() -> Callable[..., Detector]:
     """Makes the detector that gives these answers."""
 
     def make(answers: dict[int, Found], **changes: Any) -> Detector:
-        return Detector(Oracle(make_card_with(input_size_hw=SIZE, **changes), answers))
+        return Detector(Oracle(make_card(input_size_hw=SIZE, **changes), answers))
 
     return make
 

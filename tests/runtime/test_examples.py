@@ -11,16 +11,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 from pytest import CaptureFixture, MonkeyPatch
 
 import runtime
 from isodet.field_docs import field_docs
-from runtime.card.card import Card
 from runtime.images.image import write_image
 from runtime.streams.open import open_source
 from tests.runtime.cameras import video
+from tests.runtime.conftest import make_card, pixel_detector
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -113,10 +112,10 @@ def test_serving(model: str, monkeypatch: MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def street(tmp_path: Path, make_card_with: Callable[..., Card], pixel_model: Callable[[Card], onnx.ModelProto]) -> Path:
+def street(tmp_path: Path) -> Path:
     """A folder with a model, a picture of a car, and a video of six frames of it."""
-    card = make_card_with(classes=("person", "car", "bus"))
-    (tmp_path / "best.onnx").write_bytes(pixel_model(card).SerializeToString())
+    card = make_card(classes=("person", "car", "bus"))
+    (tmp_path / "best.onnx").write_bytes(pixel_detector(card).SerializeToString())
     frame = np.full((32, 48, 3), (1, 250, 30), np.uint8)
     write_image(tmp_path / "street.png", frame)
     video(tmp_path / "street.avi", [frame] * 6)

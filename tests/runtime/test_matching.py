@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -22,9 +21,8 @@ from runtime.evaluation.matching import IGNORED, INVENTED, greedy, match, pairwi
 from runtime.evaluation.voc import ap11, area, voc_ap
 from runtime.evaluation.worst import worst_images
 from tests.at_fault import raises
+from tests.runtime.conftest import random_scene
 from tests.runtime.test_measurement import judged
-
-Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +32,8 @@ def only_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("seed", "crowds"), [(0, 0.0), (1, 0.3), (2, 0.6)])
-def test_matches_are_those_of_pycocotools(scene: Scene, seed: int, crowds: float) -> None:
-    dataset, found = scene(seed, images=20, crowds=crowds)
+def test_matches_are_those_of_pycocotools(seed: int, crowds: float) -> None:
+    dataset, found = random_scene(seed, images=20, crowds=crowds)
     judge = coco_evaluator(found, dataset)
     theirs: dict[int, tuple[float, bool]] = {}  # detection's annotation id: the object's, ignored
     for entry in judge.evalImgs:
@@ -60,8 +58,8 @@ def test_matches_are_those_of_pycocotools(scene: Scene, seed: int, crowds: float
 
 
 @pytest.mark.parametrize("tie", [False, True])
-def test_ap50_is_that_of_pycocotools(scene: Scene, tie: bool) -> None:
-    dataset, found = scene(4, images=30, crowds=0.2, tie=tie)
+def test_ap50_is_that_of_pycocotools(tie: bool) -> None:
+    dataset, found = random_scene(4, images=30, crowds=0.2, tie=tie)
     precision = coco_evaluator(found, dataset).eval["precision"][0, :, :, 0, -1]
     ours = {curve.name: curve for curve in curves(match(found, dataset), dataset.class_names)}
     for column, name in enumerate(dataset.class_names[:3]):
@@ -69,8 +67,8 @@ def test_ap50_is_that_of_pycocotools(scene: Scene, tie: bool) -> None:
     assert ours["cat"].ap50 == 0 and math.isnan(ours["dog"].ap50) and 0.1 < ours["ant"].ap50 < 0.9
 
 
-def test_detections_beyond_the_hundredth_are_matched_like_any(scene: Scene) -> None:
-    dataset, _ = scene(objects=False, images=1)
+def test_detections_beyond_the_hundredth_are_matched_like_any() -> None:
+    dataset, _ = random_scene(objects=False, images=1)
     boxes = np.tile(np.array([[0, 0, 9, 9]], np.float32), (130, 1))
     labels = np.where(np.arange(130) < 120, 0, 1).astype(np.int32)
     found = Detections(boxes, np.linspace(1, 0, 130, dtype=np.float32), labels, dataset.class_names)
@@ -82,12 +80,12 @@ def test_of_equal_overlaps_the_last_object_is_taken() -> None:
     assert greedy(np.array([[0.7, 0.5, 0.7], [0.7, 0.5, 0.7]]), np.zeros(3, np.bool_)).tolist() == [2, 0]
 
 
-def test_nothing_with_nothing(scene: Scene) -> None:
+def test_nothing_with_nothing() -> None:
     assert greedy(np.zeros((0, 3)), np.zeros(3, np.bool_)).shape == (0,)
     assert greedy(np.zeros((2, 0)), np.zeros(0, np.bool_)).tolist() == [INVENTED, INVENTED]
     assert pairwise_iou(np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)).tolist() == [[0]]
     for keywords in ({"found": False}, {"objects": False}, {"found": False, "objects": False}):
-        dataset, found = scene(**keywords)
+        dataset, found = random_scene(**keywords)
         limits, measured = recommended(curves(match(found, dataset), dataset.class_names), 0.4)
         assert measured == {} and limits.tolist() == [0.4] * 4
     assert curves((), ("ant",))[0].scores.shape == (0,)
@@ -101,9 +99,9 @@ def plain_point(curve: Curve, threshold: float) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("tie", [False, True])
-def test_the_recommended_threshold_is_the_best_of_all(scene: Scene, tie: bool) -> None:
+def test_the_recommended_threshold_is_the_best_of_all(tie: bool) -> None:
     for seed in range(6):
-        dataset, found = scene(seed, images=15, tie=tie)
+        dataset, found = random_scene(seed, images=15, tie=tie)
         for curve in curves(match(found, dataset), dataset.class_names)[:2]:
             choice = curve.recommend()
             assert choice is not None and choice.reached
@@ -139,9 +137,6 @@ def test_a_precision_out_of_reach_and_one_that_is_none() -> None:
 
 
 # The confusion matrix against plain loops, and against the numbers that it must agree with
-
-
-Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
 
 def plain_iou(a: list[float], b: list[float]) -> tuple[float, float]:
@@ -188,8 +183,8 @@ def plain_matrix(dataset: CocoDataset, found: dict[int, Detections], limits: lis
 
 
 @pytest.mark.parametrize(("seed", "crowds"), [(0, 0.0), (1, 0.3), (2, 0.5)])
-def test_it_is_the_rule_and_agrees_with_the_table(scene: Scene, seed: int, crowds: float) -> None:
-    dataset, found = scene(seed, images=25, crowds=crowds)
+def test_it_is_the_rule_and_agrees_with_the_table(seed: int, crowds: float) -> None:
+    dataset, found = random_scene(seed, images=25, crowds=crowds)
     matches = match(found, dataset)
     class_curves = curves(matches, dataset.class_names)
     limits, _ = recommended(class_curves, 0.3)
@@ -204,21 +199,21 @@ def test_it_is_the_rule_and_agrees_with_the_table(scene: Scene, seed: int, crowd
         assert counts[:, label].sum() == np.count_nonzero(curve.scores >= np.float32(limits[label]))
 
 
-def test_empty_sets_and_a_crowd(scene: Scene) -> None:
+def test_empty_sets_and_a_crowd() -> None:
     limits = np.full(4, 0.2)
-    dataset, found = scene(found=False)
+    dataset, found = random_scene(found=False)
     counts = confusion(match(found, dataset), dataset.class_names, limits).counts
     assert counts[:, -1].sum() == counts.sum() > 0
-    dataset, found = scene(objects=False)
+    dataset, found = random_scene(objects=False)
     matrix = confusion(match(found, dataset), dataset.class_names, limits)
     assert matrix.counts[-1].sum() == matrix.counts.sum() > 0 and matrix.pairs() == []
     assert not confusion((), dataset.class_names, limits).counts.any()
-    dataset, found = scene(found=False, crowds=1.0)
+    dataset, found = random_scene(found=False, crowds=1.0)
     assert not confusion(match(found, dataset), dataset.class_names, limits).counts.any()
 
 
-def test_pairs_are_the_most_frequent_first(scene: Scene) -> None:
-    dataset, found = scene(3, images=40)
+def test_pairs_are_the_most_frequent_first() -> None:
+    dataset, found = random_scene(3, images=40)
     matrix = confusion(match(found, dataset), dataset.class_names, np.zeros(4))
     pairs = matrix.pairs(3)
     times = [n for _, _, n in pairs]
@@ -227,8 +222,8 @@ def test_pairs_are_the_most_frequent_first(scene: Scene) -> None:
     assert len(times) > 1 and times == expected and all(t != r for t, r, _ in pairs)
 
 
-def test_the_worst_images_are_those_with_the_lowest_f1(scene: Scene) -> None:
-    dataset, found = scene(5, images=20)
+def test_the_worst_images_are_those_with_the_lowest_f1() -> None:
+    dataset, found = random_scene(5, images=20)
     evaluation = judged(dataset, found)
     measurement = measure(evaluation, dataset)
     worst = worst_images(measurement)
@@ -241,9 +236,6 @@ def test_the_worst_images_are_those_with_the_lowest_f1(scene: Scene) -> None:
 
 
 # VOC's protocol against a plain telling of the development kit
-
-
-Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
 
 def plain_voc(dataset: CocoDataset, found: dict[int, Detections], label: int, eleven: bool) -> float:
@@ -292,9 +284,9 @@ def plain_voc(dataset: CocoDataset, found: dict[int, Detections], label: int, el
 
 @pytest.mark.parametrize("difficult", [0.0, 0.3])
 @pytest.mark.parametrize("tie", [False, True])
-def test_it_is_the_development_kits(scene: Scene, difficult: float, tie: bool) -> None:
+def test_it_is_the_development_kits(difficult: float, tie: bool) -> None:
     for seed in range(5):
-        dataset, found = scene(seed, images=15, crowds=difficult, tie=tie)
+        dataset, found = random_scene(seed, images=15, crowds=difficult, tie=tie)
         for year in ("voc07", "voc12"):
             values = voc_ap(found, dataset, year)
             for label, name in enumerate(dataset.class_names):
@@ -311,9 +303,9 @@ def test_recalls_are_compared_exactly() -> None:
     assert ap11(nothing, 10) == area(nothing, 10) == 0
 
 
-def test_empty_sets(scene: Scene) -> None:
-    dataset, found = scene(objects=False)
+def test_empty_sets() -> None:
+    dataset, found = random_scene(objects=False)
     assert all(math.isnan(v) for v in voc_ap(found, dataset, "voc07").values())
-    dataset, found = scene(found=False)
+    dataset, found = random_scene(found=False)
     assert list(voc_ap(found, dataset, "voc12").values())[:3] == [0, 0, 0]
     assert all(math.isnan(v) for v in voc_ap({}, dataset, "voc12").values())

@@ -39,9 +39,9 @@ from runtime.evaluation.report import write_report
 from runtime.evaluation.sizes import Bucket, bucket_scores, parse_buckets
 from tests.at_fault import raises
 from tests.runtime.as_found import coco_json
+from tests.runtime.conftest import random_scene
 
 OnnxFile = Callable[..., Path]
-Scene = Callable[..., tuple[CocoDataset, dict[int, Detections]]]
 
 
 def judged(dataset: CocoDataset, found: dict[int, Detections]) -> Evaluation:
@@ -55,12 +55,12 @@ def judged(dataset: CocoDataset, found: dict[int, Detections]) -> Evaluation:
     )  # fmt: skip
 
 
-def test_faster_coco_eval_gives_the_same_numbers(scene: Scene, monkeypatch: MonkeyPatch) -> None:
+def test_faster_coco_eval_gives_the_same_numbers(monkeypatch: MonkeyPatch) -> None:
     pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed (the extra fast-eval)")
     assert coco_engine()[1].__name__ == "COCOeval_faster"
     buckets = parse_buckets("tiny:0-16,rest:16-inf")
-    cases = [scene(seed, images=20, crowds=c, tie=t) for seed, c, t in ((0, 0.0, False), (1, 0.3, True))]
-    cases += [scene(found=False), scene(objects=False), scene(objects=False, found=False)]
+    cases = [random_scene(seed, images=20, crowds=c, tie=t) for seed, c, t in ((0, 0.0, False), (1, 0.3, True))]
+    cases += [random_scene(found=False), random_scene(objects=False), random_scene(objects=False, found=False)]
     faster = [(coco_metrics(found, data), bucket_scores(found, data, buckets)) for data, found in cases]
     monkeypatch.setattr(runtime.evaluation.coco_eval, "coco_engine", lambda: (COCO, COCOeval))
     for (data, found), ((metrics, per_class), scores) in zip(cases, faster, strict=True):
@@ -82,8 +82,8 @@ def test_without_an_engine_the_error_says_what_to_install(monkeypatch: MonkeyPat
         coco_engine()
 
 
-def test_cocos_own_sizes_as_buckets_are_cocos_numbers(scene: Scene) -> None:
-    dataset, found = scene(0, images=30, crowds=0.2)
+def test_cocos_own_sizes_as_buckets_are_cocos_numbers() -> None:
+    dataset, found = random_scene(0, images=30, crowds=0.2)
     records = tuple(replace(r, area=r.area * np.float32(1.3)) for r in dataset.records)  # a file's own areas
     dataset = replace(dataset, records=records)
     metrics, _ = coco_metrics(found, dataset)
@@ -108,8 +108,8 @@ def test_buckets_that_are_none(text: str) -> None:
     assert parse_buckets(" tiny:0-16, big:16-inf") == (Bucket("tiny", 0, 16), Bucket("big", 16, math.inf))
 
 
-def test_the_measurement_agrees_with_itself(scene: Scene) -> None:
-    dataset, found = scene(2, images=25, crowds=0.2)
+def test_the_measurement_agrees_with_itself() -> None:
+    dataset, found = random_scene(2, images=25, crowds=0.2)
     evaluation = judged(dataset, found)
     m = measure(evaluation, dataset, "voc07", 0.6, parse_buckets("all:0-inf"))
     assert m.thresholds.keys() == evaluation.thresholds.keys() == {"ant", "bee"}
@@ -127,8 +127,8 @@ def test_the_measurement_agrees_with_itself(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("keywords", [{"found": False}, {"objects": False}, {"found": False, "objects": False}])
-def test_empty_sets_are_measured_and_drawn(scene: Scene, tmp_path: Path, keywords: dict[str, bool]) -> None:
-    dataset, found = scene(**keywords)
+def test_empty_sets_are_measured_and_drawn(tmp_path: Path, keywords: dict[str, bool]) -> None:
+    dataset, found = random_scene(**keywords)
     m = measure(judged(dataset, found), dataset, "voc12", buckets=parse_buckets("all:0-inf"))
     assert math.isnan(m.map) == ("objects" in keywords) and m.thresholds == {}
     assert json.dumps(m.to_json(), allow_nan=False) and m.table().count("\n") > 8
@@ -139,8 +139,8 @@ def test_empty_sets_are_measured_and_drawn(scene: Scene, tmp_path: Path, keyword
     assert ("confusion.png" in names) == (len(keywords) == 1)
 
 
-def test_many_classes_with_odd_names_can_be_drawn(scene: Scene, tmp_path: Path) -> None:
-    dataset, found = scene(1)
+def test_many_classes_with_odd_names_can_be_drawn(tmp_path: Path) -> None:
+    dataset, found = random_scene(1)
     names = ("ant", "a $ b $ c", "_hidden", "汽车", *(f"a rather long class name {i}" for i in range(36)))
     wide = replace(dataset, class_names=names, category_ids=tuple(range(1, 41)))
     seen = {i: Detections(d.boxes_xyxy, d.scores, d.labels, names) for i, d in found.items()}
@@ -193,8 +193,8 @@ def test_the_command_measures_and_reports(tmp_path: Path, onnx_file: OnnxFile, c
         assert stop.value.code == 2
 
 
-def test_a_perfect_detector_has_no_worst_images(tmp_path: Path, scene: Scene) -> None:
-    dataset, _ = scene(1)
+def test_a_perfect_detector_has_no_worst_images(tmp_path: Path) -> None:
+    dataset, _ = random_scene(1)
     names = dataset.class_names
     found = {
         r.id: Detections(r.boxes_xyxy, np.full(len(r.labels), 0.9, np.float32), r.labels.astype(np.int32), names)
