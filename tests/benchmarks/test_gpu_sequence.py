@@ -163,9 +163,7 @@ def test_wrong_usage() -> None:
         assert done.returncode == 2 and "error: " in done.stderr
 
 
-# cards that are not as they should be, as far as torch's own words go
-
-
+# From here on: cards that are not as they should be
 def test_a_driver_that_is_too_old_is_named_in_torchs_words(monkeypatch: MonkeyPatch) -> None:
     def refuse() -> None:
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\n  Please update")

@@ -139,9 +139,7 @@ def test_a_thread_that_never_called_cuda_uses_the_streams_of_another(cuda: Any) 
     in_threads(work)
 
 
-# CUDA graphs of our own streams: taken down once, replayed with other content
-
-
+# From here on: CUDA graphs of our own streams
 class Loop:
     """To the GPU from `sent`, and back into `buffer.host`."""
 
@@ -255,9 +253,7 @@ def test_recordings_go_one_by_one(cuda: Any, loop: Loop) -> None:
     loop.assert_replays(second, 6, 2)
 
 
-# Batches on their way to the GPU and back: from the host, from page-locked memory, and from frames that are there
-
-
+# From here on: batches on their way to the GPU and back
 TENSORS: dict[str, Any] = {
     "images": ((HEIGHT, WIDTH, 3), np.uint8), "num_dets": ((1,), np.int32), "boxes": ((2, 4), np.float32),
     "scores": ((2,), np.float32), "labels": ((2,), np.int32),

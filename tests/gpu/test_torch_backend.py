@@ -149,9 +149,7 @@ def test_the_stages_are_parts_of_the_whole(options: BackendOptions) -> None:
     np.testing.assert_allclose(raw.scores, expected.scores, rtol=0, atol=1e-3)
 
 
-# CUDA graphs of checkpoints on a real device
-
-
+# From here on: CUDA graphs
 def test_batches_of_every_size() -> None:
     recorded, plain = detector("atss", GPU, GRAPHS), detector("atss", GPU)
     frames = pictures(32)
@@ -263,9 +261,7 @@ def test_what_cannot_be_recorded_says_so_in_one_line() -> None:
     assert "cannot record a batch of 3: " in first and "cannot record a batch of 3" in second and count == "3"
 
 
-# A batch that does not fit the GPU is answered all the same
-
-
+# From here on: batches that do not fit
 def needed(count: int, options: BackendOptions) -> int:
     """Bytes that PyTorch holds at most while a batch of `count` runs for the first time."""
     one, images = backend("atss", GPU, options, LARGE), np.stack(pictures(count, LARGE))
@@ -336,9 +332,7 @@ def test_short_while_it_records(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(one(twice).scores[:8], expected.scores, rtol=0, atol=1e-3)
 
 
-# A process that used the GPU ends, and says nothing of it: nothing hangs, nothing is written where it is gone
-
-
+# From here on: how a process ends that used the GPU
 USES = """
 import sys
 import numpy as np

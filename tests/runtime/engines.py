@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import runtime.backends.trt.backend
+from runtime.card.card import Card
 from runtime.card.sidecar import sidecar_path, sidecar_text
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.fake_trt import fake_trt

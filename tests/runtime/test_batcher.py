@@ -286,9 +286,7 @@ def test_what_is_no_frame_is_refused_by_submit(card: Card) -> None:
             Detector(Echo(card)).batcher(**wrong)  # type: ignore[arg-type]
 
 
-# Turns, places and times of waiting requests: against plain lists, at times that the tests choose
-
-
+# From here on: the queue, at times that the tests choose
 def request(stream: object = None, at: float = 0.0, wait: float = 4.0, deadline: float = math.inf) -> Request:
     placement = Letterbox.fit((2, 2), (2, 2))
     return Request(

@@ -133,9 +133,7 @@ sys.exit(3)
     assert done.returncode == 3 and done.stderr == ""
 
 
-# The batcher and its engine: errors of one batch, contexts, batch sizes, memory that is short
-
-
+# From here on: engines that fail or lack memory
 def test_an_engine_that_raises_fails_its_batch_only(card: Card) -> None:
     def odd(numbers: list[int]) -> None:
         if numbers[0] == 2:
@@ -265,9 +263,7 @@ def test_page_locked_memory_that_is_short_costs_speed_and_no_frame(card: Card, c
     assert "through ordinary memory: cannot lock" in caplog.text
 
 
-# A Detector in a forked process answers, or says that it is to be made there; it never waits for ever
-
-
+# From here on: processes that are forked
 def in_child(work: Callable[[], str], seconds: int = 60) -> str:
     """What `work` gives in a fork of this process."""
     read, write = os.pipe()

@@ -150,9 +150,7 @@ def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
         read_card(tmp_path / name)
 
 
-# The hash of a graph: what is computed, whatever is said of it
-
-
+# From here on: the hash of a graph
 def test_the_hash_is_of_the_graph_and_not_of_its_card(onnx_file: Callable[..., Path], card: Card) -> None:
     path = onnx_file()
     before = graph_sha256(path)

@@ -223,9 +223,7 @@ def test_outlines_are_not_kept_in_memory_and_the_search_for_cycles_goes_on(coco_
     assert gc.isenabled()
 
 
-# COCO files as tools write them: what they mean is read, or told
-
-
+# From here on: COCO files as tools write them
 @pytest.fixture
 def write_coco(tmp_path: Path) -> Any:
     """Writes a COCO file of a.png, 60x40, with one object for each mapping, and more keys of the whole."""

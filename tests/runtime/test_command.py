@@ -142,9 +142,7 @@ def test_python_m_runtime_gives_the_exit_status() -> None:
         assert done.returncode == status and "Traceback" not in done.stderr
 
 
-# What the three commands share: which errors become one line, and which keep their traceback
-
-
+# From here on: what the three commands share
 def status_of(error: BaseException | None) -> int:
     def work(arguments: argparse.Namespace) -> int:
         if error is not None:
@@ -196,9 +194,7 @@ def test_no_command_shows_them_all(capsys: CaptureFixture[str]) -> None:
     assert "an example" in capsys.readouterr().err
 
 
-# Commands that are dataclasses: what their command line takes, says and refuses
-
-
+# From here on: commands that are dataclasses
 SEEN: list[object] = []
 
 

@@ -52,9 +52,7 @@ def video(tmp_path: Path) -> Path:
     return clip(tmp_path / "clip.avi")
 
 
-# sources
-
-
+# From here on: sources
 def test_a_picture_is_a_source(folder: Path) -> None:
     source = open_source(folder / "frame1.png")
     assert (source.kind, source.name, source.count, source.is_video) == ("picture", "frame1", 1, False)
@@ -109,9 +107,7 @@ def test_stream_pairs_frames_with_detections(detector: Detector, folder: Path, v
         detector.stream("gone.mp4")  # before the first frame is asked for
 
 
-# detect
-
-
+# From here on: detect
 def test_detect_in_a_picture(detector: Detector, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     summary = detect(folder / "frame1.png", detector, DetectOptions(out=out))
@@ -202,9 +198,7 @@ def test_validation_data_is_what_is_given_or_what_the_card_names(coco_files: Cal
         validation_data(bare, "x.onnx", images=images)
 
 
-# Ctrl-C, SIGTERM and SIGHUP end a recording, and every other command without litter
-
-
+# From here on: signals
 ENDINGS = [signal.SIGTERM, signal.SIGHUP]
 USUALLY = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(ENDINGS, signal.SIG_DFL)}
 

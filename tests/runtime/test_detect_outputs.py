@@ -143,9 +143,7 @@ def test_long_names_get_their_results(detector: Detector, tmp_path: Path) -> Non
     assert summary.json_lines is not None and len(json_lines(summary.json_lines)) == 3
 
 
-# `runtime detect` with several sources, classes, windows and tracks
-
-
+# From here on: several sources, classes, windows and tracks
 def test_several_sources_have_an_output_each(detector: Detector, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     one, two = object_clip(tmp_path / "1" / "clip.avi", [0] * 12), object_clip(tmp_path / "2" / "clip.avi", [0] * 5)
     for place in ("photos/a.png", "photos/b.png", "x/a.png"):
@@ -227,9 +225,7 @@ def test_every_nth_frame_makes_a_video_of_the_same_length(detector: Detector, tm
     assert [row["frame"] for row in json_lines(tmp_path / "out" / "clip.jsonl")] == [0, 4, 8]
 
 
-# windows
-
-
+# From here on: windows
 def test_without_a_display_show_is_refused_and_nothing_dies(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     write_image(tmp_path / "a.png", object_frame(0))
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
@@ -250,9 +246,7 @@ def test_q_closes_the_windows_and_ends(detector: Detector, tmp_path: Path, monke
     assert len(list(open_source(tmp_path / "out" / "clip.mp4"))) == 3
 
 
-# tracks
-
-
+# From here on: tracks
 def test_without_the_extra_tracking_is_advice(detector: Detector, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
     monkeypatch.setitem(sys.modules, "trackers", None)

@@ -195,9 +195,7 @@ def test_a_backend_that_gives_nonsense_is_found_out(card: Card) -> None:
             Detector(FixedBackend(card, raw(**changes)))(frame(0, 0, 0))
 
 
-# Thresholds of single classes: in the card, and applied by the detector where asked for
-
-
+# From here on: thresholds of single classes
 SCORES = (0.9, 0.7, 0.6, 0.5, 0.35, 0.2)
 LABELS = (0, 1, 0, 1, 2, 2)
 
@@ -255,9 +253,7 @@ def test_the_command_takes_the_cards(onnx_file: Callable[..., Path], tmp_path: P
     assert stop.value.code == 2
 
 
-# detections
-
-
+# From here on: detections
 NAMES = ("ant", "bee", "cat")
 
 

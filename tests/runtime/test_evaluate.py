@@ -267,9 +267,7 @@ def test_a_turned_picture_is_judged_with_its_boxes_turned(coco_files: Files, ora
     assert "no EXIF orientation" in result.skipped[0][1] and result.skipped[0][0].name == "2.png"
 
 
-# `runtime eval --detections`: what another program found, scored without a model, without torch, without pictures
-
-
+# From here on: `runtime eval --detections`, without a model and without torch
 def content() -> dict[str, Any]:
     """Twelve pictures with two objects each; ids with gaps."""
     rows = [(10 * i, (3, 7)[j], [5.0 + 50 * j, 8, 30, 20 + i]) for i in range(1, 13) for j in range(2)]

@@ -108,9 +108,7 @@ def test_serving(model: str, monkeypatch: MonkeyPatch) -> None:
         assert client.post("/detect", content=bytes(20_000_001)).status_code == 413
 
 
-# The examples in docstrings of what users make are run
-
-
+# From here on: the examples in docstrings
 @pytest.fixture
 def street(tmp_path: Path) -> Path:
     """A folder with a model, a picture of a car, and a video of six frames of it."""

@@ -80,9 +80,7 @@ def test_without_a_home_folder_the_error_says_what_to_set(monkeypatch: pytest.Mo
     assert cache_folder("data.cache_dir") == tmp_path / "isodet"
 
 
-# tables
-
-
+# From here on: tables
 def test_a_head_alone():
     assert text_table(["run", "mAP"], [], {"run"}) == ["run  mAP"]
 

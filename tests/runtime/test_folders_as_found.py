@@ -79,9 +79,7 @@ def test_links_keep_their_own_place(voc: Path, tmp_path: Path) -> None:
     assert len(read_dataset(voc)) == 2 and len(read_dataset(voc / "ImageSets" / "Main" / "a.txt")) == 1
 
 
-# Files of tools that are not read are named with the export that is; a table of objects is read
-
-
+# From here on: files of other tools
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -124,9 +122,7 @@ def test_a_table_of_objects(tmp_path: Path) -> None:
             read_dataset(source)
 
 
-# A share of a data set for validation: the same each time, and no picture on both sides
-
-
+# From here on: a share of a set for validation
 def test_a_share_is_the_same_each_time_and_parts_no_copies(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for i in range(20):
@@ -161,9 +157,7 @@ def test_a_share_of_two_pictures_leaves_one_on_each_side(voc: Path) -> None:
     assert "1 of 2 pictures, by a hash of their names (val_share 0.99)" in sides[0].problems.summary()
 
 
-# YOLO data as tools and machines leave it: labels, names, lists of pictures, data.yaml and Darknet's files
-
-
+# From here on: YOLO's labels, names and data.yaml
 @pytest.mark.parametrize(
     ("shape", "line"),
     [("[3, 2]", "0.4 0.5 0.6 0.5 0.5 0.6"), ("[3, 3]", "0.4 0.5 2 0.6 0.5 2 0.5 0.6 1"),
@@ -265,9 +259,7 @@ def test_labels_beyond_the_class_list_name_it(yolo: Path) -> None:
     assert data.problems.why().endswith("classes.txt names 1 class)") and "line 1: 2 0.5" in data.problems.why()
 
 
-# Lists of pictures and data.yaml of other machines and of Darknet
-
-
+# From here on: lists of pictures, and Darknet's files
 def test_lists_in_the_encodings_of_windows(yolo: Path) -> None:
     picture(yolo / "images" / "b.png")
     text(yolo / "classes.txt", "\ufeffcat\r\ndog\r\n")

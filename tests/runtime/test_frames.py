@@ -96,9 +96,7 @@ def test_huge_frames_want_a_region(detector: Detector) -> None:
     assert len(detector(huge, roi=(100, 100, 400, 300))[0]) == 1
 
 
-# regions
-
-
+# From here on: regions
 def test_a_rectangle_is_a_frame_of_its_own_in_whole_frame_pixels(detector: Detector) -> None:
     frames = [noise(80, 100), noise(70, 160)]
     boxes = [(20, 10, 80, 60), (20.4, 10.2, 79.1, 59.5), (-30, 10, 80, 900)]
@@ -156,9 +154,7 @@ def test_a_polygon_in_a_call(detector: Detector) -> None:
     assert len(detector(image, roi=[(60, 10), (60, 60), (10, 60)])[0]) == 0
 
 
-# Frames on a GPU: what is taken, what is refused with what to do, and that the pixels arrive
-
-
+# From here on: frames on a GPU, which are refused or whose pixels arrive
 class OnGpu:
     """An array of CuPy, PyTorch or Numba: memory that nobody may read from the host. `stream` None: it names none."""
 

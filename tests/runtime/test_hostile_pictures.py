@@ -173,7 +173,8 @@ def _whole() -> Iterator[tuple[str, bytes]]:
         exif[0x0112] = 1
         for mode in ("RGB", "L", "CMYK"):
             for sampling in ("4:4:4", "4:2:2", "4:2:0") if mode == "RGB" else (None,):
-                for options in ({}, {"progressive": 1}, {"optimize": 1}, {"restart_marker_rows": 1}, {"exif": exif}):
+                restarts = {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 4}
+                for options in ({}, {"progressive": 1}, {"optimize": 1}, *restarts, {"exif": exif}):
                     name = f"{shown} {mode} {sampling} {options}"
                     data = _pillow("JPEG", image, mode, **options, **({"subsampling": sampling} if sampling else {}))
                     yield name, data

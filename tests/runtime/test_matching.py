@@ -136,9 +136,7 @@ def test_a_precision_out_of_reach_and_one_that_is_none() -> None:
             recommended([curve], 0.3, bad)
 
 
-# The confusion matrix against plain loops, and against the numbers that it must agree with
-
-
+# From here on: the confusion matrix
 def plain_iou(a: list[float], b: list[float]) -> tuple[float, float]:
     """IoU, and the share of `a` that lies on `b`."""
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
@@ -235,9 +233,7 @@ def test_the_worst_images_are_those_with_the_lowest_f1() -> None:
     assert diagonal + sum(s.missed for s in worst) == objects
 
 
-# VOC's protocol against a plain telling of the development kit
-
-
+# From here on: VOC's protocol, against a plain telling of its kit
 def plain_voc(dataset: CocoDataset, found: dict[int, Detections], label: int, eleven: bool) -> float:
     """VOCevaldet.m with lists, dictionaries and fractions."""
     objects, total = {}, 0

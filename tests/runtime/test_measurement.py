@@ -216,9 +216,7 @@ def test_evaluate_keeps_what_measure_reads(tmp_path: Path, onnx_file: OnnxFile, 
     assert m.thresholds == m.evaluation.thresholds
 
 
-# Pictures with more than 100 objects: what COCO's limit cuts is said, and no threshold is read from what is left
-
-
+# From here on: pictures with more than 100 objects, of which COCO's limit cuts some
 @pytest.fixture(params=["pycocotools", "faster-coco-eval"])
 def engine(request: pytest.FixtureRequest, monkeypatch: MonkeyPatch) -> None:
     """Each of the two that may be installed."""

@@ -25,7 +25,7 @@ from tests.at_fault import raises
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
 from tests.processes import python
 from tests.runtime.conftest import make_card
-from tests.runtime.test_gpu_onnx import REAL, Session, pictures, same
+from tests.runtime.test_ort_library import REAL, Session, pictures, same
 
 OnnxFile = Callable[..., Path]
 NAME = "NvTensorRTRTXExecutionProvider"

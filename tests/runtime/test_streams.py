@@ -24,9 +24,7 @@ from tests.runtime.cameras import FakeCapture, cameras, clip, file_of, picture, 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
-# files: every frame, in order
-
-
+# From here on: files
 def test_every_frame_of_every_file_comes_once_and_in_order(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for i in range(5):
@@ -125,9 +123,7 @@ def test_many_files_take_turns() -> None:
     assert sorted(seen) == [(s, i) for s in range(20) for i in range(3)]
 
 
-# beginning and end
-
-
+# From here on: the beginning and the end
 def test_sources_that_are_not_there_are_told_at_once(tmp_path: Path) -> None:
     for sources, message in (
         ([tmp_path / "gone.mp4", 0], r"gone\.mp4: no such file or folder"),
@@ -201,9 +197,7 @@ def test_detect_pairs_results_with_their_frames() -> None:
     assert len(pairs) == 11 and all(frame.index == mean for frame, mean in pairs) and max(sizes) <= 3
 
 
-# The decoder `nvidia`, against a stand-in with the members of PyNvVideoCodec 2.2 that it uses; a GPU is not needed
-
-
+# From here on: the decoder `nvidia`, against a stand-in of PyNvVideoCodec 2.2
 class ThreadedDecoder:
     """RGB frames in host memory that is written over by the next frame, not turned, as NVIDIA's."""
 

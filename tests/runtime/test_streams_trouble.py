@@ -43,9 +43,7 @@ def camera() -> Iterator[HttpCamera]:
     camera.die()
 
 
-# faults
-
-
+# From here on: faults
 def test_a_dead_camera_never_stops_the_others(camera: HttpCamera, tmp_path: Path) -> None:
     with Streams([camera.url, "http://127.0.0.1:9/dead"], StreamOptions(**QUICK)) as reading:
         for frame in reading:

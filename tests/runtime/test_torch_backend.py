@@ -177,9 +177,7 @@ def test_what_auto_chose_and_why(card: Card) -> None:
     assert told.startswith(f"PyTorch {torch.__version__.split('+')[0]} on c") and told.endswith(f"({there})")
 
 
-# CUDA graphs of checkpoints without a GPU: a stand-in takes down the operators of a module on the CPU, and replays
-
-
+# From here on: CUDA graphs, taken down on the CPU
 GRAPHS = BackendOptions(cuda_graphs=True)
 
 

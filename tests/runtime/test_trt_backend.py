@@ -129,9 +129,7 @@ def test_which_library_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trt_library.choose_library("auto", 1).name == "TensorRT 11.4.0.5"
 
 
-# the sidecar
-
-
+# From here on: the sidecar
 def test_an_engine_and_its_card(engine_file: EngineFile) -> None:
     path = engine_file()
     assert file_kind(path) == "engine" and file_kind(engine_file("b", b"vtrt\0\0")) == "engine"
@@ -187,9 +185,7 @@ def test_cards_of_other_files_do_not_carry_the_key(card: Card) -> None:
     assert "engine" not in card.to_json()  # so that an older runtime reads them
 
 
-# CUDA graphs, several workers and short memory with engines; the stand-ins hold to what the libraries' manuals ask
-
-
+# From here on: CUDA graphs, several workers and short memory
 def cuda() -> Any:
     return sys.modules["cuda.bindings.runtime"]
 

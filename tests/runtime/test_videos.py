@@ -179,9 +179,7 @@ def test_a_clock_that_jumps_fills_no_disk(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(list(open_source(tmp_path / "jump.mp4"))) == 2 + 20 + 1
 
 
-# Video files as they are found: uneven rates, times that begin late, colons in names, codecs that OpenCV lacks
-
-
+# From here on: video files as they are found
 VIDEOS = Path(__file__).parent / "videos"
 
 

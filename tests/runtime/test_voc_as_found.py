@@ -101,9 +101,7 @@ def test_difficult_as_text(voc: Path) -> None:
     assert data.problems.counts == {records.BAD_FLAG: 1}
 
 
-# Pascal VOC files as tools leave them: their pictures, encodings, lists and places
-
-
+# From here on: their pictures, encodings, lists and places
 def test_the_picture_of_an_xml_by_its_name_whatever_its_suffix(voc: Path) -> None:
     (voc / "JPEGImages" / "a.png").rename(voc / "JPEGImages" / "a.jfif")
     (voc / "JPEGImages" / "b.png").rename(voc / "JPEGImages" / "B.PNG")
