@@ -115,12 +115,8 @@ def test_a_live_video_runs_as_the_clock_did(detector: Detector, tmp_path: Path, 
     monkeypatch.setattr(Streams, "_take", lambda self, size: [replace(f, time_s=next(clock)) for f in take(self, size)])
     options = StreamOptions(reconnect=False, keep="all")
     summary = detect(0, detector, DetectOptions(out=tmp_path / "out", threshold=1.0, streams=options))
-    assert summary.frames == 4 and [row["time_s"] for row in json_lines(tmp_path / "out" / "webcam0.jsonl")] == [
-        0,
-        0.1,
-        0.4,
-        60,
-    ]
+    rows = json_lines(tmp_path / "out" / "webcam0.jsonl")
+    assert summary.frames == 4 and [row["time_s"] for row in rows] == [0, 0.1, 0.4, 60]
     greens = [int(f.image[30, 40, 1]) for f in open_source(tmp_path / "out" / "webcam0.mp4")]
     shown = [round((green - 200) / 15) for green in greens]
     assert shown == [0, 1, 1, 1, *[2] * 10, 3]

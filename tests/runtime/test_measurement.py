@@ -245,21 +245,13 @@ def crowd(objects: int, images: int = 1) -> tuple[CocoDataset, dict[int, Detecti
 
 def directly(dataset: CocoDataset, found: dict[int, Detections], most: int) -> list[float]:
     """AP, AP50, AP75, APs, APm and AR as pycocotools' `summarize` gives them for at most `most` detections."""
-    truth, results = COCO(), []
-    annotations = []
+    truth, rows, results = COCO(), [], []
     for record in dataset.records:
-        for box, label, area in zip(
-            record.boxes_xyxy.tolist(), record.labels.tolist(), record.area.tolist(), strict=True
-        ):
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": record.id, "category_id": label + 1, "area": area, "iscrowd": 0,
-                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-            })  # fmt: skip
+        boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in record.boxes_xyxy.tolist()]
+        rows += [(record.id, int(label) + 1, box) for label, box in zip(record.labels, boxes, strict=True)]
         results += found[record.id].to_coco(record.id, dataset.category_ids)
-    truth.dataset = {
-        "images": [{"id": record.id} for record in dataset.records],
-        "categories": [{"id": 1}, {"id": 2}], "annotations": annotations,
-    }  # fmt: skip
+    sizes = {record.id: (record.height, record.width) for record in dataset.records}
+    truth.dataset = coco_json(sizes, {1: "cell", 2: "rod"}, rows)
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         judge = COCOeval(truth, truth.loadRes(results), "bbox")
