@@ -75,6 +75,14 @@ def test_a_bad_box_is_skipped_and_listed(coco_files: Files, bbox: Any, reason: s
     assert data.problems.summary() == f"1 {reason}"
 
 
+def test_annotations_need_no_id(coco_files: Files) -> None:
+    without = content(box(1, 2, 3, 4), box(5, 6, 7, 8))
+    for annotation in without["annotations"]:
+        del annotation["id"]
+    data = read_coco(*coco_files(without))
+    assert data.records[0].boxes_xyxy.tolist() == [[1, 2, 4, 6], [5, 6, 12, 14]] and not data.problems
+
+
 def test_boxes_partly_outside_are_clipped_and_counted(coco_files: Files) -> None:
     data = read_coco(*coco_files(content(box(-5, 30, 20, 20), box(50, 0, 10.0005, 5))))
     assert data.records[0].boxes_xyxy.tolist() == [[0, 30, 15, 40], [50, 0, 60, 5]]
