@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,22 @@ def boxes(data: CocoDataset) -> list[list[float]]:
     return [box for record in data.records for box in record.boxes_xyxy.tolist()]
 
 
+def coco_json(
+    sizes_hw: dict[int, tuple[int, int]], classes: dict[int, str], rows: Iterable[tuple[int, int, list[float]]]
+) -> dict[str, Any]:
+    """A COCO file of pictures `ID.png` and categories by their ids, with a row (image id, category id, box) for each
+    object; the ids of objects begin with 1.
+    """
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": h, "width": w} for i, (h, w) in sizes_hw.items()],
+        "categories": [{"id": i, "name": name} for i, name in classes.items()],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for i, (image, category, box) in enumerate(rows, start=1)
+        ],
+    }
+
+
 def yolo_set(root: Path) -> Path:
     """a.png with one object of class 0, and a data.yaml that names cat and dog."""
     picture(root / "images" / "a.png")
@@ -35,16 +52,22 @@ def yolo_set(root: Path) -> Path:
     return root
 
 
-def voc_xml(name: str, *bounds: tuple[Any, ...], more: str = "", head: str = "", database: str = "Unknown") -> str:
-    ends = "".join(
-        f"<object><name>cat</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox>"
-        f"{more}</object>"
-        for a, b, c, d in bounds
-    )
-    return (
-        f"{head}<annotation><filename>{name}</filename><source><database>{database}</database></source>"
-        f"<size><width>60</width><height>40</height></size>{ends}</annotation>"
-    )
+VOC_SIZE = "<size><width>60</width><height>40</height></size>"
+
+
+def voc_object(name: str, bounds: tuple[Any, ...], more: str = "") -> str:
+    ends = "".join(f"<{k}>{value}</{k}>" for k, value in zip(("xmin", "ymin", "xmax", "ymax"), bounds, strict=True))
+    return f"<object><name>{name}</name>{more}<bndbox>{ends}</bndbox></object>"
+
+
+def voc_file(name: str, *objects: str, size: str = VOC_SIZE, head: str = "", database: str = "Unknown") -> str:
+    source = f"<source><database>{database}</database></source>"
+    return f"{head}<annotation><filename>{name}</filename>{source}{size}{''.join(objects)}</annotation>"
+
+
+def voc_xml(name: str, *bounds: tuple[Any, ...], more: str = "", **parts: str) -> str:
+    """A file of cats."""
+    return voc_file(name, *(voc_object("cat", box, more) for box in bounds), **parts)
 
 
 def voc_set(root: Path) -> Path:

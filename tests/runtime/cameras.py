@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -141,13 +144,42 @@ def file_of(capture: FakeCapture, name: str = "clip") -> Source:
     return of_capture(capture, name, "video", name)
 
 
-def clip(path: Path, count: int = 12, code: str = "MJPG") -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 10.0, (96, 64))
+def video(path: Path, frames: Iterable[Image]) -> Path:
+    """Writes frames of one size, 10 a second: MJPEG as .avi, MPEG-4 as .mp4. Makes the folder."""
+    frames = list(frames)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codec = cv2.VideoWriter.fourcc(*("MJPG" if path.suffix == ".avi" else "mp4v"))
+    writer = cv2.VideoWriter(str(path), codec, 10.0, frames[0].shape[1::-1])
     assert writer.isOpened()
-    for i in range(count):
-        writer.write(picture(i))
+    for frame in frames:
+        writer.write(frame)
     writer.release()
     return path
+
+
+def clip(path: Path, count: int = 12) -> Path:
+    return video(path, map(picture, range(count)))
+
+
+def object_frame(label: int, hw: tuple[int, int] = (64, 96)) -> Image:
+    """The tiny model of conftest.py finds two objects of `label` in it, scores 0.98 and 0.49."""
+    return np.full((*hw, 3), (label, 250, 20), np.uint8)
+
+
+def object_clip(path: Path, labels: list[int]) -> Path:
+    return video(path, map(object_frame, labels))
+
+
+def turned_by_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Writes the matrix into an .mp4 by which phones turn videos: 1, 0, 0, 1 turns nothing."""
+    data, upright = path.read_bytes(), struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    place = data.index(upright, data.index(b"tkhd"))
+    a, b, c, d = (65536 * v for v in matrix)
+    path.write_bytes(data[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[place + 36 :])
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def cameras(monkeypatch: pytest.MonkeyPatch, *captures: Callable[[], FakeCapture]) -> list[FakeCapture]:

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -17,6 +17,9 @@ from runtime.card.card import Card
 from runtime.datasets.annotations import EVERY_CLASS, CocoDataset, ImageRecord, Problems
 from runtime.detections import Detections
 from runtime.detector import Detector
+from runtime.images.image import write_image
+from runtime.streams.capture import DecoderName
+from tests.runtime.as_found import voc_set, yolo_set
 from tests.runtime.cameras import until
 from tests.runtime.echo import Echo, Gate
 from tests.runtime.engines import engine_file as engine_file
@@ -28,11 +31,6 @@ CLASSES = ("ant", "bee", "cat")
 @pytest.fixture
 def card() -> Card:
     return make_card()
-
-
-@pytest.fixture
-def make_card_with() -> Callable[..., Card]:
-    return make_card
 
 
 @pytest.fixture
@@ -48,8 +46,8 @@ def onnx_file(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def pixel_model() -> Callable[[Card], onnx.ModelProto]:
-    return pixel_detector
+def detector(onnx_file: Callable[..., Path]) -> Detector:
+    return Detector(onnx_file(), device="cpu", threads=1)
 
 
 @pytest.fixture
@@ -57,8 +55,6 @@ def coco_files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """Writes a COCO file of the content given, and one small PNG for each of its images."""
 
     def write(content: dict[str, Any], pictures: bool = True) -> tuple[Path, Path]:
-        from runtime.images.image import write_image
-
         folder = tmp_path / "images"
         folder.mkdir(exist_ok=True)
         for image in content.get("images", []) if pictures else []:
@@ -72,8 +68,13 @@ def coco_files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 
 
 @pytest.fixture
-def scene() -> Callable[..., tuple[CocoDataset, dict[int, Detections]]]:
-    return random_scene
+def yolo(tmp_path: Path) -> Path:
+    return yolo_set(tmp_path / "yolo")
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    return voc_set(tmp_path / "voc")
 
 
 @pytest.fixture
@@ -184,3 +185,18 @@ def pixel_detector(card: Card) -> onnx.ModelProto:
 def no_thread_is_left() -> Iterator[None]:
     yield
     until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("isodet-source")])
+
+
+@pytest.fixture
+def held() -> Iterator[threading.Event]:
+    """What a capture hangs at until the test sets it, or ends."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture(params=["opencv", "pyav"])
+def decoder(request: pytest.FixtureRequest) -> DecoderName:
+    if request.param == "pyav":
+        pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
+    return cast(DecoderName, request.param)

@@ -26,7 +26,7 @@ ENGINE = {
 
 
 @pytest.fixture
-def engine_file(tmp_path: Path, make_card_with: Callable[..., Card]) -> Callable[..., Path]:
+def engine_file(tmp_path: Path, card: Card) -> Callable[..., Path]:
     """Writes a plan of no real library, with the sidecar of one that has these facts."""
 
     def write(name: str = "best.engine", content: bytes = b"ftrt and so on", **facts: Any) -> Path:
@@ -34,8 +34,8 @@ def engine_file(tmp_path: Path, make_card_with: Callable[..., Card]) -> Callable
         path.write_bytes(content)
         engine = {**ENGINE, "bytes": len(content), **facts}
         hashes = {"engine": hashlib.sha256(content).hexdigest()}
-        card = replace(make_card_with(input_size_hw=(8, 8)), kind="engine", engine=engine, hashes=hashes)
-        sidecar_path(path).write_text(sidecar_text(card))
+        its_card = replace(card, input_size_hw=(8, 8), kind="engine", engine=engine, hashes=hashes)
+        sidecar_path(path).write_text(sidecar_text(its_card))
         return path
 
     return write

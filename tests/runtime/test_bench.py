@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pytest import MonkeyPatch
 
 import runtime.bench.bench
 from runtime.backends.protocol import Backend, BackendError, RawOutputs
@@ -20,17 +21,14 @@ from runtime.card.card import Card, CardError
 from runtime.detector import Detector
 from runtime.images.image import ImageError, write_image
 
+OnnxFile = Callable[..., Path]
 
-def test_every_stage_at_every_batch_size(onnx_file: Callable[..., Path]) -> None:
+
+def test_every_stage_at_every_batch_size(onnx_file: OnnxFile) -> None:
     steps: list[tuple[int, int]] = []
     path = onnx_file()
-    result = bench(
-        path,
-        BenchOptions(batch_sizes=(1, 3), frame_hw=(60, 80), iterations=7, warmup=1),
-        device="cpu",
-        threads=1,
-        progress=lambda done, total: steps.append((done, total)),
-    )
+    options = BenchOptions(batch_sizes=(1, 3), frame_hw=(60, 80), iterations=7, warmup=1)
+    result = bench(path, options, device="cpu", threads=1, progress=lambda *step: steps.append(step))
     # This graph has no node that says it is NMS, and the CPU has no copies: no number is made up for them.
     seen = ("decode", "letterbox", "engine", "un-letterbox", WHOLE, BARE)
     assert [(r.batch_size, r.stage) for r in result.rows] == [(b, s) for b in (1, 3) for s in seen]
@@ -74,13 +72,9 @@ def test_stages_add_up_to_the_whole_and_a_backends_own_clock_is_taken(card: Card
 
 def test_streams_go_through_the_batcher_and_into_the_json(card: Card) -> None:
     steps: list[tuple[int, int]] = []
-    result = bench(
-        Slow(card),
-        BenchOptions(
-            batch_sizes=(2, 4), frame_hw=(8, 8), iterations=2, warmup=0, seconds=0.2, streams=(1, 3), max_wait_ms=1
-        ),
-        progress=lambda *at: steps.append(at),
-    )
+    limits = {"iterations": 2, "warmup": 0, "seconds": 0.2, "max_wait_ms": 1}
+    options = BenchOptions(batch_sizes=(2, 4), frame_hw=(8, 8), streams=(1, 3), **limits)  # type: ignore[arg-type]
+    result = bench(Slow(card), options, progress=lambda *step: steps.append(step))
     assert [(s.batch_size, s.streams) for s in result.streams] == [(2, 1), (2, 3), (4, 1), (4, 3)]
     assert steps == [(n, 6) for n in range(1, 7)]
     for one in result.streams:
@@ -121,9 +115,7 @@ def test_the_share_of_nms_is_that_of_the_nodes_named_for_it() -> None:
     assert _share_of(events) == 0.2 and _share_of(events[3:]) == 0.0
 
 
-def test_time_is_the_limit_unless_iterations_are_given(
-    onnx_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_is_the_limit_unless_iterations_are_given(onnx_file: OnnxFile, monkeypatch: MonkeyPatch) -> None:
     ticks = itertools.count(0, 0.25)  # a quarter of a second from look to look
     monkeypatch.setattr(runtime.bench.bench, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     for seconds, turns in ((0.1, 5), (2.0, 5 + 7)):  # five come before the first look
@@ -131,7 +123,7 @@ def test_time_is_the_limit_unless_iterations_are_given(
         assert {row.iterations for row in rows} == {turns}
 
 
-def test_a_picture_and_a_fixed_batch(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_picture_and_a_fixed_batch(onnx_file: OnnxFile, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", np.zeros((33, 44, 3), np.uint8))
     path = onnx_file(batch=2)
     result = bench(path, BenchOptions(picture=tmp_path / "a.png", iterations=2))
@@ -142,7 +134,7 @@ def test_a_picture_and_a_fixed_batch(onnx_file: Callable[..., Path], tmp_path: P
         bench(path, BenchOptions(picture=tmp_path / "gone.png"))
 
 
-def test_impossible_settings(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_impossible_settings(onnx_file: OnnxFile, tmp_path: Path) -> None:
     path = onnx_file()
     with pytest.raises(ValueError, match="batch_sizes: expected at least 1, got 0"):
         bench(path, BenchOptions(batch_sizes=(0,)))

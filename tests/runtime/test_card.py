@@ -4,19 +4,23 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from runtime.artifact import read_card
-from runtime.card.card import Card, CardError, sha256_file
-from runtime.card.onnx_metadata import read_onnx_metadata
+from runtime.card.card import METADATA_KEY, Card, CardError, sha256_file
+from runtime.card.onnx_metadata import graph_sha256, read_onnx_metadata
+from tests.at_fault import raises
+from tests.runtime.conftest import make_card
 
 
-def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
-    card = make_card_with(
+def test_a_card_survives_json() -> None:
+    card = make_card(
         batch=4, versions={"torch": "2.15"}, hashes={"weights": "ab"}, model={"neck": {"levels": [3, 7]}},
         metrics={"map": 41.5}, created="2026-11-20T10:00:00Z", verification={"passed": True}, threshold=1,
     )  # fmt: skip
@@ -25,61 +29,42 @@ def test_a_card_survives_json(make_card_with: Callable[..., Card]) -> None:
     assert card.to_json()["format"] == 1 and card.to_json()["classes"] == ["ant", "bee", "cat"]
 
 
+NMS = {"kind": "auto", "iou": 0.6, "candidates": 10, "detections": 1}
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("key", "value"),
     [
-        ({"format": 2}, "format 2 is newer than the 1 that this isodet reads; upgrade"),
-        ({"format": "1"}, "format: expected a whole number"),
-        ({"format": True}, "format: expected a whole number"),
-        ({"kind": "cake"}, "kind: expected one of checkpoint, onnx, engine, got 'cake'"),
-        ({"classes": []}, "classes: expected a list of at least one"),
-        ({"classes": "ant"}, "classes: expected a list"),
-        ({"classes": ["a", "a"]}, "classes: expected class names that differ"),
-        ({"classes": ["a", 3]}, r"classes\[1\]: expected text"),
-        ({"input_size_hw": [32]}, "input_size_hw: expected"),
-        ({"input_size_hw": [32, 0]}, "input_size_hw: expected"),
-        ({"input_size_hw": [32.0, 32.0]}, r"input_size_hw\[0\]: expected"),
-        ({"batch": 0}, "batch: expected dynamic"),
-        ({"batch": "any"}, "batch: expected a whole number or dynamic, got 'any'"),
-        ({"input": "float-nchw"}, "color: expected rgb, the order of float-nchw"),
-        ({"color": "rgb"}, "color: expected bgr"),
-        ({"letterbox": {"align": "center", "fill": 114, "interpolation": "linear"}}, "letterbox: expected"),
-        ({"letterbox": "top-left"}, "letterbox: expected a mapping"),
-        ({"input": "yuv"}, "input: expected one of uint8-nhwc, float-nchw"),
-        ({"source_size_hw": [1080]}, "source_size_hw: expected"),
-        ({"nms": {"kind": "soft", "iou": 0.6, "candidates": 10, "detections": 1}}, "nms.kind: expected one of auto"),
-        (
-            {"nms": {"kind": "auto", "iou": 0.6, "candidates": 10, "detections": 1, "sigma": 0.5}},
-            "unknown key 'nms.sigma'.*; a newer isodet may read it",
-        ),
-        (
-            {"nms": {"kind": "portable", "iou": 0.6, "candidates": 10, "detections": 1, "certificate": "yes"}},
-            "nms.certificate: expected true or false",
-        ),
-        ({"precision": "fp8"}, "precision: expected"),
-        ({"threshold": 1.5}, "threshold: expected a score"),
-        ({"score_threshold": "low"}, "score_threshold: expected a number, got 'low'"),
-        ({"nms": {"kind": "portable", "iou": 0.6, "candidates": 10}}, "missing key 'nms.detections'"),
-        (
-            {"nms": {"kind": "portable", "iou": 0.6, "candidates": 10, "detections": 0}},
-            "nms.detections: expected a whole",
-        ),
-        ({"nms": {"kind": "portable", "iou": "x", "candidates": 10, "detections": 1}}, "nms.iou: expected a number"),
-        ({"versions": {"torch": 2}}, "versions.torch: expected text, got 2"),
-        ({"model": []}, "model: expected a mapping"),
-        ({"created": 5}, "created: expected"),
-        ({"colour": "bgr"}, "unknown key 'colour'; did you mean 'color'"),
+        ("format", 2), ("format", "1"), ("format", True), ("kind", "cake"), ("classes", []), ("classes", "ant"),
+        ("classes", ["a", "a"]), ("classes[1]", ["a", 3]), ("input_size_hw", [32]), ("input_size_hw", [32, 0]),
+        ("input_size_hw[0]", [32.0, 32.0]), ("batch", 0), ("batch", "any"), ("color", "rgb"), ("input", "yuv"),
+        ("letterbox", {"align": "center", "fill": 114, "interpolation": "linear"}), ("letterbox", "top-left"),
+        ("source_size_hw", [1080]), ("precision", "fp8"), ("threshold", 1.5), ("score_threshold", "low"),
+        ("nms.kind", NMS | {"kind": "soft"}), ("nms.sigma", NMS | {"sigma": 0.5}),
+        ("nms.certificate", NMS | {"certificate": "yes"}), ("nms.detections", NMS | {"detections": 0}),
+        ("nms.detections", {key: NMS[key] for key in ("kind", "iou", "candidates")}), ("nms.iou", NMS | {"iou": "x"}),
+        ("versions.torch", {"torch": 2}), ("model", []), ("created", 5), ("colour", "bgr"),
     ],
-)
-def test_bad_cards_name_the_source_and_the_key(card: Card, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(CardError, match=message) as error:
-        Card.from_json({**card.to_json(), **change}, "some/file.onnx")
+)  # fmt: skip
+def test_bad_cards_name_the_source_and_the_key(card: Card, key: str, value: Any) -> None:
+    with raises(CardError, key=key, path="some/file.onnx") as error:
+        Card.from_json({**card.to_json(), re.split(r"[.\[]", key)[0]: value}, "some/file.onnx")
     assert str(error.value).startswith("some/file.onnx: card: ")
-    assert error.value.path == Path("some/file.onnx")
-    named = re.split(r"[.\[]", error.value.key or "")[0]
-    assert named in str(error.value) and named == (
-        "color" if "input" in change and "color:" in message else [*change][0]
-    )
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"format": 2}, "newer than the 1 that this isodet reads; upgrade"),
+        ({"nms": NMS | {"sigma": 0.5}}, "a newer isodet may read it"), ({"colour": "bgr"}, "did you mean 'color'"),
+        ({"input": "float-nchw"}, "color: expected rgb, the order of float-nchw"),
+        ({"kind": "cake"}, "one of checkpoint, onnx, engine"),
+        ({"nms": NMS | {"kind": "soft"}}, "one of auto, portable"),
+    ],
+)  # fmt: skip
+def test_what_a_bad_card_should_say_is_told(card: Card, change: dict[str, Any], advice: str) -> None:
+    with pytest.raises(CardError, match=advice):
+        Card.from_json({**card.to_json(), **change}, "x")
 
 
 def test_raw_frames_of_another_size_than_the_graph_takes_become_that_size_first(card: Card) -> None:
@@ -163,3 +148,36 @@ def test_sha256(tmp_path: Path) -> None:
 def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
     with pytest.raises(CardError):
         read_card(tmp_path / name)
+
+
+# From here on: the hash of a graph
+def test_the_hash_is_of_the_graph_and_not_of_its_card(onnx_file: Callable[..., Path], card: Card) -> None:
+    path = onnx_file()
+    before = graph_sha256(path)
+    model = onnx.load(path)
+    (entry,) = [p for p in model.metadata_props if p.key == METADATA_KEY]
+    entry.value = json.dumps(replace(card, threshold=0.77).to_json())
+    onnx.save(model, path)
+    assert graph_sha256(path) == before
+    model.metadata_props.add(key="another", value="note")
+    onnx.save(model, path)
+    assert graph_sha256(path) != before
+
+
+def test_every_bit_of_a_weight_counts(onnx_file: Callable[..., Path]) -> None:
+    path = onnx_file()
+    before, model = graph_sha256(path), onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[-1] = np.nextafter(values.flat[-1], np.float32(np.inf))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+    assert graph_sha256(path) != before
+
+
+def test_a_file_that_is_not_whole_has_no_hash(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+    whole = onnx_file().read_bytes()
+    for content in (b"", b"\x08" + b"\xff" * 40, whole[: len(whole) // 2]):
+        (tmp_path / "cut.onnx").write_bytes(content)
+        with raises(CardError, path=tmp_path / "cut.onnx"):
+            graph_sha256(tmp_path / "cut.onnx")

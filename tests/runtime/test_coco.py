@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.datasets import coco
-from runtime.datasets.annotations import DatasetError, Problems
+from runtime.datasets import annotations as records
+from runtime.datasets import coco, read_dataset, tell_format
+from runtime.datasets.annotations import DatasetError, Problems, flag_of, rotation_of, turned_bounds
 from runtime.datasets.coco import read_coco
 from tests.at_fault import raises
+from tests.runtime.as_found import boxes, picture, text
 
 Files = Callable[..., tuple[Path, Path]]
 
@@ -37,11 +39,8 @@ def box(*bbox: float, image_id: int = 7, category_id: int = 5, **more: Any) -> d
 
 
 def test_a_good_file(coco_files: Files) -> None:
-    annotations, images = coco_files(
-        content(
-            box(1, 2, 3, 4, area=5.5), box(0, 0, 60, 40, category_id=90, iscrowd=1), box(10, 10, 2, 2, category_id=-2)
-        )
-    )
+    rows = box(1, 2, 3, 4, area=5.5), box(0, 0, 60, 40, category_id=90, iscrowd=1), box(10, 10, 2, 2, category_id=-2)
+    annotations, images = coco_files(content(*rows))
     data = read_coco(annotations, images)
     assert (data.class_names, data.category_ids) == (("ant", "bee", "cat"), (-2, 5, 90))  # gaps, sorted by id
     assert [r.id for r in data.records] == [7, 3] and len(data) == 2
@@ -60,21 +59,15 @@ def test_a_good_file(coco_files: Files) -> None:
 @pytest.mark.parametrize(
     ("bbox", "reason"),
     [
-        ([float("nan"), 1, 2, 3], coco.NOT_FINITE),
-        ([1, 1, float("inf"), 3], coco.NOT_FINITE),
-        ([1, 1, 0, 3], coco.NO_AREA),
-        ([1, 1, 3, -2], coco.NO_AREA),
+        ([float("nan"), 1, 2, 3], coco.NOT_FINITE), ([1, 1, float("inf"), 3], coco.NOT_FINITE),
+        ([1, 1, 0, 3], coco.NO_AREA), ([1, 1, 3, -2], coco.NO_AREA), ([60, 1, 5, 5], coco.OUTSIDE),
         ([5, 5, 1e-9, 3], coco.NO_AREA),  # no area left in float32
-        ([60, 1, 5, 5], coco.OUTSIDE),
-        ([-9, -9, 9, 9], coco.OUTSIDE),
-        ([1, 2, 3], coco.NO_BBOX),
-        ([1, 2, 3, "4"], coco.NO_BBOX),
-        ([1, 2, 3, True], coco.NO_BBOX),
-        (None, coco.NO_BBOX),
+        ([-9, -9, 9, 9], coco.OUTSIDE), ([1, 2, 3], coco.NO_BBOX), ([1, 2, 3, "4"], coco.NO_BBOX),
+        ([1, 2, 3, True], coco.NO_BBOX), (None, coco.NO_BBOX), (..., coco.NO_BBOX),  # ...: no such key
     ],
-)
+)  # fmt: skip
 def test_a_bad_box_is_skipped_and_listed(coco_files: Files, bbox: Any, reason: str) -> None:
-    bad = {"image_id": 7, "category_id": 5, "bbox": bbox}
+    bad = {"image_id": 7, "category_id": 5} | ({} if bbox is ... else {"bbox": bbox})
     data = read_coco(*coco_files(content(box(1, 2, 3, 4), bad)))
     assert data.records[0].boxes_xyxy.tolist() == [[1, 2, 4, 6]]
     (problem,) = data.problems.items
@@ -82,9 +75,12 @@ def test_a_bad_box_is_skipped_and_listed(coco_files: Files, bbox: Any, reason: s
     assert data.problems.summary() == f"1 {reason}"
 
 
-def test_a_missing_bbox_is_listed(coco_files: Files) -> None:
-    data = read_coco(*coco_files(content({"image_id": 7, "category_id": 5})))
-    assert data.problems.counts == {coco.NO_BBOX: 1}
+def test_annotations_need_no_id(coco_files: Files) -> None:
+    without = content(box(1, 2, 3, 4), box(5, 6, 7, 8))
+    for annotation in without["annotations"]:
+        del annotation["id"]
+    data = read_coco(*coco_files(without))
+    assert data.records[0].boxes_xyxy.tolist() == [[1, 2, 4, 6], [5, 6, 12, 14]] and not data.problems
 
 
 def test_boxes_partly_outside_are_clipped_and_counted(coco_files: Files) -> None:
@@ -166,9 +162,7 @@ def changed(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (changed("annotations.1.id", [0]), r"annotations\[1\].id: expected a whole number"),
     ],
 )
-def test_a_file_that_is_not_coco_is_refused(
-    coco_files: Files, change: Callable[[dict[str, Any]], None], message: str
-) -> None:
+def test_what_is_not_coco_is_refused(coco_files: Files, change: Callable[[dict[str, Any]], None], message: str) -> None:
     good = content(box(1, 1, 2, 2), box(3, 3, 2, 2))
     annotations, images = coco_files(good)
     assert len(read_coco(annotations, images)) == 2
@@ -235,3 +229,106 @@ def test_outlines_are_not_kept_in_memory_and_the_search_for_cycles_goes_on(coco_
     with pytest.raises(DatasetError):
         read_coco(annotations, images, classes=["no such class"])
     assert gc.isenabled()
+
+
+# From here on: COCO files as tools write them
+@pytest.fixture
+def write_coco(tmp_path: Path) -> Any:
+    """Writes a COCO file of a.png, 60x40, with one object for each mapping, and more keys of the whole."""
+    picture(tmp_path / "images" / "a.png")
+
+    def write(*objects: dict[str, Any], **whole: Any) -> Path:
+        base = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 10]}
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 60, "height": 40}],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+            "annotations": [{"id": i} | base | more for i, more in enumerate(objects)],
+        }
+        return text(tmp_path / "images.json", json.dumps(content | whole))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("value", "crowd"),
+    [("0", False), ("false", False), ("False", False), (None, False), (float("nan"), False), ("", False), (0.0, False),
+     ("1", True), ("true", True), (True, True), (1.0, True)],
+)  # fmt: skip
+def test_iscrowd_as_tools_write_it(write_coco: Any, value: Any, crowd: bool) -> None:
+    data = read_dataset(write_coco({"iscrowd": value}))
+    assert data.records[0].crowd.tolist() == [crowd] and not data.problems
+
+
+@pytest.mark.parametrize("value", ["maybe", 2, -1, [1], {}])
+def test_an_iscrowd_that_says_neither_is_told(write_coco: Any, value: Any) -> None:
+    data = read_dataset(write_coco({"iscrowd": value}, {}))
+    assert data.records[0].crowd.tolist() == [False, False] and data.problems.counts == {records.BAD_FLAG: 1}
+    assert "iscrowd" in data.problems.items[0].detail
+    assert flag_of(value) is None
+
+
+def test_a_turned_box_becomes_its_upright_bounds(write_coco: Any) -> None:
+    turned = {"bbox": [20, 15, 20, 10], "area": 200.0, "attributes": {"occluded": False, "rotation": 90.0}}
+    data = read_dataset(write_coco(turned, turned | {"attributes": {"rotation": 180}}, turned | {"attributes": {}}))
+    assert boxes(data) == [[25, 10, 35, 30], [20, 15, 40, 25], [20, 15, 40, 25]]
+    assert data.problems.counts == {records.TURNED: 1} and data.records[0].area.tolist() == [200, 200, 200]
+
+
+def test_turned_bounds_hold_the_turned_corners() -> None:
+    box, degrees = (10.0, 20.0, 50.0, 30.0), 333.0
+    angle = np.deg2rad(degrees)
+    corners = np.array([(x, y) for x in (10, 50) for y in (20, 30)]) - (30, 25)
+    around = corners @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + (30, 25)
+    assert turned_bounds(box, degrees) == pytest.approx((*around.min(0), *around.max(0)))
+    assert [rotation_of(value) for value in ("90.0", 0, 360, "x", None, float("nan"), [3])] == [90, 0, 0, 0, 0, 0, 0]
+
+
+def test_sizes_that_the_file_does_not_say_are_the_pictures_own(write_coco: Any, tmp_path: Path) -> None:
+    for image in ({"width": 0, "height": 0}, {}, {"width": None, "height": 40}):
+        data = read_dataset(write_coco({}, images=[{"id": 1, "file_name": "a.png"} | image]))
+        assert (data.records[0].height, data.records[0].width) == (40, 60) and boxes(data) == [[10, 10, 30, 20]]
+    (tmp_path / "images" / "b.png").write_bytes(b"no picture")
+    rows = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}, {"id": 3, "file_name": "c.png"}]
+    data = read_dataset(write_coco({}, {"image_id": 2}, images=rows))
+    assert data.problems.counts == {records.NO_SIZE: 1, records.NO_FILE: 1} and len(data) == 1
+
+
+def test_ids_that_are_text(write_coco: Any) -> None:
+    image = {"file_name": "a.png", "width": 60, "height": 40}
+    data = read_dataset(write_coco({"category_id": "2", "id": "7"}, images=[image | {"id": "1"}]))
+    assert data.records[0].id == 1 and data.records[0].labels.tolist() == [1]
+    named = [{"id": "zebra", "name": "zebra"}, {"id": "ant", "name": "ant"}]
+    rows = [image | {"id": "x-9"}]
+    data = read_dataset(write_coco({"category_id": "ant", "image_id": "x-9", "id": "u"}, images=rows, categories=named))
+    assert data.class_names == ("zebra", "ant") and data.records[0].labels.tolist() == [1]
+    assert data.records[0].id == 1 and not data.problems
+
+
+def test_a_root_category_with_the_name_of_a_class(write_coco: Any) -> None:
+    root = {"id": 0, "name": "cat", "supercategory": "none"}
+    below = [{"id": 1, "name": "cat", "supercategory": "cat"}, {"id": 2, "name": "dog", "supercategory": "cat"}]
+    data = read_dataset(write_coco({}, {"category_id": 2}, categories=[root, *below]))
+    assert data.class_names == ("cat", "dog") and data.records[0].labels.tolist() == [0, 1]
+    with pytest.raises(DatasetError, match="the name 'cat' is there twice"):
+        read_dataset(write_coco({}, {"category_id": 0}, categories=[root, *below]))
+
+
+def test_folders_that_hold_a_coco_file(write_coco: Any, tmp_path: Path) -> None:
+    content = write_coco({}).read_text()
+    roboflow = tmp_path / "rf"
+    for split in ("train", "valid"):
+        text(roboflow / split / "_annotations.coco.json", content)
+        picture(roboflow / split / "a.png")
+    text(roboflow / "README.roboflow.txt", "leaf - v1\n")
+    for source in (roboflow / "train", roboflow):
+        assert tell_format(source) == "coco" and boxes(read_dataset(source, split="train")) == [[10, 10, 30, 20]]
+    assert read_dataset(roboflow, split="val").annotations == roboflow / "valid" / "_annotations.coco.json"
+    cvat = tmp_path / "cvat"
+    text(cvat / "annotations" / "instances_default.json", content)
+    picture(cvat / "images" / "a.png")
+    assert read_dataset(cvat).records[0].path == cvat / "images" / "a.png"
+    text(cvat / "annotations" / "instances_other.json", content)
+    with pytest.raises(DatasetError, match=r"2 COCO files \(instances_default\.json, instances_other\.json\)"):
+        read_dataset(cvat)
+    text(cvat / "annotations" / "instances_val.json", content)
+    assert read_dataset(cvat, split="val").annotations.name == "instances_val.json"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,9 +14,8 @@ import pytest
 from runtime.backends.protocol import BackendError
 from runtime.images.device_frames import LEGACY_STREAM, DeviceFrame
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
+from tests.processes import ROOT, python
 from tests.runtime.conftest import make_card
-
-ROOT = Path(__file__).parents[2]
 
 
 class Bindings:
@@ -188,8 +184,6 @@ if len(sys.argv) > 1:
 @pytest.mark.parametrize("badly", [[], ["badly"]])
 def test_at_the_end_of_the_process_nothing_is_released(badly: list[str]) -> None:
     """A thread inside an engine may still be writing there, and the driver may be half gone."""
-    done = subprocess.run(
-        [sys.executable, "-c", AT_THE_END, *badly], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = python("-c", AT_THE_END, *badly)
     assert done.stdout.split() == ["cudaFreeHost", "end"]
     assert done.returncode == len(badly) and done.stderr.endswith("RuntimeError: as applications end\n" * len(badly))

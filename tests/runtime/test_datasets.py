@@ -8,29 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from runtime.datasets import annotations as records
 from runtime.datasets import fingerprint, read_dataset, tell_format
 from runtime.datasets.annotations import EVERY_CLASS, CocoDataset, DatasetError
-from runtime.images.image import write_image
 from tests.at_fault import raises
+from tests.runtime.as_found import picture, voc_file, voc_object
 
 Change = Callable[[Path], None]
-
-
-def voc_object(name: str, box: tuple[Any, ...], difficult: int = 0) -> str:
-    ends = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{ends}</bndbox></object>"
-
-
-def voc_file(name: str, *objects: str, size: str = "<size><width>60</width><height>40</height></size>") -> str:
-    return f"<annotation><filename>{name}</filename>{size}{''.join(objects)}</annotation>"
-
-
-def picture(path: Path, hw: tuple[int, int] = (40, 60)) -> None:
-    write_image(path, np.full((*hw, 3), 90, np.uint8))
 
 
 @pytest.fixture
@@ -39,7 +25,8 @@ def voc(tmp_path: Path) -> Path:
     root = tmp_path / "voc"
     for folder in ("Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
-    cat, dog = voc_object("cat", (1, 1, 60, 40)), voc_object("dog", (1, 1, 1, 1), difficult=1)
+    cat, dog = (voc_object(name, box, f"<difficult>{difficult}</difficult>")
+                for name, box, difficult in (("cat", (1, 1, 60, 40), 0), ("dog", (1, 1, 1, 1), 1)))  # fmt: skip
     (root / "Annotations" / "a.xml").write_text(voc_file("a.png", cat, dog))
     (root / "Annotations" / "b.xml").write_text(voc_file("b.png"))
     (root / "ImageSets" / "Main" / "train.txt").write_text("b\n")

@@ -1,13 +1,14 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; tables of text."""
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import pytest
 
+from runtime.files.text_table import text_table
 from runtime.files.write import cache_folder, fitting, partial_path, replacing, require_writable, write_text
+from tests.runtime.test_videos import no_file_larger_than
 
 
 def test_the_folder_is_made_and_the_suffix_kept_for_the_writer(tmp_path: Path) -> None:
@@ -38,13 +39,8 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_is_told_with_the_file(tmp_path: Path) -> None:
     """The limit on a file's size cuts the write off in the middle, with an error that names no file of its own."""
     path = write_text(tmp_path / "metrics.csv", "old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"File too large: '.*/metrics\.csv'"):
-            write_text(path, "new" * 10_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with no_file_larger_than(1000), pytest.raises(OSError, match=r"File too large: '.*/metrics\.csv'"):
+        write_text(path, "new" * 10_000)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
 
@@ -82,3 +78,17 @@ def test_without_a_home_folder_the_error_says_what_to_set(monkeypatch: pytest.Mo
         cache_folder("data.cache_dir")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder("data.cache_dir") == tmp_path / "isodet"
+
+
+# From here on: tables
+def test_a_head_alone():
+    assert text_table(["run", "mAP"], [], {"run"}) == ["run  mAP"]
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    rows = [["a", "1.0", "fails: lost"], ["long name", "10.25", ""]]
+    assert text_table(["run", "mAP", "gate"], rows, {"run", "gate"}) == [
+        "run          mAP  gate",
+        "a            1.0  fails: lost",
+        "long name  10.25",
+    ]

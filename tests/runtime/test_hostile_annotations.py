@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from runtime.card.card import Card, CardError
 from runtime.datasets import read_dataset
@@ -120,46 +121,6 @@ def test_names_that_no_file_can_have_are_missing_files(
                 read_dataset(tmp_path / "data.yaml", None, None)
 
 
-@pytest.mark.parametrize("encoding", ["foo", "utf-7", "utf-32", "rot13", "idna"])
-def test_voc_in_an_encoding_that_cannot_be_read_is_one_broken_file(
-    encoding: str, pictures: Path, tmp_path: Path
-) -> None:
-    voc = tmp_path / "voc"
-    voc.mkdir()
-    body = "<annotation><filename>{}.png</filename><object><name>a</name><bndbox><xmin>2</xmin><ymin>2</ymin>"
-    body += "<xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
-    (voc / "0.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?>' + body.format(0))
-    (voc / "1.xml").write_text(body.format(1))
-    found = read_dataset(voc, pictures, ["a"])
-    assert len(found) + found.problems.counts.get(BROKEN_ENTRY, 0) == 2 and len(found) >= 1
-
-
-def _yolo(folder: Path, names: str, label: str = "") -> Path:
-    (folder / "labels").mkdir(exist_ok=True)
-    (folder / "labels" / "0.txt").write_text(label)
-    path = folder / "data.yaml"
-    path.write_text(f"train: images\nval: images\nnames: {names}\n")
-    return path
-
-
-@pytest.mark.parametrize(
-    "names",
-    ["{0: car, 1o: dog}", "{0: car, null: dog}", "{0: car, true: dog}", "{0: car, 2: dog}", "{0.0: car}", "[[a, b]]"],
-)
-def test_yolo_names_of_mixed_kinds(names: str, pictures: Path) -> None:
-    with raises(DatasetError, key="names", path=pictures.parent / "data.yaml"):
-        read_dataset(_yolo(pictures.parent, names), None, None)
-
-
-@pytest.mark.parametrize("at", range(6))
-@pytest.mark.parametrize("word", ["nan", "inf", "-inf"])
-def test_a_polygon_with_a_number_that_is_none(at: int, word: str, pictures: Path) -> None:
-    values = ["0.1", "0.1", "0.5", "0.1", "0.5", "0.5"]
-    values[at] = word
-    found = read_dataset(_yolo(pictures.parent, "[a]", f"0 {' '.join(values)}\n"), None, None)
-    assert found.problems.counts == {NOT_FINITE: 1}
-
-
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
 )
@@ -174,8 +135,6 @@ BAD_YAML = {
 
 @pytest.mark.parametrize("text", BAD_YAML.values(), ids=BAD_YAML)
 def test_every_fault_of_yaml_is_an_error_of_yaml(text: str, pictures: Path) -> None:
-    import yaml
-
     with pytest.raises(yaml.YAMLError):
         parse_yaml(text)
     path = pictures.parent / "data.yaml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,29 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from runtime.images.encoded import MAX_PIXELS, encoded_size, exif_orientation
+from runtime.images.encoded import MAX_PIXELS
 from runtime.images.image import ImageError, decode_image, read_image
+from tests.runtime.test_picture_formats import opencv, pillow
 
 
 def _scene(height: int = 320, width: int = 400) -> np.ndarray:
     """Something with detail everywhere, as a photograph has."""
     noise = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-def _encoded(suffix: str, image: np.ndarray, *options: int) -> bytes:
-    done, data = cv2.imencode(suffix, image, list(options))
-    assert done
-    return data.tobytes()
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tiff"])
-def test_the_header_says_how_many_pixels(suffix: str) -> None:
-    image = _scene(36, 52)
-    assert encoded_size(_encoded(suffix, image)) == (36, 52)
-    for cut in range(40):
-        encoded_size(_encoded(suffix, image)[:cut])  # no error of its own: the reader says what is wrong
-        exif_orientation(_encoded(suffix, image)[:cut])
 
 
 def _bomb(side: int) -> bytes:
@@ -73,7 +58,7 @@ def _with_hole(data: bytes, start: int, length: int) -> bytes:
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.8])
 def test_a_hole_of_zeros_is_told(suffix: str, place: float) -> None:
-    whole = _encoded(suffix, _scene())
+    whole = opencv(suffix)(_scene())
     decode_image(whole, "whole")
     with pytest.raises(ImageError, match="a: corrupt .*zeros stand where its pixels were"):
         decode_image(_with_hole(whole, int(len(whole) * place), 1024), "a")
@@ -81,7 +66,7 @@ def test_a_hole_of_zeros_is_told(suffix: str, place: float) -> None:
 
 def test_the_second_half_of_a_webp_that_is_zeros_is_told() -> None:
     for options in ((), (cv2.IMWRITE_WEBP_QUALITY, 101)):
-        whole = _encoded(".webp", _scene(), *options)
+        whole = opencv(".webp", *options)(_scene())
         half = len(whole) // 2
         with pytest.raises(ImageError, match="a: corrupt WebP"):
             decode_image(_with_hole(whole, half, len(whole) - half), "a")
@@ -95,17 +80,15 @@ def test_flat_pictures_and_padded_files_have_no_hole(value: int, optimized: int,
     flat = np.full((1200, 1600, 3), value, np.uint8)
     options = (cv2.IMWRITE_JPEG_OPTIMIZE, optimized, cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
     for image in (flat, flat[..., 0], np.vstack([flat, _scene(400, 1600)])):
-        data = _encoded(".jpg", image, *options)
+        data = opencv(".jpg", *options)(image)
         decode_image(data, "a")
         decode_image(data + bytes(4096), "a")
         for quality in (50, 101):
-            decode_image(_encoded(".webp", image, cv2.IMWRITE_WEBP_QUALITY, quality), "a")
+            decode_image(opencv(".webp", cv2.IMWRITE_WEBP_QUALITY, quality)(image), "a")
 
 
 def _pillow(kind: str, image: np.ndarray, mode: str = "RGB", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Pillow.fromarray(image[..., ::-1]).convert(mode).save(buffer, kind, **options)
-    return buffer.getvalue()
+    return pillow(kind, mode, **options)(image)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -173,7 +156,7 @@ def test_a_hole_in_a_compressed_tiff_is_told(compression: str, big_tiff: bool) -
 
 
 def test_a_bmp_is_whole_where_its_pixels_are_whatever_its_header_says_of_the_length() -> None:
-    for data in (_encoded(".bmp", _scene()), _encoded(".bmp", _scene()[..., 0]), _pillow("BMP", _scene(), "1")):
+    for data in (opencv(".bmp")(_scene()), opencv(".bmp")(_scene()[..., 0]), _pillow("BMP", _scene(), "1")):
         for length in (0, len(data) + 1000, 1 << 31):
             renamed = data[:2] + struct.pack("<I", length) + data[6:]
             assert np.array_equal(decode_image(renamed, "a"), decode_image(data, "a"))
@@ -190,13 +173,8 @@ def _whole() -> Iterator[tuple[str, bytes]]:
         exif[0x0112] = 1
         for mode in ("RGB", "L", "CMYK"):
             for sampling in ("4:4:4", "4:2:2", "4:2:0") if mode == "RGB" else (None,):
-                for options in (
-                    {},
-                    {"progressive": True},
-                    {"optimize": True},
-                    {"restart_marker_rows": 1},
-                    {"exif": exif},
-                ):
+                restarts = {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 4}
+                for options in ({}, {"progressive": 1}, {"optimize": 1}, *restarts, {"exif": exif}):
                     name = f"{shown} {mode} {sampling} {options}"
                     data = _pillow("JPEG", image, mode, **options, **({"subsampling": sampling} if sampling else {}))
                     yield name, data
@@ -232,11 +210,7 @@ def _tiles(image: np.ndarray, side: int = 64) -> bytes:
     counts = [len(tile) for tile in tiles]
     starts = [8 + sum(counts[:i]) for i in range(len(tiles))]
     body = b"".join(tiles)
-    tables = [
-        struct.pack("<3H", 8, 8, 8),
-        struct.pack(f"<{len(tiles)}I", *starts),
-        struct.pack(f"<{len(tiles)}I", *counts),
-    ]
+    tables = [struct.pack("<3H", 8, 8, 8), *(struct.pack(f"<{len(tiles)}I", *column) for column in (starts, counts))]
     places = [8 + len(body) + sum(len(table) for table in tables[:i]) for i in range(3)]
     single = len(tiles) == 1
     entries = [

@@ -17,7 +17,7 @@ from PIL import features
 from runtime.__main__ import main
 from runtime.datasets import read_dataset
 from runtime.datasets.annotations import HEIC, DatasetError
-from runtime.images.encoded import MAX_PIXELS, encoded_format, encoded_size
+from runtime.images.encoded import MAX_PIXELS, encoded_format, encoded_size, exif_orientation
 from runtime.images.image import ImageError, decode_image, read_image, write_image
 from runtime.images.image_header import image_size
 from runtime.images.picture_files import list_pictures
@@ -37,8 +37,8 @@ def opencv(suffix: str, *options: int) -> Encode:
 
 def pillow(kind: str, mode: str = "RGB", **options: object) -> Encode:
     def encode(image: np.ndarray) -> bytes:
-        if kind == "JPEG2000" and not features.check("jpg_2000"):
-            pytest.skip("this Pillow writes no JPEG 2000")
+        if not features.check({"JPEG2000": "jpg_2000", "AVIF": "avif"}.get(kind, "pil")):
+            pytest.skip(f"this Pillow writes no {kind}")
         buffer = io.BytesIO()
         Pillow.fromarray(image[..., ::-1]).convert(mode).save(buffer, kind, **options)
         return buffer.getvalue()
@@ -85,7 +85,8 @@ def big_tiff(image: np.ndarray, order: str = "<", width_kind: str = "Q") -> byte
 
 
 ENCODERS: dict[str, Encode] = {
-    "jpeg": opencv(".jpg"), "png": opencv(".png"), "bmp": opencv(".bmp"), "os2": os2_bmp, "gif": opencv(".gif"),
+    "jpeg": opencv(".jpg"), "progressive": opencv(".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1), "png": opencv(".png"),
+    "bmp": opencv(".bmp"), "os2": os2_bmp, "gif": opencv(".gif"),
     "tiff": opencv(".tiff"), "big_tiff": pillow("TIFF", big_tiff=True), "big_tiff_long8": big_tiff,
     "big_tiff_motorola": lambda image: big_tiff(image, ">", "I"),
     "webp_lossy": opencv(".webp", cv2.IMWRITE_WEBP_QUALITY, 80), "webp_lossless": opencv(".webp"),
@@ -111,15 +112,20 @@ def test_the_header_says_what_is_decoded(name: str, size_hw: tuple[int, int], tm
     assert decode_image(data, "a").shape == (*size_hw, 3)
     (tmp_path / "a").write_bytes(data)
     assert image_size(tmp_path / "a") == size_hw
-    for cut in range(0, 80, 3):
-        encoded_size(data[:cut])  # no error of its own
+    assert encoded_size(data[:8]) is None
+    for cut in range(80):
+        encoded_size(data[:cut])  # no error of its own: the reader says what is wrong
+        exif_orientation(data[:cut])
+
+
+TRUNCATED = ("jpeg", "progressive", "png", "bmp", "webp_lossy", "webp_lossless", "tiff")
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 0.95])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.4, 0.7, 0.95, 0.99])
 def test_a_file_that_is_cut_is_refused(name: str, share: float) -> None:
     data = ENCODERS[name](np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8))
-    with pytest.raises(ImageError):
+    with pytest.raises(ImageError, match="truncated" if name in TRUNCATED else None):
         decode_image(data[: int(len(data) * share)], "a")
 
 
@@ -141,6 +147,7 @@ HUGE: dict[str, bytes] = {
     "tiff_with_two_widths": b"II*\0" + struct.pack(
         "<IH HHIi HHII HHII I", 8, 3, 256, 9, 1, SIDE, 256, 4, 1, 1, 257, 4, 1, SIDE, 0
     ),
+    "gif": b"GIF89a" + struct.pack("<HH", SIDE, SIDE),
     "pbm": b"P4\n%d %d\n" % (SIDE, SIDE),
     "plain_pbm": b"P1 # 1 1\n#\r\n%d\n#2\n%d\n1" % (SIDE, SIDE),
     "pam": b"P7\nWIDTH 1\nHEIGHT %d\nWIDTH %d\nDEPTH 1\nMAXVAL 1\nENDHDR\n" % (SIDE, SIDE),
@@ -155,6 +162,9 @@ HUGE: dict[str, bytes] = {
 }  # fmt: skip
 
 
+TOO_MANY = rf"a: \d+x\d+ \(width x height\) are more than {MAX_PIXELS} pixels"
+
+
 @pytest.fixture
 def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     def decoded(*_: object) -> None:
@@ -165,8 +175,15 @@ def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", HUGE)
 def test_a_header_that_claims_too_much_is_refused_without_decoding(name: str, no_decoder: None) -> None:
-    with pytest.raises(ImageError, match=rf"a: \d+x\d+ \(width x height\) are more than {MAX_PIXELS} pixels"):
+    with pytest.raises(ImageError, match=TOO_MANY):
         decode_image(HUGE[name], "a")
+
+
+def test_an_avif_that_claims_too_much_is_refused_without_decoding(no_decoder: None) -> None:
+    data, sides = pillow("AVIF")(np.zeros((30, 50, 3), np.uint8)), struct.pack(">II", 50, 30)
+    assert encoded_size(data) == (30, 50) and sides in data
+    with pytest.raises(ImageError, match=TOO_MANY):
+        decode_image(data.replace(sides, struct.pack(">II", SIDE, SIDE), 1), "a")
 
 
 @pytest.mark.parametrize(
@@ -180,9 +197,7 @@ def test_a_known_format_without_a_size_is_not_decoded(data: bytes, no_decoder: N
         decode_image(data, "a")
 
 
-# ---------------------------------------------------------------------------------------------
-# HEIC
-
+# From here on: HEIC
 HEICS = [
     isobmff(b"heic", b"mif1", b"heic"), isobmff(b"heix", b"mif1"), isobmff(b"hevc", b"msf1", b"hevc"),
     isobmff(b"mif1", b"mif1", b"heic"), isobmff(b"msf1", b"hevc"), isobmff(b"heic"),

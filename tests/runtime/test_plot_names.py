@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pytest import LogCaptureFixture, MonkeyPatch
 
 from runtime.evaluation import plot_names as subject
 from runtime.evaluation.plot_names import plot_names, set_fonts
@@ -24,7 +25,7 @@ OWN = Path(get_data_path()) / "fonts" / "ttf"
 
 
 @pytest.fixture(autouse=True)
-def own_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_fonts(monkeypatch: MonkeyPatch) -> Iterator[None]:
     """Whatever is installed on this machine, matplotlib's own fonts are all there is."""
     own = [entry for entry in font_manager.fontManager.ttflist if OWN in Path(entry.fname).parents]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
@@ -58,15 +59,13 @@ def drawn(names: list[str], fonts: bool = True) -> list[str]:
     return [str(one.message) for one in caught]
 
 
-def test_a_letter_comes_from_a_font_that_has_it(letter: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_letter_comes_from_a_font_that_has_it(letter: str, caplog: LogCaptureFixture) -> None:
     assert plot_names([letter]) == [letter] and not caplog.records
     assert "missing from" in " ".join(drawn([letter], fonts=False))
     assert drawn([letter, "łódź"]) == []
 
 
-def test_a_font_that_was_installed_after_matplotlib_listed_them(
-    letter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_font_that_came_after_matplotlib_listed_them(letter: str, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     manager = font_manager.fontManager
     monkeypatch.setattr(manager, "ttflist", [entry for entry in manager.ttflist if entry.name != "STIXGeneral"])
     assert plot_names([letter]) == [letter.encode("ascii", "backslashreplace").decode()]
@@ -78,7 +77,7 @@ def test_a_font_that_was_installed_after_matplotlib_listed_them(
     assert plot_names([letter]) == [letter] and drawn([letter]) == []
 
 
-def test_letters_that_no_font_has_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_letters_that_no_font_has_are_told(caplog: LogCaptureFixture) -> None:
     names = ["汽车", "汽船", "한국", "a$b$", "two\nlines", "x" * 19, "汽" * 19]
     told = [r"\u6c7d\u8f66", r"\u6c7d\u8239", r"\ud55c\uad6d", r"a\$b\$", "two lines", "x" * 17 + "…"]
     shown = plot_names(names)

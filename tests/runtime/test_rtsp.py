@@ -5,24 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from runtime import StreamError, StreamOptions, Streams
 from runtime.streams.capture import DecoderName, RefusedError
 from runtime.streams.open import open_source
+from tests.processes import python
 from tests.runtime.cameras import QUICK, until, workers
 from tests.runtime.rtsp import Relay, RtspServer, Silent, code, free_port
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
-ROOT = Path(__file__).parents[2]
 USER = ("admin", "s3cr3tPW")
 
 
@@ -36,13 +33,6 @@ def server() -> Iterator[RtspServer]:
 def guarded() -> Iterator[RtspServer]:
     with RtspServer(5, *USER) as server:
         yield server
-
-
-@pytest.fixture(params=["opencv", "pyav"])
-def decoder(request: pytest.FixtureRequest) -> DecoderName:
-    if request.param == "pyav":
-        pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
-    return cast(DecoderName, request.param)
 
 
 @pytest.fixture
@@ -210,9 +200,7 @@ def test_a_program_may_end_with_a_camera_open(server: RtspServer, end: str, tmp_
         "from pathlib import Path; from runtime.streams import process; pid = process._server._process.pid\n"
         f"Path({str(started)!r}).write_text(f'{{pid}} ' + Path(f'/proc/{{pid}}/task/{{pid}}/children').read_text())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program + end, server.url()], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = python("-c", program + end, server.url())
     expected = -signal.SIGKILL if "kill" in end else 1 if "raise" in end else 0
     assert done.returncode == expected and done.stdout == "frame\n", done.stderr
     assert ("KeyError: 'mine'" in done.stderr) == ("raise" in end) and done.stderr.count("Error") <= 2

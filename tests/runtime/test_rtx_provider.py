@@ -6,7 +6,6 @@ The last test asks the real package, where it is installed.
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,8 +23,9 @@ from runtime.backends.ort.providers import rtx_settings
 from runtime.backends.protocol import BackendError
 from tests.at_fault import raises
 from tests.fake_cuda import forget_cuda, put_in_fake_cuda
+from tests.processes import python
 from tests.runtime.conftest import make_card
-from tests.runtime.test_gpu_onnx import REAL, Session, pictures, same
+from tests.runtime.test_ort_library import REAL, Session, pictures, same
 
 OnnxFile = Callable[..., Path]
 NAME = "NvTensorRTRTXExecutionProvider"
@@ -107,9 +107,7 @@ def test_the_plugin_is_loaded_once_and_only_when_asked_for(
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_bound_buffers_give_what_the_cpu_gives_at_every_batch_size(
-    onnx_file: OnnxFile, plugin: Any, graphs: bool
-) -> None:
+def test_bound_buffers_give_what_the_cpu_gives(onnx_file: OnnxFile, plugin: Any, graphs: bool) -> None:
     options = BackendOptions(provider="rtx", cuda_graphs=graphs)
     backend, cpu = ort.OrtBackend(onnx_file(), "cuda", 1, options), ort.OrtBackend(onnx_file(), "cpu", 1)
     for count in (1, 5, 2, 7, 5, 1, 32, 6, 0):
@@ -275,7 +273,7 @@ print(package.get_library_path())
 def test_the_real_package() -> None:
     """Its names are those that we use, and loading it ends in a device or in one of our errors. In a process of its
     own, since what it loads stays."""
-    done = subprocess.run([sys.executable, "-c", REALLY], capture_output=True, text=True, timeout=120)
+    done = python("-c", REALLY)
     assert done.returncode == 0, done.stderr
     result, name, library = done.stdout.splitlines()
     assert name == NAME and result.startswith(("device cuda:", 'error provider="rtx": '))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,14 +10,27 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from pytest import LogCaptureFixture, MonkeyPatch
 
 from runtime import StreamError, StreamOptions, Streams
 from runtime.streams import reader as stream_reader
-from runtime.streams.capture import without_password
+from runtime.streams.capture import DecoderName, without_password
 from runtime.streams.open import describe, open_source
 from runtime.streams.reader import Reader
 from tests.at_fault import raises
-from tests.runtime.cameras import QUICK, FakeCapture, HttpCamera, cameras, clip, file_of, picture, until
+from tests.processes import python
+from tests.runtime.cameras import (
+    QUICK,
+    FakeCapture,
+    HttpCamera,
+    cameras,
+    clip,
+    file_of,
+    picture,
+    turned_by_matrix,
+    until,
+    video,
+)
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -32,10 +43,7 @@ def camera() -> Iterator[HttpCamera]:
     camera.die()
 
 
-# ---------------------------------------------------------------------------------------------
-# faults
-
-
+# From here on: faults
 def test_a_dead_camera_never_stops_the_others(camera: HttpCamera, tmp_path: Path) -> None:
     with Streams([camera.url, "http://127.0.0.1:9/dead"], StreamOptions(**QUICK)) as reading:
         for frame in reading:
@@ -49,11 +57,8 @@ def test_a_dead_camera_never_stops_the_others(camera: HttpCamera, tmp_path: Path
     assert "secret" not in alive.name and camera.connections == 1
 
 
-@pytest.mark.parametrize("decoder", ["opencv", "pyav"])
-def test_a_camera_that_dies_and_comes_back(camera: HttpCamera, decoder: str, caplog: pytest.LogCaptureFixture) -> None:
-    if decoder == "pyav":
-        pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
-    with Streams([camera.url], StreamOptions(decoder=decoder, **QUICK)) as reading:  # type: ignore[arg-type]
+def test_a_camera_that_dies_and_comes_back(camera: HttpCamera, decoder: DecoderName, caplog: LogCaptureFixture) -> None:
+    with Streams([camera.url], StreamOptions(decoder=decoder, **QUICK)) as reading:
         frames = iter(reading)
         first = [next(frames) for _ in range(3)][-1]
         camera.die()
@@ -71,40 +76,32 @@ def test_a_camera_that_dies_and_comes_back(camera: HttpCamera, decoder: str, cap
     assert "127.0.0.1" in caplog.text and "trying again" in caplog.text and "secret" not in caplog.text
 
 
-def test_a_camera_that_hangs_is_left_and_connected_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_go = threading.Event()
-    lives = iter([{3: let_go.wait}, {}])
+def test_a_camera_that_hangs_is_left_and_connected_again(monkeypatch: MonkeyPatch, held: threading.Event) -> None:
+    lives = iter([{3: held.wait}, {}])
     opened = cameras(monkeypatch, lambda: FakeCapture(None, at=next(lives), frames=None))
-    try:
-        with Streams([0], StreamOptions(stall_s=0.5, keep="all", **QUICK)) as reading:
-            frames = iter(reading)
-            assert [next(frames).index for _ in range(3)] == [0, 1, 2]
-            until(lambda: reading.states[0].state == "stalled")
-            for frame in frames:
-                if frame.index > 10:
-                    break
-            assert len(opened) == 2 and "gives no frame for 0.5 s" in str(reading.states[0].error)
-            let_go.set()
-            until(lambda: opened[0].closed > 0)  # the thread left behind wakes up, and takes its leave
-    finally:
-        let_go.set()
+    with Streams([0], StreamOptions(stall_s=0.5, keep="all", **QUICK)) as reading:
+        frames = iter(reading)
+        assert [next(frames).index for _ in range(3)] == [0, 1, 2]
+        until(lambda: reading.states[0].state == "stalled")
+        for frame in frames:
+            if frame.index > 10:
+                break
+        assert len(opened) == 2 and "gives no frame for 0.5 s" in str(reading.states[0].error)
+        held.set()
+        until(lambda: opened[0].closed > 0)  # the thread left behind wakes up, and takes its leave
     assert opened[1].closed > 0 and opened[0].reads == 4
 
 
-def test_no_more_than_one_hanging_read_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_go = threading.Event()
-    opened = cameras(monkeypatch, lambda: FakeCapture(None, at={0: let_go.wait}, frames=0))
-    try:
-        with Streams([0, 0], StreamOptions(stall_s=0.02, give_up_s=1, **QUICK)) as reading:
-            with pytest.raises(StreamError, match=r"0: gives no frame for 0\.02 s"):
-                next(iter(reading))
-            assert 2 < len(opened) <= 4 and all(s.state == "failed" for s in reading.states)
-            let_go.set()
-    finally:
-        let_go.set()
+def test_no_more_than_one_hanging_read_is_left_behind(monkeypatch: MonkeyPatch, held: threading.Event) -> None:
+    opened = cameras(monkeypatch, lambda: FakeCapture(None, at={0: held.wait}, frames=0))
+    with Streams([0, 0], StreamOptions(stall_s=0.02, give_up_s=1, **QUICK)) as reading:
+        with pytest.raises(StreamError, match=r"0: gives no frame for 0\.02 s"):
+            next(iter(reading))
+        assert 2 < len(opened) <= 4 and all(s.state == "failed" for s in reading.states)
+        held.set()
 
 
-def test_all_cameras_are_told_to_end_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_cameras_are_told_to_end_before_one_is_waited_for(monkeypatch: MonkeyPatch) -> None:
     """Those that hang, hang at the same time, and have one limit together."""
     seen: list[tuple[str, float]] = []
     end, join = Reader.end, Reader.join
@@ -134,14 +131,13 @@ def test_passwords_are_not_shown(url: str) -> None:
         assert without_password(plain) == plain
 
 
-def test_a_file_that_hangs_has_failed() -> None:
-    let_go = threading.Event()
-    hanging, seen = FakeCapture(9, at={4: let_go.wait}), []
+def test_a_file_that_hangs_has_failed(held: threading.Event) -> None:
+    hanging, seen = FakeCapture(9, at={4: held.wait}), []
     with Streams([file_of(hanging)], StreamOptions(stall_s=0.5)) as reading:
         with pytest.raises(StreamError, match=r"clip: gives no frame for 0\.5 s"):
             for frame in reading:
                 seen.append(frame.index)
-        let_go.set()
+        held.set()
     assert seen == [0, 1, 2, 3]
 
 
@@ -158,7 +154,7 @@ def test_a_decoder_that_raises_fails_its_source_only() -> None:
         next(iter(reading))
 
 
-def test_a_camera_that_ends_without_reconnecting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_that_ends_without_reconnecting(monkeypatch: MonkeyPatch) -> None:
     cameras(monkeypatch, lambda: FakeCapture(None, frames=3), lambda: FakeCapture(None, frames=0))
     with Streams([0, 1], StreamOptions(reconnect=False, keep="all")) as reading:
         assert len(list(reading)) == 3
@@ -179,7 +175,7 @@ def test_a_camera_that_ends_without_reconnecting(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_back_off(
-    monkeypatch: pytest.MonkeyPatch, frames: int, well_s: float, give_up_s: float | None, expected: list[int]
+    monkeypatch: MonkeyPatch, frames: int, well_s: float, give_up_s: float | None, expected: list[int]
 ) -> None:
     monkeypatch.setattr(stream_reader, "WELL_S", well_s)
     cameras(monkeypatch, lambda: FakeCapture(None, frames=frames))
@@ -204,9 +200,7 @@ def test_back_off(
     assert pauses == expected
 
 
-def test_a_camera_is_given_up_while_it_pauses(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_camera_is_given_up_while_it_pauses(monkeypatch: MonkeyPatch, caplog: LogCaptureFixture) -> None:
     """The next attempt, after an hour, is not waited for."""
     cameras(monkeypatch, lambda: FakeCapture(None, frames=0), lambda: FakeCapture(None))
     options = StreamOptions(backoff_s=3600, backoff_max_s=3600, give_up_s=0.5)
@@ -222,40 +216,34 @@ def test_a_camera_is_given_up_while_it_pauses(
 def test_a_program_may_end_with_a_file_open(tmp_path: Path) -> None:
     """Its thread is inside a decoder or waits: it is ended before the interpreter is."""
     program = "import sys; from runtime import Streams; f = iter(Streams([sys.argv[1]])); next(f); print('frame')"
-    command = [sys.executable, "-c", program, str(clip(tmp_path / "a.avi", 200))]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    done = python("-c", program, clip(tmp_path / "a.avi", 200))
     assert (done.returncode, done.stdout) == (0, "frame\n"), done.stderr
 
 
-def test_a_change_of_resolution(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_change_of_resolution(caplog: LogCaptureFixture) -> None:
     with Streams([file_of(FakeCapture(6, sizes={3: (8, 10)}))]) as reading:
         assert [f.image.shape[:2] for f in reading] == [(4, 6)] * 3 + [(8, 10)] * 3
         assert reading.states[0].size_hw == (8, 10)
     assert "its frames change from (4, 6) to (8, 10) pixels" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_change_of_resolution_in_a_file(tmp_path: Path, decoder: DecoderName) -> None:
     jpegs = [cv2.imencode(".jpg", picture(i, (64, 96) if i < 6 else (96, 128)))[1].tobytes() for i in range(12)]
     (tmp_path / "a.mjpeg").write_bytes(b"".join(jpegs))
-    for decoder in ("opencv", "pyav"):
-        if decoder == "pyav":
-            pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
-        with Streams([tmp_path / "a.mjpeg"], StreamOptions(decoder=decoder)) as reading:  # type: ignore[arg-type]
-            frames = list(reading)
-        assert [f.index for f in frames] == list(range(12)), decoder
-        after = {f.image.shape[:2] for f in frames[6:]}
-        assert after == {(96, 128)} or (
-            decoder == "opencv" and after == {(64, 96)}
-        )  # newer OpenCVs keep the first size
+    with Streams([tmp_path / "a.mjpeg"], StreamOptions(decoder=decoder)) as reading:
+        frames = list(reading)
+    assert [f.index for f in frames] == list(range(12))
+    after = {f.image.shape[:2] for f in frames[6:]}
+    assert after == {(96, 128)} or (decoder, after) == ("opencv", {(64, 96)})  # newer OpenCVs keep the first size
 
 
-@pytest.mark.parametrize("decoder", ["opencv", "pyav"])
-def test_a_file_cut_in_the_middle(tmp_path: Path, decoder: str, caplog: pytest.LogCaptureFixture) -> None:
-    if decoder == "pyav":
-        pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
+def test_a_file_cut_in_the_middle(tmp_path: Path, decoder: DecoderName, caplog: LogCaptureFixture) -> None:
     whole, cut, hopeless = clip(tmp_path / "a.avi", 40), tmp_path / "cut.avi", tmp_path / "cut.mp4"
     data = whole.read_bytes()
     cut.write_bytes(data[: len(data) // 2])
-    mp4 = clip(tmp_path / "a.mp4", 40, "mp4v").read_bytes()
+    mp4 = clip(tmp_path / "a.mp4", 40).read_bytes()
     hopeless.write_bytes(mp4[: len(mp4) // 2])  # an MP4's index comes last
-    options = StreamOptions(decoder=decoder)  # type: ignore[arg-type]
+    options = StreamOptions(decoder=decoder)
     with Streams([cut, hopeless, whole], options) as reading:
         frames = list(reading)
         states = reading.states
@@ -270,17 +258,11 @@ def test_pyav_reads_what_opencv_reads(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="PyAV, the extra video, is not installed")
     corner = np.zeros((64, 96, 3), np.uint8)
     corner[:20, :20] = 255
-    path = tmp_path / "turned.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (96, 64))
-    for _ in range(3):
-        writer.write(corner)
-    writer.release()
-    data, upright = path.read_bytes(), struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
-    header = data.index(b"tkhd")
-    place = data.index(upright, header)
-    for a, b, c, d in ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)):  # phones turn videos by a matrix
-        matrix = struct.pack(">9i", *(65536 * v for v in (a, b, 0, c, d, 0)), 0, 0, 1 << 30)
-        path.write_bytes(data[:place] + matrix + data[place + 36 :])
+    path = video(tmp_path / "turned.mp4", [corner] * 3)
+    whole = path.read_bytes()
+    for matrix in ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)):
+        path.write_bytes(whole)
+        turned_by_matrix(path, matrix)
         by_opencv, by_pyav = (open_source(path, decoder=decoder) for decoder in ("opencv", "pyav"))
         assert (by_opencv.count, by_opencv.fps, by_opencv.live) == (by_pyav.count, by_pyav.fps, by_pyav.live)
         pairs = list(zip(by_opencv, by_pyav, strict=True))
@@ -295,7 +277,7 @@ def test_pyav_reads_what_opencv_reads(tmp_path: Path) -> None:
         open_source(tmp_path / "text.mp4", decoder="pyav")
 
 
-def test_without_the_extra_pyav_is_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_pyav_is_advice(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(StreamError, match=r"needs the package 'av': pip install 'isodet\[video\]'"):
         open_source(clip(tmp_path / "a.avi"), decoder="pyav")

@@ -1,9 +1,9 @@
-"""Annotated videos: whole or an error that names them, as long as their source, and no pixel less."""
+"""Videos: written whole or with an error that names them, and read as they are found."""
 
 from __future__ import annotations
 
 import errno
-import json
+import logging
 import os
 import resource
 import shutil
@@ -23,14 +23,12 @@ from runtime.detector import Detector
 from runtime.images.image import Image
 from runtime.streams import video_writer
 from runtime.streams.open import open_source
+from runtime.streams.options import StreamOptions
+from runtime.streams.url import StreamError
+from runtime.streams.video_file import counts_frames, frame_rate, missing_bytes
 from runtime.streams.video_writer import VideoWriter, mp4_fault
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def detector(onnx_file: Callable[..., Path]) -> Detector:
-    return Detector(onnx_file(), device="cpu", threads=1)
+from tests.processes import ROOT
+from tests.runtime.cameras import json_lines, object_clip
 
 
 def noise(size_hw: tuple[int, int] = (160, 192), seed: int = 0) -> Image:
@@ -78,7 +76,7 @@ def test_detect_keeps_the_lines_where_the_video_does_not_fit(
     with no_file_larger_than(200_000), pytest.raises(DetectError, match=told) as raised:
         detect(clip, detector, DetectOptions(out=tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip.jsonl"]
-    rows = [json.loads(line) for line in (tmp_path / "out" / "clip.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "out" / "clip.jsonl")
     frames = int(str(raised.value).partition("(after ")[2].partition(" ")[0])
     assert frames <= len(rows) and (len(rows) < 60) == checked_while_it_grows
 
@@ -112,7 +110,7 @@ def test_lines_that_do_not_fit_end_with_a_whole_one(tmp_path: Path) -> None:
         for _ in range(10):
             lines.write({"text": "x" * 80})
     lines.close(keep=True)
-    assert [json.loads(line)["text"] for line in (tmp_path / "x.jsonl").read_text().splitlines()] == ["x" * 80] * 2
+    assert [line["text"] for line in json_lines(tmp_path / "x.jsonl")] == ["x" * 80] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
@@ -179,3 +177,80 @@ def test_a_clock_that_jumps_fills_no_disk(tmp_path: Path, monkeypatch: pytest.Mo
         for time_s in (0.0, 0.1, 95443.7, 95443.8):
             video.write(noise(), time_s)
     assert len(list(open_source(tmp_path / "jump.mp4"))) == 2 + 20 + 1
+
+
+# From here on: video files as they are found
+VIDEOS = Path(__file__).parent / "videos"
+
+
+def times(path: Path) -> list[float]:
+    return [frame.time_s for frame in open_source(path)]
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("name", ["vfr.mkv", "vfr.mp4", "offset.mkv"])
+def test_an_annotated_video_keeps_its_sources_time(
+    detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, every: int
+) -> None:
+    moves: list[tuple[int, int | None]] = []
+    with caplog.at_level(logging.WARNING):
+        options = DetectOptions(out=tmp_path, streams=StreamOptions(every=every))
+        summary = detect(VIDEOS / name, detector, options, progress=lambda *step: moves.append(step))
+    assert caplog.messages == [], "a whole file is called truncated"
+    source, stem = times(VIDEOS / name), Path(name).stem
+    assert summary.frames == -(-len(source) // every) and moves[-1] == (summary.frames, summary.frames)
+    lines = json_lines(tmp_path / f"{stem}.jsonl")
+    assert [line["time_s"] for line in lines] == pytest.approx(source[::every], abs=0.001)
+    assert times(tmp_path / f"{stem}.mp4")[-1] == pytest.approx(source[::every][-1], abs=0.05)
+
+
+def test_times_are_the_files_own() -> None:
+    """The first 60 frames 1/30 s apart, the rest 1/5 s."""
+    expected = [*(i / 30 for i in range(60)), *(2 + i / 5 for i in range(40))]
+    for name in ("vfr.mkv", "vfr.mp4"):
+        assert times(VIDEOS / name) == pytest.approx(expected, abs=0.001)
+
+
+def test_the_rate_is_that_of_the_fastest_part(tmp_path: Path) -> None:
+    assert frame_rate(VIDEOS / "vfr.mp4", 100 / 9.8) == pytest.approx(30, rel=0.01)
+    assert frame_rate(VIDEOS / "offset.mkv", 25.0) == 25.0
+    object_clip(tmp_path / "even.mp4", [0] * 150)
+    assert frame_rate(tmp_path / "even.mp4", 10.0) == 10.0
+    assert frame_rate(tmp_path / "not there.mp4", 12.0) == 12.0
+
+
+def test_a_cut_matroska_file_is_told_by_its_own_length(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = VIDEOS / "vfr.mkv"
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[:9000])
+    assert missing_bytes(whole) == 0 and missing_bytes(cut) == whole.stat().st_size - 9000
+    assert not counts_frames(whole) and counts_frames(VIDEOS / "vfr.mp4")
+    with caplog.at_level(logging.WARNING):
+        list(open_source(cut))
+    assert [m for m in caplog.messages if "bytes short of its own length; is it truncated?" in m] == caplog.messages
+    assert len(caplog.messages) == 1
+    for junk in (b"", b"\x1aE\xdf\xa3", b"\x1aE\xdf\xa3\x01", b"\x1aE\xdf\xa3\xff\x18S\x80g\xff", b"\0" * 40):
+        cut.write_bytes(junk)
+        assert missing_bytes(cut) == 0
+
+
+def test_a_colon_in_a_name_is_no_protocol(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg takes what stands before it for one, in reading and in writing."""
+    monkeypatch.chdir(tmp_path)
+    object_clip(tmp_path / "2026-11-27T12:00:00.mp4", [0] * 5)
+    (tmp_path / "rec").mkdir()
+    object_clip(tmp_path / "rec" / "file:12.mp4", [0] * 5)
+    assert detect("2026-11-27T12:00:00.mp4", detector, DetectOptions(out="out")).pictures == Path(
+        "out/2026-11-27T12:00:00.mp4"
+    )
+    assert detect("rec/file:12.mp4", detector, DetectOptions(out=".")).frames == 5
+    assert len(times(tmp_path / "file:12.mp4")) == 5
+    summary = detect("*.mp4", detector, DetectOptions(out="all"))
+    assert [source.frames for source in summary.sources] == [5, 5]
+
+
+def test_a_codec_that_opencv_lacks_is_told_with_the_way_out() -> None:
+    with pytest.raises(
+        StreamError, match=r"av1\.mkv: .*its codec is AV1.*pip install 'isodet\[video\]', then --decoder"
+    ):
+        list(open_source(VIDEOS / "av1.mkv"))
