@@ -43,6 +43,7 @@ def try_custom_parts(config: TrainConfig) -> TrainConfig:
 
 
 _NAMED_BY = {"backbone": "name", "neck": "kind", "assign": "kind", "box": "loss", "loss": "cls"}
+"""The key that names the part, by section of the model."""
 
 
 def require_installed(model: Mapping[str, Any], over: Mapping[str, Any], checkpoint: str) -> None:
@@ -50,15 +51,12 @@ def require_installed(model: Mapping[str, Any], over: Mapping[str, Any], checkpo
 
     What the configuration `over` names itself is the user's, and may lie in its folder.
     """
-    sections = [(model.get(name), over.get(name), key) for name, key in _NAMED_BY.items()]
-    names = [
-        str(section.get(key))
-        for section, named_again, key in sections
-        if isinstance(section, Mapping)
-        and not (isinstance(named_again, Mapping) and named_again.get(key) == section.get(key))
-    ]
+    names: list[str] = []
+    for section, key in _NAMED_BY.items():
+        part, own = ((m[section].get(key) if isinstance(m.get(section), Mapping) else None) for m in (model, over))
+        names += [str(part)] if part != own and is_custom(str(part)) else []
     try:
-        require_environment(name for name in names if is_custom(name))
+        require_environment(names)
     except ConfigError as error:
         raise ConfigError(
             f"init: {checkpoint}: {error}. A checkpoint does not say where code is found: put its folder on PYTHONPATH "
@@ -101,10 +99,8 @@ def _fits(result: Any) -> bool:
         return False
     image, boxes, labels = result
     picture = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
-    objects = labels.ndim == 1 and boxes.shape == (len(labels), 4)
-    return bool(
-        picture and objects and boxes.dtype.kind == "f" and labels.dtype.kind == "i" and np.isfinite(boxes).all()
-    )
+    objects = labels.ndim == 1 and labels.dtype.kind == "i" and boxes.shape == (len(labels), 4)
+    return bool(picture and objects and boxes.dtype.kind == "f" and np.isfinite(boxes).all())
 
 
 def _tried(step: CustomAugmentConfig) -> CustomAugmentConfig:

@@ -20,7 +20,7 @@ from trainer.devices.precision import deterministic, pick_amp, pick_device
 from trainer.failures import TrainingError, dead_processes
 from trainer.log.metrics import as_floats
 from trainer.optim import learning_rate
-from trainer.state import State, new_state, seed_everything, starting_model
+from trainer.state import new_state, seed_everything, starting_model
 from trainer.step import clip_gradients
 from trainer.training_model import total_loss
 
@@ -90,10 +90,8 @@ def find_lr(
     amp = pick_amp(config.amp, device)
     seed_everything(config.seed)
     config = replace(config, compile=False)
-    data = train_data(config)
-    batches = training_batches(
-        config, TrainSet(data, resize_rule(config.model), config.augment, config.seed), device, Group()
-    )
+    train_set = TrainSet(train_data(config), resize_rule(config.model), config.augment, config.seed)
+    batches = training_batches(config, train_set, device, Group())
     model, _ = starting_model(config, resumed=False)
     state = new_state(config, model.to(device), amp, steps, Group())
     state.model.train()
@@ -110,7 +108,11 @@ def find_lr(
             losses = state.forward(next(endless).to(device))
             state.scaler.scale(total_loss(losses) / config.optim.accumulate).backward()
             total += sum(as_floats(losses.values())) / config.optim.accumulate
-        _step(state, config.optim.clip_norm)
+        state.scaler.unscale_(state.optimizer)
+        clip_gradients(state.model, config.optim.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
         if progress is not None:
             progress(next(done), steps)
         return total
@@ -129,14 +131,6 @@ def _endless(batches: Batches) -> Iterator[Batch]:
                 yield batch
         if usable == 0:
             raise TrainingError("not one training picture could be used; `trainer check-data` lists them")
-
-
-def _step(state: State, clip_norm: float) -> None:
-    state.scaler.unscale_(state.optimizer)
-    clip_gradients(state.model, clip_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
 
 
 def plot_range_test(result: RangeTest, path: Path) -> Path:

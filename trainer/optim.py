@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,9 @@ def group_size(batch: int, batches: int, accumulate: int) -> int:
 def lr_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
     """What the base learning rate is multiplied by at optimizer step 0 <= step < total_steps.
 
-    Linear warm-up over `warmup_steps` (at most a tenth of the run) that reaches 1 on its last step, then
-    cosine to `final`, or steps of `gamma` at the milestones (parts of the whole run), or constant, which plateau
-    is, too, until `Plateau` drops it. Epochs of weight averaging have `swa_lr` and are no part of all this.
+    First a linear warm-up over `warmup_steps` (at most a tenth of the run), which reaches 1 on its last step. Then what
+    `_DECAYS` has for the kind of schedule. The epochs of weight averaging, at the end, have `swa_lr` and count for
+    nothing else here.
     """
     averaged = total_steps * config.swa_epochs // config.epochs
     total_steps -= averaged
@@ -37,12 +38,19 @@ def lr_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
     warmup = min(config.warmup_steps, total_steps // 10)
     if step < warmup:
         return (step + 1) / warmup
-    if config.kind == "cosine":
-        done = (step - warmup) / max(total_steps - 1 - warmup, 1)
-        return config.final + (1 - config.final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-    if config.kind == "step":
-        return config.gamma ** sum(step >= m * total_steps for m in config.milestones)
-    return 1.0
+    done = (step - warmup) / max(total_steps - 1 - warmup, 1)
+    passed = sum(step >= milestone * total_steps for milestone in config.milestones)
+    return _DECAYS[config.kind](config, min(done, 1.0), passed)
+
+
+_DECAYS: dict[str, Callable[[ScheduleConfig, float, int], float]] = {
+    "cosine": lambda config, done, _: config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2,
+    "step": lambda config, _, passed: config.gamma**passed,
+    "constant": lambda *_: 1.0,
+    "plateau": lambda *_: 1.0,  # `Plateau` drops it
+}
+"""By kind of schedule, the factor after the warm-up: from the part of the run that is done (0..1), and the number of
+milestones that are passed."""
 
 
 @dataclass
@@ -119,7 +127,7 @@ def parameter_groups(
 
 def add_parameters(optimizer: torch.optim.Optimizer, module: nn.Module, weight_decay: float) -> None:
     """Let `optimizer` learn `module` at its own rate; does nothing for one without parameters."""
-    if any(True for _ in module.parameters()):
+    if list(module.parameters()):
         for group in parameter_groups(module, weight_decay):
             optimizer.add_param_group(group)
 
@@ -128,10 +136,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig, lr: float | None = No
     """The optimizer of `config` with the rate `lr` (default: the config's own, not scaled)."""
     lr = config.lr if lr is None else lr
     groups = parameter_groups(model, config.weight_decay, lr, config.backbone_lr, config.stage_decay)
-    if config.kind == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
-    if config.kind == "adam":
-        return torch.optim.Adam(groups, lr=lr, betas=config.betas, fused=True)
-    if config.kind == "nadam":
-        return torch.optim.NAdam(groups, lr=lr, betas=config.betas)
-    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
+    return _OPTIMIZERS[config.kind](groups, lr, config)
+
+
+_OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float, OptimConfig], torch.optim.Optimizer]] = {
+    "sgd": lambda groups, lr, c: torch.optim.SGD(groups, lr, c.momentum, nesterov=c.nesterov, fused=True),
+    "adam": lambda groups, lr, c: torch.optim.Adam(groups, lr, c.betas, fused=True),
+    "adamw": lambda groups, lr, c: torch.optim.AdamW(groups, lr, c.betas, fused=True),
+    "nadam": lambda groups, lr, c: torch.optim.NAdam(groups, lr, c.betas),  # has no fused form
+}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.augment.geometry import Boxes, Picture, log_uniform
+from trainer.augment.mixing import Rect
 from trainer.config.augment_sections import CropConfig
-
-_Rect = tuple[int, int, int, int]
 
 
 def random_crop(picture: Picture, config: CropConfig, rng: np.random.Generator) -> Picture:
@@ -15,7 +14,7 @@ def random_crop(picture: Picture, config: CropConfig, rng: np.random.Generator) 
 
     Without objects any crop will do.
     """
-    height, width = picture.image.shape[:2]
+    height, width = picture.size_hw
     least = float(rng.choice(config.least))
     objects = picture.boxes_xyxy[picture.labels >= 0]
     for _ in range(config.tries):
@@ -50,14 +49,14 @@ def _around(
     return corner[0], corner[1]
 
 
-def _fulfils(boxes_xyxy: Boxes, crop: _Rect, least: float, measure: str) -> bool:
+def _fulfils(boxes_xyxy: Boxes, crop: Rect, least: float, measure: str) -> bool:
     """Whether the crop keeps its objects [G,4]: see `CropConfig.measure`."""
     boxes = boxes_xyxy.astype(np.float64)
     inner = np.clip(boxes, np.array(crop[:2] * 2), np.array(crop[2:] * 2))
     common = (inner[:, 2:] - inner[:, :2]).prod(1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     if measure == "iou":
-        whole = (crop[2] - crop[0]) * (crop[3] - crop[1])
-        return bool((common / (areas + whole - common)).max() >= least)
+        crop_area = (crop[2] - crop[0]) * (crop[3] - crop[1])
+        return bool((common / (areas + crop_area - common)).max() >= least)
     share = common / np.maximum(areas, 1e-12)
     return bool((share > 0).any() and (share[share > 0] >= least - 1e-6).all())

@@ -19,12 +19,8 @@ def blur(image: Image, config: BlurConfig, rng: np.random.Generator) -> Image:
     """Out of focus (a Gaussian), or moved (the mean along a line of any direction)."""
     if rng.random() >= config.motion:
         return np.asarray(cv2.GaussianBlur(image, (0, 0), log_uniform(config.sigma, rng)), np.uint8)
-    return np.asarray(
-        cv2.filter2D(
-            image, -1, _line(rng.uniform(*config.length), rng.uniform(0, np.pi)), borderType=cv2.BORDER_REFLECT
-        ),
-        np.uint8,
-    )
+    kernel = _line(rng.uniform(*config.length), rng.uniform(0, np.pi))
+    return np.asarray(cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT), np.uint8)
 
 
 def _line(length: float, angle: float) -> np.ndarray:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.images.image import FILL, FixedSize, Image, Resize, ShortSide
+from runtime.images.image import FILL, Image, Resize, ShortSide
 from trainer.config.augment_sections import MultiScaleConfig
 
 Boxes = NDArray[np.float32]
@@ -25,6 +25,11 @@ class Picture(NamedTuple):
     """[G,4] pixels of `image`; may reach beyond it, because boxes are clipped at the end."""
     labels: Labels
     """[G]; negative where a box is no object but a region to be ignored."""
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of `image`, pixels."""
+        return self.image.shape[0], self.image.shape[1]
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,17 @@ def log_uniform(span: tuple[float, float], rng: np.random.Generator) -> float:
 
 def random_size(resize: Resize, config: MultiScaleConfig, rng: np.random.Generator) -> Resize:
     """The same rule for another input size, its sides rounded to multiples of `config.multiple`."""
-    factor = log_uniform(config.factor, rng)
+    scaled = scaled_rule(resize, log_uniform(config.factor, rng), config.multiple)
+    return replace(scaled, multiple=max(scaled.multiple, config.multiple)) if isinstance(scaled, ShortSide) else scaled
+
+
+def scaled_rule(resize: Resize, factor: float, multiple: int) -> Resize:
+    """The same rule for an input of `factor` times the size; a fixed size becomes a multiple of `multiple` pixels."""
     if isinstance(resize, ShortSide):
-        short, long = max(1, round(resize.short * factor)), max(1, round(resize.long * factor))
-        return ShortSide(short, long, max(resize.multiple, config.multiple), resize.floor, resize.fill_bgr)
-    height, width = (max(1, round(side * factor / config.multiple)) * config.multiple for side in resize.size_hw)
-    return FixedSize((height, width), resize.fill_bgr)
+        short, long = (max(1, round(side * factor)) for side in (resize.short, resize.long))
+        return replace(resize, short=short, long=long)
+    height, width = (max(1, round(side * factor / multiple)) * multiple for side in resize.size_hw)
+    return replace(resize, size_hw=(height, width))
 
 
 def flip_horizontal(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
@@ -127,7 +137,7 @@ def affine(picture: Picture, matrix: NDArray[np.float64], fill_bgr: tuple[int, i
     Boxes become the hulls of their moved corners: exact where sides stay upright, and no tighter than that of a
     rectangle where they do not (a round object turned by 30 degrees fills less of its box).
     """
-    height, width = picture.image.shape[:2]
+    height, width = picture.size_hw
     linear, shift = matrix[:, :2], matrix[:, 2]
     # OpenCV counts from pixel centers: edge = center + 0.5 before and after.
     centers = np.hstack([linear, (shift + linear @ (0.5, 0.5) - 0.5)[:, None]])

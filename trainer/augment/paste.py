@@ -58,12 +58,13 @@ def paste(
     ignored, a background patch no object, and another patch hides at most `config.max_cover` of any box. The label
     and box of an object are appended; boxes below it are not yet changed: see `uncovered`.
     """
-    height, width = picture.image.shape[:2]
+    height, width = picture.size_hw
     factor = log_uniform(config.scale, rng) * height / patch.source_h
     h, w = (max(1, round(side * factor)) for side in patch.image.shape[:2])
     if h > height or w > width or min(h, w) < _LEAST_SIDE:
         return None
-    resized = np.asarray(cv2.resize(patch.image, (w, h), interpolation=_filter(factor)), np.uint8)
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    resized = np.asarray(cv2.resize(patch.image, (w, h), interpolation=method), np.uint8)
     scale = np.array([w / patch.image.shape[1], h / patch.image.shape[0]] * 2)
     box = patch.box_xyxy * scale
     hidden = np.concatenate([np.floor(box[:2]), np.minimum(np.ceil(box[2:]), (w, h))])
@@ -80,28 +81,25 @@ def paste(
             break
     else:
         return None
-    image = picture.image.copy()
+    image, boxes, labels = picture.image.copy(), picture.boxes_xyxy, picture.labels
     image[y : y + h, x : x + w] = _blended(image[y : y + h, x : x + w], resized, box, config.blend)
-    if patch.label < 0:
-        return picture._replace(image=image), (hidden + corner).astype(np.float32)
-    boxes = np.concatenate([picture.boxes_xyxy, (box + corner)[None].astype(np.float32)])
-    return Picture(image, boxes, np.append(picture.labels, patch.label)), (hidden + corner).astype(np.float32)
-
-
-def _filter(factor: float) -> int:
-    return cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    if patch.label >= 0:
+        boxes = np.concatenate([boxes, (box + corner)[None].astype(np.float32)])
+        labels = np.append(labels, patch.label)
+    return Picture(image, boxes, labels), (hidden + corner).astype(np.float32)
 
 
 def _may_lie(
-    picture: Picture, hidden: NDArray[np.float64], whole: NDArray[np.integer], label: int,
+    picture: Picture, hidden: NDArray[np.float64], patch: NDArray[np.integer], label: int,
     config: CopyPasteConfig | HardNegativesConfig,
 ) -> bool:  # fmt: skip
+    """Whether a patch over the rectangle `patch` [4], which covers things within `hidden` [4], harms nothing."""
     boxes = picture.boxes_xyxy.astype(np.float64)
-    ignored = picture.labels < 0
-    if (_common(boxes[ignored], whole) > 0).any():
+    touched = _common(boxes, patch) > 0
+    if touched[picture.labels < 0].any():
         return False
     if label < 0 or isinstance(config, HardNegativesConfig):
-        return not (_common(boxes, whole) > 0).any()
+        return not touched.any()
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return bool((_common(boxes, hidden) <= config.max_cover * areas).all())
 
@@ -143,9 +141,9 @@ def uncovered(boxes_xyxy: Boxes, hidden_xyxy: Boxes) -> tuple[Boxes, NDArray[np.
     areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-12)
     share = _common(boxes, hidden_xyxy) / areas
     left = boxes.copy()
-    for axis in (0, 1):
-        other = 1 - axis
-        across = (low[other] <= boxes[:, other]) & (high[other] >= boxes[:, other + 2]) & (share > 0)
+    for axis, across_axis in ((0, 1), (1, 0)):
+        across = (low[across_axis] <= boxes[:, across_axis]) & (high[across_axis] >= boxes[:, across_axis + 2])
+        across &= share > 0
         start = across & (low[axis] <= boxes[:, axis])
         stop = across & (high[axis] >= boxes[:, axis + 2])
         left[start, axis] = np.minimum(high[axis], boxes[start, axis + 2])

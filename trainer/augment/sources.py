@@ -67,8 +67,7 @@ class Sources:
         picture = self.reader.read(int(self.holders[rng.integers(len(self.holders))]))
         if picture is None:
             return []
-        height, width = picture.image.shape[:2]
-        rows = copyable(picture.boxes_xyxy, picture.labels, (height, width), config)
+        rows = copyable(picture.boxes_xyxy, picture.labels, picture.size_hw, config)
         return [
             cut_patch(picture.image, picture.boxes_xyxy[row], int(picture.labels[row]), config.margin)
             for row in rng.permutation(rows)[:count]
@@ -99,8 +98,8 @@ def copyable(boxes_xyxy: Boxes, labels: Labels, size_hw: tuple[int, int], config
     room = config.margin * sides[rows]
     first, last = np.floor(boxes[rows, :2] - room), np.ceil(boxes[rows, 2:] + room)
     common = np.minimum(last[:, None], boxes[None, :, 2:]) - np.maximum(first[:, None], boxes[None, :, :2])
-    others = (common > 0).all(2) & (np.arange(len(boxes)) != rows[:, None])  # [O,G] parts of another in the patch
-    return rows[~others.any(1)]
+    foreign = (common > 0).all(2) & (np.arange(len(boxes)) != rows[:, None])  # [O,G] parts of another in the patch
+    return rows[~foreign.any(1)]
 
 
 def make_sources(config: AugmentConfig, records: Sequence[ImageRecord], reader: Reader) -> Sources:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from runtime.datasets.annotations import NO_FILE, CocoDataset, Problem
 from runtime.images.picture_files import is_hidden, list_pictures
@@ -32,9 +32,9 @@ def doubtful_boxes(dataset: CocoDataset) -> list[str]:
         twice += [record.path.name] * sum(count - 1 for count in counts.values())
     lines = []
     if pixels:
-        lines.append(f"{len(pixels)} boxes of one pixel (trained on; a slip of the mouse?): {_some(pixels)}")
+        lines.append(f"{len(pixels)} boxes of one pixel (trained on; a slip of the mouse?): {pictures(pixels)}")
     if twice:
-        lines.append(f"{len(twice)} boxes are there twice, with the same class (trained on twice): {_some(twice)}")
+        lines.append(f"{len(twice)} boxes are there twice, with the same class (trained on twice): {pictures(twice)}")
     return lines
 
 
@@ -47,13 +47,18 @@ def unnamed_pictures(datasets: Sequence[CocoDataset]) -> list[str]:
     lines = []
     for folder in folders:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name))
-        others = [path.name for path in list_pictures(files).pictures if os.path.abspath(path) not in named]
-        if others:
-            lines.append(f"{len(others)} pictures in {folder} are neither in train nor in val: {_some(others)}")
+        unnamed = [path.name for path in list_pictures(files).pictures if os.path.abspath(path) not in named]
+        if unnamed:
+            lines.append(f"{len(unnamed)} pictures in {folder} are neither in train nor in val: {pictures(unnamed)}")
     return lines
 
 
-def _some(names: list[str]) -> str:
-    different = list(dict.fromkeys(names))
-    more = f"; and {len(different) - _EXAMPLES} more pictures" if len(different) > _EXAMPLES else ""
-    return "; ".join(different[:_EXAMPLES]) + more
+def pictures(names: Iterable[str]) -> str:
+    """`examples` of picture names, each once."""
+    return examples(list(dict.fromkeys(names)), " pictures")
+
+
+def examples(rows: Sequence[str], kind: str = "") -> str:
+    """The first three of `rows`, and how many more there are."""
+    more = f"; and {len(rows) - _EXAMPLES} more{kind}" if len(rows) > _EXAMPLES else ""
+    return "; ".join(rows[:_EXAMPLES]) + more

@@ -9,7 +9,6 @@ the picture is decoded, as without a cache. What comes back is the same, bit for
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import zlib
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from runtime.datasets.annotations import ImageRecord
 from runtime.files.write import cache_folder
 from runtime.images.image import Image, read_image
 from trainer.config.data import DataConfig
+from trainer.data.shared_memory import SharedMemory
 from trainer.devices.free_memory import available_memory
 
 _SLOT = np.dtype([("mtime_ns", "i8"), ("size", "i8"), ("height", "i4"), ("width", "i4"), ("crc", "u4"), ("full", "u4")])
@@ -80,12 +80,12 @@ class CachedPictures(Pictures):
                 self.slots[path] = (len(self.slots), position, size)
                 position += size
         self.total = len(self.slots) * _SLOT.itemsize + position
-        self.on_disk = folder is not None
-        self._owned: int | None = None
-        self.file = "" if not self.slots else self._in_memory(share) if folder is None else self._on_disk(folder)
-        self._open()
+        self.file = None if folder is None else self._reserved(folder) if self.slots else ""
+        if folder is None and self.slots:
+            self._require_memory(share)
+        self._memory = SharedMemory(self.total, self.file or None)
 
-    def _in_memory(self, share: int) -> str:
+    def _require_memory(self, share: int) -> None:
         free = available_memory()
         if free is not None and self.total * share > free:
             raise ConfigError(
@@ -94,12 +94,9 @@ class CachedPictures(Pictures):
             )
         if not hasattr(os, "memfd_create"):
             raise ConfigError("data.cache: ram needs Linux; set data.cache: disk")
-        # Not POSIX shared memory: containers give that 64 MB, and exceeding it kills the process.
-        self._owned = os.memfd_create("isodet-cache")
-        os.truncate(self._owned, self.total)
-        return f"/proc/{os.getpid()}/fd/{self._owned}"
 
-    def _on_disk(self, folder: Path) -> str:
+    def _reserved(self, folder: Path) -> str:
+        """The slot file in `folder`, made at its full size where it is not there yet."""
         plan = hashlib.sha256(f"{_VERSION} {self.reduce_to}\n".encode())
         for path, slot in self.slots.items():
             plan.update(f"{path.resolve()} {slot}\n".encode())
@@ -121,25 +118,16 @@ class CachedPictures(Pictures):
                 partial.unlink(missing_ok=True)
         return str(file)
 
-    def _open(self) -> None:
-        if not self.file:
-            return
-        with open(self.file, "r+b") as opened:
-            self._map = mmap.mmap(opened.fileno(), self.total)
-        self._table: NDArray[Any] = np.frombuffer(self._map, _SLOT, count=len(self.slots))
-        self._pixels = np.frombuffer(self._map, np.uint8, offset=len(self.slots) * _SLOT.itemsize)
+    @property
+    def _table(self) -> NDArray[Any]:
+        """[slots] what is known of each slot's content."""
+        return self._memory.array(len(self.slots), _SLOT)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key not in ("_map", "_table", "_pixels")}
-        return state | {"_owned": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
-
-    def __del__(self) -> None:
-        if getattr(self, "_owned", None) is not None:
-            os.close(self._owned)  # type: ignore[arg-type]
+    @property
+    def _pixels(self) -> NDArray[np.uint8]:
+        """The bytes of all slots, one behind the other."""
+        table = len(self.slots) * _SLOT.itemsize
+        return self._memory.array(self.total - table, np.uint8, table)
 
     def read(self, path: Path) -> Image:
         slot = self.slots.get(path)
@@ -168,9 +156,8 @@ class CachedPictures(Pictures):
         return image
 
     def describe(self) -> str:
-        where = "on disk" if self.on_disk else "in memory"
-        room = f"room for {len(self.slots)} of {self.pictures} pictures, {_gib(self.total)} GiB {where}"
-        return f"picture cache: {room}{f' ({self.file})' if self.on_disk and self.file else ''}"
+        where = "in memory" if self.file is None else f"on disk ({self.file})" if self.file else "on disk"
+        return f"picture cache: room for {len(self.slots)} of {self.pictures} pictures, {_gib(self.total)} GiB {where}"
 
 
 def pictures_for(config: DataConfig, records: Sequence[ImageRecord], processes: int = 1) -> Pictures:

@@ -21,13 +21,12 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.images.device_frames import COPY, DeviceFrame
 from runtime.images.frames import FrameError
-from runtime.images.image import FixedSize, Image, Letterbox, Resize, ShortSide
+from runtime.images.image import Image, Letterbox, Resize
+from trainer.augment.geometry import scaled_rule
 from trainer.tta.box_fusion import Candidates, Nms, greedy_nms, merge
 
 SCALES = (0.75, 1.25)
 """What `scales` adds to the image as it is."""
-_MULTIPLE = 32
-"""Pixels; the sides of a scaled input are multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class TtaDetector(Detector):
             raise FrameError(f"expected frames in host memory: each view is letterboxed there; copy them: {COPY}")
         per_class = np.broadcast_to(np.asarray(limits, np.float32), len(self.class_names))
         merged = map(self._merged, images)
-        return [found[found.scores >= per_class[found.labels]] for found in merged]
+        return [detections[detections.scores >= per_class[detections.labels]] for detections in merged]
 
     def _merged(self, frame: Image) -> Detections:
         post = self.deploy.config.postprocess
@@ -137,10 +136,4 @@ def _to_frame(boxes_xyxy: NDArray[np.float64], placement: Letterbox, view: View)
 
 def scaled(resize: Resize, scale: float) -> Resize:
     """The rule for an input of `scale` times the size, its sides multiples of 32 where they were scaled."""
-    if scale == 1:
-        return resize
-    if isinstance(resize, ShortSide):
-        short, long = (max(1, round(side * scale)) for side in (resize.short, resize.long))
-        return ShortSide(short, long, resize.multiple, resize.floor, resize.fill_bgr)
-    height, width = (max(_MULTIPLE, round(side * scale / _MULTIPLE) * _MULTIPLE) for side in resize.size_hw)
-    return FixedSize((height, width), resize.fill_bgr)
+    return resize if scale == 1 else scaled_rule(resize, scale, multiple=32)
