@@ -15,7 +15,7 @@ from models.detector import Detector, Raw
 from models.layers.heads import Head
 from models.loss import detection_loss
 from runtime.backends.torch.compiling import compiled
-from trainer.config.auxiliary import auxiliary_model
+from trainer.config.extras import auxiliary_model
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import Batch, blank_batch
 from trainer.devices.distributed import Group

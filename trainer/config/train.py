@@ -11,12 +11,10 @@ import yaml
 from isodet.strict import ConfigError, require, to_mapping
 from models.config.model import ModelConfig
 from trainer.config.augment import AugmentConfig
-from trainer.config.auxiliary import AuxiliaryConfig
 from trainer.config.data import DataConfig
-from trainer.config.distill import DistillConfig
+from trainer.config.extras import AuxiliaryConfig, DistillConfig, QatConfig
 from trainer.config.log import Tracker, require_trackers
 from trainer.config.optim import OptimConfig, ScheduleConfig
-from trainer.config.qat import QatConfig
 
 
 @dataclass(frozen=True)
@@ -89,14 +87,7 @@ class TrainConfig:
         require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
         require_trackers(self.log)
         require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 or more", self.checkpoint_steps)
-        m, last = self.model, self.model.neck.levels[1]
-        size_hw = m.input_size_hw if m.resize.rule == "letterbox" else (m.resize.short, m.resize.short)
-        alone = self.batch_size == 1 and smallest_level(size_hw, last) == 1
-        if alone and m.head.norm in ("bn", "sepbn"):
-            raise ConfigError(
-                f"batch_size: the statistics of a BatchNorm (model.head.norm: {m.head.norm}) need two cells, and a "
-                f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
-            )
+        self._require_statistics()
         require(
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|\0') and self.name not in (".", "..")
             and len(self.name.encode(errors="replace")) <= 200,
@@ -113,9 +104,19 @@ class TrainConfig:
             raise ConfigError("optim.stage_decay: the stages of a timm network are not known; set it to 1 and use "
                               "optim.backbone_lr")  # fmt: skip
 
+    def _require_statistics(self) -> None:
+        model, last = self.model, self.model.neck.levels[1]
+        size_hw = model.input_size_hw if model.resize.rule == "letterbox" else (model.resize.short, model.resize.short)
+        one_cell = self.batch_size == 1 and smallest_level(size_hw, last) == 1
+        if one_cell and model.head.norm in ("bn", "sepbn"):
+            raise ConfigError(
+                f"batch_size: the statistics of a BatchNorm (model.head.norm: {model.head.norm}) need two cells, and a "
+                f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
+            )
+
     @property
     def images_per_batch(self) -> int:
-        """`batch_size` where it is a number; `fit` has replaced auto before anybody asks."""
+        """`batch_size` as a number: `fit` replaces auto before anything reads this."""
         if self.batch_size == "auto":
             raise ConfigError("batch_size: auto is decided when training starts; give a number here")
         return self.batch_size

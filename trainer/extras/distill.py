@@ -16,7 +16,7 @@ from models.detector import Raw
 from models.losses.classification import quality_focal_loss
 from models.losses.precision import wide
 from runtime.card.card import sha256_file
-from trainer.config.distill import DistillConfig, require_comparable
+from trainer.config.extras import DistillConfig, require_comparable
 from trainer.config.train import TrainConfig
 
 

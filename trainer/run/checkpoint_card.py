@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, whether it was trained here or imported."""
+"""The card of a checkpoint, trained here or imported."""
 
 from __future__ import annotations
 

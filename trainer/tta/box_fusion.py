@@ -1,7 +1,7 @@
 """Ways to merge overlapping candidates into detections, for evaluation: greedy NMS, soft-NMS, weighted boxes fusion.
 
 All work class by class on the candidates of one image, given by falling score, and return them by falling score.
-They run in NumPy, in double precision, one step after another as their papers tell it; the exported graph has greedy
+They run in NumPy in double precision, and follow the steps of their papers. The exported graph has greedy
 NMS only (`models.deploy.nms`).
 """
 
@@ -17,11 +17,11 @@ from runtime.evaluation.matching import pairwise_iou
 
 Nms = Literal["hard", "soft", "soft-linear", "wbf"]
 SIGMA = 0.5
-"""Of the Gaussian, as Bodla et al. use it."""
+"""Width of the Gaussian, as Bodla et al. use it."""
 SOFT_IOU = 0.3
-"""From which overlap on the linear form lowers scores (Bodla et al., section 6)."""
+"""The linear form lowers scores from this overlap on (Bodla et al., section 6)."""
 WBF_IOU = 0.55
-"""Overlap with a cluster's box from which on a candidate joins it (Solovyev et al., section 3.1)."""
+"""A candidate joins a cluster from this overlap with its box on (Solovyev et al., section 3.1)."""
 
 
 class Candidates(NamedTuple):
@@ -59,15 +59,16 @@ def merge(candidates: Candidates, nms: Nms, iou: float, lowest: float, views: in
 
 
 def greedy_nms(candidates: Candidates, iou: float) -> Candidates:
-    """What greedy class-aware NMS keeps: a box falls if a better one that stands overlaps it by more than `iou`."""
+    """What greedy class-aware NMS keeps: a kept box suppresses those of lower score that it overlaps by more than
+    `iou`."""
 
-    def keep(own: Candidates) -> Candidates:
-        overlaps = pairwise_iou(own.boxes_xyxy, own.boxes_xyxy)
-        stands = np.ones(len(own.scores), np.bool_)
-        for i in range(len(stands)):
-            if stands[i]:
-                stands[i + 1 :] &= overlaps[i, i + 1 :] <= iou
-        return own.take(stands)
+    def keep(one_class: Candidates) -> Candidates:
+        overlaps = pairwise_iou(one_class.boxes_xyxy, one_class.boxes_xyxy)
+        kept = np.ones(len(one_class.scores), np.bool_)
+        for i in range(len(kept)):
+            if kept[i]:
+                kept[i + 1 :] &= overlaps[i, i + 1 :] <= iou
+        return one_class.take(kept)
 
     return _by_class(candidates, keep)
 
@@ -81,10 +82,10 @@ def soft_nms(
     By exp(-IoU^2 / sigma), or from `iou` on by 1 - IoU. Boxes that fall to `lowest` or below are dropped on the way.
     """
 
-    def lower(own: Candidates) -> Candidates:
-        overlaps = pairwise_iou(own.boxes_xyxy, own.boxes_xyxy)
+    def lower(one_class: Candidates) -> Candidates:
+        overlaps = pairwise_iou(one_class.boxes_xyxy, one_class.boxes_xyxy)
         factors = np.exp(-(overlaps**2) / sigma) if decay == "gaussian" else np.where(overlaps >= iou, 1 - overlaps, 1)
-        scores, left = own.scores.copy(), own.scores > lowest
+        scores, left = one_class.scores.copy(), one_class.scores > lowest
         kept: list[int] = []
         while left.any():
             best = int(np.where(left, scores, -1).argmax())
@@ -93,7 +94,7 @@ def soft_nms(
             scores[left] *= factors[best, left]
             left &= scores > lowest
         order = np.array(kept, np.int64)
-        return Candidates(own.boxes_xyxy[order], scores[order], own.labels[order])
+        return Candidates(one_class.boxes_xyxy[order], scores[order], one_class.labels[order])
 
     return _by_class(candidates, lower)
 
@@ -106,11 +107,11 @@ def weighted_boxes_fusion(candidates: Candidates, views: int = 1, iou: float = W
     mean (1), times min(T, N) / N (6) for T candidates from N `views`: what only few views see counts less.
     """
 
-    def fuse(own: Candidates) -> Candidates:
-        count = len(own.scores)
+    def fuse(one_class: Candidates) -> Candidates:
+        count = len(one_class.scores)
         fused, mass, members = np.zeros((count, 4)), np.zeros(count), np.zeros(count, np.int64)
         clusters = 0
-        for box, score in zip(own.boxes_xyxy, own.scores, strict=True):
+        for box, score in zip(one_class.boxes_xyxy, one_class.scores, strict=True):
             overlaps = pairwise_iou(box[None], fused[:clusters])[0]
             if clusters and overlaps.max() > iou:
                 chosen = int(overlaps.argmax())
@@ -121,7 +122,7 @@ def weighted_boxes_fusion(candidates: Candidates, views: int = 1, iou: float = W
             members[chosen] += 1
         mean = mass[:clusters] / members[:clusters]
         scores = mean * np.minimum(members[:clusters], views) / views
-        return Candidates(fused[:clusters], scores, own.labels[:clusters])
+        return Candidates(fused[:clusters], scores, one_class.labels[:clusters])
 
     return _by_class(candidates, fuse)
 
