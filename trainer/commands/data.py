@@ -1,4 +1,4 @@
-"""What comes from outside: `trainer new`, `convert`, `import` and `mine-negatives`."""
+"""The commands for data sets and checkpoints of others: `trainer new`, `convert`, `import` and `mine-negatives`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.commands.arguments import flag, number
 from runtime.commands.shared import Data, OfRun, Quiet, updates
 
 Format = Literal["coco", "voc", "yolo", "list"]
-"""That of `runtime.datasets`, whose readers the other commands need not load."""
+"""The same as in `runtime.datasets`, whose readers the other commands need not load."""
 _DIR = flag(metavar="DIR")
 _DATA = flag(metavar="DATA")
 _FILE = flag(metavar="FILE")

@@ -120,19 +120,19 @@ class MlflowLogger:
 
         self._failures: type[Exception] = MlflowException
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "isodet")
-        known = _ids(run).get("mlflow")
+        run_id = _ids(run).get("mlflow")
         try:
             self._client = MlflowClient()
-            if known is None:
+            if run_id is None:
                 experiment = self._client.get_experiment_by_name(name)
                 number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
                 self._id = str(self._client.create_run(number, run_name=run.name).info.run_id)
                 self._describe(config)
             else:
-                self._id = known
-                self._client.update_run(known, status="RUNNING")
+                self._id = run_id
+                self._client.update_run(run_id, status="RUNNING")
         except (MlflowException, ImportError) as error:  # the second: a store whose packages are not there
-            again = f" (the run is {known} by {run / _IDS}; without that file a new one starts)" if known else ""
+            again = f" (the run is {run_id} by {run / _IDS}; without that file a new one starts)" if run_id else ""
             raise RecordsError.of(
                 "log",
                 f"mlflow cannot start: {error}{again}; set MLFLOW_TRACKING_URI to a server that is there, install "

@@ -88,22 +88,22 @@ def new_config(
         annotations, images = splits[split]
         return read_dataset(annotations, images, classes, format, split, voc_origin=origin, val_share=val_share)
 
-    whole = read("train", None)
-    used = {int(label) for record in whole.records for label in record.labels[~record.crowd]}
+    train_set = read("train", None)
+    used = {int(label) for record in train_set.records for label in record.labels[~record.crowd]}
     if not used:
-        raise ConfigError(f"{train}: none of its {len(whole)} images has an object that can be trained on"
-                          + (f": {why}" if (why := whole.problems.why()) else ""))  # fmt: skip
-    classes = [name for label, name in enumerate(whole.class_names) if label in used]
-    judged = read("val", classes)
-    if all(record.crowd.all() for record in judged.records):
-        raise ConfigError(f"{val}: none of its {len(judged)} images has an object that can be validated on"
-                          + (f": {why}" if (why := judged.problems.why()) else ""))  # fmt: skip
+        raise ConfigError(f"{train}: none of its {len(train_set)} images has an object that can be trained on"
+                          + (f": {why}" if (why := train_set.problems.why()) else ""))  # fmt: skip
+    classes = [name for label, name in enumerate(train_set.class_names) if label in used]
+    val_set = read("val", classes)
+    if all(record.crowd.all() for record in val_set.records):
+        raise ConfigError(f"{val}: none of its {len(val_set)} images has an object that can be validated on"
+                          + (f": {why}" if (why := val_set.problems.why()) else ""))  # fmt: skip
     # One origin for both: a small set may hold no proof of what the tool that wrote both counts from.
     origins: dict[str, Origin] = dict.fromkeys(splits, "auto")
-    if 0 in (whole.voc_origin, judged.voc_origin):
-        origins |= {name: 0 for name, d in (("train", whole), ("val", judged)) if d.voc_origin is not None}
-        judged = read("val", classes, origins["val"])
-    kept = read("train", classes, origins["train"])
+    if 0 in (train_set.voc_origin, val_set.voc_origin):
+        origins |= {name: 0 for name, d in (("train", train_set), ("val", val_set)) if d.voc_origin is not None}
+        val_set = read("val", classes, origins["val"])
+    train_kept = read("train", classes, origins["train"])
     more: dict[str, list[tuple[str, str]]] = {name: [] if format == "auto" else [("format", format)] for name in splits}
     for name in splits:
         if origins[name] == 0:
@@ -114,9 +114,9 @@ def new_config(
     text = _text(
         out,
         [line for name in splits for line in split_lines(name, *splits[name], out, more[name])],
-        kept,
-        judged,
-        sorted(set(whole.class_names) - set(classes)),
+        train_kept,
+        val_set,
+        sorted(set(train_set.class_names) - set(classes)),
         detector,
         size,
         this_hardware(),

@@ -29,11 +29,11 @@ def split_lines(
 
 def relative(path: Path, out: Path) -> str:
     """`path` as seen from the folder of `out`, with forward slashes."""
-    here, there = out.parent.resolve(), absolute_path(path)  # a link has its own name and place
+    folder, target = out.parent.resolve(), absolute_path(path)  # a link has its own name and place
     try:
-        relative = Path(os.path.relpath(there, here)).as_posix()
+        relative = Path(os.path.relpath(target, folder)).as_posix()
     except ValueError:  # another drive
-        return there.as_posix()
+        return target.as_posix()
     return f"./{relative}" if relative.startswith("~") else relative  # a leading ~ would mean the home folder
 
 

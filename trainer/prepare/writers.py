@@ -1,4 +1,4 @@
-"""Writing a data set as COCO, VOC, YOLO or a JSON list. Each returns what its format could not represent."""
+"""Writing a data set as COCO, VOC, YOLO or a JSON list. Each writer returns notes on what its format cannot hold."""
 
 from __future__ import annotations
 
@@ -142,11 +142,11 @@ def write_yolo(dataset: CocoDataset, names: Sequence[str], folder: Path, split: 
     if foreign:
         notes.append(f"{foreign} pictures are unreadable or not of their annotated size, which was taken")
     if not with_pictures:
-        own = {record.path.resolve() for record in dataset.records}
-        others = sum(path.resolve() not in own for path in pictures_in(dataset.images_dir))
-        if others:
+        named = {record.path.resolve() for record in dataset.records}
+        unnamed = sum(path.resolve() not in named for path in pictures_in(dataset.images_dir))
+        if unnamed:
             notes.append(
-                f"{others} more pictures are in {dataset.images_dir}: YOLO takes them for empty ones; use --copy"
+                f"{unnamed} more pictures are in {dataset.images_dir}: YOLO takes them for empty ones; use --copy"
             )
     if lost:
         notes.append(f"{lost} ignored boxes (crowds, difficult, ignore regions) were left out: YOLO has none")
