@@ -10,9 +10,9 @@ from trainer.config.augment_sections import CropConfig
 
 
 def random_crop(picture: Picture, config: CropConfig, rng: np.random.Generator) -> Picture:
-    """A part of `picture` that fulfils `config`, at whole pixels, boxes moved and not clipped; else `picture` itself.
+    """A crop of `picture` at whole pixels that meets `config`, boxes moved and not clipped; else `picture` itself.
 
-    Without objects any crop will do.
+    Without objects every crop meets it.
     """
     height, width = picture.size_hw
     least = float(rng.choice(config.least))
@@ -40,7 +40,7 @@ def _sides(height: int, width: int, config: CropConfig, rng: np.random.Generator
 def _around(
     box: Boxes, size_hw: tuple[int, int], crop_hw: tuple[int, int], rng: np.random.Generator
 ) -> tuple[int, int]:
-    """The corner of a crop drawn evenly from those that hold `box` [4] whole, or are wholly inside a larger one."""
+    """The corner of a crop that contains `box` [4], or that lies within a larger box, drawn evenly."""
     corner = []
     for low, high, side, crop in zip(box[:2], box[2:], size_hw[::-1], crop_hw[::-1], strict=True):
         first, last = sorted((int(np.ceil(high)) - crop, int(np.floor(low))))

@@ -41,7 +41,7 @@ def noise(image: Image, config: NoiseConfig, rng: np.random.Generator) -> Image:
     drawn: Image = np.frombuffer(rng.bytes(h * w * channels), np.uint8).reshape(h, w, channels)
     if channels == 1:
         drawn = np.asarray(cv2.cvtColor(drawn, cv2.COLOR_GRAY2BGR), np.uint8)
-    # What brightens and what darkens apart: both stay bytes, for which OpenCV is fastest.
+    # Brightening and darkening are separate steps: both are bytes then, for which OpenCV is fastest.
     more, less = (np.clip(sign * steps, 0, 255).astype(np.uint8) for sign in (1, -1))
     return np.asarray(cv2.subtract(cv2.add(image, cv2.LUT(drawn, more)), cv2.LUT(drawn, less)), np.uint8)
 

@@ -1,4 +1,4 @@
-"""Where pixels go, and their boxes with them: placing in the input, mirroring, affine maps, clipping."""
+"""Geometry of pictures and their boxes: placing in the input, mirroring, affine maps, clipping."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Labels = NDArray[np.int64]
 
 
 class Picture(NamedTuple):
-    """A picture with its objects, at any stage."""
+    """A picture with its objects, at any stage of the pipeline."""
 
     image: Image
     """uint8 [h,w,3] BGR."""
@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture goes: resized to `resized_hw`, its top left corner at `offset_xy` of the input."""
+    """Where a picture lies in an input of `size_hw`: resized to `resized_hw`, its top left corner at `offset_xy`."""
 
     size_hw: tuple[int, int]
     source_hw: tuple[int, int]
@@ -71,7 +71,7 @@ class Placement:
 
 
 def resized_placement(source_hw: tuple[int, int], resize: Resize) -> Placement:
-    """The deployment's own rule."""
+    """The placement that deployment uses, by the rule `resize`."""
     fitted = resize.fit(source_hw)
     return Placement(fitted.size_hw, source_hw, fitted.resized_hw, (0, 0), fitted.fill_bgr)
 
@@ -96,7 +96,7 @@ def random_placement(
 
 
 def log_uniform(span: tuple[float, float], rng: np.random.Generator) -> float:
-    """As likely to be halved as doubled."""
+    """A factor within `span`, drawn evenly on a logarithmic scale: half is as likely as double."""
     return float(np.exp(rng.uniform(np.log(span[0]), np.log(span[1]))))
 
 
@@ -156,8 +156,8 @@ def visible_boxes(
 ) -> tuple[Boxes, NDArray[np.bool_]]:
     """Boxes [G,4] clipped to the input, and which to keep [G].
 
-    Kept are boxes of which at least the share `min_visible` (one, or [G]) of the area is inside, and whose sides
-    are at least 1 px: below that an object has no pixel to be seen by.
+    A box is kept where at least the share `min_visible` (one, or [G]) of its area is inside, and its clipped sides have
+    at least 1 px: a smaller object has no pixel of its own.
     """
     return boxes_in_window(boxes_xyxy, (slice(0, size_hw[0]), slice(0, size_hw[1])), min_visible)
 
@@ -176,5 +176,5 @@ def boxes_in_window(
 
 
 def least_visible(labels: Labels, min_visible: float) -> NDArray[np.float64]:
-    """[G] shares below which a box goes: `min_visible`, and 0 for a region to be ignored, whatever is cut off."""
+    """[G] the least visible share of each box: `min_visible`, and 0 for ignore regions, which always stay."""
     return np.where(labels < 0, 0.0, min_visible)

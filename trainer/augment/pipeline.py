@@ -1,4 +1,4 @@
-"""One training view of a picture: every augmentation in its order, which is that of the fields of `AugmentConfig`."""
+"""One training view of a picture: all augmentations, in the order of the fields of `AugmentConfig`."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def augment(
 ) -> tuple[Image, Boxes, Labels]:
     """One training view of a picture: (input uint8 [H,W,3], boxes [G,4] in input pixels, labels [G]).
 
-    Where nothing fires, the pixels are those of `runtime.images.image.letterbox`. G may be smaller than it was:
-    `visible_boxes` says which boxes stay, of regions to be ignored (negative labels) whatever is left; mosaic, mixup
-    and copy_paste bring objects of other pictures. These, hard_negatives and the transforms of other libraries need
-    `sources`; ValueError without. What finds no place or no readable picture does not happen.
+    Where no augmentation happens, the pixels are those of the letterbox. G may change: `visible_boxes` says which boxes
+    stay, and ignore regions (negative labels) always stay; mosaic, mixup and copy_paste add objects of other pictures.
+    These, hard_negatives and the transforms of other libraries need `sources`, and raise ValueError without. A step
+    that finds no place or no readable picture is skipped.
     """
     if sources is None:
-        if asked := needs_sources(config):
-            raise ValueError(f"augment: {', '.join(asked)} need `sources` to draw from")
+        if needed := needs_sources(config):
+            raise ValueError(f"augment: {', '.join(needed)} need `sources` to draw from")
         sources = Sources()
     run = _Run(config, sources, rng)
     if run.fires(config.multi_scale.probability):
@@ -65,8 +65,8 @@ def augment(
 def needs_sources(config: AugmentConfig) -> list[str]:
     """The sections of `config` that are on and draw from more than the picture itself."""
     sections = ("hard_negatives", "copy_paste", "mosaic", "mixup")
-    asked = [name for name in sections if getattr(config, name).probability]
-    return asked + [name for name in ("torchvision", "albumentations") if getattr(config, name)]
+    needed = [name for name in sections if getattr(config, name).probability]
+    return needed + [name for name in ("torchvision", "albumentations") if getattr(config, name)]
 
 
 def closed(config: AugmentConfig, epochs_left: int) -> AugmentConfig:
@@ -82,7 +82,7 @@ class _Run:
     rng: np.random.Generator
 
     def fires(self, probability: float) -> bool:
-        """Draws only where something may happen, so that an augmentation that is off changes no other's numbers."""
+        """Whether an augmentation happens. One that is off draws nothing, so that the others' numbers stay the same."""
         return probability > 0 and self.rng.random() < probability
 
     def view(self, picture: Picture, resize: Resize) -> Picture:
@@ -110,7 +110,7 @@ class _Run:
         return self.placed(picture, placement, effects)
 
     def prepared(self, picture: Picture, fill_bgr: tuple[int, int, int]) -> tuple[Picture, list[Effect]]:
-        """What happens to the picture before the one resize, and what is drawn for the input's pixels."""
+        """The picture after all steps before the resize, and the effects that were drawn for the input's pixels."""
         config, rng = self.config, self.rng
         if config.own:
             picture = Picture(*custom_augmentations(config.own, *picture, rng))
@@ -140,7 +140,7 @@ class _Run:
         return picture
 
     def clipped(self, picture: Picture) -> Picture:
-        """Boxes as far as the picture shows them: shears and turns may have left parts, or all, of one outside."""
+        """`picture` with its boxes clipped: shears and turns may have moved a part of one, or all of it, outside."""
         image, boxes, labels = picture
         height, width = picture.size_hw
         if not len(boxes) or not ((boxes[:, :2] < 0).any() or (boxes[:, 2:] > (width, height)).any()):
@@ -149,7 +149,7 @@ class _Run:
         return Picture(image, boxes[keep], labels[keep])
 
     def placed(self, picture: Picture, placement: Placement, effects: list[Effect]) -> Picture:
-        """The one resize, then what happens to the input's pixels, where the picture is; boxes clipped to that."""
+        """The input: the picture resized, then the effects on the pixels that it covers; boxes clipped to those."""
         config, rng = self.config, self.rng
         view, window = placement.apply(picture.image), placement.window
         for effect in effects:

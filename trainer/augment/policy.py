@@ -1,7 +1,7 @@
 """TrivialAugment and AutoAugment, with boxes.
 
 Geometric steps act on the picture, before the one resize; photometric steps on the input's pixels, after it, where
-they cost a fraction and hit every picture with the same strength. The two kinds commute but for the fill's color.
+they cost less and have the same strength for every picture. Their order matters for the color of the fill only.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Step(NamedTuple):
     name: str
     strength: float
     box_probability: float = 1.0
-    """Of steps within boxes: how likely each box is hit."""
+    """Of a step within boxes: the probability for each box."""
 
 
 def trivial_steps(config: TrivialConfig, rng: np.random.Generator) -> list[Step]:
@@ -61,7 +61,7 @@ def trivial_steps(config: TrivialConfig, rng: np.random.Generator) -> list[Step]
 
 
 def auto_steps(config: AutoConfig, rng: np.random.Generator) -> list[Step]:
-    """One sub-policy's steps. Of a step within boxes each box is hit by a third of the probability, as published."""
+    """The steps of one sub-policy. A step within boxes changes a box with a third of its probability, as published."""
     policy = V0 if config.policy == "v0" else config.policy
     steps = []
     for name, probability, level in policy[rng.integers(len(policy))]:
@@ -73,7 +73,7 @@ def auto_steps(config: AutoConfig, rng: np.random.Generator) -> list[Step]:
 
 
 def _strength(name: str, level: float, sign: float) -> float:
-    """AutoAugment's meaning of a level 0..1."""
+    """The strength that AutoAugment gives to a level 0..1."""
     if name in _FACTORS:
         return level * 1.8 - 0.9  # a factor from 0.1 to 1.9; the sign is not drawn
     if name.startswith("translate"):

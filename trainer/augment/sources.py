@@ -1,4 +1,4 @@
-"""What augmentation draws from beside the picture itself: other training pictures, mined false positives."""
+"""What augmentation needs besides the picture itself: other training pictures, mined false positives, transforms."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """Draws are functions of the generator and the files alone, so that every loader process draws the same."""
+    """The draws depend on the generator and the files only, so that every loader process draws the same."""
 
     reader: Reader | None = None
-    """Of the training pictures; without one there are no others."""
+    """Reads the training pictures; without a reader there are no other pictures."""
     holders: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """[O] the picture of every object that may be copied."""
+    """[O] for every object that may be copied, the index of its picture."""
     negatives: Sequence[Negative] = ()
     transforms: Sequence[Transform] = ()
     """Of torchvision, then of albumentations."""
@@ -89,7 +89,7 @@ class Sources:
 
 
 def copyable(boxes_xyxy: Boxes, labels: Labels, size_hw: tuple[int, int], config: CopyPasteConfig) -> Labels:
-    """Rows of the objects that `config` lets be copied; regions to be ignored are none."""
+    """Rows of the objects that `config` allows to copy; ignore regions are not objects."""
     low, high = config.sides
     boxes = boxes_xyxy.astype(np.float64)
     sides = boxes[:, 2:] - boxes[:, :2]

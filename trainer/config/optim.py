@@ -131,11 +131,9 @@ def schedule_mapping(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def under_preset(mapping: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`mapping` without the keys of a preset that `over` asks for: what a file says of them would make it nothing."""
-    schedule, asked = mapping.get("schedule"), over.get("schedule")
-    if not isinstance(schedule, dict) or not isinstance(asked, dict) or asked.get("preset") not in PRESETS:
+    """`mapping` without the schedule keys of the preset that `over` asks for: they would override the preset."""
+    schedule, new_schedule = mapping.get("schedule"), over.get("schedule")
+    preset = PRESETS.get(str(new_schedule.get("preset"))) if isinstance(new_schedule, dict) else None
+    if not isinstance(schedule, dict) or preset is None:
         return mapping
-    return {
-        **mapping,
-        "schedule": {key: value for key, value in schedule.items() if key not in PRESETS[asked["preset"]]},
-    }
+    return {**mapping, "schedule": {key: value for key, value in schedule.items() if key not in preset}}

@@ -7,14 +7,16 @@ NMS only (`models.deploy.nms`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Concatenate, Literal, NamedTuple, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.evaluation.matching import pairwise_iou
 
+P = ParamSpec("P")
 Nms = Literal["hard", "soft", "soft-linear", "wbf"]
 SIGMA = 0.5
 """Width of the Gaussian, as Bodla et al. use it."""
@@ -58,47 +60,62 @@ def merge(candidates: Candidates, nms: Nms, iou: float, lowest: float, views: in
     return merged.take(merged.scores > lowest)
 
 
+Merging = Callable[Concatenate[Candidates, P], Candidates]
+
+
+def by_class(one: Merging[P]) -> Merging[P]:
+    """Let `one`, which is for candidates of one class, take those of all classes; it gives them by falling score."""
+
+    @wraps(one)
+    def merge_all(candidates: Candidates, *args: P.args, **kwargs: P.kwargs) -> Candidates:
+        labels = np.unique(candidates.labels)
+        parts = [one(candidates.take(candidates.labels == label), *args, **kwargs) for label in labels]
+        return join(parts).ranked() if parts else candidates
+
+    return merge_all
+
+
+def join(parts: Sequence[Candidates]) -> Candidates:
+    """The candidates of all `parts`, of which there is at least one."""
+    return Candidates(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+@by_class
 def greedy_nms(candidates: Candidates, iou: float) -> Candidates:
     """What greedy class-aware NMS keeps: a kept box suppresses those of lower score that it overlaps by more than
     `iou`."""
-
-    def keep(one_class: Candidates) -> Candidates:
-        overlaps = pairwise_iou(one_class.boxes_xyxy, one_class.boxes_xyxy)
-        kept = np.ones(len(one_class.scores), np.bool_)
-        for i in range(len(kept)):
-            if kept[i]:
-                kept[i + 1 :] &= overlaps[i, i + 1 :] <= iou
-        return one_class.take(kept)
-
-    return _by_class(candidates, keep)
+    overlaps = pairwise_iou(candidates.boxes_xyxy, candidates.boxes_xyxy)
+    kept = np.ones(len(candidates.scores), np.bool_)
+    for i in range(len(kept)):
+        if kept[i]:
+            kept[i + 1 :] &= overlaps[i, i + 1 :] <= iou
+    return candidates.take(kept)
 
 
+@by_class
 def soft_nms(
-    candidates: Candidates, decay: Literal["gaussian", "linear"], lowest: float,
-    sigma: float = SIGMA, iou: float = SOFT_IOU,
+    candidates: Candidates, decay: Literal["gaussian", "linear"], lowest: float, sigma: float = SIGMA,
+    iou: float = SOFT_IOU,
 ) -> Candidates:  # fmt: skip
     """Soft-NMS (Bodla et al., ICCV 2017, figure 2): the best box left lowers the scores of those that overlap it.
 
     By exp(-IoU^2 / sigma), or from `iou` on by 1 - IoU. Boxes that fall to `lowest` or below are dropped on the way.
     """
-
-    def lower(one_class: Candidates) -> Candidates:
-        overlaps = pairwise_iou(one_class.boxes_xyxy, one_class.boxes_xyxy)
-        factors = np.exp(-(overlaps**2) / sigma) if decay == "gaussian" else np.where(overlaps >= iou, 1 - overlaps, 1)
-        scores, left = one_class.scores.copy(), one_class.scores > lowest
-        kept: list[int] = []
-        while left.any():
-            best = int(np.where(left, scores, -1).argmax())
-            kept.append(best)
-            left[best] = False
-            scores[left] *= factors[best, left]
-            left &= scores > lowest
-        order = np.array(kept, np.int64)
-        return Candidates(one_class.boxes_xyxy[order], scores[order], one_class.labels[order])
-
-    return _by_class(candidates, lower)
+    overlaps = pairwise_iou(candidates.boxes_xyxy, candidates.boxes_xyxy)
+    factors = np.exp(-(overlaps**2) / sigma) if decay == "gaussian" else np.where(overlaps >= iou, 1 - overlaps, 1)
+    scores, remaining = candidates.scores.copy(), candidates.scores > lowest
+    chosen: list[int] = []
+    while remaining.any():
+        best = int(np.where(remaining, scores, -1).argmax())
+        chosen.append(best)
+        remaining[best] = False
+        scores[remaining] *= factors[best, remaining]
+        remaining &= scores > lowest
+    order = np.array(chosen, np.int64)
+    return candidates._replace(scores=scores).take(order)
 
 
+@by_class
 def weighted_boxes_fusion(candidates: Candidates, views: int = 1, iou: float = WBF_IOU) -> Candidates:
     """Weighted boxes fusion (Solovyev et al., 2021, section 3.1): clusters of boxes become their weighted mean.
 
@@ -106,30 +123,18 @@ def weighted_boxes_fusion(candidates: Candidates, views: int = 1, iou: float = W
     founds one. A fused box is the mean of its candidates weighted with their scores (equations 2, 3), its score their
     mean (1), times min(T, N) / N (6) for T candidates from N `views`: what only few views see counts less.
     """
-
-    def fuse(one_class: Candidates) -> Candidates:
-        count = len(one_class.scores)
-        fused, mass, members = np.zeros((count, 4)), np.zeros(count), np.zeros(count, np.int64)
-        clusters = 0
-        for box, score in zip(one_class.boxes_xyxy, one_class.scores, strict=True):
-            overlaps = pairwise_iou(box[None], fused[:clusters])[0]
-            if clusters and overlaps.max() > iou:
-                chosen = int(overlaps.argmax())
-            else:
-                chosen, clusters = clusters, clusters + 1
-            fused[chosen] = (fused[chosen] * mass[chosen] + box * score) / (mass[chosen] + score)
-            mass[chosen] += score
-            members[chosen] += 1
-        mean = mass[:clusters] / members[:clusters]
-        scores = mean * np.minimum(members[:clusters], views) / views
-        return Candidates(fused[:clusters], scores, one_class.labels[:clusters])
-
-    return _by_class(candidates, fuse)
-
-
-def _by_class(candidates: Candidates, one: Callable[[Candidates], Candidates]) -> Candidates:
-    """`one` for the candidates of each class; all results by falling score."""
-    parts = [one(candidates.take(candidates.labels == label)) for label in np.unique(candidates.labels)]
-    if not parts:
-        return candidates
-    return Candidates(*(np.concatenate(columns) for columns in zip(*parts, strict=True))).ranked()
+    count = len(candidates.scores)
+    fused, mass, members = np.zeros((count, 4)), np.zeros(count), np.zeros(count, np.int64)
+    clusters = 0
+    for box, score in zip(candidates.boxes_xyxy, candidates.scores, strict=True):
+        overlaps = pairwise_iou(box[None], fused[:clusters])[0]
+        if clusters and overlaps.max() > iou:
+            chosen = int(overlaps.argmax())
+        else:
+            chosen, clusters = clusters, clusters + 1
+        fused[chosen] = (fused[chosen] * mass[chosen] + box * score) / (mass[chosen] + score)
+        mass[chosen] += score
+        members[chosen] += 1
+    mean = mass[:clusters] / members[:clusters]
+    scores = mean * np.minimum(members[:clusters], views) / views
+    return Candidates(fused[:clusters], scores, candidates.labels[:clusters])
