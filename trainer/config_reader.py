@@ -66,8 +66,10 @@ def _model_of(checkpoint: str, over: Any) -> Any:
         return over
     require_installed(model, over, checkpoint)
     if over.get("detector", model.get("detector")) != model.get("detector"):
-        raise ConfigError(f"model.detector: {checkpoint} is {model.get('detector')}, not {over['detector']}; leave it "
-                          "out: with init the model is the checkpoint's")  # fmt: skip
+        raise ConfigError(
+            f"model.detector: {checkpoint} is {model.get('detector')}, not {over['detector']}; leave it "
+            "out: with init the model is the checkpoint's"
+        )
     return merge(model, over)
 
 
@@ -108,8 +110,10 @@ def qat_config(checkpoint: str | Path, overrides: Sequence[str] = ()) -> TrainCo
 
     training = dict(read_checkpoint(checkpoint)["card"].get("training") or {})
     if "data" not in training:
-        raise ConfigError(f"{checkpoint}: it does not say what it was trained on (an imported checkpoint does not); "
-                          f"name a config: trainer fit CONFIG --qat {checkpoint}")  # fmt: skip
+        raise ConfigError(
+            f"{checkpoint}: it does not say what it was trained on (an imported checkpoint does not); "
+            f"name a config: trainer fit CONFIG --qat {checkpoint}"
+        )
     optim, schedule = dict(training["optim"]), dict(training["schedule"])
     optim["lr"] *= 0.1
     schedule |= {"epochs": max(3, round(schedule["epochs"] / 5)), "swa_epochs": 0}

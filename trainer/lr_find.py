@@ -61,8 +61,10 @@ def range_test(step: Callable[[float], float], rates: Sequence[float]) -> RangeT
             break
         smooth.append(value)
     if len(smooth) < 5:
-        raise TrainingError(f"the loss diverged at step {len(smooth) + 1} of the range test, at a rate of "
-                            f"{rates[len(smooth)]:.3g}; start lower with --low")  # fmt: skip
+        raise TrainingError(
+            f"the loss diverged at step {len(smooth) + 1} of the range test, at a rate of "
+            f"{rates[len(smooth)]:.3g}; start lower with --low"
+        )
     # Straight lines through a fifth of the points each: the slope between neighbors is mostly noise.
     half = max(len(smooth) // 10, 1)
     x, y = np.log(np.array(rates[: len(smooth)])), np.array(smooth)

@@ -90,9 +90,12 @@ def paste(
 
 
 def _may_lie(
-    picture: Picture, hidden: NDArray[np.float64], patch: NDArray[np.integer], label: int,
+    picture: Picture,
+    hidden: NDArray[np.float64],
+    patch: NDArray[np.integer],
+    label: int,
     config: CopyPasteConfig | HardNegativesConfig,
-) -> bool:  # fmt: skip
+) -> bool:
     """Whether a patch over the rectangle `patch` [4], which covers things within `hidden` [4], harms nothing."""
     boxes = picture.boxes_xyxy.astype(np.float64)
     touched = _common(boxes, patch) > 0
@@ -152,9 +155,12 @@ def uncovered(boxes_xyxy: Boxes, hidden_xyxy: Boxes) -> tuple[Boxes, NDArray[np.
 
 
 def paste_all(
-    picture: Picture, patches: Sequence[Patch | None], config: CopyPasteConfig | HardNegativesConfig,
-    min_visible: float, rng: np.random.Generator,
-) -> Picture:  # fmt: skip
+    picture: Picture,
+    patches: Sequence[Patch | None],
+    config: CopyPasteConfig | HardNegativesConfig,
+    min_visible: float,
+    rng: np.random.Generator,
+) -> Picture:
     """`picture` with those of `patches` that find a place, one above the other.
 
     Boxes below a patch shrink as `uncovered` says. A box is dropped where less than the share `min_visible` of it is

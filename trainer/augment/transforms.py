@@ -68,8 +68,10 @@ class AlbumentationsTransforms:
         try:
             import albumentations
         except ImportError as error:
-            raise ConfigError("augment.albumentations: albumentations is not installed; pip install "
-                              f"'isodet[albumentations]', or take these steps out ({error})") from None  # fmt: skip
+            raise ConfigError(
+                "augment.albumentations: albumentations is not installed; pip install "
+                f"'isodet[albumentations]', or take these steps out ({error})"
+            ) from None
         if not hasattr(albumentations.Compose, "set_random_seed"):
             raise ConfigError(f"augment.albumentations: version 2 is needed, {albumentations.__version__} is installed")
         built = _built("albumentations", albumentations, albumentations.BasicTransform, steps)
@@ -102,8 +104,10 @@ def _require_picture(key: str, shape: str, image: Any, is_uint8: bool, channels:
 def _returned(picture: Picture, image: Image, boxes: Any, rows: Any, key: str) -> Picture:
     """The transformed picture, without boxes that have lost their area."""
     if len(boxes) != len(rows):
-        raise ConfigError(f"augment.{key}: {len(boxes)} boxes came back with {len(rows)} labels; a transform that "
-                          "leaves boxes out must leave out their labels, too")  # fmt: skip
+        raise ConfigError(
+            f"augment.{key}: {len(boxes)} boxes came back with {len(rows)} labels; a transform that "
+            "leaves boxes out must leave out their labels, too"
+        )
     boxes = np.asarray(boxes, np.float32)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
     return Picture(image, boxes[kept], picture.labels[rows[kept]])

@@ -176,7 +176,9 @@ class LrFind(Configured):
         with tqdm(unit="step", disable=self.quiet) as bar:
             result = find_lr(config, self.low, self.high, self.steps, progress=updates(bar))
         ended = f"diverged at {result.diverged:.2g}" if result.diverged else f"did not diverge up to {self.high:g}"
-        print(f"loss falls fastest at {result.steepest:.2g}, {ended}\nwrote {plot_range_test(result, self.out)}\n"
-              f"next: trainer fit {shlex.join([str(self.config), *self.overrides])} "
-              f"optim.lr={result.suggestion:.2g}")  # fmt: skip
+        print(
+            f"loss falls fastest at {result.steepest:.2g}, {ended}\nwrote {plot_range_test(result, self.out)}\n"
+            f"next: trainer fit {shlex.join([str(self.config), *self.overrides])} "
+            f"optim.lr={result.suggestion:.2g}"
+        )
         return 0

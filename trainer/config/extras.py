@@ -50,8 +50,10 @@ class DistillConfig:
 def require_comparable(config: DistillConfig, student: ModelConfig, teacher: ModelConfig) -> None:
     """Raise `ConfigError` where `student` cannot learn from `teacher` what `config` asks for."""
     if teacher.classes != student.classes:
-        raise ConfigError(f"distill.teacher: {config.teacher} knows {_classes(teacher)}, this model {_classes(student)}"
-                          "; the classes must be the same, in the same order")  # fmt: skip
+        raise ConfigError(
+            f"distill.teacher: {config.teacher} knows {_classes(teacher)}, this model {_classes(student)}"
+            "; the classes must be the same, in the same order"
+        )
     if teacher.neck.levels != student.neck.levels:
         raise ConfigError(
             f"distill.teacher: {config.teacher} has the pyramid levels {list(teacher.neck.levels)}, this model "
@@ -94,8 +96,10 @@ class AuxiliaryConfig:
         if automatic_batch:
             raise ConfigError("batch_size: auto does not count the memory of the auxiliary head; give a number")
         if quantized:
-            raise ConfigError("auxiliary: a network that trains as 8 bits (qat) has no pyramid of its own to read; "
-                              "leave auxiliary out")  # fmt: skip
+            raise ConfigError(
+                "auxiliary: a network that trains as 8 bits (qat) has no pyramid of its own to read; "
+                "leave auxiliary out"
+            )
         if self.coarse != 1 and not (model.assign.part.grown or model.assign.part.shrunk):
             assigner = f"your own assigner ({model.assign.kind})" if is_custom(model.assign.kind) else model.assign.kind
             raise ConfigError(f"auxiliary.coarse: what is coarse of {assigner} is not known; set coarse: 1")

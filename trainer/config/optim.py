@@ -110,8 +110,10 @@ class ScheduleConfig:
         require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
         require(
             list(self.milestones) == sorted(self.milestones) and all(0 < m < 1 for m in self.milestones),
-            "milestones", "rising parts of the run between 0 and 1", self.milestones,
-        )  # fmt: skip
+            "milestones",
+            "rising parts of the run between 0 and 1",
+            self.milestones,
+        )
         require(0 < self.gamma <= 1, "gamma", "above 0, at most 1", self.gamma)
         require(0 <= self.final <= 1, "final", "0 to 1", self.final)
         require(self.patience >= 1, "patience", "1 or more", self.patience)

@@ -71,14 +71,17 @@ def config_schema() -> dict[str, Any]:
     model = needed["properties"].pop("model")
     needed["required"].remove("model")
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A training configuration of isodet",
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A training configuration of isodet",
         **schema,
         # What is missing here may stand in a file below. With `init` the model is the checkpoint's.
-        "if": {"required": ["_base_"]}, "else": {
+        "if": {"required": ["_base_"]},
+        "else": {
             **needed,
-            "if": {"required": ["init"]}, "else": {"required": ["model"], "properties": {"model": model}},
+            "if": {"required": ["init"]},
+            "else": {"required": ["model"], "properties": {"model": model}},
         },
-    }  # fmt: skip
+    }
 
 
 def _value(preset: str, key: str, default: Any) -> Any:

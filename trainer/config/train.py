@@ -96,13 +96,16 @@ class TrainConfig:
         require(0 <= self.seed < 1 << 32, "seed", "a whole number from 0 to 2**32 - 1", self.seed)
         for section, last in self.augment.closing.items():
             if last >= self.schedule.epochs:
-                raise ConfigError(f"augment.{section}.close_epochs: {last} of {self.schedule.epochs} epochs leave none "
-                                  f"with {section}; lower it, or set augment.{section}.probability to 0")  # fmt: skip
+                raise ConfigError(
+                    f"augment.{section}.close_epochs: {last} of {self.schedule.epochs} epochs leave none "
+                    f"with {section}; lower it, or set augment.{section}.probability to 0"
+                )
         if self.schedule.swa_epochs and self.optim.ema:
             raise ConfigError("schedule.swa_epochs: optim.ema averages the weights already; set one of them to 0")
         if self.optim.stage_decay != 1 and self.model.backbone.name.startswith("timm:"):
-            raise ConfigError("optim.stage_decay: the stages of a timm network are not known; set it to 1 and use "
-                              "optim.backbone_lr")  # fmt: skip
+            raise ConfigError(
+                "optim.stage_decay: the stages of a timm network are not known; set it to 1 and use optim.backbone_lr"
+            )
 
     def _require_statistics(self) -> None:
         model, last = self.model, self.model.neck.levels[1]

@@ -134,9 +134,10 @@ class TrainSet(Dataset["Sample | None"]):
 
 
 def collate(
-    samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL),
+    samples: Sequence[Sample | None],
+    fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL),
     place: Callable[[tuple[int, ...]], NDArray[np.uint8]] = lambda shape: np.empty(shape, np.uint8),
-) -> Batch:  # fmt: skip
+) -> Batch:
     """Stack samples, leaving None out and padding boxes with zeros and labels with -1.
 
     Pictures of different sizes are padded, right and below, with `fill_bgr` to the largest. Where every sample is

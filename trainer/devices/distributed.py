@@ -94,5 +94,7 @@ def check_parallel(config: TrainConfig, group: Group, device: torch.device) -> N
     if group.size > 1 and ":" in config.device:
         raise ConfigError(f"device: {config.device!r} is one GPU for {group.size} processes; use auto or cuda")
     if group.size > 1 and device.type == "cpu" and config.model.backbone.norm == "sync":
-        raise ConfigError("model.backbone.norm: sync needs GPUs (torch has no SyncBatchNorm for CPUs); use gn, whose "
-                          "statistics are each picture's own, or bn")  # fmt: skip
+        raise ConfigError(
+            "model.backbone.norm: sync needs GPUs (torch has no SyncBatchNorm for CPUs); use gn, whose "
+            "statistics are each picture's own, or bn"
+        )

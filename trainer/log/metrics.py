@@ -86,10 +86,13 @@ class MetricsLog:
         """The epoch so far."""
         terms = _TERMS if len(self.terms) > 3 else _TERMS[:3]
         return {
-            "sums": [self.sums.get(name, 0.0) for name in terms], "images": self.images, "batches": self.batches,
-            "train_seconds": self.train_seconds, "wait_seconds": self.wait_seconds,
+            "sums": [self.sums.get(name, 0.0) for name in terms],
+            "images": self.images,
+            "batches": self.batches,
+            "train_seconds": self.train_seconds,
+            "wait_seconds": self.wait_seconds,
             "seconds": time.monotonic() - self.epoch_started,
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on with an epoch that was interrupted: its means and times are those of both parts."""

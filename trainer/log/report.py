@@ -48,9 +48,12 @@ def left_out(
 
 
 def write_report(
-    run: Path, config: TrainConfig, rows: Sequence[dict[str, float]], per_class: Mapping[str, float] | None = None,
+    run: Path,
+    config: TrainConfig,
+    rows: Sequence[dict[str, float]],
+    per_class: Mapping[str, float] | None = None,
     left: Sequence[str] = (),
-) -> Path:  # fmt: skip
+) -> Path:
     """Write the run's plots and `report.html`; returns the page's path. `left`: what `left_out` says."""
     plots = metric_plots(rows, run / "plots")
     validated = [r for r in rows if "map" in r]

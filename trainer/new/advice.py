@@ -133,6 +133,7 @@ def choose_weights(backbone: str) -> Recommendation:
             "imagenet", "torchvision fetches these weights once; null trains from scratch and takes far longer"
         )
     return Recommendation(
-        "null", "from scratch, because torchvision's server did not answer when this was written; with a network "
+        "null",
+        "from scratch, because torchvision's server did not answer when this was written; with a network "
         "set imagenet, without one a path to the file: either needs far fewer epochs",
-    )  # fmt: skip
+    )

@@ -91,13 +91,17 @@ def new_config(
     train_set = read("train", None)
     used = {int(label) for record in train_set.records for label in record.labels[~record.crowd]}
     if not used:
-        raise ConfigError(f"{train}: none of its {len(train_set)} images has an object that can be trained on"
-                          + (f": {why}" if (why := train_set.problems.why()) else ""))  # fmt: skip
+        raise ConfigError(
+            f"{train}: none of its {len(train_set)} images has an object that can be trained on"
+            + (f": {why}" if (why := train_set.problems.why()) else "")
+        )
     classes = [name for label, name in enumerate(train_set.class_names) if label in used]
     val_set = read("val", classes)
     if all(record.crowd.all() for record in val_set.records):
-        raise ConfigError(f"{val}: none of its {len(val_set)} images has an object that can be validated on"
-                          + (f": {why}" if (why := val_set.problems.why()) else ""))  # fmt: skip
+        raise ConfigError(
+            f"{val}: none of its {len(val_set)} images has an object that can be validated on"
+            + (f": {why}" if (why := val_set.problems.why()) else "")
+        )
     # One origin for both: a small set may hold no proof of what the tool that wrote both counts from.
     origins: dict[str, Origin] = dict.fromkeys(splits, "auto")
     if 0 in (train_set.voc_origin, val_set.voc_origin):

@@ -92,8 +92,11 @@ def convert(
     annotations = out / "labels" if to == "yolo" and pictures == "leave" else out
     if pictures != "leave" and (outside := _outside(dataset)):
         verb = "copied" if pictures == "copy" else "linked"
-        notes = [f"{len(outside)} pictures from outside of {dataset.images_dir} were {verb}, the first: {outside[0]}; "
-                 "look at them before you hand the data set on", *notes]  # fmt: skip
+        notes = [
+            f"{len(outside)} pictures from outside of {dataset.images_dir} were {verb}, the first: {outside[0]}; "
+            "look at them before you hand the data set on",
+            *notes,
+        ]
     if problems := dataset.problems.summary():
         notes = [f"the source: {problems}", *notes]
     return Conversion(dataset, written, annotations, images_dir, tuple(notes))

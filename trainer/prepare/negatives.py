@@ -98,20 +98,27 @@ def mine_negatives(
             detections += len(boxes)
             for row in np.flatnonzero(_on_no_object(boxes.boxes_xyxy, record.boxes_xyxy, record.crowd, max_overlap)):
                 x1, y1, x2, y2 = boxes.boxes_xyxy[row].tolist()
-                rows.append({
-                    "image_id": record.id,
-                    "file_name": Path(os.path.relpath(record.path, dataset.images_dir)).as_posix(),
-                    "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
-                    "score": round(float(boxes.scores[row]), 4), "class": boxes.names[row],
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "image_id": record.id,
+                        "file_name": Path(os.path.relpath(record.path, dataset.images_dir)).as_posix(),
+                        "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+                        "score": round(float(boxes.scores[row]), 4),
+                        "class": boxes.names[row],
+                    }
+                )
         if progress is not None:
             progress(done, len(dataset.records))
     if len(skipped) == len(dataset.records):
-        raise MiningError.at(dataset.annotations, f"none of its {len(skipped)} pictures can be read; the first: "
-                          f"{skipped[0][0]}: {skipped[0][1]}")  # fmt: skip
+        raise MiningError.at(
+            dataset.annotations,
+            f"none of its {len(skipped)} pictures can be read; the first: {skipped[0][0]}: {skipped[0][1]}",
+        )
     if not rows:
-        raise MiningError(f"no false positive among {detections} detections at a score of {score:g} and more in "
-                          f"{len(dataset.records)} images; lower --score, or look in other images")  # fmt: skip
+        raise MiningError(
+            f"no false positive among {detections} detections at a score of {score:g} and more in "
+            f"{len(dataset.records)} images; lower --score, or look in other images"
+        )
     rows.sort(key=lambda row: -row["score"])
     folder = Path(os.path.relpath(dataset.images_dir.resolve(), Path(out).resolve().parent)).as_posix()
     content = {"isodet": KIND, "format": FORMAT, "images": folder, "classes": list(detector.class_names),

@@ -58,9 +58,10 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
     if not folder.is_dir():
         raise RunsError.at(folder, "no such folder of runs; name one, or train with `trainer fit`")
     paths = [
-        path for path in folder.iterdir()
+        path
+        for path in folder.iterdir()
         if path.is_dir() and not path.name.startswith(".") and any((path / name).exists() for name in _OF_A_RUN)
-    ]  # fmt: skip
+    ]
     return sorted(map(read_run, sorted(paths)), key=lambda run: run.started or "", reverse=True)
 
 

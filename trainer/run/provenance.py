@@ -60,8 +60,9 @@ def _git(folder: str | Path, *arguments: str) -> str | None:
     """
     environment = os.environ | {
         "GIT_OPTIONAL_LOCKS": "0",  # a look must not stand in the way of the user's own git
-        "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1",  # nor fetch what a partial clone lacks
-    }  # fmt: skip
+        "GIT_ALLOW_PROTOCOL": "none",
+        "GIT_NO_LAZY_FETCH": "1",  # nor fetch what a partial clone lacks
+    }
     try:
         done = subprocess.run(
             ["git", *_HARMLESS, *arguments], cwd=folder, env=environment, capture_output=True, text=True,

@@ -94,9 +94,12 @@ def greedy_nms(candidates: Candidates, iou: float) -> Candidates:
 
 @by_class
 def soft_nms(
-    candidates: Candidates, decay: Literal["gaussian", "linear"], lowest: float, sigma: float = SIGMA,
+    candidates: Candidates,
+    decay: Literal["gaussian", "linear"],
+    lowest: float,
+    sigma: float = SIGMA,
     iou: float = SOFT_IOU,
-) -> Candidates:  # fmt: skip
+) -> Candidates:
     """Soft-NMS (Bodla et al., ICCV 2017, figure 2): the best box left lowers the scores of those that overlap it.
 
     By exp(-IoU^2 / sigma), or from `iou` on by 1 - IoU. Boxes that fall to `lowest` or below are dropped on the way.
