@@ -27,7 +27,7 @@ from trainer.training_model import total_loss
 SMOOTHING = 0.9
 """Weight of the past in the smoothed loss."""
 DIVERGED = 4.0
-"""Times the smallest smoothed loss at which the test ends."""
+"""The test ends where the smoothed loss is this many times its smallest value."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class RangeTest:
     rates: tuple[float, ...]
     """Learning rates tried, rising by a constant factor."""
     losses: tuple[float, ...]
-    """Smoothed loss of each."""
+    """The smoothed loss at each rate."""
     steepest: float
-    """Where the smoothed loss falls fastest along the logarithm of the rate, over a fifth of the test."""
+    """The rate where the smoothed loss falls fastest over the logarithm of the rate, by lines through a fifth of it."""
     diverged: float | None
-    """Where it came to `DIVERGED` times its smallest value, or was not finite; None if it never did."""
+    """The rate where the loss reached `DIVERGED` times its smallest value, or was not finite; None if it did not."""
 
     @property
     def suggestion(self) -> float:
@@ -83,8 +83,8 @@ def find_lr(
 ) -> RangeTest:
     """The range test of a training as `config` describes it, from `low` to `high` in `steps` optimizer steps.
 
-    Its rates are values of `optim.lr`, also where `optim.base_batch` scales it. Nothing is written. Raises what
-    `fit` raises, and `TrainingError` where no slope can be seen.
+    Its rates are values of `optim.lr`, before `optim.base_batch` scales them. Nothing is written. Raises what `fit`
+    raises, and `TrainingError` where the loss has no slope to see.
     """
     if not 0 < low < high or steps < 10:
         raise TrainingError(f"the range test needs 0 < low < high and 10 steps, got {low:g}, {high:g} and {steps}")

@@ -55,14 +55,14 @@ milestones that are passed."""
 
 @dataclass
 class Plateau:
-    """How long the validation mAP has not improved, and what that did to the learning rate."""
+    """How long the validation mAP has not improved, and the factor on the learning rate that follows."""
 
     factor: float = 1.0
-    """What the schedule's rate is multiplied by."""
+    """Factor on the schedule's rate."""
     since_best: int = 0
     """Validations in a row without a better mAP."""
     since_drop: int = 0
-    """The same, counted anew after each drop of the rate."""
+    """The same since the last drop of the rate."""
 
     def update(self, better: bool, config: ScheduleConfig) -> bool:
         """Count a validation; True when the rate dropped."""
@@ -80,12 +80,12 @@ class Plateau:
 def build_schedule(
     optimizer: torch.optim.Optimizer, total_steps: int, config: ScheduleConfig, plateau: Plateau
 ) -> LambdaLR:
-    """`lr_factor` over the run, times what `plateau` says at that moment."""
+    """`lr_factor` over the run, times the current factor of `plateau`."""
     return LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config) * plateau.factor)
 
 
 def refresh_rates(schedule: LambdaLR) -> None:
-    """Give the optimizer the rate of its next step again, after the plateau dropped it."""
+    """Set the rate of the optimizer's next step again, after the plateau dropped it."""
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
     rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
@@ -105,8 +105,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Weights of two or more dimensions decay; norms, biases and per-level scales do not.
 
-    With `backbone_lr` or `stage_decay` other than 1, groups of their own rate: that of stage i of the backbone, 0 the
-    stem and 4 the last, is `lr * backbone_lr * stage_decay ** (4 - i)`, that of everything else `lr`.
+    With `backbone_lr` or `stage_decay` other than 1, the backbone has groups with rates of their own: that of stage i
+    (0 is the stem, 4 the last stage) is `lr * backbone_lr * stage_decay ** (4 - i)`. All other weights have `lr`.
     """
     factors: dict[nn.Parameter, float] = {}
     if (backbone_lr, stage_decay) != (1.0, 1.0):
@@ -126,7 +126,7 @@ def parameter_groups(
 
 
 def add_parameters(optimizer: torch.optim.Optimizer, module: nn.Module, weight_decay: float) -> None:
-    """Let `optimizer` learn `module` at its own rate; does nothing for one without parameters."""
+    """Add the parameters of `module`, if it has any, to `optimizer`, at the optimizer's rate."""
     if list(module.parameters()):
         for group in parameter_groups(module, weight_decay):
             optimizer.add_param_group(group)

@@ -1,4 +1,4 @@
-"""Words of `trainer check-data` about single boxes: what was wrong with them, and which are seldom meant."""
+"""Lines of `trainer check-data` on single boxes and pictures: faults, and what is probably a mistake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EXAMPLES = 3
 
 
 def problem_text(problem: Problem) -> str:
-    """Where a problem is."""
+    """The image and annotation of a problem, and its detail."""
     if problem.image_id is None:
         return problem.detail
     annotation = "" if problem.annotation_id is None else f", annotation {problem.annotation_id}"
@@ -21,7 +21,7 @@ def problem_text(problem: Problem) -> str:
 
 
 def doubtful_boxes(dataset: CocoDataset) -> list[str]:
-    """One line each for boxes of one pixel, and for boxes that are in a picture twice; [] where there are none."""
+    """A line on boxes of one pixel, and one on boxes that a picture has twice; [] without such boxes."""
     pixels: list[str] = []
     twice: list[str] = []
     for record in dataset.records:
@@ -39,7 +39,7 @@ def doubtful_boxes(dataset: CocoDataset) -> list[str]:
 
 
 def unnamed_pictures(datasets: Sequence[CocoDataset]) -> list[str]:
-    """A line for each folder with pictures that lie among those of a JSON file, and that no split names."""
+    """A line for each folder of a JSON file's pictures that has more pictures than the splits name."""
     named = {os.path.abspath(record.path) for dataset in datasets for record in dataset.records}
     named |= {os.path.abspath(p.detail) for dataset in datasets for p in dataset.problems.items if p.reason == NO_FILE}
     of_json = [dataset for dataset in datasets if dataset.annotations.suffix.lower() == ".json"]

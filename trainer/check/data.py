@@ -1,4 +1,4 @@
-"""`trainer check-data`: what is in a data set, and what is wrong with it, before hours are spent on it."""
+"""`trainer check-data`: the content of a data set and its faults, before hours are spent on training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HARD_SIDE = 8.0
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one split holds. Box arrays have one entry for each object that is no crowd."""
+    """The content of one split. Box arrays have one entry for each object that is not a crowd."""
 
     name: str
     dataset: CocoDataset
@@ -52,13 +52,13 @@ class SplitReport:
     wrong_size: tuple[tuple[Path, tuple[int, int], tuple[int, int]], ...]
     """(picture, annotated height and width, real height and width)."""
     turned: int
-    """Pictures annotated as stored and turned by their EXIF orientation; their boxes are turned with them."""
+    """Pictures that are annotated as stored, and turned by their EXIF orientation; their boxes are turned with them."""
     repeated_files: tuple[Path, ...]
     """Files that several images of the annotations name."""
     copies: tuple[tuple[Path, ...], ...]
     """Groups of different files with the same bytes."""
     hashes: dict[str, Path]
-    """SHA-256 to one file that has it."""
+    """SHA-256 to one of the files that have it."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class DataReport:
     shared: tuple[tuple[Path, Path], ...]
     """Pictures that are in training and in validation, byte for byte."""
     origins: str
-    """Where Pascal VOC files of both splits were counted from different origins: that, and what settles it."""
+    """A warning where the Pascal VOC files of both splits count from different origins; else ''."""
     written: tuple[Path, ...]
     not_drawn: tuple[str, ...] = ()
     """Augmentations that have no picture, and why."""
 
     def warnings(self) -> list[str]:
-        """Everything that deserves a look, the most damaging first; [] for a data set without fault."""
+        """A line on each possible fault, the most harmful first; [] for a data set without any."""
         lines = []
         if self.shared:
             pairs = [f"{a.name} = {b.name}" for a, b in self.shared]
@@ -134,7 +134,7 @@ def _check_split(
     broken, wrong_size, turned = [], [], 0
     by_hash: dict[str, list[Path]] = defaultdict(list)
     files = {record.path: record for record in dataset.records}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding runs outside Python's lock
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases Python's lock
         decoded = zip(files.values(), pool.map(_decode, files), strict=True)
         for count, (record, (digest, size, orientation, reason)) in enumerate(decoded, start=1):
             path = record.path
@@ -171,7 +171,7 @@ def _check_split(
 
 
 def input_sides(record: ImageRecord, resize: Resize) -> NDArray[np.float32]:
-    """[G,2] widths and heights, in pixels of the resized input, of a record's objects that are no crowd."""
+    """[G,2] widths and heights, in pixels of the resized input, of a record's objects that are not crowds."""
     boxes = resize.fit((record.height, record.width)).to_input(record.boxes_xyxy[~record.crowd])
     return boxes[:, 2:] - boxes[:, :2]
 

@@ -104,7 +104,7 @@ class TrivialConfig(Section):
     """TrivialAugment (Müller, Hutter 2021): one operation, drawn evenly, at a strength drawn evenly.
 
     strength: 1 reaches up to shear 0.3, shift 0.3 of the side, 30 degrees, and factors from 0.1 to 1.9.
-    geometric: Also operations that move pixels; otherwise those on color only.
+    geometric: Also use operations that move pixels; false: only those on color.
     """
 
     strength: float = 1.0

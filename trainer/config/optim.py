@@ -77,7 +77,7 @@ class ScheduleConfig:
     """The number of epochs, and the learning rate over them.
 
     preset: Published schedules: 12, 24, 36 epochs; a tenth of the rate after 8 and 11, 16 and 22, 27 and 33; 500 steps
-        of warm-up. It lies under the keys that are given; on the command line it replaces what the file says of them.
+        of warm-up. Keys in the file override the preset; a preset on the command line overrides the file.
     epochs: Epochs of the run.
     kind: cosine falls to `final`; step multiplies the rate by `gamma` at `milestones`; plateau does so after
         `patience`.

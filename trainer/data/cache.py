@@ -1,9 +1,9 @@
 """Decoded training pictures, kept in memory or on disk and shared by all loader processes.
 
-One mapped file with a slot for each picture: places are given out once, from the annotated sizes, until the budget is
-spent. So the cache never grows past it, and nothing is ever thrown out to be decoded again. A slot counts as filled
-only while the checksum of its pixels is right and the picture file has the size and time of change that it had; else
-the picture is decoded, as without a cache. What comes back is the same, bit for bit.
+One mapped file has a slot for each picture. Slots are assigned once, from the annotated sizes, until the budget is
+spent: so the cache never grows past it, and no picture is dropped to be decoded again. A slot is valid only while the
+checksum of its pixels is right and the picture file has the same size and time of change; else the picture is decoded,
+as without a cache. The pixels are the same either way, bit for bit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def reduced_hw(hw: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 class Pictures:
-    """Reads pictures, reduced where that is wanted; without a cache."""
+    """Reads pictures, without a cache."""
 
     def __init__(self, reduce_to: int = 0) -> None:
         self.reduce_to = reduce_to
@@ -54,19 +54,19 @@ class Pictures:
         return np.asarray(cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA), np.uint8)
 
     def describe(self) -> str:
-        """For a log; '' where there is nothing to say."""
+        """A sentence for the log; '' without a cache."""
         return ""
 
 
 class CachedPictures(Pictures):
-    """`Pictures` with a slot file. A copy that is sent to another process maps the same file."""
+    """`Pictures` with slots. A copy that is sent to another process maps the same memory or file."""
 
     def __init__(
         self, records: Sequence[ImageRecord], budget: int, reduce_to: int, folder: Path | None, share: int = 1
     ) -> None:
-        """`budget` in bytes; `folder` for the file on disk, None for memory, of which `share` processes take as much.
+        """`budget`: bytes. `folder`: of the file on disk; None for memory, where `share` processes each have a cache.
 
-        Raises `ConfigError` where there is not so much memory or disk.
+        Raises `ConfigError` where there is not enough memory or disk.
         """
         super().__init__(reduce_to)
         sizes = {record.path: reduced_hw((record.height, record.width), reduce_to) for record in records}
@@ -134,7 +134,7 @@ class CachedPictures(Pictures):
         try:
             stat = path.stat()
         except OSError:
-            slot = None  # reading says what is wrong
+            slot = None  # reading it raises the error
         if slot is None:
             return super().read(path)
         number, offset, size = slot
@@ -143,13 +143,13 @@ class CachedPictures(Pictures):
         h, w = int(entry["height"]), int(entry["width"])
         unchanged = (int(entry["mtime_ns"]), int(entry["size"])) == (stat.st_mtime_ns, stat.st_size)
         if entry["full"] and unchanged and h * w * 3 == size:
-            image: Image = pixels.reshape(h, w, 3).copy()  # a copy first: the checksum is of what is handed out
+            image: Image = pixels.reshape(h, w, 3).copy()  # first: the checksum must be that of the returned pixels
             if zlib.crc32(image.data) == int(entry["crc"]):
                 return image
         image = super().read(path)
         if image.size == size:  # otherwise the annotated size is wrong, and there is no room
             pixels[:] = image.reshape(-1)
-            # Last, so that another process never takes half a picture for a whole one: its checksum is not right yet.
+            # Last, so that another process never takes half a picture for complete: the checksum is still wrong.
             self._table[number] = (
                 stat.st_mtime_ns, stat.st_size, image.shape[0], image.shape[1], zlib.crc32(image.data), 1,
             )  # fmt: skip
@@ -161,9 +161,7 @@ class CachedPictures(Pictures):
 
 
 def pictures_for(config: DataConfig, records: Sequence[ImageRecord], processes: int = 1) -> Pictures:
-    """The reader of training pictures that `config` asks for, in each of `processes` on this machine. Raises
-    `ConfigError`.
-    """
+    """The reader of training pictures by `config`, for one of `processes` on this machine. Raises `ConfigError`."""
     if config.cache == "none":
         return Pictures(config.reduce_to)
     folder = None
@@ -172,7 +170,7 @@ def pictures_for(config: DataConfig, records: Sequence[ImageRecord], processes: 
             folder = cache_folder("data.cache_dir") if config.cache_dir is None else Path(config.cache_dir)
         except OSError as error:
             raise ConfigError(f"data.cache: {error}") from None
-    # Memory is each process's own, where a file on disk is everybody's: together they keep to cache_gib.
+    # Each process has its own memory, but all share a file on disk. Together they take at most cache_gib.
     share = processes if folder is None else 1
     return CachedPictures(records, int(config.cache_gib * 2**30 / share), config.reduce_to, folder, share)
 

@@ -1,4 +1,4 @@
-"""What `trainer new` chooses from the data and the machine, each with the sentence that says why."""
+"""The values that `trainer new` chooses for the data and the machine, each with its reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Hardware:
     kind: Literal["cpu", "gpu"]
     name: str
     memory_gib: float
-    """Of the GPU; 0 for a CPU."""
+    """Memory of the GPU; 0 for a CPU."""
 
 
 def this_hardware() -> Hardware:
@@ -37,7 +37,7 @@ def this_hardware() -> Hardware:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A value for the YAML, and the sentence that says why."""
+    """A value for the YAML, and the reason for it."""
 
     value: str
     why: str
@@ -102,7 +102,7 @@ def choose_batch(size_hw: tuple[int, int], images: int, hardware: Hardware) -> R
 
 
 def choose_epochs(images: int, batch: int, hardware: Hardware) -> Recommendation:
-    """Epochs, so that small data sets get enough steps and large ones end."""
+    """Epochs: enough steps for a small data set, and an end for a large one."""
     steps, least, most = (3_000, 5, 100) if hardware.kind == "cpu" else (10_000, 12, 300)
     per_epoch = max(1, images // batch)
     epochs = int(np.clip(-(-steps // per_epoch), least, most))
@@ -110,7 +110,7 @@ def choose_epochs(images: int, batch: int, hardware: Hardware) -> Recommendation
 
 
 def choose_flip(classes: Sequence[str]) -> Recommendation:
-    """Mirroring off where a mirrored object would be another class, or none."""
+    """The probability of mirroring: 0 where a mirrored object would be of another class, or of none."""
     symbols = [name for name in classes if re.fullmatch(r"\W*(\w|\d+)\W*", name)]
     if len(symbols) >= max(1, len(classes) // 2):
         why = f"classes like {one_line(symbols[0])} are letters or digits: mirrored, they are others"
@@ -125,7 +125,7 @@ def choose_flip(classes: Sequence[str]) -> Recommendation:
 
 
 def choose_weights(backbone: str) -> Recommendation:
-    """ImageNet weights where torchvision can get them from here; a config must run as it is written."""
+    """ImageNet weights where torchvision can fetch them here, because the config must run as it is written."""
     from models.backbones import imagenet_at_hand  # imports torch, which nothing else here needs
 
     if imagenet_at_hand(backbone):

@@ -1,4 +1,4 @@
-"""Hard negatives: what a trained detector takes for objects where there are none, mined and read again.
+"""Hard negatives: false positives of a trained detector, mined and read again.
 
 The file is JSON: {"isodet": "hard negatives", "format": 1, "images": FOLDER, "classes": [...], "negatives": [...]},
 each negative {image_id, file_name, bbox [x, y, w, h], score, class}. FOLDER is relative to the file.
@@ -34,7 +34,7 @@ _LEAST_SIDE = 4.0
 
 
 class MiningError(IsodetError, ValueError):
-    """Nothing that could be mined; the message says what to do."""
+    """Mining is not possible, or found nothing; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Negative:
 @dataclass(frozen=True)
 class Mined:
     images: int
-    """That were looked at."""
+    """Pictures, also those that could not be read."""
     detections: int
-    """At the score asked for, false ones and true ones."""
+    """Detections from the lowest score on, false and true ones."""
     found: int
     """False positives."""
     written: int
@@ -74,10 +74,10 @@ def mine_negatives(
 ) -> Mined:
     """Write to `out` the up to `limit` highest-scored detections that overlap no object by `max_overlap`.
 
-    Overlap is what two boxes have in common, over the smaller of them, or over the detection where the object is a
-    crowd. It is never less than the IoU, and finds what IoU misses: a part of a large object, and a small object within
-    a large detection, are no background. The detector's classes must be the dataset's. Raises `MiningError` where
-    nothing is found or no picture can be read.
+    Overlap is the common area of two boxes over the smaller of them, or over the detection where the object is a crowd.
+    It is never less than the IoU, which misses that a part of a large object, and a small object within a large
+    detection, are not background. The detector's classes must be the dataset's. Raises `MiningError` where nothing is
+    found or no picture can be read.
     """
     limits = {"score": (score, 0, 1), "max_overlap": (max_overlap, 0, 1), "limit": (limit, 1, 10**6)}
     for name, (value, low, high) in limits.items():
@@ -133,10 +133,10 @@ def training_data(
     annotations: str | PathLike[str] | None = None,
     images: str | PathLike[str] | None = None,
 ) -> CocoDataset:
-    """The data to mine in: what is given, in any format, else what the model `source` was trained on, from its card.
+    """The data to mine in: `annotations`, in any format; without them the training data, by the model's `card`.
 
-    Raises `MiningError` where neither is known or the training had several data sets, `DatasetError` where it cannot
-    be read.
+    Raises `MiningError` where there is neither, or the training had several data sets, `DatasetError` where the data
+    cannot be read.
     """
     if annotations is not None:
         return read_dataset(annotations, images, card.classes)
