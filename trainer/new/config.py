@@ -114,17 +114,9 @@ def new_config(
         if val_share:
             part = {"train": "all but this share of the pictures", "val": "this share, by a hash of the names"}[name]
             more[name].append(("val_share", f"{val_share:g}  # {part}: no picture is in both"))
-    text = _text(
-        out,
-        [line for name in splits for line in split_lines(name, *splits[name], out, more[name])],
-        train_kept,
-        val_set,
-        sorted(set(train_set.class_names) - set(classes)),
-        detector,
-        size,
-        this_hardware(),
-        init,
-    )
+    data = [line for name in splits for line in split_lines(name, *splits[name], out, more[name])]
+    left_out = sorted(set(train_set.class_names) - set(classes))
+    text = _text(out, data, train_kept, val_set, left_out, detector, size, this_hardware(), init)
     with replacing(out) as partial:
         partial.write_text(text, encoding="utf-8")
         read_config(partial)  # what is left under the final name is a config that loads

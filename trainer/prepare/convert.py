@@ -76,8 +76,13 @@ def convert(
         if pictures != "leave":
             place.mkdir()
         for done, (record, name) in enumerate(zip(dataset.records, names, strict=True), start=1):
+            target = place / name
             if pictures != "leave":
-                _place(record.path, place / name, pictures)
+                target.parent.mkdir(parents=True, exist_ok=True)
+            if pictures == "copy":
+                shutil.copy2(record.path, target)
+            elif pictures == "link":
+                target.symlink_to(record.path.resolve())
             if progress is not None:
                 progress(done, len(names))
         if to in ("coco", "list"):
@@ -90,7 +95,9 @@ def convert(
         written = _moved(partial, place, out, folder, to)
     images_dir = dataset.images_dir if pictures == "leave" else folder / place.name if to in ("voc", "yolo") else folder
     annotations = out / "labels" if to == "yolo" and pictures == "leave" else out
-    if pictures != "leave" and (outside := _outside(dataset)):
+    source_dir = dataset.images_dir.resolve()
+    outside = [record.path for record in dataset.records if not record.path.resolve().is_relative_to(source_dir)]
+    if pictures != "leave" and outside:
         verb = "copied" if pictures == "copy" else "linked"
         notes = [
             f"{len(outside)} pictures from outside of {dataset.images_dir} were {verb}, the first: {outside[0]}; "
@@ -134,19 +141,6 @@ def require_pictures(dataset: CocoDataset) -> None:
                 f"image {record.id} names {record.path}, which is not a picture; it is not "
                 "copied: remove the entry, or put the picture there",
             )
-
-
-def _outside(dataset: CocoDataset) -> list[Path]:
-    folder = dataset.images_dir.resolve()
-    return [record.path for record in dataset.records if not record.path.resolve().is_relative_to(folder)]
-
-
-def _place(source: Path, target: Path, how: Literal["copy", "link"]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if how == "copy":
-        shutil.copy2(source, target)
-    else:
-        target.symlink_to(source.resolve())
 
 
 def _moved(partial: Path, place: Path, out: Path, folder: Path, to: Format) -> tuple[Path, ...]:

@@ -19,7 +19,6 @@ from trainer.recipes.glyphs import (
     Image,
     Mask,
     Material,
-    Pixels,
     background,
     contrasting_color,
     load_material,
@@ -138,16 +137,13 @@ def draw_scene(material: Material, size_hw: tuple[int, int], rng: np.random.Gene
                 continue
             boxes.append(ink.add(mask, corner))
             labels.append(int(material.labels[sample]))
-            paint(image, mask, _stroke(image, mask, corner, rng), corner)
+            x0, y0, x1, y1 = window(mask.shape, corner, image.shape)
+            color = contrasting_color(image[y0:y1, x0:x1], rng)
+            paint(image, mask, stroke_texture(mask.shape, color, rng), corner)
         if rng.random() < 0.25 and boxes:
             _cover(image, ink, boxes[int(rng.integers(len(boxes)))], material, rng)
     image, quality = _degrade(image, rng)
     return Scene(image, np.array(boxes, np.int64).reshape(-1, 4), np.array(labels, np.int64), quality)
-
-
-def _stroke(image: Image, mask: Mask, corner: tuple[int, int], rng: np.random.Generator) -> Pixels:
-    x0, y0, x1, y1 = window(mask.shape, corner, image.shape)
-    return stroke_texture(mask.shape, contrasting_color(image[y0:y1, x0:x1], rng), rng)
 
 
 class _Ink:
