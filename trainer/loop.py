@@ -108,7 +108,7 @@ class _Run:
 def _prepare(
     config: TrainConfig, runs: Path, resume: Resume | None, quiet: bool, group: Group, stack: ExitStack
 ) -> _Run:
-    """Data, network and run folder, locked and opened for writing until `stack` ends; the log says what they are."""
+    """Make data, network and run folder, and describe them in the log. `stack` closes the folder and its lock."""
     device = pick_device(config.device)
     if group.size > 1 and device.type == "cuda":
         device = local_device()

@@ -57,9 +57,10 @@ class Sources:
         return None
 
     def object_patches(self, config: CopyPasteConfig, rng: np.random.Generator) -> list[Patch]:
-        """Objects of one other picture (reading is what costs), drawn evenly from all that `config` lets be copied.
+        """Objects of one other picture, because reading takes most of the time.
 
-        As many as `config.count` draws, fewer where that picture has fewer, none where it cannot be used.
+        Every object that `config` allows to copy is equally likely. There are as many as `config.count` draws, fewer
+        where the picture has fewer, none where it cannot be used.
         """
         count = int(rng.integers(config.count[0], config.count[1] + 1))
         if self.reader is None or not len(self.holders):

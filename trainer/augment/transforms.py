@@ -24,7 +24,7 @@ Transform = Callable[[Picture, np.random.Generator], Picture]
 
 
 def make_transforms(config: AugmentConfig) -> tuple[Transform, ...]:
-    """The transforms that `config` names. Raises `ConfigError` for what is unknown, not installed or wrongly called."""
+    """The transforms that `config` names. Raises `ConfigError` for unknown ones, wrong arguments, a missing library."""
     libraries = ((TorchvisionTransforms, config.torchvision), (AlbumentationsTransforms, config.albumentations))
     return tuple(make(steps) for make, steps in libraries if steps)
 
@@ -61,7 +61,7 @@ class TorchvisionTransforms:
 
 
 class AlbumentationsTransforms:
-    """`steps` in a row. Raises `ConfigError` where albumentations is not installed, or does not know what is asked."""
+    """`steps` in a row. Raises `ConfigError` where albumentations is not installed, or does not know a step."""
 
     def __init__(self, steps: tuple[dict[str, Any], ...]) -> None:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version

@@ -15,10 +15,10 @@ class DistillConfig:
     """Learning from a bigger detector, too (docs/training.md).
 
     teacher: A checkpoint in float, trained or imported, of the same classes in the same order.
-    logits: Weight of the loss between both classifications, which needs the same priors; 0: none.
+    logits: Weight of the loss between both classifications, which needs the same priors; 0: no such loss.
     region: logits: share of an image's priors that are taught, those of which the teacher is surest. Small inputs have
         few priors and need a larger share.
-    features: Weight of the loss between both pyramids, which needs the same levels; 0: none.
+    features: Weight of the loss between both pyramids, which needs the same levels; 0: no such loss.
     temperature: Logits and features are divided by this before they become probabilities; above 1 softens them.
     """
 
@@ -48,7 +48,7 @@ class DistillConfig:
 
 
 def require_comparable(config: DistillConfig, student: ModelConfig, teacher: ModelConfig) -> None:
-    """Raise `ConfigError` where `student` cannot learn from `teacher` what `config` asks for."""
+    """Raise `ConfigError` where `teacher` does not fit `student` for the losses of `config`."""
     if teacher.classes != student.classes:
         raise ConfigError(
             f"distill.teacher: {config.teacher} knows {_classes(teacher)}, this model {_classes(student)}"
@@ -129,7 +129,7 @@ class QatConfig:
     method: How a range is chosen from what was observed (`models.quant.ranges`).
     percentile: percentile: percentage of magnitudes that are within the range.
     freeze: Part of the epochs during which ranges follow the activations. After it they stay.
-    float_layers: Convolutions that stay in float besides the last predictions, as backbone.conv1.
+    float_layers: Convolutions that stay in float besides the last predictions, such as backbone.conv1.
     """
 
     images: int = 256

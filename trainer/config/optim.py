@@ -33,8 +33,8 @@ class OptimConfig:
     stage_decay: Each stage of the backbone has the rate of the one above it times this, down to the stem.
     clip_norm: Largest norm of the gradient; 0: no clipping.
     accumulate: Batches per optimizer step.
-    ema: Decay of averaged weights, which are then what is validated and saved as best; 0: none. After n steps it is
-        min(ema, (1 + n) / (10 + n)).
+    ema: Decay of averaged weights, which are then validated and saved as best; 0: no averages. After n steps the decay
+        is min(ema, (1 + n) / (10 + n)).
     on_nan: A loss or a gradient that is not finite stops the run, or the batch is left out, logged and counted.
     nan_limit: skip: the run stops when more batches than this were left out.
     """
@@ -88,9 +88,9 @@ class ScheduleConfig:
     patience: plateau: the rate is multiplied by `gamma` after so many validations in a row without a better mAP.
     early_stop: End the run after so many validations in a row without a better mAP; 0: never.
     swa_epochs: Stochastic weight averaging (Izmailov et al., 2018) over this many epochs at the end. The mean of the
-        weights after each of them gets BatchNorm statistics from one pass over the training pictures, is validated and
-        written to swa.pt, and to best.pt if it is better. 0: none. Not together with `optim.ema` or `early_stop`.
-    swa_lr: The constant rate of these epochs over the first; the schedule proper ends before them.
+        weights after each of them gets BatchNorm statistics from one pass over the training pictures. It is validated
+        and written to swa.pt, and to best.pt if it is better. 0: none. Not together with `optim.ema` or `early_stop`.
+    swa_lr: The constant rate of these epochs over the first rate. `kind` describes the epochs before them only.
     """
 
     preset: Literal["1x", "2x", "3x"] | None = None

@@ -36,7 +36,7 @@ class Key:
     key: Dotted.
     hint: Its annotated type.
     text: What its field's docstring says.
-    default: In its plain form; `dataclasses.MISSING` where there is none.
+    default: The plain form of the default; `dataclasses.MISSING` for a key that is needed.
     presets: Other defaults, by the value of `model.detector` that has them.
     """
 

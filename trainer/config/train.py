@@ -24,8 +24,8 @@ class TrainConfig:
     data: The pictures.
     model: The detector.
     name: Outputs go to `runs/<name>/`.
-    init: A checkpoint, trained or imported, whose weights the training starts from; what `model` leaves out is that
-        checkpoint's. With other classes than its own, the prediction layer of classes starts anew.
+    init: A checkpoint, trained or imported, whose weights the training starts from. Keys that `model` leaves out are
+        the checkpoint's. Where the classes differ from its own, the prediction layer of classes starts anew.
     qat: Train the checkpoint in `init` on as 8 bits.
     distill: Learn from a bigger detector, too.
     auxiliary: A second head, in training only.
@@ -43,10 +43,10 @@ class TrainConfig:
     device: auto, cpu, cuda or cuda:N.
     val_interval: Validate every so many epochs; the last one always.
     val_loss: Compute the loss on the validation pictures, too, in one more pass over them.
-    code: Folders in which the modules of your own parts are looked for, behind what is installed. A file without this
-        key means its own folder.
-    checkpoint_minutes: Write last.pt within an epoch, too, when it is this old; 0: at the end of epochs only.
-    checkpoint_steps: Write last.pt after so many optimizer steps, too; 0: do not count steps.
+    code: Folders to search for the modules of your own parts, after the installed packages. Without this key: the
+        folder of the file.
+    checkpoint_minutes: Write last.pt also within an epoch, when it is so many minutes old; 0: only after epochs.
+    checkpoint_steps: Write last.pt also after so many optimizer steps; 0: do not count steps.
     log: Record at Weights & Biases or MLflow, too, besides metrics.csv and TensorBoard (docs/training.md).
     """
 
@@ -126,7 +126,7 @@ class TrainConfig:
 
 
 def smallest_level(size_hw: tuple[int, int], last: int) -> int:
-    """Cells that an image of this size has on the last level: what a BatchNorm's statistics there come from."""
+    """The cells of the last level for an image of this size, from which a BatchNorm there takes its statistics."""
     return math.prod(-(-side // 2**last) for side in size_hw)
 
 

@@ -74,7 +74,7 @@ class SentBatch:
 
     def _pixels(self) -> NDArray[np.uint8]:
         if self.slot is None:
-            assert self.pixels is not None, "what is in no slot was sent along"
+            assert self.pixels is not None, "pixels that are in no slot come with the batch"
             return self.pixels
         return _OPEN[self.memory].pixels(self.slot, self.shape)
 

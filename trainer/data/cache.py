@@ -120,7 +120,7 @@ class CachedPictures(Pictures):
 
     @property
     def _table(self) -> NDArray[Any]:
-        """[slots] what is known of each slot's content."""
+        """[slots] the file and the pixels that each slot holds."""
         return self._memory.array(len(self.slots), _SLOT)
 
     @property

@@ -47,7 +47,7 @@ class Batch(NamedTuple):
     sizes_hw: torch.Tensor
     """int64 [B,2] pixels: the input that each picture alone would be, padding of its own included."""
     regions: bool = True
-    """False where no label is `models.loss.REGION`, so that nobody looks for one on a GPU."""
+    """False where no label is `models.loss.REGION`, which saves looking for one on a GPU."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`. Regions are looked for while the labels are in host memory, where it costs no wait."""
