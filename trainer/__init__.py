@@ -1,4 +1,4 @@
-"""How weights come to be: from COCO annotations and one YAML file to a detector.
+"""Training: from COCO annotations and one YAML file to a detector.
 
 import trainer
 result = trainer.fit(trainer.read_config("digits/digits.yaml", ["schedule.epochs=5"]))

@@ -40,22 +40,22 @@ from trainer.commands.runs import Runs
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's). Returns the exit status; wrong usage exits with 2."""
     arguments = _parse(argv)
-    # The training itself says more; this is before it, or a second Ctrl-C.
+    # An interrupted training has a message of its own; this one is for before it, and for a second Ctrl-C.
     advice = "; what a run saved, `trainer fit --resume RUN` goes on from" if arguments.command == "fit" else ""
     return exit_status(arguments, "trainer", "train", f"interrupted{advice}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes no positionals after an option; key=value may stand anywhere on our command lines."""
+    """Parse `argv`. argparse takes no positionals after an option, but key=value may stand anywhere on ours."""
     parser = command_parser("trainer", __doc__, {
         "fit": Fit, "eval": Eval, "runs": Runs, "show": Show, "check-data": CheckData, "mine-negatives": MineNegatives,
         "lr-find": LrFind, "new": New, "convert": Convert, "import": Import,
     })  # fmt: skip
-    given = require_arguments(parser, argv)
-    for i in reversed([i for i, text in enumerate(given) if text == "--augment"]):
-        if given[i + 1 : i + 2] not in ([], ["on"], ["all"]):  # CONFIG or a key=value, which is not its word
-            given.insert(i + 1, "on")
-    arguments, rest = parser.parse_known_args(given)
+    words = require_arguments(parser, argv)
+    for i in reversed([i for i, text in enumerate(words) if text == "--augment"]):
+        if words[i + 1 : i + 2] not in ([], ["on"], ["all"]):  # CONFIG or a key=value, not a value of --augment
+            words.insert(i + 1, "on")
+    arguments, rest = parser.parse_known_args(words)
     overrides = [text for text in rest if "=" in text and not text.startswith("-")]
     if rest != overrides or (rest and not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -1,7 +1,7 @@
-"""Reading a training configuration: YAML with `_base_`, `key=value` overrides, a checkpoint's model, the user's parts.
+"""Reading a training configuration: YAML with `_base_`, `key=value` overrides, a checkpoint's model, custom parts.
 
-Paths in a YAML file are relative to that file; paths given on the command line to the working folder. It stands above
-`trainer.config.train`, because it asks checkpoints and tries parts that themselves take a `TrainConfig`.
+Paths in a YAML file are relative to that file; paths on the command line to the working folder. This module is not in
+`trainer.config`, because it reads checkpoints and tries custom parts, which need a `TrainConfig`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.config.train import TrainConfig
 def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool = False) -> TrainConfig:
     """Read a YAML config, its `_base_` chain and `key.sub=value` overrides into a `TrainConfig`.
 
-    resolved: a run's own config.yaml, which says everything, so that the checkpoints that it names are not looked at.
+    resolved: the file is a run's config.yaml, which has every key: the checkpoints that it names are not read.
     Raises `ConfigError` naming the file and the key.
     """
     mapping = with_overrides(read_mapping(Path(path)), overrides)
@@ -37,13 +37,13 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), resolved: bool 
             require_teacher(config)
         return config
     except ConfigError as error:
-        if error.key is None:  # what the user's parts and checkpoints cannot do begins with their key
+        if error.key is None:  # messages on custom parts and checkpoints begin with the key
             error.key = next((key for key in dotted_keys(TrainConfig) if str(error).startswith(f"{key}: ")), None)
         raise error.of_file(path) from None
 
 
 def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`mapping` with each `key.sub=value` laid on top; `schedule.preset` replaces what it says of the same keys.
+    """`mapping` with each `key.sub=value` laid on top. `schedule.preset` replaces the keys that the preset sets.
 
     Raises `ConfigError`.
     """
@@ -54,7 +54,7 @@ def with_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 
 def _model_of(checkpoint: str, over: Any) -> Any:
-    """The model section of `checkpoint` with what the config says of its own laid on top."""
+    """The model section of `checkpoint`, with that of the config, `over`, laid on top."""
     from models.checkpoint import CheckpointError, read_checkpoint  # as above
     from trainer.custom import require_installed
 
@@ -66,15 +66,17 @@ def _model_of(checkpoint: str, over: Any) -> Any:
         return over
     require_installed(model, over, checkpoint)
     if over.get("detector", model.get("detector")) != model.get("detector"):
-        raise ConfigError(f"model.detector: {checkpoint} is {model.get('detector')}, not {over['detector']}; leave it "
-                          "out: with init the model is the checkpoint's")  # fmt: skip
+        raise ConfigError(
+            f"model.detector: {checkpoint} is {model.get('detector')}, not {over['detector']}; leave it "
+            "out: with init the model is the checkpoint's"
+        )
     return merge(model, over)
 
 
 def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
     """A `TrainConfig` from a plain mapping, with the presets of model and schedule filled in.
 
-    The user's own parts are found and tried, and their arguments completed with their defaults.
+    Custom parts are loaded and tried, and their arguments completed with their defaults.
     """
     if isinstance(mapping.get("model"), Mapping):
         model = mapping["model"]
@@ -99,17 +101,19 @@ def _class_file(path: str) -> list[str]:
 
 
 def qat_config(checkpoint: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The training that a checkpoint came from, repeated with 8 bits: a fifth of its epochs, at least 3, at a tenth of
-    its learning rate, and without an auxiliary head, or a teacher unless `overrides` name one.
+    """The training that made a checkpoint, repeated with 8 bits.
 
-    Raises `ConfigError`, or `CheckpointError` for a file that is none.
+    It has a fifth of the epochs, at least 3, and a tenth of the learning rate. It has no auxiliary head, and no teacher
+    unless `overrides` name one. Raises `ConfigError`, or `CheckpointError` for a file that is not a checkpoint.
     """
     from models.checkpoint import read_checkpoint  # imports torch, which reading a config need not
 
     training = dict(read_checkpoint(checkpoint)["card"].get("training") or {})
     if "data" not in training:
-        raise ConfigError(f"{checkpoint}: it does not say what it was trained on (an imported checkpoint does not); "
-                          f"name a config: trainer fit CONFIG --qat {checkpoint}")  # fmt: skip
+        raise ConfigError(
+            f"{checkpoint}: it does not say what it was trained on (an imported checkpoint does not); "
+            f"name a config: trainer fit CONFIG --qat {checkpoint}"
+        )
     optim, schedule = dict(training["optim"]), dict(training["schedule"])
     optim["lr"] *= 0.1
     schedule |= {"epochs": max(3, round(schedule["epochs"] / 5)), "swa_epochs": 0}

@@ -1,4 +1,4 @@
-"""A user's own parts in a training: found in the configuration's folders, tried; and the augmentations among them."""
+"""Custom parts in a training: found in the configuration's folders and tried; and custom augmentations applied."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Labels = NDArray[np.int64]
 
 
 def try_custom_parts(config: TrainConfig) -> TrainConfig:
-    """`config` with every own part found and tried, and their arguments complete. Raises `ConfigError`.
+    """`config` after every custom part was loaded and tried, with their arguments complete. Raises `ConfigError`.
 
-    Modules are looked for where Python does, then in `config.code`, then in the current folder.
+    Modules are searched where Python searches, then in `config.code`, then in the current folder.
     """
     folders = [*(str(Path(folder).resolve()) for folder in config.code), str(Path.cwd())]
     look_in(folders)
@@ -43,22 +43,22 @@ def try_custom_parts(config: TrainConfig) -> TrainConfig:
 
 
 _NAMED_BY = {"backbone": "name", "neck": "kind", "assign": "kind", "box": "loss", "loss": "cls"}
+"""The key that names the part, by section of the model."""
 
 
 def require_installed(model: Mapping[str, Any], over: Mapping[str, Any], checkpoint: str) -> None:
-    """Raise `ConfigError` where a checkpoint's `model` has a part of its maker's own that is not installed.
+    """Raise `ConfigError` where the `model` section of `checkpoint` names a custom part that is not installed.
 
-    What the configuration `over` names itself is the user's, and may lie in its folder.
+    A part that the user's model section `over` names too may lie in the folder of the user's config.
     """
-    sections = [(model.get(name), over.get(name), key) for name, key in _NAMED_BY.items()]
-    names = [
-        str(section.get(key))
-        for section, named_again, key in sections
-        if isinstance(section, Mapping)
-        and not (isinstance(named_again, Mapping) and named_again.get(key) == section.get(key))
-    ]
+
+    def name_of(config: Mapping[str, Any], section: str) -> str:
+        part = config.get(section)
+        return str(part.get(_NAMED_BY[section])) if isinstance(part, Mapping) else ""
+
+    names = [name_of(model, section) for section in _NAMED_BY if name_of(model, section) != name_of(over, section)]
     try:
-        require_environment(name for name in names if is_custom(name))
+        require_environment(filter(is_custom, names))
     except ConfigError as error:
         raise ConfigError(
             f"init: {checkpoint}: {error}. A checkpoint does not say where code is found: put its folder on PYTHONPATH "
@@ -69,9 +69,9 @@ def require_installed(model: Mapping[str, Any], over: Mapping[str, Any], checkpo
 def custom_augmentations(
     steps: Sequence[CustomAugmentConfig], image: Image, boxes_xyxy: Boxes, labels: Labels, rng: np.random.Generator
 ) -> tuple[Image, Boxes, Labels]:
-    """A picture uint8 [h,w,3] BGR, its boxes [G,4] and labels [G] after the own `steps`, each with its probability.
+    """Apply the custom `steps`, each with its probability, to a picture uint8 [h,w,3] BGR, its boxes [G,4], labels [G].
 
-    Raises `ConfigError` where one gives something else than a picture and as many boxes as labels.
+    Raises `ConfigError` for a step that returns anything but a picture and as many boxes as labels.
     """
     for step in steps:
         if rng.random() < step.probability:
@@ -83,7 +83,7 @@ def _applied(
     step: CustomAugmentConfig, image: Image, boxes_xyxy: Boxes, labels: Labels, rng: np.random.Generator
 ) -> tuple[Image, Boxes, Labels]:
     part = custom_part(AUGMENTATION, step.name, step.arguments)
-    # Copies, because a picture or its boxes may be somebody else's too: what a step draws into must not stay.
+    # Copies, because others may use the same picture and boxes: a step may write into its arguments.
     result = part(image.copy(), boxes_xyxy.copy(), labels.copy(), rng)
     if not _fits(result):
         parts = result if isinstance(result, (tuple, list)) else (result,)
@@ -101,14 +101,12 @@ def _fits(result: Any) -> bool:
         return False
     image, boxes, labels = result
     picture = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
-    objects = labels.ndim == 1 and boxes.shape == (len(labels), 4)
-    return bool(
-        picture and objects and boxes.dtype.kind == "f" and labels.dtype.kind == "i" and np.isfinite(boxes).all()
-    )
+    objects = labels.ndim == 1 and labels.dtype.kind == "i" and boxes.shape == (len(labels), 4)
+    return bool(picture and objects and boxes.dtype.kind == "f" and np.isfinite(boxes).all())
 
 
 def _tried(step: CustomAugmentConfig) -> CustomAugmentConfig:
-    """`step` with its arguments complete, after it had a picture with three boxes, and one without any."""
+    """`step` with its arguments complete, after a trial on a picture with three boxes and on one without any."""
     part = custom_part(AUGMENTATION, step.name, step.arguments)
     step = replace(step, arguments=part.arguments())
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What ends a training before its time, and the sentence that says what to do."""
+"""The errors that end a training early, each with advice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOST: dict[int, str] = {
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
     errno.ENOMEM: "memory is short: lower data.workers or batch_size",
 }
-"""What to do where a loader process could not send a batch, by the system's number for why."""
+"""The reason why a loader process could not send a batch, and what to do, by the system's error number."""
 
 
 class LostBatch(IsodetError, RuntimeError):
@@ -22,7 +22,7 @@ class LostBatch(IsodetError, RuntimeError):
 
 
 def why_lost(error: Exception) -> str:
-    """The reason and what to do, in a line, for the error that sending a batch raised."""
+    """One line with the reason and what to do, for an `error` of sending a batch."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     for known in _LOST:  # torch's errors have the number in their text only
         if os.strerror(known) in str(error):
@@ -31,19 +31,19 @@ def why_lost(error: Exception) -> str:
 
 
 class TrainingError(IsodetError, RuntimeError):
-    """Training cannot go on; the message says where it stands and what to do."""
+    """Training cannot go on; the message says how far it came and what to do."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Stopped by a signal after the state was saved; the message holds the command that goes on."""
+    """A signal stopped the training after its state was saved; the message has the command that resumes it."""
 
 
 @contextmanager
 def dead_processes(saved: Callable[[], str]) -> Iterator[None]:
-    """Within it, a loader process or a fellow that dies is a `TrainingError` with advice. `saved`: what last.pt holds.
+    """Within it, the death of a loader process, or of another training process, raises a `TrainingError` with advice.
 
-    torch may raise from its SIGCHLD handler, wherever the main process happens to be, so the whole epoch stands
-    in this block and not only the line that waits for a batch.
+    `saved` says what last.pt holds. torch may raise from its SIGCHLD handler at any line of the main process, so this
+    block is around the whole epoch and not only around the wait for a batch.
     """
     try:
         yield
@@ -59,7 +59,7 @@ def dead_processes(saved: Callable[[], str]) -> Iterator[None]:
                 f"a data loading process could not send a batch: {reason}; or set data.workers=0. {saved()}"
             ) from error
         if "DataLoader worker" not in str(error) or str(error).startswith("Caught "):
-            raise  # Caught: an error in the work of a loader process, which lives
+            raise  # "Caught": an error within a loader process that lives
         reason = str(error).split("\n")[0]
         raise TrainingError(
             f"a data loading process died: {reason} When the system killed it, memory was short: lower data.workers "

@@ -11,7 +11,6 @@ import torch
 
 from models.deploy.graph import Deploy
 from models.detector import Detector as Network
-from models.loss import Losses
 from runtime.backends.torch.backend import TorchBackend
 from runtime.card.card import Card
 from runtime.datasets.annotations import CocoDataset, DatasetError
@@ -76,7 +75,7 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
 
 @dataclass
 class _Run:
-    """What the steps of `fit` share, and what one leaves for the next."""
+    """What the stages of `fit` share, and what one leaves for the next."""
 
     config: TrainConfig
     resume: Resume | None
@@ -91,15 +90,15 @@ class _Run:
     log: MetricsLog
     checkpoints: Checkpoints
     first_epoch: int
-    """That this process trains."""
+    """The first epoch that this process trains, from 0."""
     evaluation: Evaluation | None = None
-    """The last one of an epoch."""
+    """That of the last validated epoch."""
     advised: bool = False
-    """Whether something was said of the time that pictures take."""
+    """Whether the log has advice on the time that pictures take."""
     unusable: int = 0
-    """Training pictures that the log has named as unusable."""
+    """How many training pictures the log has counted as unusable."""
     warned: set[str] = field(default_factory=set)
-    """Kinds of warnings on the evaluation that were given."""
+    """The kinds of warnings on an evaluation that the log has."""
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +108,7 @@ class _Run:
 def _prepare(
     config: TrainConfig, runs: Path, resume: Resume | None, quiet: bool, group: Group, stack: ExitStack
 ) -> _Run:
-    """Data, network and run folder, locked and opened for writing until `stack` ends; the log says what they are."""
+    """Make data, network and run folder, and describe them in the log. `stack` closes the folder and its lock."""
     device = pick_device(config.device)
     if group.size > 1 and device.type == "cuda":
         device = local_device()
@@ -172,7 +171,7 @@ def _data(config: TrainConfig) -> tuple[CocoDataset, CocoDataset]:
 
 
 def _folder(config: TrainConfig, runs: Path, resume: Resume | None, group: Group) -> RunFolder:
-    """The run's folder, which the main process makes or opens again."""
+    """The run's folder, which the main process makes, or opens again, and tells the others."""
     folder = None
     if group.main:
         folder = RunFolder.new(runs, config) if resume is None else RunFolder.reopened(resume.run)
@@ -188,9 +187,9 @@ def _train(run: _Run, epoch: int) -> None:
     follow_ranges(state.detector, epoch < last_moving_epoch(config))
     if run.resume is not None and state.batch:
         log.load_state_dict(run.resume.state["records"])
-    with dead_processes(checkpoints.said):
-        batches = timed(run.batches.begin(epoch, state.batch, checkpoints.waiting), log.waited)
-        train_epoch(state, batches, len(run.batches), log, checkpoints.after_step, checkpoints.said)
+    with dead_processes(checkpoints.describe):
+        batches = timed(run.batches.begin(epoch, state.batch, checkpoints.on_wait), log.waited)
+        train_epoch(state, batches, len(run.batches), log, checkpoints.after_step, checkpoints.describe)
     typical = epoch > run.first_epoch or config.schedule.epochs - run.first_epoch == 1  # before, caches fill
     if typical and not run.advised and (line := advice(log.wait_share, config, run.device, run.train.records)):
         log.say(line)
@@ -203,7 +202,7 @@ def _train(run: _Run, epoch: int) -> None:
 
 
 def _validate_and_save(run: _Run, epoch: int) -> bool:
-    """What follows the steps of `epoch`: its scores, its row, last.pt and best.pt. Says whether the run is to end."""
+    """Score `epoch`, write its row, last.pt and best.pt. Returns whether the run is to end."""
     config, state, log, schedule = run.config, run.state, run.log, run.config.schedule
     evaluation, improved, dropped = None, False, False
     if (epoch + 1) % config.val_interval == 0 or epoch + 1 == schedule.epochs:
@@ -213,7 +212,10 @@ def _validate_and_save(run: _Run, epoch: int) -> bool:
         _warn_of(run, evaluation)
         if run.group.main:
             if config.val_loss:
-                log.validated(_validation_losses(run))
+                wait = run.checkpoints.on_wait_after_training
+                with dead_processes(run.checkpoints.describe):
+                    deployed = state.averages.deployed
+                    log.validated(validation_losses(config, deployed, run.val, run.device, state.model.amp, wait))
             validation_sheet(run.val, evaluation, run.folder / "plots" / "validation.jpg")
     state.epoch, state.batch = epoch + 1, 0
     if state.epoch > schedule.epochs - schedule.swa_epochs:
@@ -231,45 +233,45 @@ def _validate_and_save(run: _Run, epoch: int) -> bool:
 
 
 def _finish(run: _Run) -> FitResult:
-    """Averaged weights where they were asked for, the plots and the report."""
+    """Evaluate and save averaged weights where the config asks for them; write the plots and the report."""
     state, swa = run.state, run.state.averages.swa
     if swa is not None:
         averaged: Network = swa.module  # type: ignore[assignment]
-        with dead_processes(run.checkpoints.said):
-            batches = run.batches.begin(run.config.schedule.epochs, waiting=run.checkpoints.while_evaluation_waits)
-            estimate_norms(averaged, batches, run.device, state.model.amp, run.checkpoints.averaging)
+        checkpoints = run.checkpoints
+        with dead_processes(checkpoints.describe):
+            batches = run.batches.begin(run.config.schedule.epochs, waiting=checkpoints.on_wait_after_training)
+            progress = checkpoints.on_validation
+            estimate_norms(averaged, batches, run.device, state.model.amp, lambda done: progress(done, done))
         evaluation = _evaluate(run, averaged)
         improved = evaluation.map > state.best_map
         state.best_map = max(state.best_map, evaluation.map)
         run.log.say(f"averaged weights: {_scores(evaluation)}{'  <- best so far' if improved else ''}")
-        run.checkpoints.end_run(averaged.state_dict(), evaluation, improved)
+        checkpoints.end_run(averaged.state_dict(), evaluation, improved)
         run.evaluation = run.evaluation or evaluation
     last = run.evaluation
     assert last is not None, "the last epoch is always validated, and a finished run is not resumed"
     if run.group.main:
         write_plots(measure(last, run.val), run.folder / "plots")
-        left = left_out(run.train, run.val, run.train_set.unusable, last.skipped)
-        write_report(run.folder, run.config, run.log.rows, last.per_class, left)
+        lines = left_out(run.train, run.val, run.train_set.unusable, last.skipped)
+        write_report(run.folder, run.config, run.log.rows, last.per_class, lines)
     return FitResult(run.folder, run.folder / "best.pt", state.best_map, last)
 
 
 def _evaluate(run: _Run, model: Network) -> Evaluation:
-    """What `model` scores on the validation data, of which each process judges a part."""
+    """The scores of `model` on the validation data. Each process evaluates a part of it."""
     run.group.share_buffers(model)
     detector, part = deployable(model, run.card, run.device), (run.group.rank, run.group.size)
     batch = run.config.images_per_batch
-    return evaluate(detector, run.val, batch, run.checkpoints.validating, part, run.group.gather)
-
-
-def _validation_losses(run: _Run) -> Losses:
-    model, wait = run.state.averages.deployed, run.checkpoints.while_evaluation_waits
-    with dead_processes(run.checkpoints.said):
-        return validation_losses(run.config, model, run.val, run.device, run.state.model.amp, wait)
+    return evaluate(detector, run.val, batch, run.checkpoints.on_validation, part, run.group.gather)
 
 
 def _warn_of(run: _Run, evaluation: Evaluation) -> None:
-    """What makes the scores doubtful, each kind once in a run."""
-    for note in filter(None, (_unreadable(evaluation), evaluation.nan_note(), evaluation.cap_note())):
+    """Warn of what makes the scores doubtful, of each kind once in a run."""
+    notes = [evaluation.nan_note(), evaluation.cap_note()]
+    if skipped := evaluation.skipped:
+        path, reason = skipped[0]
+        notes.insert(0, f"{len(skipped)} unreadable validation pictures left out, as {path}: {reason}")
+    for note in filter(None, notes):
         kind = note.partition(":")[0]  # its numbers change from epoch to epoch
         if kind not in run.warned:
             run.log.warn(note)
@@ -286,7 +288,7 @@ def deployable(model: Network, card: Card, device: torch.device) -> Detector:
 
 
 def _introduce(run: _Run, notes: Iterable[str]) -> None:
-    """Say what is trained, on what and where, what is wrong with the data, and those of `notes` that are not empty."""
+    """Log the model, the data, the device, what is wrong with the data, and those of `notes` that are not empty."""
     config, group, m = run.config, run.group, run.config.model
     parameters = sum(p.numel() for p in run.state.detector.parameters())
     height, width = m.input_size_hw
@@ -317,10 +319,3 @@ def _scores(e: Evaluation) -> str:
         f"mAP {e.map:.1f}, AP50 {e.ap50:.1f}, AP75 {e.ap75:.1f}, "
         f"small {e.ap_small:.1f}, medium {e.ap_medium:.1f}, large {e.ap_large:.1f} ({e.seconds:.0f} s)"
     )
-
-
-def _unreadable(e: Evaluation) -> str:
-    if not e.skipped:
-        return ""
-    path, reason = e.skipped[0]
-    return f"{len(e.skipped)} unreadable validation pictures left out, as {path}: {reason}"

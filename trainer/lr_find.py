@@ -20,14 +20,14 @@ from trainer.devices.precision import deterministic, pick_amp, pick_device
 from trainer.failures import TrainingError, dead_processes
 from trainer.log.metrics import as_floats
 from trainer.optim import learning_rate
-from trainer.state import State, new_state, seed_everything, starting_model
+from trainer.state import new_state, seed_everything, starting_model
 from trainer.step import clip_gradients
 from trainer.training_model import total_loss
 
 SMOOTHING = 0.9
 """Weight of the past in the smoothed loss."""
 DIVERGED = 4.0
-"""Times the smallest smoothed loss at which the test ends."""
+"""The test ends where the smoothed loss is this many times its smallest value."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class RangeTest:
     rates: tuple[float, ...]
     """Learning rates tried, rising by a constant factor."""
     losses: tuple[float, ...]
-    """Smoothed loss of each."""
+    """The smoothed loss at each rate."""
     steepest: float
-    """Where the smoothed loss falls fastest along the logarithm of the rate, over a fifth of the test."""
+    """The rate where the smoothed loss falls fastest over the logarithm of the rate, by lines through a fifth of it."""
     diverged: float | None
-    """Where it came to `DIVERGED` times its smallest value, or was not finite; None if it never did."""
+    """The rate where the loss reached `DIVERGED` times its smallest value, or was not finite; None if it did not."""
 
     @property
     def suggestion(self) -> float:
@@ -61,8 +61,10 @@ def range_test(step: Callable[[float], float], rates: Sequence[float]) -> RangeT
             break
         smooth.append(value)
     if len(smooth) < 5:
-        raise TrainingError(f"the loss diverged at step {len(smooth) + 1} of the range test, at a rate of "
-                            f"{rates[len(smooth)]:.3g}; start lower with --low")  # fmt: skip
+        raise TrainingError(
+            f"the loss diverged at step {len(smooth) + 1} of the range test, at a rate of "
+            f"{rates[len(smooth)]:.3g}; start lower with --low"
+        )
     # Straight lines through a fifth of the points each: the slope between neighbors is mostly noise.
     half = max(len(smooth) // 10, 1)
     x, y = np.log(np.array(rates[: len(smooth)])), np.array(smooth)
@@ -81,8 +83,8 @@ def find_lr(
 ) -> RangeTest:
     """The range test of a training as `config` describes it, from `low` to `high` in `steps` optimizer steps.
 
-    Its rates are values of `optim.lr`, also where `optim.base_batch` scales it. Nothing is written. Raises what
-    `fit` raises, and `TrainingError` where no slope can be seen.
+    Its rates are values of `optim.lr`, before `optim.base_batch` scales them. Nothing is written. Raises what `fit`
+    raises, and `TrainingError` where the loss has no slope to see.
     """
     if not 0 < low < high or steps < 10:
         raise TrainingError(f"the range test needs 0 < low < high and 10 steps, got {low:g}, {high:g} and {steps}")
@@ -90,10 +92,8 @@ def find_lr(
     amp = pick_amp(config.amp, device)
     seed_everything(config.seed)
     config = replace(config, compile=False)
-    data = train_data(config)
-    batches = training_batches(
-        config, TrainSet(data, resize_rule(config.model), config.augment, config.seed), device, Group()
-    )
+    train_set = TrainSet(train_data(config), resize_rule(config.model), config.augment, config.seed)
+    batches = training_batches(config, train_set, device, Group())
     model, _ = starting_model(config, resumed=False)
     state = new_state(config, model.to(device), amp, steps, Group())
     state.model.train()
@@ -110,7 +110,11 @@ def find_lr(
             losses = state.forward(next(endless).to(device))
             state.scaler.scale(total_loss(losses) / config.optim.accumulate).backward()
             total += sum(as_floats(losses.values())) / config.optim.accumulate
-        _step(state, config.optim.clip_norm)
+        state.scaler.unscale_(state.optimizer)
+        clip_gradients(state.model, config.optim.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
         if progress is not None:
             progress(next(done), steps)
         return total
@@ -129,14 +133,6 @@ def _endless(batches: Batches) -> Iterator[Batch]:
                 yield batch
         if usable == 0:
             raise TrainingError("not one training picture could be used; `trainer check-data` lists them")
-
-
-def _step(state: State, clip_norm: float) -> None:
-    state.scaler.unscale_(state.optimizer)
-    clip_gradients(state.model, clip_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
 
 
 def plot_range_test(result: RangeTest, path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,9 @@ def group_size(batch: int, batches: int, accumulate: int) -> int:
 def lr_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
     """What the base learning rate is multiplied by at optimizer step 0 <= step < total_steps.
 
-    Linear warm-up over `warmup_steps` (at most a tenth of the run) that reaches 1 on its last step, then
-    cosine to `final`, or steps of `gamma` at the milestones (parts of the whole run), or constant, which plateau
-    is, too, until `Plateau` drops it. Epochs of weight averaging have `swa_lr` and are no part of all this.
+    First a linear warm-up over `warmup_steps` (at most a tenth of the run), which reaches 1 on its last step. Then what
+    `_DECAYS` has for the kind of schedule. The epochs of weight averaging, at the end, have `swa_lr` and count for
+    nothing else here.
     """
     averaged = total_steps * config.swa_epochs // config.epochs
     total_steps -= averaged
@@ -37,24 +38,31 @@ def lr_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
     warmup = min(config.warmup_steps, total_steps // 10)
     if step < warmup:
         return (step + 1) / warmup
-    if config.kind == "cosine":
-        done = (step - warmup) / max(total_steps - 1 - warmup, 1)
-        return config.final + (1 - config.final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-    if config.kind == "step":
-        return config.gamma ** sum(step >= m * total_steps for m in config.milestones)
-    return 1.0
+    done = (step - warmup) / max(total_steps - 1 - warmup, 1)
+    passed = sum(step >= milestone * total_steps for milestone in config.milestones)
+    return _DECAYS[config.kind](config, min(done, 1.0), passed)
+
+
+_DECAYS: dict[str, Callable[[ScheduleConfig, float, int], float]] = {
+    "cosine": lambda config, done, _: config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2,
+    "step": lambda config, _, passed: config.gamma**passed,
+    "constant": lambda *_: 1.0,
+    "plateau": lambda *_: 1.0,  # `Plateau` drops it
+}
+"""By kind of schedule, the factor after the warm-up: from the part of the run that is done (0..1), and the number of
+milestones that are passed."""
 
 
 @dataclass
 class Plateau:
-    """How long the validation mAP has not improved, and what that did to the learning rate."""
+    """How long the validation mAP has not improved, and the factor on the learning rate that follows."""
 
     factor: float = 1.0
-    """What the schedule's rate is multiplied by."""
+    """Factor on the schedule's rate."""
     since_best: int = 0
     """Validations in a row without a better mAP."""
     since_drop: int = 0
-    """The same, counted anew after each drop of the rate."""
+    """The same since the last drop of the rate."""
 
     def update(self, better: bool, config: ScheduleConfig) -> bool:
         """Count a validation; True when the rate dropped."""
@@ -72,12 +80,12 @@ class Plateau:
 def build_schedule(
     optimizer: torch.optim.Optimizer, total_steps: int, config: ScheduleConfig, plateau: Plateau
 ) -> LambdaLR:
-    """`lr_factor` over the run, times what `plateau` says at that moment."""
+    """`lr_factor` over the run, times the current factor of `plateau`."""
     return LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config) * plateau.factor)
 
 
 def refresh_rates(schedule: LambdaLR) -> None:
-    """Give the optimizer the rate of its next step again, after the plateau dropped it."""
+    """Set the rate of the optimizer's next step again, after the plateau dropped it."""
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
     rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
@@ -97,8 +105,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Weights of two or more dimensions decay; norms, biases and per-level scales do not.
 
-    With `backbone_lr` or `stage_decay` other than 1, groups of their own rate: that of stage i of the backbone, 0 the
-    stem and 4 the last, is `lr * backbone_lr * stage_decay ** (4 - i)`, that of everything else `lr`.
+    With `backbone_lr` or `stage_decay` other than 1, the backbone has groups with rates of their own: that of stage i
+    (0 is the stem, 4 the last stage) is `lr * backbone_lr * stage_decay ** (4 - i)`. All other weights have `lr`.
     """
     factors: dict[nn.Parameter, float] = {}
     if (backbone_lr, stage_decay) != (1.0, 1.0):
@@ -118,8 +126,8 @@ def parameter_groups(
 
 
 def add_parameters(optimizer: torch.optim.Optimizer, module: nn.Module, weight_decay: float) -> None:
-    """Let `optimizer` learn `module` at its own rate; does nothing for one without parameters."""
-    if any(True for _ in module.parameters()):
+    """Add the parameters of `module`, if it has any, to `optimizer`, at the optimizer's rate."""
+    if list(module.parameters()):
         for group in parameter_groups(module, weight_decay):
             optimizer.add_param_group(group)
 
@@ -128,10 +136,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig, lr: float | None = No
     """The optimizer of `config` with the rate `lr` (default: the config's own, not scaled)."""
     lr = config.lr if lr is None else lr
     groups = parameter_groups(model, config.weight_decay, lr, config.backbone_lr, config.stage_decay)
-    if config.kind == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
-    if config.kind == "adam":
-        return torch.optim.Adam(groups, lr=lr, betas=config.betas, fused=True)
-    if config.kind == "nadam":
-        return torch.optim.NAdam(groups, lr=lr, betas=config.betas)
-    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
+    return _OPTIMIZERS[config.kind](groups, lr, config)
+
+
+_OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float, OptimConfig], torch.optim.Optimizer]] = {
+    "sgd": lambda groups, lr, c: torch.optim.SGD(groups, lr, c.momentum, nesterov=c.nesterov, fused=True),
+    "adam": lambda groups, lr, c: torch.optim.Adam(groups, lr, c.betas, fused=True),
+    "adamw": lambda groups, lr, c: torch.optim.AdamW(groups, lr, c.betas, fused=True),
+    "nadam": lambda groups, lr, c: torch.optim.NAdam(groups, lr, c.betas),  # has no fused form
+}

@@ -1,4 +1,4 @@
-"""Everything that changes while training, and so everything that `last.pt` carries."""
+"""Everything that changes while training: what `last.pt` has to hold."""
 
 from __future__ import annotations
 
@@ -41,29 +41,31 @@ class State:
     epoch: int = 0
     """Finished epochs."""
     batch: int = 0
-    """Batches of the epoch under way that are done; those of an accumulated step are done together."""
+    """Finished batches of the current epoch. The batches of an accumulated step are finished together."""
     best_map: float = -1.0
     skipped: int = 0
     """Batches left out because their loss or gradient was not finite (`optim.on_nan: skip`)."""
 
     @property
     def detector(self) -> Network:
-        """What learns, and is deployed where nothing is averaged."""
+        """The network with the weights that learn, which are deployed where nothing is averaged."""
         return self.model.detector
 
     def _parts(self) -> dict[str, Any]:
-        """By their names in a checkpoint, everything with a state dict of its own."""
+        """Everything that has a state dict, by its name in a checkpoint."""
         return {
             "model": self.detector, **self.averages.parts(), "optimizer": self.optimizer, "schedule": self.schedule,
             "scaler": self.scaler, "beside": self.model.beside,
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and text only. Random numbers are those of this process: what a loader process draws
-        depends on seed, epoch and picture alone."""
+        """The state as tensors, numbers and text only.
+
+        The random numbers are those of this process: what a loader process draws depends on seed, epoch and picture.
+        """
         saved: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
         if self.config.distill is None and self.config.auxiliary is None:
-            del saved["beside"]  # which a plain training's file does not have
+            del saved["beside"]  # empty in a plain training, whose file does not have it
         saved |= {name: getattr(self, name) for name in _NUMBERS}
         saved["plateau"], saved["steps_per_epoch"] = asdict(self.plateau), self.steps_per_epoch
         if self.model.distillation is not None:
@@ -71,10 +73,10 @@ class State:
         return saved | {"rng": torch.get_rng_state(), "other_rng": _other_rng()}
 
     def load_state_dict(self, saved: dict[str, Any], rank: int = 0) -> None:
-        """Take over what `state_dict` gave, also of versions that saved at the end of epochs only.
+        """Load what `state_dict` gave, also from versions that saved at the end of epochs only.
 
-        `rank`: of this process, where several have random numbers of their own. Raises `TrainingError` where the
-        teacher is another than before.
+        `rank` chooses the random numbers of this process among those of several. Raises `TrainingError` where the
+        teacher is not the same as before.
         """
         distillation = self.model.distillation
         if distillation is not None and saved.get("teacher") != distillation.teacher_sha256:
@@ -96,11 +98,10 @@ class State:
             _set_other_rng(saved["other_rng"])
 
     def resume(self, saved: dict[str, Any], rank: int) -> bool:
-        """`load_state_dict`, then on with this run's own schedule: of its epochs, and of its learning rates, which
-        depend on the number of processes.
+        """`load_state_dict`, then keep this run's own schedule, whose steps and rates depend on the processes.
 
-        True where epochs had another number of steps before. A batch's number means other pictures then: the epoch
-        starts again.
+        Returns whether epochs had another number of steps before. A batch's number means other pictures then, so the
+        epoch starts again.
         """
         rates = [float(rate) for rate in self.schedule.base_lrs]
         self.load_state_dict(saved, rank)
@@ -114,7 +115,7 @@ class State:
         return other_steps
 
     def count_validation(self, score: float) -> tuple[bool, bool]:
-        """Note the mAP of a validation; whether it is the best so far, and whether the learning rate is to drop."""
+        """Count a validation with mAP `score`. Returns whether it is the best so far, and whether the rate drops."""
         improved = not score < self.best_map  # nan (nothing to find) never loses
         dropped = self.plateau.update(not score <= self.best_map, self.config.schedule)
         self.best_map = score if improved else self.best_map
@@ -124,7 +125,7 @@ class State:
 def starting_model(config: TrainConfig, resumed: bool) -> tuple[Network, str]:
     """The network with the weights that training starts from, and a sentence on them where `init` names a checkpoint.
 
-    A resumed run brings its own. Raises `CheckpointError`.
+    For a resumed run no weights are loaded: its state has them. Raises `CheckpointError`.
     """
     model = Network(config.model, load_weights=config.init is None and not resumed)
     started = "" if config.init is None or resumed else start_from(model, config.init)
@@ -134,7 +135,7 @@ def starting_model(config: TrainConfig, resumed: bool) -> tuple[Network, str]:
 
 
 def new_state(config: TrainConfig, detector: Network, amp: torch.dtype | None, total_steps: int, group: Group) -> State:
-    """The start of a training of `detector`, where it is, over `total_steps` optimizer steps.
+    """The state at the start of a training of `detector`, on its device, over `total_steps` optimizer steps.
 
     Raises `ConfigError` or `CheckpointError` for a teacher that cannot teach it.
     """

@@ -1,4 +1,4 @@
-"""An epoch of optimizer steps: losses, accumulation, clipping, and what happens when numbers are not finite."""
+"""An epoch of optimizer steps: losses, accumulation, clipping, and losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.state import State
 from trainer.training_model import total_loss
 
 LEAST_SCALE = 2.0**-10
-"""Of the scaler, which starts at 2**16: a loss this small that still overflows is not too large for float16 but NaN."""
+"""The scaler starts at 2**16. Gradients that overflow even at this scale are NaN, not too large for float16."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class _Step:
 
     image_ids: list[int] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
-    """Of its last batch."""
+    """Those of the last batch, by name."""
 
 
 def train_epoch(
@@ -37,11 +37,11 @@ def train_epoch(
     after_step: Callable[[], None],
     saved: Callable[[], str],
 ) -> None:
-    """Train on `batches`, which are those of the epoch from number `state.batch` of `count` on.
+    """Train on `batches`: those of an epoch of `count` batches, from number `state.batch` on.
 
-    `after_step` is called when a step, and with it `state`, is complete; `saved` says what last.pt holds.
-    Raises `TrainingError` when a loss or a gradient is not finite, or more of them than `optim.nan_limit` were left
-    out, and when no picture of the epoch could be used.
+    `after_step` is called after each optimizer step, when `state` is complete. `saved` says what last.pt holds. Raises
+    `TrainingError` for a loss or a gradient that is not finite, or for more of them than `optim.nan_limit` where they
+    are left out, and where no picture of the epoch can be used.
     """
     model, optim = state.model, state.config.optim
     group, device, skipping = model.group, model.device, optim.on_nan == "skip"
@@ -52,11 +52,11 @@ def train_epoch(
         if images:  # a batch of which no image could be read is empty
             buffers = [buffer.clone() for buffer in model.buffers()] if skipping else []
             terms = state.forward(batch.to(device))
-            # Distributed gradients are means over the processes; theirs are parts of a sum.
+            # DistributedDataParallel takes the mean of the gradients, but the losses are parts of one sum.
             loss = total_loss(terms) * group.size / group_size(index, count, optim.accumulate)
             loss = state.scaler.scale(loss)
             if not skipping:
-                loss.backward()  # given to the device before the next line waits
+                loss.backward()  # queued on the device before the next line waits for it
             values = group.total(torch.stack([*terms.values()]).detach()).tolist()
             losses = dict(zip(terms, values, strict=True))
             if all(map(math.isfinite, values)):
@@ -82,8 +82,8 @@ def train_epoch(
 def optimizer_step(state: State) -> bool:
     """Unscale, clip, step, average, advance the schedule, forget the gradients.
 
-    False, with weights and schedule as they were, for gradients that are not finite. Under float16 they are everyday's,
-    and the scaler answers them by halving its scale; they count where that has fallen below `LEAST_SCALE` in vain.
+    Returns False, with weights and schedule unchanged, for gradients that are not finite. Under float16 they are usual:
+    the scaler halves its scale, and the step counts as failed only where the scale is below `LEAST_SCALE`.
     """
     scaler = state.scaler
     scaler.unscale_(state.optimizer)
@@ -93,7 +93,7 @@ def optimizer_step(state: State) -> bool:
         scaler.step(state.optimizer)
         state.averages.after_step()
         state.schedule.step()
-    scaler.update()  # where no step was taken, too: it forgets that the gradients are unscaled
+    scaler.update()  # also after no step: it resets that the gradients are unscaled
     state.optimizer.zero_grad(set_to_none=True)
     return usable
 
@@ -111,7 +111,7 @@ def _not_finite(
     state: State, log: MetricsLog, quantity: str, losses: dict[str, float], image_ids: list[int],
     saved: Callable[[], str],
 ) -> None:  # fmt: skip
-    """Stop, or count what was left out; past the limit stop after all."""
+    """Raise `TrainingError` under `on_nan: stop`, or past `optim.nan_limit`; else count and log what is left out."""
     optim = state.config.optim
     message = not_finite(quantity, state.epoch, losses, image_ids, saved())
     if optim.on_nan == "stop":
@@ -126,7 +126,7 @@ def _not_finite(
 
 
 def _restore(model: nn.Module, buffers: list[Tensor]) -> None:
-    """Give back the buffers: the running statistics of BatchNorms have seen the numbers that are not finite."""
+    """Restore the buffers: the running statistics of BatchNorms contain the numbers that are not finite."""
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)

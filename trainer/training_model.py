@@ -1,6 +1,6 @@
-"""The network in training: what learns, and every loss that it learns from.
+"""The network in training, and all its losses.
 
-Only the detector is validated, averaged, deployed and exported; what learns beside it is thrown away.
+Only the detector is validated, averaged, deployed and exported. The modules beside it are for training only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from models.detector import Detector, Raw
 from models.layers.heads import Head
 from models.loss import detection_loss
 from runtime.backends.torch.compiling import compiled
-from trainer.config.auxiliary import auxiliary_model
+from trainer.config.extras import auxiliary_model
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import Batch, blank_batch
 from trainer.devices.distributed import Group
@@ -23,8 +23,8 @@ from trainer.extras.distill import build_adapters, build_distillation
 from trainer.failures import TrainingError
 
 Outputs = tuple[Raw, list[Tensor], Raw | None]
-"""The detector's output, the pyramid levels [B, teacher's channels, h, w] that a teacher's are compared with (none
-without that loss), and the auxiliary head's output."""
+"""The detector's output; the pyramid levels [B, teacher's channels, h, w] to compare with the teacher's, [] without
+that loss; the auxiliary head's output."""
 
 
 class TrainingModel(nn.Module):
@@ -32,7 +32,7 @@ class TrainingModel(nn.Module):
     losses of all of them."""
 
     def __init__(self, config: TrainConfig, detector: Detector, amp: torch.dtype | None, group: Group) -> None:
-        """Around `detector`, on its device, computing under autocast to `amp`, as one of the processes of `group`.
+        """Wrap `detector`, on its device. It computes under autocast to `amp`, as one of the processes of `group`.
 
         Raises `ConfigError` or `CheckpointError` for a teacher that cannot teach it.
         """
@@ -55,11 +55,11 @@ class TrainingModel(nn.Module):
         return next(self.detector.parameters()).device
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted losses of a batch on the model's device, scalars in float32, by name: cls, box, quality, and
-        distill and aux where there is a teacher or an auxiliary head.
+        """The weighted losses of a batch on the model's device, float32 scalars by name.
 
-        Of a batch that processes share, this one's part of the losses: a process without pictures takes part with a
-        blank one that teaches nothing, because the others wait for it.
+        The names are cls, box, quality; with a teacher also distill, with an auxiliary head also aux. Processes that
+        share a batch each give their part of the losses. A process without pictures uses a blank one, whose losses are
+        0, because the others wait for it.
         """
         usable = len(batch.images) > 0
         images, boxes, labels, _, sizes_hw, regions = (
@@ -82,7 +82,7 @@ class TrainingModel(nn.Module):
         return losses if usable else {name: 0 * loss for name, loss in losses.items()}
 
     def outputs(self, images: Tensor) -> Outputs:
-        """What the losses ask for of images uint8 BGR [B, H, W, 3]."""
+        """The outputs that the losses need, for images uint8 BGR [B, H, W, 3]."""
         if not self.compares_levels and "auxiliary" not in self.beside:
             return self.detector(images), [], None
         raw, pyramid = self.detector.with_levels(images)
@@ -96,7 +96,7 @@ class TrainingModel(nn.Module):
 
 
 def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
-    """The sum of weighted `losses`, a scalar: what is learned from."""
+    """The sum of the weighted `losses`, a scalar: the loss that training minimizes."""
     return reduce(torch.add, losses.values())
 
 

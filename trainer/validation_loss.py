@@ -21,9 +21,9 @@ def validation_losses(
 ) -> Losses:  # fmt: skip
     """Mean losses over the readable pictures of `val`, as mmdetection's workflow of train and val has them.
 
-    Batches are as large as in training and weigh by their pictures. The network is in eval mode, as it is judged and
-    deployed, and goes back to the mode that it was in. Draws nothing from the global random numbers: a training with
-    and one without it end with the same weights. NaN where no picture can be used.
+    Batches are as large as in training, and the mean weighs them by their pictures. The network computes in eval mode,
+    as it is evaluated and deployed, and then returns to its mode. No global random numbers are drawn, so that a
+    training ends with the same weights with and without it. The losses are NaN where no picture can be used.
     """
     dataset = TrainSet(val, resize_rule(config.model), None)
     order = BatchSampler(SequentialSampler(dataset), config.images_per_batch, drop_last=False)

@@ -17,7 +17,7 @@ from models.loss import detection_loss
 from tests.trainer.interrupted import go_on, stop_before_epoch
 from tests.trainer.processes import two
 from tests.trainer.tiny import CUT_ALIKE, one_object, tiny_config
-from trainer.config.auxiliary import AuxiliaryConfig, auxiliary_model, coarse
+from trainer.config.extras import AuxiliaryConfig, auxiliary_model, coarse
 from trainer.config.train import TrainConfig
 from trainer.devices.distributed import Group
 from trainer.log.metrics import read_metrics

@@ -113,14 +113,14 @@ def hang_from(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask_in_the_wait_for(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A SIGTERM comes in the wait for batch `number` (from 0): after a given time, a slow machine would still start."""
-    real = Checkpoints.waiting
+    real = Checkpoints.on_wait
 
     def waiting(self: Checkpoints, seconds: float, batch: int) -> None:
         if batch == number:
             os.kill(os.getpid(), signal.SIGTERM)
         real(self, seconds, batch)
 
-    monkeypatch.setattr(Checkpoints, "waiting", waiting)
+    monkeypatch.setattr(Checkpoints, "on_wait", waiting)
 
 
 def test_a_signal_ends_a_wait_that_nothing_else_would(

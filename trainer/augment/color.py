@@ -23,8 +23,8 @@ def jitter_color(image: Image, config: AugmentConfig, rng: np.random.Generator) 
     contrast = 1 + rng.uniform(-config.contrast, config.contrast)
     saturation = 1 + rng.uniform(-config.saturation, config.saturation)
     angle = 2 * np.pi * rng.uniform(-config.hue, config.hue)
-    # Hue: a turn around the gray axis (Rodrigues). Saturation: towards or away from the pixel's own gray.
-    # Both leave grays as they are. Contrast: towards or away from the picture's mean gray.
+    # Hue: a rotation around the gray axis (Rodrigues). Saturation: towards or away from the pixel's own gray.
+    # Neither changes a gray pixel. Contrast: towards or away from the picture's mean gray.
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     turn = np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) / 3
     saturate = saturation * np.eye(3) + (1 - saturation) * _LUMA[None, :]
@@ -34,7 +34,7 @@ def jitter_color(image: Image, config: AugmentConfig, rng: np.random.Generator) 
 
 
 def distort(image: Image, config: DistortConfig, rng: np.random.Generator) -> Image:
-    """Gamma, and now and then no color or other channels."""
+    """Gamma; and on a share of the pictures each, channels that change places, and gray instead of color."""
     image = _looked_up(image, 255 * (_LEVELS / 255) ** log_uniform(config.gamma, rng))
     if rng.random() < config.shuffle:
         image = np.ascontiguousarray(image[:, :, rng.permutation(3)])
@@ -48,7 +48,7 @@ def _mean_gray(image: Image) -> float:
 
 
 def _counts(image: Image) -> NDArray[np.int64]:
-    """[256,3] pixels of each level of each channel."""
+    """[256,3] how many pixels have each level, by channel."""
     counts = [cv2.calcHist([image], [channel], None, [256], [0, 256]).reshape(-1) for channel in range(3)]
     return np.stack(counts, axis=1).astype(np.int64)
 
@@ -92,8 +92,8 @@ def sharpness(image: Image, factor: float) -> Image:
 
 def autocontrast(image: Image) -> Image:
     """Each channel stretched over 0..255; a channel of one level stays."""
-    there = _counts(image) > 0
-    low, high = there.argmax(0).astype(np.float64), 255.0 - there[::-1].argmax(0)
+    occurs = _counts(image) > 0
+    low, high = occurs.argmax(0).astype(np.float64), 255.0 - occurs[::-1].argmax(0)
     flat = high <= low
     low, span = np.where(flat, 0, low), np.where(flat, 255, high - low)
     return _looked_up(image, (_LEVELS[:, None] - low) * 255 / span)
@@ -136,4 +136,4 @@ PHOTOMETRIC: dict[str, Callable[[Image, float], Image]] = {
     "solarize": lambda image, level: solarize(image, 256 - 256 * abs(level)),
     "solarize_add": lambda image, level: solarize_add(image, 110 * abs(level)),
 }
-"""By name, each with a strength from -1 to 1, where 0 is no change (autocontrast and equalize know no strength)."""
+"""By name, each with a strength from -1 to 1, where 0 changes nothing. Autocontrast and equalize have no strength."""

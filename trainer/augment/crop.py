@@ -5,17 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.augment.geometry import Boxes, Picture, log_uniform
+from trainer.augment.mixing import Rect
 from trainer.config.augment_sections import CropConfig
-
-_Rect = tuple[int, int, int, int]
 
 
 def random_crop(picture: Picture, config: CropConfig, rng: np.random.Generator) -> Picture:
-    """A part of `picture` that fulfils `config`, at whole pixels, boxes moved and not clipped; else `picture` itself.
+    """A crop of `picture` at whole pixels that meets `config`, boxes moved and not clipped; else `picture` itself.
 
-    Without objects any crop will do.
+    Without objects every crop meets it.
     """
-    height, width = picture.image.shape[:2]
+    height, width = picture.size_hw
     least = float(rng.choice(config.least))
     objects = picture.boxes_xyxy[picture.labels >= 0]
     for _ in range(config.tries):
@@ -41,7 +40,7 @@ def _sides(height: int, width: int, config: CropConfig, rng: np.random.Generator
 def _around(
     box: Boxes, size_hw: tuple[int, int], crop_hw: tuple[int, int], rng: np.random.Generator
 ) -> tuple[int, int]:
-    """The corner of a crop drawn evenly from those that hold `box` [4] whole, or are wholly inside a larger one."""
+    """The corner of a crop that contains `box` [4], or that lies within a larger box, drawn evenly."""
     corner = []
     for low, high, side, crop in zip(box[:2], box[2:], size_hw[::-1], crop_hw[::-1], strict=True):
         first, last = sorted((int(np.ceil(high)) - crop, int(np.floor(low))))
@@ -50,14 +49,14 @@ def _around(
     return corner[0], corner[1]
 
 
-def _fulfils(boxes_xyxy: Boxes, crop: _Rect, least: float, measure: str) -> bool:
+def _fulfils(boxes_xyxy: Boxes, crop: Rect, least: float, measure: str) -> bool:
     """Whether the crop keeps its objects [G,4]: see `CropConfig.measure`."""
     boxes = boxes_xyxy.astype(np.float64)
     inner = np.clip(boxes, np.array(crop[:2] * 2), np.array(crop[2:] * 2))
     common = (inner[:, 2:] - inner[:, :2]).prod(1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     if measure == "iou":
-        whole = (crop[2] - crop[0]) * (crop[3] - crop[1])
-        return bool((common / (areas + whole - common)).max() >= least)
+        crop_area = (crop[2] - crop[0]) * (crop[3] - crop[1])
+        return bool((common / (areas + crop_area - common)).max() >= least)
     share = common / np.maximum(areas, 1e-12)
     return bool((share > 0).any() and (share[share > 0] >= least - 1e-6).all())

@@ -19,12 +19,8 @@ def blur(image: Image, config: BlurConfig, rng: np.random.Generator) -> Image:
     """Out of focus (a Gaussian), or moved (the mean along a line of any direction)."""
     if rng.random() >= config.motion:
         return np.asarray(cv2.GaussianBlur(image, (0, 0), log_uniform(config.sigma, rng)), np.uint8)
-    return np.asarray(
-        cv2.filter2D(
-            image, -1, _line(rng.uniform(*config.length), rng.uniform(0, np.pi)), borderType=cv2.BORDER_REFLECT
-        ),
-        np.uint8,
-    )
+    kernel = _line(rng.uniform(*config.length), rng.uniform(0, np.pi))
+    return np.asarray(cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT), np.uint8)
 
 
 def _line(length: float, angle: float) -> np.ndarray:
@@ -45,7 +41,7 @@ def noise(image: Image, config: NoiseConfig, rng: np.random.Generator) -> Image:
     drawn: Image = np.frombuffer(rng.bytes(h * w * channels), np.uint8).reshape(h, w, channels)
     if channels == 1:
         drawn = np.asarray(cv2.cvtColor(drawn, cv2.COLOR_GRAY2BGR), np.uint8)
-    # What brightens and what darkens apart: both stay bytes, for which OpenCV is fastest.
+    # Brightening and darkening are separate steps: both are bytes then, for which OpenCV is fastest.
     more, less = (np.clip(sign * steps, 0, 255).astype(np.uint8) for sign in (1, -1))
     return np.asarray(cv2.subtract(cv2.add(image, cv2.LUT(drawn, more)), cv2.LUT(drawn, less)), np.uint8)
 

@@ -1,15 +1,15 @@
-"""Where pixels go, and their boxes with them: placing in the input, mirroring, affine maps, clipping."""
+"""Geometry of pictures and their boxes: placing in the input, mirroring, affine maps, clipping."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.images.image import FILL, FixedSize, Image, Resize, ShortSide
+from runtime.images.image import FILL, Image, Resize, ShortSide
 from trainer.config.augment_sections import MultiScaleConfig
 
 Boxes = NDArray[np.float32]
@@ -17,7 +17,7 @@ Labels = NDArray[np.int64]
 
 
 class Picture(NamedTuple):
-    """A picture with its objects, at any stage."""
+    """A picture with its objects, at any stage of the pipeline."""
 
     image: Image
     """uint8 [h,w,3] BGR."""
@@ -26,10 +26,15 @@ class Picture(NamedTuple):
     labels: Labels
     """[G]; negative where a box is no object but a region to be ignored."""
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of `image`, pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture goes: resized to `resized_hw`, its top left corner at `offset_xy` of the input."""
+    """Where a picture lies in an input of `size_hw`: resized to `resized_hw`, its top left corner at `offset_xy`."""
 
     size_hw: tuple[int, int]
     source_hw: tuple[int, int]
@@ -66,7 +71,7 @@ class Placement:
 
 
 def resized_placement(source_hw: tuple[int, int], resize: Resize) -> Placement:
-    """The deployment's own rule."""
+    """The placement that deployment uses, by the rule `resize`."""
     fitted = resize.fit(source_hw)
     return Placement(fitted.size_hw, source_hw, fitted.resized_hw, (0, 0), fitted.fill_bgr)
 
@@ -91,18 +96,23 @@ def random_placement(
 
 
 def log_uniform(span: tuple[float, float], rng: np.random.Generator) -> float:
-    """As likely to be halved as doubled."""
+    """A factor within `span`, drawn evenly on a logarithmic scale: half is as likely as double."""
     return float(np.exp(rng.uniform(np.log(span[0]), np.log(span[1]))))
 
 
 def random_size(resize: Resize, config: MultiScaleConfig, rng: np.random.Generator) -> Resize:
     """The same rule for another input size, its sides rounded to multiples of `config.multiple`."""
-    factor = log_uniform(config.factor, rng)
+    scaled = scaled_rule(resize, log_uniform(config.factor, rng), config.multiple)
+    return replace(scaled, multiple=max(scaled.multiple, config.multiple)) if isinstance(scaled, ShortSide) else scaled
+
+
+def scaled_rule(resize: Resize, factor: float, multiple: int) -> Resize:
+    """The same rule for an input of `factor` times the size; a fixed size becomes a multiple of `multiple` pixels."""
     if isinstance(resize, ShortSide):
-        short, long = max(1, round(resize.short * factor)), max(1, round(resize.long * factor))
-        return ShortSide(short, long, max(resize.multiple, config.multiple), resize.floor, resize.fill_bgr)
-    height, width = (max(1, round(side * factor / config.multiple)) * config.multiple for side in resize.size_hw)
-    return FixedSize((height, width), resize.fill_bgr)
+        short, long = (max(1, round(side * factor)) for side in (resize.short, resize.long))
+        return replace(resize, short=short, long=long)
+    height, width = (max(1, round(side * factor / multiple)) * multiple for side in resize.size_hw)
+    return replace(resize, size_hw=(height, width))
 
 
 def flip_horizontal(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
@@ -127,7 +137,7 @@ def affine(picture: Picture, matrix: NDArray[np.float64], fill_bgr: tuple[int, i
     Boxes become the hulls of their moved corners: exact where sides stay upright, and no tighter than that of a
     rectangle where they do not (a round object turned by 30 degrees fills less of its box).
     """
-    height, width = picture.image.shape[:2]
+    height, width = picture.size_hw
     linear, shift = matrix[:, :2], matrix[:, 2]
     # OpenCV counts from pixel centers: edge = center + 0.5 before and after.
     centers = np.hstack([linear, (shift + linear @ (0.5, 0.5) - 0.5)[:, None]])
@@ -146,8 +156,8 @@ def visible_boxes(
 ) -> tuple[Boxes, NDArray[np.bool_]]:
     """Boxes [G,4] clipped to the input, and which to keep [G].
 
-    Kept are boxes of which at least the share `min_visible` (one, or [G]) of the area is inside, and whose sides
-    are at least 1 px: below that an object has no pixel to be seen by.
+    A box is kept where at least the share `min_visible` (one, or [G]) of its area is inside, and its clipped sides have
+    at least 1 px: a smaller object has no pixel of its own.
     """
     return boxes_in_window(boxes_xyxy, (slice(0, size_hw[0]), slice(0, size_hw[1])), min_visible)
 
@@ -166,5 +176,5 @@ def boxes_in_window(
 
 
 def least_visible(labels: Labels, min_visible: float) -> NDArray[np.float64]:
-    """[G] shares below which a box goes: `min_visible`, and 0 for a region to be ignored, whatever is cut off."""
+    """[G] the least visible share of each box: `min_visible`, and 0 for ignore regions, which always stay."""
     return np.where(labels < 0, 0.0, min_visible)

@@ -42,8 +42,7 @@ def mosaic(
     for picture, (x0, y0, x1, y1) in zip(pictures, mosaic_tiles(size_hw, config, rng), strict=True):
         if picture is None:
             continue
-        source_hw = (picture.image.shape[0], picture.image.shape[1])
-        placement = random_placement(source_hw, (y1 - y0, x1 - x0), config.scale, rng, fill_bgr, size_hw)
+        placement = random_placement(picture.size_hw, (y1 - y0, x1 - x0), config.scale, rng, fill_bgr, size_hw)
         part = view(picture, placement)
         canvas[y0:y1, x0:x1] = part.image
         boxes.append(part.boxes_xyxy + np.array([x0, y0, x0, y0], np.float32))

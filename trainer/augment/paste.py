@@ -1,7 +1,7 @@
 """Pasting: objects of other pictures, and false positives as background.
 
-A patch is a rectangle with surroundings, resized once and put down at whole pixels, so that its box is exact. Within
-its box it hides what was there; its surroundings fade out, or are solved for (Poisson blending, Perez et al. 2003).
+A patch is a rectangle with surroundings, resized once and placed at whole pixels, so that its box is exact. Within its
+box it hides the picture. Its surroundings fade out, or are solved for (Poisson blending, Perez et al. 2003).
 """
 
 from __future__ import annotations
@@ -52,18 +52,19 @@ def cut_patch(image: Image, box_xyxy: NDArray[np.floating], label: int, margin: 
 def paste(
     picture: Picture, patch: Patch, config: CopyPasteConfig | HardNegativesConfig, rng: np.random.Generator
 ) -> tuple[Picture, Boxes] | None:
-    """`picture` with `patch` on it, and the rectangle [4] that hides what was there; None where it finds no place.
+    """`picture` with `patch` on it, and the rectangle [4] that it hides; None where it finds no place.
 
-    The patch keeps its size relative to the height of the picture, times `config.scale`. It touches no region to be
-    ignored, a background patch no object, and another patch hides at most `config.max_cover` of any box. The label
-    and box of an object are appended; boxes below it are not yet changed: see `uncovered`.
+    The patch keeps its size relative to the height of the picture, times `config.scale`. It touches no ignore region. A
+    background patch touches no object, an object hides at most `config.max_cover` of any box. The label and box of an
+    object are appended. The boxes below are not changed yet: see `uncovered`.
     """
-    height, width = picture.image.shape[:2]
+    height, width = picture.size_hw
     factor = log_uniform(config.scale, rng) * height / patch.source_h
     h, w = (max(1, round(side * factor)) for side in patch.image.shape[:2])
     if h > height or w > width or min(h, w) < _LEAST_SIDE:
         return None
-    resized = np.asarray(cv2.resize(patch.image, (w, h), interpolation=_filter(factor)), np.uint8)
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    resized = np.asarray(cv2.resize(patch.image, (w, h), interpolation=method), np.uint8)
     scale = np.array([w / patch.image.shape[1], h / patch.image.shape[0]] * 2)
     box = patch.box_xyxy * scale
     hidden = np.concatenate([np.floor(box[:2]), np.minimum(np.ceil(box[2:]), (w, h))])
@@ -80,28 +81,28 @@ def paste(
             break
     else:
         return None
-    image = picture.image.copy()
+    image, boxes, labels = picture.image.copy(), picture.boxes_xyxy, picture.labels
     image[y : y + h, x : x + w] = _blended(image[y : y + h, x : x + w], resized, box, config.blend)
-    if patch.label < 0:
-        return picture._replace(image=image), (hidden + corner).astype(np.float32)
-    boxes = np.concatenate([picture.boxes_xyxy, (box + corner)[None].astype(np.float32)])
-    return Picture(image, boxes, np.append(picture.labels, patch.label)), (hidden + corner).astype(np.float32)
-
-
-def _filter(factor: float) -> int:
-    return cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    if patch.label >= 0:
+        boxes = np.concatenate([boxes, (box + corner)[None].astype(np.float32)])
+        labels = np.append(labels, patch.label)
+    return Picture(image, boxes, labels), (hidden + corner).astype(np.float32)
 
 
 def _may_lie(
-    picture: Picture, hidden: NDArray[np.float64], whole: NDArray[np.integer], label: int,
+    picture: Picture,
+    hidden: NDArray[np.float64],
+    patch: NDArray[np.integer],
+    label: int,
     config: CopyPasteConfig | HardNegativesConfig,
-) -> bool:  # fmt: skip
+) -> bool:
+    """Whether a patch over the rectangle `patch` [4], which covers things within `hidden` [4], harms nothing."""
     boxes = picture.boxes_xyxy.astype(np.float64)
-    ignored = picture.labels < 0
-    if (_common(boxes[ignored], whole) > 0).any():
+    touched = _common(boxes, patch) > 0
+    if touched[picture.labels < 0].any():
         return False
     if label < 0 or isinstance(config, HardNegativesConfig):
-        return not (_common(boxes, whole) > 0).any()
+        return not touched.any()
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return bool((_common(boxes, hidden) <= config.max_cover * areas).all())
 
@@ -133,36 +134,39 @@ def _ramp(side: int, low: float, high: float) -> NDArray[np.float32]:
 
 
 def uncovered(boxes_xyxy: Boxes, hidden_xyxy: Boxes) -> tuple[Boxes, NDArray[np.float64]]:
-    """Boxes [G,4] under a patch that hides the rectangle [4]: what is left of each, and the share of it hidden [G].
+    """Boxes [G,4] below a patch that hides a rectangle [4]: the rest of each, and the share of each that is hidden [G].
 
-    A box shrinks where a whole side of it is hidden across its full length; else it stays, as an annotator would have
-    it, because something of every side can still be seen.
+    A box shrinks where the patch hides one of its sides over the full length. Otherwise it stays, as an annotator would
+    draw it, because a part of every side is still visible.
     """
     boxes = boxes_xyxy.astype(np.float64)
     low, high = hidden_xyxy[:2].astype(np.float64), hidden_xyxy[2:].astype(np.float64)
     areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-12)
     share = _common(boxes, hidden_xyxy) / areas
-    left = boxes.copy()
-    for axis in (0, 1):
-        other = 1 - axis
-        across = (low[other] <= boxes[:, other]) & (high[other] >= boxes[:, other + 2]) & (share > 0)
+    remains = boxes.copy()
+    for axis, across_axis in ((0, 1), (1, 0)):
+        across = (low[across_axis] <= boxes[:, across_axis]) & (high[across_axis] >= boxes[:, across_axis + 2])
+        across &= share > 0
         start = across & (low[axis] <= boxes[:, axis])
         stop = across & (high[axis] >= boxes[:, axis + 2])
-        left[start, axis] = np.minimum(high[axis], boxes[start, axis + 2])
-        left[stop, axis + 2] = np.maximum(low[axis], left[stop, axis])
-    return left.astype(np.float32), share
+        remains[start, axis] = np.minimum(high[axis], boxes[start, axis + 2])
+        remains[stop, axis + 2] = np.maximum(low[axis], remains[stop, axis])
+    return remains.astype(np.float32), share
 
 
 def paste_all(
-    picture: Picture, patches: Sequence[Patch | None], config: CopyPasteConfig | HardNegativesConfig,
-    min_visible: float, rng: np.random.Generator,
-) -> Picture:  # fmt: skip
+    picture: Picture,
+    patches: Sequence[Patch | None],
+    config: CopyPasteConfig | HardNegativesConfig,
+    min_visible: float,
+    rng: np.random.Generator,
+) -> Picture:
     """`picture` with those of `patches` that find a place, one above the other.
 
-    Boxes below shrink as `uncovered` says, and go where less than `min_visible` of them is left (what one patch leaves
-    times what the next leaves of that).
+    Boxes below a patch shrink as `uncovered` says. A box is dropped where less than the share `min_visible` of it is
+    visible: the shares that the patches leave of it are multiplied.
     """
-    left: NDArray[np.float64] = np.ones(len(picture.labels))
+    visible: NDArray[np.float64] = np.ones(len(picture.labels))
     for patch in patches:
         pasted = None if patch is None else paste(picture, patch, config, rng)
         if pasted is None:
@@ -171,6 +175,6 @@ def paste_all(
         picture, hidden = pasted
         boxes, share = uncovered(picture.boxes_xyxy[:below], hidden)
         picture = picture._replace(boxes_xyxy=np.concatenate([boxes, picture.boxes_xyxy[below:]]))
-        left = np.concatenate([left * (1 - share), np.ones(len(picture.labels) - below)])
-    keep = left >= min_visible - 1e-6
+        visible = np.concatenate([visible * (1 - share), np.ones(len(picture.labels) - below)])
+    keep = visible >= min_visible - 1e-6
     return picture._replace(boxes_xyxy=picture.boxes_xyxy[keep], labels=picture.labels[keep])

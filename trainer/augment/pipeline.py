@@ -1,4 +1,4 @@
-"""One training view of a picture: every augmentation in its order, which is that of the fields of `AugmentConfig`."""
+"""One training view of a picture: all augmentations, in the order of the fields of `AugmentConfig`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from trainer.augment.geometry import (
     random_placement,
     random_size,
     resized_placement,
+    visible_boxes,
 )
 from trainer.augment.mixing import mixup, mosaic
 from trainer.augment.paste import paste_all
@@ -42,33 +43,30 @@ def augment(
 ) -> tuple[Image, Boxes, Labels]:
     """One training view of a picture: (input uint8 [H,W,3], boxes [G,4] in input pixels, labels [G]).
 
-    Where nothing fires, the pixels are those of `runtime.images.image.letterbox`. G may be smaller than it was:
-    `visible_boxes` says which boxes stay, of regions to be ignored (negative labels) whatever is left; mosaic, mixup
-    and copy_paste bring objects of other pictures. These, hard_negatives and the transforms of other libraries need
-    `sources`; ValueError without. What finds no place or no readable picture does not happen.
+    Where no augmentation happens, the pixels are those of the letterbox. G may change: `visible_boxes` says which boxes
+    stay, and ignore regions (negative labels) always stay; mosaic, mixup and copy_paste add objects of other pictures.
+    These, hard_negatives and the transforms of other libraries need `sources`, and raise ValueError without. A step
+    that finds no place or no readable picture is skipped.
     """
     if sources is None:
-        if asked := needs_sources(config):
-            raise ValueError(f"augment: {', '.join(asked)} need `sources` to draw from")
+        if needed := needs_sources(config):
+            raise ValueError(f"augment: {', '.join(needed)} need `sources` to draw from")
         sources = Sources()
     run = _Run(config, sources, rng)
     if run.fires(config.multi_scale.probability):
         resize = random_size(resize, config.multi_scale, rng)
     view = run.view(Picture(image, boxes_xyxy, labels), resize)
-    if run.fires(config.mixup.probability):
-        other = sources.picture(rng)
-        if other is not None:
-            size_hw = (view.image.shape[0], view.image.shape[1])
-            fill = resize.fit((image.shape[0], image.shape[1])).fill_bgr
-            view = mixup(view, run.view(other, FixedSize(size_hw, fill)), config.mixup, rng)
-    return view.image, view.boxes_xyxy, view.labels
+    if run.fires(config.mixup.probability) and (second := sources.picture(rng)) is not None:
+        fill_bgr = resize.fit((image.shape[0], image.shape[1])).fill_bgr
+        view = mixup(view, run.view(second, FixedSize(view.size_hw, fill_bgr)), config.mixup, rng)
+    return view
 
 
 def needs_sources(config: AugmentConfig) -> list[str]:
     """The sections of `config` that are on and draw from more than the picture itself."""
     sections = ("hard_negatives", "copy_paste", "mosaic", "mixup")
-    asked = [name for name in sections if getattr(config, name).probability]
-    return asked + [name for name in ("torchvision", "albumentations") if getattr(config, name)]
+    needed = [name for name in sections if getattr(config, name).probability]
+    return needed + [name for name in ("torchvision", "albumentations") if getattr(config, name)]
 
 
 def closed(config: AugmentConfig, epochs_left: int) -> AugmentConfig:
@@ -84,39 +82,35 @@ class _Run:
     rng: np.random.Generator
 
     def fires(self, probability: float) -> bool:
-        """Draws only where something may happen, so that an augmentation that is off changes no other's numbers."""
+        """Whether an augmentation happens. One that is off draws nothing, so that the others' numbers stay the same."""
         return probability > 0 and self.rng.random() < probability
 
     def view(self, picture: Picture, resize: Resize) -> Picture:
         """`picture` in its input, alone or as one of four; boxes clipped."""
         config, rng = self.config, self.rng
-        source_hw = (picture.image.shape[0], picture.image.shape[1])
+        fitted = resize.fit(picture.size_hw)
         if self.fires(config.mosaic.probability):
-            fitted = resize.fit(source_hw)
             pictures = [picture, *(self.sources.picture(rng) for _ in range(3))]
             return mosaic(pictures, fitted.size_hw, fitted.fill_bgr, config.mosaic, rng, self.tile)
-        picture, effects = self.prepared(picture, resize.fit(source_hw).fill_bgr)
-        placement = resized_placement((picture.image.shape[0], picture.image.shape[1]), resize)
+        picture, effects = self.prepared(picture, fitted.fill_bgr)
+        placement = resized_placement(picture.size_hw, resize)
         if rng.random() < config.scale_probability:
             placement = random_placement(placement.source_hw, placement.size_hw, config.scale, rng, placement.fill_bgr)
         return self.placed(picture, placement, effects)
 
     def tile(self, picture: Picture, placement: Placement) -> Picture:
-        """A part of a mosaic. A crop changes the picture's size, and leaves the size of the part to be filled alone."""
-        source_hw = placement.source_hw
+        """A part of a mosaic. A crop is enlarged to the area that the whole picture would have had there."""
+        source_hw, size_hw = placement.source_hw, placement.size_hw
         picture, effects = self.prepared(picture, placement.fill_bgr)
-        h, w = picture.image.shape[:2]
+        h, w = picture.size_hw
         if (h, w) != source_hw:
-            ratio = np.sqrt(source_hw[0] * source_hw[1] / (h * w))  # the part is as large as the whole would have been
-            scale = placement.resized_hw[0] / source_hw[0] * ratio
-            fit = min(placement.size_hw[0] / h, placement.size_hw[1] / w)
-            placement = random_placement(
-                (h, w), placement.size_hw, (scale / fit, scale / fit), self.rng, placement.fill_bgr
-            )
+            scale = placement.resized_hw[0] / source_hw[0] * np.sqrt(source_hw[0] * source_hw[1] / (h * w))
+            factor = scale / min(size_hw[0] / h, size_hw[1] / w)
+            placement = random_placement((h, w), size_hw, (factor, factor), self.rng, placement.fill_bgr)
         return self.placed(picture, placement, effects)
 
     def prepared(self, picture: Picture, fill_bgr: tuple[int, int, int]) -> tuple[Picture, list[Effect]]:
-        """What happens to the picture before the one resize, and what is drawn for the input's pixels."""
+        """The picture after all steps before the resize, and the effects that were drawn for the input's pixels."""
         config, rng = self.config, self.rng
         if config.own:
             picture = Picture(*custom_augmentations(config.own, *picture, rng))
@@ -146,17 +140,16 @@ class _Run:
         return picture
 
     def clipped(self, picture: Picture) -> Picture:
-        """Boxes as far as the picture shows them: shears and turns may have left parts, or all, of one outside."""
-        boxes, labels = picture.boxes_xyxy, picture.labels
-        height, width = picture.image.shape[:2]
-        if len(boxes) and ((boxes[:, :2] < 0).any() or (boxes[:, 2:] > (width, height)).any()):
-            window = (slice(0, height), slice(0, width))
-            boxes, keep = boxes_in_window(boxes, window, least_visible(labels, self.config.min_visible))
-            return Picture(picture.image, boxes[keep], labels[keep])
-        return picture
+        """`picture` with its boxes clipped: shears and turns may have moved a part of one, or all of it, outside."""
+        image, boxes, labels = picture
+        height, width = picture.size_hw
+        if not len(boxes) or not ((boxes[:, :2] < 0).any() or (boxes[:, 2:] > (width, height)).any()):
+            return picture
+        boxes, keep = visible_boxes(boxes, (height, width), least_visible(labels, self.config.min_visible))
+        return Picture(image, boxes[keep], labels[keep])
 
     def placed(self, picture: Picture, placement: Placement, effects: list[Effect]) -> Picture:
-        """The one resize, then what happens to the input's pixels, where the picture is; boxes clipped to that."""
+        """The input: the picture resized, then the effects on the pixels that it covers; boxes clipped to those."""
         config, rng = self.config, self.rng
         view, window = placement.apply(picture.image), placement.window
         for effect in effects:

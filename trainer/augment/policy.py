@@ -1,7 +1,7 @@
 """TrivialAugment and AutoAugment, with boxes.
 
 Geometric steps act on the picture, before the one resize; photometric steps on the input's pixels, after it, where
-they cost a fraction and hit every picture with the same strength. The two kinds commute but for the fill's color.
+they cost less and have the same strength for every picture. Their order matters for the color of the fill only.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Step(NamedTuple):
     name: str
     strength: float
     box_probability: float = 1.0
-    """Of steps within boxes: how likely each box is hit."""
+    """Of a step within boxes: the probability for each box."""
 
 
 def trivial_steps(config: TrivialConfig, rng: np.random.Generator) -> list[Step]:
@@ -61,7 +61,7 @@ def trivial_steps(config: TrivialConfig, rng: np.random.Generator) -> list[Step]
 
 
 def auto_steps(config: AutoConfig, rng: np.random.Generator) -> list[Step]:
-    """One sub-policy's steps. Of a step within boxes each box is hit by a third of the probability, as published."""
+    """The steps of one sub-policy. A step within boxes changes a box with a third of its probability, as published."""
     policy = V0 if config.policy == "v0" else config.policy
     steps = []
     for name, probability, level in policy[rng.integers(len(policy))]:
@@ -73,7 +73,7 @@ def auto_steps(config: AutoConfig, rng: np.random.Generator) -> list[Step]:
 
 
 def _strength(name: str, level: float, sign: float) -> float:
-    """AutoAugment's meaning of a level 0..1."""
+    """The strength that AutoAugment gives to a level 0..1."""
     if name in _FACTORS:
         return level * 1.8 - 0.9  # a factor from 0.1 to 1.9; the sign is not drawn
     if name.startswith("translate"):
@@ -92,16 +92,14 @@ def apply_to_picture(
     effects: list[Effect] = []
     for step in steps:
         if step.name == "cutout":
-            effects.append(
-                partial(_cutout, half=step.strength * 100 / _PAPER_SIDE, center=rng.random(2), fill=fill_bgr)
-            )
+            half = step.strength * 100 / _PAPER_SIDE
+            effects.append(partial(_cutout, half=half, center=rng.random(2), fill=fill_bgr))
         elif step.name in PHOTOMETRIC:
             effects.append(partial(_photometric, name=step.name, strength=step.strength))
         elif step.name.endswith("_boxes"):
             picture = _within_boxes(picture, step, fill_bgr, rng)
         else:
-            height, width = picture.image.shape[:2]
-            picture = affine(picture, affine_matrix(step.name, step.strength, (height, width)), fill_bgr)
+            picture = affine(picture, affine_matrix(step.name, step.strength, picture.size_hw), fill_bgr)
     return picture, effects
 
 
@@ -113,17 +111,15 @@ def affine_matrix(name: str, strength: float, size_hw: tuple[int, int]) -> NDArr
     """The map [2,3] of pixel edges; shears and turns keep the middle, shifts are whole pixels so that nothing blurs."""
     height, width = size_hw
     linear, shift = np.eye(2), np.zeros(2)
-    if name.startswith("shear_x"):
-        linear[0, 1] = strength
-    elif name.startswith("shear_y"):
-        linear[1, 0] = strength
-    elif name.startswith("rotate"):
+    kind, _, axis = name.partition("_")
+    row = ("x", "y").index(axis) if axis else 0
+    if kind == "shear":
+        linear[row, 1 - row] = strength
+    elif kind == "translate":
+        shift[row] = round(strength * (width, height)[row])
+    elif kind == "rotate":
         turn = np.deg2rad(strength)
         linear = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    elif name.startswith("translate_x"):
-        shift[0] = round(strength * width)
-    elif name.startswith("translate_y"):
-        shift[1] = round(strength * height)
     else:
         raise ValueError(f"{name}: not a geometric operation")
     middle = np.array([width / 2, height / 2])
@@ -133,7 +129,7 @@ def affine_matrix(name: str, strength: float, size_hw: tuple[int, int]) -> NDArr
 def _within_boxes(picture: Picture, step: Step, fill_bgr: tuple[int, int, int], rng: np.random.Generator) -> Picture:
     """Contents of boxes sheared, shifted, turned or equalized; the boxes themselves stay."""
     image = picture.image.copy()
-    height, width = image.shape[:2]
+    size_hw = height, width = picture.size_hw
     kind = step.name.removesuffix("_boxes")
     for box, label in zip(picture.boxes_xyxy, picture.labels, strict=True):
         hit = rng.random() < step.box_probability
@@ -147,7 +143,7 @@ def _within_boxes(picture: Picture, step: Step, fill_bgr: tuple[int, int, int], 
             continue
         matrix = affine_matrix(kind, step.strength, (y1 - y0, x1 - x0))
         if kind.startswith("translate"):  # as published: a share of the picture, not of the box
-            matrix[:, 2] = affine_matrix(kind, step.strength, (height, width))[:, 2]
+            matrix[:, 2] = affine_matrix(kind, step.strength, size_hw)[:, 2]
         image[y0:y1, x0:x1] = affine(part, matrix, fill_bgr).image
     return picture._replace(image=image)
 
@@ -157,7 +153,7 @@ def _cutout(image: Image, half: float, center: NDArray[np.float64], fill: tuple[
     height, width = image.shape[:2]
     x, y = center * (width, height)
     out = image.copy()
-    corners = [(round(x - half * width), round(y - half * height)), (round(x + half * width), round(y + half * height))]
-    (x0, y0), (x1, y1) = corners
+    x0, x1 = round(x - half * width), round(x + half * width)
+    y0, y1 = round(y - half * height), round(y + half * height)
     cv2.rectangle(out, (x0, y0), (x1 - 1, y1 - 1), fill, cv2.FILLED)
     return out

@@ -1,4 +1,4 @@
-"""What augmentation draws from beside the picture itself: other training pictures, mined false positives."""
+"""What augmentation needs besides the picture itself: other training pictures, mined false positives, transforms."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """Draws are functions of the generator and the files alone, so that every loader process draws the same."""
+    """The draws depend on the generator and the files only, so that every loader process draws the same."""
 
     reader: Reader | None = None
-    """Of the training pictures; without one there are no others."""
+    """Reads the training pictures; without a reader there are no other pictures."""
     holders: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """[O] the picture of every object that may be copied."""
+    """[O] for every object that may be copied, the index of its picture."""
     negatives: Sequence[Negative] = ()
     transforms: Sequence[Transform] = ()
     """Of torchvision, then of albumentations."""
@@ -57,9 +57,10 @@ class Sources:
         return None
 
     def object_patches(self, config: CopyPasteConfig, rng: np.random.Generator) -> list[Patch]:
-        """Objects of one other picture (reading is what costs), drawn evenly from all that `config` lets be copied.
+        """Objects of one other picture, because reading takes most of the time.
 
-        As many as `config.count` draws, fewer where that picture has fewer, none where it cannot be used.
+        Every object that `config` allows to copy is equally likely. There are as many as `config.count` draws, fewer
+        where the picture has fewer, none where it cannot be used.
         """
         count = int(rng.integers(config.count[0], config.count[1] + 1))
         if self.reader is None or not len(self.holders):
@@ -67,8 +68,7 @@ class Sources:
         picture = self.reader.read(int(self.holders[rng.integers(len(self.holders))]))
         if picture is None:
             return []
-        height, width = picture.image.shape[:2]
-        rows = copyable(picture.boxes_xyxy, picture.labels, (height, width), config)
+        rows = copyable(picture.boxes_xyxy, picture.labels, picture.size_hw, config)
         return [
             cut_patch(picture.image, picture.boxes_xyxy[row], int(picture.labels[row]), config.margin)
             for row in rng.permutation(rows)[:count]
@@ -90,7 +90,7 @@ class Sources:
 
 
 def copyable(boxes_xyxy: Boxes, labels: Labels, size_hw: tuple[int, int], config: CopyPasteConfig) -> Labels:
-    """Rows of the objects that `config` lets be copied; regions to be ignored are none."""
+    """Rows of the objects that `config` allows to copy; ignore regions are not objects."""
     low, high = config.sides
     boxes = boxes_xyxy.astype(np.float64)
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -99,8 +99,8 @@ def copyable(boxes_xyxy: Boxes, labels: Labels, size_hw: tuple[int, int], config
     room = config.margin * sides[rows]
     first, last = np.floor(boxes[rows, :2] - room), np.ceil(boxes[rows, 2:] + room)
     common = np.minimum(last[:, None], boxes[None, :, 2:]) - np.maximum(first[:, None], boxes[None, :, :2])
-    others = (common > 0).all(2) & (np.arange(len(boxes)) != rows[:, None])  # [O,G] parts of another in the patch
-    return rows[~others.any(1)]
+    foreign = (common > 0).all(2) & (np.arange(len(boxes)) != rows[:, None])  # [O,G] parts of another in the patch
+    return rows[~foreign.any(1)]
 
 
 def make_sources(config: AugmentConfig, records: Sequence[ImageRecord], reader: Reader) -> Sources:

@@ -24,13 +24,9 @@ Transform = Callable[[Picture, np.random.Generator], Picture]
 
 
 def make_transforms(config: AugmentConfig) -> tuple[Transform, ...]:
-    """The transforms that `config` names. Raises `ConfigError` for what is unknown, not installed or wrongly called."""
-    transforms: list[Transform] = []
-    if config.torchvision:
-        transforms.append(TorchvisionTransforms(config.torchvision))
-    if config.albumentations:
-        transforms.append(AlbumentationsTransforms(config.albumentations))
-    return tuple(transforms)
+    """The transforms that `config` names. Raises `ConfigError` for unknown ones, wrong arguments, a missing library."""
+    libraries = ((TorchvisionTransforms, config.torchvision), (AlbumentationsTransforms, config.albumentations))
+    return tuple(make(steps) for make, steps in libraries if steps)
 
 
 class TorchvisionTransforms:
@@ -46,12 +42,10 @@ class TorchvisionTransforms:
         from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
         from torchvision.tv_tensors import Image as TvImage
 
-        height, width = picture.image.shape[:2]
+        boxes = torch.from_numpy(picture.boxes_xyxy)
         sample = {
             "image": TvImage(torch.from_numpy(np.ascontiguousarray(picture.image[:, :, ::-1].transpose(2, 0, 1)))),
-            "boxes": BoundingBoxes(
-                torch.from_numpy(picture.boxes_xyxy), format=BoundingBoxFormat.XYXY, canvas_size=(height, width)
-            ),
+            "boxes": BoundingBoxes(boxes, format=BoundingBoxFormat.XYXY, canvas_size=picture.size_hw),
             "labels": torch.arange(len(picture.labels)),
         }
         state = torch.get_rng_state()
@@ -61,23 +55,23 @@ class TorchvisionTransforms:
         finally:
             torch.set_rng_state(state)
         image = out["image"]
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise ConfigError(f"augment.torchvision: expected a uint8 picture [3,h,w] after it, got {image.dtype} "
-                              f"{list(image.shape)}; leave out what changes the type")  # fmt: skip
+        _require_picture("torchvision", "[3,h,w]", image, image.dtype == torch.uint8, image.shape[:1])
         pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0)[:, :, ::-1])
         return _returned(picture, pixels, out["boxes"].numpy(), out["labels"].numpy(), "torchvision")
 
 
 class AlbumentationsTransforms:
-    """`steps` in a row. Raises `ConfigError` where albumentations is not installed, or does not know what is asked."""
+    """`steps` in a row. Raises `ConfigError` where albumentations is not installed, or does not know a step."""
 
     def __init__(self, steps: tuple[dict[str, Any], ...]) -> None:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
         try:
             import albumentations
         except ImportError as error:
-            raise ConfigError("augment.albumentations: albumentations is not installed; pip install "
-                              f"'isodet[albumentations]', or take these steps out ({error})") from None  # fmt: skip
+            raise ConfigError(
+                "augment.albumentations: albumentations is not installed; pip install "
+                f"'isodet[albumentations]', or take these steps out ({error})"
+            ) from None
         if not hasattr(albumentations.Compose, "set_random_seed"):
             raise ConfigError(f"augment.albumentations: version 2 is needed, {albumentations.__version__} is installed")
         built = _built("albumentations", albumentations, albumentations.BasicTransform, steps)
@@ -93,19 +87,27 @@ class AlbumentationsTransforms:
         rgb = np.ascontiguousarray(picture.image[:, :, ::-1])
         out = self._compose(image=rgb, bboxes=picture.boxes_xyxy.astype(np.float64), rows=rows)
         image = out["image"]
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ConfigError(f"augment.albumentations: expected a uint8 picture [h,w,3] after it, got {image.dtype} "
-                              f"{list(image.shape)}; leave out what changes the type")  # fmt: skip
+        _require_picture("albumentations", "[h,w,3]", image, image.dtype == np.uint8, image.shape[2:])
         bgr = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8)
         kept = np.array(out["rows"], np.float64).astype(np.int64)
         return _returned(picture, bgr, np.array(out["bboxes"], np.float32).reshape(-1, 4), kept, "albumentations")
 
 
+def _require_picture(key: str, shape: str, image: Any, is_uint8: bool, channels: tuple[int, ...]) -> None:
+    if not is_uint8 or image.ndim != 3 or tuple(channels) != (3,):
+        raise ConfigError(
+            f"augment.{key}: expected a uint8 picture {shape} after it, got {image.dtype} {list(image.shape)}; leave "
+            "out what changes the type"
+        )
+
+
 def _returned(picture: Picture, image: Image, boxes: Any, rows: Any, key: str) -> Picture:
     """The transformed picture, without boxes that have lost their area."""
     if len(boxes) != len(rows):
-        raise ConfigError(f"augment.{key}: {len(boxes)} boxes came back with {len(rows)} labels; a transform that "
-                          "leaves boxes out must leave out their labels, too")  # fmt: skip
+        raise ConfigError(
+            f"augment.{key}: {len(boxes)} boxes came back with {len(rows)} labels; a transform that "
+            "leaves boxes out must leave out their labels, too"
+        )
     boxes = np.asarray(boxes, np.float32)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
     return Picture(image, boxes[kept], picture.labels[rows[kept]])
@@ -115,19 +117,17 @@ def _built(key: str, module: Any, kind: type, steps: tuple[dict[str, Any], ...])
     """One object for each step. Lists become tuples, as both libraries have them."""
     known = [name for name, value in vars(module).items() if inspect.isclass(value) and issubclass(value, kind)]
     built = []
-    for ((name, arguments),) in (step.items() for step in steps):
+    for ((name, values),) in (step.items() for step in steps):
         if name not in known:
-            raise ConfigError(f"augment.{key}: {module.__name__} has no transform {name!r}{_meant(name, known)}")
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in (arguments or {}).items()}
+            hint = nearest(name, known)
+            hint = hint if "did you mean" in hint else ""  # all names would be too many
+            raise ConfigError(f"augment.{key}: {module.__name__} has no transform {name!r}{hint}")
+        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in (values or {}).items()}
         try:
             with warnings.catch_warnings():  # albumentations takes unknown arguments with a warning only
                 warnings.filterwarnings("error", message=".*not valid for transform.*")
-                built.append(getattr(module, name)(**given))
+                built.append(getattr(module, name)(**arguments))
         except (TypeError, ValueError, UserWarning) as error:
-            raise ConfigError(f"augment.{key}: {name} does not take {given}: {' '.join(str(error).split())}") from None
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"augment.{key}: {name} does not take {arguments}: {reason}") from None
     return built
-
-
-def _meant(name: str, known: list[str]) -> str:
-    hint = nearest(name, known)
-    return hint if "did you mean" in hint else ""

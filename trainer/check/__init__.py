@@ -1,1 +1,1 @@
-"""`trainer check-data`: what is wrong with a data set, in words and pictures."""
+"""`trainer check-data`: the faults of a data set, in words and pictures."""

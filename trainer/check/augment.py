@@ -11,11 +11,10 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from isodet.selection import evenly_spread
 from runtime.datasets.annotations import CocoDataset
 from runtime.images.draw import sheet
 from runtime.images.image import Image, write_image
-from trainer.check.pictures import drawn_sample
+from trainer.check.pictures import drawn_sample, spread_pictures
 from trainer.config.augment import AugmentConfig
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import TrainSet, resize_rule
@@ -35,14 +34,14 @@ NAMES = (*_SECTIONS, *_PROBABILITIES, *_LISTS)
 
 
 def switched_on(config: AugmentConfig) -> list[str]:
-    """Those of `NAMES` that may happen under `config`."""
+    """The augmentations of `NAMES` that `config` has on."""
     on = [name for name in _SECTIONS if getattr(config, name).probability]
     on += [name for name, key in _PROBABILITIES.items() if getattr(config, key)]
     return on + [name for name in _LISTS if getattr(config, name)]
 
 
 def alone(config: AugmentConfig, name: str) -> AugmentConfig:
-    """`config` with the augmentation `name` always, with its own ranges, and everything else never."""
+    """`config` with the augmentation `name` on every picture, in its own ranges, and all others off."""
     off: dict[str, Any] = dict.fromkeys(_PROBABILITIES.values(), 0.0) | dict.fromkeys(_LISTS, ())
     off |= {section: replace(getattr(config, section), probability=0.0) for section in _SECTIONS}
     if name in _SECTIONS:
@@ -60,8 +59,8 @@ def augment_sheets(
 ) -> tuple[list[Path], list[str]]:  # fmt: skip
     """Write `out/<name>.jpg` for each augmentation that is on (or, with "all", exists), `pipeline.jpg`, `overview.jpg`.
 
-    A row is a training picture as the letterbox has it, and three views of it; the overview has, of each
-    augmentation, the view of its first picture that is changed most. Returns the pictures, and a line for
+    A row has a training picture in the letterbox, and three views of it. The overview has one view of each
+    augmentation: of its first picture, the one that differs most. Returns the paths of the pictures, and a line for
     each augmentation that cannot be shown.
     """
     names = list(NAMES) if which == "all" else switched_on(config.augment)
@@ -76,7 +75,8 @@ def augment_sheets(
     written, best = [], []
     variants = [(name, alone(config.augment, name)) for name in shown] + [("pipeline", config.augment)]
     for done, (name, augment) in enumerate(variants, start=1):
-        chosen = _chosen(dataset, unusable, name == "hard_negatives" and augment.hard_negatives.empty_only)
+        empty = name == "hard_negatives" and augment.hard_negatives.empty_only
+        chosen = spread_pictures(dataset, unusable, _ROWS, empty)
         if not chosen:
             notes.append(f"{name}: not drawn, there is no picture {'without objects' if dataset.records else 'at all'}")
         else:
@@ -95,14 +95,6 @@ def _change(before: Image, after: Image) -> float:
     """Mean difference of two pictures, the second brought to the size of the first."""
     resized = np.asarray(cv2.resize(after, (before.shape[1], before.shape[0])), np.float32)
     return float(np.abs(resized - before).mean())
-
-
-def _chosen(dataset: CocoDataset, unusable: Collection[Path], empty: bool) -> list[int]:
-    """Up to `_ROWS` pictures, spread over the data: with objects where there are any, or `empty` ones."""
-    usable = [i for i, record in enumerate(dataset.records) if record.path not in unusable]
-    filled = [i for i in usable if len(dataset.records[i].labels)]
-    candidates = [i for i in usable if not len(dataset.records[i].labels)] if empty else filled or usable
-    return evenly_spread(candidates, _ROWS)
 
 
 def _sheet(

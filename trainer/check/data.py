@@ -1,11 +1,11 @@
-"""`trainer check-data`: what is in a data set, and what is wrong with it, before hours are spent on it."""
+"""`trainer check-data`: the content of a data set and its faults, before hours are spent on training."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from runtime.files.text_table import text_table
 from runtime.images.encoded import exif_orientation
 from runtime.images.image import FixedSize, ImageError, Resize, decode_image
 from trainer.check.augment import augment_sheets
-from trainer.check.boxes import doubtful_boxes, problem_text, unnamed_pictures
+from trainer.check.boxes import doubtful_boxes, examples, problem_text, unnamed_pictures
 from trainer.check.pictures import class_plot, sample_sheet, size_plot
 from trainer.config.train import TrainConfig
 from trainer.data.datasets import different_origins, train_data, val_data
@@ -31,12 +31,11 @@ SMALL, LARGE = 32.0**2, 96.0**2
 """COCO's limits between small, medium and large, square pixels."""
 HARD_SIDE = 8.0
 """Pixels at the input; objects with a smaller side cover one cell of the finest usual level or less."""
-_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one split holds. Box arrays have one entry for each object that is no crowd."""
+    """The content of one split. Box arrays have one entry for each object that is not a crowd."""
 
     name: str
     dataset: CocoDataset
@@ -53,13 +52,13 @@ class SplitReport:
     wrong_size: tuple[tuple[Path, tuple[int, int], tuple[int, int]], ...]
     """(picture, annotated height and width, real height and width)."""
     turned: int
-    """Pictures annotated as stored and turned by their EXIF orientation; their boxes are turned with them."""
+    """Pictures that are annotated as stored, and turned by their EXIF orientation; their boxes are turned with them."""
     repeated_files: tuple[Path, ...]
     """Files that several images of the annotations name."""
     copies: tuple[tuple[Path, ...], ...]
     """Groups of different files with the same bytes."""
     hashes: dict[str, Path]
-    """SHA-256 to one file that has it."""
+    """SHA-256 to one of the files that have it."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +69,20 @@ class DataReport:
     shared: tuple[tuple[Path, Path], ...]
     """Pictures that are in training and in validation, byte for byte."""
     origins: str
-    """Where Pascal VOC files of both splits were counted from different origins: that, and what settles it."""
+    """A warning where the Pascal VOC files of both splits count from different origins; else ''."""
     written: tuple[Path, ...]
     not_drawn: tuple[str, ...] = ()
     """Augmentations that have no picture, and why."""
 
     def warnings(self) -> list[str]:
-        """Everything that deserves a look, the most damaging first; [] for a data set without fault."""
-        found = []
+        """A line on each possible fault, the most harmful first; [] for a data set without any."""
+        lines = []
         if self.shared:
             pairs = [f"{a.name} = {b.name}" for a, b in self.shared]
-            found.append(f"{len(self.shared)} pictures are in train and val; val mAP will flatter ({_some(pairs)})")
-        found += unnamed_pictures([self.train.dataset, self.val.dataset])
-        found += [self.origins] if self.origins else []
-        for split in (self.train, self.val):
-            found += _split_warnings(split)
-        return found
+            lines.append(f"{len(self.shared)} pictures are in train and val; val mAP will flatter ({examples(pairs)})")
+        lines += unnamed_pictures([self.train.dataset, self.val.dataset])
+        lines += [self.origins] if self.origins else []
+        return [*lines, *_split_warnings(self.train), *_split_warnings(self.val)]
 
     def text(self) -> str:
         """The report for a terminal."""
@@ -93,8 +90,8 @@ class DataReport:
         for split in (self.train, self.val):
             lines += [*_split_lines(split, self.resize), ""]
         lines += _class_lines(self.train.objects, self.val.objects)
-        found = self.warnings()
-        lines += ["", "look at:" if found else "nothing suspicious found", *(f"  - {line}" for line in found)]
+        warnings = self.warnings()
+        lines += ["", "look at:" if warnings else "nothing suspicious found", *(f"  - {line}" for line in warnings)]
         lines += ["", *(f"augment.{line}" for line in self.not_drawn)] if self.not_drawn else []
         return "\n".join([*lines, "", "wrote:", *(f"  {path}" for path in self.written)])
 
@@ -137,11 +134,10 @@ def _check_split(
     broken, wrong_size, turned = [], [], 0
     by_hash: dict[str, list[Path]] = defaultdict(list)
     files = {record.path: record for record in dataset.records}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding runs outside Python's lock
-        for count, (path, record, found) in enumerate(
-            zip(files, files.values(), pool.map(_decode, files), strict=True), start=1
-        ):
-            digest, size, orientation, reason = found
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases Python's lock
+        decoded = zip(files.values(), pool.map(_decode, files), strict=True)
+        for count, (record, (digest, size, orientation, reason)) in enumerate(decoded, start=1):
+            path = record.path
             if digest:
                 by_hash[digest].append(path)
             if size is None:
@@ -175,7 +171,7 @@ def _check_split(
 
 
 def input_sides(record: ImageRecord, resize: Resize) -> NDArray[np.float32]:
-    """[G,2] widths and heights, in pixels of the resized input, of a record's objects that are no crowd."""
+    """[G,2] widths and heights, in pixels of the resized input, of a record's objects that are not crowds."""
     boxes = resize.fit((record.height, record.width)).to_input(record.boxes_xyxy[~record.crowd])
     return boxes[:, 2:] - boxes[:, :2]
 
@@ -240,38 +236,32 @@ def _class_lines(train: dict[str, int], val: dict[str, int]) -> list[str]:
 
 
 def _split_warnings(split: SplitReport) -> list[str]:
-    found, name = [], split.name
-    if split.broken:
-        found.append(f"{name}: {len(split.broken)} broken pictures: {_some([f'{p} ({r})' for p, r in split.broken])}")
-    if split.wrong_size:
-        rows = [f"{path.name} is {_wide(real)}, annotated {_wide(said)}" for path, said, real in split.wrong_size]
-        found.append(
-            f"{name}: {len(rows)} pictures whose size is not the annotated one (not trained on): {_some(rows)}"
-        )
-    for reason, count in split.dataset.problems.counts.items():
-        rows = [problem_text(item) for item in split.dataset.problems.items if item.reason == reason]
-        found.append(f"{name}: {count} {reason}: {_some(rows)}")
-    found += [f"{name}: {line}" for line in doubtful_boxes(split.dataset)]
-    if split.repeated_files:
-        found.append(
-            f"{name}: {len(split.repeated_files)} files are named by several images: "
-            f"{_some([path.name for path in split.repeated_files])}"
-        )
-    if split.copies:
-        found.append(
-            f"{name}: {len(split.copies)} groups of identical pictures: "
-            f"{_some([' = '.join(path.name for path in group[:3]) for group in split.copies])}"
-        )
-    missing = [class_name for class_name, count in split.objects.items() if count == 0]
-    if missing:
-        found.append(f"{name}: no object of {len(missing)} classes: {_some(missing)}")
+    lines: list[str] = []
+
+    def add(text: str, rows: list[str]) -> None:
+        if rows:
+            lines.append(f"{text.format(len(rows))}: {examples(rows)}")
+
+    problems = split.dataset.problems
+    add("{} broken pictures", [f"{path} ({reason})" for path, reason in split.broken])
+    add(
+        "{} pictures whose size is not the annotated one (not trained on)",
+        [f"{path.name} is {_wide(real)}, annotated {_wide(said)}" for path, said, real in split.wrong_size],
+    )
+    for reason, count in problems.counts.items():
+        rows = [problem_text(item) for item in problems.items if item.reason == reason]
+        lines.append(f"{count} {reason}: {examples(rows)}")
+    lines += doubtful_boxes(split.dataset)
+    add("{} files are named by several images", [path.name for path in split.repeated_files])
+    add("{} groups of identical pictures", [" = ".join(path.name for path in group[:3]) for group in split.copies])
+    add("no object of {} classes", [class_name for class_name, count in split.objects.items() if count == 0])
     tiny = float((split.input_wh.min(1) < HARD_SIDE).mean()) if len(split.input_wh) else 0.0
     if tiny > 0.1:
-        found.append(
-            f"{name}: {tiny:.0%} of the objects have a side below {HARD_SIDE:.0f} px at the input; "
-            "a larger model.input_size_hw would show more of them"
+        lines.append(
+            f"{tiny:.0%} of the objects have a side below {HARD_SIDE:.0f} px at the input; a larger "
+            "model.input_size_hw would show more of them"
         )
-    return found
+    return [f"{split.name}: {line}" for line in lines]
 
 
 def _named(resize: Resize) -> str:
@@ -282,8 +272,3 @@ def _named(resize: Resize) -> str:
 
 def _wide(size_hw: tuple[int, int]) -> str:
     return f"{size_hw[1]}x{size_hw[0]}"
-
-
-def _some(rows: Sequence[str]) -> str:
-    more = f"; and {len(rows) - _EXAMPLES} more" if len(rows) > _EXAMPLES else ""
-    return "; ".join(rows[:_EXAMPLES]) + more

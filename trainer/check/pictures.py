@@ -1,4 +1,4 @@
-"""The pictures of `trainer check-data`: what a table of numbers does not show."""
+"""The pictures of `trainer check-data`: plots of classes and sizes, and a sheet of samples."""
 
 from __future__ import annotations
 
@@ -65,11 +65,9 @@ def sample_sheet(
     dataset: CocoDataset, unusable: Collection[Path], config: TrainConfig, path: Path, count: int = 8
 ) -> list[Path]:
     """Training pictures with their boxes: letterboxed, and below it one augmented view; [] if none is usable."""
-    usable = [i for i, record in enumerate(dataset.records) if record.path not in unusable]
-    usable = [i for i in usable if len(dataset.records[i].labels)] or usable
-    if not usable:
+    chosen = spread_pictures(dataset, unusable, count)
+    if not chosen:
         return []
-    chosen = evenly_spread(usable, count)
     augmented = TrainSet(dataset, resize_rule(config.model), config.augment, config.seed)
     plain = augmented.plain()
     columns = min(_COLUMNS, len(chosen))
@@ -86,10 +84,18 @@ def sample_sheet(
     return [path]
 
 
+def spread_pictures(dataset: CocoDataset, unusable: Collection[Path], count: int, empty: bool = False) -> list[int]:
+    """Up to `count` usable pictures, spread over the data: with objects where there are any, or `empty` ones."""
+    usable = [i for i, record in enumerate(dataset.records) if record.path not in unusable]
+    filled = [i for i in usable if len(dataset.records[i].labels)]
+    candidates = [i for i in usable if not len(dataset.records[i].labels)] if empty else filled or usable
+    return evenly_spread(candidates, count)
+
+
 def drawn_sample(view: TrainSet, index: int, class_names: tuple[str, ...]) -> Image:
     """Item `index` of `view` (uint8 [H,W,3]) with its boxes and class names; black where it cannot be read."""
     sample = view[index]
-    if sample is None:  # it was whole a moment ago, when it was decoded, and is not any more
+    if sample is None:  # the file has changed since the check decoded it
         return np.zeros((*_CELL_HW, 3), np.uint8)
     scores = np.ones(len(sample.labels), np.float32)
     labels = np.where(sample.labels == REGION, len(class_names), sample.labels).astype(np.int32)

@@ -1,4 +1,4 @@
-"""What takes a config: `trainer fit`, `show`, `check-data` and `lr-find`."""
+"""The commands that take a config: `trainer fit`, `show`, `check-data` and `lr-find`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Fit(Overrides, Runs):
         from trainer.run.folder import find_resumable
 
         resume = None
-        main_process = os.environ.get("RANK", "0") == "0"  # torchrun's: one of several speaks
+        main_process = os.environ.get("RANK", "0") == "0"  # torchrun sets it; one of several processes prints
         if self.resume is not None:
             resume = find_resumable(self.resume or None, self.runs, self.changed_data)
             config = resume.config
@@ -85,14 +85,14 @@ class Fit(Overrides, Runs):
         if not main_process:
             return 0
         print(f"best mAP {result.best_map:.1f}; wrote {result.run}/")
-        for name, what in (
+        for name, content in (
             ("best.pt", "the detector; next: exporter onnx --simplify"),
             ("last.pt", "the end of training"),
             ("report.html", "plots, scores, validation pictures"),
             ("metrics.csv", "the numbers of every epoch"),
             ("tensorboard/", f"tensorboard --logdir {result.run}"),
         ):
-            print(f"  {name:<13} {what}")
+            print(f"  {name:<13} {content}")
         return 0
 
 
@@ -176,7 +176,9 @@ class LrFind(Configured):
         with tqdm(unit="step", disable=self.quiet) as bar:
             result = find_lr(config, self.low, self.high, self.steps, progress=updates(bar))
         ended = f"diverged at {result.diverged:.2g}" if result.diverged else f"did not diverge up to {self.high:g}"
-        print(f"loss falls fastest at {result.steepest:.2g}, {ended}\nwrote {plot_range_test(result, self.out)}\n"
-              f"next: trainer fit {shlex.join([str(self.config), *self.overrides])} "
-              f"optim.lr={result.suggestion:.2g}")  # fmt: skip
+        print(
+            f"loss falls fastest at {result.steepest:.2g}, {ended}\nwrote {plot_range_test(result, self.out)}\n"
+            f"next: trainer fit {shlex.join([str(self.config), *self.overrides])} "
+            f"optim.lr={result.suggestion:.2g}"
+        )
         return 0

@@ -1,4 +1,4 @@
-"""What comes from outside: `trainer new`, `convert`, `import` and `mine-negatives`."""
+"""The commands for data sets and checkpoints of others: `trainer new`, `convert`, `import` and `mine-negatives`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.commands.arguments import flag, number
 from runtime.commands.shared import Data, OfRun, Quiet, updates
 
 Format = Literal["coco", "voc", "yolo", "list"]
-"""That of `runtime.datasets`, whose readers the other commands need not load."""
+"""The same as in `runtime.datasets`, whose readers the other commands need not load."""
 _DIR = flag(metavar="DIR")
 _DATA = flag(metavar="DATA")
 _FILE = flag(metavar="FILE")
@@ -55,10 +55,12 @@ class MineNegatives(OfRun, Data, Quiet):
             )  # fmt: skip
         for path, reason in mined.skipped:
             print(f"warning: {path}: {reason}", file=sys.stderr)
-        print(f"{mined.found} of {mined.detections} detections in {mined.images} images are on no object\n"
-              f"wrote {self.out}: the {mined.written} with the highest scores\n"
-              f"next: trainer fit CONFIG augment.hard_negatives.probability=0.5 "
-              f"augment.hard_negatives.file={self.out}")  # fmt: skip
+        print(
+            f"{mined.found} of {mined.detections} detections in {mined.images} images are on no object\n"
+            f"wrote {self.out}: the {mined.written} with the highest scores\n"
+            f"next: trainer fit CONFIG augment.hard_negatives.probability=0.5 "
+            f"augment.hard_negatives.file={self.out}"
+        )
         return 0
 
 
@@ -88,9 +90,10 @@ class New(Quiet):
     train_images: Annotated[Path | None, _DIR] = None
     val: Annotated[Path | None, _DATA] = None
     val_images: Annotated[Path | None, _DIR] = None
-    val_share: Annotated[float | None, flag(
-        metavar="SHARE", type=number("a share between 0 and 1, such as 0.2", lambda share: 0 < share < 1)
-    )] = None  # fmt: skip
+    val_share: Annotated[
+        float | None,
+        flag(metavar="SHARE", type=number("a share between 0 and 1, such as 0.2", lambda share: 0 < share < 1)),
+    ] = None
     format: Format | Literal["auto"] = "auto"
     detector: Literal["atss", "retinanet", "fcos"] | None = None
     init: Annotated[Path | None, flag(metavar="BEST.pt")] = None
@@ -218,12 +221,16 @@ class Import(Quiet):
             input_size_hw=self.input_size, style=self.style, norm_eps=self.norm_eps, resize=self.resize,
         )  # fmt: skip
         resize, (height, width) = imported.config.resize, imported.config.input_size_hw
-        print(f"{imported.source} {imported.architecture}, {len(imported.config.classes)} classes, "
-              f"{imported.config.backbone.name}\n"
-              f"  pictures: short side {resize.short}, long side at most {resize.long}, as its authors have it; "
-              f"an exported graph letterboxes into {height}x{width}")  # fmt: skip
+        print(
+            f"{imported.source} {imported.architecture}, {len(imported.config.classes)} classes, "
+            f"{imported.config.backbone.name}\n"
+            f"  pictures: short side {resize.short}, long side at most {resize.long}, as its authors have it; "
+            f"an exported graph letterboxes into {height}x{width}"
+        )
         for note in imported.notes:
             print(f"  taken as {note}")
-        print(f"wrote {self.out}\nnext: trainer eval {self.out} --annotations FILE.json --images FOLDER\n"
-              f"      exporter onnx {self.out} --simplify --annotations FILE.json --images FOLDER")  # fmt: skip
+        print(
+            f"wrote {self.out}\nnext: trainer eval {self.out} --annotations FILE.json --images FOLDER\n"
+            f"      exporter onnx {self.out} --simplify --annotations FILE.json --images FOLDER"
+        )
         return 0

@@ -67,6 +67,8 @@ class Eval(OfRun, Measuring, Quiet):
         measurement = self.conclude(result, dataset, title)
         if self.save_thresholds:
             keep_thresholds(checkpoint, measurement.thresholds)
-            print(f"wrote {checkpoint}: thresholds of {len(measurement.thresholds)} classes; files exported from it "
-                  "before keep theirs")  # fmt: skip
+            print(
+                f"wrote {checkpoint}: thresholds of {len(measurement.thresholds)} classes; files exported from it "
+                "before keep theirs"
+            )
         return 0

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from runtime.commands.arguments import flag
 from runtime.commands.shared import Quiet
+from runtime.files.text_table import text_table
 
 if TYPE_CHECKING:
     from trainer.run.list import RunSummary
-
-from runtime.files.text_table import text_table
 
 _HEAD = ("run", "detector", "epochs", "mAP", "AP50", "state", "started", "time", "precision", "data")
 _RIGHT = {"epochs", "mAP", "AP50", "time"}
@@ -44,20 +43,20 @@ class Runs(Quiet):
     def run(self) -> int:
         from trainer.run.list import by_map, list_runs
 
-        found = list_runs(self.folder)
+        runs = list_runs(self.folder)
         if self.sort == "map":
-            found = by_map(found)
+            runs = by_map(runs)
         if self.json:
-            print(dumps([asdict(run) for run in found], indent=1))
+            print(dumps([asdict(run) for run in runs], indent=1))
             return 0
-        if not found:
+        if not runs:
             print(f"no runs in {self.folder}/ yet; `trainer fit` makes them")
             return 0
-        print("\n".join(text_table(_HEAD, list(map(_row, found)), left=set(_HEAD) - _RIGHT)))
-        for run in found:
+        print("\n".join(text_table(_HEAD, list(map(_row, runs)), left=set(_HEAD) - _RIGHT)))
+        for run in runs:
             if run.problem:
                 print(f"{run.name}: {run.problem}")
-        resumable = next((run for run in found if run.state == "interrupted"), None)
+        resumable = next((run for run in runs if run.state == "interrupted"), None)
         if resumable is not None:
             print(f"next: trainer fit --resume {Path(self.folder) / resumable.name}")
         return 0

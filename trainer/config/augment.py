@@ -98,13 +98,10 @@ class AugmentConfig:
 
     @property
     def closing(self) -> dict[str, int]:
-        """Sections that are on and end before training does, and how many epochs before."""
-        ends = {
-            "mosaic": (self.mosaic.probability, self.mosaic.close_epochs),
-            "mixup": (self.mixup.probability, self.mixup.close_epochs),
-            "copy_paste": (self.copy_paste.probability, self.copy_paste.close_epochs),
-        }
-        return {name: last for name, (probability, last) in ends.items() if probability}
+        """`close_epochs` of the sections that are on: they end so many epochs before training does."""
+        sections: dict[str, MosaicConfig | MixupConfig | CopyPasteConfig]
+        sections = {"mosaic": self.mosaic, "mixup": self.mixup, "copy_paste": self.copy_paste}
+        return {name: section.close_epochs for name, section in sections.items() if section.probability}
 
 
 def _names_a_transform(step: dict[Any, Any]) -> bool:

@@ -21,10 +21,22 @@ OPERATIONS = (
 
 
 @dataclass(frozen=True)
-class HardNegativesConfig:
-    """False positives of an earlier training, pasted as background.
+class Section:
+    """What every augmentation has.
 
     probability: Probability for each picture.
+    """
+
+    probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.probability <= 1, "probability", "a number from 0 to 1", self.probability)
+
+
+@dataclass(frozen=True)
+class HardNegativesConfig(Section):
+    """False positives of an earlier training, pasted as background.
+
     file: The file that `trainer mine-negatives` wrote.
     count: Fewest and most pastes in one picture.
     scale: Factor on the size relative to the picture that the crop comes from.
@@ -34,7 +46,6 @@ class HardNegativesConfig:
     empty_only: Paste only onto pictures without objects. Otherwise also beside objects, never over one.
     """
 
-    probability: float = 0.0
     file: str | None = None
     count: tuple[int, int] = (1, 2)
     scale: Range = (0.9, 1.1)
@@ -44,16 +55,16 @@ class HardNegativesConfig:
     empty_only: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_paste(self)
         require(self.probability == 0 or self.file is not None, "file",
                 "the file that `trainer mine-negatives` wrote, where probability is above 0", self.file)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class CopyPasteConfig:
+class CopyPasteConfig(Section):
     """Objects of other training pictures, pasted as objects.
 
-    probability: Probability for each picture.
     count: Fewest and most pastes in one picture.
     scale: Factor on the size relative to the picture that the object comes from.
     sides: Take only objects whose side (root of the area) is in this share of their picture's: [0, 0.1] copies small
@@ -65,7 +76,6 @@ class CopyPasteConfig:
     close_epochs: Off in this many epochs at the end.
     """
 
-    probability: float = 0.0
     count: tuple[int, int] = (1, 3)
     scale: Range = (0.8, 1.25)
     sides: Range = (0.0, 0.4)
@@ -76,6 +86,7 @@ class CopyPasteConfig:
     close_epochs: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_paste(self)
         require(0 <= self.sides[0] < self.sides[1] <= 1, "sides", "[low, high] within 0..1", self.sides)
         require(0 <= self.max_cover < 1, "max_cover", "0 up to 1", self.max_cover)
@@ -83,44 +94,39 @@ class CopyPasteConfig:
 
 
 def _check_paste(config: HardNegativesConfig | CopyPasteConfig) -> None:
-    _probability(config.probability)
     _span(config.scale, "scale", 0.1, 10)
     require(1 <= config.count[0] <= config.count[1] <= 50, "count", "[low, high] within 1..50", config.count)
     require(0 <= config.margin <= 1, "margin", "a share from 0 to 1", config.margin)
 
 
 @dataclass(frozen=True)
-class TrivialConfig:
+class TrivialConfig(Section):
     """TrivialAugment (Müller, Hutter 2021): one operation, drawn evenly, at a strength drawn evenly.
 
-    probability: Probability for each picture.
     strength: 1 reaches up to shear 0.3, shift 0.3 of the side, 30 degrees, and factors from 0.1 to 1.9.
-    geometric: Also operations that move pixels; otherwise those on color only.
+    geometric: Also use operations that move pixels; false: only those on color.
     """
 
-    probability: float = 0.0
     strength: float = 1.0
     geometric: bool = True
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        super().__post_init__()
         require(0 < self.strength <= 1, "strength", "above 0, at most 1", self.strength)
 
 
 @dataclass(frozen=True)
-class AutoConfig:
+class AutoConfig(Section):
     """AutoAugment for detection (Zoph et al. 2019): one sub-policy, drawn evenly, its steps each by its probability.
 
-    probability: Probability for each picture.
     policy: v0: the paper's policy. Or your own list of sub-policies, each a list of steps [operation, probability,
         level 0..10].
     """
 
-    probability: float = 0.0
     policy: Literal["v0"] | tuple[tuple[tuple[str, float, float], ...], ...] = "v0"
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        super().__post_init__()
         if isinstance(self.policy, str):
             return
         require(bool(self.policy), "policy", "v0, or at least one sub-policy", self.policy)
@@ -132,10 +138,9 @@ class AutoConfig:
 
 
 @dataclass(frozen=True)
-class CropConfig:
+class CropConfig(Section):
     """A random crop around objects (after SSD, Liu et al. 2016, and RandomIoUCrop): small objects come out larger.
 
-    probability: Probability for each picture.
     sides: Height and width of the crop, as shares of the picture's.
     aspect: Width over height of the crop, relative to the picture's own.
     measure: share: every object in the crop keeps that share of its box, so that small and large ones count alike; the
@@ -145,7 +150,6 @@ class CropConfig:
     tries: A crop that does not reach `least` is drawn again this many times. Then the picture stays whole.
     """
 
-    probability: float = 0.0
     sides: Range = (0.3, 1.0)
     aspect: Range = (0.5, 2.0)
     measure: Literal["share", "iou"] = "share"
@@ -153,7 +157,7 @@ class CropConfig:
     tries: int = 40
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        super().__post_init__()
         _span(self.sides, "sides", 0.05, 1)
         _span(self.aspect, "aspect", 0.1, 10)
         require(bool(self.least) and all(0 <= v <= 1 for v in self.least), "least", "numbers from 0 to 1", self.least)
@@ -161,57 +165,51 @@ class CropConfig:
 
 
 @dataclass(frozen=True)
-class MultiScaleConfig:
+class MultiScaleConfig(Section):
     """Another input size. A batch is padded to its largest picture, so memory follows the upper end.
 
-    probability: Probability for each picture.
     factor: Factor on the input's sides; under the short-side rule on the short and the long side.
     multiple: Sides of the input are rounded to multiples of this.
     """
 
-    probability: float = 0.0
     factor: Range = (0.75, 1.25)
     multiple: int = 32
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        super().__post_init__()
         _span(self.factor, "factor", 0.25, 4)
         require(self.multiple >= 32 and self.multiple % 32 == 0, "multiple", "a multiple of 32", self.multiple)
 
 
 @dataclass(frozen=True)
-class MosaicConfig:
+class MosaicConfig(Section):
     """Four pictures in one (YOLOv4, Bochkovskiy et al. 2020): small objects, and objects cut by edges.
 
-    probability: Probability for each picture.
     scale: Factor on each picture, on top of the letterbox's own; it replaces augment.scale.
     center: Where the four meet, as a share of the input's sides.
     close_epochs: Off in this many epochs at the end, so that training ends on pictures as they are (YOLOX).
     """
 
-    probability: float = 0.0
     scale: Range = (0.5, 1.2)
     center: Range = (0.3, 0.7)
     close_epochs: int = 10
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        super().__post_init__()
         _span(self.scale, "scale", 0.1, 4)
         _span(self.center, "center", 0.1, 0.9)
         require(self.close_epochs >= 0, "close_epochs", "0 or more", self.close_epochs)
 
 
 @dataclass(frozen=True)
-class DistortConfig:
+class DistortConfig(Section):
     """Photometric distortion beyond brightness, contrast, saturation and hue, which are keys of `augment` itself.
 
-    probability: Probability for each picture.
     gamma: Smallest and largest exponent of the pixels.
     gray: Share of the distorted pictures that lose their color.
     shuffle: Share of the distorted pictures whose channels change places.
     """
 
-    probability: float = 0.0
     gamma: Range = (0.7, 1.5)
     gray: float = 0.1
     shuffle: float = 0.1
@@ -219,92 +217,80 @@ class DistortConfig:
     OLD_NAMES = {"grey": "gray"}
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        super().__post_init__()
         _span(self.gamma, "gamma", 0.1, 10)
         for key in ("gray", "shuffle"):
             require(0 <= getattr(self, key) <= 1, key, "a share from 0 to 1", getattr(self, key))
 
 
 @dataclass(frozen=True)
-class BlurConfig:
+class BlurConfig(Section):
     """Blur, Gaussian or along a line.
 
-    probability: Probability for each picture.
     sigma: Standard deviation of the Gaussian, in input pixels.
     motion: Share of the blurred pictures that are blurred along a line, as by a moving camera.
     length: Length of that line, in input pixels.
     """
 
-    probability: float = 0.0
     sigma: Range = (0.4, 1.6)
     motion: float = 0.3
     length: Range = (3.0, 9.0)
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        super().__post_init__()
         _span(self.sigma, "sigma", 0.1, 20)
         _span(self.length, "length", 1, 99)
         require(0 <= self.motion <= 1, "motion", "a share from 0 to 1", self.motion)
 
 
 @dataclass(frozen=True)
-class NoiseConfig:
+class NoiseConfig(Section):
     """Gaussian noise.
 
-    probability: Probability for each picture.
     sigma: Standard deviation, in gray levels of 0..255.
     gray: Share with the same noise in all three channels.
     """
 
-    probability: float = 0.0
     sigma: Range = (2.0, 15.0)
     gray: float = 0.5
 
     OLD_NAMES = {"grey": "gray"}
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        super().__post_init__()
         _span(self.sigma, "sigma", 0.1, 100)
         require(0 <= self.gray <= 1, "gray", "a share from 0 to 1", self.gray)
 
 
 @dataclass(frozen=True)
-class JpegConfig:
+class JpegConfig(Section):
     """Compression as JPEG and back.
 
-    probability: Probability for each picture.
     quality: Lowest and highest quality, 1 to 100.
     """
 
-    probability: float = 0.0
     quality: tuple[int, int] = (30, 90)
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        super().__post_init__()
         require(1 <= self.quality[0] <= self.quality[1] <= 100, "quality", "[low, high] within 1..100", self.quality)
 
 
 @dataclass(frozen=True)
-class MixupConfig:
+class MixupConfig(Section):
     """Two views laid over each other (Zhang et al. 2019, for detection): the objects of both stay targets.
 
-    probability: Probability for each picture.
     alpha: The weight is drawn from Beta(alpha, alpha): 1 gives anything, 8 mostly 0.3 to 0.7.
     close_epochs: Off in this many epochs at the end.
     """
 
-    probability: float = 0.0
     alpha: float = 8.0
     close_epochs: int = 10
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        super().__post_init__()
         require(0.1 <= self.alpha <= 100, "alpha", "0.1 to 100", self.alpha)
         require(self.close_epochs >= 0, "close_epochs", "0 or more", self.close_epochs)
-
-
-def _probability(value: float) -> None:
-    require(0 <= value <= 1, "probability", "a number from 0 to 1", value)
 
 
 def _span(value: tuple[float, float], key: str, low: float, high: float) -> None:

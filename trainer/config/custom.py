@@ -1,4 +1,4 @@
-"""What a training's configuration says of the user's own parts, apart from the parts themselves (no torch here)."""
+"""The custom parts that a training's configuration names. Reading the names does not need torch."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class CustomAugmentConfig:
 
 
 def custom_names(model: ModelConfig, augmentations: Sequence[CustomAugmentConfig]) -> list[tuple[str, str]]:
-    """(key, name) of every own part."""
+    """(key, name) of every custom part."""
     return custom_parts_of(model) + [(f"augment.own[{i}].name", step.name) for i, step in enumerate(augmentations)]
 
 
 def joined_folders(first: Any, second: Any) -> Any:
-    """Two lists of folders as one; what is no list is left for `build` to refuse."""
+    """Two lists of folders as one. A value that is not a list stays as it is: `build` refuses it."""
     if not (isinstance(first, list) and isinstance(second, list)):
         return second if isinstance(first, list) else first
     return list(dict.fromkeys([*first, *second]))

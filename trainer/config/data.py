@@ -13,13 +13,13 @@ class SplitConfig:
     """A data set (docs/data.md).
 
     annotations: COCO JSON, a JSON list, a folder of Pascal VOC .xml, YOLO's data.yaml or folder of labels.
-    images: Folder that file names are relative to; null: where the format has it.
+    images: Folder that file names are relative to; null: the folder that the format uses.
     format: auto looks at the content. Only a folder that holds both .xml and labels in .txt needs another value.
     split: Which split of a YOLO data.yaml; null: the one with the name of this section (train or val).
     voc_origin: What coordinates of Pascal VOC files count from: 1 as the development kit's, 0 as most tools write.
         auto: 0 where a coordinate below 1 or a fraction in the set proves it.
-    val_share: For one data set under both `train` and `val` that has no split: the share of its pictures that
-        validates. val has these, train the others; a hash of the name decides. 0: all pictures.
+    val_share: For one data set that is under both `train` and `val` and has no split: the share of its pictures in val.
+        The others are in train; a hash of the name decides. 0: all pictures.
     repeat: How many times an epoch sees these pictures; for training only.
     """
 
@@ -43,7 +43,7 @@ class DataConfig:
     train: One data set, or a list of data sets that are trained on together.
     val: The data set that validates.
     workers: Processes that load pictures. auto: none on a CPU, where they would compete for its cores; else up to 8.
-    empty_images: Training pictures without an object to train on: background to learn from, or left out.
+    empty_images: Training pictures without an object to train on. keep: they teach background. drop: they are left out.
     sampling: class_balanced: pictures with rare classes come several times an epoch (`trainer.data.sampling`).
     repeat_threshold: class_balanced: classes in a smaller share of the pictures than this are repeated (0.1 for small
         data).

@@ -15,14 +15,17 @@ from runtime.files.yaml import parse_yaml
 from trainer.config.custom import joined_folders
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_PATHS: set[tuple[str, ...]] = {("data", "cache_dir"), ("model", "classes"), ("init",)}
 _WEIGHTS = ("model", "backbone", "weights")
-_PATHS |= {("augment", "hard_negatives", "file"), ("distill", "teacher"), _WEIGHTS}
-_PATHS |= {("data", split, key) for split in ("train", "val") for key in ("annotations", "images")}
+_PATHS = {
+    ("init",), ("model", "classes"), _WEIGHTS, ("distill", "teacher"), ("augment", "hard_negatives", "file"),
+    ("data", "cache_dir"), ("data", "train", "annotations"), ("data", "train", "images"),
+    ("data", "val", "annotations"), ("data", "val", "images"),
+}  # fmt: skip
+"""The keys whose values are paths."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as version 1.2 reads it: `no` and `off` are words, `1e-3` is a number; and no key twice."""
+    """YAML as version 1.2 reads it: `no` and `off` are words, `1e-3` is a number. No key may occur twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -46,27 +49,26 @@ _Loader.add_implicit_resolver(
 
 
 def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The config at `path` with what its `_base_` chain says below it, and its paths made absolute.
+    """The config at `path`, laid over those of its `_base_` chain, with its paths made absolute.
 
-    seen: the configs whose `_base_` led here. Raises `ConfigError` naming the file.
+    seen: the configs whose `_base_` led here, the first one first. Raises `ConfigError` naming the file.
     """
+    asked = f" (named as _base_ by {seen[-1]})" if seen else ""
     try:
         path = absolute_path(path)
     except (OSError, ValueError, RuntimeError) as error:
-        asked = f" (named as _base_ by {seen[-1]})" if seen else ""
         raise ConfigError(f"{str(path)!r}{asked}: is no name that a file can have: {error}") from None
     if path in seen:
         raise ConfigError(f"{path}: _base_ comes back to itself through {' -> '.join(p.name for p in seen)}")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        asked = f" (named as _base_ by {seen[-1]})" if seen else ""
         raise ConfigError(f"{path}: cannot read this config{asked}: {error.strerror}") from None
     except UnicodeDecodeError:
         kind = "; a checkpoint goes on with --resume or --qat, or is named as init=" if path.suffix == ".pt" else ""
         raise ConfigError(f"{path}: expected a YAML config, and this is not a text file{kind}") from None
     try:
-        mapping = _load(text)
+        mapping = parse_yaml(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(mapping, dict):
@@ -93,7 +95,7 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _absolute(value: Any, folder: Path, keys: tuple[str, ...]) -> Any:
-    """`value`, which stands under `keys`, with its paths made absolute from `folder`."""
+    """The `value` of the dotted key `keys`, with its paths made absolute from `folder`."""
     if isinstance(value, dict):
         return {key: _absolute(below, folder, (*keys, str(key))) for key, below in value.items()}
     if keys == ("data", "train") and isinstance(value, list):
@@ -106,15 +108,11 @@ def _absolute(value: Any, folder: Path, keys: tuple[str, ...]) -> Any:
 
 
 def _placed(value: str, folder: Path, key: str) -> str:
-    """The path `value`, seen from `folder`, as an absolute one; a `ConfigError` for what no path can be."""
+    """The path `value`, relative to `folder`, as an absolute path. Raises `ConfigError` where it cannot be a path."""
     try:
         return str(absolute_path(folder / Path(value).expanduser()))
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL; ~user of a user that is not there
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL; ~user of an unknown user
         raise ConfigError(f"{key}: expected a path, got {value!r:.80}: {error}", key=key) from None
-
-
-def _load(text: str) -> Any:
-    return parse_yaml(text, _Loader)
 
 
 def read_override(text: str) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def read_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"override {text!r}: expected key=value, for example optim.lr=0.002")
     keys = key.strip().split(".")
     try:
-        parsed = _load(value)
+        parsed = parse_yaml(value, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
     parsed = _absolute(parsed, Path(), tuple(keys))

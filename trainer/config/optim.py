@@ -33,8 +33,8 @@ class OptimConfig:
     stage_decay: Each stage of the backbone has the rate of the one above it times this, down to the stem.
     clip_norm: Largest norm of the gradient; 0: no clipping.
     accumulate: Batches per optimizer step.
-    ema: Decay of averaged weights, which are then what is validated and saved as best; 0: none. After n steps it is
-        min(ema, (1 + n) / (10 + n)).
+    ema: Decay of averaged weights, which are then validated and saved as best; 0: no averages. After n steps the decay
+        is min(ema, (1 + n) / (10 + n)).
     on_nan: A loss or a gradient that is not finite stops the run, or the batch is left out, logged and counted.
     nan_limit: skip: the run stops when more batches than this were left out.
     """
@@ -77,7 +77,7 @@ class ScheduleConfig:
     """The number of epochs, and the learning rate over them.
 
     preset: Published schedules: 12, 24, 36 epochs; a tenth of the rate after 8 and 11, 16 and 22, 27 and 33; 500 steps
-        of warm-up. It lies under the keys that are given; on the command line it replaces what the file says of them.
+        of warm-up. Keys in the file override the preset; a preset on the command line overrides the file.
     epochs: Epochs of the run.
     kind: cosine falls to `final`; step multiplies the rate by `gamma` at `milestones`; plateau does so after
         `patience`.
@@ -88,9 +88,9 @@ class ScheduleConfig:
     patience: plateau: the rate is multiplied by `gamma` after so many validations in a row without a better mAP.
     early_stop: End the run after so many validations in a row without a better mAP; 0: never.
     swa_epochs: Stochastic weight averaging (Izmailov et al., 2018) over this many epochs at the end. The mean of the
-        weights after each of them gets BatchNorm statistics from one pass over the training pictures, is validated and
-        written to swa.pt, and to best.pt if it is better. 0: none. Not together with `optim.ema` or `early_stop`.
-    swa_lr: The constant rate of these epochs over the first; the schedule proper ends before them.
+        weights after each of them gets BatchNorm statistics from one pass over the training pictures. It is validated
+        and written to swa.pt, and to best.pt if it is better. 0: none. Not together with `optim.ema` or `early_stop`.
+    swa_lr: The constant rate of these epochs over the first rate. `kind` describes the epochs before them only.
     """
 
     preset: Literal["1x", "2x", "3x"] | None = None
@@ -110,8 +110,10 @@ class ScheduleConfig:
         require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
         require(
             list(self.milestones) == sorted(self.milestones) and all(0 < m < 1 for m in self.milestones),
-            "milestones", "rising parts of the run between 0 and 1", self.milestones,
-        )  # fmt: skip
+            "milestones",
+            "rising parts of the run between 0 and 1",
+            self.milestones,
+        )
         require(0 < self.gamma <= 1, "gamma", "above 0, at most 1", self.gamma)
         require(0 <= self.final <= 1, "final", "0 to 1", self.final)
         require(self.patience >= 1, "patience", "1 or more", self.patience)
@@ -131,11 +133,9 @@ def schedule_mapping(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def under_preset(mapping: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`mapping` without the keys of a preset that `over` asks for: what a file says of them would make it nothing."""
-    schedule, asked = mapping.get("schedule"), over.get("schedule")
-    if not isinstance(schedule, dict) or not isinstance(asked, dict) or asked.get("preset") not in PRESETS:
+    """`mapping` without the schedule keys of the preset that `over` asks for: they would override the preset."""
+    schedule, new_schedule = mapping.get("schedule"), over.get("schedule")
+    preset = PRESETS.get(str(new_schedule.get("preset"))) if isinstance(new_schedule, dict) else None
+    if not isinstance(schedule, dict) or preset is None:
         return mapping
-    return {
-        **mapping,
-        "schedule": {key: value for key, value in schedule.items() if key not in PRESETS[asked["preset"]]},
-    }
+    return {**mapping, "schedule": {key: value for key, value in schedule.items() if key not in preset}}

@@ -1,4 +1,4 @@
-"""The keys of the training configuration as a page of Markdown, made of the dataclasses and their docstrings."""
+"""The keys of the training configuration as a page of Markdown, from the dataclasses and their docstrings."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from trainer.config.train import TrainConfig
 _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 _TEXT = {"type": "string"}
 _OWN = {**_TEXT, "pattern": r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$"}
-_WIDER = {  # than their types: what else a file may have, and which texts are meant
+_WIDER = {  # keys for which a file may have more than the type says, or only some texts
     "_base_": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
     "model.classes": {"anyOf": [{"type": "array", "items": _TEXT}, _TEXT]},
     "model.backbone.name": {"anyOf": [{"enum": list(BACKBONES)}, {**_TEXT, "pattern": "^timm:."}, _OWN]},
@@ -36,7 +36,7 @@ class Key:
     key: Dotted.
     hint: Its annotated type.
     text: What its field's docstring says.
-    default: In its plain form; `dataclasses.MISSING` where there is none.
+    default: The plain form of the default; `dataclasses.MISSING` for a key that is needed.
     presets: Other defaults, by the value of `model.detector` that has them.
     """
 
@@ -59,7 +59,7 @@ def keys_of(kind: Any, path: str = "") -> list[Key]:
 
 
 def parts_of(hint: Any) -> list[Any]:
-    """The dataclasses that a value of the type `hint` may be."""
+    """The dataclasses among the types that `hint` allows."""
     return [option for option in (hint, *typing.get_args(hint)) if is_dataclass(option)]
 
 
@@ -71,14 +71,17 @@ def config_schema() -> dict[str, Any]:
     model = needed["properties"].pop("model")
     needed["required"].remove("model")
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A training configuration of isodet",
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A training configuration of isodet",
         **schema,
-        # What is missing here may stand in a file below. With `init` the model is the checkpoint's.
-        "if": {"required": ["_base_"]}, "else": {
+        # With `_base_` a missing key may be in the other file. With `init` the model is the checkpoint's.
+        "if": {"required": ["_base_"]},
+        "else": {
             **needed,
-            "if": {"required": ["init"]}, "else": {"required": ["model"], "properties": {"model": model}},
+            "if": {"required": ["init"]},
+            "else": {"required": ["model"], "properties": {"model": model}},
         },
-    }  # fmt: skip
+    }
 
 
 def _value(preset: str, key: str, default: Any) -> Any:
@@ -92,7 +95,7 @@ def _value(preset: str, key: str, default: Any) -> Any:
 
 
 def _needed(kind: Any) -> dict[str, Any]:
-    """A schema that asks for nothing but the keys of `kind`, and of the sections below it, that have no default."""
+    """A schema that requires the keys without default, of `kind` and of the sections below it, and nothing else."""
     below = {key.key: [_needed(part) for part in parts_of(key.hint)] for key in keys_of(kind)}
     return {
         "required": [key.key for key in keys_of(kind) if key.default is MISSING],
@@ -101,7 +104,7 @@ def _needed(kind: Any) -> dict[str, Any]:
 
 
 def _schema(hint: Any, path: str) -> dict[str, Any]:
-    """What may stand at the dotted `path`, where the type `hint` is read. It mirrors what `isodet.strict` takes."""
+    """The schema of the value at the dotted `path`, of the type `hint`. It accepts what `isodet.strict` accepts."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if path in _WIDER:
         return dict(_WIDER[path])

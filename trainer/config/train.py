@@ -11,12 +11,10 @@ import yaml
 from isodet.strict import ConfigError, require, to_mapping
 from models.config.model import ModelConfig
 from trainer.config.augment import AugmentConfig
-from trainer.config.auxiliary import AuxiliaryConfig
 from trainer.config.data import DataConfig
-from trainer.config.distill import DistillConfig
+from trainer.config.extras import AuxiliaryConfig, DistillConfig, QatConfig
 from trainer.config.log import Tracker, require_trackers
 from trainer.config.optim import OptimConfig, ScheduleConfig
-from trainer.config.qat import QatConfig
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,8 @@ class TrainConfig:
     data: The pictures.
     model: The detector.
     name: Outputs go to `runs/<name>/`.
-    init: A checkpoint, trained or imported, whose weights the training starts from; what `model` leaves out is that
-        checkpoint's. With other classes than its own, the prediction layer of classes starts anew.
+    init: A checkpoint, trained or imported, whose weights the training starts from. Keys that `model` leaves out are
+        the checkpoint's. Where the classes differ from its own, the prediction layer of classes starts anew.
     qat: Train the checkpoint in `init` on as 8 bits.
     distill: Learn from a bigger detector, too.
     auxiliary: A second head, in training only.
@@ -45,10 +43,10 @@ class TrainConfig:
     device: auto, cpu, cuda or cuda:N.
     val_interval: Validate every so many epochs; the last one always.
     val_loss: Compute the loss on the validation pictures, too, in one more pass over them.
-    code: Folders in which the modules of your own parts are looked for, behind what is installed. A file without this
-        key means its own folder.
-    checkpoint_minutes: Write last.pt within an epoch, too, when it is this old; 0: at the end of epochs only.
-    checkpoint_steps: Write last.pt after so many optimizer steps, too; 0: do not count steps.
+    code: Folders to search for the modules of your own parts, after the installed packages. Without this key: the
+        folder of the file.
+    checkpoint_minutes: Write last.pt also within an epoch, when it is so many minutes old; 0: only after epochs.
+    checkpoint_steps: Write last.pt also after so many optimizer steps; 0: do not count steps.
     log: Record at Weights & Biases or MLflow, too, besides metrics.csv and TensorBoard (docs/training.md).
     """
 
@@ -89,14 +87,7 @@ class TrainConfig:
         require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
         require_trackers(self.log)
         require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 or more", self.checkpoint_steps)
-        m, last = self.model, self.model.neck.levels[1]
-        size_hw = m.input_size_hw if m.resize.rule == "letterbox" else (m.resize.short, m.resize.short)
-        alone = self.batch_size == 1 and smallest_level(size_hw, last) == 1
-        if alone and m.head.norm in ("bn", "sepbn"):
-            raise ConfigError(
-                f"batch_size: the statistics of a BatchNorm (model.head.norm: {m.head.norm}) need two cells, and a "
-                f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
-            )
+        self._require_statistics()
         require(
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|\0') and self.name not in (".", "..")
             and len(self.name.encode(errors="replace")) <= 200,
@@ -105,24 +96,37 @@ class TrainConfig:
         require(0 <= self.seed < 1 << 32, "seed", "a whole number from 0 to 2**32 - 1", self.seed)
         for section, last in self.augment.closing.items():
             if last >= self.schedule.epochs:
-                raise ConfigError(f"augment.{section}.close_epochs: {last} of {self.schedule.epochs} epochs leave none "
-                                  f"with {section}; lower it, or set augment.{section}.probability to 0")  # fmt: skip
+                raise ConfigError(
+                    f"augment.{section}.close_epochs: {last} of {self.schedule.epochs} epochs leave none "
+                    f"with {section}; lower it, or set augment.{section}.probability to 0"
+                )
         if self.schedule.swa_epochs and self.optim.ema:
             raise ConfigError("schedule.swa_epochs: optim.ema averages the weights already; set one of them to 0")
         if self.optim.stage_decay != 1 and self.model.backbone.name.startswith("timm:"):
-            raise ConfigError("optim.stage_decay: the stages of a timm network are not known; set it to 1 and use "
-                              "optim.backbone_lr")  # fmt: skip
+            raise ConfigError(
+                "optim.stage_decay: the stages of a timm network are not known; set it to 1 and use optim.backbone_lr"
+            )
+
+    def _require_statistics(self) -> None:
+        model, last = self.model, self.model.neck.levels[1]
+        size_hw = model.input_size_hw if model.resize.rule == "letterbox" else (model.resize.short, model.resize.short)
+        one_cell = self.batch_size == 1 and smallest_level(size_hw, last) == 1
+        if one_cell and model.head.norm in ("bn", "sepbn"):
+            raise ConfigError(
+                f"batch_size: the statistics of a BatchNorm (model.head.norm: {model.head.norm}) need two cells, and a "
+                f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
+            )
 
     @property
     def images_per_batch(self) -> int:
-        """`batch_size` where it is a number; `fit` has replaced auto before anybody asks."""
+        """`batch_size` as a number: `fit` replaces auto before anything reads this."""
         if self.batch_size == "auto":
             raise ConfigError("batch_size: auto is decided when training starts; give a number here")
         return self.batch_size
 
 
 def smallest_level(size_hw: tuple[int, int], last: int) -> int:
-    """Cells that an image of this size has on the last level: what a BatchNorm's statistics there come from."""
+    """The cells of the last level for an image of this size, from which a BatchNorm there takes its statistics."""
     return math.prod(-(-side // 2**last) for side in size_hw)
 
 

@@ -1,8 +1,8 @@
 """How batches come from the loader processes: pixels in shared slots, the rest through a pipe.
 
-torch would share each tensor of each batch as a file of its own in /dev/shm. Where that is full, or file descriptors
-are short, a thread of the loader process drops the batch, and the training waits for it for ever. Slots are made once,
-take no descriptor for a batch and are not in /dev/shm.
+torch would share each tensor of each batch as a file in /dev/shm. Where that is full, or file descriptors run out, a
+thread of the loader process drops the batch, and the training waits forever. Slots are made once, need no descriptor
+for each batch and are not in /dev/shm.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from trainer.data.train_set import Batch, Sample, collate
 
 PREFETCH = 4
 """Batches that a loader process works ahead."""
-_PLACES = PREFETCH + 1
-"""Slots of a process. It is given its batch number n + PREFETCH when its n-th is handed on, so that one more than it
-works ahead is never written while somebody reads it."""
+_SLOTS = PREFETCH + 1
+"""Slots of a process. It begins its batch n + PREFETCH when its batch n is handed on. With one slot more than it works
+ahead, no slot is written while it is read."""
 
 
 class BatchMemory:
-    """Slots for the pixels of batches, `_PLACES` for each loader process."""
+    """Slots for the pixels of batches, `_SLOTS` for each loader process."""
 
     def __init__(self, workers: int, slot_bytes: int) -> None:
         self.slot_bytes = slot_bytes
         self.name = next(_NAMES)
-        self.memory = SharedMemory(workers * _PLACES * slot_bytes)
+        self.memory = SharedMemory(workers * _SLOTS * slot_bytes)
         _OPEN[self.name] = self
 
     def pixels(self, slot: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -54,7 +54,7 @@ class SentBatch:
 
     memory: int
     slot: int | None
-    """Where the pixels are; None where they did not fit and are in `pixels`."""
+    """The slot of the pixels; None where they did not fit into one and are in `pixels`."""
     shape: tuple[int, ...]
     pixels: NDArray[np.uint8] | None
     boxes_xyxy: NDArray[np.float32]
@@ -64,17 +64,17 @@ class SentBatch:
 
     def open(self) -> Batch:
         """The batch, as a copy: the slot is written again later."""
-        return self._batch(torch.from_numpy(self._seen().copy()))
+        return self._batch(torch.from_numpy(self._pixels().copy()))
 
     def pin_memory(self) -> Batch:
         """The batch in pinned memory; DataLoader's thread calls it."""
-        batch = self._batch(torch.from_numpy(self._seen()).pin_memory())
+        batch = self._batch(torch.from_numpy(self._pixels()).pin_memory())
         boxes, labels, sizes = (t.pin_memory() for t in (batch.boxes_xyxy, batch.labels, batch.sizes_hw))
         return batch._replace(boxes_xyxy=boxes, labels=labels, sizes_hw=sizes)
 
-    def _seen(self) -> NDArray[np.uint8]:
+    def _pixels(self) -> NDArray[np.uint8]:
         if self.slot is None:
-            assert self.pixels is not None, "what is in no slot was sent along"
+            assert self.pixels is not None, "pixels that are in no slot come with the batch"
             return self.pixels
         return _OPEN[self.memory].pixels(self.slot, self.shape)
 
@@ -95,7 +95,7 @@ class Collate:
         worker, memory = get_worker_info(), self.memory
         if worker is None or memory is None:
             return collate(samples, self.fill_bgr)
-        slot: int | None = worker.id * _PLACES + self._made % _PLACES
+        slot: int | None = worker.id * _SLOTS + self._made % _SLOTS
         self._made += 1
 
         def place(shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -116,9 +116,8 @@ def collate_for(resize: Resize, images: int, workers: int) -> Collate:
     """The `collate_fn` of a loader with `workers` processes whose batches have `images` pictures under `resize`."""
     if not workers:
         return Collate(resize, None)
-    if isinstance(resize, ShortSide):
-        side = -(-resize.long // resize.multiple) * resize.multiple  # one may lie and another stand in the same batch
-        height = width = side
+    if isinstance(resize, ShortSide):  # a batch may hold pictures in portrait and in landscape
+        height = width = -(-resize.long // resize.multiple) * resize.multiple
     else:
         height, width = resize.size_hw
     return Collate(resize, BatchMemory(workers, images * height * width * 3))

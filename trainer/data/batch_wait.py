@@ -1,4 +1,4 @@
-"""The wait for the next batch of loader processes: never without an end, and never deaf to a signal."""
+"""The wait for the next batch of loader processes. It always ends, and a signal can end it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from trainer.failures import LostBatch, TrainingError, why_lost
 log = logging.getLogger(__name__)
 
 TICK_S = 5
-"""How often a wait looks at what may end it, the `timeout` of the loader: whole seconds, and long enough for a loader
-process to say that an epoch begins, which must not time out."""
+"""The `timeout` of the loader, after which a wait checks whether to end. Whole seconds, and long enough for a loader
+process to begin an epoch, which must not time out."""
 LONGEST_S = 600.0
-"""No batch for so long is an error: pictures on a disk that hangs, or processes that wait for each other."""
+"""A longer wait for a batch is an error: a disk hangs, or processes wait for each other."""
 
 Waiting = Callable[[float, int], None]
-"""Told at each tick how many seconds the wait has taken and which batch it is for; raises what is to end it."""
+"""Called at each tick with the seconds that the wait has taken and the number of the batch; it may raise to end it."""
 
 
 def starting(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -52,11 +52,12 @@ def starting(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _rehearse(workers: int) -> None:
-    """Make the queues and pipes of so many processes, and drop them: an iterator of torch that is left half made
-    prints an error of its own.
+    """Make the queues and pipes of so many processes, and close them again.
+
+    Where this fails, torch's own attempt would leave an iterator half made, which prints an error of its own.
     """
     with ExitStack() as stack:
-        for _ in range(workers + 2):  # an own queue for each, one for results, and events
+        for _ in range(workers + 2):  # one queue for each process, one for results, and events
             queue: Any = multiprocessing.SimpleQueue()
             stack.callback(queue.close)
         for end in (end for _ in range(workers) for end in os.pipe()):
@@ -100,9 +101,9 @@ def _received(iterator: Iterator[Any], first: int, waiting: Waiting | None) -> I
 
 
 def report_lost_batches() -> None:
-    """In a loader process: send, in the place of a batch that its queue cannot send, the reason.
+    """In a loader process: where its queue cannot send a batch, send the reason instead.
 
-    multiprocessing's thread would print the error and drop the batch, and the training would wait for it.
+    multiprocessing's thread would print the error and drop the batch, and the training would wait for it in vain.
     """
     setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", _lost)  # noqa: B010  (it is typed as static)
 
@@ -110,6 +111,6 @@ def report_lost_batches() -> None:
 def _lost(queue: Any, error: Exception, item: Any) -> None:
     log.error("a data loading process cannot send a batch: %s", error)
     if not isinstance(item, tuple) or isinstance(item[1], ExceptionWrapper):
-        return  # the pipe itself is gone, or no memory is left for a sentence: the wait has an end all the same
+        return  # the pipe is broken, or there is no memory for a message: the wait ends by `LONGEST_S`
     reason = LostBatch(why_lost(error))
     queue.put((item[0], ExceptionWrapper((LostBatch, reason, None), "in DataLoader worker")))

@@ -1,15 +1,14 @@
 """Decoded training pictures, kept in memory or on disk and shared by all loader processes.
 
-One mapped file with a slot for each picture: places are given out once, from the annotated sizes, until the budget is
-spent. So the cache never grows past it, and nothing is ever thrown out to be decoded again. A slot counts as filled
-only while the checksum of its pixels is right and the picture file has the size and time of change that it had; else
-the picture is decoded, as without a cache. What comes back is the same, bit for bit.
+One mapped file has a slot for each picture. Slots are assigned once, from the annotated sizes, until the budget is
+spent: so the cache never grows past it, and no picture is dropped to be decoded again. A slot is valid only while the
+checksum of its pixels is right and the picture file has the same size and time of change; else the picture is decoded,
+as without a cache. The pixels are the same either way, bit for bit.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import zlib
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from runtime.datasets.annotations import ImageRecord
 from runtime.files.write import cache_folder
 from runtime.images.image import Image, read_image
 from trainer.config.data import DataConfig
+from trainer.data.shared_memory import SharedMemory
 from trainer.devices.free_memory import available_memory
 
 _SLOT = np.dtype([("mtime_ns", "i8"), ("size", "i8"), ("height", "i4"), ("width", "i4"), ("crc", "u4"), ("full", "u4")])
@@ -40,7 +40,7 @@ def reduced_hw(hw: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 class Pictures:
-    """Reads pictures, reduced where that is wanted; without a cache."""
+    """Reads pictures, without a cache."""
 
     def __init__(self, reduce_to: int = 0) -> None:
         self.reduce_to = reduce_to
@@ -54,19 +54,19 @@ class Pictures:
         return np.asarray(cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA), np.uint8)
 
     def describe(self) -> str:
-        """For a log; '' where there is nothing to say."""
+        """A sentence for the log; '' without a cache."""
         return ""
 
 
 class CachedPictures(Pictures):
-    """`Pictures` with a slot file. A copy that is sent to another process maps the same file."""
+    """`Pictures` with slots. A copy that is sent to another process maps the same memory or file."""
 
     def __init__(
         self, records: Sequence[ImageRecord], budget: int, reduce_to: int, folder: Path | None, share: int = 1
     ) -> None:
-        """`budget` in bytes; `folder` for the file on disk, None for memory, of which `share` processes take as much.
+        """`budget`: bytes. `folder`: of the file on disk; None for memory, where `share` processes each have a cache.
 
-        Raises `ConfigError` where there is not so much memory or disk.
+        Raises `ConfigError` where there is not enough memory or disk.
         """
         super().__init__(reduce_to)
         sizes = {record.path: reduced_hw((record.height, record.width), reduce_to) for record in records}
@@ -80,12 +80,12 @@ class CachedPictures(Pictures):
                 self.slots[path] = (len(self.slots), position, size)
                 position += size
         self.total = len(self.slots) * _SLOT.itemsize + position
-        self.on_disk = folder is not None
-        self._owned: int | None = None
-        self.file = "" if not self.slots else self._in_memory(share) if folder is None else self._on_disk(folder)
-        self._open()
+        self.file = None if folder is None else self._reserved(folder) if self.slots else ""
+        if folder is None and self.slots:
+            self._require_memory(share)
+        self._memory = SharedMemory(self.total, self.file or None)
 
-    def _in_memory(self, share: int) -> str:
+    def _require_memory(self, share: int) -> None:
         free = available_memory()
         if free is not None and self.total * share > free:
             raise ConfigError(
@@ -94,12 +94,9 @@ class CachedPictures(Pictures):
             )
         if not hasattr(os, "memfd_create"):
             raise ConfigError("data.cache: ram needs Linux; set data.cache: disk")
-        # Not POSIX shared memory: containers give that 64 MB, and exceeding it kills the process.
-        self._owned = os.memfd_create("isodet-cache")
-        os.truncate(self._owned, self.total)
-        return f"/proc/{os.getpid()}/fd/{self._owned}"
 
-    def _on_disk(self, folder: Path) -> str:
+    def _reserved(self, folder: Path) -> str:
+        """The slot file in `folder`, made at its full size where it is not there yet."""
         plan = hashlib.sha256(f"{_VERSION} {self.reduce_to}\n".encode())
         for path, slot in self.slots.items():
             plan.update(f"{path.resolve()} {slot}\n".encode())
@@ -121,32 +118,23 @@ class CachedPictures(Pictures):
                 partial.unlink(missing_ok=True)
         return str(file)
 
-    def _open(self) -> None:
-        if not self.file:
-            return
-        with open(self.file, "r+b") as opened:
-            self._map = mmap.mmap(opened.fileno(), self.total)
-        self._table: NDArray[Any] = np.frombuffer(self._map, _SLOT, count=len(self.slots))
-        self._pixels = np.frombuffer(self._map, np.uint8, offset=len(self.slots) * _SLOT.itemsize)
+    @property
+    def _table(self) -> NDArray[Any]:
+        """[slots] the file and the pixels that each slot holds."""
+        return self._memory.array(len(self.slots), _SLOT)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key not in ("_map", "_table", "_pixels")}
-        return state | {"_owned": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
-
-    def __del__(self) -> None:
-        if getattr(self, "_owned", None) is not None:
-            os.close(self._owned)  # type: ignore[arg-type]
+    @property
+    def _pixels(self) -> NDArray[np.uint8]:
+        """The bytes of all slots, one behind the other."""
+        table = len(self.slots) * _SLOT.itemsize
+        return self._memory.array(self.total - table, np.uint8, table)
 
     def read(self, path: Path) -> Image:
         slot = self.slots.get(path)
         try:
             stat = path.stat()
         except OSError:
-            slot = None  # reading says what is wrong
+            slot = None  # reading it raises the error
         if slot is None:
             return super().read(path)
         number, offset, size = slot
@@ -155,28 +143,25 @@ class CachedPictures(Pictures):
         h, w = int(entry["height"]), int(entry["width"])
         unchanged = (int(entry["mtime_ns"]), int(entry["size"])) == (stat.st_mtime_ns, stat.st_size)
         if entry["full"] and unchanged and h * w * 3 == size:
-            image: Image = pixels.reshape(h, w, 3).copy()  # a copy first: the checksum is of what is handed out
+            image: Image = pixels.reshape(h, w, 3).copy()  # first: the checksum must be that of the returned pixels
             if zlib.crc32(image.data) == int(entry["crc"]):
                 return image
         image = super().read(path)
         if image.size == size:  # otherwise the annotated size is wrong, and there is no room
             pixels[:] = image.reshape(-1)
-            # Last, so that another process never takes half a picture for a whole one: its checksum is not right yet.
+            # Last, so that another process never takes half a picture for complete: the checksum is still wrong.
             self._table[number] = (
                 stat.st_mtime_ns, stat.st_size, image.shape[0], image.shape[1], zlib.crc32(image.data), 1,
             )  # fmt: skip
         return image
 
     def describe(self) -> str:
-        where = "on disk" if self.on_disk else "in memory"
-        room = f"room for {len(self.slots)} of {self.pictures} pictures, {_gib(self.total)} GiB {where}"
-        return f"picture cache: {room}{f' ({self.file})' if self.on_disk and self.file else ''}"
+        where = "in memory" if self.file is None else f"on disk ({self.file})" if self.file else "on disk"
+        return f"picture cache: room for {len(self.slots)} of {self.pictures} pictures, {_gib(self.total)} GiB {where}"
 
 
 def pictures_for(config: DataConfig, records: Sequence[ImageRecord], processes: int = 1) -> Pictures:
-    """The reader of training pictures that `config` asks for, in each of `processes` on this machine. Raises
-    `ConfigError`.
-    """
+    """The reader of training pictures by `config`, for one of `processes` on this machine. Raises `ConfigError`."""
     if config.cache == "none":
         return Pictures(config.reduce_to)
     folder = None
@@ -185,7 +170,7 @@ def pictures_for(config: DataConfig, records: Sequence[ImageRecord], processes: 
             folder = cache_folder("data.cache_dir") if config.cache_dir is None else Path(config.cache_dir)
         except OSError as error:
             raise ConfigError(f"data.cache: {error}") from None
-    # Memory is each process's own, where a file on disk is everybody's: together they keep to cache_gib.
+    # Each process has its own memory, but all share a file on disk. Together they take at most cache_gib.
     share = processes if folder is None else 1
     return CachedPictures(records, int(config.cache_gib * 2**30 / share), config.reduce_to, folder, share)
 

@@ -1,4 +1,4 @@
-"""How much of the training time goes into waiting for pictures, and which keys of the config make it less."""
+"""The share of training time spent waiting for pictures, and the config keys that reduce it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from trainer.devices.precision import worker_count
 T = TypeVar("T")
 
 TOLERATED = 0.05
-"""Share of the training time that may go into waiting before anything is said."""
+"""Share of the training time that waiting may take before the log gives advice."""
 
 
 def timed(batches: Iterable[T], waited: Callable[[float], None]) -> Iterator[T]:
-    """The same batches; `waited` is told, for each, the seconds until it was there."""
+    """The same batches; `waited` is called, for each, with the seconds until it came."""
     iterator = iter(batches)
     while True:
         start = time.monotonic()
@@ -37,7 +37,7 @@ def timed(batches: Iterable[T], waited: Callable[[float], None]) -> Iterator[T]:
 
 
 def advice(share: float, config: TrainConfig, device: torch.device, records: Sequence[ImageRecord]) -> str:
-    """What to change where `share` (0..1) of the training time was waiting, for a log; '' where that is tolerable."""
+    """Advice for the log where `share` (0..1) of the training time was waiting; '' up to `TOLERATED`."""
     if share <= TOLERATED:
         return ""
     data, ways = config.data, []

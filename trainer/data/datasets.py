@@ -1,4 +1,4 @@
-"""The data sets that a configuration names: read, and put together."""
+"""The data sets of a configuration: reading them and putting them together."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from trainer.config.train import TrainConfig
 
 
 def train_data(config: TrainConfig, repeat: bool = True) -> CocoDataset:
-    """All of `data.train`, put together, without empty images where it says so, and (with `repeat`) repeated.
+    """All sets of `data.train` as one: without empty images where the config drops them, and repeated if `repeat`.
 
-    A class that only some of the splits know is no fault. Raises `DatasetError`.
+    A class may be missing in some of the sets. Raises `DatasetError`.
     """
     splits, classes = config.data.train_splits, config.model.classes
     datasets = [read_split(to_mapping(split), classes, "train", allow_absent=len(splits) > 1) for split in splits]
@@ -47,13 +47,15 @@ def train_data(config: TrainConfig, repeat: bool = True) -> CocoDataset:
 
 
 def val_data(config: TrainConfig) -> CocoDataset:
-    """`data.val`; every image of it, because a background without detections is right, too."""
+    """`data.val` with all images: on an empty one, no detection is the right answer."""
     return read_split(to_mapping(config.data.val), config.model.classes, "val")
 
 
 def different_origins(config: TrainConfig, train: CocoDataset, val: CocoDataset) -> str:
-    """A line where Pascal VOC files of training and validation came to different origins, and how to settle it; ''
-    where they agree, or where the configuration names both origins."""
+    """A warning that Pascal VOC files of training and validation count from different origins, and how to settle it.
+
+    It is '' where they agree, and where the configuration names both origins.
+    """
     first, second = train.voc_origin, val.voc_origin
     named = config.data.val.voc_origin == val.voc_origin and any(
         split.voc_origin == train.voc_origin for split in config.data.train_splits
@@ -76,10 +78,10 @@ def without_empty_images(dataset: CocoDataset) -> CocoDataset:
 
 
 def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
-    """One data set of several with the same class names; it is called by the first one's file.
+    """One data set of several with the same class names. `annotations` names the file of the first.
 
-    Image ids stay as they are where they differ throughout. Otherwise those of each later data set are moved up, by
-    the same number, to follow the ones before. Raises `DatasetError` for a class that none of them knows.
+    Image ids stay where no two are the same. Otherwise those of each later set are raised, all by the same number, so
+    that they follow the ids before. Raises `DatasetError` for a class that none of the sets knows.
     """
     names = datasets[0].class_names
     for dataset in datasets:
@@ -105,16 +107,16 @@ def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
 
 
 def _numbered(datasets: Sequence[CocoDataset]) -> list[tuple[ImageRecord, ...]]:
-    """The records of each, with image ids that differ."""
+    """The records of each data set, with image ids that are unique over all of them."""
     ids = [record.id for dataset in datasets for record in dataset.records]
     if len(set(ids)) == len(ids):
         return [dataset.records for dataset in datasets]
     parts: list[tuple[ImageRecord, ...]] = []
     following: int | None = None
     for dataset in datasets:
-        own = [record.id for record in dataset.records]
-        move = 0 if following is None or not own else following - min(own)
+        set_ids = [record.id for record in dataset.records]
+        move = 0 if following is None or not set_ids else following - min(set_ids)
         parts.append(tuple(replace(record, id=record.id + move) if move else record for record in dataset.records))
-        if own:
-            following = max(own) + move + 1
+        if set_ids:
+            following = max(set_ids) + move + 1
     return parts

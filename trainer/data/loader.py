@@ -22,16 +22,16 @@ from trainer.devices.precision import worker_count
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Batches of the indices that `sampler` draws, without the first `start` ones.
+    """Batches of the indices that `sampler` draws, from batch number `start` on.
 
-    Only whole batches, so that every step weighs the same, or one smaller batch if there is no whole one. The
-    length is that of the whole epoch, wherever it starts. The processes of `group` share batches that are as many
-    times larger; of one that is smaller a process may have nothing.
+    All batches are full, so that every step weighs the same. Only where the data does not fill one, there is a single
+    smaller batch. The length is that of the whole epoch, wherever it starts. With several processes a batch has
+    `batch_size` indices for each, and each takes its own; of a smaller batch a process may get none.
     """
 
     def __init__(self, sampler: Sampler[int], batch_size: int, group: Group) -> None:
-        length, whole = len(sampler), batch_size * group.size  # type: ignore[arg-type]
-        self._batches = BatchSampler(sampler, whole, drop_last=length >= whole)
+        length, size = len(sampler), batch_size * group.size  # type: ignore[arg-type]
+        self._batches = BatchSampler(sampler, size, drop_last=length >= size)
         self._group = group
         self.start = 0
 
@@ -45,11 +45,11 @@ class BatchOrder(Sampler[list[int]]):
 
 @dataclass(frozen=True)
 class Batches:
-    """What `fit` iterates over, from the place that `begin` is told."""
+    """The batches of a training, epoch by epoch."""
 
     dataset: TrainSet
     loader: DataLoader[Any]
-    """Iterated over in `begin` only: what its processes send is not a batch yet."""
+    """Only `begin` iterates over it: its processes send a `SentBatch`, which has to be opened."""
     order: BatchOrder
     sampler: EpochSampler
 
@@ -58,9 +58,9 @@ class Batches:
         return len(self.order)
 
     def begin(self, epoch: int, start: int = 0, waiting: Waiting | None = None) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start` on: the same whoever asks, and whenever.
+        """The batches of `epoch` from number `start` on, the same at every call.
 
-        `waiting` is asked while one does not come. Raises what `trainer.data.batch_wait.received` raises.
+        `waiting` is called while a batch does not come. Raises what `trainer.data.batch_wait.received` raises.
         """
         self.dataset.set_epoch(epoch)
         self.sampler.set_epoch(epoch)
@@ -69,9 +69,9 @@ class Batches:
 
 
 def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.device, group: Group) -> Batches:
-    """The batches of `config.batch_size` that the process of `group` trains on, read by loader processes if so wished.
+    """The batches that this process of `group` trains on, read by loader processes where the config asks for them.
 
-    `device`: that the network is on; pictures for a GPU are put into pinned memory.
+    `device` is the network's: pictures for a GPU come in pinned memory.
     """
     factors = None
     if config.data.sampling == "class_balanced":
@@ -84,20 +84,20 @@ def training_batches(config: TrainConfig, dataset: TrainSet, device: torch.devic
 def batch_loader(
     config: TrainConfig, dataset: TrainSet, order: Sampler[list[int]], device: torch.device
 ) -> DataLoader[Any]:
-    """What reads the batches of `order`, in loader processes if so wished; `received` opens what they send."""
+    """A loader of the batches of `order`, with processes where the config asks for them. Read it by `received`."""
     workers = worker_count(config.data.workers, device)
     return DataLoader(
         dataset, batch_sampler=order, collate_fn=collate_for(dataset.resize, config.images_per_batch, workers),
         worker_init_fn=start_worker, num_workers=workers, persistent_workers=workers > 0,
         prefetch_factor=PREFETCH if workers else None, pin_memory=device.type == "cuda",
         timeout=TICK_S if workers else 0,
-        # Its own, or every look at the loader would advance the random numbers that the network draws from.
+        # A generator of its own: else each iterator would advance the random numbers that the network draws from.
         generator=torch.Generator(),
     )  # fmt: skip
 
 
 def start_worker(worker: int) -> None:
-    """Prepare a loader's process to outlive what stops the training."""
+    """Prepare a loader process: it must outlive the signals that stop the training."""
     # Ctrl-C reaches every process of the terminal; the main one still needs batches to finish its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # So does SIGTERM from what signals whole groups (timeout, schedulers). A second one ends the process, because that
@@ -109,4 +109,4 @@ def start_worker(worker: int) -> None:
 
 def _last_batches(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
-    signal.alarm(60)  # nobody waits for ever for a process that hangs and is asked once
+    signal.alarm(60)  # ends a process that hangs and gets no second signal

@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 
 class PictureReader:
-    """Pictures by their index, and the objects of their records; all loader processes know which cannot be used."""
+    """Pictures and their objects by index. All loader processes share which pictures cannot be used."""
 
     def __init__(self, records: Sequence[ImageRecord], pictures: Pictures) -> None:
         self.records, self.pictures = records, pictures
-        # Shared: persistent loader processes hold a copy of this object, but see the same numbers.
+        # Shared, because persistent loader processes have copies of this object.
         self._shared = SharedMemory(len(records))
 
     def __len__(self) -> int:
@@ -59,12 +59,12 @@ class PictureReader:
 
     @property
     def _unusable(self) -> NDArray[np.bool_]:
-        """[images] that turned out to be of no use."""
+        """[images] whether a picture turned out to be unusable."""
         return self._shared.array(len(self.records), np.bool_)
 
 
 def _read(record: ImageRecord, pictures: Pictures) -> tuple[Image, ImageRecord]:
-    """The picture, and the record in the picture's own pixels: turned with it, and reduced with it."""
+    """The picture, and its record in the picture's pixels: turned and reduced as the picture is."""
     image = pictures.read(record.path)
     h, w = image.shape[:2]
     annotated_hw = reduced_hw((record.height, record.width), pictures.reduce_to)

@@ -1,4 +1,4 @@
-"""The order of training images: a pure function of the seed and the epoch, for whoever asks, and whenever."""
+"""The order of training images: a pure function of the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from runtime.datasets.annotations import ImageRecord
 
 
 def repeat_factors(records: Sequence[ImageRecord], classes: int, threshold: float) -> NDArray[np.float64]:
-    """How often each image is to be seen in an epoch, on average: [images], 1 or more.
+    """[images] how often an epoch has each image, on average; 1 or more.
 
-    Gupta, Dollar, Girshick: LVIS, 2019, section 5.1: of class c, which is in the share f(c) of the images,
-    r(c) = max(1, sqrt(t / f(c))); an image has the largest r(c) of its classes. Ignored boxes do not count.
+    Gupta, Dollar, Girshick: LVIS, 2019, section 5.1: a class c that is in the share f(c) of the images has
+    r(c) = max(1, sqrt(t / f(c))), and an image has the largest r(c) of its classes. Ignored boxes do not count.
     """
     present = np.zeros((len(records), classes), bool)
     for row, record in zip(present, records, strict=True):
@@ -29,11 +29,11 @@ def repeat_factors(records: Sequence[ImageRecord], classes: int, threshold: floa
 def epoch_order(seed: int, epoch: int, images: int, factors: NDArray[np.float64] | None = None) -> list[int]:
     """Indices of the images of an epoch, in random order.
 
-    Without `factors` each of the images once. With them, image i comes floor(r) or ceil(r) times, r on average, where
-    r is `factors[i]`, raised by less than one image in all so that every epoch has the same length, ceil(sum). The
-    fractions are rounded by systematic sampling along a random order of the images.
+    Without `factors` each image comes once. With them, image i comes floor(r) or ceil(r) times, r on average. r is
+    `factors[i]`, slightly raised so that every epoch has the same length, ceil(sum of factors). The fractions are
+    rounded by systematic sampling along a random order of the images.
     """
-    # The seed of a run's epoch since the first release: with it an old run resumes in the order it would have had.
+    # Never change this seed: an old run resumes in the order that it would have had.
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(images, generator=generator)
     if factors is None:

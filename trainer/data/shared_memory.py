@@ -12,22 +12,31 @@ from numpy.typing import DTypeLike, NDArray
 
 
 class SharedMemory:
-    """`size` bytes, zero at first, that this process and those it hands the object to see alike.
+    """`size` bytes that this process and those it sends the object to see alike.
 
-    An anonymous file of memory, not POSIX shared memory: containers give that 64 MB, and some make it read-only. Only
-    pages that are written take memory. Where a system has no such files (macOS), a file in the temporary folder.
+    They are those of the file `path`, which has that size; without a path they are zero at first, and belong to an
+    anonymous file in memory. That is not POSIX shared memory: containers give that 64 MB, exceeding it kills the
+    process, and some make it read-only. Only pages that are written take memory. Where a system has no such files
+    (macOS), a file in the temporary folder takes their place.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, path: str | None = None) -> None:
         self.size = max(1, size)
         self._owner = os.getpid()
-        if hasattr(os, "memfd_create"):
-            self._file = os.memfd_create("isodet")
-            self._path = f"/proc/{os.getpid()}/fd/{self._file}"
-        else:
-            self._file, self._path = tempfile.mkstemp(prefix="isodet-")
-        os.truncate(self._file, self.size)
-        self._map = mmap.mmap(self._file, self.size)
+        self._file: int | None = None
+        if path is None:
+            if hasattr(os, "memfd_create"):
+                self._file = os.memfd_create("isodet")
+                path = f"/proc/{os.getpid()}/fd/{self._file}"
+            else:
+                self._file, path = tempfile.mkstemp(prefix="isodet-")
+            os.truncate(self._file, self.size)
+        self._path = path
+        self._map_file()
+
+    def _map_file(self) -> None:
+        with open(self._path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), self.size)
 
     def array(self, shape: int | tuple[int, ...], dtype: DTypeLike, offset: int = 0) -> NDArray[Any]:
         """The bytes from `offset` on as an array, to read and to write."""
@@ -40,12 +49,12 @@ class SharedMemory:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        with open(self._path, "r+b") as file:
-            self._map = mmap.mmap(file.fileno(), self.size)
+        self._map_file()
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is None:
+        file: int | None = getattr(self, "_file", None)
+        if file is None:
             return
-        os.close(self._file)
+        os.close(file)
         if self._owner == os.getpid() and not self._path.startswith("/proc/"):
             os.unlink(self._path)

@@ -47,10 +47,10 @@ class Batch(NamedTuple):
     sizes_hw: torch.Tensor
     """int64 [B,2] pixels: the input that each picture alone would be, padding of its own included."""
     regions: bool = True
-    """False where no label is `models.loss.REGION`, which spares looking for one on a GPU."""
+    """False where no label is `models.loss.REGION`, which saves looking for one on a GPU."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`; it looks for regions while the labels are in host memory, where nobody waits."""
+        """The batch on `device`. Regions are looked for while the labels are in host memory, where it costs no wait."""
         regions = bool((self.labels.numpy() == REGION).any()) if self.labels.device.type == "cpu" else self.regions
         images, boxes, labels, sizes_hw = (
             part.to(device, non_blocking=True) for part in (self.images, self.boxes_xyxy, self.labels, self.sizes_hw)
@@ -60,21 +60,19 @@ class Batch(NamedTuple):
 
 def resize_rule(model: ModelConfig) -> Resize:
     """How pictures become the input of a model of this configuration."""
-    r = model.resize
-    if r.rule == "letterbox":
+    rule, mean = model.resize, model.pixels.mean
+    if rule.rule == "letterbox":
         return FixedSize(model.input_size_hw)
-    # Zeros after normalization, which is how the papers pad, are the mean color before it.
-    red, green, blue = (
-        round(v) for v in (model.pixels.mean if model.pixels.order == "rgb" else model.pixels.mean[::-1])
-    )
-    return ShortSide(r.short, r.long, r.multiple, r.rounding == "floor", (blue, green, red))
+    # The papers pad with zeros after normalization: before it, that is the mean color.
+    blue, green, red = (round(v) for v in (mean if model.pixels.order == "bgr" else mean[::-1]))
+    return ShortSide(rule.short, rule.long, rule.multiple, rule.rounding == "floor", (blue, green, red))
 
 
 class TrainSet(Dataset["Sample | None"]):
-    """Training views of a `CocoDataset`: item i of epoch e is the same whoever loads it, and whenever.
+    """Training views of a `CocoDataset`. Item i of epoch e is the same in every process and at every call.
 
-    Crowd boxes are ignore regions, no objects; `crowds` says how many there are. An item whose picture cannot
-    be used is None (and logged once): `unusable` lists those met so far, by all loader processes.
+    Crowd boxes are ignore regions, not objects; `crowds` counts them. An item whose picture cannot be used is None, and
+    is logged once; `unusable` lists those that any loader process has met so far.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class TrainSet(Dataset["Sample | None"]):
         pictures: Pictures | None = None,
         epochs: int | None = None,
     ) -> None:
-        """`epochs`: of the whole training, for what ends before it does; None where nothing ends."""
+        """`epochs`: of the whole training, for augmentations that end before it; None: they never end."""
         self.records = dataset.records
         self.reader = PictureReader(dataset.records, pictures or Pictures())
         self.resize = resize
@@ -94,7 +92,7 @@ class TrainSet(Dataset["Sample | None"]):
         self.seed = seed
         self.epochs = epochs
         self.crowds = sum(int(record.crowd.sum()) for record in dataset.records)
-        # Shared: persistent loader processes hold a copy of this object, but see the same numbers.
+        # Shared, because persistent loader processes have a copy of this object: it must see the new epoch.
         self._shared = SharedMemory(8)
         self._sources = None if augment is None else make_sources(augment, dataset.records, self.reader)
 
@@ -125,7 +123,7 @@ class TrainSet(Dataset["Sample | None"]):
         if picture is None:
             return None
         if self.augment is None:
-            placement = resized_placement((picture.image.shape[0], picture.image.shape[1]), self.resize)
+            placement = resized_placement(picture.size_hw, self.resize)
             boxes, keep = visible_boxes(placement.boxes(picture.boxes_xyxy), placement.size_hw, 0.0)
             return Sample(placement.apply(picture.image), boxes[keep], picture.labels[keep], image_id)
         epoch = int(self._epoch[0])
@@ -135,19 +133,16 @@ class TrainSet(Dataset["Sample | None"]):
         return Sample(*augment(*picture, self.resize, config, rng, self._sources), image_id)
 
 
-def _new(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.empty(shape, np.uint8)
-
-
 def collate(
-    samples: Sequence[Sample | None], fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL),
-    place: Callable[[tuple[int, ...]], NDArray[np.uint8]] = _new,
-) -> Batch:  # fmt: skip
+    samples: Sequence[Sample | None],
+    fill_bgr: tuple[int, int, int] = (FILL, FILL, FILL),
+    place: Callable[[tuple[int, ...]], NDArray[np.uint8]] = lambda shape: np.empty(shape, np.uint8),
+) -> Batch:
     """Stack samples, leaving None out and padding boxes with zeros and labels with -1.
 
     Pictures of different sizes are padded, right and below, with `fill_bgr` to the largest. Where every sample is
-    None the batch is empty: images [0,0,0,3], boxes [0,0,4], sizes [0,2]. `place` gives the array of a shape that
-    the pixels are written into.
+    None the batch is empty: images [0,0,0,3], boxes [0,0,4], sizes [0,2]. `place` makes the array for the pixels, of
+    the shape that it is called with.
     """
     usable = [sample for sample in samples if sample is not None]
     most = max((len(sample.labels) for sample in usable), default=0)

@@ -1,4 +1,4 @@
-"""Several processes, one training: who this process is, and how they agree. Without torchrun there is one."""
+"""The processes that share a training: which one this is, and how they exchange values. Without torchrun: one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """This process among `size`. Every method is called by all of them, or by none; alone it returns at once."""
+    """This process, number `rank` of `size`. All processes call a method, or none; a single one returns at once."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def main(self) -> bool:
-        """The one process that writes and speaks."""
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Group:
         return number if self.size == 1 else int(self.total(torch.tensor(number, device=device)))
 
     def gather(self, value: T) -> list[T]:
-        """What each process gave, in their order, in every process."""
+        """The values of all processes, in the order of their ranks; every process gets them."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -51,7 +51,7 @@ class Group:
         return values
 
     def share_buffers(self, module: nn.Module) -> None:
-        """The main process's buffers for all: running statistics are those of each process's own pictures."""
+        """Give all processes the main one's buffers: each has running statistics of its own pictures only."""
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
@@ -65,7 +65,7 @@ class Group:
 
 @contextmanager
 def process_group(device: str) -> Iterator[Group]:
-    """Join the processes that torchrun started, by NCCL on GPUs and gloo on CPUs; without torchrun, be alone."""
+    """Join the processes that torchrun started, by NCCL on GPUs, by gloo on CPUs. Without torchrun a group of one."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         yield Group()
         return
@@ -94,5 +94,7 @@ def check_parallel(config: TrainConfig, group: Group, device: torch.device) -> N
     if group.size > 1 and ":" in config.device:
         raise ConfigError(f"device: {config.device!r} is one GPU for {group.size} processes; use auto or cuda")
     if group.size > 1 and device.type == "cpu" and config.model.backbone.norm == "sync":
-        raise ConfigError("model.backbone.norm: sync needs GPUs (torch has no SyncBatchNorm for CPUs); use gn, whose "
-                          "statistics are each picture's own, or bn")  # fmt: skip
+        raise ConfigError(
+            "model.backbone.norm: sync needs GPUs (torch has no SyncBatchNorm for CPUs); use gn, whose "
+            "statistics are each picture's own, or bn"
+        )

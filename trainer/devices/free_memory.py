@@ -1,4 +1,4 @@
-"""What memory is left to a process."""
+"""The memory that a process can still take."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from pathlib import Path
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that can be taken: the system's, or what the control group leaves; None where unknown."""
-    found = []
+    """Free bytes of memory, of the system or of the control group, whichever is less; None where unknown."""
+    limits = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+                limits.append(int(line.split()[1]) * 1024)
     except OSError:
         return None
     group = Path("/sys/fs/cgroup")
-    for most, used in (("memory.max", "memory.current"),
-                       ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):  # fmt: skip
+    version_1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
+    for limit, usage in (("memory.max", "memory.current"), version_1):
         try:
-            found.append(int((group / most).read_text()) - int((group / used).read_text()))
+            limits.append(int((group / limit).read_text()) - int((group / usage).read_text()))
         except (OSError, ValueError):  # no such group, or "max": no limit
             continue
-    return max(0, min(found)) if found else None
+    return max(0, min(limits)) if limits else None

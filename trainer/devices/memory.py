@@ -1,4 +1,4 @@
-"""`batch_size: auto`: how many images of a training step the memory holds."""
+"""`batch_size: auto`: the number of images for which a training step fits into memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ GPU_SHARE, CPU_SHARE = 0.85, 0.5
 def automatic_batch(
     config: TrainConfig, device: torch.device, amp: torch.dtype | None, images: int, objects: int
 ) -> int:
-    """The largest power of two, at most 64 and `images`, whose step fits; `objects`: the most in one picture.
+    """The largest power of two, at most 64 and `images`, whose step fits. `objects`: the most in one picture.
 
-    On a GPU steps of 1, 2, 4, ... images are really made, and may take 85 % of what is free. On a CPU, where a step
-    too large is not refused but swaps, the tensors that the backward pass keeps are counted in steps of 1 and 2
-    images; twice their bytes (their gradients) may take half of the available memory.
-    Raises `ConfigError` where a system without a GPU does not say how much that is.
+    On a GPU steps of 1, 2, 4, ... images are made, and may take 85 % of the free memory. A CPU does not refuse a step
+    that is too large: it swaps. So the tensors that the backward pass keeps are counted in steps of 1 and 2 images, and
+    twice their bytes (the gradients) may take half of the available memory. Raises `ConfigError` where a system without
+    a GPU does not say how much memory is available.
     """
     probe = Probe(config, device, amp, objects)
     if device.type == "cuda":
@@ -39,17 +39,18 @@ def automatic_batch(
 
 
 def largest_batch(measure: Callable[[int], int], budget: int, most: int, tried: bool) -> int:
-    """The largest power of two up to `most` that `measure` (bytes of a step) finds within `budget`; at least 1.
+    """The largest power of two up to `most` whose step takes at most `budget` bytes; at least 1.
 
-    `tried`: every size is measured, and one that raises torch.OutOfMemoryError is too large; otherwise 1 and 2 are,
-    and the rest lies on the line through them.
+    `measure` gives the bytes of a step. With `tried` it measures every size, and torch.OutOfMemoryError means too
+    large. Without, it measures 1 and 2 images, and larger sizes lie on the line through both.
     """
+    sizes = [2**i for i in range(max(most, 1).bit_length())]
     if not tried:
         first, second = measure(1), measure(2)
-        each = max(second - first, 1)
-        return max(size for size in _powers(most) if size == 1 or first + (size - 1) * each <= budget)
+        per_image = max(second - first, 1)
+        return max(size for size in sizes if size == 1 or first + (size - 1) * per_image <= budget)
     best = 1
-    for size in _powers(most):
+    for size in sizes:
         try:
             if measure(size) > budget:
                 break
@@ -104,7 +105,3 @@ class Probe:
             raw = self.model(pixels)
         grid = self.model.priors((height, width))
         return detection_loss(self.config.model, raw, grid, boxes.expand(images, self.objects, 4), labels).total
-
-
-def _powers(most: int) -> list[int]:
-    return [2**i for i in range(max(most, 1).bit_length())]

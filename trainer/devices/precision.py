@@ -1,4 +1,4 @@
-"""Where the network computes and in which floating point."""
+"""The device that the network computes on, and the precision."""
 
 from __future__ import annotations
 
@@ -31,14 +31,10 @@ def pick_device(name: str) -> torch.device:
 
 def pick_amp(kind: Literal["auto", "bf16", "fp16", "off"], device: torch.device) -> torch.dtype | None:
     """The autocast dtype, or None for float32. `auto` takes bfloat16 only where the hardware computes in it."""
-    if kind == "off":
-        return None
-    if kind == "bf16":
-        return torch.bfloat16
-    if kind == "fp16":
-        if device.type == "cpu":
-            raise ConfigError("amp: fp16 training needs a GPU (its gradients underflow on a CPU); use auto or bf16")
-        return torch.float16
+    if kind == "fp16" and device.type == "cpu":
+        raise ConfigError("amp: fp16 training needs a GPU (its gradients underflow on a CPU); use auto or bf16")
+    if kind != "auto":
+        return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[kind]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     # torch has no public question for this; emulated bfloat16 is slower than float32.
@@ -55,7 +51,7 @@ def worker_count(workers: int | Literal["auto"], device: torch.device) -> int:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Within it, if `wanted`, torch uses only algorithms that repeat their results, or raises for want of one."""
+    """Within it, if `wanted`, torch uses only algorithms that repeat their results. It raises where it has none."""
     if not wanted:
         yield
         return

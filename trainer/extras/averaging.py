@@ -16,18 +16,18 @@ from trainer.data.train_set import Batch
 
 @dataclass(frozen=True)
 class Averages:
-    """The averages of a detector's weights in a training, of which there may be none."""
+    """The averages of a detector's weights in a training; both may be None."""
 
     detector: Detector
     """The weights that learn."""
     ema: AveragedModel | None
-    """Of every step."""
+    """The exponential average over the steps."""
     swa: AveragedModel | None
-    """Of the ends of the last epochs; its BatchNorms need `estimate_norms`."""
+    """The mean of the weights after each of the last epochs; its BatchNorms need `estimate_norms`."""
 
     @classmethod
     def of(cls, detector: Detector, decay: float, swa_epochs: int) -> Averages:
-        """`decay`: of the exponential average, 0 for none. `swa_epochs`: how many epochs the plain mean is of."""
+        """`decay`: of the exponential average, 0 for none. `swa_epochs`: last epochs in the plain mean, 0 for none."""
         ema = exponential_average(detector, decay) if decay else None
         return cls(detector, ema, AveragedModel(detector) if swa_epochs else None)
 
@@ -37,7 +37,7 @@ class Averages:
         return self.detector if self.ema is None else self.ema.module  # type: ignore[return-value]
 
     def parts(self) -> dict[str, AveragedModel]:
-        """Those that there are, by their names in a checkpoint."""
+        """The averages that exist, by their names in a checkpoint."""
         return {name: part for name, part in (("average", self.ema), ("swa", self.swa)) if part is not None}
 
     def after_step(self) -> None:
@@ -76,8 +76,8 @@ def estimate_norms(
 ) -> None:
     """Set running mean and variance of every BatchNorm that learns to their plain means over `batches`.
 
-    The mean of weights has activations that none of the averaged networks had (Izmailov et al., 2018, section 3.2).
-    Frozen BatchNorms keep theirs. `progress(done)` is called after each batch.
+    The averaged weights have activations that none of the averaged networks had (Izmailov et al., 2018, section 3.2).
+    Frozen BatchNorms keep their statistics. `progress(done)` is called after each batch.
     """
     model.train()
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]

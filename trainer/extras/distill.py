@@ -1,4 +1,4 @@
-"""Distillation: a trained detector that teaches a smaller one. Nothing of it is in what is validated or exported."""
+"""Distillation: a trained detector teaches a smaller one. The teacher is never validated, saved or exported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.detector import Raw
 from models.losses.classification import quality_focal_loss
 from models.losses.precision import wide
 from runtime.card.card import sha256_file
-from trainer.config.distill import DistillConfig, require_comparable
+from trainer.config.extras import DistillConfig, require_comparable
 from trainer.config.train import TrainConfig
 
 
@@ -31,10 +31,10 @@ class Distillation:
         self, images: Tensor, raw: Raw, levels: Sequence[Tensor], amp: torch.dtype | None,
         total: Callable[[Tensor], Tensor],
     ) -> Tensor:  # fmt: skip
-        """What the student's `raw` and `levels` on uint8 images [B, H, W, 3] lack of the teacher's, weighted.
+        """The weighted loss of the student's `raw` and `levels` against the teacher's, on uint8 images [B, H, W, 3].
 
-        The teacher runs under the student's precision `amp`, the loss is float32. `total` sums a tensor over the
-        processes that share the batch: the loss is this one's part of the batch's.
+        The teacher runs under the student's precision `amp`; the loss is float32. `total` sums a tensor over the
+        processes that share the batch, and the loss is the part of this process.
         """
         config = self.config
         with torch.no_grad(), torch.autocast(images.device.type, amp, enabled=amp is not None):
@@ -59,8 +59,8 @@ def logit_loss(
 
     Dense Teacher (Zhou et al., ECCV 2022, and its code): the sum of |t - s|^2 BCE(s, t) over the priors of which the
     teacher's largest probability is the highest, a share `region` (the paper's: 0.01), divided by the sum of those
-    probabilities. Two things differ: the share is each image's own, so that batches over processes are one batch,
-    and the divisor is at least 1, as the detection loss's are. Where both say the same the loss and its gradient are 0.
+    probabilities. Two things differ: the share is taken in each image, so that a batch may be split over processes, and
+    the divisor is at least 1, as in the detection loss. Where both agree the loss and its gradient are 0.
     Logits are divided by `temperature` and the loss multiplied by its square (Hinton et al., 2015, section 2).
     """
     targets = (wide(teacher) / temperature).sigmoid()
@@ -90,7 +90,7 @@ def feature_loss(
 
 
 def require_teacher(config: TrainConfig) -> None:
-    """Raise `ConfigError` where `distill.teacher` is no checkpoint that can teach `config`'s model."""
+    """Raise `ConfigError` where `distill.teacher` is not a checkpoint that can teach `config`'s model."""
     assert config.distill is not None
     path = config.distill.teacher
     try:
@@ -123,7 +123,7 @@ def build_distillation(config: TrainConfig, model: Network) -> Distillation | No
 
 
 def build_adapters(distillation: Distillation | None, model: Network) -> nn.ModuleList:
-    """A 1x1 convolution for each level of `model` where the teacher's pyramid is compared and has another width."""
+    """1x1 convolutions, one for each level of `model`, where its pyramid is compared with one of another width."""
     adapters = nn.ModuleList()
     if distillation is not None and distillation.config.features:
         channels, teacher_channels = model.config.neck.channels, distillation.teacher.config.neck.channels
@@ -134,7 +134,7 @@ def build_adapters(distillation: Distillation | None, model: Network) -> nn.Modu
 
 
 def describe(distillation: Distillation | None) -> str:
-    """A sentence for the start of a run; empty without a teacher."""
+    """A sentence on the teacher for the start of a run; '' without a teacher."""
     if distillation is None:
         return ""
     config, model = distillation.config, distillation.teacher.config

@@ -1,4 +1,4 @@
-"""Quantization-aware training: from a trained checkpoint to one whose weights know that they will be 8 bits."""
+"""Quantization-aware training: a trained checkpoint is trained on with weights and activations of 8 bits."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from trainer.data.train_set import TrainSet
 
 
 def calibrate(detector: Detector, config: TrainConfig, train_set: TrainSet, device: torch.device) -> str:
-    """Observe the ranges on pictures spread over `train_set`, without augmentation; returns a sentence.
+    """Observe the ranges on pictures spread over `train_set`, without augmentation; returns a sentence for the log.
 
-    A detector that does not train as 8 bits stays as it is, and the sentence is empty.
+    Without `config.qat` nothing happens, and the sentence is ''.
     """
     if config.qat is None or not isinstance(detector, QuantDetector):
         return ""
@@ -36,7 +36,7 @@ def _batches(plain: TrainSet, count: int, device: torch.device, size: int = 8) -
     by_shape: dict[tuple[int, ...], list[np.ndarray[Any, Any]]] = {}
     for index in evenly_spread(range(len(plain)), count):
         sample = plain[index]
-        if sample is None:  # cannot be read, which the log says
+        if sample is None:  # unreadable; it is logged
             continue
         batch = by_shape.setdefault(sample.image.shape, [])
         batch.append(sample.image)
@@ -52,7 +52,7 @@ def last_moving_epoch(config: TrainConfig) -> int:
 
 
 def follow_ranges(model: nn.Module, follow: bool) -> None:
-    """Let every range follow the activations of training, or stay."""
+    """Let every range follow the activations of training, or keep it fixed."""
     for module in model.modules():
         if isinstance(module, FakeQuant):
             module.tracking = follow

@@ -1,4 +1,4 @@
-"""Who is given the numbers of each epoch: TensorBoard, and by choice Weights & Biases and MLflow."""
+"""Loggers, which get the numbers of each epoch: TensorBoard, and by choice Weights & Biases and MLflow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Ended = Literal["finished", "interrupted", "failed"]
 
 _log = logging.getLogger(__name__)
 _IDS = "trackers.json"
-"""In the run's folder: by tracker, the name it has for the run, under which a resumed run goes on."""
+"""File in the run's folder with each tracker's id of the run, which a resumed run continues."""
 
 
 class RecordsError(IsodetError, ValueError):
@@ -30,21 +30,21 @@ class RecordsError(IsodetError, ValueError):
 
 class Logger(Protocol):
     where: str
-    """A sentence on where the records are; empty where nobody needs to be told."""
+    """A sentence on where the records are; '' for TensorBoard, whose place is known."""
 
     def epoch(self, values: Mapping[str, float], step: int) -> None:
         """Keep the numbers of an epoch, named as `train/loss` or `val/map`, which ended with optimizer step `step`."""
 
     def close(self, ended: Ended) -> None:
-        """The process is done with the run."""
+        """End the records: this process trains no more."""
 
 
 def open_loggers(config: TrainConfig, run: Path, purge_step: int | None) -> list[Logger]:
-    """TensorBoard and what `config.log` names, for the run folder `run`; a resumed run goes on where it is known.
+    """TensorBoard and what `config.log` names, for the run folder `run`. A resumed run continues its records.
 
-    Without TensorBoard, which nobody asked for by name, the log says so, and metrics.csv has all numbers.
+    Where TensorBoard is not installed, the log says so; metrics.csv has all numbers.
 
-    purge_step: events of TensorBoard from this step on do not count. Raises `RecordsError`.
+    purge_step: events of TensorBoard from this step on are dropped. Raises `RecordsError`.
     """
     kinds: dict[Tracker, Callable[[TrainConfig, Path], Logger]] = {"wandb": WandbLogger, "mlflow": MlflowLogger}
     loggers: list[Logger] = []
@@ -111,7 +111,7 @@ class WandbLogger:
 class MlflowLogger:
     """A run of MLflow, in experiment $MLFLOW_EXPERIMENT_NAME or isodet, where $MLFLOW_TRACKING_URI says.
 
-    A server that is gone for a while costs the numbers of those epochs, which the log says, and not the training.
+    While a server does not answer, the numbers of those epochs are lost, and the log says so; the training goes on.
     """
 
     def __init__(self, config: TrainConfig, run: Path) -> None:
@@ -120,19 +120,19 @@ class MlflowLogger:
 
         self._failures: type[Exception] = MlflowException
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "isodet")
-        known = _ids(run).get("mlflow")
+        run_id = _ids(run).get("mlflow")
         try:
             self._client = MlflowClient()
-            if known is None:
+            if run_id is None:
                 experiment = self._client.get_experiment_by_name(name)
                 number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
                 self._id = str(self._client.create_run(number, run_name=run.name).info.run_id)
                 self._describe(config)
             else:
-                self._id = known
-                self._client.update_run(known, status="RUNNING")
-        except (MlflowException, ImportError) as error:  # the second: a store whose packages are not there
-            again = f" (the run is {known} by {run / _IDS}; without that file a new one starts)" if known else ""
+                self._id = run_id
+                self._client.update_run(run_id, status="RUNNING")
+        except (MlflowException, ImportError) as error:  # ImportError: a store whose packages are missing
+            again = f" (the run is {run_id} by {run / _IDS}; without that file a new one starts)" if run_id else ""
             raise RecordsError.of(
                 "log",
                 f"mlflow cannot start: {error}{again}; set MLFLOW_TRACKING_URI to a server that is there, install "
@@ -144,7 +144,7 @@ class MlflowLogger:
     def _describe(self, config: TrainConfig) -> None:
         from mlflow.entities import Param
 
-        # Servers take 100 at a time, and old ones 500 characters of each.
+        # Servers take 100 parameters at a time, and old servers 500 characters of each.
         flat = [Param(key, str(value)[:500]) for key, value in flattened(to_mapping(config))]
         for start in range(0, len(flat), 100):
             self._client.log_batch(self._id, params=flat[start : start + 100])

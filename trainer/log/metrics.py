@@ -1,4 +1,4 @@
-"""What a run writes down: the progress line, metrics.csv, and what it gives to the loggers."""
+"""The numbers of a run: the progress line, metrics.csv, and the rows for the loggers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ VAL_LOSSES = tuple(f"val_{name}" for name in LOSSES)
 HELP = ("loss_distill", "loss_aux")
 """Terms of the loss where there is a teacher or an auxiliary head."""
 _TERMS = tuple(name.removeprefix("loss_") for name in (*LOSSES[1:], *HELP))
-"""In their order in a checkpoint, which has the first three or all."""
+"""The terms of the loss in the order that a checkpoint has them: the first three, or all."""
 COLUMNS = ("epoch", "step", "lr", *LOSSES, "images_per_s", *SCORES, *VAL_LOSSES, "seconds", *HELP, "data_wait")
-"""data_wait: per cent of the training time in which the next batch was waited for."""
+"""data_wait: per cent of the training time spent waiting for the next batch."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -46,9 +46,9 @@ class MetricsLog:
         self, config: TrainConfig, run: Path, steps: int, start_epoch: int = 0, quiet: bool = False,
         start_step: int = 0, writes: bool = True,
     ) -> None:  # fmt: skip
-        """Of a run with epochs of `steps`, resumed after `start_epoch` epochs and `start_step` steps of the next.
+        """The log of a run with epochs of `steps`, resumed after `start_epoch` epochs and `start_step` steps.
 
-        Of several processes one `writes`; the others are to be `quiet`. Raises `RecordsError`.
+        Of several processes one `writes`; the others have to be `quiet`. Raises `RecordsError`.
         """
         absent = {"distill": config.distill is None, "aux": config.auxiliary is None}
         self.terms = tuple(name for name in _TERMS if not absent.get(name))
@@ -56,7 +56,7 @@ class MetricsLog:
         self.run = run
         self.epochs = epochs = config.schedule.epochs
         done = start_epoch * steps
-        # From this step on, older events do not count. An epoch's are at its last step, which stays.
+        # Older events from this step on are dropped. The events of a finished epoch are at its last step, and stay.
         purge = done + 1 if done + start_step else None
         self.loggers = open_loggers(config, run, purge) if writes else []
         self.interval = 0.5 if sys.stderr.isatty() else 15.0
@@ -66,13 +66,13 @@ class MetricsLog:
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed} gone, {remaining} left {postfix}",
         )  # fmt: skip
         self._refreshed = time.monotonic()
-        # A resumed run continues the file; rows of epochs that are trained again go.
+        # A resumed run continues the file, without the rows of epochs that are trained again.
         self.rows: list[dict[str, float]] = [r for r in read_metrics(run / "metrics.csv") if r["epoch"] <= start_epoch]
         self.begin_epoch(start_epoch)
 
     @property
     def places(self) -> list[str]:
-        """Sentences on where else the numbers are kept."""
+        """A sentence for each logger on where its records are."""
         return [logger.where for logger in self.loggers if logger.where]
 
     def begin_epoch(self, epoch: int) -> None:
@@ -83,13 +83,16 @@ class MetricsLog:
         self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch so far."""
+        """The sums and times of the current epoch so far."""
         terms = _TERMS if len(self.terms) > 3 else _TERMS[:3]
         return {
-            "sums": [self.sums.get(name, 0.0) for name in terms], "images": self.images, "batches": self.batches,
-            "train_seconds": self.train_seconds, "wait_seconds": self.wait_seconds,
+            "sums": [self.sums.get(name, 0.0) for name in terms],
+            "images": self.images,
+            "batches": self.batches,
+            "train_seconds": self.train_seconds,
+            "wait_seconds": self.wait_seconds,
             "seconds": time.monotonic() - self.epoch_started,
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on with an epoch that was interrupted: its means and times are those of both parts."""
@@ -100,12 +103,12 @@ class MetricsLog:
         self.wait_seconds = saved.get("wait_seconds", 0.0)
 
     def waited(self, seconds: float) -> None:
-        """Count the time until the next batch was there."""
+        """Add the seconds until the next batch came."""
         self.wait_seconds += seconds
 
     @property
     def wait_share(self) -> float:
-        """Of the epoch's training time so far, 0..1."""
+        """The share of the epoch's training time spent waiting so far, 0..1."""
         return min(1.0, self.wait_seconds / max(self.train_seconds, 1e-9))
 
     def batch(self, losses: Mapping[str, float], images: int) -> None:
@@ -122,7 +125,7 @@ class MetricsLog:
         )
 
     def validating(self, done: int, total: int) -> None:
-        """Refresh the progress line while the network is judged, in a log file as rarely as while it learns."""
+        """Refresh the progress line during validation; in a log file as rarely as during training."""
         now = time.monotonic()
         due = now - self._refreshed >= self.interval or done == total
         self.bar.set_postfix_str(f"validating {done}/{total} images", refresh=due)
@@ -142,7 +145,7 @@ class MetricsLog:
             self.bar.write(text, file=sys.stderr)
 
     def warn(self, text: str) -> None:
-        """The same of something that is wrong: said in a quiet run, too, by the process that writes."""
+        """A line about something wrong. The process that writes prints it in a quiet run, too."""
         if self.writes:
             tqdm.write(f"warning: {text}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""What a person looks at while a run goes on: plots of its numbers, a sheet of its detections."""
+"""The pictures of a run: plots of its numbers, a sheet of its detections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRUTH = (255, 255, 255)
 
 
 def validation_sheet(dataset: CocoDataset, evaluation: Evaluation, path: Path, count: int = 12) -> None:
-    """Write a contact sheet of `count` validation pictures: thin white boxes are true, colored ones found."""
+    """Write a contact sheet of `count` validation pictures: true boxes thin and white, detections colored."""
     records = [r for r in dataset.records if r.id in evaluation.detections]
     chosen = evenly_spread(records, count)
     cells = []

@@ -21,15 +21,15 @@ MEASURED = (
 
 
 SHOWN = 50
-"""Pictures that are left out and listed by name; of more there is the number."""
+"""At most so many pictures that were left out are listed by name; the others are counted."""
 
 
 def left_out(
     train: CocoDataset, val: CocoDataset, unusable: Sequence[Path], skipped: Sequence[tuple[Path, str]]
 ) -> list[str]:
-    """What of the data took no part in a run, in lines: of the annotations, and pictures that could not be used.
+    """Lines on the data that took no part in a run: annotations, and pictures that could not be used.
 
-    unusable: training pictures, as the log said. skipped: validation pictures and why.
+    unusable: training pictures. skipped: validation pictures and why.
     """
     lines = [
         f"{name} annotations: {count} {reason}"
@@ -48,9 +48,12 @@ def left_out(
 
 
 def write_report(
-    run: Path, config: TrainConfig, rows: Sequence[dict[str, float]], per_class: Mapping[str, float] | None = None,
+    run: Path,
+    config: TrainConfig,
+    rows: Sequence[dict[str, float]],
+    per_class: Mapping[str, float] | None = None,
     left: Sequence[str] = (),
-) -> Path:  # fmt: skip
+) -> Path:
     """Write the run's plots and `report.html`; returns the page's path. `left`: what `left_out` says."""
     plots = metric_plots(rows, run / "plots")
     validated = [r for r in rows if "map" in r]
@@ -67,8 +70,7 @@ def write_report(
         parts.append(f"<h2>Left out of the data, or changed</h2><ul>{items}</ul>")
     if per_class:
         parts.append("<h2>Per class</h2>" + table(["class", "AP"], [[k, v] for k, v in per_class.items()]))
-    for path in plots:
-        parts.append(image(path))
+    parts += map(image, plots)
     for name, text in MEASURED:
         if (run / "plots" / name).is_file():
             parts.append(f"<h2>{text}</h2>")

@@ -1,4 +1,4 @@
-"""What `trainer new` chooses from the data and the machine, each with the sentence that says why."""
+"""The values that `trainer new` chooses for the data and the machine, each with its reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Hardware:
     kind: Literal["cpu", "gpu"]
     name: str
     memory_gib: float
-    """Of the GPU; 0 for a CPU."""
+    """Memory of the GPU; 0 for a CPU."""
 
 
 def this_hardware() -> Hardware:
@@ -37,7 +37,7 @@ def this_hardware() -> Hardware:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A value for the YAML, and the sentence that says why."""
+    """A value for the YAML, and the reason for it."""
 
     value: str
     why: str
@@ -49,26 +49,21 @@ def choose_size(dataset: CocoDataset, longest: int | None, hardware: Hardware) -
     aspect = hw[:, 1] / hw[:, 0]
     typical = float(np.median(aspect))
     mixed = np.quantile(aspect, 0.1) < 0.9 and np.quantile(aspect, 0.9) > 1.1
-    shape = (
-        "portrait and landscape mixed, so square" if mixed else f"the median picture's width / height is {typical:.2f}"
-    )
+    shape = f"the median picture's width / height is {typical:.2f}"
     if mixed:
-        typical = 1.0
+        typical, shape = 1.0, "portrait and landscape mixed, so square"
     if longest is None:
         # Objects as a share of their picture's longest side; the smaller tenth should get 16 px, two cells of P3.
-        shares = (
-            np.concatenate([input_sides(record, FixedSize((2048, 2048))).reshape(-1, 2) for record in dataset.records])
-            / 2048
-        )
-        small = float(np.quantile(np.sqrt(shares.prod(1)), 0.1))
+        sides = np.concatenate([input_sides(record, FixedSize((2048, 2048))) for record in dataset.records]) / 2048
+        small = float(np.quantile(np.sqrt(sides.prod(1)), 0.1))
         most = 512 if hardware.kind == "cpu" else 1024
-        own = float(np.median(hw.max(1)))
+        median_side = float(np.median(hw.max(1)))
         longest = round(float(np.clip(16 / max(small, 1e-4), 320, most)))
         why = f"asks for {16 / max(small, 1e-4):.0f} px to show the smallest tenth of the objects 16 px wide"
         if longest >= most:
             why += f"; kept at {most} for speed on this {hardware.kind.upper()}"
-        if longest > own:
-            longest, why = round(own), f"no larger than the pictures ({own:.0f} px)"
+        if longest > median_side:
+            longest, why = round(median_side), f"no larger than the pictures ({median_side:.0f} px)"
     else:
         why = "as asked"
     height, width = (longest, longest * typical) if typical < 1 else (longest / typical, longest)
@@ -98,31 +93,28 @@ def choose_batch(size_hw: tuple[int, int], images: int, hardware: Hardware) -> R
         batch, why = (8 if size_hw[0] * size_hw[1] <= 320 * 320 else 4), f"training on {hardware.name}"
     else:
         # ResNet-50 with FPN 256 in mixed precision takes some 0.6 GiB for each image of 640x640.
-        each = 0.6 * size_hw[0] * size_hw[1] / 640**2
-        batch, why = (
-            int(np.clip(0.6 * hardware.memory_gib / each, 1, 32)),
-            f"{hardware.memory_gib:.0f} GiB of GPU memory",
-        )
+        image_gib = 0.6 * size_hw[0] * size_hw[1] / 640**2
+        batch = int(np.clip(0.6 * hardware.memory_gib / image_gib, 1, 32))
+        why = f"{hardware.memory_gib:.0f} GiB of GPU memory"
     if batch > images / 4:
         batch, why = max(1, images // 4), f"only {images} training images"
     return Recommendation(str(2 ** int(np.log2(batch))), why)
 
 
 def choose_epochs(images: int, batch: int, hardware: Hardware) -> Recommendation:
-    """Epochs, so that small data sets get enough steps and large ones end."""
+    """Epochs: enough steps for a small data set, and an end for a large one."""
     steps, least, most = (3_000, 5, 100) if hardware.kind == "cpu" else (10_000, 12, 300)
-    each = max(1, images // batch)
-    epochs = int(np.clip(-(-steps // each), least, most))
-    return Recommendation(str(epochs), f"{images} images are {each} steps an epoch, {epochs * each} in all")
+    per_epoch = max(1, images // batch)
+    epochs = int(np.clip(-(-steps // per_epoch), least, most))
+    return Recommendation(str(epochs), f"{images} images are {per_epoch} steps an epoch, {epochs * per_epoch} in all")
 
 
 def choose_flip(classes: Sequence[str]) -> Recommendation:
-    """Mirroring off where a mirrored object would be another class, or none."""
+    """The probability of mirroring: 0 where a mirrored object would be of another class, or of none."""
     symbols = [name for name in classes if re.fullmatch(r"\W*(\w|\d+)\W*", name)]
     if len(symbols) >= max(1, len(classes) // 2):
-        return Recommendation(
-            "0", f"classes like {one_line(symbols[0])} are letters or digits: mirrored, they are others"
-        )
+        why = f"classes like {one_line(symbols[0])} are letters or digits: mirrored, they are others"
+        return Recommendation("0", why)
     for name in classes:
         words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
         if set(words) & {"left", "right", "text", "letter", "digit", "arrow"}:
@@ -133,7 +125,7 @@ def choose_flip(classes: Sequence[str]) -> Recommendation:
 
 
 def choose_weights(backbone: str) -> Recommendation:
-    """ImageNet weights where torchvision can get them from here; a config must run as it is written."""
+    """ImageNet weights where torchvision can fetch them here, because the config must run as it is written."""
     from models.backbones import imagenet_at_hand  # imports torch, which nothing else here needs
 
     if imagenet_at_hand(backbone):
@@ -141,6 +133,7 @@ def choose_weights(backbone: str) -> Recommendation:
             "imagenet", "torchvision fetches these weights once; null trains from scratch and takes far longer"
         )
     return Recommendation(
-        "null", "from scratch, because torchvision's server did not answer when this was written; with a network "
+        "null",
+        "from scratch, because torchvision's server did not answer when this was written; with a network "
         "set imagenet, without one a path to the file: either needs far fewer epochs",
-    )  # fmt: skip
+    )

@@ -1,6 +1,6 @@
 """`trainer new`: a recipe with its data, or a complete config for your own annotations, chosen from them.
 
-The written YAML is the place to read why: each choice stands beside the number of the data it came from.
+The written YAML gives the reasons: beside each choice is the number of the data that led to it.
 """
 
 from __future__ import annotations
@@ -64,12 +64,11 @@ def new_config(
     """Write a commented config for these annotations to `out`, ready for `trainer fit`; returns `out`.
 
     `train` and `val` are of any format that `runtime.datasets` reads; folders of images may be None where it has them.
-    `size` is the longest side of the input in pixels (rounded up to a multiple of 32); None chooses it from
-    the images and boxes. `init` is a checkpoint to start from, whose model is taken. `format` settles what content
-    cannot. `val_share` stands in for `val`: that share of `train` validates, chosen by a hash of the pictures' names,
-    and the others are trained on. Raises `DatasetError` for
-    annotations that cannot be used, `CheckpointError` for `init`, `ConfigError` when there is nothing to train on, a
-    number is out of range, or `out` exists (unless `force`).
+    `size` is the longest side of the input in pixels (rounded up to a multiple of 32); None chooses it from the images
+    and boxes. `init` is a checkpoint to start from, whose model is taken. `format` is for folders whose content does
+    not show it. `val_share` replaces `val`: that share of `train` validates, chosen by a hash of the pictures' names,
+    and the others are trained on. Raises `DatasetError` for annotations that cannot be used, `CheckpointError` for
+    `init`, `ConfigError` when there is nothing to train on, a number is out of range, or `out` exists (unless `force`).
     """
     if out.suffix.lower() not in (".yaml", ".yml"):
         raise ConfigError(f"{out}: expected a file name that ends in .yaml")
@@ -88,22 +87,26 @@ def new_config(
         annotations, images = splits[split]
         return read_dataset(annotations, images, classes, format, split, voc_origin=origin, val_share=val_share)
 
-    whole = read("train", None)
-    used = {int(label) for record in whole.records for label in record.labels[~record.crowd]}
+    train_set = read("train", None)
+    used = {int(label) for record in train_set.records for label in record.labels[~record.crowd]}
     if not used:
-        raise ConfigError(f"{train}: none of its {len(whole)} images has an object that can be trained on"
-                          + (f": {why}" if (why := whole.problems.why()) else ""))  # fmt: skip
-    classes = [name for label, name in enumerate(whole.class_names) if label in used]
-    judged = read("val", classes)
-    if all(record.crowd.all() for record in judged.records):
-        raise ConfigError(f"{val}: none of its {len(judged)} images has an object that can be validated on"
-                          + (f": {why}" if (why := judged.problems.why()) else ""))  # fmt: skip
-    # One origin for both: a small set may hold no proof of what the tool that wrote both counts from.
+        raise ConfigError(
+            f"{train}: none of its {len(train_set)} images has an object that can be trained on"
+            + (f": {why}" if (why := train_set.problems.why()) else "")
+        )
+    classes = [name for label, name in enumerate(train_set.class_names) if label in used]
+    val_set = read("val", classes)
+    if all(record.crowd.all() for record in val_set.records):
+        raise ConfigError(
+            f"{val}: none of its {len(val_set)} images has an object that can be validated on"
+            + (f": {why}" if (why := val_set.problems.why()) else "")
+        )
+    # One origin for both sets: a small set may not show from what the tool that wrote both counts.
     origins: dict[str, Origin] = dict.fromkeys(splits, "auto")
-    if 0 in (whole.voc_origin, judged.voc_origin):
-        origins |= {name: 0 for name, d in (("train", whole), ("val", judged)) if d.voc_origin is not None}
-        judged = read("val", classes, origins["val"])
-    kept = read("train", classes, origins["train"])
+    if 0 in (train_set.voc_origin, val_set.voc_origin):
+        origins |= {name: 0 for name, d in (("train", train_set), ("val", val_set)) if d.voc_origin is not None}
+        val_set = read("val", classes, origins["val"])
+    train_kept = read("train", classes, origins["train"])
     more: dict[str, list[tuple[str, str]]] = {name: [] if format == "auto" else [("format", format)] for name in splits}
     for name in splits:
         if origins[name] == 0:
@@ -111,17 +114,9 @@ def new_config(
         if val_share:
             part = {"train": "all but this share of the pictures", "val": "this share, by a hash of the names"}[name]
             more[name].append(("val_share", f"{val_share:g}  # {part}: no picture is in both"))
-    text = _text(
-        out,
-        [line for name in splits for line in split_lines(name, *splits[name], out, more[name])],
-        kept,
-        judged,
-        sorted(set(whole.class_names) - set(classes)),
-        detector,
-        size,
-        this_hardware(),
-        init,
-    )
+    data = [line for name in splits for line in split_lines(name, *splits[name], out, more[name])]
+    left_out = sorted(set(train_set.class_names) - set(classes))
+    text = _text(out, data, train_kept, val_set, left_out, detector, size, this_hardware(), init)
     with replacing(out) as partial:
         partial.write_text(text, encoding="utf-8")
         read_config(partial)  # what is left under the final name is a config that loads
@@ -151,7 +146,7 @@ def _text(
     cells = int(batch.value) * smallest_level(size_hw, json.loads(levels.value)[1])
     flip = choose_flip(train.class_names)
     scratch = weights.value == "null" and init is None
-    base = 3e-3 if scratch else 1e-3  # pretrained features are not to be thrown over
+    base = 3e-3 if scratch else 1e-3  # lower, to keep pretrained features
     lr = float(f"{base * (int(batch.value) / 16) ** 0.5:.1g}")
     detections = 100 if crowded <= 80 else min(1000, -(-crowded * 5 // 4 // 50) * 50)
     candidates = max(detections, 300 if crowded <= 20 and len(train.class_names) <= 20 else 1000)

@@ -1,4 +1,4 @@
-"""Text as it stands in a YAML file that is written with comments: scalars, paths, the splits of a data set."""
+"""Text for a YAML file with comments: scalars, paths, the splits of a data set."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from runtime.files.write import absolute_path
 
 
 def quoted(text: str) -> str:
-    """`text` as a YAML scalar on one line that is text whatever it looks like: no, 1, a: b, quotes, umlauts."""
+    """`text` as a YAML scalar on one line, which is read as text even where it is no, 1, a: b, or has quotes."""
     return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10**9).strip()
 
 
 def split_lines(
     name: str, annotations: Path, images: Path | None, out: Path, more: Sequence[tuple[str, str]] = ()
 ) -> list[str]:
-    """The lines of one split below `data:`, with paths relative to the file `out`, and `more` keys as they stand."""
+    """The lines of one split below `data:`, with paths relative to the file `out`, and `more` (key, value) pairs."""
     lines = [f"  {name}:", f"    annotations: {quoted(relative(annotations, out))}"]
     if images is not None:
         lines.append(f"    images: {quoted(relative(images, out))}")
@@ -29,11 +29,11 @@ def split_lines(
 
 def relative(path: Path, out: Path) -> str:
     """`path` as seen from the folder of `out`, with forward slashes."""
-    here, there = out.parent.resolve(), absolute_path(path)  # a link has its own name and place
+    folder, target = out.parent.resolve(), absolute_path(path)  # a link is not followed
     try:
-        relative = Path(os.path.relpath(there, here)).as_posix()
+        relative = Path(os.path.relpath(target, folder)).as_posix()
     except ValueError:  # another drive
-        return there.as_posix()
+        return target.as_posix()
     return f"./{relative}" if relative.startswith("~") else relative  # a leading ~ would mean the home folder
 
 
@@ -43,5 +43,5 @@ def folder_name(out: Path) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` for a comment, where a line break would end the comment."""
+    """`text` quoted for a comment, without line breaks, which would end the comment."""
     return repr(text) if text.isprintable() else ascii(text)

@@ -1,4 +1,4 @@
-"""`trainer convert`: a data set from one format into another, and what did not fit into it."""
+"""`trainer convert`: a data set from one format into another, with notes on what is lost."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def convert(
     the folder named as the file. Boxes keep float32 precision in coco, list and yolo (10 digits); voc has whole
     pixels from 1, both ends included: xmin = round(x1) + 1, xmax = round(x2), or the one pixel that the middle is in.
 
-    Only pictures are copied or linked: annotations of a stranger may name any file of this machine.
-    Nothing is written unless all of it can be. Raises `DatasetError` for a source that cannot be read or named in the
+    Only pictures are copied or linked: annotations from elsewhere may name any file of this machine.
+    Everything is written, or nothing. Raises `DatasetError` for a source that cannot be read or named in the
     new format, and for an `out` that exists.
     """
     out = Path(out)
@@ -70,31 +70,40 @@ def convert(
     if pictures != "leave":
         require_pictures(dataset)
     with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as temporary:
-        whole = Path(temporary) / "whole"
-        whole.mkdir()
-        place = whole / {"voc": "JPEGImages", "yolo": "images"}.get(to, "pictures")
+        partial = Path(temporary) / "whole"
+        partial.mkdir()
+        place = partial / {"voc": "JPEGImages", "yolo": "images"}.get(to, "pictures")
         if pictures != "leave":
             place.mkdir()
         for done, (record, name) in enumerate(zip(dataset.records, names, strict=True), start=1):
+            target = place / name
             if pictures != "leave":
-                _place(record.path, place / name, pictures)
+                target.parent.mkdir(parents=True, exist_ok=True)
+            if pictures == "copy":
+                shutil.copy2(record.path, target)
+            elif pictures == "link":
+                target.symlink_to(record.path.resolve())
             if progress is not None:
                 progress(done, len(names))
-        if to == "coco":
-            notes = write_coco(dataset, names, whole / out.name)
-        elif to == "list":
-            notes = write_list(dataset, names, whole / out.name)
+        if to in ("coco", "list"):
+            write = write_coco if to == "coco" else write_list
+            notes = write(dataset, names, partial / out.name)
         elif to == "voc":
-            notes = write_voc(dataset, names, whole, split)
+            notes = write_voc(dataset, names, partial, split)
         else:
-            notes = write_yolo(dataset, names, whole, split, pictures != "leave")
-        written = _moved(whole, place, out, folder, to)
+            notes = write_yolo(dataset, names, partial, split, pictures != "leave")
+        written = _moved(partial, place, out, folder, to)
     images_dir = dataset.images_dir if pictures == "leave" else folder / place.name if to in ("voc", "yolo") else folder
     annotations = out / "labels" if to == "yolo" and pictures == "leave" else out
-    if pictures != "leave" and (outside := _outside(dataset)):
+    source_dir = dataset.images_dir.resolve()
+    outside = [record.path for record in dataset.records if not record.path.resolve().is_relative_to(source_dir)]
+    if pictures != "leave" and outside:
         verb = "copied" if pictures == "copy" else "linked"
-        notes = [f"{len(outside)} pictures from outside of {dataset.images_dir} were {verb}, the first: {outside[0]}; "
-                 "look at them before you hand the data set on", *notes]  # fmt: skip
+        notes = [
+            f"{len(outside)} pictures from outside of {dataset.images_dir} were {verb}, the first: {outside[0]}; "
+            "look at them before you hand the data set on",
+            *notes,
+        ]
     if problems := dataset.problems.summary():
         notes = [f"the source: {problems}", *notes]
     return Conversion(dataset, written, annotations, images_dir, tuple(notes))
@@ -134,29 +143,16 @@ def require_pictures(dataset: CocoDataset) -> None:
             )
 
 
-def _outside(dataset: CocoDataset) -> list[Path]:
-    folder = dataset.images_dir.resolve()
-    return [record.path for record in dataset.records if not record.path.resolve().is_relative_to(folder)]
-
-
-def _place(source: Path, target: Path, how: Literal["copy", "link"]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if how == "copy":
-        shutil.copy2(source, target)
-    else:
-        target.symlink_to(source.resolve())
-
-
-def _moved(whole: Path, place: Path, out: Path, folder: Path, to: Format) -> tuple[Path, ...]:
-    """Give everything its final name, the file that others are found by last."""
+def _moved(partial: Path, place: Path, out: Path, folder: Path, to: Format) -> tuple[Path, ...]:
+    """Give everything its final name. The annotation file comes last: where it is, the rest is there too."""
     if to in ("voc", "yolo"):
-        os.rename(whole, out)
+        os.rename(partial, out)
         return (out,)
     written = [out]
     if place.is_dir():
         os.rename(place, folder)
         written.append(folder)
-    for path in sorted(whole.iterdir(), key=lambda path: path.name == out.name):
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == out.name):
         os.rename(path, out.parent / path.name)
         if path.name != out.name:
             written.append(out.parent / path.name)

@@ -1,4 +1,4 @@
-"""Hard negatives: what a trained detector takes for objects where there are none, mined and read again.
+"""Hard negatives: false positives of a trained detector, mined and read again.
 
 The file is JSON: {"isodet": "hard negatives", "format": 1, "images": FOLDER, "classes": [...], "negatives": [...]},
 each negative {image_id, file_name, bbox [x, y, w, h], score, class}. FOLDER is relative to the file.
@@ -34,7 +34,7 @@ _LEAST_SIDE = 4.0
 
 
 class MiningError(IsodetError, ValueError):
-    """Nothing that could be mined; the message says what to do."""
+    """Mining is not possible, or found nothing; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Negative:
 @dataclass(frozen=True)
 class Mined:
     images: int
-    """That were looked at."""
+    """Pictures, also those that could not be read."""
     detections: int
-    """At the score asked for, false ones and true ones."""
+    """Detections from the lowest score on, false and true ones."""
     found: int
     """False positives."""
     written: int
@@ -74,16 +74,13 @@ def mine_negatives(
 ) -> Mined:
     """Write to `out` the up to `limit` highest-scored detections that overlap no object by `max_overlap`.
 
-    Overlap is what two boxes have in common, over the smaller of them, or over the detection where the object is a
-    crowd. It is never less than the IoU, and finds what IoU misses: a part of a large object, and a small object within
-    a large detection, are no background. The detector's classes must be the dataset's. Raises `MiningError` where
-    nothing is found or no picture can be read.
+    Overlap is the common area of two boxes over the smaller of them, or over the detection where the object is a crowd.
+    It is never less than the IoU, which misses that a part of a large object, and a small object within a large
+    detection, are not background. The detector's classes must be the dataset's. Raises `MiningError` where nothing is
+    found or no picture can be read.
     """
-    for name, value, low, high in (
-        ("score", score, 0, 1),
-        ("max_overlap", max_overlap, 0, 1),
-        ("limit", limit, 1, 10**6),
-    ):
+    limits = {"score": (score, 0, 1), "max_overlap": (max_overlap, 0, 1), "limit": (limit, 1, 10**6)}
+    for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise MiningError.of(name, f"expected {low} to {high}, got {value}")
     if Path(out).resolve() in {path.resolve() for path in (*dataset.files, dataset.annotations)}:
@@ -94,27 +91,34 @@ def mine_negatives(
         try:
             image = read_image(record.path)
             record = oriented(record, (image.shape[0], image.shape[1]))
-            found = detector(image, threshold=score)[0]
+            boxes = detector(image, threshold=score)[0]
         except ImageError as error:
             skipped.append((record.path, error.reason))
         else:
-            detections += len(found)
-            for row in np.flatnonzero(_false(found.boxes_xyxy, record.boxes_xyxy, record.crowd, max_overlap)):
-                x1, y1, x2, y2 = found.boxes_xyxy[row].tolist()
-                rows.append({
-                    "image_id": record.id,
-                    "file_name": Path(os.path.relpath(record.path, dataset.images_dir)).as_posix(),
-                    "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
-                    "score": round(float(found.scores[row]), 4), "class": found.names[row],
-                })  # fmt: skip
+            detections += len(boxes)
+            for row in np.flatnonzero(_on_no_object(boxes.boxes_xyxy, record.boxes_xyxy, record.crowd, max_overlap)):
+                x1, y1, x2, y2 = boxes.boxes_xyxy[row].tolist()
+                rows.append(
+                    {
+                        "image_id": record.id,
+                        "file_name": Path(os.path.relpath(record.path, dataset.images_dir)).as_posix(),
+                        "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+                        "score": round(float(boxes.scores[row]), 4),
+                        "class": boxes.names[row],
+                    }
+                )
         if progress is not None:
             progress(done, len(dataset.records))
     if len(skipped) == len(dataset.records):
-        raise MiningError.at(dataset.annotations, f"none of its {len(skipped)} pictures can be read; the first: "
-                          f"{skipped[0][0]}: {skipped[0][1]}")  # fmt: skip
+        raise MiningError.at(
+            dataset.annotations,
+            f"none of its {len(skipped)} pictures can be read; the first: {skipped[0][0]}: {skipped[0][1]}",
+        )
     if not rows:
-        raise MiningError(f"no false positive among {detections} detections at a score of {score:g} and more in "
-                          f"{len(dataset.records)} images; lower --score, or look in other images")  # fmt: skip
+        raise MiningError(
+            f"no false positive among {detections} detections at a score of {score:g} and more in "
+            f"{len(dataset.records)} images; lower --score, or look in other images"
+        )
     rows.sort(key=lambda row: -row["score"])
     folder = Path(os.path.relpath(dataset.images_dir.resolve(), Path(out).resolve().parent)).as_posix()
     content = {"isodet": KIND, "format": FORMAT, "images": folder, "classes": list(detector.class_names),
@@ -129,10 +133,10 @@ def training_data(
     annotations: str | PathLike[str] | None = None,
     images: str | PathLike[str] | None = None,
 ) -> CocoDataset:
-    """The data to mine in: what is given, in any format, else what the model `source` was trained on, from its card.
+    """The data to mine in: `annotations`, in any format; without them the training data, by the model's `card`.
 
-    Raises `MiningError` where neither is known or the training had several data sets, `DatasetError` where it cannot
-    be read.
+    Raises `MiningError` where there is neither, or the training had several data sets, `DatasetError` where the data
+    cannot be read.
     """
     if annotations is not None:
         return read_dataset(annotations, images, card.classes)
@@ -145,19 +149,19 @@ def training_data(
     return read_split(split, card.classes, "train")
 
 
-def _false(
-    found: NDArray[np.float32], truth: NDArray[np.float32], crowd: NDArray[np.bool_], max_overlap: float
+def _on_no_object(
+    boxes: NDArray[np.float32], truth: NDArray[np.float32], crowd: NDArray[np.bool_], max_overlap: float
 ) -> NDArray[np.bool_]:
-    """Which of the boxes `found` [D,4] overlap all of `truth` [G,4] by less than `max_overlap`, and can be seen."""
-    sides = found[:, 2:] - found[:, :2]
+    """[D] which of `boxes` [D,4] overlap each of `truth` [G,4] by less than `max_overlap`, and can be seen."""
+    sides = boxes[:, 2:] - boxes[:, :2]
     seen = sides.min(1, initial=np.inf) >= _LEAST_SIDE
     if not len(truth):
         return seen
-    common = np.minimum(found[:, None, 2:], truth[None, :, 2:]) - np.maximum(found[:, None, :2], truth[None, :, :2])
+    common = np.minimum(boxes[:, None, 2:], truth[None, :, 2:]) - np.maximum(boxes[:, None, :2], truth[None, :, :2])
     common = np.maximum(common, 0).astype(np.float64).prod(2)  # [D,G]
-    own = sides.astype(np.float64).prod(1)[:, None]
-    other = (truth[:, 2:] - truth[:, :2]).astype(np.float64).prod(1)[None]
-    smaller = np.where(crowd[None], own, np.minimum(own, other))
+    areas = sides.astype(np.float64).prod(1)[:, None]
+    true_areas = (truth[:, 2:] - truth[:, :2]).astype(np.float64).prod(1)[None]
+    smaller = np.where(crowd[None], areas, np.minimum(areas, true_areas))
     return seen & (common / np.maximum(smaller, 1e-12) < max_overlap).all(1)
 
 
@@ -165,35 +169,37 @@ def read_negatives(path: str | PathLike[str]) -> Sequence[Negative]:
     """The negatives of a file that `mine_negatives` wrote, pictures checked to be there. Raises `ConfigError`."""
     path = Path(path)
     wanted = "expected a file that `trainer mine-negatives` wrote"
+
+    def refusal(reason: str) -> ConfigError:
+        return ConfigError(f"augment.hard_negatives.file: {path}: {reason}")
+
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"augment.hard_negatives.file: {path}: cannot be read: {error.strerror}") from None
+        raise refusal(f"cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(f"augment.hard_negatives.file: {path}: {wanted}, not valid JSON ({error})") from None
+        raise refusal(f"{wanted}, not valid JSON ({error})") from None
     if not isinstance(content, dict) or content.get("isodet") != KIND or not isinstance(content.get("negatives"), list):
-        raise ConfigError(f"augment.hard_negatives.file: {path}: {wanted}")
-    if content.get("format") != FORMAT:
-        raise ConfigError(f"augment.hard_negatives.file: {path}: its format is {content.get('format')!r}, this isodet "
-                          f"reads {FORMAT}; mine again, or update isodet")  # fmt: skip
+        raise refusal(wanted)
+    if (number := content.get("format")) != FORMAT:
+        raise refusal(f"its format is {number!r}, this isodet reads {FORMAT}; mine again, or update isodet")
     folder = path.parent / str(content.get("images", "."))
     negatives = []
     for i, entry in enumerate(content["negatives"]):
         try:
             x, y, w, h = (float(v) for v in entry["bbox"])
-            negative = Negative(
-                folder / entry["file_name"], (x, y, x + w, y + h), float(entry["score"]), entry["class"]
-            )
+            picture, score, name = folder / entry["file_name"], float(entry["score"]), entry["class"]
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"augment.hard_negatives.file: {path}: negatives[{i}]: {wanted} ({error})") from None
+            raise refusal(f"negatives[{i}]: {wanted} ({error})") from None
         if not all(math.isfinite(v) for v in (x, y, w, h)) or w <= 0 or h <= 0 or x + w <= 0 or y + h <= 0:
-            raise ConfigError(f"augment.hard_negatives.file: {path}: negatives[{i}].bbox: expected [x, y, w, h] within "
-                              f"the picture, got {entry['bbox']}")  # fmt: skip
-        negatives.append(negative)
+            raise refusal(f"negatives[{i}].bbox: expected [x, y, w, h] within the picture, got {entry['bbox']}")
+        negatives.append(Negative(picture, (x, y, x + w, y + h), score, name))
     if not negatives:
-        raise ConfigError(f"augment.hard_negatives.file: {path}: it holds no negatives; {wanted}")
-    gone = sorted({n.path for n in negatives if not n.path.is_file()})
-    if gone:
-        raise ConfigError(f"augment.hard_negatives.file: {path}: {len(gone)} of its pictures are missing, the first: "
-                          f"{gone[0]}; mine again, or put its images back beside it")  # fmt: skip
+        raise refusal(f"it holds no negatives; {wanted}")
+    missing = sorted({negative.path for negative in negatives if not negative.path.is_file()})
+    if missing:
+        raise refusal(
+            f"{len(missing)} of its pictures are missing, the first: {missing[0]}; mine again, or put its images back "
+            "beside it"
+        )
     return tuple(negatives)

@@ -1,4 +1,4 @@
-"""Writing a data set as COCO, VOC, YOLO or a JSON list. Each returns what its format could not represent."""
+"""Writing a data set as COCO, VOC, YOLO or a JSON list. Each writer returns notes on what its format cannot hold."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def write_voc(dataset: CocoDataset, names: Sequence[str], folder: Path, split: s
 def voc_box(box: np.ndarray) -> tuple[int, int, int, int]:
     """Edges xyxy [4] as the devkit's pixel indices from 1, both ends included.
 
-    Edges go to the nearest whole pixel; a side from which that leaves nothing is the one pixel that its middle is in.
+    Edges are rounded to whole pixels. A side that vanishes by this becomes the one pixel at its middle.
     """
     ends = []
     for low, high in ((float(box[0]), float(box[2])), (float(box[1]), float(box[3]))):
@@ -142,11 +142,11 @@ def write_yolo(dataset: CocoDataset, names: Sequence[str], folder: Path, split: 
     if foreign:
         notes.append(f"{foreign} pictures are unreadable or not of their annotated size, which was taken")
     if not with_pictures:
-        own = {record.path.resolve() for record in dataset.records}
-        others = sum(path.resolve() not in own for path in pictures_in(dataset.images_dir))
-        if others:
+        named = {record.path.resolve() for record in dataset.records}
+        unnamed = sum(path.resolve() not in named for path in pictures_in(dataset.images_dir))
+        if unnamed:
             notes.append(
-                f"{others} more pictures are in {dataset.images_dir}: YOLO takes them for empty ones; use --copy"
+                f"{unnamed} more pictures are in {dataset.images_dir}: YOLO takes them for empty ones; use --copy"
             )
     if lost:
         notes.append(f"{lost} ignored boxes (crowds, difficult, ignore regions) were left out: YOLO has none")
@@ -174,7 +174,7 @@ def _short(value: Any) -> float:
 
 
 def _xywh(box: np.ndarray) -> list[float]:
-    """[x, y, w, h], short where x + w is still the same float32."""
+    """[x, y, w, h]; w and h have few digits where x + w is still the same float32."""
     sizes = []
     for low, high in ((box[0], box[2]), (box[1], box[3])):
         exact = float(high) - _short(low)

@@ -19,7 +19,6 @@ from trainer.recipes.glyphs import (
     Image,
     Mask,
     Material,
-    Pixels,
     background,
     contrasting_color,
     load_material,
@@ -33,7 +32,7 @@ from trainer.recipes.writer import Progress, Scene, for_pictures, write_dataset
 HEIGHT_RANGE = (12.0, 160.0)
 """Pixels from top to bottom of the ink, drawn log-uniformly."""
 MIN_VISIBLE = 0.5
-"""No digit may lose more of its ink than leaves this share to see."""
+"""Every digit keeps at least this share of its ink visible."""
 EMPTY_SHARE = 0.03
 """Share of pictures without any digit."""
 
@@ -138,20 +137,17 @@ def draw_scene(material: Material, size_hw: tuple[int, int], rng: np.random.Gene
                 continue
             boxes.append(ink.add(mask, corner))
             labels.append(int(material.labels[sample]))
-            paint(image, mask, _stroke(image, mask, corner, rng), corner)
+            x0, y0, x1, y1 = window(mask.shape, corner, image.shape)
+            color = contrasting_color(image[y0:y1, x0:x1], rng)
+            paint(image, mask, stroke_texture(mask.shape, color, rng), corner)
         if rng.random() < 0.25 and boxes:
             _cover(image, ink, boxes[int(rng.integers(len(boxes)))], material, rng)
     image, quality = _degrade(image, rng)
     return Scene(image, np.array(boxes, np.int64).reshape(-1, 4), np.array(labels, np.int64), quality)
 
 
-def _stroke(image: Image, mask: Mask, corner: tuple[int, int], rng: np.random.Generator) -> Pixels:
-    x0, y0, x1, y1 = window(mask.shape, corner, image.shape)
-    return stroke_texture(mask.shape, contrasting_color(image[y0:y1, x0:x1], rng), rng)
-
-
 class _Ink:
-    """Who owns which pixel, so that no digit is covered past recognition."""
+    """Which digit each pixel belongs to, so that no digit is covered too much."""
 
     def __init__(self, size_hw: tuple[int, int]) -> None:
         self.owner = np.full(size_hw, -1, np.int32)
@@ -163,9 +159,9 @@ class _Ink:
         if x1 <= x0 or y1 <= y0 or not self.full:
             return True
         inside = stamp[y0 - corner[0] : y1 - corner[0], x0 - corner[1] : x1 - corner[1]]
-        lost = np.bincount(self.owner[y0:y1, x0:x1][inside] + 1, minlength=len(self.full) + 1)[1:]
-        left = np.bincount(self.owner.ravel() + 1, minlength=len(self.full) + 1)[1:] - lost
-        return bool(np.all(left >= MIN_VISIBLE * np.array(self.full)))
+        covered = np.bincount(self.owner[y0:y1, x0:x1][inside] + 1, minlength=len(self.full) + 1)[1:]
+        visible = np.bincount(self.owner.ravel() + 1, minlength=len(self.full) + 1)[1:] - covered
+        return bool(np.all(visible >= MIN_VISIBLE * np.array(self.full)))
 
     def add(self, mask: Mask, corner: tuple[int, int]) -> tuple[int, int, int, int]:
         """Let `mask` own its pixels; returns its tight box, clipped to the picture."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,22 +43,17 @@ def digits_video(
         speed = rng.uniform(0.1, 0.3, 2) * rng.choice([-1, 1], 2) * (height, width)  # pixels per second
         stroke = stroke_texture(mask.shape, contrasting_color(wide, rng), rng)
         movers.append((mask, stroke, start, speed))
-    with _naming_videos(), VideoWriter(out, fps, live=False) as writer:
-        for step in range(max(1, round(seconds * fps))):
-            time = step / fps
-            top = round((wide.shape[0] - height) * (0.5 + 0.5 * np.sin(0.4 * time)))
-            left = round((wide.shape[1] - width) * (0.5 + 0.5 * np.sin(0.25 * time)))
-            frame = wide[top : top + height, left : left + width].copy()
-            for mask, stroke, start, speed in movers:
-                y, x = _bounce(start + speed * time, (height - mask.shape[0], width - mask.shape[1]))
-                paint(frame, mask, stroke, (y, x))
-            writer.write(frame, time)
-
-
-@contextmanager
-def _naming_videos() -> Iterator[None]:
     try:
-        yield
+        with VideoWriter(out, fps, live=False) as writer:
+            for step in range(max(1, round(seconds * fps))):
+                time = step / fps
+                top = round((wide.shape[0] - height) * (0.5 + 0.5 * np.sin(0.4 * time)))
+                left = round((wide.shape[1] - width) * (0.5 + 0.5 * np.sin(0.25 * time)))
+                frame = wide[top : top + height, left : left + width].copy()
+                for mask, stroke, start, speed in movers:
+                    corner = _bounce(start + speed * time, (height - mask.shape[0], width - mask.shape[1]))
+                    paint(frame, mask, stroke, corner)
+                writer.write(frame, time)
     except VideoError as error:
         raise RecipeError(str(error), path=error.path) from None
 

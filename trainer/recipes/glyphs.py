@@ -26,7 +26,7 @@ VAL_SAMPLES = range(1437, 1797)
 
 @dataclass(frozen=True)
 class Material:
-    """What pictures are made of: `glyphs` float32 [S,8,8] in 0..1, `labels` [S], BGR photographs.
+    """The parts of pictures: `glyphs` float32 [S,8,8] in 0..1, `labels` [S], BGR photographs.
 
     `credit` is what scikit-learn says about the photographs' origin and license.
     """
@@ -40,7 +40,7 @@ class Material:
 def load_material(samples: range) -> Material:
     """The glyphs of `samples` and both photographs. Raises `RecipeError` without scikit-learn, or without its data.
 
-    The data is read out of the installed package: importing scikit-learn would want SciPy and three more packages.
+    The data is read from the installed package: importing scikit-learn would need SciPy and three more packages.
     """
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:

@@ -1,4 +1,4 @@
-"""Writes a made data set: pictures, COCO JSON and a training config, all of it or nothing."""
+"""Writes a generated data set: pictures, COCO JSON and a training config, all of it or nothing."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Progress = Callable[[int, int], None]
 
 
 class RecipeError(IsodetError, ValueError):
-    """A data set that cannot be made as asked; the message says what to change."""
+    """A data set that cannot be generated as asked; the message says what to change."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One made picture: `image` uint8 [H,W,3] BGR, whole-pixel `boxes_xyxy` [G,4], `labels` [G] from 0."""
+    """One generated picture: `image` uint8 [H,W,3] BGR, whole-pixel `boxes_xyxy` [G,4], `labels` [G] from 0."""
 
     image: npt.NDArray[np.uint8]
     boxes_xyxy: npt.NDArray[np.int64]

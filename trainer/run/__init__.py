@@ -1,1 +1,1 @@
-"""The folder of a run: what is in it, who trains in it, and what its checkpoints say."""
+"""The folder of a run: its content, its lock, its checkpoints and their cards."""

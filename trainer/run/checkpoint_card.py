@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, whether it was trained here or imported."""
+"""The card of a checkpoint, trained here or imported."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from trainer.run.provenance import package_versions
 
 
 def checkpoint_card(
-    model: ModelConfig, hashes: Mapping[str, str], training: Mapping[str, Any] | None = None, created: str = "",
+    model: ModelConfig,
+    hashes: Mapping[str, str],
+    training: Mapping[str, Any] | None = None,
+    created: str = "",
     quantization: Mapping[str, Any] | None = None,
-) -> Card:  # fmt: skip
+) -> Card:
     """The card of a checkpoint of `model`, without scores. `hashes`: sha256 of the files that it was made from."""
     post, resize = model.postprocess, resize_rule(model)
     return Card(
@@ -28,7 +31,10 @@ def checkpoint_card(
         input_size_hw=model.input_size_hw,
         score_threshold=post.score_threshold,
         nms={
-            "kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections,
+            "kind": "portable",
+            "iou": post.nms_iou,
+            "candidates": post.candidates,
+            "detections": post.detections,
         },
         resize=asdict(resize) if isinstance(resize, ShortSide) else {},
         versions=package_versions(),
@@ -38,7 +44,7 @@ def checkpoint_card(
         created=created,
         precision="int8" if quantization else "fp32",
         quantization=quantization or {},
-    )  # fmt: skip
+    )
 
 
 def keep_thresholds(checkpoint: str | Path, thresholds: Mapping[str, float]) -> None:

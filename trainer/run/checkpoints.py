@@ -1,4 +1,4 @@
-"""When a run writes `last.pt` and `best.pt`, and what stands in them."""
+"""When a run writes `last.pt` and `best.pt`, and what they contain."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from trainer.config.train import TrainConfig
 from trainer.devices.distributed import Group
 from trainer.failures import Interrupted
 from trainer.log.metrics import MetricsLog
-from trainer.run.folder import RunFolder
+from trainer.run.folder import RunFolder, scored_card
 from trainer.run.stop import StopRequest
 from trainer.state import State
 
-FELLOWS_S = 20.0
-"""How long a process of several waits for pictures after a signal; torchrun kills after 30 s."""
+OTHERS_S = 20.0
+"""How long one of several processes still waits for pictures after a signal. torchrun kills them after 30 s."""
 
 
 class Checkpoints:
@@ -29,70 +29,68 @@ class Checkpoints:
     ) -> None:  # fmt: skip
         self.config, self.folder, self.card = config, folder, card
         self.state, self.log, self.stop = state, log, stop
-        self._there, self.group = resumed, group
-        self.device = state.model.device
-        self._saved()
+        self._exists, self.group = resumed, group
+        self._note_position()
 
-    def _saved(self) -> None:
-        self._when, self._steps, self._at = time.monotonic(), 0, (self.state.epoch, self.state.batch)
+    def _note_position(self) -> None:
+        """Count minutes and steps from here: the state is as `last.pt` has it."""
+        self._saved_at, self._steps = time.monotonic(), 0
+        self._saved_epoch, self._saved_batch = self.state.epoch, self.state.batch
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """A sentence on what last.pt holds, for messages."""
-        if not self._there:
+        if not self._exists:
             return "no checkpoint was written before."
-        epoch, batch = self._at
-        where = f"epoch {epoch + 1} after batch {batch}" if batch else f"the end of epoch {epoch}"
-        return f"the last good checkpoint, {self.folder.path / 'last.pt'}, holds {where}."
+        epoch, batch = self._saved_epoch, self._saved_batch
+        position = f"epoch {epoch + 1} after batch {batch}" if batch else f"the end of epoch {epoch}"
+        return f"the last good checkpoint, {self.folder.path / 'last.pt'}, holds {position}."
 
     def after_step(self) -> None:
         """Save when minutes or steps say so; when asked to stop, save and raise `Interrupted`."""
         self._steps += 1
         minutes, steps = self.config.checkpoint_minutes, self.config.checkpoint_steps
-        old = minutes > 0 and time.monotonic() - self._when >= 60 * minutes
+        old = minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
         stopped, old = self._agreed(bool(self.stop.signal), old)
         if stopped:
             self.stop_here()
         elif old or 0 < steps <= self._steps:
-            self._save(None, False, False)
+            self._save()
 
-    def validating(self, done: int, total: int) -> None:
-        """The progress of a validation, which is not worth waiting for when asked to stop."""
+    def on_validation(self, done: int, total: int) -> None:
+        """Show the progress of a validation. When asked to stop, do not wait for its end."""
         self.log.validating(done, total)
-        if self.stop.signal and self.group.size == 1:  # several are not at the same picture, and wait for its end
+        if self.stop.signal and self.group.size == 1:  # several processes are not at the same picture: they finish it
             self.stop_here()
 
-    def waiting(self, seconds: float, batch: int) -> None:
-        """When asked to stop while batch number `batch` does not come: do not wait for it.
+    def on_wait(self, seconds: float, batch: int) -> None:
+        """When asked to stop, do not wait for batch number `batch`, which has not come for `seconds`.
 
-        What the gradients of an unfinished step know is lost, as last.pt has none. Fellows may be in the middle of a
-        step that this process has a part in, and are waited for a little longer.
+        The gradients of an unfinished step are lost, because last.pt has none. Where there are several processes, the
+        others may be in the middle of a step that needs this one, so it waits a little longer.
         """
-        if not self.stop.signal or (self.group.size > 1 and seconds < FELLOWS_S):
+        if not self.stop.signal or (self.group.size > 1 and seconds < OTHERS_S):
             return
         if self.group.size == 1 and batch == self.state.batch:
             self.stop_here()
         raise Interrupted(
-            f"stopped by {self.stop.signal} while pictures did not come for {seconds:.0f} s; {self.said()}"
-            + (f" Go on with: trainer fit --resume {self.folder.path}" if self._there else "")
+            f"stopped by {self.stop.signal} while pictures did not come for {seconds:.0f} s; {self.describe()}"
+            + (f" Go on with: trainer fit --resume {self.folder.path}" if self._exists else "")
         )
 
-    def while_evaluation_waits(self, seconds: float, batch: int) -> None:
-        """The same where nothing is trained: all that there is can be saved."""
-        self.waiting(seconds, self.state.batch)
+    def on_wait_after_training(self, seconds: float, _: int) -> None:
+        """`on_wait` where nothing is trained, so that no gradients are lost and the state can be saved."""
+        self.on_wait(seconds, self.state.batch)
 
     def _agreed(self, stopped: bool, old: bool) -> tuple[bool, bool]:
-        """What any process was asked, and what the main one's clock says."""
+        """Whether any process was asked to stop, and whether last.pt is old by the main process's clock."""
         if self.group.size == 1:
             return stopped, old
-        answers = self.group.total(torch.tensor([int(stopped), int(old and self.group.main)], device=self.device))
-        return bool(answers[0]), bool(answers[1])
-
-    def averaging(self, done: int) -> None:
-        """The same while BatchNorms are estimated anew."""
-        self.validating(done, done)
+        flags = torch.tensor([int(stopped), int(old and self.group.main)], device=self.state.model.device)
+        any_stopped, main_old = self.group.total(flags).tolist()
+        return bool(any_stopped), bool(main_old)
 
     def end_epoch(self, evaluation: Evaluation | None, improved: bool, finished: bool) -> None:
-        """Save the end of an epoch; then stop, if asked to and there is more to come."""
+        """Save the end of an epoch. Then stop, if asked to and the run is not `finished`."""
         self._save(evaluation, improved, finished)
         if self._agreed(bool(self.stop.signal), False)[0] and not finished:
             self.stop_here(save=False)
@@ -100,22 +98,23 @@ class Checkpoints:
     def end_run(self, averaged: dict[str, torch.Tensor], evaluation: Evaluation, improved: bool) -> None:
         """Save the averaged weights of the last epochs as swa.pt, and as best.pt if they are the best."""
         if self.group.main:
-            self.folder.save_weights(averaged, self.card, evaluation, self.state.epoch, improved)
-        self._save(None, False, True)
+            card = scored_card(self.card, {"epoch": self.state.epoch, "averaged": True}, evaluation)
+            self.folder.save(averaged, card, improved)
+        self._save(finished=True)
 
     def stop_here(self, save: bool = True) -> None:
-        """Save, where that is not done yet, and raise `Interrupted` with the command that goes on."""
+        """Save, unless that is done already, and raise `Interrupted` with the command that goes on."""
         if save:
-            self._save(None, False, False)
-        where = f"in epoch {self.state.epoch + 1}, after batch {self.state.batch}"
+            self._save()
+        position = f"in epoch {self.state.epoch + 1}, after batch {self.state.batch}"
         if self.state.epoch == self.config.schedule.epochs:
-            where = "after the last epoch, while the averaged weights were judged"
+            position = "after the last epoch, while the averaged weights were judged"
         raise Interrupted(
-            f"stopped by {self.stop.signal or 'a signal'} {where}; all of it is saved. "
+            f"stopped by {self.stop.signal or 'a signal'} {position}; all of it is saved. "
             f"Go on with: trainer fit --resume {self.folder.path}"
         )
 
-    def _save(self, evaluation: Evaluation | None, improved: bool, finished: bool) -> None:
+    def _save(self, evaluation: Evaluation | None = None, improved: bool = False, finished: bool = False) -> None:
         state, progress = self.state, {"epoch": self.state.epoch}
         if state.batch:
             progress["batch"] = state.batch
@@ -123,6 +122,7 @@ class Checkpoints:
         if self.group.size > 1:
             saved["process_rng"] = self.group.gather(saved["rng"])
         if self.group.main:
-            self.folder.save(state.averages.deployed.state_dict(), self.card, evaluation, progress, saved, improved)
-        self._there = True
-        self._saved()
+            card = scored_card(self.card, progress, evaluation)
+            self.folder.save(state.averages.deployed.state_dict(), card, improved, saved)
+        self._exists = True
+        self._note_position()

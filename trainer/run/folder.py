@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Resume:
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the annotation files that it was trained on so far."""
     changed_data: bool = False
-    """Go on although an annotation file is another one now."""
+    """Go on although an annotation file has changed."""
 
     @property
     def where(self) -> str:
@@ -44,11 +45,13 @@ class Resume:
         return f"epoch {epoch + 1} of {self.config.schedule.epochs}" + (f", after batch {batch}" if batch else "")
 
     def changes(self, card: Card) -> bool:
-        """Whether data changed since; an error naming both hashes unless that was said to be meant."""
+        """Whether annotation files changed since: by the hashes of `card`, which is today's.
+
+        Raises `ConfigError`, which names both hashes, unless `changed_data` allows it.
+        """
         changed = [k for k, old in self.hashes.items() if k.endswith("_annotations") and card.hashes.get(k, old) != old]
         if changed and not self.changed_data:
-            key = changed[0]
-            data = self.config.data
+            key, data = changed[0], self.config.data
             splits = data.train_splits if key == "train_annotations" else (data.val,)
             raise ConfigError(
                 f"{', '.join(split.annotations for split in splits)}: this is not what {self.run} was trained on: its "
@@ -71,8 +74,7 @@ def find_resumable(target: str | Path | None, runs: str | Path = "runs", changed
     if target is not None:
         path = Path(target)
         return _resume(path / "last.pt" if path.is_dir() else path, changed_data)
-    candidates = sorted(Path(runs).glob("*/last.pt"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for path in candidates:
+    for path in sorted(Path(runs).glob("*/last.pt"), key=lambda p: p.stat().st_mtime, reverse=True):
         if is_training(path.parent):
             continue
         try:
@@ -101,14 +103,13 @@ class RunFolder:
     @classmethod
     def new(cls, runs: Path, config: TrainConfig) -> RunFolder:
         """`runs/<name>`, or `runs/<name>-2` and so on where that exists, with the resolved config in it."""
-        number = 1
-        while True:
+        for number in count(1):
             path = runs / (config.name if number == 1 else f"{config.name}-{number}")
             try:
                 path.mkdir(parents=True)
                 break
             except FileExistsError:
-                number += 1
+                continue
         (path / "plots").mkdir()
         write_text(path / "config.yaml", dump_config(config))
         return cls(path)
@@ -125,34 +126,20 @@ class RunFolder:
         return cls(path)
 
     def save(
-        self,
-        weights: dict[str, torch.Tensor],
-        card: Card,
-        evaluation: Evaluation | None,
-        progress: dict[str, Any],
-        resume: dict[str, Any],
-        improved: bool,
+        self, weights: dict[str, torch.Tensor], card: Card, improved: bool, resume: dict[str, Any] | None = None
     ) -> None:
-        """Write last.pt, and best.pt (weights and card only) when the epoch improved on all before it.
+        """Write `weights` as last.pt, with the training state `resume`; without one, as averaged weights, as swa.pt.
 
-        `progress` says, in the card, how far the training was. Raises `CheckpointError`.
+        Where they `improved` on all before them, write them, without the state, as best.pt too. Raises
+        `CheckpointError`.
         """
-        card = _judged(card, progress, evaluation)
         if improved:
             save_checkpoint(self.path / "best.pt", weights, card.to_json())
-        save_checkpoint(self.path / "last.pt", weights, card.to_json(), resume)
-
-    def save_weights(
-        self, weights: dict[str, torch.Tensor], card: Card, evaluation: Evaluation, epoch: int, improved: bool
-    ) -> None:
-        """Write swa.pt, and the same as best.pt when it is better than all epochs. Raises `CheckpointError`."""
-        card = _judged(card, {"epoch": epoch, "averaged": True}, evaluation)
-        for name in ("swa.pt", "best.pt") if improved else ("swa.pt",):
-            save_checkpoint(self.path / name, weights, card.to_json())
+        save_checkpoint(self.path / ("last.pt" if resume else "swa.pt"), weights, card.to_json(), resume)
 
 
-def _judged(card: Card, progress: dict[str, Any], evaluation: Evaluation | None) -> Card:
-    """`card` with how far the training was, and what it scored."""
+def scored_card(card: Card, progress: dict[str, Any], evaluation: Evaluation | None) -> Card:
+    """`card` with how far the training is (`progress`), and what it scored."""
     metrics = {**card.metrics, **progress}
     if evaluation is not None:
         measured = f"trainer fit, PyTorch {torch.__version__}, float32, {evaluation.images} validation images"

@@ -49,8 +49,8 @@ _OF_A_RUN = ("config.yaml", "last.pt", "best.pt", "metrics.csv")
 
 
 def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
-    """Every run in `folder`, the newest first. A run that cannot be read is listed with the reason; a folder that has
-    nothing of a run, as of data, is none.
+    """Every run in `folder`, the newest first. A run that cannot be read is listed with the reason. A folder without
+    any file of a run, as one of data, is left out.
 
     Raises `RunsError` where `folder` is no folder.
     """
@@ -58,9 +58,10 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
     if not folder.is_dir():
         raise RunsError.at(folder, "no such folder of runs; name one, or train with `trainer fit`")
     paths = [
-        path for path in folder.iterdir()
+        path
+        for path in folder.iterdir()
         if path.is_dir() and not path.name.startswith(".") and any((path / name).exists() for name in _OF_A_RUN)
-    ]  # fmt: skip
+    ]
     return sorted(map(read_run, sorted(paths)), key=lambda run: run.started or "", reverse=True)
 
 
@@ -70,7 +71,7 @@ def by_map(runs: list[RunSummary]) -> list[RunSummary]:
 
 
 def read_run(run: Path) -> RunSummary:
-    """What one run folder says; never an error, but a `problem`."""
+    """The summary of one run folder. It raises no error: what cannot be read is told in `problem`."""
     problems: list[str] = []
     last, best = (_checkpoint(run / name, problems) for name in ("last.pt", "best.pt"))
     card = (last or best or {}).get("card") or {}
@@ -90,18 +91,14 @@ def read_run(run: Path) -> RunSummary:
         state: Any = "running"
     elif problems:
         state = "broken"
+        if last is None and best is None and not rows and not config:
+            problems = ["not a run: none of config.yaml, last.pt, best.pt and metrics.csv can be read"]
     elif last is None:
         state = "not started"
     else:
-        state = _ended(last["resume"], summary)
-    if state == "broken" and last is None and best is None and not rows and not config:
-        problems = ["not a run: none of config.yaml, last.pt, best.pt and metrics.csv can be read"]
+        all_done = summary.epochs is not None and summary.epochs_done >= summary.epochs
+        state = "finished" if last["resume"].get("finished", all_done) else "interrupted"
     return replace(summary, state=state, problem="; ".join(problems))
-
-
-def _ended(resume: Mapping[str, Any], summary: RunSummary) -> str:
-    finished = resume.get("finished", summary.epochs is not None and summary.epochs_done >= summary.epochs)
-    return "finished" if finished else "interrupted"
 
 
 def _checkpoint(path: Path, problems: list[str]) -> dict[str, Any] | None:
@@ -112,15 +109,14 @@ def _checkpoint(path: Path, problems: list[str]) -> dict[str, Any] | None:
     except CheckpointError as error:
         problems.append(str(error).replace(str(path), path.name, 1))
         return None
-    training = isinstance(content["card"], Mapping) and (path.name != "last.pt" or isinstance(content["resume"], dict))
-    if not training:
+    if not isinstance(content["card"], Mapping) or (path.name == "last.pt" and not isinstance(content["resume"], dict)):
         problems.append(f"{path.name}: holds no training state, so `trainer fit` did not write it")
         return None
     return content
 
 
 def _config(path: Path, problems: list[str]) -> Any:
-    """As it stands there: a list imports no parts of the user's own, and a run of another version is a run, too."""
+    """The file as a plain mapping: a list loads no custom parts, and shows the runs of other versions too."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -159,7 +155,7 @@ def _described(summary: RunSummary, config: Any, card: Mapping[str, Any]) -> Run
 def _trained(
     summary: RunSummary, rows: list[dict[str, float]], last: dict[str, Any] | None, best: dict[str, Any] | None
 ) -> RunSummary:
-    """Epochs from last.pt, which a resumed run goes on from; scores from best.pt, whose may be of averaged weights."""
+    """`summary` with epochs from last.pt, where resuming starts, and scores from best.pt, also of averaged weights."""
     resume = {} if last is None else last["resume"]
     done = int(resume.get("epoch", max((row["epoch"] for row in rows), default=0)))
     seconds = sum(row.get("seconds", 0.0) for row in rows)

@@ -1,4 +1,4 @@
-"""Which process trains in a run folder: by a lock, which the system takes back however that process ends."""
+"""Which process trains in a run folder. It holds a lock, which the system releases however the process ends."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import IO
 from isodet.strict import ConfigError
 
 _LOCKED = "config.yaml"
-"""A run has it from its first moment to its last, and nothing replaces it."""
+"""The file that is locked: every run has it from the start, and nothing replaces it."""
 _PATIENCE_S = 10.0
 """Loader processes hold the lock of a killed trainer until they notice, seconds later."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EROFS}
-"""What file systems without locks answer; a run there is never seen as running."""
+"""The errors of file systems without locks. A run on one is never seen as running."""
 
 
 @contextmanager

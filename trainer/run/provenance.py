@@ -24,13 +24,13 @@ def package_versions() -> dict[str, str]:
 def git_state(folder: str | Path = ".") -> dict[str, str]:
     """`git_commit` of the repository that `folder` is in, and `git_dirty`, yes or no.
 
-    Dirty: files that git tracks have changes; others, as the runs themselves, do not count. {} outside of a
-    repository, before its first commit, and where there is no git, or none that answers within seconds.
+    Dirty means that tracked files have changes; untracked files, such as the runs themselves, do not count. The result
+    is {} outside of a repository, before its first commit, and where git is missing or takes longer than seconds.
     """
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     if not commit:
         return {}
-    # Of a submodule only its commit counts: to look into it, git would ask by the submodule's own configuration.
+    # Of a submodule only its commit counts: to look into it, git would use the submodule's own configuration.
     changes = _git(
         folder, *_without_filters(folder), "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty"
     )
@@ -41,8 +41,9 @@ def _without_filters(folder: str | Path) -> list[str]:
     """Options that keep git from running filters that the repository itself brings; the user's own (LFS) stay."""
     names = _git(folder, "config", "--list", "--name-only", "--show-scope", "-z") or ""
     fields = names.rstrip("\0").split("\0")
-    own = {name for scope, name in zip(fields[::2], fields[1::2], strict=False) if scope in ("local", "worktree")}
-    filters = {name.rpartition(".")[0] for name in own if name.startswith("filter.")}
+    settings = zip(fields[::2], fields[1::2], strict=False)
+    local = {name for scope, name in settings if scope in ("local", "worktree")}
+    filters = {name.rpartition(".")[0] for name in local if name.startswith("filter.")}
     options = [f"{name}.{key}=" for name in sorted(filters) for key in ("clean", "smudge", "process")]
     options += [f"{name}.required=false" for name in sorted(filters)]
     return [word for option in options for word in ("-c", option)]
@@ -52,15 +53,16 @@ _HARMLESS = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
 
 
 def _git(folder: str | Path, *arguments: str) -> str | None:
-    """What git prints; None where it, or the folder, cannot.
+    """What git prints; None where git fails.
 
-    The folder may be a stranger's, whose .git/config names programs: a monitor, hooks, filters, ways to fetch. None
-    of them runs.
+    Somebody else may have written the folder's .git/config, which names programs: a monitor, hooks, filters, ways to
+    fetch. None of them runs.
     """
     environment = os.environ | {
         "GIT_OPTIONAL_LOCKS": "0",  # a look must not stand in the way of the user's own git
-        "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1",  # nor fetch what a partial clone lacks
-    }  # fmt: skip
+        "GIT_ALLOW_PROTOCOL": "none",
+        "GIT_NO_LAZY_FETCH": "1",  # nor fetch what a partial clone lacks
+    }
     try:
         done = subprocess.run(
             ["git", *_HARMLESS, *arguments], cwd=folder, env=environment, capture_output=True, text=True,

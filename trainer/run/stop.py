@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request that the loop grants at the end of a step."""
+"""SIGINT and SIGTERM as a request to stop, which the loop follows at the end of a step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = ""
-        """Name of the signal that asked to stop, '' while none did."""
+        """Name of the signal that asked to stop; '' before one came."""
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:

@@ -1,27 +1,29 @@
 """Ways to merge overlapping candidates into detections, for evaluation: greedy NMS, soft-NMS, weighted boxes fusion.
 
 All work class by class on the candidates of one image, given by falling score, and return them by falling score.
-They run in NumPy, in double precision, one step after another as their papers tell it; the exported graph has greedy
+They run in NumPy in double precision, and follow the steps of their papers. The exported graph has greedy
 NMS only (`models.deploy.nms`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Concatenate, Literal, NamedTuple, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.evaluation.matching import pairwise_iou
 
+P = ParamSpec("P")
 Nms = Literal["hard", "soft", "soft-linear", "wbf"]
 SIGMA = 0.5
-"""Of the Gaussian, as Bodla et al. use it."""
+"""Width of the Gaussian, as Bodla et al. use it."""
 SOFT_IOU = 0.3
-"""From which overlap on the linear form lowers scores (Bodla et al., section 6)."""
+"""The linear form lowers scores from this overlap on (Bodla et al., section 6)."""
 WBF_IOU = 0.55
-"""Overlap with a cluster's box from which on a candidate joins it (Solovyev et al., section 3.1)."""
+"""A candidate joins a cluster from this overlap with its box on (Solovyev et al., section 3.1)."""
 
 
 class Candidates(NamedTuple):
@@ -58,46 +60,65 @@ def merge(candidates: Candidates, nms: Nms, iou: float, lowest: float, views: in
     return merged.take(merged.scores > lowest)
 
 
+Merging = Callable[Concatenate[Candidates, P], Candidates]
+
+
+def by_class(one: Merging[P]) -> Merging[P]:
+    """Let `one`, which is for candidates of one class, take those of all classes; it gives them by falling score."""
+
+    @wraps(one)
+    def merge_all(candidates: Candidates, *args: P.args, **kwargs: P.kwargs) -> Candidates:
+        labels = np.unique(candidates.labels)
+        parts = [one(candidates.take(candidates.labels == label), *args, **kwargs) for label in labels]
+        return join(parts).ranked() if parts else candidates
+
+    return merge_all
+
+
+def join(parts: Sequence[Candidates]) -> Candidates:
+    """The candidates of all `parts`, of which there is at least one."""
+    return Candidates(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+@by_class
 def greedy_nms(candidates: Candidates, iou: float) -> Candidates:
-    """What greedy class-aware NMS keeps: a box falls if a better one that stands overlaps it by more than `iou`."""
-
-    def keep(own: Candidates) -> Candidates:
-        overlaps = pairwise_iou(own.boxes_xyxy, own.boxes_xyxy)
-        stands = np.ones(len(own.scores), np.bool_)
-        for i in range(len(stands)):
-            if stands[i]:
-                stands[i + 1 :] &= overlaps[i, i + 1 :] <= iou
-        return own.take(stands)
-
-    return _by_class(candidates, keep)
+    """What greedy class-aware NMS keeps: a kept box suppresses those of lower score that it overlaps by more than
+    `iou`."""
+    overlaps = pairwise_iou(candidates.boxes_xyxy, candidates.boxes_xyxy)
+    kept = np.ones(len(candidates.scores), np.bool_)
+    for i in range(len(kept)):
+        if kept[i]:
+            kept[i + 1 :] &= overlaps[i, i + 1 :] <= iou
+    return candidates.take(kept)
 
 
+@by_class
 def soft_nms(
-    candidates: Candidates, decay: Literal["gaussian", "linear"], lowest: float,
-    sigma: float = SIGMA, iou: float = SOFT_IOU,
-) -> Candidates:  # fmt: skip
+    candidates: Candidates,
+    decay: Literal["gaussian", "linear"],
+    lowest: float,
+    sigma: float = SIGMA,
+    iou: float = SOFT_IOU,
+) -> Candidates:
     """Soft-NMS (Bodla et al., ICCV 2017, figure 2): the best box left lowers the scores of those that overlap it.
 
     By exp(-IoU^2 / sigma), or from `iou` on by 1 - IoU. Boxes that fall to `lowest` or below are dropped on the way.
     """
-
-    def lower(own: Candidates) -> Candidates:
-        overlaps = pairwise_iou(own.boxes_xyxy, own.boxes_xyxy)
-        factors = np.exp(-(overlaps**2) / sigma) if decay == "gaussian" else np.where(overlaps >= iou, 1 - overlaps, 1)
-        scores, left = own.scores.copy(), own.scores > lowest
-        kept: list[int] = []
-        while left.any():
-            best = int(np.where(left, scores, -1).argmax())
-            kept.append(best)
-            left[best] = False
-            scores[left] *= factors[best, left]
-            left &= scores > lowest
-        order = np.array(kept, np.int64)
-        return Candidates(own.boxes_xyxy[order], scores[order], own.labels[order])
-
-    return _by_class(candidates, lower)
+    overlaps = pairwise_iou(candidates.boxes_xyxy, candidates.boxes_xyxy)
+    factors = np.exp(-(overlaps**2) / sigma) if decay == "gaussian" else np.where(overlaps >= iou, 1 - overlaps, 1)
+    scores, remaining = candidates.scores.copy(), candidates.scores > lowest
+    chosen: list[int] = []
+    while remaining.any():
+        best = int(np.where(remaining, scores, -1).argmax())
+        chosen.append(best)
+        remaining[best] = False
+        scores[remaining] *= factors[best, remaining]
+        remaining &= scores > lowest
+    order = np.array(chosen, np.int64)
+    return candidates._replace(scores=scores).take(order)
 
 
+@by_class
 def weighted_boxes_fusion(candidates: Candidates, views: int = 1, iou: float = WBF_IOU) -> Candidates:
     """Weighted boxes fusion (Solovyev et al., 2021, section 3.1): clusters of boxes become their weighted mean.
 
@@ -105,30 +126,18 @@ def weighted_boxes_fusion(candidates: Candidates, views: int = 1, iou: float = W
     founds one. A fused box is the mean of its candidates weighted with their scores (equations 2, 3), its score their
     mean (1), times min(T, N) / N (6) for T candidates from N `views`: what only few views see counts less.
     """
-
-    def fuse(own: Candidates) -> Candidates:
-        count = len(own.scores)
-        fused, mass, members = np.zeros((count, 4)), np.zeros(count), np.zeros(count, np.int64)
-        clusters = 0
-        for box, score in zip(own.boxes_xyxy, own.scores, strict=True):
-            overlaps = pairwise_iou(box[None], fused[:clusters])[0]
-            if clusters and overlaps.max() > iou:
-                chosen = int(overlaps.argmax())
-            else:
-                chosen, clusters = clusters, clusters + 1
-            fused[chosen] = (fused[chosen] * mass[chosen] + box * score) / (mass[chosen] + score)
-            mass[chosen] += score
-            members[chosen] += 1
-        mean = mass[:clusters] / members[:clusters]
-        scores = mean * np.minimum(members[:clusters], views) / views
-        return Candidates(fused[:clusters], scores, own.labels[:clusters])
-
-    return _by_class(candidates, fuse)
-
-
-def _by_class(candidates: Candidates, one: Callable[[Candidates], Candidates]) -> Candidates:
-    """`one` for the candidates of each class; all results by falling score."""
-    parts = [one(candidates.take(candidates.labels == label)) for label in np.unique(candidates.labels)]
-    if not parts:
-        return candidates
-    return Candidates(*(np.concatenate(columns) for columns in zip(*parts, strict=True))).ranked()
+    count = len(candidates.scores)
+    fused, mass, members = np.zeros((count, 4)), np.zeros(count), np.zeros(count, np.int64)
+    clusters = 0
+    for box, score in zip(candidates.boxes_xyxy, candidates.scores, strict=True):
+        overlaps = pairwise_iou(box[None], fused[:clusters])[0]
+        if clusters and overlaps.max() > iou:
+            chosen = int(overlaps.argmax())
+        else:
+            chosen, clusters = clusters, clusters + 1
+        fused[chosen] = (fused[chosen] * mass[chosen] + box * score) / (mass[chosen] + score)
+        mass[chosen] += score
+        members[chosen] += 1
+    mean = mass[:clusters] / members[:clusters]
+    scores = mean * np.minimum(members[:clusters], views) / views
+    return Candidates(fused[:clusters], scores, candidates.labels[:clusters])

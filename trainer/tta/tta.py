@@ -21,18 +21,17 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.images.device_frames import COPY, DeviceFrame
 from runtime.images.frames import FrameError
-from runtime.images.image import FixedSize, Image, Letterbox, Resize, ShortSide
-from trainer.tta.box_fusion import Candidates, Nms, greedy_nms, merge
+from runtime.images.image import Image, Letterbox, Resize
+from trainer.augment.geometry import scaled_rule
+from trainer.tta.box_fusion import Candidates, Nms, greedy_nms, join, merge
 
 SCALES = (0.75, 1.25)
 """What `scales` adds to the image as it is."""
-_MULTIPLE = 32
-"""Pixels; the sides of a scaled input are multiples of it."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image: its input's size as a factor of the usual one, mirrored left and right or not."""
+    """One view of an image: the size of its input over the usual one, and whether it is mirrored left to right."""
 
     scale: float = 1.0
     flip: bool = False
@@ -63,9 +62,9 @@ def parse_views(text: str) -> tuple[View, ...]:
 class TtaDetector(Detector):
     """A `Detector` of a checkpoint whose candidates, of all `views` together, are merged by `nms`.
 
-    The candidates of each view are mapped back to the frame first, so that those of all views are judged alike. Under
-    `wbf` each of several views goes through greedy NMS before they are fused.
-    With `nms` "hard" and one view it finds what `Detector` finds. Raises ValueError for a file that is no checkpoint.
+    The candidates of each view are mapped back to the frame before they are merged. Under `wbf` each of several views
+    goes through greedy NMS before they are fused. With `nms` "hard" and one view it finds what `Detector` finds. Raises
+    ValueError for a file that is not a checkpoint.
     """
 
     def __init__(
@@ -88,27 +87,22 @@ class TtaDetector(Detector):
             raise FrameError(f"expected frames in host memory: each view is letterboxed there; copy them: {COPY}")
         per_class = np.broadcast_to(np.asarray(limits, np.float32), len(self.class_names))
         merged = map(self._merged, images)
-        return [found[found.scores >= per_class[found.labels]] for found in merged]
+        return [detections[detections.scores >= per_class[detections.labels]] for detections in merged]
 
     def _merged(self, frame: Image) -> Detections:
         post = self.deploy.config.postprocess
         lowest = post.score_threshold if post.threshold_on == "score" else 0.0
         parts = [self._candidates(frame, view, lowest) for view in self.views]
         if self.nms == "wbf" and len(parts) > 1:
-            # The paper fuses what several models report, and counts the models that agree: so each view is heard once.
+            # The paper fuses reports of several models and counts those that agree: each view may report a box once.
             parts = [greedy_nms(part.ranked(), post.nms_iou) for part in parts]
-        together = Candidates(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-        merged = merge(together, self.nms, post.nms_iou, lowest, len(self.views))
+        merged = merge(join(parts), self.nms, post.nms_iou, lowest, len(self.views))
         best = merged.take(np.arange(min(post.detections, len(merged.scores))))
         height, width = frame.shape[:2]
         boxes = np.clip(best.boxes_xyxy, 0, (width, height, width, height)).astype(np.float32)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        return Detections(
-            boxes[inside],
-            best.scores[inside].astype(np.float32),
-            best.labels[inside].astype(np.int32),
-            self.class_names,
-        )
+        scores, labels = best.scores[inside].astype(np.float32), best.labels[inside].astype(np.int32)
+        return Detections(boxes[inside], scores, labels, self.class_names)
 
     @torch.no_grad()
     def _candidates(self, frame: Image, view: View, lowest: float) -> Candidates:
@@ -116,10 +110,8 @@ class TtaDetector(Detector):
         placement = scaled(self._resize, view.scale).fit((frame.shape[0], frame.shape[1]))
         image = placement.apply(np.ascontiguousarray(frame[:, ::-1]) if view.flip else frame)
         images = torch.from_numpy(image[None]).to(self.device)
-        size = (images.shape[1], images.shape[2])
-        boxes, scores, labels = (
-            column[0].double().cpu().numpy() for column in self.deploy.candidates(self.deploy.detector(images), size)
-        )
+        columns = self.deploy.candidates(self.deploy.detector(images), (images.shape[1], images.shape[2]))
+        boxes, scores, labels = (column[0].double().cpu().numpy() for column in columns)
         keep = scores > lowest
         if self.deploy.config.postprocess.empty_boxes == "drop":
             keep &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
@@ -127,7 +119,7 @@ class TtaDetector(Detector):
 
 
 def _to_frame(boxes_xyxy: NDArray[np.float64], placement: Letterbox, view: View) -> NDArray[np.float64]:
-    """Boxes [K, 4] of a view's input in pixels of the frame; what lies beside the frame stays there."""
+    """Boxes [K, 4] of a view's input in pixels of the frame, not clipped to it."""
     boxes = boxes_xyxy / (placement.scale_xy * 2)
     if view.flip:
         width = placement.source_hw[1]
@@ -137,10 +129,4 @@ def _to_frame(boxes_xyxy: NDArray[np.float64], placement: Letterbox, view: View)
 
 def scaled(resize: Resize, scale: float) -> Resize:
     """The rule for an input of `scale` times the size, its sides multiples of 32 where they were scaled."""
-    if scale == 1:
-        return resize
-    if isinstance(resize, ShortSide):
-        short, long = (max(1, round(side * scale)) for side in (resize.short, resize.long))
-        return ShortSide(short, long, resize.multiple, resize.floor, resize.fill_bgr)
-    height, width = (max(_MULTIPLE, round(side * scale / _MULTIPLE) * _MULTIPLE) for side in resize.size_hw)
-    return FixedSize((height, width), resize.fill_bgr)
+    return resize if scale == 1 else scaled_rule(resize, scale, multiple=32)
