@@ -170,13 +170,7 @@ def test_damaged_statistics_are_refused(tmp_path: Path, untrained: Callable[...,
 
 
 @pytest.mark.parametrize(
-    "step",
-    [
-        "graph.form._trace",
-        "graph.form.simplified",
-        "onnx_export._run_check",
-        "onnx_export.pass_gate",
-    ],
+    "step", ["graph.form._trace", "graph.form.simplified", "onnx_export._run_check", "onnx_export.pass_gate"]
 )
 def test_a_failure_at_any_step_keeps_the_old_artifact(
     shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

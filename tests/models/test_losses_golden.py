@@ -93,13 +93,7 @@ def test_code_losses(golden, name, function, options):
 def test_focal_loss(golden, name, alpha, gamma):
     data = golden("losses")
     logits, targets = torch.from_numpy(data["cls_logits"]).requires_grad_(), one_hot(data)
-    check(
-        data,
-        name,
-        focal_loss(logits, targets, alpha, gamma),
-        logits,
-        torch.from_numpy(data["cls_weight"]),
-    )
+    check(data, name, focal_loss(logits, targets, alpha, gamma), logits, torch.from_numpy(data["cls_weight"]))
 
 
 def test_quality_focal_loss(golden):

@@ -27,10 +27,7 @@ def test_every_batch_has_its_share_of_exactly_one_step(batches: int, accumulate:
     assert sum(1 / s for s in sizes) == pytest.approx(steps_per_epoch(batches, accumulate))
 
 
-@pytest.mark.parametrize(
-    ("step", "factor"),
-    [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (99, 0.01)],
-)
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (99, 0.01)])
 def test_cosine_with_warmup(step: int, factor: float) -> None:
     assert lr_factor(step, 100, ScheduleConfig(warmup_steps=10)) == pytest.approx(factor)
 
