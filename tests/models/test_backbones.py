@@ -18,6 +18,8 @@ from models.config.model import BackboneConfig, model_config
 from models.detector import Detector
 from models.layers.fuse import FuseError, assert_fused, fuse
 from models.loss import detection_loss
+from tests.models.small import BOXES, LABELS, small
+from tests.models.small import images as pictures
 from trainer.optim import parameter_groups
 
 
@@ -45,6 +47,8 @@ def test_features_and_folding(name, with_statistics):
     assert any(isinstance(m, nn.BatchNorm2d) for m in whole.modules())
     assert not any(isinstance(m, _BatchNorm) for m in fused.modules())
     assert_fused(whole[0], fused[0], images())
+    with pytest.raises(FuseError, match="eval"):
+        fuse(whole.train())
 
 
 @pytest.mark.parametrize("height, width", [(65, 97), (90, 71)])
@@ -166,12 +170,9 @@ class _First(nn.Module):
 @pytest.mark.parametrize("kind", ["fpn", "pafpn", "bifpn", "reppan"])
 @pytest.mark.parametrize("p6_from", ["p5", "c5"])
 def test_levels_keep_their_strides_above_a_dilated_backbone(kind, p6_from):
-    config = model_config({
-        "classes": ["a"], "input_size_hw": [64, 96], "backbone": {"name": "resnet18", "width": 0.125, "dilated": True},
-        "neck": {"kind": kind, "channels": 16, "p6_from": p6_from}, "head": {"depth": 1},
-    })  # fmt: skip
-    model = Detector(config).eval()
-    assert model(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).logits.shape[1] == len(model.priors().boxes_xyxy)
+    neck = {"kind": kind, "channels": 16, "p6_from": p6_from}
+    model = Detector(small(backbone={"name": "resnet18", "width": 0.125, "dilated": True}, neck=neck)).eval()
+    assert model(pictures(1)).logits.shape[1] == len(model.priors().boxes_xyxy)
 
 
 # ------------------------------------------------------------------------------- norms and freezing
@@ -201,19 +202,15 @@ def test_frozen_stages_never_change(name, stages):
 
 
 def test_frozen_norms_neither_count_nor_learn_and_the_optimizer_never_sees_them():
-    model = Detector(model_config({
-        "classes": ["a"], "input_size_hw": [64, 96], "head": {"depth": 1}, "neck": {"channels": 16, "norm": "bn"},
-        "backbone": {"name": "resnet18", "width": 0.125, "norm": "frozen", "frozen_stages": 1},
-    })).train()  # fmt: skip
+    frozen = {"name": "resnet18", "width": 0.125, "norm": "frozen", "frozen_stages": 1}
+    model = Detector(small(backbone=frozen, neck={"channels": 16, "norm": "bn"})).train()
     norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and not any(m.training for m in norms) and model.neck.laterals[0].norm.training
     fixed = {id(p) for m in [*norms, model.backbone.conv1] for p in m.parameters()}
     given = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
     assert not fixed & given and given == {id(p) for p in model.parameters() if p.requires_grad}
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    raw = model(torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8))
-    boxes, labels = torch.tensor([[[4.0, 4.0, 40.0, 50.0]]] * 2), torch.zeros(2, 1, dtype=torch.long)
-    detection_loss(model.config, raw, model.priors(), boxes, labels).total.backward()
+    detection_loss(model.config, model(pictures()), model.priors(), BOXES, LABELS).total.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1).step()
     changed = moved(model, before)
     assert not {n for n in changed if n.startswith("backbone") and ("bn" in n or "downsample.1" in n or ".conv1." in n
@@ -244,12 +241,6 @@ def test_epsilon_is_the_networks_own_unless_told(with_statistics):
     model = backbone("resnet18", norm="frozen", norm_eps=0.0)  # as torchvision's first RetinaNet
     whole = with_statistics(nn.Sequential(model))
     assert_fused(whole[0], fuse(whole)[0], images())
-
-
-def test_a_backbone_in_training_is_not_folded():
-    for name in ("resnet18", "mobilenet_v2", "repvgg_a0", "qarepvgg_a0"):
-        with pytest.raises(FuseError, match="eval"):
-            fuse(nn.Sequential(backbone(name)).train())
 
 
 # ----------------------------------------------------------------------------------------- config

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from isodet.strict import ConfigError
-from models.config.model import ModelConfig
-from models.custom.find import AUGMENTATION, custom_part
+from models.custom.find import AUGMENTATION, BACKBONE, custom_part
 from models.detector import Detector
 from tests.models.custom_folder import ALL, GOOD, read
 
@@ -27,18 +26,11 @@ def test_arguments_become_typed_and_complete(custom_folder: Path) -> None:
     part = custom_part(AUGMENTATION, own[0].name, own[0].arguments)
     image, boxes, labels = part(np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4)), np.zeros(1), None)
     assert image.mean() == 100
-    import mine  # type: ignore[import-not-found]
-
-    made = mine.Net(**{**own_part_values(model), "names": ("y",)})
-    assert made.channels == (16,) * 4
-
-
-def own_part_values(model: ModelConfig) -> dict[str, object]:
-    from models.custom.find import BACKBONE
+    import mine
 
     values = dict(custom_part(BACKBONE, model.backbone.name, model.backbone.arguments).values)
     assert type(values["stem"]).__name__ == "Stem" and isinstance(values["scale"], float)
-    return values
+    assert mine.Net(**{**values, "names": ("y",)}).channels == (16,) * 4
 
 
 def test_reading_a_configuration_draws_no_random_number(custom_folder: Path) -> None:

@@ -10,23 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.config.choices import BOX_LOSSES
+from models.config.choices import BOX_LOSSES, CLASS_LOSSES
 from models.losses import boxes as losses
 from models.losses.boxes import balanced_l1_loss
-from models.losses.classification import (
-    bce_loss,
-    focal_loss,
-    ghm_weights,
-    hardest,
-    quality_focal_loss,
-    smoothed,
-    varifocal_loss,
-)
+from models.losses.classification import bce_loss, focal_loss, ghm_weights, hardest, smoothed, varifocal_loss
 
 OVERLAP = [part.load() for part in BOX_LOSSES.values() if part.of == "boxes"]
 DISTANCE = [part.load() for part in BOX_LOSSES.values() if part.of == "codes"]
 WITHOUT_PULL = (losses.iou_log_loss, losses.iou_linear_loss)
-SOFT = [bce_loss, quality_focal_loss, varifocal_loss]
+SOFT = [bce_loss, CLASS_LOSSES["qfl"].load(), varifocal_loss]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # -------------------------------------------------------------------------------------- finiteness

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.images.image import FILL, FixedSize, letterbox
+from tests.trainer.pixels import extent
 from trainer.augment import augment, flip_horizontal, jitter_color, random_placement, visible_boxes
 from trainer.config.train import AugmentConfig
 
@@ -34,13 +35,10 @@ def test_a_rectangle_stays_in_its_box_within_a_pixel(h: int, w: int, seed: int, 
     assert view.shape == (*size_hw, 3) and view.dtype == np.uint8 and moved.dtype == np.float32
     white = view[:, :, 0] > 127
     white &= ~(view == FILL).all(2)
-    rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
     if len(moved) == 0:  # cropped away: what is left is thinner than a pixel
-        assert min(len(rows), len(columns)) <= 2
+        assert min(np.count_nonzero(white.any(axis)) for axis in (0, 1)) <= 2
         return
-    assert labels.tolist() == [3] and len(rows)
-    extent = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-    assert np.abs(moved[0] - extent).max() <= 1.0
+    assert labels.tolist() == [3] and np.abs(moved[0] - extent(white)).max() <= 1.0
 
 
 @given(SIDES, SIDES, SEEDS)
@@ -80,21 +78,21 @@ def test_arguments_are_not_changed_and_one_generator_gives_one_view(seed: int) -
     assert all(np.array_equal(x, y) for x, y in zip((image, boxes, labels), kept, strict=True))
 
 
+def augmented(image: np.ndarray, boxes: list, config: AugmentConfig, seed: int) -> tuple[np.ndarray, ...]:
+    """`augment` for an input of 64x64 px."""
+    boxes_xyxy, labels = np.array(boxes, np.float32).reshape(-1, 4), np.arange(len(boxes))
+    return augment(image, boxes_xyxy, labels, FixedSize((64, 64)), config, np.random.default_rng(seed))
+
+
 def test_no_boxes_and_all_boxes_cropped() -> None:
     image = np.zeros((64, 64, 3), np.uint8)
-    none, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     for seed in range(10):
-        _, boxes, labels = augment(
-            image, none, no_labels, FixedSize((64, 64)), AugmentConfig(), np.random.default_rng(seed)
-        )
+        _, boxes, labels = augmented(image, [], AugmentConfig(), seed)
         assert boxes.shape == (0, 4) and labels.shape == (0,)
-    corner = np.array([[0, 0, 3, 3]], np.float32)
     config = AugmentConfig(flip=0, scale=(4.0, 4.0), min_visible=1.0)
     sizes = set()
     for seed in range(20):
-        _, boxes, labels = augment(
-            image, corner, np.array([0]), FixedSize((64, 64)), config, np.random.default_rng(seed)
-        )
+        _, boxes, labels = augmented(image, [[0, 0, 3, 3]], config, seed)
         assert boxes.shape == (len(labels), 4)
         sizes.add(len(labels))
     assert 0 in sizes
@@ -144,12 +142,5 @@ def test_each_color_strength_works_alone(key: str) -> None:
 def test_the_gray_border_is_not_recolored() -> None:
     image = np.full((40, 80, 3), 30, np.uint8)
     config = AugmentConfig(flip=0, scale_probability=0, color_probability=1.0, brightness=0.9)
-    view, _, _ = augment(
-        image,
-        np.zeros((0, 4), np.float32),
-        np.zeros(0, np.int64),
-        FixedSize((96, 96)),
-        config,
-        np.random.default_rng(2),
-    )
-    assert (view[48:] == FILL).all() and not (view[:48] == 30).all()
+    view, _, _ = augmented(image, [], config, seed=2)
+    assert (view[32:] == FILL).all() and not (view[:32] == 30).all()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from isodet.strict import ConfigError, build
+from isodet.strict import ConfigError, build, to_mapping
 from trainer.check.augment import NAMES, alone, switched_on
 from trainer.config.augment import AugmentConfig
 from trainer.config.train import dump_config
@@ -92,13 +92,7 @@ def test_what_closes_before_it_begins_is_refused(tmp_path: Path) -> None:
             read_config(path, [f"augment.{name}.probability=0.5", "schedule.epochs=8"])
     config = read_config(path, ["augment.mosaic.probability=0.5", "schedule.epochs=11"])
     assert config.augment.closing == {"mosaic": 10}
-    assert train_config(config_mapping(config)) == config
-
-
-def config_mapping(config: Any) -> Any:
-    from isodet.strict import to_mapping
-
-    return to_mapping(config)
+    assert train_config(to_mapping(config)) == config
 
 
 @pytest.mark.parametrize("name", NAMES)

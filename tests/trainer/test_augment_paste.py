@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.trainer.pixels import extent
 from tests.trainer.tiny import InOrder
 from trainer.augment.geometry import Picture
 from trainer.augment.paste import Patch, cut_patch, paste, paste_all, uncovered
@@ -51,8 +52,7 @@ def test_a_pasted_object_is_exactly_in_its_box(seed: int, place: str) -> None:
     assert result is not None
     out, hidden = result
     red = (out.image == (0, 0, 255)).all(2)
-    rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
-    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    found = extent(red)
     assert out.boxes_xyxy.tolist() == [found] == [hidden.tolist()] and out.labels.tolist() == [4]
     assert red.sum() == h * w and (below.image == 50).all()
     if place == "same_height":
@@ -67,8 +67,7 @@ def test_size_follows_the_picture_and_boxes_stay_exact(seed: int) -> None:
     assert result is not None
     out = result[0]
     red = out.image[:, :, 2] > 150  # half way between 50 and 255
-    rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
-    assert np.abs(out.boxes_xyxy[0] - [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).max() <= 1.0
+    assert np.abs(out.boxes_xyxy[0] - extent(red)).max() <= 1.0
     assert 0.45 * 3 <= (out.boxes_xyxy[0, 3] - out.boxes_xyxy[0, 1]) / h <= 1.25 * 3
 
 
@@ -84,8 +83,7 @@ def test_surroundings_fade_and_poisson_keeps_the_place(seed: int) -> None:
         out = result[0]
         x0, y0, x1, y1 = out.boxes_xyxy[0].astype(int)
         red = out.image[:, :, 2].astype(int) - out.image[:, :, 0]  # the surroundings are gray, in either blend
-        rows, columns = np.flatnonzero((red > 80).any(1)), np.flatnonzero((red > 80).any(0))
-        assert [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] == [x0, y0, x1, y1]
+        assert extent(red > 80) == [x0, y0, x1, y1]
         line = out.image[(y0 + y1) // 2, x1 + 1 : x1 + 15, 0].astype(int)  # from the box to the picture's 50
         assert (np.diff(line) <= 1).all() and line[-1] < 75
         assert (out.image[:, : max(x0 - 16, 0)] == 50).all() and (out.image[:, x1 + 16 :] == 50).all()

@@ -70,8 +70,7 @@ def same(a: Sample | None, b: Sample | None) -> bool:
 
 
 def test_items_do_not_depend_on_who_loads_them_or_when(shapes: CocoDataset, negatives_file: Path) -> None:
-    config = everything(negatives_file)
-    train, twin = (TrainSet(shapes, SIZE, config, seed=5) for _ in range(2))
+    train, twin = (TrainSet(shapes, SIZE, everything(negatives_file), seed=5) for _ in range(2))
     train.set_epoch(3)
     order = [11, 2, 2, 7, 0]
     first = [train[i] for i in order]
@@ -79,11 +78,9 @@ def test_items_do_not_depend_on_who_loads_them_or_when(shapes: CocoDataset, nega
     np.random.seed(0)  # a generator of the process's own must play no part
     assert all(same(twin[i], item) for i, item in reversed(list(zip(order, first, strict=True))))
     loader = DataLoader(train, 4, collate_fn=collate, num_workers=2, worker_init_fn=init_worker)
-    batches = list(loader)
+    views = [view for batch in loader for view in batch.images.numpy()]
     items = [train[i] for i in range(len(train))]
-    views = [view for batch in batches for view in batch.images.numpy()]
-    for item, view in zip(items, views, strict=True):
-        assert item is not None and np.array_equal(item.image, view)
+    assert all(np.array_equal(item.image, view) for item, view in zip(items, views, strict=True))
     train.set_epoch(4)
     changed = [not same(train[i], item) for i, item in enumerate(items)]
     assert sum(changed) >= len(items) - 1

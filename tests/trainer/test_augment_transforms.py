@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from isodet.strict import ConfigError, build
+from tests.trainer.pixels import extent
 from trainer.augment.geometry import Picture
 from trainer.augment.transforms import AlbumentationsTransforms, TorchvisionTransforms, make_transforms
 from trainer.config.augment import AugmentConfig
@@ -45,11 +46,10 @@ def test_boxes_follow_the_pixels_and_colors_keep_their_order(kind: Any) -> None:
         assert out.image.shape == picture.image.shape and out.boxes_xyxy.dtype == np.float32
         blue = out.image[:, :, 0] > 127
         assert (out.image[:, :, 1:] == 0).all()
-        rows, columns = np.flatnonzero(blue.any(1)), np.flatnonzero(blue.any(0))
-        found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        found = extent(blue)
         mine = out.boxes_xyxy[out.labels == 7]
         assert len(mine) == 1 and np.abs(np.clip(mine[0], 0, [90, 60, 90, 60]) - found).max() <= 1
-        moved.add(tuple(found.tolist()))
+        moved.add(tuple(found))
     assert len(moved) > 4 and np.array_equal(picture.image, before)
 
 

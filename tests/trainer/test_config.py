@@ -99,11 +99,6 @@ def test_files_that_are_no_configs(tmp_path: Path, text: str, message: str) -> N
     assert "c.yaml" in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read this config: No such file"):
-        read_config(tmp_path / "nowhere.yaml")
-
-
 def test_paths_are_relative_to_the_file_that_says_them(tmp_path: Path) -> None:
     write(tmp_path, "shared/base.yaml", BASE)
     path = write(tmp_path, "mine/c.yaml", "_base_: ../shared/base.yaml\ndata: {val: {annotations: v.json}}\n")
@@ -157,7 +152,9 @@ def test_a_key_in_the_wrong_place_is_told_the_right_one(tmp_path: Path, given: s
         read_config(write(tmp_path, "c.yaml", BASE), [given])
 
 
-def test_a_checkpoint_is_no_config(tmp_path: Path) -> None:
+def test_a_checkpoint_and_no_file_are_no_configs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read this config: No such file"):
+        read_config(tmp_path / "nowhere.yaml")
     (tmp_path / "best.pt").write_bytes(b"PK\x03\x04\x80\xff")
     with pytest.raises(ConfigError, match=r"best\.pt: expected a YAML config, and this is not a text file.*--qat"):
         read_config(tmp_path / "best.pt")
@@ -193,7 +190,4 @@ def test_the_table_of_configs_has_them_all() -> None:
     folder = Path(__file__).parents[2] / "configs"
     linked = set(re.findall(r"\]\(((?:coco|peers)/\S+\.yaml)\)", (folder / "README.md").read_text()))
     assert linked == {str(path.relative_to(folder)) for path in CONFIGS}
-
-
-def test_there_are_shipped_configs() -> None:
     assert {p.stem for p in CONFIGS} >= {"atss_r50", "fcos_r50", "retinanet_r50"}

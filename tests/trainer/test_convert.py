@@ -18,6 +18,7 @@ from runtime.datasets.annotations import EVERY_CLASS, CocoDataset, DatasetError
 from runtime.datasets.coco import read_coco
 from runtime.images.image import write_image
 from tests.at_fault import raises
+from tests.trainer.voc_set import voc_set
 from trainer.__main__ import main
 from trainer.commands.data import Format
 from trainer.prepare.convert import convert
@@ -49,11 +50,8 @@ def target(folder: Path, to: str, name: str = "out") -> Path:
 
 def rows(data: CocoDataset, name: str = "a.png") -> list[Any]:
     (record,) = (r for r in data.records if r.path.name == name)
-    return sorted(
-        zip(
-            record.boxes_xyxy.tolist(), [data.class_names[i] for i in record.labels], record.crowd.tolist(), strict=True
-        )
-    )
+    names = [data.class_names[i] for i in record.labels]
+    return sorted(zip(record.boxes_xyxy.tolist(), names, record.crowd.tolist(), strict=True))
 
 
 WHOLE = [((0, 0, 64, 48), 3, False), ((5, 6, 6, 7), 7, False), ((10, 20, 30, 40), 7, True)]
@@ -117,9 +115,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     assert data.records[0].labels.tolist() == [EVERY_CLASS]
     done = convert(ignoring, "coco", tmp_path / "spread.json", tmp_path / "set")
     assert done.notes == ("1 ignore regions of every class were written once for each class",)
-    assert rows(read_dataset(done.annotations, done.images)) == [
-        ([1, 2, 3, 4], "cat", True), ([1, 2, 3, 4], "dog", True),
-    ]  # fmt: skip
+    assert rows(read_dataset(done.annotations, done.images)) == [([1, 2, 3, 4], n, True) for n in ("cat", "dog")]
     only = convert(ignoring, "yolo", tmp_path / "only", tmp_path / "set")
     assert any("1 more pictures are in" in note for note in only.notes)
 
@@ -154,11 +150,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path: Path) ->
 
 
 def test_what_voc_coordinates_count_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_image(tmp_path / "voc" / "JPEGImages" / "a.png", np.full((*HW, 3), 80, np.uint8))
-    (tmp_path / "voc" / "Annotations").mkdir()
-    ends = "<xmin>0.0</xmin><ymin>5</ymin><xmax>20</xmax><ymax>10</ymax>"
-    xml = f"<annotation><filename>a.png</filename><object><name>a</name><bndbox>{ends}</bndbox></object></annotation>"
-    (tmp_path / "voc" / "Annotations" / "a.xml").write_text(xml)
+    voc_set(tmp_path / "voc", {"a": (0.0, 5, 20, 10)})
     done = convert(tmp_path / "voc", "coco", tmp_path / "a.json")
     assert "coordinates count from 0" in done.notes[0] and len(done.notes) == 1
     assert read_coco(done.annotations, done.images).records[0].boxes_xyxy.tolist() == [[0, 5, 20, 10]]

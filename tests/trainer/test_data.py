@@ -50,14 +50,8 @@ def test_items_depend_on_seed_epoch_and_index_only(shapes: CocoDataset) -> None:
 def test_worker_count_and_persistence_change_nothing(shapes: CocoDataset) -> None:
     def epochs(workers: int) -> list[torch.Tensor]:
         train = TrainSet(shapes, FixedSize((64, 64)), AugmentConfig(), seed=1)
-        loader = DataLoader(
-            train,
-            4,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=init_worker,
-        )
+        kept = {"num_workers": workers, "persistent_workers": workers > 0}
+        loader = DataLoader(train, 4, collate_fn=collate, worker_init_fn=init_worker, **kept)
         seen = []
         for epoch in range(2):
             train.set_epoch(epoch)
@@ -160,9 +154,8 @@ def test_crowds_are_regions_that_reach_the_loss(tmp_path: Path) -> None:
 
 def test_collate_pads_and_survives_nothing() -> None:
     def sample(boxes: int, image_id: int) -> Sample:
-        return Sample(
-            np.full((32, 64, 3), image_id, np.uint8), np.ones((boxes, 4), np.float32), np.arange(boxes), image_id
-        )
+        image = np.full((32, 64, 3), image_id, np.uint8)
+        return Sample(image, np.ones((boxes, 4), np.float32), np.arange(boxes), image_id)
 
     batch = collate([sample(2, 7), None, sample(0, 8)])
     assert batch.images.shape == (2, 32, 64, 3) and batch.images.dtype == torch.uint8

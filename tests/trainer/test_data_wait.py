@@ -14,24 +14,20 @@ import torch
 import trainer.data.cache
 from isodet.strict import build
 from runtime.datasets.annotations import ImageRecord, make_record
+from tests.trainer.tiny import tiny_config
 from trainer.config.data import DataConfig
 from trainer.config.train import TrainConfig
-from trainer.config_reader import read_config
 from trainer.data import data_wait as waiting
 from trainer.data.data_wait import TOLERATED, advice, timed
 from trainer.loop import fit
-from trainer.recipes.shapes import make_shapes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-TINY = ["schedule.epochs=3", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.width=0.125",
-        "model.neck.channels=16", "val_interval=3"]  # fmt: skip
+PICTURES = (4, 2)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("waiting") / "data"
-    make_shapes(folder, train_images=4, val_images=2, size_hw=(64, 64))
-    return read_config(folder / "shapes.yaml", TINY)
+def config(data: Path) -> TrainConfig:
+    return tiny_config(data, "schedule.epochs=3", "batch_size=2", "val_interval=3")
 
 
 def test_slow_pictures_are_measured_shown_and_advised_on_once(
@@ -73,6 +69,11 @@ def record(side: int, number: int = 0) -> ImageRecord:
     return make_record(number, Path(f"{number}.jpg"), side, side, ())
 
 
+def with_data(config: TrainConfig, keys: dict[str, object]) -> TrainConfig:
+    split = {"annotations": "a.json"}
+    return replace(config, data=build(DataConfig, {"train": split, "val": split, **keys}))
+
+
 @pytest.mark.parametrize(
     ("data", "device", "cores", "side", "says", "not_says"),
     [
@@ -87,8 +88,7 @@ def test_the_advice_names_what_is_not_done_yet(
     side: int, says: list[str], not_says: list[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    split = {"annotations": "a.json"}
-    config = replace(config, data=build(DataConfig, {"train": split, "val": split, **data}))
+    config = with_data(config, data)
     told = advice(0.2, config, device, [record(side)] * 3)
     assert told.startswith("waiting for pictures took 20 %") and all(text in told for text in says), told
     assert not any(text in told for text in not_says), told
@@ -97,7 +97,5 @@ def test_the_advice_names_what_is_not_done_yet(
 
 def test_a_cache_that_memory_does_not_hold_goes_to_disk(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "available_memory", lambda: 3 * 2**30)
-    split = {"annotations": "a.json"}
-    config = replace(config, data=build(DataConfig, {"train": split, "val": split}))
-    told = advice(1.0, config, CPU, [record(1024, number) for number in range(1000)])  # 2.93 GiB decoded
+    told = advice(1.0, with_data(config, {}), CPU, [record(1024, number) for number in range(1000)])  # 2.93 GiB decoded
     assert "data.cache=disk data.cache_gib=3 " in told

@@ -14,10 +14,12 @@ from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint
 from runtime.datasets.annotations import ABSENT_CLASS, CocoDataset, DatasetError
 from runtime.images.image import read_image, write_image
+from tests.trainer.tiny import tiny_config
 from trainer.check.data import check_data
 from trainer.config.train import TrainConfig, dump_config
 from trainer.config_reader import read_config
 from trainer.data import cache
+from trainer.data.cache import Pictures
 from trainer.data.datasets import train_data, val_data
 from trainer.data.train_set import Sample, TrainSet, resize_rule
 from trainer.loop import fit
@@ -74,23 +76,15 @@ def test_splits_are_put_together_and_repeated(folder: Path) -> None:
     single = config(folder, "{annotations: one.json, repeat: 2}", "[dog]", "data.empty_images=drop")
     assert ids(train_data(single)) == [1, 1]  # neither the ignored box nor nothing is an object
     assert ids(val_data(config(folder, TWO, "[dog]"))) == [1, 2, 3]
-    assert read_config(_written(folder, dump_config(both))) == both
-
-
-def _written(folder: Path, text: str) -> Path:
-    (folder / "resolved.yaml").write_text(text)
-    return folder / "resolved.yaml"
+    (folder / "resolved.yaml").write_text(dump_config(both))
+    assert read_config(folder / "resolved.yaml") == both
 
 
 @pytest.mark.parametrize(
     ("train", "classes", "message"),
     [
         (TWO, "[cat, dot]", r"one\.json, .*two\.json: none of them has a class 'dot'; it has: cat"),
-        (
-            "{annotations: one.json}",
-            "[cat, dot]",
-            r"one\.json: categories: there is no class 'dot'; did you mean 'dog'?",
-        ),
+        ("{annotations: one.json}", "[cat, dot]", r"one\.json: categories: .* class 'dot'; did you mean 'dog'?"),
     ],
 )
 def test_a_class_that_no_split_has_is_an_error(folder: Path, train: str, classes: str, message: str) -> None:
@@ -139,8 +133,6 @@ def test_every_format_comes_through_new_check_and_training_views(folder: Path, t
 
 
 def test_pictures_that_are_reduced_take_their_boxes_along(folder: Path) -> None:
-    from trainer.data.cache import Pictures
-
     data = train_data(config(folder, "{annotations: one.json}", "[cat]"))
     rule = resize_rule(config(folder, TWO).model)
     small = TrainSet(data, rule, None, pictures=Pictures(reduce_to=48))[0]
@@ -152,20 +144,14 @@ def test_pictures_that_are_reduced_take_their_boxes_along(folder: Path) -> None:
 
 def test_a_fit_uses_sampling_and_a_cache_changes_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_shapes(tmp_path / "data", train_images=8, val_images=2, size_hw=(64, 64))
-    split = "data.train=[{annotations: train.json, images: train}, {annotations: train.json, images: train, repeat: 2}]"
-    given = [
-        split.replace("train.json", str(tmp_path / "data" / "train.json")).replace(
-            "images: train", f"images: {tmp_path / 'data' / 'train'}"
-        ),
-        "data.sampling=class_balanced", "data.repeat_threshold=1", "schedule.epochs=1", "batch_size=4",
-        "model.input_size_hw=[64,64]", "model.backbone.width=0.125", "model.neck.channels=16", "amp=off",
-    ]  # fmt: skip
+    split = f"{{annotations: {tmp_path}/data/train.json, images: {tmp_path}/data/train}}"
+    keys = [f"data.train=[{split}, {split[:-1]}, repeat: 2}}]", "data.sampling=class_balanced",
+            "data.repeat_threshold=1", "schedule.epochs=1"]  # fmt: skip
     decoded: list[Path] = []
     monkeypatch.setattr(cache, "read_image", lambda path: (decoded.append(path), read_image(path))[1])
     weights, counts = [], []
     for kind in ("none", "ram"):
-        c = read_config(tmp_path / "data" / "shapes.yaml", [*given, f"data.cache={kind}"])
-        run = fit(c, tmp_path / kind, quiet=True).run
+        run = fit(tiny_config(tmp_path / "data", *keys, f"data.cache={kind}"), tmp_path / kind, quiet=True).run
         content = read_checkpoint(run / "last.pt")
         weights.append(content["model"])
         counts.append(len(decoded))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -13,12 +11,13 @@ import torch
 
 from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint
-from tests.trainer.processes import two
+from tests.trainer.processes import fit_in_two, two
 from tests.trainer.tiny import CUT_ALIKE, TINY, tiny_config
 from trainer.__main__ import main
 from trainer.config.train import TrainConfig
 from trainer.data.loader import BatchOrder
 from trainer.devices.distributed import Group, check_parallel
+from trainer.log.metrics import read_metrics
 from trainer.loop import fit
 from trainer.run.folder import find_resumable
 from trainer.training_model import TrainingModel
@@ -37,8 +36,8 @@ def command(data: Path, runs: Path, *overrides: str) -> list[str]:
 
 
 def numbers(run: Path) -> list[list[float]]:
-    rows = csv.DictReader((run / "metrics.csv").open())
-    return [[float(row[k]) for k in ("step", "lr", "loss", "loss_cls", "loss_box", "loss_quality")] for row in rows]
+    columns = ("step", "lr", "loss", "loss_cls", "loss_box", "loss_quality")
+    return [[row[column] for column in columns] for row in read_metrics(run / "metrics.csv")]
 
 
 @pytest.fixture(scope="module")
@@ -57,28 +56,17 @@ def assert_same_training(run: Path, single: Path) -> None:
 
 
 def test_two_processes_learn_what_one_learns_and_one_writes(data: Path, tmp_path: Path, single: Path) -> None:
-    def work(rank: int) -> object:
-        return fit(config(data), tmp_path, quiet=True) and 0
-
-    assert two(work, tmp_path / "err") == [0, 0], (tmp_path / "err").read_text()
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["shapes"]
-    assert len(list((tmp_path / "shapes" / "tensorboard").iterdir())) == 1
-    assert_same_training(tmp_path / "shapes", single)
+    run = fit_in_two(config(data), tmp_path / "runs")
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    assert_same_training(run, single)
 
 
-def test_a_process_without_a_usable_picture_takes_part(data: Path, tmp_path: Path) -> None:
+def test_a_process_without_a_usable_picture_takes_part(own: Path, tmp_path: Path) -> None:
     """Batches of one picture each, one of which is broken: the other process's picture counts alone."""
-    copy = tmp_path / "data"
-    shutil.copytree(data, copy)
-    sorted((copy / "train").glob("*.jpg"))[5].write_bytes(b"not a picture")
+    sorted((own / "train").glob("*.jpg"))[5].write_bytes(b"not a picture")
     keys = ["schedule.epochs=1", "model.detector=fcos"]
-    single = fit(config(copy, *keys, "batch_size=2"), tmp_path / "single", quiet=True).run
-
-    def work(rank: int) -> object:
-        return fit(config(copy, *keys, "batch_size=1"), tmp_path / "two", quiet=True) and 0
-
-    assert two(work, tmp_path / "err") == [0, 0], (tmp_path / "err").read_text()
-    assert_same_training(tmp_path / "two" / "shapes", single)
+    single = fit(config(own, *keys, "batch_size=2"), tmp_path / "single", quiet=True).run
+    assert_same_training(fit_in_two(config(own, *keys, "batch_size=1"), tmp_path / "two"), single)
 
 
 def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_path: Path, single: Path) -> None:

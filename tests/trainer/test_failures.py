@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +14,6 @@ import torch
 import trainer.data.cache
 import trainer.step
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from runtime.datasets.annotations import DatasetError
-from tests.at_fault import raises
 from tests.trainer.tiny import tiny_config
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import Batch
@@ -133,14 +129,3 @@ def test_a_loader_process_killed_by_the_system_is_named_with_advice(
     with pytest.raises(TrainingError, match=r"a data loading process died: .*killed.*lower data\.workers or batch_size"
                        r".*no checkpoint was written"):  # fmt: skip
         fit(config(data, "data.workers=1"), tmp_path, quiet=True)
-
-
-def test_data_without_an_object_is_refused_before_the_training(data: Path, tmp_path: Path) -> None:
-    """As where label files do not lie where they are looked for, which every picture survives."""
-    copy = tmp_path / "data"
-    shutil.copytree(data, copy)
-    file = copy / "train.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
-    with raises(DatasetError, path=file):
-        fit(tiny_config(copy), tmp_path / "runs", quiet=True)
-    assert not (tmp_path / "runs").exists()

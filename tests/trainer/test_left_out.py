@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from runtime.datasets.annotations import CocoDataset, DatasetError, Problem, Problems
 from tests.at_fault import raises
-from tests.trainer.tiny import TINY, tiny_config
+from tests.trainer.tiny import TINY, edit, tiny_config
 from trainer.__main__ import main
 from trainer.log.report import SHOWN, left_out
 from trainer.loop import fit
@@ -19,33 +18,29 @@ from trainer.loop import fit
 PICTURES = (8, 3)
 
 
-@pytest.fixture
-def own(data: Path, tmp_path: Path) -> Path:
-    """A copy of the data to break."""
-    return Path(shutil.copytree(data, tmp_path / "data"))
-
-
-def edit(file: Path, **keys: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
-
-
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]], ids=["loud", "quiet"])
-def test_faults_of_the_data_are_told_and_listed(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: list[str]
+def test_faults_of_the_data_are_told_once_and_listed(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, quiet: list[str]
 ) -> None:
+    """Boxes beyond their pictures, and pictures that are cut off, empty and gone; two epochs meet each twice."""
     for name in ("train", "val"):
         content = json.loads((own / f"{name}.json").read_text())
         content["annotations"][0]["bbox"] = [40, 40, 60, 60]
         edit(own / f"{name}.json", annotations=content["annotations"])
-    train, val = sorted((own / "train").glob("*.jpg"))[0], sorted((own / "val").glob("*.jpg"))[0]
+    (train, empty, gone), val = sorted((own / "train").glob("*.jpg"))[:3], sorted((own / "val").glob("*.jpg"))[0]
     for path in (train, val):
         path.write_bytes(path.read_bytes()[:300])
+    empty.write_bytes(b"")
+    gone.unlink()
     runs = tmp_path / "runs"
     assert main(["fit", str(own / "shapes.yaml"), *TINY, "--runs", str(runs), *quiet]) == 0
     said = capsys.readouterr().err
     for name in ("train", "val"):
         assert said.count(f"warning: {name}: 1 boxes partly outside their image (clipped)") == 1
-    assert said.count("warning: 1 of 8 training pictures cannot be used") == 1 and train.name in said
+    assert said.count("warning: 2 of 7 training pictures cannot be used") == 1 and train.name in said
+    assert "train: 1 images whose file is missing (skipped)" in said
+    for path in (train, empty):
+        assert sum(path.name in record.getMessage() for record in caplog.records) == 1
     assert said.count("warning: 1 unreadable validation pictures left out") == 1 and str(val) in said
     assert ("epoch 1/2" in said) == (not quiet)
     page = (runs / "shapes" / "report.html").read_text()
@@ -69,15 +64,22 @@ def test_of_many_pictures_the_list_has_some_and_the_number() -> None:
     assert len(lines) == SHOWN + 2 and left_out(sound, sound, [], []) == []
 
 
-def test_validation_data_without_an_object_are_refused(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("split", "keys", "key"),
+    [("train", {"annotations": []}, None), ("val", {"annotations": []}, None),
+     ("train", {"annotations": [], "images": []}, "images")],
+)  # fmt: skip
+def test_data_without_a_picture_or_an_object_are_refused_before_the_training(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, keys: dict[str, Any], key: str | None
 ) -> None:
-    edit(own / "val.json", annotations=[])
-    with raises(DatasetError, path=own / "val.json"):
+    """As where label files do not lie where they are looked for, which every picture survives."""
+    edit(own / f"{split}.json", **keys)
+    with raises(DatasetError, key=key, path=own / f"{split}.json"):
         fit(tiny_config(own), tmp_path / "runs", quiet=True)
-    assert not (tmp_path / "runs").exists()
     assert main(["fit", str(own / "shapes.yaml"), *TINY, "--runs", str(tmp_path / "runs")]) == 1
-    assert "Traceback" not in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "trainer fit: error:" in error and "Traceback" not in error
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_map_that_is_nan_has_its_reason(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,26 +10,22 @@ import torch
 import models.loss
 import trainer.loop
 from models.detector import Detector
+from tests.trainer.tiny import tiny_config
 from trainer.config.train import TrainConfig
-from trainer.config_reader import read_config
 from trainer.data.train_set import Batch
 from trainer.devices.distributed import Group
 from trainer.loop import TrainingError, fit
-from trainer.recipes.shapes import make_shapes
 from trainer.state import State, new_state, seed_everything
 from trainer.step import LEAST_SCALE, optimizer_step
 from trainer.training_model import total_loss
 
 CPU = torch.device("cpu")
-TINY = ["schedule.epochs=1", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.width=0.125",
-        "model.neck.channels=16", "optim.ema=0", "schedule.warmup_steps=0"]  # fmt: skip
+PICTURES = (10, 2)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("mixed") / "data"
-    make_shapes(folder, train_images=10, val_images=2, size_hw=(64, 64))
-    return read_config(folder / "shapes.yaml", TINY)
+def config(data: Path) -> TrainConfig:
+    return tiny_config(data, "schedule.epochs=1", "batch_size=2", "optim.ema=0", "schedule.warmup_steps=0")
 
 
 def started(config: TrainConfig, amp: torch.dtype | None = None) -> tuple[State, Batch]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from runtime.artifact import read_card
-from trainer.config_reader import read_config
+from tests.trainer.tiny import tiny_config
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes
 from trainer.run.provenance import git_state, package_versions
@@ -124,14 +124,11 @@ def test_versions_are_what_is_imported() -> None:
 
 def test_every_checkpoint_says_so(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_shapes(repository / "data", train_images=4, val_images=2, size_hw=(64, 64))
-    tiny = ["schedule.epochs=1", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
-            "model.neck.channels=16", "amp=bf16"]  # fmt: skip
     monkeypatch.chdir(repository)
-    run = fit(read_config("data/shapes.yaml", tiny), "runs", quiet=True).run
+    run = fit(tiny_config(Path("data"), "schedule.epochs=1", "amp=bf16"), "runs", quiet=True).run
     for name in ("best.pt", "last.pt"):
         card = read_card(run / name)
-        assert card.versions == package_versions() | {
-            "git_commit": git(repository, "rev-parse", "HEAD"), "git_dirty": "no"
-        }  # fmt: skip
+        commit = {"git_commit": git(repository, "rev-parse", "HEAD"), "git_dirty": "no"}
+        assert card.versions == package_versions() | commit
         assert set(card.hashes) == {"train_annotations", "val_annotations"}
         assert card.metrics["trained_in"] == "bfloat16"

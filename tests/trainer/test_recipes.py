@@ -12,10 +12,12 @@ import pytest
 
 from runtime.datasets.coco import read_coco
 from tests.at_fault import raises
+from tests.trainer.pixels import extent
 from trainer.config_reader import read_config
 from trainer.recipes import RecipeError, digits_video, make_digits, make_shapes
 from trainer.recipes import digits as digits_recipe
 from trainer.recipes.glyphs import TRAIN_SAMPLES, VAL_SAMPLES, load_material, render_glyph
+from trainer.recipes.shapes import draw_scene
 
 MAKERS = {"digits": make_digits, "shapes": make_shapes}
 
@@ -28,11 +30,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(made: tuple[str, Path], tmp_path: Path) -> None:
@@ -152,11 +151,8 @@ def test_glyph_is_as_tall_as_asked_and_cropped_to_its_ink(height: int) -> None:
 
 
 def test_boxes_of_shapes_are_the_extent_of_their_pixels() -> None:
-    from trainer.recipes import shapes
-
     for seed in range(20):
-        rng = np.random.default_rng([seed, 0, 0])
-        scene = shapes.draw_scene((128, 128), rng)
+        scene = draw_scene((128, 128), np.random.default_rng([seed, 0, 0]))
         for x0, y0, x1, y1 in scene.boxes_xyxy:
             color = scene.image[y0:y1, x0:x1].reshape(-1, 3)
             values, counts = np.unique(color, axis=0, return_counts=True)
@@ -189,9 +185,7 @@ def test_no_digit_is_covered_past_recognition(monkeypatch: pytest.MonkeyPatch) -
             inside = visible[160:320, 160:320]
             assert inside.sum() >= 0.5 * whole.sum()
             covered += int(inside.sum() < 0.95 * whole.sum())
-            rows, columns = np.flatnonzero(whole.any(1)) - 160, np.flatnonzero(whole.any(0)) - 160
-            full = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).clip(0, 160)
-            assert box.tolist() == full.tolist()
+            assert box.tolist() == (np.array(extent(whole)) - 160).clip(0, 160).tolist()
     assert covered > 5  # the claim is about pictures in which digits do cover each other
 
 

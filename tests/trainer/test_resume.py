@@ -18,12 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import trainer.loop
 from isodet.strict import ConfigError
-from models.checkpoint import read_checkpoint, save_checkpoint
+from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from models.detector import Detector
 from runtime.card.card import sha256_file
+from tests.at_fault import raises
 from tests.trainer.interrupted import ask_at_end_of_epoch, ask_at_step
 from tests.trainer.processes import child, ended
-from tests.trainer.tiny import TINY, tiny_config
+from tests.trainer.tiny import TINY, edit, tiny_config
 from trainer.__main__ import main
 from trainer.config.train import TrainConfig
 from trainer.devices.distributed import Group
@@ -204,16 +205,22 @@ def test_a_signal_during_validation_does_not_wait_and_the_second_leaves_at_once(
         find_resumable(None, tmp_path / "other")
 
 
+def test_what_cannot_be_resumed_is_said(whole: Path) -> None:
+    with pytest.raises(ConfigError, match="finished its 2 epochs"):
+        find_resumable(whole)
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        find_resumable(None, whole.parent)
+    with raises(CheckpointError, path=whole / "best.pt"):
+        find_resumable(whole / "best.pt")
+
+
 def test_minutes_are_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
-    monkeypatch.setattr(
-        "trainer.run.folder.save_checkpoint",
-        lambda path, *_: saved.append(path.name) if path.name == "last.pt" else None,
-    )
+    monkeypatch.setattr("trainer.run.folder.save_checkpoint", lambda path, *_: saved.append(path.name))
     fit(config(data, "checkpoint_steps=0", "schedule.epochs=1"), tmp_path, quiet=True)
-    assert len(saved) == 1  # ten minutes are longer than this run
+    assert saved.count("last.pt") == 1  # ten minutes are longer than this run
     fit(config(data, "checkpoint_steps=0", "schedule.epochs=1", "checkpoint_minutes=1e-9"), tmp_path, quiet=True)
-    assert len(saved) == 1 + 4 + 1
+    assert saved.count("last.pt") == 1 + 4 + 1
 
 
 def test_a_run_saved_by_an_older_version_goes_on(data: Path, tmp_path: Path, whole: Path) -> None:
@@ -233,18 +240,13 @@ def test_a_run_saved_by_an_older_version_goes_on(data: Path, tmp_path: Path, who
 
 
 def test_annotations_that_changed_are_refused_with_both_hashes_or_accepted_when_told(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy, runs = tmp_path / "data", tmp_path / "runs"
-    shutil.copytree(data, copy)
-    ask_at_step(5, config(copy), runs)
-    file = copy / "train.json"
-    old = sha256_file(file)
-    coco = json.loads(file.read_text())
-    coco["images"] = coco["images"][:8]
-    kept = {image["id"] for image in coco["images"]}
-    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in kept]
-    file.write_text(json.dumps(coco))
+    runs, file = tmp_path / "runs", own / "train.json"
+    ask_at_step(5, config(own), runs)
+    old, coco = sha256_file(file), json.loads(file.read_text())
+    kept = {image["id"] for image in coco["images"][:8]}
+    edit(file, images=coco["images"][:8], annotations=[a for a in coco["annotations"] if a["image_id"] in kept])
     resume = find_resumable(None, runs)
     with pytest.raises(ConfigError, match=rf"train\.json: .*is {sha256_file(file)}, it was {old};.*--changed-data"):
         fit(resume.config, runs, resume, quiet=True)
@@ -255,10 +257,8 @@ def test_annotations_that_changed_are_refused_with_both_hashes_or_accepted_when_
     assert read_checkpoint(runs / "shapes" / "last.pt")["card"]["hashes"]["train_annotations"] == sha256_file(file)
 
 
-def test_annotations_that_change_under_a_run_do_not_change_it(data: Path, tmp_path: Path) -> None:
-    copy, real = tmp_path / "data", trainer.loop.MetricsLog.step
-    shutil.copytree(data, copy)
-    file = copy / "train.json"
+def test_annotations_that_change_under_a_run_do_not_change_it(own: Path, tmp_path: Path) -> None:
+    real, file = trainer.loop.MetricsLog.step, own / "train.json"
     old = sha256_file(file)
 
     def step(self: object) -> None:
@@ -267,7 +267,7 @@ def test_annotations_that_change_under_a_run_do_not_change_it(data: Path, tmp_pa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.loop.MetricsLog, "step", step)
-        run = fit(config(copy, "schedule.epochs=1"), tmp_path, quiet=True).run
+        run = fit(config(own, "schedule.epochs=1"), tmp_path / "runs", quiet=True).run
     content = read_checkpoint(run / "last.pt")
     assert content["resume"]["records"]["images"] == 14  # every picture, as they were read at the start
     assert content["card"]["hashes"]["train_annotations"] == old != sha256_file(file)

@@ -46,12 +46,22 @@ def runs(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def interrupt(run: Path, epoch: int = 1, batch: int = 1) -> None:
+def rewrite(path: Path, card: dict[str, object], **resume: object) -> None:
+    """Change keys of a checkpoint's card, and of its training state where it has one."""
+    content = read_checkpoint(path)
+    state = content["resume"] and content["resume"] | resume
+    save_checkpoint(path, content["model"], content["card"] | card, state)
+
+
+def interrupt(run: Path) -> None:
     """Make `run` one that was stopped within its second epoch."""
-    content = read_checkpoint(run / "last.pt")
-    resume = content["resume"] | {"epoch": epoch, "batch": batch, "finished": False}
-    resume["records"] = resume["records"] | {"seconds": 100.0}
-    save_checkpoint(run / "last.pt", content["model"], content["card"], resume)
+    records = read_checkpoint(run / "last.pt")["resume"]["records"] | {"seconds": 100.0}
+    rewrite(run / "last.pt", {}, epoch=1, batch=1, finished=False, records=records)
+
+
+def judged(run: Path, **metrics: object) -> None:
+    """Change metrics of the best checkpoint of `run`."""
+    rewrite(run / "best.pt", {"metrics": read_checkpoint(run / "best.pt")["card"]["metrics"] | metrics})
 
 
 def test_a_finished_run_says_what_it_was(runs: Path) -> None:
@@ -65,9 +75,7 @@ def test_a_finished_run_says_what_it_was(runs: Path) -> None:
 
 
 def test_scores_are_those_of_best_pt_also_where_it_holds_averaged_weights(runs: Path) -> None:
-    content = read_checkpoint(runs / "a" / "best.pt")
-    card = content["card"] | {"metrics": content["card"]["metrics"] | {"map": 77.0, "ap50": 88.0, "averaged": True}}
-    save_checkpoint(runs / "a" / "best.pt", content["model"], card)
+    judged(runs / "a", map=77.0, ap50=88.0, averaged=True)
     assert (read_run(runs / "a").map, read_run(runs / "a").ap50) == (77.0, 88.0)
 
 
@@ -95,14 +103,12 @@ def test_a_newest_run_that_cannot_be_read_is_not_passed_over(runs: Path) -> None
     (runs / "b" / "config.yaml").write_text(text + "\nunheard_of: 1\n")
     with pytest.raises(ConfigError, match=r"b/config\.yaml.*unheard_of"):
         find_resumable(None, runs)
-    content = read_checkpoint(runs / "b" / "last.pt")
-    save_checkpoint(runs / "b" / "last.pt", content["model"], content["card"], content["resume"] | {"finished": True})
+    rewrite(runs / "b" / "last.pt", {}, finished=True)
     assert find_resumable(None, runs).run == runs / "a"  # a finished one needs no config
 
 
 def test_a_run_that_ended_early_is_finished(runs: Path) -> None:
-    content = read_checkpoint(runs / "a" / "last.pt")
-    save_checkpoint(runs / "a" / "last.pt", content["model"], content["card"], content["resume"] | {"epoch": 1})
+    rewrite(runs / "a" / "last.pt", {}, epoch=1)
     assert (read_run(runs / "a").state, read_run(runs / "a").epochs_done) == ("finished", 1)
 
 
@@ -110,9 +116,7 @@ def test_the_newest_is_first_and_by_map_the_best(runs: Path) -> None:
     for name, when, score in (("old", 1e9, 50.0), ("older", 9e8, 60.0), ("unjudged", 8e8, None)):
         shutil.copytree(runs / "a", runs / name)
         os.utime(runs / name / "config.yaml", (when, when))
-        content = read_checkpoint(runs / name / "best.pt")
-        card = content["card"] | {"metrics": content["card"]["metrics"] | {"map": score}}
-        save_checkpoint(runs / name / "best.pt", content["model"], card)
+        judged(runs / name, map=score)
     found = list_runs(runs)
     assert [run.name for run in found] == ["a", "old", "older", "unjudged"]
     assert [run.name for run in by_map(found)] == ["older", "old", "a", "unjudged"]

@@ -16,7 +16,7 @@ from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint
 from models.detector import Detector
 from tests.trainer.interrupted import ask_at_step, go_on
-from tests.trainer.tiny import TINY, rates, tiny_config, weights
+from tests.trainer.tiny import TINY, alike, rates, tiny_config, weights
 from trainer.config.train import ScheduleConfig, TrainConfig
 from trainer.config_reader import read_config
 from trainer.devices.distributed import Group
@@ -177,6 +177,5 @@ def test_every_schedule_resumes(data: Path, tmp_path: Path, recipe: str, monkeyp
             go_on(tmp_path)
     run = go_on(tmp_path)
     for name in ("last.pt", "swa.pt") if settings.schedule.swa_epochs else ("last.pt",):
-        one, other = weights(whole / name), weights(run / name)
-        assert all(torch.equal(one[k], other[k]) for k in one)
+        assert alike(whole, run, name)
     assert rates(whole) == rates(run)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from runtime.images.image import write_image
 from tests.trainer.tiny import TINY
+from tests.trainer.voc_set import voc_set
 from trainer.check.data import check_data
 from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
@@ -21,12 +20,8 @@ FROM_0, FROM_1 = "annotations: zero/Annotations", "annotations: one/Annotations"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two sets of a picture each: `zero` proves that it counts from 0, nothing in `one` does."""
-    for shade, (name, xmin) in enumerate((("zero", 0), ("one", 5))):
-        write_image(tmp_path / name / "JPEGImages" / "a.png", np.full((64, 96, 3), shade, np.uint8))
-        ends = f"<xmin>{xmin}</xmin><ymin>11</ymin><xmax>40</xmax><ymax>40</ymax>"
-        xml = f"<object><name>cat</name><bndbox>{ends}</bndbox></object></annotation>"
-        (tmp_path / name / "Annotations").mkdir()
-        (tmp_path / name / "Annotations" / "a.xml").write_text("<annotation><filename>a.png</filename>" + xml)
+    for name, xmin in (("zero", 0), ("one", 5)):
+        voc_set(tmp_path / name, {"a": (xmin, 11, 40, 40)}, "cat")
     return tmp_path
 
 
