@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from export.verification.verify import TOLERANCE
+from models.checkpoint import read_checkpoint, save_checkpoint
 from runtime import Detector, read_card, read_coco, read_image
 from runtime.evaluation.evaluate import evaluate
+from tests.fresh import python
 
 
 def command(room: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command as a user would, from another folder than the project's."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run(
-        [sys.executable, "-m", room, *map(str, arguments)], cwd=cwd, env=environment, text=True, capture_output=True
-    )
+    return python("-m", room, *arguments, cwd=cwd)
 
 
 def test_shapes_are_learned_and_the_onnx_file_scores_the_same(shapes_run: Path) -> None:
     data = shapes_run.parent.parent / "data"
     val = read_coco(data / "val.json", data / "val")
-    onnx = evaluate(Detector(shapes_run / "best.onnx"), val)
-    torch = evaluate(Detector(shapes_run / "best.pt"), val)
-    assert torch.map > 50  # learned: unlearned weights score 0, and the recipe's shapes are large and plain
-    assert onnx.map == pytest.approx(torch.map, abs=TOLERANCE["fp32"])  # what the gate promises
+    trained, onnx = (evaluate(Detector(shapes_run / name), val) for name in ("best.pt", "best.onnx"))
+    assert trained.map > 50  # learned: unlearned weights score 0, and the recipe's shapes are large and plain
+    assert onnx.map == pytest.approx(trained.map, abs=TOLERANCE["fp32"])  # what the gate promises
     card = read_card(shapes_run / "best.onnx")
     assert card.metrics["map"] == pytest.approx(onnx.map, abs=1e-3)  # a card has 3 decimals
     assert card.verification["passed"] is True
@@ -92,10 +89,6 @@ def test_the_commands_walk_the_road(shapes_run: Path, tmp_path: Path) -> None:
 
 def test_a_gate_that_is_not_met_fails_and_leaves_nothing(shapes_run: Path, tmp_path: Path) -> None:
     """Weights damaged after training: the file scores less than its reference and must not pass for it."""
-    import torch
-
-    from models.checkpoint import read_checkpoint, save_checkpoint
-
     content = read_checkpoint(shapes_run / "best.pt")
     damaged = {k: v.clone() for k, v in content["model"].items()}
     damaged["head.box.weight"] += 0.05 * torch.randn(damaged["head.box.weight"].shape, generator=torch.manual_seed(0))
@@ -103,10 +96,7 @@ def test_a_gate_that_is_not_met_fails_and_leaves_nothing(shapes_run: Path, tmp_p
     cwd = shapes_run.parent.parent
     exported = command("export", "onnx", tmp_path / "damaged.pt", "--quiet", cwd=cwd)
     assert exported.returncode == 0, exported.stderr  # it equals its own checkpoint
-    verified = command(
-        "export", "verify", tmp_path / "damaged.onnx", "--against", shapes_run / "best.pt", "--quiet",
-        "--report", tmp_path, cwd=cwd,
-    )  # fmt: skip
-    assert verified.returncode == 1
-    assert "FAILED" in verified.stdout
+    files = [tmp_path / "damaged.onnx", "--against", shapes_run / "best.pt", "--report", tmp_path]
+    verified = command("export", "verify", *files, "--quiet", cwd=cwd)
+    assert verified.returncode == 1 and "FAILED" in verified.stdout
     assert json.loads((tmp_path / "verify.json").read_text())["passed"] is False

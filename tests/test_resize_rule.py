@@ -37,9 +37,8 @@ def test_the_sizes_of_the_peers(golden: Callable[[str], dict[str, np.ndarray]], 
     for source, expected in zip(table["resize_in_hw"], table[peer], strict=True):
         placement = rule.fit((int(source[0]), int(source[1])))
         assert placement.resized_hw == tuple(expected), tuple(source)
-        assert all(
-            p % 32 == 0 and 0 <= p - r < 32 for p, r in zip(placement.size_hw, placement.resized_hw, strict=True)
-        )
+        sides = zip(placement.size_hw, placement.resized_hw, strict=True)
+        assert all(padded % 32 == 0 and 0 <= padded - resized < 32 for padded, resized in sides)
 
 
 def test_the_pixels_of_torchvisions_transform(golden: Callable[[str], dict[str, np.ndarray]]) -> None:
@@ -131,10 +130,8 @@ def test_the_detector_is_the_network_on_pixels_resized_by_hand(wide: Path) -> No
 def test_a_graph_letterboxes_and_the_proof_says_what_that_costs(wide: Path, tmp_path: Path) -> None:
     checkpoint = wide / "runs" / "shapes" / "best.pt"
     result = export.to_onnx(checkpoint, tmp_path / "best.onnx")
-    assert read_card(checkpoint).resize == {
-        "short": 96, "long": 160, "multiple": 32, "floor": False, "fill_bgr": list(MEAN_BGR),
-    }  # fmt: skip
-    assert read_card(result.path).resize == {}
+    rule = {"short": 96, "long": 160, "multiple": 32, "floor": False, "fill_bgr": list(MEAN_BGR)}
+    assert (read_card(checkpoint).resize, read_card(result.path).resize) == (rule, {})
     verification = result.verification
     assert verification is not None and verification.passed and verification.as_trained is not None
     own, boxed = verification.as_trained.evaluation.map, verification.reference.evaluation.map

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,12 +22,11 @@ from models.config.model import model_config
 from models.detector import Detector as Network
 from models.quant import quantize
 from runtime import read_card
+from tests.export.damaged import foreign_graph
 from tests.fixed_weights import fix_weights
 from trainer.recipes.shapes import CLASSES, draw_scene
 
 Graphs = tuple[onnx.ModelProto, onnx.ModelProto]
-
-
 CONFIG = {
     "classes": CLASSES, "detector": "atss", "input_size_hw": [96, 128], "backbone": {"name": "resnet18", "width": 0.25},
     "neck": {"channels": 32, "levels": [3, 5], "norm": "bn"}, "head": {"depth": 1, "prior": 0.2},
@@ -73,9 +73,12 @@ def judge(network: Graphs, pixels: np.ndarray) -> Callable[[onnx.ModelProto, str
     return run
 
 
+def copied(message: Any) -> Any:
+    return type(message).FromString(message.SerializeToString())
+
+
 def changed(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     (tensor,) = [t for t in copy.graph.initializer if t.name == name]
     values = onnx.numpy_helper.to_array(tensor)
     tensor.CopyFrom(onnx.numpy_helper.from_array(change(values).astype(values.dtype), name))
@@ -126,8 +129,7 @@ def test_names_of_tensors_do_not_matter(fixed_run: Path, network: Graphs) -> Non
 def test_float16_is_near_and_its_damaged_weight_is_named(
     fixed_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
 ) -> None:
-    model = onnx.load(fixed_run / "best.onnx")
-    halved = half_weights(model)
+    halved = half_weights(onnx.load(fixed_run / "best.onnx"))
     assert judge(halved, "fp16").first is None
     node = convolutions(halved)[5]
     found = judge(changed(halved, node.input[1], lambda w: -w), "fp16")
@@ -136,8 +138,7 @@ def test_float16_is_near_and_its_damaged_weight_is_named(
 
 def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convolutions of float16 between casts, as a half body is."""
-    halved = onnx.ModelProto()
-    halved.CopyFrom(model)
+    halved = copied(model)
     constants = {t.name: t for t in halved.graph.initializer}
     nodes, changed_names = [], set()
     for node in halved.graph.node:
@@ -156,7 +157,7 @@ def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             node,
             onnx.helper.make_node("Cast", [f"{result}_half"], [result], to=onnx.TensorProto.FLOAT),
         ]
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    nodes = [copied(node) for node in nodes]
     del halved.graph.node[:], halved.graph.value_info[:]
     halved.graph.node.extend(nodes)
     return halved
@@ -203,13 +204,7 @@ def test_relative_error() -> None:
 def test_another_network_and_other_files_are_refused(
     fixed_run: Path, network: Graphs, pixels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    foreign = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            [onnx.helper.make_node("Relu", ["images"], ["y"])], "g",
-            [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 4])],
-            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])],
-        )
-    )  # fmt: skip
+    foreign = foreign_graph()
     assert len(tensors(foreign)) == 1
     with pytest.raises(BisectError, match="no layer in common with the checkpoint"):
         compare(Path("x.onnx"), foreign, network, (pixels[:1], pixels[:1]), "fp32")

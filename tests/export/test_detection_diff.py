@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from export.verification.detection_diff import compare_by_image, compare_detections
 from runtime import Detections
-
-
-def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
-    table = np.array(rows, np.float32).reshape(-1, 6)
-    return Detections(table[:, :4].copy(), table[:, 4].copy(), table[:, 5].astype(np.int32), ("a", "b"))
-
+from tests.export.edges import found
 
 BOX = (10.0, 10.0, 30.0, 30.0, 0.9, 0)
 

@@ -19,7 +19,6 @@ from export.verification.detection_diff import compare_detections
 from models.checkpoint import CheckpointError, build_detector, load_detector
 from models.config.model import model_config
 from models.deploy.graph import Deploy
-from models.detector import Detector as Network
 from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
 from runtime.backends.load import load_backend
@@ -28,7 +27,7 @@ from tests.at_fault import raises
 
 
 @pytest.fixture
-def untrained(save_network: Callable[[Path, Network], Path]) -> Callable[..., Path]:
+def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
     """A checkpoint of random weights that finds something everywhere."""
 
     def make(path: Path, **keys: Any) -> Path:
@@ -38,14 +37,7 @@ def untrained(save_network: Callable[[Path, Network], Path]) -> Callable[..., Pa
             "head": {"depth": 1, "prior": 0.2, "norm": "bn"}, "postprocess": {"candidates": 60, "detections": 25},
             **keys,
         })  # fmt: skip
-        torch.manual_seed(3)
-        model = Network(config)
-        with torch.no_grad():
-            for module in model.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.momentum = 1.0  # statistics of one batch; moving averages would let activations fade away
-            model(torch.randint(0, 256, (4, 64, 96, 3), dtype=torch.uint8))
-        return save_network(path, model)
+        return save_untrained(path, config, lambda _: False, (4,))
 
     return make
 
@@ -114,6 +106,8 @@ def test_training_forms_and_state_dicts_are_refused(tmp_path: Path, untrained: C
 @pytest.mark.parametrize(
     ("options", "key"),
     [
+        ({"opset": 9}, "opset"),
+        ({"batch": 0}, "batch"),
         ({"nms": "soft"}, "nms"),
         ({"precision": "fp8"}, "precision"),
         ({"input": "nv12"}, "input"),

@@ -88,9 +88,6 @@ def card_of(checkpoint: Path) -> Card:
     return Card.from_json(read_checkpoint(checkpoint)["card"], checkpoint)
 
 
-# -------------------------------------------------------------------------------- calibration
-
-
 def test_what_is_wrong_with_calibration_pictures_is_said(tmp_path: Path, pictures: Path, checkpoint: Path):
     card = card_of(checkpoint)
     (tmp_path / "empty").mkdir()
@@ -163,9 +160,6 @@ def test_ranges_of_one_export_make_the_other_form(tmp_path: Path, pictures: Path
     before = written.read_bytes()
     assert main([*base, "--ranges", str(ranges)]) == 1
     assert written.read_bytes() == before
-
-
-# -------------------------------------------------------------------------------- layers
 
 
 def test_errors_are_those_of_one_layer_alone():

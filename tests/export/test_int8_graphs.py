@@ -42,9 +42,8 @@ def outputs_of(model: Path, images: np.ndarray) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as the graph is written
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(
-        None, {"images": images}
-    )
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": images})
 
 
 class Scores(torch.nn.Module):

@@ -90,9 +90,8 @@ def test_every_block_norm_and_neck_is_dense_standard_operators_of_fixed_shape(no
     assert len(heads) == (3 if norm == "gn" else 10)  # repconv has bn only
     torch.manual_seed(0)
     model = fuse(Crossings(heads, tuple(NECKS)).eval())
-    program = torch.onnx.export(
-        model, (torch.zeros(2, 64, 96, 3, dtype=torch.uint8),), dynamo=True, opset_version=20, verbose=False
-    )
+    images = torch.zeros(2, 64, 96, 3, dtype=torch.uint8)
+    program = torch.onnx.export(model, (images,), dynamo=True, opset_version=20, verbose=False)
     assert program is not None
     allowed = OPERATORS | (GROUP_NORM if norm == "gn" else set())
     for graph in (program.model_proto, _simplified(program.model_proto)):

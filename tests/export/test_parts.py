@@ -71,9 +71,8 @@ def test_networks_of_timm_deploy(
     tmp_path: Path, name: str, untrained: Callable[..., Path], assert_same: Callable[..., None]
 ) -> None:
     """With and without the simplifier, which folds the norms that only timm knows."""
-    checkpoint = untrained(
-        tmp_path / "w.pt", {"backbone": {"name": f"timm:{name}", "width": 1.0}, "head": {"depth": 1}}
-    )
+    parts = {"backbone": {"name": f"timm:{name}", "width": 1.0}, "head": {"depth": 1}}
+    checkpoint = untrained(tmp_path / "w.pt", parts)
     traced = export.to_onnx(checkpoint, tmp_path / "traced.onnx", export.OnnxOptions(simplify=False)).path
     model = onnx.load(traced)
     slim = simplified(without_functions(model))  # as the export does, which is spared a second trace here

@@ -7,10 +7,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import onnx
 import pytest
 
 import export
+import export.graph.form
 from export.__main__ import main
 from export.verification.report import check_folder, write_reports
 from export.verification.scores import Verification
@@ -29,6 +27,8 @@ from runtime import CardError, Detector, read_card, read_dataset
 from runtime.backends.protocol import Backend, BackendError, RawOutputs
 from runtime.card.card import METADATA_KEY
 from tests.at_fault import raises
+from tests.export.damaged import change_weight, edited, foreign_graph, set_first
+from tests.fresh import python
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +42,6 @@ def copies(shapes_run: Path, tmp_path: Path) -> Path:
     for name in ("best.pt", "best.onnx"):
         shutil.copy(shapes_run / name, tmp_path)
     return tmp_path
-
-
-def edit(path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
-    model = onnx.load(path)
-    change(model)
-    onnx.save(model, path)
-
-
-def damage(model: onnx.ModelProto) -> None:
-    """One weight of a convolution in the backbone, three times as large."""
-    tensor = next(t for t in model.graph.initializer if "layer2" in t.name and len(t.dims) == 4)
-    values = onnx.numpy_helper.to_array(tensor) * np.float32(3)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
 def test_a_gpu_is_asked_of_the_driver(shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,13 +100,10 @@ def test_the_report_is_one_file_with_the_table_first_and_pictures_after(verified
 def test_a_graph_that_was_edited_is_not_the_one_that_was_exported(copies: Path) -> None:
     """It may score what it likes: one bit is enough."""
 
-    def nudge(model: onnx.ModelProto) -> None:
-        tensor = next(t for t in model.graph.initializer if t.name.endswith("conv1.weight"))
-        values = onnx.numpy_helper.to_array(tensor).copy()
-        values.flat[0] = np.nextafter(values.flat[0], np.float32(1))
-        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    def nudged(values: np.ndarray) -> np.ndarray:
+        return set_first(np.nextafter(values.flat[0], np.float32(1)))(values)
 
-    edit(copies / "best.onnx", nudge)
+    edited(copies / "best.onnx", lambda model: change_weight(model, "conv1.weight", nudged))
     result = export.verify([copies / "best.onnx"], device="cpu")
     assert not result.passed and abs(result.artifacts[0].delta_map) < 0.1
     assert "was edited or damaged after the export" in result.table()
@@ -133,14 +117,7 @@ def test_foreign_and_broken_files_are_refused_by_name(copies: Path) -> None:
         with pytest.raises((CardError, BackendError), match=r"broken\.onnx"):
             export.verify([path], copies / "best.pt")
     card = next(p.value for p in onnx.load(copies / "best.onnx").metadata_props if p.key == METADATA_KEY)
-    foreign = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            [onnx.helper.make_node("Relu", ["x"], ["y"])], "g",
-            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4])],
-            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])],
-        ),
-        opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10,
-    )  # fmt: skip
+    foreign = foreign_graph()
     onnx.save(foreign, path)
     with pytest.raises(CardError, match=r"broken\.onnx: an ONNX file without an isodet card"):
         export.verify([path], copies / "best.pt")
@@ -198,9 +175,8 @@ def test_pictures_that_are_missing_are_said_to_be(shapes_run: Path, tmp_path: Pa
         shutil.copy(folder / str(image["file_name"]), tmp_path)
     (tmp_path / str(content["images"][0]["file_name"])).write_bytes(b"no picture")
     (tmp_path / "val.json").write_text(json.dumps(content))
-    result = export.verify(
-        [shapes_run / "best.onnx"], annotations=tmp_path / "val.json", images=tmp_path, device="cpu"
-    )  # fmt: skip
+    annotations = tmp_path / "val.json"
+    result = export.verify([shapes_run / "best.onnx"], annotations=annotations, images=tmp_path, device="cpu")
     assert "2 of the 6 pictures in " in result.table() and "2 images whose file is missing" in result.table()
     assert "the scores are of 3 of 4 pictures: 1 could not be read, the first: " in result.table()
     assert len(result.to_json()["notes"]) == 2
@@ -267,15 +243,14 @@ def test_a_disk_that_fills_up_leaves_the_old_report(
 def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(
     copies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import export.graph.form
-
+    """One weight of the backbone is three times as large in the file, and not in what it is compared with."""
     old = (copies / "best.onnx").read_bytes()
     real = export.graph.form.simplified
 
     def wrong(model: onnx.ModelProto) -> onnx.ModelProto:
         model = real(model)
         if not wrong_once:
-            damage(model)
+            change_weight(model, "layer2", lambda values: values * 3)
             wrong_once.append(True)
         return model
 
@@ -304,10 +279,7 @@ def test_killed_during_verification_leaves_nothing_under_the_final_name(copies: 
                 os.kill(os.getpid(), signal.SIGKILL)
         export.to_onnx(sys.argv[1], progress=progress)
     """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(copies / "best.pt")], env=environment, capture_output=True
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    ended = python("-c", textwrap.dedent(program), copies / "best.pt")
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert not (copies / "best.onnx").exists()
     assert [path.name for path in copies.iterdir() if not path.name.startswith(".")] == ["best.pt"]

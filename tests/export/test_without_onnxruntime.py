@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from export.__main__ import main
 from export.verification.bisect import bisect
 from runtime.backends.ort import library as ort_library
 from runtime.backends.protocol import BackendError
+from tests.fresh import python
 
-ROOT = Path(__file__).resolve().parents[2]
 ADVICE = (
     r"an ONNX file needs ONNX Runtime; it is not installed: pip install 'isodet\[cpu\]' or, for an NVIDIA GPU, pip "
 )
@@ -37,10 +36,8 @@ def test_nothing_is_exported_that_cannot_be_run(shapes_run: Path, tmp_path: Path
 
 
 def test_nothing_is_verified_or_bisected(shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.verification.verify._score", lambda *_: pytest.fail("the checkpoint was scored before"))
-    monkeypatch.setattr(
-        "export.verification.bisect.float_graphs", lambda *_: pytest.fail("the checkpoint was exported before")
-    )
+    for work in ("verify._score", "bisect.float_graphs"):
+        monkeypatch.setattr(f"export.verification.{work}", lambda *_: pytest.fail("the long work was begun"))
     with pytest.raises(BackendError, match=f"^{ADVICE}"):
         export.verify([shapes_run / "best.onnx"], against=shapes_run / "best.pt")
     with pytest.raises(BackendError, match=f"^{ADVICE}"):
@@ -62,5 +59,5 @@ def test_an_engine_can_be_built_of_a_graph_that_was_verified_elsewhere() -> None
         "import export.engine_export, export.engine.verify, export.audit.audit, export.verification.targets\n"
         "import export.verification.verify, export.verification.bisect"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr

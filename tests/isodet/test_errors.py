@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from isodet.errors import IsodetError
+from isodet.rooms import RoomError
+from runtime.backends.protocol import OutOfMemory
+from runtime.card.card import CardError
 
 ROOMS = ("isodet", "models", "runtime", "trainer", "export")
 AS_CONSTRUCTED: dict[str, tuple[Any, ...]] = {
@@ -83,8 +86,6 @@ def test_what_is_at_fault_is_an_attribute_and_none_where_nothing_is_named() -> N
 
 def test_a_builtin_s_own_attribute_of_that_name_is_kept_too() -> None:
     """ImportError has a `path` that is no entry of `vars()`."""
-    from isodet.rooms import RoomError
-
     error = RoomError("models.py hides isodet's", path="models.py")
     assert pickle.loads(pickle.dumps(error)).path == error.path == Path("models.py")
 
@@ -95,10 +96,7 @@ def test_a_note_goes_with_a_pickled_error() -> None:
     assert pickle.loads(pickle.dumps(error)).__notes__ == ["in worker 3"]
 
 
-@pytest.mark.parametrize("builtin", [ValueError, RuntimeError])
-def test_who_catches_a_builtin_still_does(builtin: type[Exception]) -> None:
-    from runtime.backends.protocol import OutOfMemory
-    from runtime.card.card import CardError
-
+@pytest.mark.parametrize(("builtin", "error"), [(ValueError, CardError), (RuntimeError, OutOfMemory)])
+def test_who_catches_a_builtin_still_does(builtin: type[Exception], error: type[Exception]) -> None:
     with pytest.raises(builtin):
-        raise {ValueError: CardError, RuntimeError: OutOfMemory}[builtin]("a message")
+        raise error("a message")

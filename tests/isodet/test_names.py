@@ -6,7 +6,6 @@ import ast
 import importlib
 import pkgutil
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,10 +15,11 @@ from types import FunctionType
 import pytest
 
 import isodet
+import runtime
 from isodet.lazy import lazy_names
 from isodet.old_names import MOVED
+from tests.fresh import ROOT, python
 
-ROOT = Path(__file__).parents[2]
 ROOMS = {"models", "runtime", "trainer", "export"}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.py")])
 
@@ -45,8 +45,6 @@ def test_no_module_has_the_name_of_something_that_its_room_offers(room: str) -> 
 
 
 def test_isodet_offers_what_runtime_does() -> None:
-    import runtime
-
     assert set(isodet.__all__) == {*runtime.__all__, "IsodetError"}
     assert set(dir(isodet)) == {*isodet.__all__, *ROOMS}
     assert isodet.Detector is runtime.Detector and isodet.runtime is runtime
@@ -71,13 +69,13 @@ def test_a_name_is_loaded_when_it_is_asked_for(room: str, name: str, home: str) 
         f"{room}.{name}\n"
         f"print('{home}' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = python("-c", code)
     assert done.stdout == "True\n", done.stderr
 
 
 def test_the_errors_are_light() -> None:
     code = "import sys, isodet.errors; print(sorted({'numpy', 'cv2', 'runtime', 'models'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = python("-c", code)
     assert done.stdout == "[]\n", done.stderr
 
 
@@ -120,10 +118,8 @@ def test_the_docs_name_public_names_only(page: Path) -> None:
 def test_the_docs_are_read() -> None:
     names = {pair for page in PAGES for pair in named(code_of(page))}
     assert {("runtime", "Detector"), ("export", "to_engine"), ("trainer", "fit"), ("models", "ConvNorm")} <= names
-    assert list(named("from runtime.images.image import x\nimport export\nexport.y")) == [
-        ("runtime.images.image", "x"),
-        ("export", "y"),
-    ]
+    found = list(named("from runtime.images.image import x\nimport export\nexport.y"))
+    assert found == [("runtime.images.image", "x"), ("export", "y")]
 
 
 OLD = [
@@ -182,8 +178,6 @@ def test_every_old_name_leads_to_modules() -> None:
 
 
 def test_an_old_module_never_takes_the_place_of_a_function() -> None:
-    import runtime
-
     with pytest.raises(ImportError, match="from runtime import evaluate; its module is runtime.evaluation.evaluate"):
         importlib.import_module("runtime.evaluate")
     assert callable(runtime.evaluate)

@@ -39,9 +39,6 @@ def margin_inside(point: tuple[float, float], box: list[float]) -> float:
     return min(point[0] - box[0], point[1] - box[1], box[2] - point[0], box[3] - point[1])
 
 
-# ------------------------------------------------------------------------- the published algorithms
-
-
 def loop_atss(grid: Priors, boxes: list[list[float]], topk: int) -> tuple[list[int], set[int]]:
     """ATSS paper, algorithm 1, one object, one level, one candidate at a time."""
     anchors = grid.boxes_xyxy.double().tolist()
@@ -153,9 +150,6 @@ def loop_center(
     return matched, sensitive
 
 
-# ----------------------------------------------------------------------------------------- examples
-
-
 @st.composite
 def batches(draw: Callable) -> tuple[tuple[int, int], list[list[list[float]]]]:
     """An input size and the boxes of 1-3 images, 0-6 each: tiny, huge, thin, overlapping, over the border."""
@@ -233,8 +227,6 @@ def test_center_assignment_is_the_papers(batch, radius, range_factor):
     loops = [loop_center(grid, boxes, radius, range_factor) for boxes in images]
     compare(assign_center(grid, *padded(images), radius, range_factor), loops)
 
-
-# ------------------------------------------------------------------------------- what holds for all
 
 ALL = [("atss", ONE), ("iou", NINE), ("center", ONE), ("atss", NINE), ("topk", ONE)]
 

@@ -58,9 +58,6 @@ def test_odd_sizes_round_up(name, height, width):
         assert tuple(feature.shape[-2:]) == (-(-height // stride), -(-width // stride))
 
 
-# ------------------------------------------------------------------------------------ torchvision
-
-
 def torchvision_features(
     name: str, x: Tensor, with_statistics: Callable[[nn.Module], nn.Module]
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -117,9 +114,6 @@ def test_imagenet_v1_is_torchvisions_first_file(monkeypatch):
     assert asked == ["IMAGENET1K_V2", "IMAGENET1K_V1"]
 
 
-# ------------------------------------------------------------------------------------------ style
-
-
 def test_caffe_style_strides_in_the_first_1x1(with_statistics):
     pytorch, caffe = backbone("resnet50"), backbone("resnet50", style="caffe")
     assert pytorch.layer2[0].conv2.stride == caffe.layer2[0].conv1.stride == (2, 2)
@@ -134,9 +128,6 @@ def test_caffe_style_strides_in_the_first_1x1(with_statistics):
         nn.functional.conv2d(x[..., ::2, ::2], block.downsample[0].weight)
     )
     torch.testing.assert_close(block(x), torch.relu(y))
-
-
-# --------------------------------------------------------------------------------------- dilation
 
 
 @pytest.mark.parametrize(
@@ -173,9 +164,6 @@ def test_levels_keep_their_strides_above_a_dilated_backbone(kind, p6_from):
     neck = {"kind": kind, "channels": 16, "p6_from": p6_from}
     model = Detector(small(backbone={"name": "resnet18", "width": 0.125, "dilated": True}, neck=neck)).eval()
     assert model(pictures(1)).logits.shape[1] == len(model.priors().boxes_xyxy)
-
-
-# ------------------------------------------------------------------------------- norms and freezing
 
 
 def moved(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
@@ -241,9 +229,6 @@ def test_epsilon_is_the_networks_own_unless_told(with_statistics):
     model = backbone("resnet18", norm="frozen", norm_eps=0.0)  # as torchvision's first RetinaNet
     whole = with_statistics(nn.Sequential(model))
     assert_fused(whole[0], fuse(whole)[0], images())
-
-
-# ----------------------------------------------------------------------------------------- config
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,6 @@ def test_a_shuffle_lets_every_group_see_every_other():
     assert reached.all() and plain.sum() == 4
 
 
-# ------------------------------------------------------------------------------------------ sepbn
-
-
 def test_sepbn_has_statistics_of_its_own_for_each_level_and_one_convolution(with_statistics):
     torch.manual_seed(0)
     block = ConvNorm(16, 24, 3, norm="sepbn", levels=3).train()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import subprocess
-import sys
 import typing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +14,7 @@ from models.config.choices import ASSIGNERS, BACKBONES, BOX_LOSSES, CLASS_LOSSES
 from models.config.losses import AssignConfig, BoxConfig, LossConfig
 from models.config.network import BackboneConfig, NeckConfig
 from models.losses import boxes, classification
+from tests.fresh import python
 
 TABLES: dict[str, tuple[Any, Any, str]] = {
     "assign.kind": (ASSIGNERS, AssignConfig, "kind"),
@@ -67,6 +65,5 @@ def test_a_key_reaches_the_part_and_null_leaves_its_default() -> None:
 def test_a_configuration_is_read_without_torch() -> None:
     code = ("import sys; from models.config.model import model_config; "
             "model_config({'classes': ['a'], 'box': {'loss': 'ciou'}}); print('torch' in sys.modules)")  # fmt: skip
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    done = python("-c", code)
     assert done.stdout.strip() == "False", done.stderr

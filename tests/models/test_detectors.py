@@ -54,8 +54,6 @@ def test_any_range_of_levels(levels, p6_from):
     assert model(images()).logits.shape[1] == len(model.priors().boxes_xyxy)
 
 
-# ---------------------------------------------------------------------------------- the loss
-
 CROSSINGS = itertools.product(("atss", "iou", "center"), ("delta", "ltrb"), ("centerness", "iou", "none"))
 
 
@@ -87,9 +85,6 @@ def test_padding_changes_no_loss(preset):
     wide_labels = torch.cat([LABELS, torch.full((2, 3), -1)], dim=1)
     for a, b in zip(tight, detection_loss(config, raw, grid, wide_boxes, wide_labels), strict=True):
         torch.testing.assert_close(a, b)
-
-
-# ---------------------------------------------------------------------------------- fold and deploy
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -154,9 +149,6 @@ def test_colors_are_ordered_and_normalized_inside():
     x = network(config).pixels(blue)
     assert x.shape == (1, 3, *SIZE) and x.dtype == torch.float32
     assert x[0, :, 0, 0].tolist() == [-1 / 2, -2 / 4, (255 - 3) / 8]
-
-
-# ------------------------------------------------------------------------------------------ config
 
 
 @pytest.mark.parametrize(

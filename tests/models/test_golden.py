@@ -46,9 +46,6 @@ def check_padding(matched: Tensor) -> None:
     np.testing.assert_array_equal(torch.where(matched[2] >= 0, matched[2] - 2, matched[2]), matched[0])
 
 
-# ------------------------------------------------------------------------------------ assigners
-
-
 @pytest.mark.parametrize("scene", [f"s{i:02d}" for i in range(13)])
 def test_atss_takes_the_positives_of_mmdetection(golden, scene):
     data = golden("assign_atss")
@@ -140,9 +137,6 @@ def test_center_assignment_and_its_targets_are_mmdetections_fcos(golden, scene, 
     close(centerness(points, owner), data[f"{scene}_{mode}_sel_centerness"][rows])
 
 
-# ---------------------------------------------------------------------------------------- grids
-
-
 @pytest.mark.parametrize("name, anchors", [("atss", ATSS), ("retina", RETINANET)])
 @pytest.mark.parametrize("which", ["gridA", "gridB"])
 def test_anchor_grids(golden, name, anchors, which):
@@ -190,9 +184,6 @@ def padded_sizes(image_hw: np.ndarray) -> list[tuple[int, int]]:
     return feature_sizes((height, width), (3, 7))
 
 
-# --------------------------------------------------------------------------------------- coders
-
-
 @pytest.mark.parametrize("variant, stds", [("std1", (1.0, 1.0, 1.0, 1.0)), ("std0.1_0.2", (0.1, 0.1, 0.2, 0.2))])
 def test_delta_coder(golden, variant, stds):
     data = golden("coders")
@@ -218,9 +209,6 @@ def test_overlaps(golden):
     close(iou(a, b), data["overlap_iou"])
     rows, columns = data["overlap_pair_iou"].shape
     close(iou(a[:rows, None], b[:columns]), data["overlap_pair_iou"])
-
-
-# ------------------------------------------------------------------------------------------ FPN
 
 
 @pytest.mark.parametrize(

@@ -173,9 +173,6 @@ def test_the_epsilon_that_torchvision_sets_for_its_own_retinanet(original, tmp_p
     assert import_checkpoint(path, classes=CLASSES, norm_eps=1e-3).config.backbone.norm_eps == 1e-3
 
 
-# -------------------------------------------------------------------------------- mmdetection
-
-
 def mmdet_state(architecture: str, backbone: str = "resnet50", classes: int = 80) -> dict[str, Tensor]:
     """Weights with mmdetection's names, made by renaming a detector of ours that has its conventions."""
     rules = merge(mmdet.conventions(architecture), {"backbone": {"name": backbone}})

@@ -31,9 +31,6 @@ def detector(**keys: object) -> Detector:
     return Detector(small(**{"backbone": {"name": "resnet18", "width": 0.25}, "neck": neck, **keys})).eval()
 
 
-# -------------------------------------------------------------------------------- arithmetic
-
-
 def test_rounding_is_that_of_onnx_to_the_last_bit():
     """Half steps, values beyond the range, values of any magnitude, and scales that are no powers of two."""
     rng = np.random.default_rng(0)
@@ -75,8 +72,6 @@ def test_an_int8_weight_computes_what_its_rounded_form_computes():
         # Half a step, and the division's own rounding: 127 steps times 6e-8 is far below 1e-4.
         assert (error <= fused.scale[:, None, None, None] * 0.5001).all()
 
-
-# -------------------------------------------------------------------------------- where it stands
 
 NETWORKS: dict[str, dict[str, object]] = {
     "resnet18": {},
@@ -197,9 +192,6 @@ def test_training_follows_the_ranges_only_while_it_is_told_to():
     network.eval()
     sum(out.sum() for out in network(images()) if out is not None).backward()
     assert float(first.scale) == moved and any(p.grad is not None for p in network.parameters())
-
-
-# -------------------------------------------------------------------------------- a trained detector
 
 
 def test_a_trained_detector_in_8_bits_keeps_its_map_and_its_onnx_file_agrees(shapes_run, tmp_path):

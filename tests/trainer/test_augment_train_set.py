@@ -150,10 +150,6 @@ def test_regions_to_be_ignored_stay_while_a_pixel_is_left() -> None:
     assert labels.tolist() == [-2] and left.tolist() == [[0, 0, 96, 96]]
 
 
-# ---------------------------------------------------------------------------------------------
-# mined negatives
-
-
 def test_mining_keeps_what_overlaps_no_object(tmp_path: Path) -> None:
     for i in range(3):
         write_image(tmp_path / f"{i}.png", np.zeros((128, 128, 3), np.uint8))

@@ -75,7 +75,7 @@ def with_data(config: TrainConfig, keys: dict[str, object]) -> TrainConfig:
 
 
 @pytest.mark.parametrize(
-    ("data", "device", "cores", "side", "says", "not_says"),
+    ("keys", "device", "cores", "side", "says", "not_says"),
     [
         ({}, CPU, 8, 64, ["data.cache=ram data.cache_gib=0.1", "data.workers=1 (now 0; on a CPU"], ["reduce_to"]),
         ({"cache": "disk"}, GPU, 16, 64, ["data.workers=16 (now 8)"], ["cache=", "on a CPU"]),
@@ -84,11 +84,11 @@ def with_data(config: TrainConfig, keys: dict[str, object]) -> TrainConfig:
     ],
 )
 def test_the_advice_names_what_is_not_done_yet(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, data: dict[str, object], device: torch.device, cores: int,
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, keys: dict[str, object], device: torch.device, cores: int,
     side: int, says: list[str], not_says: list[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    config = with_data(config, data)
+    config = with_data(config, keys)
     told = advice(0.2, config, device, [record(side)] * 3)
     assert told.startswith("waiting for pictures took 20 %") and all(text in told for text in says), told
     assert not any(text in told for text in not_says), told

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import math
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from isodet.strict import ConfigError
+from tests.fresh import python
 from tests.trainer.tiny import tiny_config
 from trainer.config.train import TrainConfig
 from trainer.failures import Interrupted
@@ -29,7 +29,6 @@ from trainer.run.checkpoints import Checkpoints
 from trainer.run.folder import find_resumable
 
 PICTURES = (8, 4)
-ROOT = Path(__file__).parents[2]
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -45,8 +44,7 @@ def test_only_a_run_needs_tensorboard_and_trains_without(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded = "import sys, trainer.loop, trainer.step; print('tensorboard' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert python("-c", loaded).stdout == "False\n"
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     result = fit(config(data), tmp_path, quiet=True)
     assert "no TensorBoard" in caplog.text and "isodet[train]" in caplog.text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,12 +31,8 @@ def test_the_range_test_finds_where_a_parabola_diverges() -> None:
     assert found.suggestion == min(found.steepest, found.diverged / 10)
     assert len(found.rates) == len(found.losses)
     with pytest.raises(TrainingError, match=r"diverged at step 3 .*start lower with --low"):
-        range_test(_sequence([1.0, 1.0, math.inf]), [1, 2, 3, 4])
-
-
-def _sequence(values: Sequence[float]) -> Callable[[float], float]:
-    left: Iterator[float] = iter(values)
-    return lambda rate: next(left)
+        losses = iter([1.0, 1.0, math.inf])
+        range_test(lambda rate: next(losses), [1, 2, 3, 4])
 
 
 def test_lr_find_draws_a_picture_and_leaves_no_run(

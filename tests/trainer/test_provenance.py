@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -45,19 +46,22 @@ def test_the_commit_and_whether_what_git_tracks_was_changed(repository: Path) ->
     assert git_state(repository)["git_dirty"] == "yes"
 
 
+def executable(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
 def test_no_program_that_the_repository_names_is_run(
     repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A folder of a stranger: its configuration says what git is to run, for a look as for everything else."""
     ran = tmp_path_factory.mktemp("outside") / "ran"
-    program = repository / "program"
-    program.write_text(f'#!/bin/sh\necho "$0 $*" >> {ran}\ncat\n')
-    program.chmod(0o755)
+    program = executable(repository / "program", f'echo "$0 $*" >> {ran}\ncat')
     hooks = repository / "hooks"
     hooks.mkdir()
     for name in ("post-index-change", "fsmonitor-watchman", "post-checkout"):
-        (hooks / name).write_text(program.read_text())
-        (hooks / name).chmod(0o755)
+        shutil.copy(program, hooks / name)
     (repository / ".gitattributes").write_text("file filter=f.g\n")
     commit = git(repository, "rev-parse", "HEAD")
     for key, value in {
@@ -81,9 +85,7 @@ def test_a_submodule_is_not_asked_by_its_own_configuration(
     git(outer, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(repository), "inner")
     git(outer, "commit", "-qm", "with a submodule")
     ran = outer / "ran"
-    program = outer / "program"
-    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
-    program.chmod(0o755)
+    program = executable(outer / "program", f"touch {ran}")
     git(outer / "inner", "config", "core.fsmonitor", str(program))
     (outer / "inner" / "file").write_text("two")
     assert git_state(outer)["git_dirty"] == "no"  # its commit is what it was
@@ -103,14 +105,12 @@ def test_nothing_where_git_knows_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_git_that_hangs_or_fails_at_status_does_not_stop_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = tmp_path / "git"
-    fake.write_text('#!/bin/sh\ncase "$*" in *status*) exit 128;; esac\necho abc\n')
-    fake.chmod(0o755)
+    executable(tmp_path / "git", 'case "$*" in *status*) exit 128;; esac\necho abc')
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert git_state(tmp_path) == {"git_commit": "abc"}
     real = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: real(*a, **{**k, "timeout": 0.2}))
-    fake.write_text("#!/bin/sh\nexec sleep 5\n")
+    executable(tmp_path / "git", "exec sleep 5")
     assert git_state(tmp_path) == {}
 
 

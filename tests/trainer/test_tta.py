@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from isodet.errors import ArgumentError
-from models.checkpoint import read_checkpoint
+from isodet.strict import to_mapping
+from models.checkpoint import read_checkpoint, save_checkpoint
 from models.detector import Detector as Network
 from runtime import Detector, read_card
 from runtime.images.image import FixedSize, ShortSide
@@ -25,9 +26,6 @@ from trainer.tta.tta import TtaDetector, View, parse_views, scaled
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights that finds a lot, its data, and the shapes data."""
-    from isodet.strict import to_mapping
-    from models.checkpoint import save_checkpoint
-
     root = tmp_path_factory.mktemp("views")
     make_shapes(root / "data", train_images=2, val_images=6, size_hw=(72, 96))
     config = read_config(root / "data" / "shapes.yaml", [
@@ -68,12 +66,10 @@ def test_a_mirrored_view_sees_the_mirrored_frame(folder: Path) -> None:
     mirrored = TtaDetector(folder / "best.pt", views=(View(flip=True),), device="cpu")
     for frame in frames():
         (a,), (b,) = straight(np.ascontiguousarray(frame[:, ::-1]), threshold=0.0), mirrored(frame, threshold=0.0)
-        width = frame.shape[1]
-        back = np.stack(
-            [width - b.boxes_xyxy[:, 2], b.boxes_xyxy[:, 1], width - b.boxes_xyxy[:, 0], b.boxes_xyxy[:, 3]]
-        )
+        x0, y0, x1, y1 = b.boxes_xyxy.T
+        back = np.stack([frame.shape[1] - x1, y0, frame.shape[1] - x0, y1], axis=1)
         assert len(a) > 20 and a.labels.tolist() == b.labels.tolist()
-        np.testing.assert_allclose(a.boxes_xyxy, back.T, atol=1e-3)
+        np.testing.assert_allclose(a.boxes_xyxy, back, atol=1e-3)
 
 
 @pytest.mark.parametrize("nms", ["hard", "soft", "soft-linear", "wbf"])
