@@ -24,7 +24,7 @@ def command(room: str, *arguments: object, cwd: Path) -> subprocess.CompletedPro
     return python("-m", room, *arguments, cwd=cwd)
 
 
-def test_shapes_are_learned_and_the_onnx_file_scores_the_same(shapes_run: Path) -> None:
+def test_shapes_are_learned_and_the_onnx_file_scores_the_same(shapes_run):
     data = shapes_run.parent.parent / "data"
     val = read_coco(data / "val.json", data / "val")
     trained, onnx = (evaluate(Detector(shapes_run / name), val) for name in ("best.pt", "best.onnx"))
@@ -36,7 +36,7 @@ def test_shapes_are_learned_and_the_onnx_file_scores_the_same(shapes_run: Path) 
     assert card.classes == ("circle", "square", "triangle")
 
 
-def test_a_run_folder_holds_what_the_readme_says(shapes_run: Path) -> None:
+def test_a_run_folder_holds_what_the_readme_says(shapes_run):
     with (shapes_run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(r["epoch"]) for r in rows] == list(range(1, len(rows) + 1))
@@ -50,7 +50,7 @@ def test_a_run_folder_holds_what_the_readme_says(shapes_run: Path) -> None:
     assert list((shapes_run / "tensorboard").glob("events.*"))
 
 
-def test_thresholds_by_class_travel_with_the_weights(shapes_run: Path) -> None:
+def test_thresholds_by_class_travel_with_the_weights(shapes_run):
     trained, exported = (read_card(shapes_run / name) for name in ("best.pt", "best.onnx"))
     assert trained.thresholds and trained.thresholds == exported.thresholds
     detector = Detector(shapes_run / "best.onnx", threshold="card")
@@ -61,7 +61,7 @@ def test_thresholds_by_class_travel_with_the_weights(shapes_run: Path) -> None:
     assert [d.score for d in found] == expected and 0 < len(found) < len(everything)
 
 
-def test_the_commands_walk_the_road(shapes_run: Path, tmp_path: Path) -> None:
+def test_the_commands_walk_the_road(shapes_run, tmp_path):
     """show, eval, verify and detect by their command lines, with the newest run found by themselves."""
     cwd = shapes_run.parent.parent
     shown = command("trainer", "show", "data/shapes.yaml", "optim.lr=1e-3", cwd=cwd)
@@ -87,7 +87,7 @@ def test_the_commands_walk_the_road(shapes_run: Path, tmp_path: Path) -> None:
     assert read_image(tmp_path / "found" / picture.name).shape == read_image(picture).shape
 
 
-def test_a_gate_that_is_not_met_fails_and_leaves_nothing(shapes_run: Path, tmp_path: Path) -> None:
+def test_a_gate_that_is_not_met_fails_and_leaves_nothing(shapes_run, tmp_path):
     """Weights damaged after training: the file scores less than its reference and must not pass for it."""
     content = read_checkpoint(shapes_run / "best.pt")
     damaged = {k: v.clone() for k, v in content["model"].items()}

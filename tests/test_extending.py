@@ -73,7 +73,7 @@ def forget(folder: Path, path: list[str]) -> None:
     forget_modules(folder)
 
 
-def test_there_is_an_example_of_each_kind_and_none_is_long() -> None:
+def test_there_is_an_example_of_each_kind_and_none_is_long():
     assert len(PYTHON) == 6 and len(YAML) == 6
     for name, body in PYTHON.items():
         assert len(body.splitlines()) < 30, name
@@ -85,7 +85,7 @@ def test_there_is_an_example_of_each_kind_and_none_is_long() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(YAML)))
-def test_each_example_fits_by_itself(project: Path, number: int) -> None:
+def test_each_example_fits_by_itself(project, number):
     (project / "one.yaml").write_text(yaml.safe_dump({"_base_": "base.yaml", **YAML[number]}))
     config = read_config(project / "one.yaml")
     again = project / "elsewhere" / "again.yaml"
@@ -94,9 +94,7 @@ def test_each_example_fits_by_itself(project: Path, number: int) -> None:
     assert read_config(again) == config
 
 
-def test_all_examples_train_resume_and_export(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_examples_train_resume_and_export(project, tmp_path, monkeypatch, capsys):
     fresh = [entry for entry in sys.path if entry != str(project.resolve())]
     config = read_config(project / "all.yaml")
     stop_before_epoch(2, config, tmp_path)
@@ -148,7 +146,7 @@ def test_all_examples_train_resume_and_export(
     assert "plain_net" not in sys.modules
 
 
-def test_loader_processes_find_the_augmentation_and_draw_the_same(project: Path) -> None:
+def test_loader_processes_find_the_augmentation_and_draw_the_same(project):
     text = "_base_: base.yaml\naugment: {own: [{name: weather:fog, probability: 0.5, arguments: {strength: 2}}]}"
     (project / "fog.yaml").write_text(text)
     config = read_config(project / "fog.yaml")
@@ -158,13 +156,13 @@ def test_loader_processes_find_the_augmentation_and_draw_the_same(project: Path)
         dataset, 6, num_workers=1, collate_fn=collate, worker_init_fn=init_worker, multiprocessing_context="spawn"
     )
     there = torch.cat([batch.images for batch in loader])
-    here = torch.stack([torch.from_numpy(dataset[i].image) for i in range(12)])  # type: ignore[union-attr]
+    here = torch.stack([torch.from_numpy(dataset[i].image) for i in range(12)])
     assert torch.equal(there, here)
     plain = TrainSet(data, resize_rule(config.model), read_config(project / "base.yaml").augment, seed=1)
-    assert not torch.equal(here, torch.stack([torch.from_numpy(plain[i].image) for i in range(12)]))  # type: ignore[union-attr]
+    assert not torch.equal(here, torch.stack([torch.from_numpy(plain[i].image) for i in range(12)]))
 
 
-def test_show_prints_arguments_and_folder(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_arguments_and_folder(project, capsys):
     assert main(["show", str(project / "all.yaml"), "model.backbone.arguments.width=24"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["model"]["backbone"]["arguments"] == {"width": 24, "depths": [1, 1, 2, 1]}
@@ -173,7 +171,7 @@ def test_show_prints_arguments_and_folder(project: Path, capsys: pytest.CaptureF
     assert yaml.safe_load(capsys.readouterr().out)["code"] == []
 
 
-def test_code_names_other_folders(project: Path, tmp_path: Path) -> None:
+def test_code_names_other_folders(project, tmp_path):
     (tmp_path / "parts").mkdir()
     part = "def loss(pred, target):\n    return (pred - target).abs().sum(1)"
     (tmp_path / "parts" / "elsewhere_part.py").write_text(part)

@@ -89,18 +89,14 @@ def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == "Conv"]
 
 
-def test_a_sound_graph_has_no_layer_that_departs_and_nothing_is_left_unseen(
-    fixed_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
-) -> None:
+def test_a_sound_graph_has_no_layer_that_departs_and_nothing_is_left_unseen(fixed_run, judge):
     found = judge(onnx.load(fixed_run / "best.onnx"), "fp32")
     assert found.first is None and not found.weights and found.compared == found.tensors > 100
     assert "no layer departs" in found.text()
 
 
 @pytest.mark.parametrize("which", [0, 7, -1])
-def test_one_damaged_weight_names_its_convolution(
-    fixed_run: Path, which: int, judge: Callable[[onnx.ModelProto, str], Bisection]
-) -> None:
+def test_one_damaged_weight_names_its_convolution(fixed_run, which, judge):
     model = onnx.load(fixed_run / "best.onnx")
     node = convolutions(model)[which]
     users = [n.name for n in convolutions(model) if n.input[1] == node.input[1]]  # levels share their convolutions
@@ -112,7 +108,7 @@ def test_one_damaged_weight_names_its_convolution(
     assert found.jumps[0].added >= found.jumps[-1].added
 
 
-def test_names_of_tensors_do_not_matter(fixed_run: Path, network: Graphs) -> None:
+def test_names_of_tensors_do_not_matter(fixed_run, network):
     model = onnx.load(fixed_run / "best.onnx")
     before = max(len(aligned(model, reference)) for reference in network)
     for node in model.graph.node:
@@ -126,9 +122,7 @@ def test_names_of_tensors_do_not_matter(fixed_run: Path, network: Graphs) -> Non
     assert max(len(aligned(model, reference)) for reference in network) == before
 
 
-def test_float16_is_near_and_its_damaged_weight_is_named(
-    fixed_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
-) -> None:
+def test_float16_is_near_and_its_damaged_weight_is_named(fixed_run, judge):
     halved = half_weights(onnx.load(fixed_run / "best.onnx"))
     assert judge(halved, "fp16").first is None
     node = convolutions(halved)[5]
@@ -163,9 +157,7 @@ def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return halved
 
 
-def test_int8_is_near_and_an_absurd_scale_is_named(
-    int8: onnx.ModelProto, judge: Callable[[onnx.ModelProto, str], Bisection]
-) -> None:
+def test_int8_is_near_and_an_absurd_scale_is_named(int8, judge):
     sound = judge(int8, "int8")
     assert sound.first is None and sound.compared > 100
     ranges = [node for node in int8.graph.node if node.op_type == "DequantizeLinear" and "fake_quants" in node.input[1]]
@@ -177,16 +169,14 @@ def test_int8_is_near_and_an_absurd_scale_is_named(
         assert found.jumps[0].node == node.name, found.jumps
 
 
-def test_an_absurd_scale_of_a_weight_is_named(
-    int8: onnx.ModelProto, judge: Callable[[onnx.ModelProto, str], Bisection]
-) -> None:
+def test_an_absurd_scale_of_a_weight_is_named(int8, judge):
     node = [n for n in int8.graph.node if n.op_type == "DequantizeLinear" and ".steps_" in n.input[0]][9]
     found = judge(changed(int8, node.input[1], lambda s: s * 8), "int8")
     assert found.first is not None and found.first.node == node.name
     assert f"{found.first.module}.weight" == weight_path(node.input[0])
 
 
-def test_what_is_not_a_number_departs(fixed_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]) -> None:
+def test_what_is_not_a_number_departs(fixed_run, judge):
     model = onnx.load(fixed_run / "best.onnx")
     node = convolutions(model)[3]
     found = judge(changed(model, node.input[1], lambda w: np.full_like(w, np.inf)), "fp32")
@@ -194,16 +184,14 @@ def test_what_is_not_a_number_departs(fixed_run: Path, judge: Callable[[onnx.Mod
     assert found.to_json()["first"]["error"] == "inf"  # JSON has no infinity
 
 
-def test_relative_error() -> None:
+def test_relative_error():
     one = np.ones(10, np.float32)
     assert relative_error(one, one) == 0 and relative_error(one * 1.5, one) == pytest.approx(0.5)
     assert relative_error(one * np.nan, one) == float("inf")
     assert relative_error(np.zeros(0), np.zeros(0)) == 0 and relative_error(np.zeros(3), np.zeros(3)) == 0
 
 
-def test_another_network_and_other_files_are_refused(
-    fixed_run: Path, network: Graphs, pixels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_network_and_other_files_are_refused(fixed_run, network, pixels, tmp_path, capsys):
     foreign = foreign_graph()
     assert len(tensors(foreign)) == 1
     with pytest.raises(BisectError, match="no layer in common with the checkpoint"):

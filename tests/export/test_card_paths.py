@@ -41,7 +41,7 @@ def run(shapes_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_no_artifact_names_a_folder_of_this_machine(run: Path, shapes_run: Path) -> None:
+def test_no_artifact_names_a_folder_of_this_machine(run, shapes_run):
     handed = [path for path in run.iterdir() if path.suffix != ".pt"]
     names = {"best.onnx", "best.int8.onnx", "best.int8.ranges.json", "verify.json", "verify.html"}
     assert names <= {path.name for path in handed}
@@ -53,7 +53,7 @@ def test_no_artifact_names_a_folder_of_this_machine(run: Path, shapes_run: Path)
     assert str(run.parents[1]).encode() in (run / "best.pt").read_bytes()  # with which it would go on training
 
 
-def test_an_artifact_finds_its_data_from_the_run_or_from_the_checkpoint_beside_it(run: Path, tmp_path: Path) -> None:
+def test_an_artifact_finds_its_data_from_the_run_or_from_the_checkpoint_beside_it(run, tmp_path):
     artifact = run / "best.onnx"
     val = read_card(artifact).training["data"]["val"]
     assert (val["annotations"], val["images"]) == ("../../data/val.json", "../../data/val")
@@ -67,7 +67,7 @@ def test_an_artifact_finds_its_data_from_the_run_or_from_the_checkpoint_beside_i
     assert verify([elsewhere], tolerance=100.0, device="cpu").passed
 
 
-def test_artifacts_from_before_keep_their_absolute_paths_and_verify(run: Path, tmp_path: Path) -> None:
+def test_artifacts_from_before_keep_their_absolute_paths_and_verify(run, tmp_path):
     old = Path(shutil.copy(run / "best.onnx", tmp_path / "old.onnx"))
     card = replace(read_card(old), training=read_checkpoint(run / "best.pt")["card"]["training"])
     edited(old, lambda model: set_card(model, card))
@@ -75,7 +75,7 @@ def test_artifacts_from_before_keep_their_absolute_paths_and_verify(run: Path, t
     assert verify([old], run / "best.pt", tolerance=100.0, device="cpu").passed
 
 
-def test_what_is_kept_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_of_a_path(tmp_path, monkeypatch):
     home = tmp_path / "home" / "ann"
     run = home / "work" / "runs" / "a"
     run.mkdir(parents=True)
@@ -100,7 +100,7 @@ def test_what_is_kept_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert without_paths(text, private_folders()) == kept_text
 
 
-def test_the_hash_of_the_checkpoint_decides_which_one_knows(run: Path, tmp_path: Path) -> None:
+def test_the_hash_of_the_checkpoint_decides_which_one_knows(run, tmp_path):
     artifact = Path(shutil.copy(run / "best.onnx", tmp_path))
     content = bytearray((run / "best.pt").read_bytes())
     (tmp_path / "best.pt").write_bytes(content + b"\0")

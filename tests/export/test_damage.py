@@ -76,9 +76,7 @@ def _content(checkpoint: Path) -> object:
 @pytest.mark.parametrize(
     "name", ["best.pt", "last.pt", "best.onnx", "int8.onnx", "int8.ranges.json", "best.engine", "best.engine.json"]
 )
-def test_one_flipped_bit_is_told_or_changes_nothing(
-    name: str, artifacts: Path, shapes_run: Path, tmp_path: Path
-) -> None:
+def test_one_flipped_bit_is_told_or_changes_nothing(name, artifacts, shapes_run, tmp_path):
     checkpoint = artifacts / "best.pt"
     (picture, *_) = sorted((shapes_run.parents[1] / "data" / "val").iterdir())
     kinds: dict[str, Result] = {
@@ -111,9 +109,7 @@ def _nudge(model: onnx.ModelProto) -> None:
     change_weight(model, "", set_first(7.0))
 
 
-def test_a_graph_that_was_edited_on_purpose_is_loaded_when_told(
-    artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shapes_run: Path
-) -> None:
+def test_a_graph_that_was_edited_on_purpose_is_loaded_when_told(artifacts, tmp_path, capsys, shapes_run):
     path = edited(Path(shutil.copy(artifacts / "best.onnx", tmp_path)), _nudge)
     with pytest.raises(CardError, match=r"best.onnx: its graph was edited or .*check_hashes=False.*--skip-hash"):
         Detector(path)
@@ -134,9 +130,9 @@ def test_a_graph_that_was_edited_on_purpose_is_loaded_when_told(
     ],
 )  # fmt: skip
 def test_no_engine_is_built_of_a_graph_with_a_wrong_weight(
-    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, options: EngineOptions, error: Any,
-    message: str,
-) -> None:  # fmt: skip
+    artifacts, tmp_path, monkeypatch, value, options, error,
+    message,
+):  # fmt: skip
     path = Path(shutil.copy(artifacts / "best.onnx", tmp_path))
     edited(path, lambda model: change_weight(model, "", set_first(value)))
     library = SimpleNamespace(flavour="tensorrt", name="none")
@@ -145,7 +141,7 @@ def test_no_engine_is_built_of_a_graph_with_a_wrong_weight(
         engine_export.to_engine(path, options=options)
 
 
-def test_weights_in_a_file_beside_the_graph_are_part_of_its_hash(artifacts: Path, tmp_path: Path) -> None:
+def test_weights_in_a_file_beside_the_graph_are_part_of_its_hash(artifacts, tmp_path):
     model = onnx.load(artifacts / "best.onnx")
     path = tmp_path / "best.onnx"
     onnx.save(model, path, save_as_external_data=True, location="best.weights", size_threshold=1024)
@@ -162,7 +158,7 @@ def test_weights_in_a_file_beside_the_graph_are_part_of_its_hash(artifacts: Path
         Detector(path)
 
 
-def test_files_from_before_there_were_hashes_load(artifacts: Path, tmp_path: Path) -> None:
+def test_files_from_before_there_were_hashes_load(artifacts, tmp_path):
     old = replace(read_card(artifacts / "best.onnx"), hashes={})
 
     def as_before(model: onnx.ModelProto) -> None:
@@ -182,7 +178,7 @@ def test_files_from_before_there_were_hashes_load(artifacts: Path, tmp_path: Pat
     assert torch.equal(load_tensors(weights)["a"], torch.ones(3))
 
 
-def test_a_damaged_checkpoint_names_what_is_damaged_and_loads_when_told(artifacts: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_names_what_is_damaged_and_loads_when_told(artifacts, tmp_path):
     content = bytearray((artifacts / "best.pt").read_bytes())
     content[len(content) // 2] ^= 1  # in a weight
     path = tmp_path / "best.pt"
@@ -192,7 +188,7 @@ def test_a_damaged_checkpoint_names_what_is_damaged_and_loads_when_told(artifact
     assert Detector(path, options=AS_IT_IS).card == read_card(artifacts / "best.pt")
 
 
-def test_a_card_has_its_hash_in_the_file_only(artifacts: Path) -> None:
+def test_a_card_has_its_hash_in_the_file_only(artifacts):
     text = sidecar_path(artifacts / "best.engine").read_text()
     assert "card" in json.loads(text)["hashes"] and "card" not in Card.from_json(text, "s").hashes
     renamed = text.replace('"card":', '"cars":')  # the one flip that hides the hash

@@ -1,12 +1,10 @@
 """The comparison of graphs lets go of a box on an edge, and of no other."""
 
-from __future__ import annotations
-
 from runtime import Card
 from tests.export.edges import found, unexplained
 
 
-def test_the_edges() -> None:
+def test_the_edges():
     nms = {"kind": "auto", "iou": 0.5, "candidates": 9, "detections": 3}
     card = Card("onnx", ("a", "b"), (64, 64), 0.1, nms)
     best = (0, 0, 20, 20, 0.9, 0)

@@ -42,7 +42,7 @@ def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
     return make
 
 
-def test_candidates_in_half_from_raw_float_frames(shapes_run: Path, tmp_path: Path) -> None:
+def test_candidates_in_half_from_raw_float_frames(shapes_run, tmp_path):
     """Everything at once that is not the default: the runtime feeds it, suppresses, and gives the same boxes."""
     checkpoint = shapes_run / "best.pt"  # trained: random weights put boxes on the very edges of thresholds
     files = sorted((shapes_run.parent.parent / "data" / "val").glob("*.jpg"))[:8]
@@ -74,7 +74,7 @@ def test_candidates_in_half_from_raw_float_frames(shapes_run: Path, tmp_path: Pa
     assert (other.boxes_xyxy[:, 2] <= 40).all() and (other.boxes_xyxy[:, 3] <= 50).all()
 
 
-def test_a_file_for_the_plugin_alone(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_a_file_for_the_plugin_alone(tmp_path, untrained):
     result = export.to_onnx(untrained(tmp_path / "w.pt"), options=export.OnnxOptions(nms="plugin", batch=2))
     model = onnx.load(result.path)
     assert not model.functions and "EfficientNMS_TRT" in {n.op_type for n in model.graph.node}
@@ -84,14 +84,14 @@ def test_a_file_for_the_plugin_alone(tmp_path: Path, untrained: Callable[..., Pa
         load_backend(result.path)
 
 
-def test_a_network_that_float16_cannot_hold(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_a_network_that_float16_cannot_hold(tmp_path, untrained):
     detector, _ = build_detector(untrained(tmp_path / "w.pt"))
     detector.head.cls.weight.data.view(-1)[0] = 1e5
     with pytest.raises(ValueError, match=r"head\.cls\.weight holds values above 65504"):
         Deploy(detector).halve()
 
 
-def test_training_forms_and_state_dicts_are_refused(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_training_forms_and_state_dicts_are_refused(tmp_path, untrained):
     checkpoint = untrained(tmp_path / "w.pt")
     detector, _ = build_detector(checkpoint)
     with pytest.raises(FuseError, match=r"eval mode"):
@@ -115,7 +115,7 @@ def test_training_forms_and_state_dicts_are_refused(tmp_path: Path, untrained: C
         ({"certificate": True}, "certificate"),
     ],
 )
-def test_options_that_no_graph_has(options: dict[str, Any], key: str) -> None:
+def test_options_that_no_graph_has(options, key):
     with raises(ExportError, key=key):
         export.OnnxOptions(**options)
 
@@ -133,9 +133,9 @@ def test_options_that_no_graph_has(options: dict[str, Any], key: str) -> None:
     ],
 )
 def test_what_cannot_be_is_told_before_the_long_work(
-    tmp_path: Path, options: dict[str, Any], out: str, message: str,
-    untrained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    tmp_path, options, out, message,
+    untrained, monkeypatch,
+):  # fmt: skip
     checkpoint = untrained(tmp_path / "w.pt")
     (tmp_path / "folder").mkdir()
     (tmp_path / "locked").mkdir(mode=0o500)

@@ -59,15 +59,13 @@ def exported(
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "repvgg_a0"])
 @pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
-def test_eager_equals_onnx_for_any_batch(
-    detector: str, backbone: str, exported: Callable[..., export.OnnxExport], assert_same: Callable[..., None]
-) -> None:
+def test_eager_equals_onnx_for_any_batch(detector, backbone, exported, assert_same):
     path = exported(detector, backbone).path
     assert path.name == "w.onnx"
     assert_same(path.with_suffix(".pt"), path, (1, 2, 5))
 
 
-def test_the_contract_of_the_graph(exported: Callable[..., export.OnnxExport]) -> None:
+def test_the_contract_of_the_graph(exported):
     path = exported().path
     model = onnx.load(path)
     nodes = [node.name for graph in (model.graph, *model.functions) for node in graph.node if node.name]
@@ -102,7 +100,7 @@ def test_the_contract_of_the_graph(exported: Callable[..., export.OnnxExport]) -
         assert (b[:n] >= 0).all() and (b[:n, [0, 2]] <= 128).all() and (b[:n, [1, 3]] <= 96).all()
 
 
-def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_a_fixed_batch_runs_any_number_of_frames(tmp_path, untrained):
     result = export.to_onnx(untrained(tmp_path / "w.pt"), options=export.OnnxOptions(batch=4))
     assert read_card(result.path).batch == 4
     frames = [np.full((50, 70, 3), v, np.uint8) for v in (0, 90, 255, 30, 60, 10)]
@@ -111,9 +109,7 @@ def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path, untrained: Call
     assert compare_detections(dict(enumerate(free)), dict(enumerate(fixed))).unmatched == 0
 
 
-def test_simplify_shrinks_the_graph_and_not_the_result(
-    tmp_path: Path, exported: Callable[..., export.OnnxExport]
-) -> None:
+def test_simplify_shrinks_the_graph_and_not_the_result(tmp_path, exported):
     slim = exported()
     options = export.OnnxOptions(simplify=False)
     plain = export.to_onnx(slim.path.with_suffix(".pt"), tmp_path / "plain.onnx", options)
@@ -124,16 +120,14 @@ def test_simplify_shrinks_the_graph_and_not_the_result(
     assert compare_detections({0: a[0]}, {0: b[0]}).box_max_px < 1e-3
 
 
-def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
+def test_what_is_not_a_checkpoint(tmp_path):
     (tmp_path / "w.pt").write_bytes(b"not a checkpoint")
     with raises(CheckpointError, path=tmp_path / "w.pt"):
         export.to_onnx(tmp_path / "w.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-def test_a_fold_that_changes_the_output_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: Callable[..., Path]
-) -> None:
+def test_a_fold_that_changes_the_output_is_refused(tmp_path, monkeypatch, untrained):
     path = untrained(tmp_path / "w.pt")
     real = ConvNorm.fuse
 
@@ -149,7 +143,7 @@ def test_a_fold_that_changes_the_output_is_refused(
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-def test_damaged_statistics_are_refused(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_damaged_statistics_are_refused(tmp_path, untrained):
     """A variance below zero makes every output NaN, which is never within a tolerance."""
     path = untrained(tmp_path / "w.pt")
     content = read_checkpoint(path)
@@ -163,9 +157,7 @@ def test_damaged_statistics_are_refused(tmp_path: Path, untrained: Callable[...,
 @pytest.mark.parametrize(
     "step", ["graph.form._trace", "graph.form.simplified", "onnx_export._run_check", "onnx_export.pass_gate"]
 )
-def test_a_failure_at_any_step_keeps_the_old_artifact(
-    shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+def test_a_failure_at_any_step_keeps_the_old_artifact(shapes_run, tmp_path, monkeypatch, step):
     for name in ("best.pt", "best.onnx"):
         shutil.copy(shapes_run / name, tmp_path)
     before = (tmp_path / "best.onnx").read_bytes()
@@ -180,9 +172,7 @@ def test_a_failure_at_any_step_keeps_the_old_artifact(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.onnx", "best.pt"]
 
 
-def test_a_graph_that_scores_less_is_not_written(
-    shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_that_scores_less_is_not_written(shapes_run, tmp_path, monkeypatch):
     """The exported boxes are shifted on purpose, by less than the running check sees but enough to lose mAP."""
     shutil.copy(shapes_run / "best.pt", tmp_path)
     real = export.graph.form.simplified
@@ -198,7 +188,7 @@ def test_a_graph_that_scores_less_is_not_written(
         export.to_onnx(tmp_path / "best.pt")
 
 
-def test_verification_names_what_is_missing(shapes_run: Path, tmp_path: Path) -> None:
+def test_verification_names_what_is_missing(shapes_run, tmp_path):
     shutil.copy(shapes_run / "best.onnx", tmp_path)
     with raises(export.VerifyError, path=tmp_path / "best.onnx"):
         export.verify([tmp_path / "best.onnx"])
@@ -210,7 +200,7 @@ def test_verification_names_what_is_missing(shapes_run: Path, tmp_path: Path) ->
         export.verify([shapes_run / "best.pt"], against=tmp_path / "best.onnx")
 
 
-def test_a_real_picture_gives_the_same_boxes_through_every_door(shapes_run: Path) -> None:
+def test_a_real_picture_gives_the_same_boxes_through_every_door(shapes_run):
     picture = sorted((shapes_run.parent.parent / "data" / "val").glob("*.jpg"))[3]
     torch_boxes, onnx_boxes = (Detector(shapes_run / name)(read_image(picture))[0] for name in ("best.pt", "best.onnx"))
     assert len(torch_boxes) and torch_boxes.names == onnx_boxes.names

@@ -66,7 +66,7 @@ NECKS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("form", ["tensorrt", "cpu"])
 @pytest.mark.parametrize("neck", NECKS)
-def test_eager_rounding_is_what_onnx_runtime_computes(tmp_path: Path, form: str, neck: str):
+def test_eager_rounding_is_what_onnx_runtime_computes(tmp_path, form, neck):
     made = quantize(network(neck=NECKS[neck]))
     wider = cpu_form(made)
     ranges, images = wider.observe([noise(4), noise(2, 1)])

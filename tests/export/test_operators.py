@@ -85,7 +85,7 @@ class Crossings(nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["gn", "others"])
-def test_every_block_norm_and_neck_is_dense_standard_operators_of_fixed_shape(norm: str) -> None:
+def test_every_block_norm_and_neck_is_dense_standard_operators_of_fixed_shape(norm):
     heads = [head for head in legal_heads() if (head["norm"] == "gn") == (norm == "gn")]
     assert len(heads) == (3 if norm == "gn" else 10)  # repconv has bn only
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ def test_every_block_norm_and_neck_is_dense_standard_operators_of_fixed_shape(no
 
 
 @pytest.mark.parametrize("preset", ["atss", "retinanet", "fcos"])
-def test_decoding_and_nms_of_every_preset_too(preset: str) -> None:
+def test_decoding_and_nms_of_every_preset_too(preset):
     torch.manual_seed(0)
     deploy = Deploy(Detector(config({"norm": "sepbn"}, detector=preset)).eval()).eval()
     traced = _trace(deploy, OnnxOptions(batch=2), "portable")

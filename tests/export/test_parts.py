@@ -55,9 +55,7 @@ def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_every_family_deploys(
-    tmp_path: Path, name: str, untrained: Callable[..., Path], assert_same: Callable[..., None]
-) -> None:
+def test_every_family_deploys(tmp_path, name, untrained, assert_same):
     result = export.to_onnx(untrained(tmp_path / "w.pt", PARTS[name]))
     assert result.fold_difference <= 1e-4
     operators = {n.op_type for n in onnx.load(result.path).graph.node}
@@ -67,9 +65,7 @@ def test_every_family_deploys(
 
 @with_timm
 @pytest.mark.parametrize("name", ["seresnet18", "gcresnext26ts", "convnext_atto", "mobilenetv3_small_050"])
-def test_networks_of_timm_deploy(
-    tmp_path: Path, name: str, untrained: Callable[..., Path], assert_same: Callable[..., None]
-) -> None:
+def test_networks_of_timm_deploy(tmp_path, name, untrained, assert_same):
     """With and without the simplifier, which folds the norms that only timm knows."""
     parts = {"backbone": {"name": f"timm:{name}", "width": 1.0}, "head": {"depth": 1}}
     checkpoint = untrained(tmp_path / "w.pt", parts)
@@ -85,9 +81,7 @@ def test_networks_of_timm_deploy(
         assert_same(checkpoint, path, (1, 3))
 
 
-def test_norms_for_each_level_cost_no_copies_of_the_towers_and_an_engine_folds_them(
-    tmp_path: Path, untrained: Callable[..., Path]
-) -> None:
+def test_norms_for_each_level_cost_no_copies_of_the_towers_and_an_engine_folds_them(tmp_path, untrained):
     """The file holds the shared convolutions once; ONNX Runtime turns factor and shift into convolutions."""
     parts = {"backbone": {"name": "resnet18"}, "neck": {"kind": "pafpn"}, "head": {"norm": "sepbn"}}
     # Portable, because ONNX Runtime would inline the body of the plugin, whose products are others.

@@ -91,9 +91,7 @@ FIRST = [("atss", "fp32", "auto"), ("retinanet", "fp16", "loop")]  # what the ot
 @pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("nms", ["auto", "portable", "loop", "none"])
-def test_every_detector_builds_in_every_precision_with_every_nms(
-    graph: Callable[..., Path], detector: str, precision: str, nms: str
-) -> None:
+def test_every_detector_builds_in_every_precision_with_every_nms(graph, detector, precision, nms):
     """The forms that RTX has operators for; what it says of the others is below."""
     path = graph(detector, precision, nms)
     plan = build(LIBRARY, path, RTX)
@@ -101,7 +99,7 @@ def test_every_detector_builds_in_every_precision_with_every_nms(
     assert export.audit_file(path).share(precision) == pytest.approx(1.0, abs=0.15 if precision == "int8" else 1e-9)
 
 
-def test_what_rtx_has_no_operator_for(tmp_path: Path, graph: Callable[..., Path]) -> None:
+def test_what_rtx_has_no_operator_for(tmp_path, graph):
     """A graph whose NMS is the plugin alone, and ONNX's NonMaxSuppression."""
     model = onnx.load(graph(*FIRST[0]))
     del model.functions[:]
@@ -119,7 +117,7 @@ def test_what_rtx_has_no_operator_for(tmp_path: Path, graph: Callable[..., Path]
         build(LIBRARY, tmp_path / "nms.onnx", RTX)
 
 
-def test_the_transaction(tmp_path: Path, graph: Callable[..., Path]) -> None:
+def test_the_transaction(tmp_path, graph):
     """Built, not scored: the card says so, and what the sidecar says is what the engine is."""
     source = graph(*FIRST[1])
     out = tmp_path / "new" / "cam.engine"
@@ -138,9 +136,7 @@ def test_the_transaction(tmp_path: Path, graph: Callable[..., Path]) -> None:
     assert result.trtexec == f"tensorrt_rtx --loadEngine={out} --shapes=images:2x64x64x3"
 
 
-def test_a_checkpoint_is_exported_on_the_way(
-    tmp_path: Path, checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_is_exported_on_the_way(tmp_path, checkpoint, capsys):
     make_shapes(tmp_path / "data", train_images=1, val_images=2, size_hw=(64, 64))
     source = tmp_path / "run" / "best.pt"
     source.parent.mkdir()
@@ -159,9 +155,7 @@ def test_a_checkpoint_is_exported_on_the_way(
     assert audit.missed() == () and audit.table().startswith("convolution FLOPs: INT8 ")
 
 
-def test_nms_that_an_engine_cannot_have_is_refused_before_the_work(
-    tmp_path: Path, graph: Callable[..., Path], checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nms_that_an_engine_cannot_have_is_refused_before_the_work(tmp_path, graph, checkpoint, monkeypatch):
     monkeypatch.setattr("export.engine_export.to_onnx", lambda *_: pytest.fail("the work was begun"))
     for kind in ("plugin", "onnx"):
         with raises(ExportError, key="nms"):
@@ -170,7 +164,7 @@ def test_nms_that_an_engine_cannot_have_is_refused_before_the_work(
         export.to_engine(graph(*FIRST[0]), tmp_path / "a.engine", RTX, UNSCORED, OnnxOptions(nms="loop"))
 
 
-def test_an_engine_where_it_cannot_run(tmp_path: Path, graph: Callable[..., Path]) -> None:
+def test_an_engine_where_it_cannot_run(tmp_path, graph):
     path = export.to_engine(graph(*FIRST[1]), tmp_path / "a.engine", RTX, UNSCORED).path
     if cuda_device_count() == 0:
         with pytest.raises(BackendError, match="built for TensorRT-RTX .* on SM86.*there is no CUDA device here"):
@@ -181,7 +175,7 @@ def test_an_engine_where_it_cannot_run(tmp_path: Path, graph: Callable[..., Path
         Detector(other)
 
 
-def test_ctrl_c_leaves_the_old_engine(tmp_path: Path, graph: Callable[..., Path]) -> None:
+def test_ctrl_c_leaves_the_old_engine(tmp_path, graph):
     """The signal comes while the library works, where an exception of Python's would end the process."""
     out = tmp_path / "a.engine"
     out.write_bytes(b"old")
@@ -196,7 +190,7 @@ def test_ctrl_c_leaves_the_old_engine(tmp_path: Path, graph: Callable[..., Path]
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "no graph"])
-def test_files_that_are_no_graph_of_ours(tmp_path: Path, graph: Callable[..., Path], damage: str) -> None:
+def test_files_that_are_no_graph_of_ours(tmp_path, graph, damage):
     content = graph(*FIRST[1]).read_bytes()
     if damage == "cut":
         content = content[: len(content) // 2]
@@ -213,7 +207,7 @@ def test_files_that_are_no_graph_of_ours(tmp_path: Path, graph: Callable[..., Pa
     assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
 
 
-def test_an_unreadable_operator_is_named(tmp_path: Path, graph: Callable[..., Path]) -> None:
+def test_an_unreadable_operator_is_named(tmp_path, graph):
     model = onnx.load(graph(*FIRST[0]))
     node = next(node for node in model.graph.node if node.op_type == "Relu")
     node.op_type, node.name = "NoSuchOperator", "node_of_nobody"
@@ -251,7 +245,7 @@ sys.exit("no plugin was asked for")
 """
 
 
-def test_a_parser_that_has_the_plugin_gives_it_all_of_its_fields(graph: Callable[..., Path]) -> None:
+def test_a_parser_that_has_the_plugin_gives_it_all_of_its_fields(graph):
     """It is preferred to the function of the same name that the file brings."""
     path = graph(*FIRST[0])
     done = python("-c", _CREATOR, path)

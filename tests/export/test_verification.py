@@ -44,7 +44,7 @@ def copies(shapes_run: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_gpu_is_asked_of_the_driver(shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_asked_of_the_driver(shapes_run, monkeypatch):
     card = read_card(shapes_run / "best.onnx")
     monkeypatch.setattr("export.verification.targets.cuda_device_count", lambda: 0)
     cpu, gpu = targets(card)
@@ -57,9 +57,7 @@ def test_a_gpu_is_asked_of_the_driver(shapes_run: Path, monkeypatch: pytest.Monk
         targets(card, "gpu")
 
 
-def test_what_cannot_run_here_is_built_and_not_scored_everywhere(
-    copies: Path, verified: Verification, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_run_here_is_built_and_not_scored_everywhere(copies, verified, monkeypatch):
     """In table, JSON and HTML beside the row that was scored; alone, it is never passed."""
     monkeypatch.setattr("export.verification.targets.cuda_device_count", lambda: 0)
     (row,) = verified.not_scored
@@ -81,13 +79,13 @@ def test_what_cannot_run_here_is_built_and_not_scored_everywhere(
     assert lost.verdict == "failed" and not lost.summary(path)["passed"]
 
 
-def test_the_card_of_an_export_says_where_it_was_scored(shapes_run: Path) -> None:
+def test_the_card_of_an_export_says_where_it_was_scored(shapes_run):
     proof = read_card(shapes_run / "best.onnx").verification
     assert proof["passed"] and proof["backends"][0]["device"] == "cpu"
     assert all(row["scored"] or row["status"] == "built, not scored" for row in proof["backends"])
 
 
-def test_the_report_is_one_file_with_the_table_first_and_pictures_after(verified: Verification, tmp_path: Path) -> None:
+def test_the_report_is_one_file_with_the_table_first_and_pictures_after(verified, tmp_path):
     _, page = write_reports(verified, tmp_path, "proof")
     text = page.read_text()
     assert text.index("<table>") < text.index("<img ") and 'src="data:image/jpeg;base64,' in text
@@ -97,7 +95,7 @@ def test_the_report_is_one_file_with_the_table_first_and_pictures_after(verified
     assert "convolution FLOPs FP32 100.0 %" in text
 
 
-def test_a_graph_that_was_edited_is_not_the_one_that_was_exported(copies: Path) -> None:
+def test_a_graph_that_was_edited_is_not_the_one_that_was_exported(copies):
     """It may score what it likes: one bit is enough."""
 
     def nudged(values: np.ndarray) -> np.ndarray:
@@ -109,7 +107,7 @@ def test_a_graph_that_was_edited_is_not_the_one_that_was_exported(copies: Path) 
     assert "was edited or damaged after the export" in result.table()
 
 
-def test_foreign_and_broken_files_are_refused_by_name(copies: Path) -> None:
+def test_foreign_and_broken_files_are_refused_by_name(copies):
     whole, path = (copies / "best.onnx").read_bytes(), copies / "broken.onnx"
     noise = np.random.default_rng(0).bytes(5000)
     for content in (b"", noise, b"\x08" + noise, whole[:100], whole[: len(whole) // 2], whole[:-1]):
@@ -127,7 +125,7 @@ def test_foreign_and_broken_files_are_refused_by_name(copies: Path) -> None:
         export.verify([path], copies / "best.pt")
 
 
-def test_a_checkpoint_of_other_classes_is_no_reference(copies: Path) -> None:
+def test_a_checkpoint_of_other_classes_is_no_reference(copies):
     content = read_checkpoint(copies / "best.pt")
     other = [f"other {name}" for name in content["card"]["classes"]]
     card = {**content["card"], "classes": other, "model": {**content["card"]["model"], "classes": other}}
@@ -146,16 +144,14 @@ def coco_of(shapes_run: Path, images: int) -> tuple[dict[str, list[dict[str, obj
     return content, data / "val"
 
 
-def test_annotations_without_boxes_prove_nothing(shapes_run: Path, tmp_path: Path) -> None:
+def test_annotations_without_boxes_prove_nothing(shapes_run, tmp_path):
     content, folder = coco_of(shapes_run, 4)
     (tmp_path / "empty.json").write_text(json.dumps({**content, "annotations": []}))
     with raises(VerifyError, path=tmp_path / "empty.json"):
         export.verify([shapes_run / "best.onnx"], annotations=tmp_path / "empty.json", images=folder)
 
 
-def test_the_limit_on_detections_is_that_of_both_and_is_said(
-    shapes_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_limit_on_detections_is_that_of_both_and_is_said(shapes_run, tmp_path, capsys):
     content, folder = coco_of(shapes_run, 4)
     (tmp_path / "few.json").write_text(json.dumps(content))
     command = ["verify", str(shapes_run / "best.onnx"), "--annotations", str(tmp_path / "few.json"), "--images"]
@@ -169,7 +165,7 @@ def test_the_limit_on_detections_is_that_of_both_and_is_said(
     assert all(few["1"] == many["1"] < many["100"] for few, many in zip(*scores.values(), strict=True)), scores
 
 
-def test_pictures_that_are_missing_are_said_to_be(shapes_run: Path, tmp_path: Path) -> None:
+def test_pictures_that_are_missing_are_said_to_be(shapes_run, tmp_path):
     content, folder = coco_of(shapes_run, 6)
     for image in content["images"][:4]:
         shutil.copy(folder / str(image["file_name"]), tmp_path)
@@ -182,7 +178,7 @@ def test_pictures_that_are_missing_are_said_to_be(shapes_run: Path, tmp_path: Pa
     assert len(result.to_json()["notes"]) == 2
 
 
-def test_nms_that_does_not_settle_is_counted(shapes_run: Path) -> None:
+def test_nms_that_does_not_settle_is_counted(shapes_run):
     """A graph with a certificate says of each image whether its NMS is exact; the others say nothing."""
     card = read_card(shapes_run / "best.onnx")
 
@@ -205,9 +201,7 @@ def test_nms_that_does_not_settle_is_counted(shapes_run: Path) -> None:
     assert _score(shapes_run / "best.onnx", Detector(Unsettled(False)), dataset, None).inexact is None
 
 
-def test_a_report_that_cannot_be_written_is_known_before_the_work(
-    copies: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_that_cannot_be_written_is_known_before_the_work(copies, capsys, monkeypatch):
     (copies / "file").write_text("in the way")
     monkeypatch.setattr("export.verification.verify.verify", lambda *_: pytest.fail("the work was begun"))
     for folder in (copies / "file", copies / "file" / "below"):
@@ -223,9 +217,7 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(
         check_folder(copies)
 
 
-def test_a_disk_that_fills_up_leaves_the_old_report(
-    verified: Verification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up_leaves_the_old_report(verified, tmp_path, monkeypatch):
     data, page = write_reports(verified, tmp_path)
     before = (data.read_bytes(), page.read_bytes())
 
@@ -240,9 +232,7 @@ def test_a_disk_that_fills_up_leaves_the_old_report(
     assert not list(tmp_path.glob("*.partial*"))
 
 
-def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(
-    copies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(copies, monkeypatch, capsys):
     """One weight of the backbone is three times as large in the file, and not in what it is compared with."""
     old = (copies / "best.onnx").read_bytes()
     real = export.graph.form.simplified
@@ -269,7 +259,7 @@ def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(
     assert "Where it departs" in (copies / "best.refused.html").read_text()
 
 
-def test_killed_during_verification_leaves_nothing_under_the_final_name(copies: Path) -> None:
+def test_killed_during_verification_leaves_nothing_under_the_final_name(copies):
     (copies / "best.onnx").unlink()
     program = """
         import os, signal, sys

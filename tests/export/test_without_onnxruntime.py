@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,7 @@ def _neither(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort_library, "installed_builds", lambda: ())
 
 
-def test_nothing_is_exported_that_cannot_be_run(shapes_run: Path, tmp_path: Path) -> None:
+def test_nothing_is_exported_that_cannot_be_run(shapes_run, tmp_path):
     lines: list[str] = []
     for gate in (export.Gate(), export.Gate(verify=False)):
         with pytest.raises(export.ExportError, match=f"^nothing is exported that did not run: {ADVICE}"):
@@ -35,7 +34,7 @@ def test_nothing_is_exported_that_cannot_be_run(shapes_run: Path, tmp_path: Path
     assert not lines and not list(tmp_path.iterdir())
 
 
-def test_nothing_is_verified_or_bisected(shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_verified_or_bisected(shapes_run, monkeypatch):
     for work in ("verify._score", "bisect.float_graphs"):
         monkeypatch.setattr(f"export.verification.{work}", lambda *_: pytest.fail("the long work was begun"))
     with pytest.raises(BackendError, match=f"^{ADVICE}"):
@@ -45,14 +44,14 @@ def test_nothing_is_verified_or_bisected(shapes_run: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("command", ["onnx", "verify", "bisect"])
-def test_the_command_says_so(command: str, shapes_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_so(command, shapes_run, capsys):
     file = {"onnx": "best.pt"}.get(command, "best.onnx")
     assert main([command, str(shapes_run / file)]) == 1
     said = capsys.readouterr().err
     assert f"exporter {command}: error: " in said and said.splitlines()[-1].count("pip install 'isodet[cpu]'") == 1
 
 
-def test_an_engine_can_be_built_of_a_graph_that_was_verified_elsewhere() -> None:
+def test_an_engine_can_be_built_of_a_graph_that_was_verified_elsewhere():
     """Nothing on the way from an ONNX file to an engine loads ONNX Runtime; `isodet[export,trt]` is enough."""
     code = (
         "import sys\nsys.modules['onnxruntime'] = None\n"

@@ -50,7 +50,7 @@ def own_package(folder: Path) -> None:
     (folder / "mine.py").write_text("")
 
 
-def test_a_package_models_of_the_programs_own(site: Path, tmp_path: Path, shapes_run: Path) -> None:
+def test_a_package_models_of_the_programs_own(site, tmp_path, shapes_run):
     own_package(tmp_path / "models")
     assert program(site, tmp_path, detects(shapes_run / "best.pt")) == "1 frame"
     both = (
@@ -61,7 +61,7 @@ def test_a_package_models_of_the_programs_own(site: Path, tmp_path: Path, shapes
     assert program(site, tmp_path, "import export.onnx_export; print('exports')") == "exports"
 
 
-def test_a_package_runtime_of_the_programs_own(site: Path, tmp_path: Path, shapes_run: Path) -> None:
+def test_a_package_runtime_of_the_programs_own(site, tmp_path, shapes_run):
     own_package(tmp_path / "models")
     own_package(tmp_path / "runtime")
     for model in ("best.onnx", "best.pt"):
@@ -85,7 +85,7 @@ def test_a_package_runtime_of_the_programs_own(site: Path, tmp_path: Path, shape
     assert "No module named 'runtime.image'" in program(site, tmp_path, old)  # the program's, and it has none
 
 
-def test_a_camera_beside_a_runtime_of_the_programs_own(site: Path, tmp_path: Path) -> None:
+def test_a_camera_beside_a_runtime_of_the_programs_own(site, tmp_path):
     """Cameras are read in a process of their own, which has to find isodet's modules too."""
     own_package(tmp_path / "runtime")
     code = (
@@ -103,9 +103,7 @@ def test_a_camera_beside_a_runtime_of_the_programs_own(site: Path, tmp_path: Pat
     [(name, "best.onnx") for name in ("models.py", "models/detector.py", "models/backbones/__init__.py")]
     + [(name, None) for name in ("runtime.py", "runtime/detector.py", "runtime/streams/__init__.py")],
 )
-def test_what_hides_a_room_is_named_with_it(
-    site: Path, tmp_path: Path, shapes_run: Path, hiding: str, unaffected: str | None
-) -> None:
+def test_what_hides_a_room_is_named_with_it(site, tmp_path, shapes_run, hiding, unaffected):
     hide(tmp_path, hiding)
     room = Path(hiding.partition("/")[0]).stem
     codes = {
@@ -129,7 +127,7 @@ def hide(folder: Path, module: str) -> None:
 
 
 @pytest.mark.parametrize("command", ROOMS[1:])
-def test_commands_by_their_other_name(site: Path, tmp_path: Path, command: str) -> None:
+def test_commands_by_their_other_name(site, tmp_path, command):
     own_package(tmp_path / "runtime")
     code = f"import runpy; sys.argv[1:] = ['--help']; runpy.run_module('isodet.{command}', run_name='__main__')"
     assert "Traceback" not in program(site, tmp_path, code)
@@ -137,7 +135,7 @@ def test_commands_by_their_other_name(site: Path, tmp_path: Path, command: str) 
     assert done.returncode == 0 and "usage" in done.stdout, done.stderr
 
 
-def test_the_same_modules_by_both_names(site: Path, tmp_path: Path) -> None:
+def test_the_same_modules_by_both_names(site, tmp_path):
     code = (
         "import isodet.runtime.detections, pickle, runtime.detections, isodet.trainer.config.train, trainer, isodet\n"
         "from isodet.export import OnnxOptions; import export\n"

@@ -1,7 +1,5 @@
 """Shapes are asserted with both in the message; `python -O` leaves that out."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

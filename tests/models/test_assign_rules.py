@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +101,6 @@ def test_regions_without_area_or_outside_hold_nothing(box):
         ({"padding": "none"}, "padding: expected one of"),
     ],
 )
-def test_what_does_not_fit_is_refused(keys: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
         build(AssignConfig, keys, "assign")

@@ -59,18 +59,18 @@ def watched(module: nn.Module, size_hw: tuple[int, int] = SIZE) -> Watch:
      {"backbone": {"name": "repvgg_a0", "width": 0.125}},
      {"postprocess": {"level_candidates": 50, "threshold_on": "class"}}],
 )  # fmt: skip
-def test_it_neither_waits_nor_copies_from_the_host(keys: dict[str, Any]) -> None:
+def test_it_neither_waits_nor_copies_from_the_host(keys):
     deploy = Deploy(Detector(small(**keys)).eval()).eval()
     watch = watched(deploy)
     assert watch.illegal == [] and {"aten.convolution.default", "aten.topk.default"} <= watch.seen
 
 
-def test_nor_does_the_letterbox_inside() -> None:
+def test_nor_does_the_letterbox_inside():
     frame = FrameGeometry((48, 96), (48, 96), SIZE, 114)
     assert watched(Deploy(Detector(small()).eval(), GraphInput(frame=frame)).eval(), (48, 96)).illegal == []
 
 
-def test_the_watch_sees_what_it_looks_for() -> None:
+def test_the_watch_sees_what_it_looks_for():
     class Copies(nn.Module):
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             return (images * images.new_tensor([1, 2, 3]),)

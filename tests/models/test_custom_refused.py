@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from isodet.strict import ConfigError
@@ -145,7 +143,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_with_the_reason(custom_folder: Path, case: str) -> None:
+def test_refused_with_the_reason(custom_folder, case):
     text, source, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message):
         read(custom_folder, text, source)

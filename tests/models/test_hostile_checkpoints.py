@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,9 +74,7 @@ WRONG: dict[str, tuple[Callable[[Content], None], str]] = {
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize(("change", "told"), WRONG.values(), ids=WRONG)
-def test_a_file_of_the_wrong_content_is_told(
-    change: Callable[[Content], None], told: str, good: Content, tmp_path: Path
-) -> None:
+def test_a_file_of_the_wrong_content_is_told(change, told, good, tmp_path):
     content = copy.deepcopy(good)
     change(content)
     path = tmp_path / "made.pt"
@@ -87,7 +84,7 @@ def test_a_file_of_the_wrong_content_is_told(
     assert str(path) in str(caught.value) and told in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_without_a_training_state_is_one(good: Content, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_training_state_is_one(good, tmp_path):
     path = tmp_path / "made.pt"
     torch.save({key: value for key, value in good.items() if key != "resume"}, path)
     assert Detector(path, device="cpu").class_names == ("a", "b", "c")

@@ -37,7 +37,7 @@ def atss() -> State:
 def refused(path: Path, state: object, message: str, **hints: object) -> str:
     torch.save(state, path / "f.pth")
     with pytest.raises(ImportRefused, match=message) as caught:
-        import_checkpoint(path / "f.pth", **hints)  # type: ignore[arg-type]
+        import_checkpoint(path / "f.pth", **hints)
     assert str(caught.value).startswith(str(path / "f.pth"))
     return str(caught.value)
 

@@ -1,7 +1,5 @@
 """configs/peers say what the importers make of the published checkpoints: same model, key for key."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -135,7 +135,7 @@ def test_parts_of_a_concatenation_share_one_range():
 
     def rounding(node: fx.Node) -> str:
         while node.target is nn.functional.interpolate:  # enlarging is done on integers
-            node = node.args[0]  # type: ignore[assignment]
+            node = node.args[0]
         return str(node.target)
 
     shared = 0
@@ -169,7 +169,7 @@ def test_what_cannot_be_traced_or_calibrated_is_said():
             return [x] if x.sum() > 0 else []
 
     network = detector()
-    network.backbone = Moody().eval()  # type: ignore[assignment]
+    network.backbone = Moody().eval()
     with pytest.raises(QuantError, match="cannot be traced.*fp16"):
         quantize(network)
     with raises(QuantError, key="calibration"):

@@ -28,9 +28,9 @@ def config(data: Path, *overrides: str) -> TrainConfig:
 
 
 @pytest.mark.parametrize("kind", ["atss", "topk", "center", "iou"])
-def test_a_coarse_assignment_has_more_positives_and_loses_no_object(data: Path, kind: str) -> None:
+def test_a_coarse_assignment_has_more_positives_and_loses_no_object(data, kind):
     model = config(data, "model.input_size_hw=[128,128]").model
-    fine = replace(model.assign, kind=kind)  # type: ignore[arg-type]
+    fine = replace(model.assign, kind=kind)
     grid = Detector(model).priors()
     boxes = torch.tensor([[[10.0, 12, 50, 60], [70, 64, 118, 120], [80, 8, 96, 30]]])
     valid = torch.ones(1, 3, dtype=torch.bool)
@@ -39,7 +39,7 @@ def test_a_coarse_assignment_has_more_positives_and_loses_no_object(data: Path, 
     assert coarse(fine, 1.0) == fine
 
 
-def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data: Path) -> None:
+def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data):
     settings = config(data, "batch_size=1")
     assert settings.auxiliary is not None
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data: P
     assert terms["aux"].item() == pytest.approx(wanted.item(), rel=1e-5)
     lead = detection_loss(settings.model, detector(batch.images), grid, batch.boxes_xyxy, batch.labels)
     torch.testing.assert_close(total_loss(terms), lead.total + wanted)
-    terms["aux"].backward()  # type: ignore[no-untyped-call]
+    terms["aux"].backward()
     assert all(p.grad is None for p in detector.head.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in detector.neck.parameters())
     assert all(p.grad is not None for p in model.beside.parameters())
@@ -65,7 +65,7 @@ def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data: P
     assert rates == {id(p) for p in model.parameters()}
 
 
-def test_refused_configurations(data: Path, tmp_path: Path) -> None:
+def test_refused_configurations(data, tmp_path):
     best = save_random(tmp_path / "best.pt", config(data))
     for overrides, message in (
         (["auxiliary.weight=0"], "weight"),

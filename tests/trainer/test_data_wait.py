@@ -30,12 +30,10 @@ def config(data: Path) -> TrainConfig:
     return tiny_config(data, "schedule.epochs=3", "batch_size=2", "val_interval=3")
 
 
-def test_slow_pictures_are_measured_shown_and_advised_on_once(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_slow_pictures_are_measured_shown_and_advised_on_once(config, tmp_path, monkeypatch, capsys):
     real, slow = trainer.data.cache.read_image, 0.5
 
-    def reading(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+    def reading(path: Path) -> np.ndarray:
         if path.parent.name == "train":
             time.sleep(slow)
         return real(path)
@@ -51,7 +49,7 @@ def test_slow_pictures_are_measured_shown_and_advised_on_once(
     assert "% of the training in them waiting for pictures" in (run / "report.html").read_text()
 
 
-def test_batches_pass_unchanged_and_only_their_own_time_counts() -> None:
+def test_batches_pass_unchanged_and_only_their_own_time_counts():
     def batches() -> object:
         for i in range(3):
             time.sleep(0.02)
@@ -59,7 +57,7 @@ def test_batches_pass_unchanged_and_only_their_own_time_counts() -> None:
 
     waits: list[float] = []
     start = time.monotonic()
-    for expected, batch in enumerate(timed(batches(), waits.append)):  # type: ignore[arg-type]
+    for expected, batch in enumerate(timed(batches(), waits.append)):
         assert batch == expected
         time.sleep(0.05)
     assert len(waits) == 3 and min(waits) >= 0.02 and sum(waits) <= time.monotonic() - start - 0.15
@@ -84,9 +82,9 @@ def with_data(config: TrainConfig, keys: dict[str, object]) -> TrainConfig:
     ],
 )
 def test_the_advice_names_what_is_not_done_yet(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, keys: dict[str, object], device: torch.device, cores: int,
-    side: int, says: list[str], not_says: list[str],
-) -> None:  # fmt: skip
+    config, monkeypatch, keys, device, cores,
+    side, says, not_says,
+):  # fmt: skip
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     config = with_data(config, keys)
     told = advice(0.2, config, device, [record(side)] * 3)
@@ -95,7 +93,7 @@ def test_the_advice_names_what_is_not_done_yet(
     assert advice(TOLERATED, config, device, [record(side)]) == ""
 
 
-def test_a_cache_that_memory_does_not_hold_goes_to_disk(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_memory_does_not_hold_goes_to_disk(config, monkeypatch):
     monkeypatch.setattr(waiting, "available_memory", lambda: 3 * 2**30)
     told = advice(1.0, with_data(config, {}), CPU, [record(1024, number) for number in range(1000)])  # 2.93 GiB decoded
     assert "data.cache=disk data.cache_gib=3 " in told

@@ -73,7 +73,7 @@ def started(settings: TrainConfig) -> tuple[Distillation, TrainingModel, Tensor]
 
 
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
-def test_a_student_that_is_its_teacher_has_nothing_to_learn(data: Path, teacher: Path, amp: torch.dtype | None) -> None:
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(data, teacher, amp):
     made, model, images = started(taught_config(data, teacher, *WIDER))
     model.detector.load_state_dict(made.teacher.state_dict())
     assert not [*model.beside.parameters()]
@@ -81,17 +81,17 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(data: Path, teacher:
     with torch.autocast("cpu", amp, enabled=amp is not None):
         raw, levels, _ = model.outputs(images)
     loss = made.loss(images, raw, levels, amp, alone)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(0, abs=1e-6)
     assert all(p.grad is None or float(p.grad.abs().max()) < 1e-5 for p in model.parameters())
 
 
-def test_the_gradient_reaches_the_student_and_its_adapters_only(data: Path, teacher: Path) -> None:
+def test_the_gradient_reaches_the_student_and_its_adapters_only(data, teacher):
     made, model, images = started(taught_config(data, teacher))
     before = {name: value.clone() for name, value in made.teacher.state_dict().items()}
     raw, levels, _ = model.train().outputs(images)
     assert [level.shape[1] for level in levels] == [24, 24, 24] and not made.teacher.training
-    made.loss(images, raw, levels, None, alone).backward()  # type: ignore[no-untyped-call]
+    made.loss(images, raw, levels, None, alone).backward()
     assert all(p.grad is None for p in made.teacher.parameters())
     head = model.detector.head
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*model.beside.parameters()][:2])
@@ -100,7 +100,7 @@ def test_the_gradient_reaches_the_student_and_its_adapters_only(data: Path, teac
     assert all(torch.equal(value, made.teacher.state_dict()[name]) for name, value in before.items())
 
 
-def test_levels_come_with_the_same_answer(data: Path) -> None:
+def test_levels_come_with_the_same_answer(data):
     model = Detector(config(data).model).eval()
     images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     raw, levels = model.with_levels(images)
@@ -108,7 +108,7 @@ def test_levels_come_with_the_same_answer(data: Path) -> None:
     assert [tuple(level.shape) for level in levels] == [(1, 16, 8, 8), (1, 16, 4, 4), (1, 16, 2, 2)]
 
 
-def test_the_terms_are_the_criterions_and_one_more(data: Path, teacher: Path) -> None:
+def test_the_terms_are_the_criterions_and_one_more(data, teacher):
     settings = taught_config(data, teacher, "batch_size=1")
     torch.manual_seed(0)
     state = new_state(settings, Detector(settings.model), None, 10, Group())
@@ -124,7 +124,7 @@ def test_the_terms_are_the_criterions_and_one_more(data: Path, teacher: Path) ->
     assert "distill 0.5" in not_finite("loss", 0, {"cls": math.nan, "distill": 0.5}, [3], "")
 
 
-def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data: Path, taught: Path, tmp_path: Path) -> None:
+def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data, taught, tmp_path):
     rows = read_metrics(taught / "metrics.csv")
     assert all(row["loss_distill"] > 0 and row["loss_aux"] > 0 for row in rows)
     parts = ("loss_cls", "loss_box", "loss_quality", "loss_distill", "loss_aux")
@@ -143,7 +143,7 @@ def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data: Path, taug
     assert header[-4:] == ["seconds", *HELP, "data_wait"]
 
 
-def test_eight_bits_learn_from_a_teacher_too(taught: Path, teacher: Path, tmp_path: Path) -> None:
+def test_eight_bits_learn_from_a_teacher_too(taught, teacher, tmp_path):
     keys = ["schedule.epochs=1", "qat.images=4", f"distill.teacher={teacher}", "distill.region=0.2"]
     run = fit(qat_config(taught / "best.pt", keys), tmp_path, quiet=True).run
     assert read_checkpoint(run / "best.pt")["card"]["precision"] == "int8"
@@ -151,13 +151,13 @@ def test_eight_bits_learn_from_a_teacher_too(taught: Path, teacher: Path, tmp_pa
     assert row["loss_distill"] > 0 and "loss_aux" not in row
 
 
-def test_without_a_teacher_nothing_is_different(data: Path, tmp_path: Path) -> None:
+def test_without_a_teacher_nothing_is_different(data, tmp_path):
     run = fit(config(data, "schedule.epochs=1"), tmp_path, quiet=True).run
     assert not set(HELP) & set(read_metrics(run / "metrics.csv")[0])
     assert not {"beside", "teacher"} & read_checkpoint(run / "last.pt")["resume"].keys()
 
 
-def test_a_resumed_run_ends_as_one_never_stopped(data: Path, teacher: Path, taught: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_as_one_never_stopped(data, teacher, taught, tmp_path):
     stop_before_epoch(2, taught_config(data, teacher, *AUXILIARY), tmp_path)
     run = go_on(tmp_path)
     one, other = (read_checkpoint(r / "last.pt")["resume"] for r in (run, taught))
@@ -171,7 +171,7 @@ def test_a_resumed_run_ends_as_one_never_stopped(data: Path, teacher: Path, taug
     assert [row["loss_distill"] for row in a] == [row["loss_distill"] for row in b]
 
 
-def test_another_teacher_is_not_resumed_with(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_another_teacher_is_not_resumed_with(data, teacher, tmp_path):
     mine = Path(shutil.copy(teacher, tmp_path / "mine.pt"))
     stop_before_epoch(2, taught_config(data, mine), tmp_path / "runs")
     content = read_checkpoint(mine)
@@ -181,7 +181,7 @@ def test_another_teacher_is_not_resumed_with(data: Path, teacher: Path, tmp_path
         go_on(tmp_path / "runs")
 
 
-def test_two_processes_learn_what_one_learns(own: Path, teacher: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns(own, teacher, tmp_path):
     """One of eight pictures is broken, so that one process has a batch without any."""
     sorted((own / "train").glob("*.jpg"))[3].write_bytes(b"not a picture")
     settings = taught_config(own, teacher, *AUXILIARY, "schedule.epochs=1")
@@ -196,7 +196,7 @@ def test_two_processes_learn_what_one_learns(own: Path, teacher: Path, tmp_path:
         assert a[name] == pytest.approx(b[name], rel=1e-3)
 
 
-def test_refused_teachers(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_refused_teachers(data, teacher, tmp_path):
     def teach(path: Path, *overrides: str) -> TrainConfig:
         return config(data, f"distill.teacher={path}", *overrides)
 
@@ -219,7 +219,7 @@ def test_refused_teachers(data: Path, teacher: Path, tmp_path: Path) -> None:
         teach(other("int8.pt", quantization={"kind": "qat"}))
 
 
-def test_refused_configurations(data: Path, teacher: Path) -> None:
+def test_refused_configurations(data, teacher):
     here = f"distill.teacher={teacher}"
     for overrides, message in (
         (["distill.logits=1"], "teacher"),
@@ -234,7 +234,7 @@ def test_refused_configurations(data: Path, teacher: Path) -> None:
             config(data, *overrides)
 
 
-def test_the_path_is_relative_to_the_file_that_says_it(data: Path, teacher: Path) -> None:
+def test_the_path_is_relative_to_the_file_that_says_it(data, teacher):
     recipe = teacher.with_name("taught.yaml")
     recipe.write_text(f"_base_: shapes.yaml\ndistill: {{teacher: {teacher.name}}}\n")
     settings = read_config(recipe, [*TINY, *KEYS])

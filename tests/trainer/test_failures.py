@@ -28,7 +28,7 @@ def config(data: Path, *overrides: str) -> TrainConfig:
     return tiny_config(data, "batch_size=2", "optim.accumulate=2", "checkpoint_steps=1", *overrides)
 
 
-def test_a_full_disk_names_file_and_room_and_leaves_the_old_file(data: Path, tmp_path: Path) -> None:
+def test_a_full_disk_names_file_and_room_and_leaves_the_old_file(data, tmp_path):
     """The limit on a file's size cuts the write off in the middle, as a full disk does."""
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"w": torch.zeros(10)}, {"first": 1})
@@ -48,9 +48,7 @@ def test_a_full_disk_names_file_and_room_and_leaves_the_old_file(data: Path, tmp
     assert not [*tmp_path.glob(".*"), *run.glob(".*")]
 
 
-def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(data, tmp_path, monkeypatch, capsys):
     real, calls = TrainingModel.forward, []
 
     def poisoned(self: TrainingModel, batch: Batch) -> dict[str, torch.Tensor]:
@@ -58,7 +56,7 @@ def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
         if len(calls) in (2, 5):
             for module in self.detector.modules():  # what activations without bound leave behind
                 if isinstance(module, torch.nn.BatchNorm2d):
-                    module.running_mean.fill_(float("nan"))  # type: ignore[union-attr]
+                    module.running_mean.fill_(float("nan"))
         terms = real(self, batch)
         return terms | {"cls": terms["cls"] * float("nan")} if len(calls) in (2, 5) else terms
 
@@ -91,16 +89,14 @@ def _nan_at(number: int, real: Callable[..., dict[str, torch.Tensor]]) -> Callab
     return poisoned
 
 
-def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(data, tmp_path, monkeypatch):
     real = trainer.step.clip_gradients
     seen: list[dict[str, torch.Tensor]] = []
 
     def poisoned(model: torch.nn.Module, largest: float) -> torch.Tensor:
         seen.append({k: v.clone() for k, v in model.named_parameters()})
         if len(seen) == 2:
-            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))  # type: ignore[union-attr]
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))
         return real(model, largest)
 
     monkeypatch.setattr(trainer.step, "clip_gradients", poisoned)
@@ -113,9 +109,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
         fit(config(data), tmp_path, quiet=True)
 
 
-def test_a_loader_process_killed_by_the_system_is_named_with_advice(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loader_process_killed_by_the_system_is_named_with_advice(data, tmp_path, monkeypatch):
     real, parent = trainer.data.cache.read_image, os.getpid()
 
     def killed(path: Path) -> object:

@@ -1,10 +1,7 @@
 """What is wrong with the data is said in a quiet run, too, and stands in its report."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,9 +16,7 @@ PICTURES = (8, 3)
 
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]], ids=["loud", "quiet"])
-def test_faults_of_the_data_are_told_once_and_listed(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, quiet: list[str]
-) -> None:
+def test_faults_of_the_data_are_told_once_and_listed(own, tmp_path, capsys, caplog, quiet):
     """Boxes beyond their pictures, and pictures that are cut off, empty and gone; two epochs meet each twice."""
     for name in ("train", "val"):
         content = json.loads((own / f"{name}.json").read_text())
@@ -50,12 +45,12 @@ def test_faults_of_the_data_are_told_once_and_listed(
         assert line in page
 
 
-def test_a_sound_set_has_no_such_list(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_set_has_no_such_list(data, tmp_path, capsys):
     run = fit(tiny_config(data, "schedule.epochs=1"), tmp_path, quiet=True).run
     assert "Left out" not in (run / "report.html").read_text() and "warning:" not in capsys.readouterr().err
 
 
-def test_of_many_pictures_the_list_has_some_and_the_number() -> None:
+def test_of_many_pictures_the_list_has_some_and_the_number():
     items = (Problem("boxes of zero", 1), Problem("boxes of zero", 2))
     sound = CocoDataset(Path("x"), Path("."), ("a",), (1,), (), Problems())
     broken = CocoDataset(Path("x"), Path("."), ("a",), (1,), (), Problems(items))
@@ -69,9 +64,7 @@ def test_of_many_pictures_the_list_has_some_and_the_number() -> None:
     [("train", {"annotations": []}, None), ("val", {"annotations": []}, None),
      ("train", {"annotations": [], "images": []}, "images")],
 )  # fmt: skip
-def test_data_without_a_picture_or_an_object_are_refused_before_the_training(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, keys: dict[str, Any], key: str | None
-) -> None:
+def test_data_without_a_picture_or_an_object_are_refused_before_the_training(own, tmp_path, capsys, split, keys, key):
     """As where label files do not lie where they are looked for, which every picture survives."""
     edit(own / f"{split}.json", **keys)
     with raises(DatasetError, key=key, path=own / f"{split}.json"):
@@ -82,7 +75,7 @@ def test_data_without_a_picture_or_an_object_are_refused_before_the_training(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_map_that_is_nan_has_its_reason(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_map_that_is_nan_has_its_reason(own, tmp_path, capsys):
     """The only picture with objects cannot be read: the annotations promised something."""
     content = json.loads((own / "val.json").read_text())
     first = content["annotations"][0]["image_id"]

@@ -1,9 +1,6 @@
 """The loop: repeatable, and clear about what stops it."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,29 +15,29 @@ PICTURES = (12, 4)
 
 
 @pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
-def test_every_preset_trains_and_saves_loadable_weights(data: Path, tmp_path: Path, detector: str) -> None:
+def test_every_preset_trains_and_saves_loadable_weights(data, tmp_path, detector):
     result = fit(tiny_config(data, f"model.detector={detector}", "optim.accumulate=2"), tmp_path, quiet=True)
     content = read_checkpoint(result.best)
     assert content["card"]["model"]["detector"] == detector
     assert all(torch.isfinite(v).all() for v in content["model"].values())
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(data: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(data, tmp_path):
     first, same, other = (fit(tiny_config(data, f"seed={seed}"), tmp_path, quiet=True).run for seed in (1, 1, 2))
     assert alike(first, same) and not alike(first, other)
 
 
-def test_a_second_run_of_the_same_name_gets_its_own_folder(data: Path, tmp_path: Path) -> None:
+def test_a_second_run_of_the_same_name_gets_its_own_folder(data, tmp_path):
     runs = [fit(tiny_config(data, "schedule.epochs=1"), tmp_path, quiet=True).run.name for _ in range(2)]
     assert runs == ["shapes", "shapes-2"]
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_images_named(data: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_with_the_images_named(data, tmp_path):
     with pytest.raises(TrainingError, match=r"not finite in epoch 1 .* on images \[\d+, .*Lower optim\.lr"):
         fit(tiny_config(data, "optim.kind=sgd", "optim.lr=1e30", "optim.clip_norm=0"), tmp_path, quiet=True)
 
 
-def test_images_without_objects_teach_background_with_no_box_loss(own: Path, tmp_path: Path) -> None:
+def test_images_without_objects_teach_background_with_no_box_loss(own, tmp_path):
     coco = json.loads((own / "train.json").read_text())
     first = coco["images"][0]  # all objects are on a picture that cannot be read: data without any is refused
     edit(own / "train.json", annotations=[a for a in coco["annotations"] if a["image_id"] == first["id"]])
@@ -50,7 +47,7 @@ def test_images_without_objects_teach_background_with_no_box_loss(own: Path, tmp
     assert row["loss_cls"] > 0 and row["loss_box"] == row["loss_quality"] == 0
 
 
-def test_a_set_without_a_usable_picture_is_an_error(own: Path, tmp_path: Path) -> None:
+def test_a_set_without_a_usable_picture_is_an_error(own, tmp_path):
     for path in (own / "train").glob("*.jpg"):
         path.write_bytes(b"not a picture")
     with pytest.raises(TrainingError, match="not one training picture could be used"):
@@ -73,17 +70,17 @@ def test_a_set_without_a_usable_picture_is_an_error(own: Path, tmp_path: Path) -
     ],
 )
 def test_exit_status_and_advice(
-    arguments: list[str], status: int, text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    arguments, status, text, capsys, tmp_path,
+    monkeypatch,
+):  # fmt: skip
     monkeypatch.chdir(tmp_path)
     try:
         got = main(arguments)
     except SystemExit as stop:
-        got = stop.code  # type: ignore[assignment]
+        got = stop.code
     assert got == status
     assert text in capsys.readouterr().err
 
 
-def test_workers_change_nothing(data: Path, tmp_path: Path) -> None:
+def test_workers_change_nothing(data, tmp_path):
     assert alike(*(fit(tiny_config(data, f"data.workers={n}"), tmp_path, quiet=True).run for n in (0, 2)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ from trainer.lr_find import range_test
 PICTURES = (8, 2)
 
 
-def test_the_range_test_finds_where_a_parabola_diverges() -> None:
+def test_the_range_test_finds_where_a_parabola_diverges():
     """Gradient descent on k x^2 / 2 diverges at rates above 2 / k, and is fastest at 1 / k. Noise keeps x from 0."""
     x, k = 1.0, 4.0
 
@@ -35,9 +34,7 @@ def test_the_range_test_finds_where_a_parabola_diverges() -> None:
         range_test(lambda rate: next(losses), [1, 2, 3, 4])
 
 
-def test_lr_find_draws_a_picture_and_leaves_no_run(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lr_find_draws_a_picture_and_leaves_no_run(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["lr-find", str(data / "shapes.yaml"), *TINY, "--steps", "30", "--high", "30", "--quiet"]) == 0
     said = capsys.readouterr().out

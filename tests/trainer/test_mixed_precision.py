@@ -41,9 +41,7 @@ def started(config: TrainConfig, amp: torch.dtype | None = None) -> tuple[State,
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(
-    config: TrainConfig, amp: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(config, amp, monkeypatch):
     state, batch = started(config, amp)
     inside, assigned, real = set(), [], models.loss.assign
     for module in state.model.modules():
@@ -51,14 +49,14 @@ def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(
             module.register_forward_hook(lambda _, given, answer: inside.add(answer.dtype))
 
     def watched(rule: object, priors: object, boxes: torch.Tensor, *others: object) -> torch.Tensor:
-        assigned.append((priors.boxes_xyxy.dtype, boxes.dtype, torch.is_autocast_enabled("cpu")))  # type: ignore[attr-defined]
-        return real(rule, priors, boxes, *others)  # type: ignore[arg-type]
+        assigned.append((priors.boxes_xyxy.dtype, boxes.dtype, torch.is_autocast_enabled("cpu")))
+        return real(rule, priors, boxes, *others)
 
     monkeypatch.setattr(models.loss, "assign", watched)
     terms = state.model(batch)
     assert amp in inside and assigned == [(torch.float32, torch.float32, False)]
     assert {term.dtype for term in terms.values()} == {torch.float32}
-    total_loss(terms).backward()  # type: ignore[no-untyped-call]
+    total_loss(terms).backward()
     assert {p.grad.dtype for p in state.model.parameters() if p.grad is not None} == {torch.float32}
     plain = started(config)[0].model(batch)
     torch.testing.assert_close(total_loss(terms), total_loss(plain), rtol=0.05, atol=0)
@@ -70,7 +68,7 @@ def scaled(state: State) -> torch.amp.GradScaler:
     return state.scaler
 
 
-def test_scaled_gradients_take_the_step_that_plain_ones_do(config: TrainConfig) -> None:
+def test_scaled_gradients_take_the_step_that_plain_ones_do(config):
     ends = []
     for scaling in (False, True):
         state, batch = started(config)
@@ -82,7 +80,7 @@ def test_scaled_gradients_take_the_step_that_plain_ones_do(config: TrainConfig) 
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
 
 
-def test_an_overflow_costs_the_step_and_halves_the_scale(config: TrainConfig) -> None:
+def test_an_overflow_costs_the_step_and_halves_the_scale(config):
     state, batch = started(config)
     scaler, before = scaled(state), [p.detach().clone() for p in state.model.parameters()]
     scaler.scale(total_loss(state.model(batch)) * float("inf")).backward()
@@ -91,7 +89,7 @@ def test_an_overflow_costs_the_step_and_halves_the_scale(config: TrainConfig) ->
     assert scaler.get_scale() == 512
 
 
-def test_a_step_that_is_left_out_does_not_stop_the_next(config: TrainConfig) -> None:
+def test_a_step_that_is_left_out_does_not_stop_the_next(config):
     """With `on_nan: skip`, where the scale cannot be the reason any more."""
     state, batch = started(config)
     scaler = state.scaler = torch.amp.GradScaler("cpu", init_scale=LEAST_SCALE / 2)
@@ -100,9 +98,7 @@ def test_a_step_that_is_left_out_does_not_stop_the_next(config: TrainConfig) -> 
         assert optimizer_step(state) is usable
 
 
-def test_gradients_that_never_recover_end_the_run_with_the_images_named(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_that_never_recover_end_the_run_with_the_images_named(config, tmp_path, monkeypatch):
     """Else the scaler would answer each with half the scale, and a run of hours would have learned nothing."""
 
     def unscaled(self: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
@@ -117,7 +113,7 @@ def test_gradients_that_never_recover_end_the_run_with_the_images_named(
     begin = trainer.loop.new_state
 
     def starting(*arguments: object) -> State:
-        state = begin(*arguments)  # type: ignore[arg-type]
+        state = begin(*arguments)
         state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-12, enabled=True)
         return state
 

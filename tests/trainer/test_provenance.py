@@ -34,7 +34,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_commit_and_whether_what_git_tracks_was_changed(repository: Path) -> None:
+def test_the_commit_and_whether_what_git_tracks_was_changed(repository):
     commit = git(repository, "rev-parse", "HEAD")
     below = repository / "runs" / "x"
     below.mkdir(parents=True)
@@ -52,9 +52,7 @@ def executable(path: Path, script: str) -> Path:
     return path
 
 
-def test_no_program_that_the_repository_names_is_run(
-    repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_no_program_that_the_repository_names_is_run(repository, tmp_path_factory):
     """A folder of a stranger: its configuration says what git is to run, for a look as for everything else."""
     ran = tmp_path_factory.mktemp("outside") / "ran"
     program = executable(repository / "program", f'echo "$0 $*" >> {ran}\ncat')
@@ -77,9 +75,7 @@ def test_no_program_that_the_repository_names_is_run(
     assert ran.exists()  # a plain git does run them
 
 
-def test_a_submodule_is_not_asked_by_its_own_configuration(
-    repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_submodule_is_not_asked_by_its_own_configuration(repository, tmp_path_factory):
     outer = tmp_path_factory.mktemp("outer")
     git(outer, "init", "-q")
     git(outer, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(repository), "inner")
@@ -92,7 +88,7 @@ def test_a_submodule_is_not_asked_by_its_own_configuration(
     assert not ran.exists()
 
 
-def test_nothing_where_git_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_where_git_knows_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_state(tmp_path) == {}  # no repository
     assert git_state(tmp_path / "gone") == {}
@@ -102,9 +98,7 @@ def test_nothing_where_git_knows_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert git_state(tmp_path) == {}  # no git
 
 
-def test_a_git_that_hangs_or_fails_at_status_does_not_stop_a_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_git_that_hangs_or_fails_at_status_does_not_stop_a_training(tmp_path, monkeypatch):
     executable(tmp_path / "git", 'case "$*" in *status*) exit 128;; esac\necho abc')
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert git_state(tmp_path) == {"git_commit": "abc"}
@@ -114,7 +108,7 @@ def test_a_git_that_hangs_or_fails_at_status_does_not_stop_a_training(
     assert git_state(tmp_path) == {}
 
 
-def test_versions_are_what_is_imported() -> None:
+def test_versions_are_what_is_imported():
     versions = package_versions()
     assert versions["python"] == platform.python_version()
     assert (versions["numpy"], versions["opencv"]) == (np.__version__, cv2.__version__)
@@ -122,7 +116,7 @@ def test_versions_are_what_is_imported() -> None:
     assert ("cuda" in versions) == (torch.version.cuda is not None)
 
 
-def test_every_checkpoint_says_so(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_checkpoint_says_so(repository, monkeypatch):
     make_shapes(repository / "data", train_images=4, val_images=2, size_hw=(64, 64))
     monkeypatch.chdir(repository)
     run = fit(tiny_config(Path("data"), "schedule.epochs=1", "amp=bf16"), "runs", quiet=True).run

@@ -33,7 +33,7 @@ def ranges(path: Path) -> dict[str, torch.Tensor]:
     return {key: value for key, value in read_checkpoint(path)["model"].items() if key.startswith("graph.fake_quants.")}
 
 
-def test_it_is_the_training_again_a_fifth_as_long_at_a_tenth_of_the_rate(shapes_run: Path) -> None:
+def test_it_is_the_training_again_a_fifth_as_long_at_a_tenth_of_the_rate(shapes_run):
     own = read_checkpoint(shapes_run / "best.pt")["card"]["training"]
     config = qat_config(shapes_run / "best.pt")
     assert config.schedule.epochs == max(3, round(own["schedule"]["epochs"] / 5))
@@ -42,7 +42,7 @@ def test_it_is_the_training_again_a_fifth_as_long_at_a_tenth_of_the_rate(shapes_
     assert qat_config(shapes_run / "best.pt", ["qat.freeze=1", "optim.lr=0.5"]).optim.lr == 0.5
 
 
-def test_the_checkpoint_says_what_it_is_and_keeps_its_map(shapes_run: Path, quantized: Path) -> None:
+def test_the_checkpoint_says_what_it_is_and_keeps_its_map(shapes_run, quantized):
     card = read_card(quantized / "best.pt")
     assert card.precision == "int8" and card.quantization["kind"] == "qat" and card.quantization["images"] == 16
     assert isinstance(build_detector(quantized / "best.pt")[0], QuantDetector)
@@ -54,14 +54,14 @@ def test_the_checkpoint_says_what_it_is_and_keeps_its_map(shapes_run: Path, quan
         fit(qat_config(quantized / "best.pt", SHORT), quantized.parent, quiet=True)
 
 
-def test_it_exports_and_the_file_runs(quantized: Path, tmp_path: Path) -> None:
+def test_it_exports_and_the_file_runs(quantized, tmp_path):
     written = export.to_onnx(quantized / "best.pt", tmp_path / "best.onnx")
     assert written.card.precision == "int8"
     assert written.verification is not None and written.verification.passed
     assert Detector(written.path).card.quantization["kind"] == "qat"
 
 
-def test_ranges_follow_in_the_first_epoch_and_stay_in_the_second(shapes_run: Path, tmp_path: Path) -> None:
+def test_ranges_follow_in_the_first_epoch_and_stay_in_the_second(shapes_run, tmp_path):
     keys = (["schedule.epochs=1", "qat.freeze=0"], ["qat.freeze=0"], [])
     configs = [qat_config(shapes_run / "best.pt", [*SHORT, "optim.ema=0", *more]) for more in keys]
     assert last_moving_epoch(configs[-1]) == 1
@@ -71,14 +71,12 @@ def test_ranges_follow_in_the_first_epoch_and_stay_in_the_second(shapes_run: Pat
     assert sum(not torch.equal(value, moved[key]) for key, value in first.items()) > 0.9 * len(first)
 
 
-def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
-    shapes_run: Path, quantized: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(shapes_run, quantized, tmp_path):
     stop_before_epoch(2, qat_config(shapes_run / "best.pt", [*SHORT, "val_interval=1"]), tmp_path)
     assert alike(go_on(tmp_path), quantized)
 
 
-def test_the_command_and_what_it_refuses(shapes_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_and_what_it_refuses(shapes_run, tmp_path, capsys):
     best = shapes_run / "best.pt"
     config = read_checkpoint(best)["card"]["training"]["data"]["train"]["annotations"]
     recipe = Path(config).parent / "shapes.yaml"

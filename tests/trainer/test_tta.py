@@ -47,7 +47,7 @@ def frames(count: int = 3) -> list[np.ndarray]:
     return [rng.integers(0, 255, (60 + 9 * i, 90, 3), np.uint8) for i in range(count)]
 
 
-def test_hard_nms_of_one_view_is_the_deployed_detector(folder: Path) -> None:
+def test_hard_nms_of_one_view_is_the_deployed_detector(folder):
     deployed, merged = Detector(folder / "best.pt", device="cpu"), TtaDetector(folder / "best.pt", device="cpu")
     total = 0
     for a, b in zip(deployed(frames(), threshold=0.0), merged(frames(), threshold=0.0), strict=True):
@@ -61,7 +61,7 @@ def test_hard_nms_of_one_view_is_the_deployed_detector(folder: Path) -> None:
     assert [len(d) for d in merged(frames(), threshold=1.0)] == [0, 0, 0] and merged([]) == []
 
 
-def test_a_mirrored_view_sees_the_mirrored_frame(folder: Path) -> None:
+def test_a_mirrored_view_sees_the_mirrored_frame(folder):
     straight = TtaDetector(folder / "best.pt", device="cpu")
     mirrored = TtaDetector(folder / "best.pt", views=(View(flip=True),), device="cpu")
     for frame in frames():
@@ -73,16 +73,16 @@ def test_a_mirrored_view_sees_the_mirrored_frame(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("nms", ["hard", "soft", "soft-linear", "wbf"])
-def test_views_are_merged_in_the_frame(folder: Path, nms: str) -> None:
+def test_views_are_merged_in_the_frame(folder, nms):
     """Three sizes, mirrored and not: boxes stay in the frame and in order, and come back into its pixels."""
     views = parse_views("flip,scales")
-    detector = TtaDetector(folder / "best.pt", nms, views, "cpu")  # type: ignore[arg-type]
+    detector = TtaDetector(folder / "best.pt", nms, views, "cpu")
     for frame, found in zip(frames(), detector(frames(), threshold=0.0), strict=True):
         assert 0 < len(found) <= detector.card.nms["detections"]
         assert found.boxes_xyxy[:, 2].max() > 60 and found.boxes_xyxy.max() <= max(frame.shape)
 
 
-def test_what_views_can_be_asked_for() -> None:
+def test_what_views_can_be_asked_for():
     assert parse_views("flip") == (View(), View(flip=True))
     assert parse_views("0.5, 1,2") == (View(), View(0.5), View(2.0))
     assert len(parse_views("flip,scales")) == 6
@@ -95,7 +95,7 @@ def test_what_views_can_be_asked_for() -> None:
     assert scaled(rule, 0.5) == ShortSide(400, 666, 32, True, (1, 2, 3)) and scaled(rule, 1.0) is rule
 
 
-def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(folder, tmp_path, capsys):
     data = ["--annotations", str(folder / "data" / "val.json"), "--images", str(folder / "data" / "val"), "--quiet"]
     copy = tmp_path / "best.pt"
     copy.write_bytes((folder / "best.pt").read_bytes())
@@ -116,7 +116,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert stop.value.code == 2
 
 
-def test_an_artifact_has_no_candidates(shapes_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_artifact_has_no_candidates(shapes_run, capsys):
     for options in (["--nms", "soft"], ["--tta", "flip"]):
         assert main(["eval", str(shapes_run / "best.onnx"), "--quiet", *options]) == 1
         assert "name the checkpoint (.pt)" in capsys.readouterr().err

@@ -32,13 +32,13 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(config(data, "val_loss=true"), tmp_path_factory.mktemp("runs"), quiet=True).run
 
 
-def test_the_weights_are_those_of_a_run_without(data: Path, run: Path, tmp_path: Path) -> None:
+def test_the_weights_are_those_of_a_run_without(data, run, tmp_path):
     other = fit(config(data), tmp_path, quiet=True).run
     assert alike(run, other)
     assert not any(set(VAL_LOSSES) & set(row) for row in read_metrics(other / "metrics.csv"))
 
 
-def test_they_are_recorded_where_the_map_is(run: Path) -> None:
+def test_they_are_recorded_where_the_map_is(run):
     rows = read_metrics(run / "metrics.csv")
     assert [VAL_LOSSES[0] in row for row in rows] == ["map" in row for row in rows] == [False, True, True]
     for row in rows[1:]:
@@ -53,7 +53,7 @@ def test_they_are_recorded_where_the_map_is(run: Path) -> None:
     assert (run / "plots" / "loss.png").is_file() and (run / "plots" / "confusion.png").is_file()
 
 
-def test_it_is_the_criterion_on_letterboxed_pictures(data: Path, run: Path) -> None:
+def test_it_is_the_criterion_on_letterboxed_pictures(data, run):
     settings = config(data, "val_loss=true")
     model, _ = build_detector(run / "last.pt")
     val = read_coco(data / "val.json", data / "val", settings.model.classes)
@@ -78,7 +78,7 @@ def test_it_is_the_criterion_on_letterboxed_pictures(data: Path, run: Path) -> N
     torch.testing.assert_close(ours, sums / len(val.records), rtol=1e-5, atol=1e-6)
 
 
-def test_broken_pictures_and_none_at_all(own: Path, run: Path) -> None:
+def test_broken_pictures_and_none_at_all(own, run):
     settings = config(own)
     model, _ = build_detector(run / "last.pt")
     val = read_coco(own / "val.json", own / "val", settings.model.classes)
