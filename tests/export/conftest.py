@@ -13,7 +13,7 @@ import torch
 from export.verification.detection_diff import compare_detections
 from isodet.strict import to_mapping
 from models.checkpoint import load_detector, save_checkpoint
-from models.config.model import ModelConfig
+from models.config.model import ModelConfig, model_config
 from models.detector import Detector as Network
 from runtime import Card, Detections
 from tests.export.edges import BOX_PX, SCORE, unexplained
@@ -70,6 +70,21 @@ def save_untrained() -> Callable[..., Path]:
     of the last of `batches` pictures.
     """
     return _save_untrained
+
+
+@pytest.fixture(scope="session")
+def untrained() -> Callable[..., Path]:
+    """`save_untrained` of a small detector, on a thin backbone, without validation data."""
+
+    def make(path: Path, detector: str = "atss", backbone: str = "resnet18", **keys: object) -> Path:
+        config = model_config({
+            "classes": ["a", "b", "c"], "detector": detector, "input_size_hw": [96, 128],
+            "backbone": {"name": backbone, "width": 0.125}, "neck": {"channels": 32, "levels": [3, 6], "norm": "bn"},
+            "head": {"depth": 1, "prior": 0.2}, "postprocess": {"candidates": 60, "detections": 25}, **keys,
+        })  # fmt: skip
+        return _save_untrained(path, config, lambda name: name.endswith("weight"), (4, 4, 4))
+
+    return make
 
 
 def _assert_same(checkpoint: Path, graph: Path, batches: tuple[int, ...]) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,29 +14,12 @@ import export
 from export.options import ExportError
 from export.verification.detection_diff import compare_detections
 from models.checkpoint import CheckpointError, build_detector, load_detector
-from models.config.model import model_config
 from models.deploy.graph import Deploy
 from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
 from runtime.backends.load import load_backend
 from runtime.backends.protocol import BackendError
 from tests.at_fault import raises
-
-
-@pytest.fixture
-def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
-    """A checkpoint of random weights that finds something everywhere."""
-
-    def make(path: Path, **keys: Any) -> Path:
-        config = model_config({
-            "classes": ["a", "b", "c"], "detector": "atss", "input_size_hw": [64, 96],
-            "backbone": {"name": "resnet18", "width": 0.125}, "neck": {"channels": 16, "levels": [3, 5], "norm": "bn"},
-            "head": {"depth": 1, "prior": 0.2, "norm": "bn"}, "postprocess": {"candidates": 60, "detections": 25},
-            **keys,
-        })  # fmt: skip
-        return save_untrained(path, config, lambda _: False, (4,))
-
-    return make
 
 
 def test_candidates_in_half_from_raw_float_frames(shapes_run, tmp_path):

@@ -17,20 +17,25 @@ from export.options import CalibrationError, ExportError, Gate, Int8, OnnxOption
 from export.verification.gate import GateError
 from models.checkpoint import build_detector
 from runtime import Card, read_card, read_dataset
+from runtime.datasets.annotations import CocoDataset
 from runtime.images.image import read_image
 from tests.at_fault import raises
 from tests.export.damaged import boxes_moved
 
 
 @pytest.fixture
-def yolo(shapes_run: Path, tmp_path: Path) -> Path:
+def val(shapes_run: Path) -> CocoDataset:
+    data = shapes_run.parents[1] / "data"
+    return read_dataset(data / "val.json", data / "val")
+
+
+@pytest.fixture
+def yolo(shapes_run: Path, val: CocoDataset, tmp_path: Path) -> Path:
     """The run's validation data in YOLO's form: a data.yaml that names its own pictures."""
-    data = shapes_run.parent.parent / "data"
-    records = read_dataset(data / "val.json", data / "val").records
     names = read_card(shapes_run / "best.pt").classes
     for folder in ("images", "labels"):
         (tmp_path / "yolo" / folder / "val").mkdir(parents=True)
-    for record in records[:6]:
+    for record in val.records[:6]:
         shutil.copy(record.path, tmp_path / "yolo" / "images" / "val")
         lines = []
         for label, (x1, y1, x2, y2) in zip(record.labels, record.boxes_xyxy, strict=True):
@@ -49,12 +54,10 @@ def test_an_export_is_scored_on_yolo_data(shapes_run, yolo, tmp_path):
     assert result.card.verification["passed"] is True and len(result.verification.dataset.records) == 6
 
 
-def test_a_gate_that_proves_nothing_says_so(shapes_run, tmp_path):
+def test_a_gate_that_proves_nothing_says_so(shapes_run, val, tmp_path):
     """Boxes where nothing is: the checkpoint scores nothing, and nothing can be lost."""
-    data = shapes_run.parent.parent / "data"
-    found = read_dataset(data / "val.json", data / "val")
-    size = read_image(found.records[0].path).shape
-    shutil.copy(found.records[0].path, tmp_path / "0.jpg")
+    size = read_image(val.records[0].path).shape
+    shutil.copy(val.records[0].path, tmp_path / "0.jpg")
     corner = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0}
     names = read_card(shapes_run / "best.pt").classes
     content = {
@@ -62,9 +65,8 @@ def test_a_gate_that_proves_nothing_says_so(shapes_run, tmp_path):
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(names)],
     }  # fmt: skip
     (tmp_path / "none.json").write_text(json.dumps(content))
-    verification = export.verify(
-        [shapes_run / "best.onnx"], shapes_run / "best.pt", tmp_path / "none.json", tmp_path, device="cpu"
-    )
+    files = [shapes_run / "best.onnx"], shapes_run / "best.pt"
+    verification = export.verify(*files, tmp_path / "none.json", tmp_path, device="cpu")
     assert verification.reference.evaluation.map == 0
     assert "here the gate proves nothing" in verification.table()
 
@@ -80,15 +82,13 @@ def test_what_keep_map_promises_holds_for_the_artifact():
             Int8(keep_map=wrong)
 
 
-def test_no_choice_is_made_on_data_without_boxes(shapes_run):
-    data = shapes_run.parent.parent / "data"
-    found = read_dataset(data / "val.json", data / "val")
-    empty = [replace(r, boxes_xyxy=r.boxes_xyxy[:0], labels=r.labels[:0], crowd=r.crowd[:0]) for r in found.records]
+def test_no_choice_is_made_on_data_without_boxes(shapes_run, val):
+    empty = [replace(r, boxes_xyxy=r.boxes_xyxy[:0], labels=r.labels[:0], crowd=r.crowd[:0]) for r in val.records]
     detector, card_json = build_detector(shapes_run / "best.pt")
     card = Card.from_json(card_json, shapes_run / "best.pt")
     for options in (Int8(calibrate="best"), Int8(keep_map=0.5)):
         with pytest.raises(CalibrationError, match=r"has no box in any picture"):
-            quantized(detector, card, shapes_run / "best.pt", options, replace(found, records=empty))
+            quantized(detector, card, shapes_run / "best.pt", options, replace(val, records=empty))
 
 
 def test_a_source_is_not_overwritten(shapes_run, tmp_path, monkeypatch):

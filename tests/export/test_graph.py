@@ -19,29 +19,11 @@ import export.graph.form
 from export.options import ExportError
 from export.verification.detection_diff import compare_detections
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from models.config.model import model_config
 from models.layers.blocks import ConvNorm
 from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
 from tests.at_fault import raises
 from tests.export.damaged import boxes_moved
-
-CLASSES = ("a", "b", "c")
-
-
-@pytest.fixture(scope="module")
-def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
-    """A checkpoint of random weights that finds something everywhere, without validation data."""
-
-    def make(path: Path, detector: str = "atss", backbone: str = "resnet18", **keys: object) -> Path:
-        config = model_config({
-            "classes": CLASSES, "detector": detector, "input_size_hw": [96, 128],
-            "backbone": {"name": backbone, "width": 0.125}, "neck": {"channels": 32, "levels": [3, 6], "norm": "bn"},
-            "head": {"depth": 1, "prior": 0.2}, "postprocess": {"candidates": 60, "detections": 25}, **keys,
-        })  # fmt: skip
-        return save_untrained(path, config, lambda name: name.endswith("weight"), (4, 4, 4))
-
-    return make
 
 
 @pytest.fixture(scope="module")

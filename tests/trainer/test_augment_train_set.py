@@ -16,10 +16,11 @@ from runtime.datasets.coco import CocoDataset, read_coco
 from runtime.detections import Detections
 from runtime.images.image import FixedSize, ShortSide, write_image
 from tests.at_fault import raises
+from tests.trainer.tiny import same
 from trainer.augment import augment
 from trainer.augment.pipeline import needs_sources
 from trainer.config.train import AugmentConfig
-from trainer.data.train_set import Sample, TrainSet, collate, init_worker
+from trainer.data.train_set import TrainSet, collate, init_worker
 from trainer.prepare.negatives import MiningError, mine_negatives, read_negatives
 from trainer.recipes import make_shapes
 
@@ -62,11 +63,6 @@ def everything(negatives_file: Path, **changes: Any) -> AugmentConfig:
         "hard_negatives": {"probability": 0.7, "file": str(negatives_file), "empty_only": False},
         "torchvision": [{"RandomPhotometricDistort": {"p": 0.5}}, {"RandomRotation": {"degrees": 10}}], **changes,
     })  # fmt: skip
-
-
-def same(a: Sample | None, b: Sample | None) -> bool:
-    assert a is not None and b is not None
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_items_do_not_depend_on_who_loads_them_or_when(shapes, negatives_file):

@@ -18,6 +18,7 @@ from models.loss import REGION, detection_loss
 from models.priors import feature_sizes, priors
 from runtime.datasets.coco import CocoDataset, read_coco
 from runtime.images.image import FixedSize, letterbox, read_image
+from tests.trainer.tiny import same
 from trainer.config.train import AugmentConfig
 from trainer.data.train_set import Sample, TrainSet, collate, init_worker
 from trainer.recipes import make_shapes
@@ -29,21 +30,16 @@ def shapes(tmp_path: Path) -> CocoDataset:
     return read_coco(tmp_path / "set" / "train.json", tmp_path / "set" / "train")
 
 
-def _same(a: Sample | None, b: Sample | None) -> bool:
-    assert a is not None and b is not None
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
 def test_items_depend_on_seed_epoch_and_index_only(shapes):
     train, twin = (TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=5) for _ in range(2))
     _ = [twin[i] for i in (7, 2, 2, 9)]  # another history
-    assert all(_same(train[i], twin[i]) for i in range(12))
+    assert all(same(train[i], twin[i]) for i in range(12))
     twin.set_epoch(1)
     assert not any(np.array_equal(train[i].image, twin[i].image) for i in range(12))
     twin.set_epoch(0)
-    assert _same(train[3], twin[3])
-    assert not _same(train[3], TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=6)[3])
-    assert _same(TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=-1)[0],
+    assert same(train[3], twin[3])
+    assert not same(train[3], TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=6)[3])
+    assert same(TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=-1)[0],
                  TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=-1)[0])  # fmt: skip
 
 

@@ -24,18 +24,21 @@ model: {classes: [a], input_size_hw: [64, 64]}
 """
 
 
+def config_file(folder: Path, text: str = BASE) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    return path
+
+
 @pytest.mark.parametrize("text", BAD_YAML.values(), ids=BAD_YAML)
 def test_every_fault_of_yaml_names_the_file(text, tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
     with pytest.raises(ConfigError, match="c.yaml: not valid YAML"):
-        read_config(path)
+        read_config(config_file(tmp_path, text))
 
 
 @pytest.mark.parametrize("value", ["2001-99-99", "0x_", "!!int foo", "!!bool foo", "&a [*a]"])
 def test_overrides_are_read_alike(value, tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text(BASE)
+    path = config_file(tmp_path)
     assert read_config(path).seed == 0
     with pytest.raises(ConfigError, match="override 'seed=.*': the value is not valid YAML"):
         read_config(path, [f"seed={value}"])
@@ -51,21 +54,16 @@ def test_overrides_are_read_alike(value, tmp_path):
     ],
 )  # fmt: skip
 def test_paths_that_lead_nowhere_name_file_and_key(place, key, text, tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text(text.format(place))
     with pytest.raises(ConfigError, match=f"c.yaml: {key}: expected a path"):
-        read_config(path)
+        read_config(config_file(tmp_path, text.format(place)))
 
 
 def test_a_base_that_no_file_can_be(tmp_path):
-    path = tmp_path / "c.yaml"
     for name in ("a\\0b", "x" * 300):
-        path.write_text(f'_base_: "{name}"')
         with pytest.raises(ConfigError, match=r"named as _base_ by .*c.yaml"):
-            read_config(path)
-    with pytest.raises(ConfigError, match="x.pt: no such file|no such file"):
-        path.write_text(BASE + f"init: {'x' * 300}.pt\n")
-        read_config(path)
+            read_config(config_file(tmp_path, f'_base_: "{name}"'))
+    with pytest.raises(ConfigError, match="no such file"):
+        read_config(config_file(tmp_path, BASE + f"init: {'x' * 300}.pt\n"))
 
 
 @pytest.mark.parametrize(
@@ -77,10 +75,8 @@ def test_a_base_that_no_file_can_be(tmp_path):
     ],
 )  # fmt: skip
 def test_numbers_and_names_beyond_sense_are_refused_when_they_are_read(override, key, tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text(BASE)
     with pytest.raises(ConfigError, match=f"{key}: expected"):
-        read_config(path, [override])
+        read_config(config_file(tmp_path), [override])
 
 
 class Counted(str):

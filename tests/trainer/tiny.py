@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from runtime.images.image import Image
 from trainer.augment.geometry import Picture
 from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
-from trainer.data.train_set import Batch
+from trainer.data.train_set import Batch, Sample
 from trainer.run.checkpoint_card import checkpoint_card
 
 TINY = ["schedule.epochs=2", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
@@ -48,6 +49,11 @@ class InOrder:
 
     def background(self, path: Path) -> Image | None:
         return self._background
+
+
+def same(a: Sample | None, b: Sample | None) -> bool:
+    """Whether two training samples are the same, and none is missing."""
+    return a is not None and b is not None and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def one_object() -> Batch:
