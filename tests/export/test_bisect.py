@@ -23,6 +23,7 @@ from models.detector import Detector as Network
 from models.quant import quantize
 from runtime import read_card
 from tests.export.damaged import foreign_graph
+from tests.export.networks import save_network
 from tests.fixed_weights import fix_weights
 from trainer.recipes.shapes import CLASSES, draw_scene
 
@@ -41,9 +42,7 @@ def pixels() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def fixed_run(
-    tmp_path_factory: pytest.TempPathFactory, pixels: np.ndarray, save_network: Callable[[Path, Network], Path]
-) -> Path:
+def fixed_run(tmp_path_factory: pytest.TempPathFactory, pixels: np.ndarray) -> Path:
     """A folder with best.pt and best.onnx of a network that is the same everywhere."""
     torch.set_num_threads(1)
     model = fix_weights(Network(model_config(CONFIG), load_weights=False), torch.from_numpy(pixels))

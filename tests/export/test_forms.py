@@ -20,6 +20,7 @@ from runtime import Detector, read_card, read_image
 from runtime.backends.load import load_backend
 from runtime.backends.protocol import BackendError
 from tests.at_fault import raises
+from tests.export.networks import untrained
 
 
 def test_candidates_in_half_from_raw_float_frames(shapes_run, tmp_path):
@@ -54,7 +55,7 @@ def test_candidates_in_half_from_raw_float_frames(shapes_run, tmp_path):
     assert (other.boxes_xyxy[:, 2] <= 40).all() and (other.boxes_xyxy[:, 3] <= 50).all()
 
 
-def test_a_file_for_the_plugin_alone(tmp_path, untrained):
+def test_a_file_for_the_plugin_alone(tmp_path):
     result = export.to_onnx(untrained(tmp_path / "w.pt"), options=export.OnnxOptions(nms="plugin", batch=2))
     model = onnx.load(result.path)
     assert not model.functions and "EfficientNMS_TRT" in {n.op_type for n in model.graph.node}
@@ -64,14 +65,14 @@ def test_a_file_for_the_plugin_alone(tmp_path, untrained):
         load_backend(result.path)
 
 
-def test_a_network_that_float16_cannot_hold(tmp_path, untrained):
+def test_a_network_that_float16_cannot_hold(tmp_path):
     detector, _ = build_detector(untrained(tmp_path / "w.pt"))
     detector.head.cls.weight.data.view(-1)[0] = 1e5
     with pytest.raises(ValueError, match=r"head\.cls\.weight holds values above 65504"):
         Deploy(detector).halve()
 
 
-def test_training_forms_and_state_dicts_are_refused(tmp_path, untrained):
+def test_training_forms_and_state_dicts_are_refused(tmp_path):
     checkpoint = untrained(tmp_path / "w.pt")
     detector, _ = build_detector(checkpoint)
     with pytest.raises(FuseError, match=r"eval mode"):
@@ -113,9 +114,7 @@ def test_options_that_no_graph_has(options, key):
     ],
 )
 def test_what_cannot_be_is_told_before_the_long_work(
-    tmp_path, options, out, message,
-    untrained, monkeypatch,
-):  # fmt: skip
+    tmp_path, options, out, message, monkeypatch):  # fmt: skip
     checkpoint = untrained(tmp_path / "w.pt")
     (tmp_path / "folder").mkdir()
     (tmp_path / "locked").mkdir(mode=0o500)

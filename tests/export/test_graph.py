@@ -6,7 +6,6 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,12 +23,11 @@ from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
 from tests.at_fault import raises
 from tests.export.damaged import boxes_moved
+from tests.export.networks import assert_same, untrained
 
 
 @pytest.fixture(scope="module")
-def exported(
-    tmp_path_factory: pytest.TempPathFactory, untrained: Callable[..., Path]
-) -> Callable[..., export.OnnxExport]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., export.OnnxExport]:
     """The default export of such a checkpoint, w.pt beside it; made once."""
 
     @functools.cache
@@ -41,7 +39,7 @@ def exported(
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "repvgg_a0"])
 @pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
-def test_eager_equals_onnx_for_any_batch(detector, backbone, exported, assert_same):
+def test_eager_equals_onnx_for_any_batch(detector, backbone, exported):
     path = exported(detector, backbone).path
     assert path.name == "w.onnx"
     assert_same(path.with_suffix(".pt"), path, (1, 2, 5))
@@ -82,7 +80,7 @@ def test_the_contract_of_the_graph(exported):
         assert (b[:n] >= 0).all() and (b[:n, [0, 2]] <= 128).all() and (b[:n, [1, 3]] <= 96).all()
 
 
-def test_a_fixed_batch_runs_any_number_of_frames(tmp_path, untrained):
+def test_a_fixed_batch_runs_any_number_of_frames(tmp_path):
     result = export.to_onnx(untrained(tmp_path / "w.pt"), options=export.OnnxOptions(batch=4))
     assert read_card(result.path).batch == 4
     frames = [np.full((50, 70, 3), v, np.uint8) for v in (0, 90, 255, 30, 60, 10)]
@@ -109,7 +107,7 @@ def test_what_is_not_a_checkpoint(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-def test_a_fold_that_changes_the_output_is_refused(tmp_path, monkeypatch, untrained):
+def test_a_fold_that_changes_the_output_is_refused(tmp_path, monkeypatch):
     path = untrained(tmp_path / "w.pt")
     real = ConvNorm.fuse
 
@@ -125,7 +123,7 @@ def test_a_fold_that_changes_the_output_is_refused(tmp_path, monkeypatch, untrai
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-def test_damaged_statistics_are_refused(tmp_path, untrained):
+def test_damaged_statistics_are_refused(tmp_path):
     """A variance below zero makes every output NaN, which is never within a tolerance."""
     path = untrained(tmp_path / "w.pt")
     content = read_checkpoint(path)

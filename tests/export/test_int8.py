@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +27,7 @@ from runtime import Card, read_coco
 from runtime.card.card import sha256_file
 from runtime.images.image import write_image
 from tests.at_fault import raises
+from tests.export.networks import save_network
 
 SIZE_HW = (64, 96)
 
@@ -80,7 +80,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_network: Callable[[Path, Network], Path]) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_network(tmp_path_factory.mktemp("int8") / "w.pt", network())
 
 

@@ -34,6 +34,7 @@ from runtime.backends.trt.library import Library
 from runtime.card.card import CardError
 from runtime.card.sidecar import sidecar_path
 from tests.at_fault import raises
+from tests.export.networks import save_network
 from tests.fresh import python
 from trainer.recipes.shapes import make_shapes
 
@@ -44,7 +45,7 @@ UNSCORED = Gate(verify=False)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_network: Callable[..., Path]) -> Callable[..., Path]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A checkpoint of random weights of a detector, in float or as after QAT; made once."""
     folder = tmp_path_factory.mktemp("networks")
 

@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.config.model import AnchorConfig, ModelConfig, model_config
+from models.layers.blocks import ImplicitConv
+from models.layers.necks import WeightedSum
 from models.priors import Priors, feature_sizes, priors
 
 SIZE = (64, 96)
@@ -42,3 +45,24 @@ def grid_for(size_hw: tuple[int, int], anchors: AnchorConfig) -> Priors:
 def close(ours: Tensor, theirs: np.ndarray, atol: float = 1e-4) -> None:
     """Asserts that numbers agree with golden ones."""
     np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-4, atol=atol)
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Gives norms and weighted sums values of their own, at which activations keep their scale, and returns the network
+    in eval mode: folding untouched ones proves nothing.
+    """
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for tensor, low, high in (
+                (module.weight.data, 0.5, 1.5), (module.bias.data, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0),
+            ):  # fmt: skip
+                tensor.uniform_(low, high, generator=generator)
+        elif isinstance(module, WeightedSum):
+            module.weights.data.uniform_(-0.5, 2.0, generator=generator)
+        elif isinstance(module, ImplicitConv):
+            for name, p in module.named_parameters():
+                if "implicit" in name or p.ndim == 1:
+                    p.data.uniform_(-0.5, 1.5, generator=generator)
+    return model.eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from models.config.model import BackboneConfig, model_config
 from models.detector import Detector
 from models.layers.fuse import FuseError, assert_fused, fuse
 from models.loss import detection_loss
-from tests.models.small import BOXES, LABELS, small
+from tests.models.small import BOXES, LABELS, small, with_statistics
 from tests.models.small import images as pictures
 from trainer.optim import parameter_groups
 
@@ -33,7 +32,7 @@ def backbone(name: str, **keys: Any) -> Backbone:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_features_and_folding(name, with_statistics):
+def test_features_and_folding(name):
     model = backbone(name)
     features = model(images(64, 96))
     assert [tuple(f.shape) for f in features] == [
@@ -58,9 +57,7 @@ def test_odd_sizes_round_up(name, height, width):
         assert tuple(feature.shape[-2:]) == (-(-height // stride), -(-width // stride))
 
 
-def torchvision_features(
-    name: str, x: Tensor, with_statistics: Callable[[nn.Module], nn.Module]
-) -> tuple[dict[str, Tensor], list[Tensor]]:
+def torchvision_features(name: str, x: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Weights and C2..C5 of torchvision's own network with random weights and statistics."""
     torch.manual_seed(3)
     network = with_statistics(torchvision.models.get_model(name, weights=None))
@@ -80,10 +77,10 @@ def torchvision_features(
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_large"])
-def test_torchvisions_files_load_and_compute_the_same(name, tmp_path, with_statistics):
+def test_torchvisions_files_load_and_compute_the_same(name, tmp_path):
     x = images(64, 64, 1)
     with torch.inference_mode():
-        state, theirs = torchvision_features(name, x, with_statistics)
+        state, theirs = torchvision_features(name, x)
         torch.save(state, tmp_path / "w.pth")
         model = build_backbone(BackboneConfig(name=name, weights=str(tmp_path / "w.pth"))).eval()
         for ours, expected in zip(model(x), theirs, strict=True):
@@ -114,7 +111,7 @@ def test_imagenet_v1_is_torchvisions_first_file(monkeypatch):
     assert asked == ["IMAGENET1K_V2", "IMAGENET1K_V1"]
 
 
-def test_caffe_style_strides_in_the_first_1x1(with_statistics):
+def test_caffe_style_strides_in_the_first_1x1():
     pytorch, caffe = backbone("resnet50"), backbone("resnet50", style="caffe")
     assert pytorch.layer2[0].conv2.stride == caffe.layer2[0].conv1.stride == (2, 2)
     assert pytorch.layer2[0].conv1.stride == caffe.layer2[0].conv2.stride == (1, 1)
@@ -135,7 +132,7 @@ def test_caffe_style_strides_in_the_first_1x1(with_statistics):
     [("resnet18", {}), ("resnet50", {}), ("resnet50", {"style": "caffe"}), ("resnext50_32x4d", {}),
      ("mobilenet_v2", {}), ("mobilenet_v3_large", {})],
 )  # fmt: skip
-def test_a_dilated_last_stage_computes_the_same_at_every_second_cell(name, keys, with_statistics):
+def test_a_dilated_last_stage_computes_the_same_at_every_second_cell(name, keys):
     plain = with_statistics(backbone(name, **keys))
     dilated = backbone(name, dilated=True, **keys)
     dilated.load_state_dict(plain.state_dict())
@@ -211,7 +208,7 @@ def test_frozen_norms_neither_count_nor_learn_and_the_optimizer_never_sees_them(
 
 @pytest.mark.parametrize("norm, kind", [("sync", nn.SyncBatchNorm), ("gn", nn.GroupNorm), ("bn", nn.BatchNorm2d)])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large"])
-def test_kinds_of_norm(name, norm, kind, with_statistics):
+def test_kinds_of_norm(name, norm, kind):
     model = backbone(name, norm=norm, norm_eps=0.25)
     norms = [m for m in model.modules() if isinstance(m, (_BatchNorm, nn.GroupNorm))]
     assert norms and {type(m) for m in norms} == {kind} and {m.eps for m in norms} == {0.25}
@@ -223,7 +220,7 @@ def test_kinds_of_norm(name, norm, kind, with_statistics):
     assert_fused(whole[0], fused[0], images())
 
 
-def test_epsilon_is_the_networks_own_unless_told(with_statistics):
+def test_epsilon_is_the_networks_own_unless_told():
     for name, eps in (("resnet18", 1e-5), ("mobilenet_v3_large", 1e-3)):
         assert {m.eps for m in backbone(name).modules() if isinstance(m, nn.BatchNorm2d)} == {eps}
     model = backbone("resnet18", norm="frozen", norm_eps=0.0)  # as torchvision's first RetinaNet

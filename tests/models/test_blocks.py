@@ -16,7 +16,7 @@ from models.layers.blocks import ConvNorm, DepthwiseConv, ImplicitConv, LevelAff
 from models.layers.fuse import FuseError, assert_fused, fuse
 from models.layers.reparam import QARepVGGBlock, RepConv
 from models.layers.towers import Tower
-from tests.models.small import images, small
+from tests.models.small import images, small, with_statistics
 
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "RepConv with identity": lambda: RepConv(16, 16),
@@ -40,7 +40,7 @@ def x(height: int = 13, width: int = 18) -> Tensor:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_folded_equals_unfolded(name, with_statistics):
+def test_folded_equals_unfolded(name):
     torch.manual_seed(0)
     model = with_statistics(nn.Sequential(BLOCKS[name]()))
     fused = fuse(model)
@@ -62,7 +62,7 @@ def test_a_block_in_training_learns_and_is_not_folded(name):
         fuse(nn.Sequential(block))
 
 
-def test_a_fold_keeps_the_precision_and_the_training_form(with_statistics):
+def test_a_fold_keeps_the_precision_and_the_training_form():
     block = with_statistics(RepConv(16, 16)).double()
     before = {k: v.clone() for k, v in block.state_dict().items()}
     fused = fuse(nn.Sequential(block).eval())
@@ -71,7 +71,7 @@ def test_a_fold_keeps_the_precision_and_the_training_form(with_statistics):
     assert all(torch.equal(v, before[k]) for k, v in block.state_dict().items())
 
 
-def test_qarepvgg_has_the_order_of_the_paper(with_statistics):
+def test_qarepvgg_has_the_order_of_the_paper():
     """Chu et al., figure 4 (S4): a BatchNorm on the 3x3 branch only, and one behind the sum."""
     block = with_statistics(QARepVGGBlock(16, 16))
     y = block.bn3(F.conv2d(x(), block.conv3.weight, padding=1)) + F.conv2d(x(), block.conv1.weight) + x()
@@ -79,7 +79,7 @@ def test_qarepvgg_has_the_order_of_the_paper(with_statistics):
     assert sum(isinstance(m, nn.BatchNorm2d) for m in block.modules()) == 2
 
 
-def test_implicit_knowledge_is_a_sum_before_and_a_product_behind(with_statistics):
+def test_implicit_knowledge_is_a_sum_before_and_a_product_behind():
     block = with_statistics(ImplicitConv(16, 24, 3, padding=1))
     padded = F.pad(x(), [1, 1, 1, 1]) + block.implicit_add[:, None, None]  # the padding has it too
     expected = F.conv2d(padded, block.weight, block.bias) * block.implicit_mul[:, None, None]
@@ -99,7 +99,7 @@ def test_a_shuffle_lets_every_group_see_every_other():
     assert reached.all() and plain.sum() == 4
 
 
-def test_sepbn_has_statistics_of_its_own_for_each_level_and_one_convolution(with_statistics):
+def test_sepbn_has_statistics_of_its_own_for_each_level_and_one_convolution():
     torch.manual_seed(0)
     block = ConvNorm(16, 24, 3, norm="sepbn", levels=3).train()
     for level in range(3):
@@ -131,7 +131,7 @@ HEADS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
-def test_heads_fold_and_learn(head, with_statistics):
+def test_heads_fold_and_learn(head):
     model = detector(head).train()
     raw = model(images())
     sum(part.square().sum() for part in raw).backward()

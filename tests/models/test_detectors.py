@@ -13,7 +13,7 @@ from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.layers.fuse import assert_fused, fuse
 from models.loss import detection_loss
-from tests.models.small import BOXES, LABELS, SIZE, images, small
+from tests.models.small import BOXES, LABELS, SIZE, images, small, with_statistics
 
 PRESETS = ("atss", "retinanet", "fcos")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "repvgg_a0")
@@ -88,7 +88,7 @@ def test_padding_changes_no_loss(preset):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_folded_network_computes_the_same_with_no_batchnorm_left(backbone, with_statistics):
+def test_the_folded_network_computes_the_same_with_no_batchnorm_left(backbone):
     config = small(backbone={"name": backbone, "width": 0.125}, neck={"channels": 16, "norm": "bn"})
     model = with_statistics(network(config))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

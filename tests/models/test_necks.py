@@ -16,7 +16,7 @@ from models.detector import Detector
 from models.layers.fuse import FuseError, fuse, fused_difference
 from models.layers.necks import BiFPN, ConstantSum, WeightedSum, build_neck
 from models.priors import feature_sizes
-from tests.models.small import images, small
+from tests.models.small import images, small, with_statistics
 
 KINDS = tuple(NECKS)
 CHANNELS = (16, 24, 32, 40)
@@ -47,7 +47,7 @@ def test_levels_have_their_strides_and_learn(kind, levels, size):
 
 @pytest.mark.parametrize("norm", ["none", "bn", "gn"])
 @pytest.mark.parametrize("kind, depth", [("fpn", 1), ("pafpn", 1), ("bifpn", 1), ("bifpn", 3), ("reppan", 2)])
-def test_folded_equals_unfolded(kind, depth, norm, with_statistics):
+def test_folded_equals_unfolded(kind, depth, norm):
     model = with_statistics(nn.Sequential(neck(kind, depth=depth, norm=norm)))
     fused = fuse(model)
     given = features((136, 200))
@@ -92,7 +92,7 @@ def test_pafpn_is_the_papers_formula():
         torch.testing.assert_close(output, conv(level))
 
 
-def test_bifpn_is_the_papers_formula(with_statistics):
+def test_bifpn_is_the_papers_formula():
     """Section 3.3's example of level 6: P6_td of P6_in and P7_in, P6_out of P6_in, P6_td and P5_out."""
     model = with_statistics(neck("bifpn"))
     assert isinstance(model, BiFPN)
