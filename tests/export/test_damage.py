@@ -130,9 +130,8 @@ def test_a_graph_that_was_edited_on_purpose_is_loaded_when_told(artifacts, tmp_p
     ],
 )  # fmt: skip
 def test_no_engine_is_built_of_a_graph_with_a_wrong_weight(
-    artifacts, tmp_path, monkeypatch, value, options, error,
-    message,
-):  # fmt: skip
+    artifacts, tmp_path, monkeypatch, value, options, error, message
+):
     path = Path(shutil.copy(artifacts / "best.onnx", tmp_path))
     edited(path, lambda model: change_weight(model, "", set_first(value)))
     library = SimpleNamespace(flavour="tensorrt", name="none")

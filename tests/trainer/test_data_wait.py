@@ -81,10 +81,7 @@ def with_data(config: TrainConfig, keys: dict[str, object]) -> TrainConfig:
         ({"cache": "ram", "workers": 4, "reduce_to": 128}, GPU, 4, 4000, ["fewer augmentations"], ["reduce_to="]),
     ],
 )
-def test_the_advice_names_what_is_not_done_yet(
-    config, monkeypatch, keys, device, cores,
-    side, says, not_says,
-):  # fmt: skip
+def test_the_advice_names_what_is_not_done_yet(config, monkeypatch, keys, device, cores, side, says, not_says):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     config = with_data(config, keys)
     told = advice(0.2, config, device, [record(side)] * 3)

@@ -69,10 +69,7 @@ def test_a_set_without_a_usable_picture_is_an_error(own, tmp_path):
         (["check-data", "none.yaml", "--augment", "all"], 1, "cannot read this config"),
     ],
 )
-def test_exit_status_and_advice(
-    arguments, status, text, capsys, tmp_path,
-    monkeypatch,
-):  # fmt: skip
+def test_exit_status_and_advice(arguments, status, text, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:
         got = main(arguments)
