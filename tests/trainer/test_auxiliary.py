@@ -63,6 +63,7 @@ def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data):
     assert all(p.grad is not None for p in model.beside.parameters())
     rates = {id(p) for g in state.optimizer.param_groups for p in g["params"]}
     assert rates == {id(p) for p in model.parameters()}
+    assert any(key.startswith("auxiliary.cls_tower") for key in state.state_dict()["beside"])  # so it can be resumed
 
 
 def test_refused_configurations(data, tmp_path):
