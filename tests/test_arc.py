@@ -4,42 +4,39 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from export.verification.verify import TOLERANCE
+from models.checkpoint import read_checkpoint, save_checkpoint
 from runtime import Detector, read_card, read_coco, read_image
 from runtime.evaluation.evaluate import evaluate
+from tests.processes import python
 
 
 def command(room: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command as a user would, from another folder than the project's."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run(
-        [sys.executable, "-m", room, *map(str, arguments)], cwd=cwd, env=environment, text=True, capture_output=True
-    )
+    return python("-m", room, *arguments, cwd=cwd)
 
 
-def test_shapes_are_learned_and_the_onnx_file_scores_the_same(shapes_run: Path) -> None:
+def test_shapes_are_learned_and_the_onnx_file_scores_the_same(shapes_run):
     data = shapes_run.parent.parent / "data"
     val = read_coco(data / "val.json", data / "val")
-    onnx = evaluate(Detector(shapes_run / "best.onnx"), val)
-    torch = evaluate(Detector(shapes_run / "best.pt"), val)
-    assert torch.map > 50  # learned: unlearned weights score 0, and the recipe's shapes are large and plain
-    assert onnx.map == pytest.approx(torch.map, abs=TOLERANCE["fp32"])  # what the gate promises
+    trained, onnx = (evaluate(Detector(shapes_run / name), val) for name in ("best.pt", "best.onnx"))
+    assert trained.map > 50  # learned: unlearned weights score 0, and the recipe's shapes are large and plain
+    assert onnx.map == pytest.approx(trained.map, abs=TOLERANCE["fp32"])  # what the gate promises
     card = read_card(shapes_run / "best.onnx")
     assert card.metrics["map"] == pytest.approx(onnx.map, abs=1e-3)  # a card has 3 decimals
     assert card.verification["passed"] is True
     assert card.classes == ("circle", "square", "triangle")
 
 
-def test_a_run_folder_holds_what_the_readme_says(shapes_run: Path) -> None:
+def test_a_run_folder_holds_what_the_readme_says(shapes_run):
     with (shapes_run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(r["epoch"]) for r in rows] == list(range(1, len(rows) + 1))
@@ -53,7 +50,7 @@ def test_a_run_folder_holds_what_the_readme_says(shapes_run: Path) -> None:
     assert list((shapes_run / "tensorboard").glob("events.*"))
 
 
-def test_thresholds_by_class_travel_with_the_weights(shapes_run: Path) -> None:
+def test_thresholds_by_class_travel_with_the_weights(shapes_run):
     trained, exported = (read_card(shapes_run / name) for name in ("best.pt", "best.onnx"))
     assert trained.thresholds and trained.thresholds == exported.thresholds
     detector = Detector(shapes_run / "best.onnx", threshold="card")
@@ -64,7 +61,7 @@ def test_thresholds_by_class_travel_with_the_weights(shapes_run: Path) -> None:
     assert [d.score for d in found] == expected and 0 < len(found) < len(everything)
 
 
-def test_the_commands_walk_the_road(shapes_run: Path, tmp_path: Path) -> None:
+def test_the_commands_walk_the_road(shapes_run, tmp_path):
     """show, eval, verify and detect by their command lines, with the newest run found by themselves."""
     cwd = shapes_run.parent.parent
     shown = command("trainer", "show", "data/shapes.yaml", "optim.lr=1e-3", cwd=cwd)
@@ -90,12 +87,8 @@ def test_the_commands_walk_the_road(shapes_run: Path, tmp_path: Path) -> None:
     assert read_image(tmp_path / "found" / picture.name).shape == read_image(picture).shape
 
 
-def test_a_gate_that_is_not_met_fails_and_leaves_nothing(shapes_run: Path, tmp_path: Path) -> None:
+def test_a_gate_that_is_not_met_fails_and_leaves_nothing(shapes_run, tmp_path):
     """Weights damaged after training: the file scores less than its reference and must not pass for it."""
-    import torch
-
-    from models.checkpoint import read_checkpoint, save_checkpoint
-
     content = read_checkpoint(shapes_run / "best.pt")
     damaged = {k: v.clone() for k, v in content["model"].items()}
     damaged["head.box.weight"] += 0.05 * torch.randn(damaged["head.box.weight"].shape, generator=torch.manual_seed(0))
@@ -103,10 +96,7 @@ def test_a_gate_that_is_not_met_fails_and_leaves_nothing(shapes_run: Path, tmp_p
     cwd = shapes_run.parent.parent
     exported = command("export", "onnx", tmp_path / "damaged.pt", "--quiet", cwd=cwd)
     assert exported.returncode == 0, exported.stderr  # it equals its own checkpoint
-    verified = command(
-        "export", "verify", tmp_path / "damaged.onnx", "--against", shapes_run / "best.pt", "--quiet",
-        "--report", tmp_path, cwd=cwd,
-    )  # fmt: skip
-    assert verified.returncode == 1
-    assert "FAILED" in verified.stdout
+    files = [tmp_path / "damaged.onnx", "--against", shapes_run / "best.pt", "--report", tmp_path]
+    verified = command("export", "verify", *files, "--quiet", cwd=cwd)
+    assert verified.returncode == 1 and "FAILED" in verified.stdout
     assert json.loads((tmp_path / "verify.json").read_text())["passed"] is False

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, python
+
 ROOMS = ("isodet", "models", "runtime", "trainer", "export")
 MAY_IMPORT = {
     "isodet": {"isodet"},
@@ -177,22 +176,13 @@ def test_the_graph_never_asks_whether_it_is_being_exported(source):
 
 
 def test_the_checks_see_what_they_look_for():
-    module = ast.parse(
-        "import torch\ndef f():\n    from models.deploy.nms import x\nif TYPE_CHECKING:\n    import onnx\n"
-    )
+    code = "import torch\ndef f():\n    from models.deploy.nms import x\nif TYPE_CHECKING:\n    import onnx\n"
+    module = ast.parse(code)
     assert list(imports(module)) == [("torch", 1, True), ("models.deploy.nms", 3, False), ("onnx", 5, False)]
 
 
 def test_import_runtime_is_light():
     """In a fresh interpreter `import runtime` loads nothing heavy."""
-    code = (
-        "import sys\n"
-        "import runtime\n"
-        "runtime.Detector\n"
-        "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = python("-c", "import sys, runtime; runtime.Detector; print(*{name.split('.')[0] for name in sys.modules})")
     assert done.returncode == 0, done.stderr
-    modules = set(done.stdout.split())
-    assert not NOT_AT_IMPORT & modules
-    assert not {"models", "trainer", "export"} & modules
+    assert not (NOT_AT_IMPORT | {"models", "trainer", "export"}) & set(done.stdout.split())

@@ -27,14 +27,14 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(BEFORE, tmp_path / "runs" / "shapes"))
 
 
-def test_artifacts_detect_what_they_did(run: Path) -> None:
+def test_artifacts_detect_what_they_did(run):
     for name, score in (("last.pt", 0.0724), ("last.onnx", 0.0724), ("last.int8.onnx", 0.0713)):
         assert read_card(run / name).classes == ("circle", "square", "triangle")
         (found,) = Detector(run / name, device="cpu", threshold=0.0)([PICTURE])
         assert len(found) > 5 and found.scores[0] == pytest.approx(score, abs=1e-3), name
 
 
-def test_a_run_goes_on_with_its_config(run: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_its_config(run, tmp_path):
     written = read_config(run / "config.yaml", resolved=True)
     resume = find_resumable(run, tmp_path / "runs")
     assert resume.config == written and resume.state["epoch"] == 1 and resume.state["batch"] == 2
@@ -45,7 +45,7 @@ def test_a_run_goes_on_with_its_config(run: Path, tmp_path: Path) -> None:
     assert [row.split(",")[0] for row in (result.run / "metrics.csv").read_text().splitlines()] == ["epoch", "1", "2"]
 
 
-def test_ranges_serve_another_export(run: Path) -> None:
+def test_ranges_serve_another_export(run):
     options = export.OnnxOptions(precision="int8", int8=Int8(ranges=run / "last.int8.ranges.json"))
     made = export.to_onnx(run / "last.pt", run / "again.onnx", options, export.Gate(verify=False))
     (before,) = Detector(run / "last.int8.onnx", device="cpu", threshold=0.0)([PICTURE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -16,13 +17,15 @@ from torch.utils.data import DataLoader
 
 import export
 from isodet.strict import ConfigError, merge
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError, load_detector, read_checkpoint
 from models.deploy.graph import Deploy
 from runtime import Detector
 from runtime.datasets.coco import read_coco
 from runtime.images.image import read_image
+from tests.models.custom_folder import forget as forget_modules
 from tests.trainer.interrupted import stop_before_epoch
 from trainer.__main__ import main
+from trainer.config.train import dump_config
 from trainer.config_reader import read_config
 from trainer.data.train_set import TrainSet, collate, init_worker, resize_rule
 from trainer.recipes.shapes import make_shapes
@@ -57,9 +60,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, body in PYTHON.items():
         (folder / name).write_text(body)
     (folder / "base.yaml").write_text(BASE)
-    everything = {"_base_": "base.yaml"}
-    for fragment in YAML:
-        everything = merge(everything, fragment)
+    everything = functools.reduce(merge, YAML, {"_base_": "base.yaml"})
     (folder / "all.yaml").write_text(yaml.safe_dump(everything))
     path = list(sys.path)
     yield folder
@@ -69,40 +70,31 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def forget(folder: Path, path: list[str]) -> None:
     """As a fresh process would begin."""
     sys.path[:] = path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
-            del sys.modules[name]
+    forget_modules(folder)
 
 
-def test_there_is_an_example_of_each_kind_and_none_is_long() -> None:
+def test_there_is_an_example_of_each_kind_and_none_is_long():
     assert len(PYTHON) == 6 and len(YAML) == 6
     for name, body in PYTHON.items():
         assert len(body.splitlines()) < 30, name
         assert max(len(line) for line in body.splitlines()) <= 120, name
-    everything: dict[str, dict[str, dict[str, object]]] = {}
-    for fragment in YAML:
-        everything = merge(everything, fragment)
-    model = everything["model"]
-    named = [model["backbone"]["name"], model["neck"]["kind"], model["assign"]["kind"], model["box"]["loss"],
-             model["loss"]["cls"], everything["augment"]["own"][0]["name"]]  # type: ignore[index,call-overload]  # fmt: skip
+    everything = functools.reduce(merge, YAML)
+    named = [everything["model"][section][key] for section, key in NAMED_BY]
+    named.append(everything["augment"]["own"][0]["name"])
     assert sorted(str(name).partition(":")[0] + ".py" for name in named) == sorted(PYTHON)
 
 
 @pytest.mark.parametrize("number", range(len(YAML)))
-def test_each_example_fits_by_itself(project: Path, number: int) -> None:
+def test_each_example_fits_by_itself(project, number):
     (project / "one.yaml").write_text(yaml.safe_dump({"_base_": "base.yaml", **YAML[number]}))
     config = read_config(project / "one.yaml")
     again = project / "elsewhere" / "again.yaml"
     again.parent.mkdir(exist_ok=True)
-    from trainer.config.train import dump_config
-
     again.write_text(dump_config(config))
     assert read_config(again) == config
 
 
-def test_all_examples_train_resume_and_export(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_examples_train_resume_and_export(project, tmp_path, monkeypatch, capsys):
     fresh = [entry for entry in sys.path if entry != str(project.resolve())]
     config = read_config(project / "all.yaml")
     stop_before_epoch(2, config, tmp_path)
@@ -127,8 +119,6 @@ def test_all_examples_train_resume_and_export(
     assert exported.verification is not None and exported.verification.passed
     assert not {"asymmetric", "nearest_points", "tiny_boxes", "weather"} & set(sys.modules)  # nor needed, nor imported
 
-    from models.checkpoint import load_detector
-
     deploy, _ = load_detector(best)
     assert isinstance(deploy, Deploy)
     norms = [m for m in deploy.detector.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -141,9 +131,8 @@ def test_all_examples_train_resume_and_export(
         np.testing.assert_allclose(a.numpy(), b, rtol=1e-4, atol=1e-3)
 
     # `init` takes the checkpoint's model over: not its code, unless the config names the parts itself.
-    (project / "init.yaml").write_text(yaml.safe_dump(
-        {**yaml.safe_load(BASE), "init": str(best), "model": {"classes": ["circle"]}}
-    ))  # fmt: skip
+    init = {**yaml.safe_load(BASE), "init": str(best), "model": {"classes": ["circle"]}}
+    (project / "init.yaml").write_text(yaml.safe_dump(init))
     forget(project, fresh)
     with pytest.raises(ConfigError, match=r"init: .*best.pt: the module plain_net .* name the part in this config's"):
         read_config(project / "init.yaml")
@@ -157,7 +146,7 @@ def test_all_examples_train_resume_and_export(
     assert "plain_net" not in sys.modules
 
 
-def test_loader_processes_find_the_augmentation_and_draw_the_same(project: Path) -> None:
+def test_loader_processes_find_the_augmentation_and_draw_the_same(project):
     text = "_base_: base.yaml\naugment: {own: [{name: weather:fog, probability: 0.5, arguments: {strength: 2}}]}"
     (project / "fog.yaml").write_text(text)
     config = read_config(project / "fog.yaml")
@@ -167,13 +156,13 @@ def test_loader_processes_find_the_augmentation_and_draw_the_same(project: Path)
         dataset, 6, num_workers=1, collate_fn=collate, worker_init_fn=init_worker, multiprocessing_context="spawn"
     )
     there = torch.cat([batch.images for batch in loader])
-    here = torch.stack([torch.from_numpy(dataset[i].image) for i in range(12)])  # type: ignore[union-attr]
+    here = torch.stack([torch.from_numpy(dataset[i].image) for i in range(12)])
     assert torch.equal(there, here)
     plain = TrainSet(data, resize_rule(config.model), read_config(project / "base.yaml").augment, seed=1)
-    assert not torch.equal(here, torch.stack([torch.from_numpy(plain[i].image) for i in range(12)]))  # type: ignore[union-attr]
+    assert not torch.equal(here, torch.stack([torch.from_numpy(plain[i].image) for i in range(12)]))
 
 
-def test_show_prints_arguments_and_folder(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_arguments_and_folder(project, capsys):
     assert main(["show", str(project / "all.yaml"), "model.backbone.arguments.width=24"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["model"]["backbone"]["arguments"] == {"width": 24, "depths": [1, 1, 2, 1]}
@@ -182,11 +171,10 @@ def test_show_prints_arguments_and_folder(project: Path, capsys: pytest.CaptureF
     assert yaml.safe_load(capsys.readouterr().out)["code"] == []
 
 
-def test_code_names_other_folders(project: Path, tmp_path: Path) -> None:
+def test_code_names_other_folders(project, tmp_path):
     (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "elsewhere_part.py").write_text(
-        "def loss(pred, target):\n    return (pred - target).abs().sum(1)"
-    )
+    part = "def loss(pred, target):\n    return (pred - target).abs().sum(1)"
+    (tmp_path / "parts" / "elsewhere_part.py").write_text(part)
     text = f"_base_: {project}/base.yaml\ncode: [parts]\nmodel: {{box: {{loss: elsewhere_part:loss}}}}"
     (tmp_path / "own.yaml").write_text(text)
     config = read_config(tmp_path / "own.yaml")

@@ -1,7 +1,5 @@
 """The golden fixture itself: where it reads, and that a missing file is an error."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

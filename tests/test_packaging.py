@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, python
+
 ROOMS = ("isodet", "models", "trainer", "export", "runtime")
 
 
@@ -28,8 +29,7 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / folder, tree / folder, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(out)]
-    done = subprocess.run([*command, str(tree)], capture_output=True, text=True, timeout=200)
+    done = python("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", out, tree)
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = out.glob("*.whl")
     return built
@@ -48,8 +48,8 @@ def read(wheel: Path, ending: str) -> str:
 
 
 def test_every_module_of_the_rooms_is_in_and_nothing_else(names):
-    ours = {str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.pyi")}
-    ours |= {str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    modules = (path for room in ROOMS for path in (ROOT / room).rglob("*.py*") if path.suffix in (".py", ".pyi"))
+    ours = {str(path.relative_to(ROOT)) for path in modules}
     packed = {name for name in names if ".dist-info/" not in name}
     assert packed == ours | {f"{room}/py.typed" for room in ROOMS}
 
@@ -62,12 +62,8 @@ def test_every_folder_with_modules_is_a_package(names):
 def test_the_commands(wheel):
     scripts = configparser.ConfigParser()
     scripts.read_string(read(wheel, "entry_points.txt"))
-    assert dict(scripts["console_scripts"]) == {
-        "trainer": "trainer.__main__:main",
-        "runtime": "runtime.__main__:main",
-        "exporter": "export.__main__:main",
-        "export": "export.__main__:main",
-    }
+    rooms = {"trainer": "trainer", "runtime": "runtime", "exporter": "export", "export": "export"}
+    assert dict(scripts["console_scripts"]) == {name: f"{room}.__main__:main" for name, room in rooms.items()}
 
 
 def test_the_license_and_what_an_install_pulls_in(wheel):
@@ -105,8 +101,7 @@ def test_one_build_of_onnxruntime_is_chosen_and_no_other_extra_brings_one(wheel)
 
 def test_an_installed_wheel_works_from_anywhere(wheel, tmp_path):
     site = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(site)]
-    done = subprocess.run([*command, str(wheel)], capture_output=True, text=True, timeout=200)
+    done = python("-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", site, wheel)
     assert done.returncode == 0, done.stdout + done.stderr
     code = f"""
 import sys
@@ -144,8 +139,6 @@ print(len(Detections.empty(["a"])), read_image is runtime.read_image)
 @pytest.mark.parametrize("module", ["trainer", "export", "runtime"])
 def test_commands_explain_themselves_and_reject_wrong_usage(module):
     """--help is status 0; wrong usage is status 2."""
-    helped = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+    helped, wrong = python("-m", module, "--help"), python("-m", module, "no-such-verb")
     assert helped.returncode == 0 and "usage" in helped.stdout.lower(), helped.stderr
-    wrong = subprocess.run([sys.executable, "-m", module, "no-such-verb"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode == 2, wrong.stderr
-    assert "Traceback" not in wrong.stderr
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr, wrong.stderr

@@ -42,13 +42,13 @@ def pins(path: Path) -> dict[str, Version]:
     return {name: Version(version) for name, version in (line.split("==") for line in lines)}
 
 
-def test_what_make_installs_is_what_the_four_rooms_and_their_tests_need() -> None:
+def test_what_make_installs_is_what_the_four_rooms_and_their_tests_need():
     assert variable("EXTRAS") == "train,export,cpu,test"
     assert {"torch", "onnx", "numpy", "onnxruntime", "pytest"} <= {r.name for r in required()}
 
 
 @pytest.mark.parametrize("requirement", required(), ids=str)
-def test_the_oldest_versions_are_the_minima_of_pyproject(requirement: Requirement) -> None:
+def test_the_oldest_versions_are_the_minima_of_pyproject(requirement):
     (minimum,) = requirement.specifier  # one, and no upper bound
     assert minimum.operator == ">="
     lowest, pinned = Version(minimum.version), pins(OLDEST)[canonicalize_name(requirement.name)]
@@ -58,14 +58,14 @@ def test_the_oldest_versions_are_the_minima_of_pyproject(requirement: Requiremen
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_each_lock_satisfies_pyproject(python: str) -> None:
+def test_each_lock_satisfies_pyproject(python):
     locked = pins(LOCKS[python])
     for requirement in required():
         assert locked[canonicalize_name(requirement.name)] in requirement.specifier, requirement
     assert len(locked) > len(required())  # what they need in turn as well
 
 
-def test_there_is_a_lock_for_each_python_that_is_promised_and_for_no_other() -> None:
+def test_there_is_a_lock_for_each_python_that_is_promised_and_for_no_other():
     assert sorted(LOCKS.values()) == sorted((ROOT / "requirements").glob("lock-py*.txt"))
     assert variable("PYTHONS").split() == PYTHONS
     promised = SpecifierSet(PROJECT["requires-python"])
@@ -76,7 +76,7 @@ def test_there_is_a_lock_for_each_python_that_is_promised_and_for_no_other() -> 
     assert f"Python {first} to {last}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_oldest_versions_are_installed_by_test_oldest_and_what_it_runs_is_there() -> None:
+def test_the_oldest_versions_are_installed_by_test_oldest_and_what_it_runs_is_there():
     assert variable("OLDEST_LOCK") == str(OLDEST.relative_to(ROOT))
     assert "core VENV=$(OLDEST) LOCK=$(OLDEST_LOCK)" in MAKEFILE
     assert "core: $(STAMP) $(CORE)" in MAKEFILE  # a file that is missing is an error of make's

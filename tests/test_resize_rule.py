@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,18 +30,17 @@ MEAN_BGR = (104, 116, 124)
 @pytest.mark.parametrize(
     ("floor", "peer"), [(False, "resize_mmdet_hw_1333_800"), (True, "resize_torchvision_hw_800_1333")]
 )
-def test_the_sizes_of_the_peers(golden: Callable[[str], dict[str, np.ndarray]], floor: bool, peer: str) -> None:
+def test_the_sizes_of_the_peers(golden, floor, peer):
     table = golden("transform")
     rule = ShortSide(800, 1333, 32, floor, MEAN_BGR)
     for source, expected in zip(table["resize_in_hw"], table[peer], strict=True):
         placement = rule.fit((int(source[0]), int(source[1])))
         assert placement.resized_hw == tuple(expected), tuple(source)
-        assert all(
-            p % 32 == 0 and 0 <= p - r < 32 for p, r in zip(placement.size_hw, placement.resized_hw, strict=True)
-        )
+        sides = zip(placement.size_hw, placement.resized_hw, strict=True)
+        assert all(padded % 32 == 0 and 0 <= padded - resized < 32 for padded, resized in sides)
 
 
-def test_the_pixels_of_torchvisions_transform(golden: Callable[[str], dict[str, np.ndarray]]) -> None:
+def test_the_pixels_of_torchvisions_transform(golden):
     """Normalized network inputs agree up to the rounding to whole gray levels that uint8 pixels have."""
     table = golden("transform")
     rule = ShortSide(64, 100, 32, True, MEAN_BGR)
@@ -59,7 +57,7 @@ def test_the_pixels_of_torchvisions_transform(golden: Callable[[str], dict[str, 
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.booleans())
-def test_the_inverse_is_exact_for_any_frame(height: int, width: int, floor: bool) -> None:
+def test_the_inverse_is_exact_for_any_frame(height, width, floor):
     placement = ShortSide(96, 160, 32, floor, MEAN_BGR).fit((height, width))
     box = np.array([[0.25 * width, 0.5 * height, 0.75 * width, height]], np.float32)
     np.testing.assert_allclose(placement.to_source(placement.to_input(box)), box, rtol=1e-5)
@@ -88,7 +86,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_training_sees_each_picture_as_inference_does(wide: Path) -> None:
+def test_training_sees_each_picture_as_inference_does(wide):
     config = read_config(wide / "data" / "shapes.yaml", [*RULE, "augment.flip=0", "augment.color_probability=0"])
     dataset = read_coco(config.data.train.annotations, config.data.train.images)
     train = TrainSet(dataset, resize_rule(config.model), config.augment)
@@ -107,7 +105,7 @@ def test_training_sees_each_picture_as_inference_does(wide: Path) -> None:
     assert (batch.images[0, :, 96:] == torch.tensor([1, 2, 3], dtype=torch.uint8)).all()
 
 
-def test_the_detector_is_the_network_on_pixels_resized_by_hand(wide: Path) -> None:
+def test_the_detector_is_the_network_on_pixels_resized_by_hand(wide):
     checkpoint = wide / "runs" / "shapes" / "best.pt"
     deploy, _ = load_detector(checkpoint)
     frames = [np.random.default_rng(i).integers(0, 256, hw + (3,), dtype=np.uint8) for i, hw in
@@ -128,13 +126,11 @@ def test_the_detector_is_the_network_on_pixels_resized_by_hand(wide: Path) -> No
         np.testing.assert_allclose(result.scores, scores[0, : int(count)].numpy()[inside], atol=1e-6)
 
 
-def test_a_graph_letterboxes_and_the_proof_says_what_that_costs(wide: Path, tmp_path: Path) -> None:
+def test_a_graph_letterboxes_and_the_proof_says_what_that_costs(wide, tmp_path):
     checkpoint = wide / "runs" / "shapes" / "best.pt"
     result = export.to_onnx(checkpoint, tmp_path / "best.onnx")
-    assert read_card(checkpoint).resize == {
-        "short": 96, "long": 160, "multiple": 32, "floor": False, "fill_bgr": list(MEAN_BGR),
-    }  # fmt: skip
-    assert read_card(result.path).resize == {}
+    rule = {"short": 96, "long": 160, "multiple": 32, "floor": False, "fill_bgr": list(MEAN_BGR)}
+    assert (read_card(checkpoint).resize, read_card(result.path).resize) == (rule, {})
     verification = result.verification
     assert verification is not None and verification.passed and verification.as_trained is not None
     own, boxed = verification.as_trained.evaluation.map, verification.reference.evaluation.map
@@ -143,7 +139,7 @@ def test_a_graph_letterboxes_and_the_proof_says_what_that_costs(wide: Path, tmp_
     assert json.loads(data.read_text())["as_trained"]["map"] == pytest.approx(own, abs=1e-3)
 
 
-def test_wrong_rules_are_named(wide: Path) -> None:
+def test_wrong_rules_are_named(wide):
     with pytest.raises(ConfigError, match=r"model\.resize\.long: expected at least `short`"):
         read_config(wide / "data" / "shapes.yaml", ["model.resize={rule: short-side, short: 800, long: 100}"])
     card = read_card(wide / "runs" / "shapes" / "best.pt")

@@ -1,22 +1,11 @@
-"""What tests of exported graphs share: a checkpoint of a network, and the comparison of a graph with PyTorch."""
+"""What holds for every test of exported graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
-
-from export.verification.detection_diff import compare_detections
-from isodet.strict import to_mapping
-from models.checkpoint import load_detector, save_checkpoint
-from models.config.model import ModelConfig
-from models.detector import Detector as Network
-from runtime import Card, Detections
-from tests.export.edges import BOX_PX, SCORE, unexplained
 
 
 @pytest.fixture(autouse=True)
@@ -28,74 +17,3 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def _save_network(path: Path, model: Network) -> Path:
-    config, post = model.config, model.config.postprocess
-    nms = {"kind": "portable", "iou": post.nms_iou, "candidates": post.candidates, "detections": post.detections}
-    card = Card(
-        kind="checkpoint", classes=config.classes, input_size_hw=config.input_size_hw,
-        score_threshold=post.score_threshold, nms=nms, model=to_mapping(config),
-    )  # fmt: skip
-    save_checkpoint(path, model.state_dict(), card.to_json())
-    return path
-
-
-@pytest.fixture(scope="session")
-def save_network() -> Callable[[Path, Network], Path]:
-    """Writes a checkpoint of a network with its card, nothing validated, and returns its path."""
-    return _save_network
-
-
-def _save_untrained(path: Path, config: ModelConfig, drawn: Callable[[str], bool], batches: tuple[int, ...]) -> Path:
-    torch.manual_seed(3)
-    model = Network(config)
-    with torch.no_grad():
-        for name, p in model.head.named_parameters():
-            if p.ndim == 4 and drawn(name):
-                p.normal_(std=0.1)
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0  # statistics of one batch; moving averages would let activations fade away
-        for batch in batches:
-            model(torch.randint(0, 256, (batch, *config.input_size_hw, 3), dtype=torch.uint8))
-    return _save_network(path, model)
-
-
-@pytest.fixture(scope="session")
-def save_untrained() -> Callable[..., Path]:
-    """`save_untrained(path, config, drawn, batches)`: a checkpoint of random weights that finds something everywhere.
-
-    `drawn` says by their names which of the head's convolutions get larger weights, and the norms get the statistics
-    of the last of `batches` pictures.
-    """
-    return _save_untrained
-
-
-def _assert_same(checkpoint: Path, graph: Path, batches: tuple[int, ...]) -> None:
-    deploy, card = load_detector(checkpoint)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    classes = tuple(card["classes"])
-    for batch in batches:
-        size = (batch, *card["input_size_hw"], 3)
-        images = np.random.default_rng(batch).integers(0, 256, size, dtype=np.uint8)
-        with torch.inference_mode():
-            expected = [t.numpy() for t in deploy(torch.from_numpy(images))]
-        assert expected[0].sum() > 5 * batch  # otherwise this would compare nothing
-        pairs = [
-            {i: Detections(boxes[: n[0]], scores[: n[0]], labels[: n[0]], classes) for i, (n, boxes, scores, labels)
-             in enumerate(zip(*outputs, strict=True))}
-            for outputs in (expected, session.run(None, {"images": images}))
-        ]  # fmt: skip
-        apart = compare_detections(*pairs)
-        assert apart.box_max_px < BOX_PX and apart.score_max < SCORE and apart.unmatched < 0.1 * apart.boxes
-        for one, other in (pairs, pairs[::-1]):
-            assert not any(unexplained(one[i], other[i], Card.from_json(card, checkpoint)) for i in one)
-
-
-@pytest.fixture(scope="session")
-def assert_same() -> Callable[[Path, Path, tuple[int, ...]], None]:
-    """Asserts that a graph finds what its checkpoint finds, on batches of these sizes."""
-    return _assert_same

@@ -14,6 +14,12 @@ from runtime import Card, Detections
 BOX_PX, SCORE = 0.05, 1e-3
 
 
+def found(*rows: tuple[float, ...]) -> Detections:
+    """Detections of the classes a and b from rows x1, y1, x2, y2, score, label."""
+    table = np.array(rows, np.float32).reshape(-1, 6)
+    return Detections(table[:, :4].copy(), table[:, 4].copy(), table[:, 5].astype(np.int32), ("a", "b"))
+
+
 def unexplained(kept: Detections, other: Detections, card: Card) -> list[int]:
     """Indices of detections of `kept` that `other` lacks, and that lie on no edge."""
     return [i for i in range(len(kept)) if not _is_there(kept, i, other) and not _on_an_edge(kept, i, other, card)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,12 +22,12 @@ from models.config.model import model_config
 from models.detector import Detector as Network
 from models.quant import quantize
 from runtime import read_card
+from tests.export.damaged import foreign_graph
+from tests.export.networks import save_network
 from tests.fixed_weights import fix_weights
 from trainer.recipes.shapes import CLASSES, draw_scene
 
 Graphs = tuple[onnx.ModelProto, onnx.ModelProto]
-
-
 CONFIG = {
     "classes": CLASSES, "detector": "atss", "input_size_hw": [96, 128], "backbone": {"name": "resnet18", "width": 0.25},
     "neck": {"channels": 32, "levels": [3, 5], "norm": "bn"}, "head": {"depth": 1, "prior": 0.2},
@@ -41,9 +42,7 @@ def pixels() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def fixed_run(
-    tmp_path_factory: pytest.TempPathFactory, pixels: np.ndarray, save_network: Callable[[Path, Network], Path]
-) -> Path:
+def fixed_run(tmp_path_factory: pytest.TempPathFactory, pixels: np.ndarray) -> Path:
     """A folder with best.pt and best.onnx of a network that is the same everywhere."""
     torch.set_num_threads(1)
     model = fix_weights(Network(model_config(CONFIG), load_weights=False), torch.from_numpy(pixels))
@@ -73,9 +72,12 @@ def judge(network: Graphs, pixels: np.ndarray) -> Callable[[onnx.ModelProto, str
     return run
 
 
+def copied(message: Any) -> Any:
+    return type(message).FromString(message.SerializeToString())
+
+
 def changed(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     (tensor,) = [t for t in copy.graph.initializer if t.name == name]
     values = onnx.numpy_helper.to_array(tensor)
     tensor.CopyFrom(onnx.numpy_helper.from_array(change(values).astype(values.dtype), name))
@@ -86,18 +88,14 @@ def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == "Conv"]
 
 
-def test_a_sound_graph_has_no_layer_that_departs_and_nothing_is_left_unseen(
-    fixed_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
-) -> None:
+def test_a_sound_graph_has_no_layer_that_departs_and_nothing_is_left_unseen(fixed_run, judge):
     found = judge(onnx.load(fixed_run / "best.onnx"), "fp32")
     assert found.first is None and not found.weights and found.compared == found.tensors > 100
     assert "no layer departs" in found.text()
 
 
 @pytest.mark.parametrize("which", [0, 7, -1])
-def test_one_damaged_weight_names_its_convolution(
-    fixed_run: Path, which: int, judge: Callable[[onnx.ModelProto, str], Bisection]
-) -> None:
+def test_one_damaged_weight_names_its_convolution(fixed_run, which, judge):
     model = onnx.load(fixed_run / "best.onnx")
     node = convolutions(model)[which]
     users = [n.name for n in convolutions(model) if n.input[1] == node.input[1]]  # levels share their convolutions
@@ -109,7 +107,7 @@ def test_one_damaged_weight_names_its_convolution(
     assert found.jumps[0].added >= found.jumps[-1].added
 
 
-def test_names_of_tensors_do_not_matter(fixed_run: Path, network: Graphs) -> None:
+def test_names_of_tensors_do_not_matter(fixed_run, network):
     model = onnx.load(fixed_run / "best.onnx")
     before = max(len(aligned(model, reference)) for reference in network)
     for node in model.graph.node:
@@ -123,11 +121,8 @@ def test_names_of_tensors_do_not_matter(fixed_run: Path, network: Graphs) -> Non
     assert max(len(aligned(model, reference)) for reference in network) == before
 
 
-def test_float16_is_near_and_its_damaged_weight_is_named(
-    fixed_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]
-) -> None:
-    model = onnx.load(fixed_run / "best.onnx")
-    halved = half_weights(model)
+def test_float16_is_near_and_its_damaged_weight_is_named(fixed_run, judge):
+    halved = half_weights(onnx.load(fixed_run / "best.onnx"))
     assert judge(halved, "fp16").first is None
     node = convolutions(halved)[5]
     found = judge(changed(halved, node.input[1], lambda w: -w), "fp16")
@@ -136,8 +131,7 @@ def test_float16_is_near_and_its_damaged_weight_is_named(
 
 def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convolutions of float16 between casts, as a half body is."""
-    halved = onnx.ModelProto()
-    halved.CopyFrom(model)
+    halved = copied(model)
     constants = {t.name: t for t in halved.graph.initializer}
     nodes, changed_names = [], set()
     for node in halved.graph.node:
@@ -156,15 +150,13 @@ def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             node,
             onnx.helper.make_node("Cast", [f"{result}_half"], [result], to=onnx.TensorProto.FLOAT),
         ]
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    nodes = [copied(node) for node in nodes]
     del halved.graph.node[:], halved.graph.value_info[:]
     halved.graph.node.extend(nodes)
     return halved
 
 
-def test_int8_is_near_and_an_absurd_scale_is_named(
-    int8: onnx.ModelProto, judge: Callable[[onnx.ModelProto, str], Bisection]
-) -> None:
+def test_int8_is_near_and_an_absurd_scale_is_named(int8, judge):
     sound = judge(int8, "int8")
     assert sound.first is None and sound.compared > 100
     ranges = [node for node in int8.graph.node if node.op_type == "DequantizeLinear" and "fake_quants" in node.input[1]]
@@ -176,16 +168,14 @@ def test_int8_is_near_and_an_absurd_scale_is_named(
         assert found.jumps[0].node == node.name, found.jumps
 
 
-def test_an_absurd_scale_of_a_weight_is_named(
-    int8: onnx.ModelProto, judge: Callable[[onnx.ModelProto, str], Bisection]
-) -> None:
+def test_an_absurd_scale_of_a_weight_is_named(int8, judge):
     node = [n for n in int8.graph.node if n.op_type == "DequantizeLinear" and ".steps_" in n.input[0]][9]
     found = judge(changed(int8, node.input[1], lambda s: s * 8), "int8")
     assert found.first is not None and found.first.node == node.name
     assert f"{found.first.module}.weight" == weight_path(node.input[0])
 
 
-def test_what_is_not_a_number_departs(fixed_run: Path, judge: Callable[[onnx.ModelProto, str], Bisection]) -> None:
+def test_what_is_not_a_number_departs(fixed_run, judge):
     model = onnx.load(fixed_run / "best.onnx")
     node = convolutions(model)[3]
     found = judge(changed(model, node.input[1], lambda w: np.full_like(w, np.inf)), "fp32")
@@ -193,23 +183,15 @@ def test_what_is_not_a_number_departs(fixed_run: Path, judge: Callable[[onnx.Mod
     assert found.to_json()["first"]["error"] == "inf"  # JSON has no infinity
 
 
-def test_relative_error() -> None:
+def test_relative_error():
     one = np.ones(10, np.float32)
     assert relative_error(one, one) == 0 and relative_error(one * 1.5, one) == pytest.approx(0.5)
     assert relative_error(one * np.nan, one) == float("inf")
     assert relative_error(np.zeros(0), np.zeros(0)) == 0 and relative_error(np.zeros(3), np.zeros(3)) == 0
 
 
-def test_another_network_and_other_files_are_refused(
-    fixed_run: Path, network: Graphs, pixels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    foreign = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            [onnx.helper.make_node("Relu", ["images"], ["y"])], "g",
-            [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 4])],
-            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])],
-        )
-    )  # fmt: skip
+def test_another_network_and_other_files_are_refused(fixed_run, network, pixels, tmp_path, capsys):
+    foreign = foreign_graph()
     assert len(tensors(foreign)) == 1
     with pytest.raises(BisectError, match="no layer in common with the checkpoint"):
         compare(Path("x.onnx"), foreign, network, (pixels[:1], pixels[:1]), "fp32")

@@ -14,12 +14,13 @@ from export.card_paths import handed_on, private_folders, without_paths
 from export.options import Gate, Int8, OnnxOptions
 from export.verification.report import write_reports
 from export.verification.verify import verify
-from models.checkpoint import read_checkpoint
+from models.checkpoint import read_checkpoint, save_checkpoint
 from runtime import Card, read_card
 from runtime.card.card import METADATA_KEY, sha256_file
 from runtime.card.onnx_metadata import read_onnx_metadata
 from runtime.runs import RunsError, validation_data
 from tests.at_fault import raises
+from tests.export.damaged import edited, set_card
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +32,19 @@ def run(shapes_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.mkdir(parents=True)
     content = read_checkpoint(shapes_run / "best.pt")
     moved = json.loads(json.dumps(content["card"]).replace(str(shapes_run.parents[1]), str(project)))
-    from models.checkpoint import save_checkpoint
-
     save_checkpoint(run / "best.pt", content["model"], moved)
     made = export.to_onnx(run / "best.pt", gate=Gate(tolerance=100.0))
     assert made.verification is not None
     write_reports(made.verification, run)
-    export.to_onnx(
-        run / "best.pt", options=OnnxOptions(precision="int8", int8=Int8(pictures=8)), gate=Gate(verify=False)
-    )
+    int8 = OnnxOptions(precision="int8", int8=Int8(pictures=8))
+    export.to_onnx(run / "best.pt", options=int8, gate=Gate(verify=False))
     return run
 
 
-def test_no_artifact_names_a_folder_of_this_machine(run: Path, shapes_run: Path) -> None:
+def test_no_artifact_names_a_folder_of_this_machine(run, shapes_run):
     handed = [path for path in run.iterdir() if path.suffix != ".pt"]
-    assert {"best.onnx", "best.int8.onnx", "best.int8.ranges.json", "verify.json", "verify.html"} <= {
-        path.name for path in handed
-    }
+    names = {"best.onnx", "best.int8.onnx", "best.int8.ranges.json", "verify.json", "verify.html"}
+    assert names <= {path.name for path in handed}
     handed.append(shapes_run / "best.onnx")
     folders = [run.parents[1].name, str(shapes_run.parents[1]), str(Path.cwd()), str(Path.home()), str(run)]
     for path in handed:
@@ -56,7 +53,7 @@ def test_no_artifact_names_a_folder_of_this_machine(run: Path, shapes_run: Path)
     assert str(run.parents[1]).encode() in (run / "best.pt").read_bytes()  # with which it would go on training
 
 
-def test_an_artifact_finds_its_data_from_the_run_or_from_the_checkpoint_beside_it(run: Path, tmp_path: Path) -> None:
+def test_an_artifact_finds_its_data_from_the_run_or_from_the_checkpoint_beside_it(run, tmp_path):
     artifact = run / "best.onnx"
     val = read_card(artifact).training["data"]["val"]
     assert (val["annotations"], val["images"]) == ("../../data/val.json", "../../data/val")
@@ -70,21 +67,15 @@ def test_an_artifact_finds_its_data_from_the_run_or_from_the_checkpoint_beside_i
     assert verify([elsewhere], tolerance=100.0, device="cpu").passed
 
 
-def test_artifacts_from_before_keep_their_absolute_paths_and_verify(run: Path, tmp_path: Path) -> None:
-    import onnx
-
-    model = onnx.load(run / "best.onnx")
-    training = read_checkpoint(run / "best.pt")["card"]["training"]
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            entry.value = json.dumps(replace(read_card(run / "best.onnx"), training=training).to_json())
-    onnx.save(model, tmp_path / "old.onnx")
-    card = read_card(tmp_path / "old.onnx")
-    assert validation_data(card, tmp_path / "old.onnx").annotations.is_absolute()
-    assert verify([tmp_path / "old.onnx"], run / "best.pt", tolerance=100.0, device="cpu").passed
+def test_artifacts_from_before_keep_their_absolute_paths_and_verify(run, tmp_path):
+    old = Path(shutil.copy(run / "best.onnx", tmp_path / "old.onnx"))
+    card = replace(read_card(old), training=read_checkpoint(run / "best.pt")["card"]["training"])
+    edited(old, lambda model: set_card(model, card))
+    assert validation_data(read_card(old), old).annotations.is_absolute()
+    assert verify([old], run / "best.pt", tolerance=100.0, device="cpu").passed
 
 
-def test_what_is_kept_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_of_a_path(tmp_path, monkeypatch):
     home = tmp_path / "home" / "ann"
     run = home / "work" / "runs" / "a"
     run.mkdir(parents=True)
@@ -105,12 +96,11 @@ def test_what_is_kept_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert kept.metrics == {"skipped": [{"path": "p.jpg", "reason": "p.jpg: cut short"}]}
     assert handed_on(kept, run) == kept
     text = f"'{home}/a/b.engine': not here, see {home} or https://example.org/home/x and /layer/Conv"
-    assert without_paths(text, private_folders()) == (
-        "'b.engine': not here, see  or https://example.org/home/x and /layer/Conv"
-    )
+    kept_text = "'b.engine': not here, see  or https://example.org/home/x and /layer/Conv"
+    assert without_paths(text, private_folders()) == kept_text
 
 
-def test_the_hash_of_the_checkpoint_decides_which_one_knows(run: Path, tmp_path: Path) -> None:
+def test_the_hash_of_the_checkpoint_decides_which_one_knows(run, tmp_path):
     artifact = Path(shutil.copy(run / "best.onnx", tmp_path))
     content = bytearray((run / "best.pt").read_bytes())
     (tmp_path / "best.pt").write_bytes(content + b"\0")

@@ -9,24 +9,29 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
 import pytest
 import torch
 
+import export
+from export import engine_export
+from export.engine.options import EngineOptions
 from export.int8.ranges import ranges_path, read_ranges
 from export.options import CalibrationError, ExportError, Gate, Int8, OnnxOptions
-from export.verification.verify import verify
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.tensor_files import load_tensors
 from runtime import CardError, Detector, read_card
 from runtime.__main__ import main as runtime_command
 from runtime.backends.options import BackendOptions
-from runtime.card.card import METADATA_KEY, Card, sha256_file
+from runtime.card.card import Card, sha256_file
 from runtime.card.onnx_metadata import graph_sha256
 from runtime.card.sidecar import sidecar_path, sidecar_text
 from tests.at_fault import raises
+from tests.export.damaged import change_weight, edited, set_card, set_first
+from tests.runtime.engines import ENGINE
 
 FLIPS = 60
 AS_IT_IS = BackendOptions(check_hashes=False)
@@ -36,9 +41,6 @@ Result = Callable[[Path], object]
 @pytest.fixture(scope="module")
 def artifacts(shapes_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one artifact of each kind."""
-    import export
-    from tests.runtime.engines import ENGINE
-
     folder = tmp_path_factory.mktemp("artifacts")
     for name in ("best.pt", "last.pt", "best.onnx"):
         shutil.copy(shapes_run / name, folder)
@@ -65,10 +67,6 @@ def _detections(picture: Path) -> Result:
     return run
 
 
-def _card_of_engine(sidecar: Path) -> object:
-    return read_card(sidecar.with_name("best.engine"))
-
-
 def _content(checkpoint: Path) -> object:
     content = read_checkpoint(checkpoint)
     resume = content["resume"]["model"]
@@ -78,16 +76,14 @@ def _content(checkpoint: Path) -> object:
 @pytest.mark.parametrize(
     "name", ["best.pt", "last.pt", "best.onnx", "int8.onnx", "int8.ranges.json", "best.engine", "best.engine.json"]
 )
-def test_one_flipped_bit_is_told_or_changes_nothing(
-    name: str, artifacts: Path, shapes_run: Path, tmp_path: Path
-) -> None:
+def test_one_flipped_bit_is_told_or_changes_nothing(name, artifacts, shapes_run, tmp_path):
     checkpoint = artifacts / "best.pt"
     (picture, *_) = sorted((shapes_run.parents[1] / "data" / "val").iterdir())
     kinds: dict[str, Result] = {
         "last.pt": _content,
         "int8.ranges.json": lambda path: read_ranges(path, checkpoint, sha256_file(checkpoint)),
         "best.engine": read_card,
-        "best.engine.json": _card_of_engine,
+        "best.engine.json": lambda sidecar: read_card(sidecar.with_name("best.engine")),
     }
     result = kinds.get(name, _detections(picture))
     for beside in ("best.engine", "best.engine.json"):
@@ -109,28 +105,13 @@ def test_one_flipped_bit_is_told_or_changes_nothing(
     assert told >= FLIPS * 2 // 3  # padding is a small part of any of them
 
 
-def _graph_with(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
-    model = onnx.load(path)
-    change(model)
-    onnx.save(model, path)
-    return path
-
-
 def _nudge(model: onnx.ModelProto) -> None:
-    """Change one number of one weight."""
-    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-    values = onnx.numpy_helper.to_array(weights).copy()
-    values.flat[0] += 1
-    weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+    change_weight(model, "", set_first(7.0))
 
 
-def test_a_graph_that_was_edited_on_purpose_is_loaded_when_told(
-    artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shapes_run: Path
-) -> None:
-    path = _graph_with(Path(shutil.copy(artifacts / "best.onnx", tmp_path)), _nudge)
-    with pytest.raises(
-        CardError, match=r"best.onnx: its graph was edited or damaged .*check_hashes=False.*--skip-hash"
-    ):
+def test_a_graph_that_was_edited_on_purpose_is_loaded_when_told(artifacts, tmp_path, capsys, shapes_run):
+    path = edited(Path(shutil.copy(artifacts / "best.onnx", tmp_path)), _nudge)
+    with pytest.raises(CardError, match=r"best.onnx: its graph was edited or .*check_hashes=False.*--skip-hash"):
         Detector(path)
     assert Detector(path, options=AS_IT_IS).card.classes == read_card(path).classes
     pictures = shapes_run.parents[1] / "data" / "val"
@@ -140,63 +121,33 @@ def test_a_graph_that_was_edited_on_purpose_is_loaded_when_told(
     assert runtime_command([*command, "--skip-hashes"]) == 0
 
 
-def test_verification_scores_an_edited_graph_and_fails_it(artifacts: Path, tmp_path: Path, shapes_run: Path) -> None:
-    path = _graph_with(Path(shutil.copy(artifacts / "best.onnx", tmp_path)), _nudge)
-    data = shapes_run.parents[1] / "data"
-    found = verify([path], artifacts / "best.pt", data / "val.json", data / "val", tolerance=100.0, device="cpu")
-    assert [score.passed for score in found.artifacts] == [False]
-    assert any("edited or damaged" in reason for reason in found.artifacts[0].failures)
+@pytest.mark.parametrize(
+    ("value", "options", "error", "message"),
+    [
+        (7.0, EngineOptions(), CardError, "its graph was edited or damaged .* --skip-hashes"),
+        *((wrong, EngineOptions(check_hashes=False), ExportError, r"the weight .* \(.*best\.onnx\) .* NaN or infinite")
+          for wrong in (float("nan"), float("inf"))),
+    ],
+)  # fmt: skip
+def test_no_engine_is_built_of_a_graph_with_a_wrong_weight(
+    artifacts, tmp_path, monkeypatch, value, options, error, message
+):
+    path = Path(shutil.copy(artifacts / "best.onnx", tmp_path))
+    edited(path, lambda model: change_weight(model, "", set_first(value)))
+    library = SimpleNamespace(flavour="tensorrt", name="none")
+    monkeypatch.setattr(engine_export, "choose_library", lambda engine, gpus: library)
+    with pytest.raises(error, match=message):
+        engine_export.to_engine(path, options=options)
 
 
-def test_no_engine_is_built_of_a_damaged_graph(
-    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from export import engine_export as trt
-    from export.engine.options import EngineOptions
-
-    path = _graph_with(Path(shutil.copy(artifacts / "best.onnx", tmp_path)), _nudge)
-
-    class NoLibrary:
-        flavour, name = "tensorrt", "none"
-
-    monkeypatch.setattr(trt, "choose_library", lambda engine, gpus: NoLibrary())
-    with pytest.raises(CardError, match="its graph was edited or damaged .* --skip-hashes"):
-        trt.to_engine(path, options=EngineOptions())
-
-
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_no_engine_is_built_of_weights_that_are_not_finite(
-    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
-) -> None:
-    from export import engine_export as trt
-    from export.engine.options import EngineOptions
-
-    def spoil(model: onnx.ModelProto) -> None:
-        weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-        values = onnx.numpy_helper.to_array(weight).copy()
-        values.flat[-1] = wrong
-        weight.CopyFrom(onnx.numpy_helper.from_array(values, "a.weight"))
-
-    path = _graph_with(Path(shutil.copy(artifacts / "best.onnx", tmp_path)), spoil)
-
-    class NoLibrary:
-        flavour, name = "tensorrt", "none"
-
-    monkeypatch.setattr(trt, "choose_library", lambda engine, gpus: NoLibrary())
-    with pytest.raises(ExportError, match=r"the weight a\.weight \(.*best\.onnx\) .* NaN or infinite"):
-        trt.to_engine(path, options=EngineOptions(check_hashes=False))
-
-
-def test_weights_in_a_file_beside_the_graph_are_part_of_its_hash(artifacts: Path, tmp_path: Path) -> None:
+def test_weights_in_a_file_beside_the_graph_are_part_of_its_hash(artifacts, tmp_path):
     model = onnx.load(artifacts / "best.onnx")
     path = tmp_path / "best.onnx"
     onnx.save(model, path, save_as_external_data=True, location="best.weights", size_threshold=1024)
     card = read_card(path)
     card = replace(card, hashes={**card.hashes, "graph": graph_sha256(path)})
     moved = onnx.load(path, load_external_data=False)
-    for entry in moved.metadata_props:
-        if entry.key == METADATA_KEY:
-            entry.value = json.dumps(card.to_json())
+    set_card(moved, card)
     path.write_bytes(moved.SerializeToString())
     Detector(path)
     weights = bytearray((tmp_path / "best.weights").read_bytes())
@@ -206,16 +157,14 @@ def test_weights_in_a_file_beside_the_graph_are_part_of_its_hash(artifacts: Path
         Detector(path)
 
 
-def test_files_from_before_there_were_hashes_load(artifacts: Path, tmp_path: Path) -> None:
+def test_files_from_before_there_were_hashes_load(artifacts, tmp_path):
     old = replace(read_card(artifacts / "best.onnx"), hashes={})
 
     def as_before(model: onnx.ModelProto) -> None:
-        for entry in model.metadata_props:
-            if entry.key == METADATA_KEY:
-                entry.value = json.dumps(old.to_json())
+        set_card(model, old)
         _nudge(model)
 
-    path = _graph_with(Path(shutil.copy(artifacts / "best.onnx", tmp_path)), as_before)
+    path = edited(Path(shutil.copy(artifacts / "best.onnx", tmp_path)), as_before)
     assert Detector(path).card == old
     lines = ranges_path(artifacts / "int8.onnx").read_text().splitlines(keepends=True)
     assert sum('"sha256"' in line for line in lines) == 1
@@ -228,7 +177,7 @@ def test_files_from_before_there_were_hashes_load(artifacts: Path, tmp_path: Pat
     assert torch.equal(load_tensors(weights)["a"], torch.ones(3))
 
 
-def test_a_damaged_checkpoint_names_what_is_damaged_and_loads_when_told(artifacts: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_names_what_is_damaged_and_loads_when_told(artifacts, tmp_path):
     content = bytearray((artifacts / "best.pt").read_bytes())
     content[len(content) // 2] ^= 1  # in a weight
     path = tmp_path / "best.pt"
@@ -238,7 +187,7 @@ def test_a_damaged_checkpoint_names_what_is_damaged_and_loads_when_told(artifact
     assert Detector(path, options=AS_IT_IS).card == read_card(artifacts / "best.pt")
 
 
-def test_a_card_has_its_hash_in_the_file_only(artifacts: Path) -> None:
+def test_a_card_has_its_hash_in_the_file_only(artifacts):
     text = sidecar_path(artifacts / "best.engine").read_text()
     assert "card" in json.loads(text)["hashes"] and "card" not in Card.from_json(text, "s").hashes
     renamed = text.replace('"card":', '"cars":')  # the one flip that hides the hash

@@ -1,21 +1,12 @@
 """The comparison of graphs lets go of a box on an edge, and of no other."""
 
-from __future__ import annotations
-
-import numpy as np
-
-from runtime import Card, Detections
-from tests.export.edges import unexplained
+from runtime import Card
+from tests.export.edges import found, unexplained
 
 
-def test_the_edges() -> None:
+def test_the_edges():
     nms = {"kind": "auto", "iou": 0.5, "candidates": 9, "detections": 3}
     card = Card("onnx", ("a", "b"), (64, 64), 0.1, nms)
-
-    def found(*rows: tuple[float, ...]) -> Detections:
-        columns = np.array(rows, np.float32).reshape(-1, 6)
-        return Detections(columns[:, :4], columns[:, 4], columns[:, 5].astype(np.int32), ("a", "b"))
-
     best = (0, 0, 20, 20, 0.9, 0)
     assert unexplained(found(best), found((0, 0, 20.04, 20, 0.9005, 0)), card) == []
     assert unexplained(found(best), found(), card) == [0]

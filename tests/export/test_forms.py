@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,40 +14,16 @@ import export
 from export.options import ExportError
 from export.verification.detection_diff import compare_detections
 from models.checkpoint import CheckpointError, build_detector, load_detector
-from models.config.model import model_config
 from models.deploy.graph import Deploy
-from models.detector import Detector as Network
 from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
 from runtime.backends.load import load_backend
 from runtime.backends.protocol import BackendError
 from tests.at_fault import raises
+from tests.export.networks import untrained
 
 
-@pytest.fixture
-def untrained(save_network: Callable[[Path, Network], Path]) -> Callable[..., Path]:
-    """A checkpoint of random weights that finds something everywhere."""
-
-    def make(path: Path, **keys: Any) -> Path:
-        config = model_config({
-            "classes": ["a", "b", "c"], "detector": "atss", "input_size_hw": [64, 96],
-            "backbone": {"name": "resnet18", "width": 0.125}, "neck": {"channels": 16, "levels": [3, 5], "norm": "bn"},
-            "head": {"depth": 1, "prior": 0.2, "norm": "bn"}, "postprocess": {"candidates": 60, "detections": 25},
-            **keys,
-        })  # fmt: skip
-        torch.manual_seed(3)
-        model = Network(config)
-        with torch.no_grad():
-            for module in model.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.momentum = 1.0  # statistics of one batch; moving averages would let activations fade away
-            model(torch.randint(0, 256, (4, 64, 96, 3), dtype=torch.uint8))
-        return save_network(path, model)
-
-    return make
-
-
-def test_candidates_in_half_from_raw_float_frames(shapes_run: Path, tmp_path: Path) -> None:
+def test_candidates_in_half_from_raw_float_frames(shapes_run, tmp_path):
     """Everything at once that is not the default: the runtime feeds it, suppresses, and gives the same boxes."""
     checkpoint = shapes_run / "best.pt"  # trained: random weights put boxes on the very edges of thresholds
     files = sorted((shapes_run.parent.parent / "data" / "val").glob("*.jpg"))[:8]
@@ -82,7 +55,7 @@ def test_candidates_in_half_from_raw_float_frames(shapes_run: Path, tmp_path: Pa
     assert (other.boxes_xyxy[:, 2] <= 40).all() and (other.boxes_xyxy[:, 3] <= 50).all()
 
 
-def test_a_file_for_the_plugin_alone(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_a_file_for_the_plugin_alone(tmp_path):
     result = export.to_onnx(untrained(tmp_path / "w.pt"), options=export.OnnxOptions(nms="plugin", batch=2))
     model = onnx.load(result.path)
     assert not model.functions and "EfficientNMS_TRT" in {n.op_type for n in model.graph.node}
@@ -92,14 +65,14 @@ def test_a_file_for_the_plugin_alone(tmp_path: Path, untrained: Callable[..., Pa
         load_backend(result.path)
 
 
-def test_a_network_that_float16_cannot_hold(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_a_network_that_float16_cannot_hold(tmp_path):
     detector, _ = build_detector(untrained(tmp_path / "w.pt"))
     detector.head.cls.weight.data.view(-1)[0] = 1e5
     with pytest.raises(ValueError, match=r"head\.cls\.weight holds values above 65504"):
         Deploy(detector).halve()
 
 
-def test_training_forms_and_state_dicts_are_refused(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_training_forms_and_state_dicts_are_refused(tmp_path):
     checkpoint = untrained(tmp_path / "w.pt")
     detector, _ = build_detector(checkpoint)
     with pytest.raises(FuseError, match=r"eval mode"):
@@ -114,6 +87,8 @@ def test_training_forms_and_state_dicts_are_refused(tmp_path: Path, untrained: C
 @pytest.mark.parametrize(
     ("options", "key"),
     [
+        ({"opset": 9}, "opset"),
+        ({"batch": 0}, "batch"),
         ({"nms": "soft"}, "nms"),
         ({"precision": "fp8"}, "precision"),
         ({"input": "nv12"}, "input"),
@@ -121,7 +96,7 @@ def test_training_forms_and_state_dicts_are_refused(tmp_path: Path, untrained: C
         ({"certificate": True}, "certificate"),
     ],
 )
-def test_options_that_no_graph_has(options: dict[str, Any], key: str) -> None:
+def test_options_that_no_graph_has(options, key):
     with raises(ExportError, key=key):
         export.OnnxOptions(**options)
 
@@ -139,9 +114,7 @@ def test_options_that_no_graph_has(options: dict[str, Any], key: str) -> None:
     ],
 )
 def test_what_cannot_be_is_told_before_the_long_work(
-    tmp_path: Path, options: dict[str, Any], out: str, message: str,
-    untrained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    tmp_path, options, out, message, monkeypatch):  # fmt: skip
     checkpoint = untrained(tmp_path / "w.pt")
     (tmp_path / "folder").mkdir()
     (tmp_path / "locked").mkdir(mode=0o500)

@@ -17,20 +17,25 @@ from export.options import CalibrationError, ExportError, Gate, Int8, OnnxOption
 from export.verification.gate import GateError
 from models.checkpoint import build_detector
 from runtime import Card, read_card, read_dataset
+from runtime.datasets.annotations import CocoDataset
 from runtime.images.image import read_image
 from tests.at_fault import raises
 from tests.export.damaged import boxes_moved
 
 
 @pytest.fixture
-def yolo(shapes_run: Path, tmp_path: Path) -> Path:
+def val(shapes_run: Path) -> CocoDataset:
+    data = shapes_run.parents[1] / "data"
+    return read_dataset(data / "val.json", data / "val")
+
+
+@pytest.fixture
+def yolo(shapes_run: Path, val: CocoDataset, tmp_path: Path) -> Path:
     """The run's validation data in YOLO's form: a data.yaml that names its own pictures."""
-    data = shapes_run.parent.parent / "data"
-    records = read_dataset(data / "val.json", data / "val").records
     names = read_card(shapes_run / "best.pt").classes
     for folder in ("images", "labels"):
         (tmp_path / "yolo" / folder / "val").mkdir(parents=True)
-    for record in records[:6]:
+    for record in val.records[:6]:
         shutil.copy(record.path, tmp_path / "yolo" / "images" / "val")
         lines = []
         for label, (x1, y1, x2, y2) in zip(record.labels, record.boxes_xyxy, strict=True):
@@ -43,18 +48,16 @@ def yolo(shapes_run: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_an_export_is_scored_on_yolo_data(shapes_run: Path, yolo: Path, tmp_path: Path) -> None:
+def test_an_export_is_scored_on_yolo_data(shapes_run, yolo, tmp_path):
     result = export.to_onnx(shapes_run / "best.pt", tmp_path / "a.onnx", gate=Gate(annotations=yolo))
     assert result.verification is not None and result.verification.dataset.annotations == yolo
     assert result.card.verification["passed"] is True and len(result.verification.dataset.records) == 6
 
 
-def test_a_gate_that_proves_nothing_says_so(shapes_run: Path, tmp_path: Path) -> None:
+def test_a_gate_that_proves_nothing_says_so(shapes_run, val, tmp_path):
     """Boxes where nothing is: the checkpoint scores nothing, and nothing can be lost."""
-    data = shapes_run.parent.parent / "data"
-    found = read_dataset(data / "val.json", data / "val")
-    size = read_image(found.records[0].path).shape
-    shutil.copy(found.records[0].path, tmp_path / "0.jpg")
+    size = read_image(val.records[0].path).shape
+    shutil.copy(val.records[0].path, tmp_path / "0.jpg")
     corner = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0}
     names = read_card(shapes_run / "best.pt").classes
     content = {
@@ -62,14 +65,13 @@ def test_a_gate_that_proves_nothing_says_so(shapes_run: Path, tmp_path: Path) ->
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(names)],
     }  # fmt: skip
     (tmp_path / "none.json").write_text(json.dumps(content))
-    verification = export.verify(
-        [shapes_run / "best.onnx"], shapes_run / "best.pt", tmp_path / "none.json", tmp_path, device="cpu"
-    )
+    files = [shapes_run / "best.onnx"], shapes_run / "best.pt"
+    verification = export.verify(*files, tmp_path / "none.json", tmp_path, device="cpu")
     assert verification.reference.evaluation.map == 0
     assert "here the gate proves nothing" in verification.table()
 
 
-def test_what_keep_map_promises_holds_for_the_artifact() -> None:
+def test_what_keep_map_promises_holds_for_the_artifact():
     assert Gate().for_int8(Int8(keep_map=0.5)).tolerance == 0.5
     assert Gate(tolerance=0.2).for_int8(Int8(keep_map=0.5)).tolerance == 0.2
     assert Gate().for_int8(Int8()) == Gate() == Gate().for_int8(None)
@@ -80,18 +82,16 @@ def test_what_keep_map_promises_holds_for_the_artifact() -> None:
             Int8(keep_map=wrong)
 
 
-def test_no_choice_is_made_on_data_without_boxes(shapes_run: Path) -> None:
-    data = shapes_run.parent.parent / "data"
-    found = read_dataset(data / "val.json", data / "val")
-    empty = [replace(r, boxes_xyxy=r.boxes_xyxy[:0], labels=r.labels[:0], crowd=r.crowd[:0]) for r in found.records]
+def test_no_choice_is_made_on_data_without_boxes(shapes_run, val):
+    empty = [replace(r, boxes_xyxy=r.boxes_xyxy[:0], labels=r.labels[:0], crowd=r.crowd[:0]) for r in val.records]
     detector, card_json = build_detector(shapes_run / "best.pt")
     card = Card.from_json(card_json, shapes_run / "best.pt")
     for options in (Int8(calibrate="best"), Int8(keep_map=0.5)):
         with pytest.raises(CalibrationError, match=r"has no box in any picture"):
-            quantized(detector, card, shapes_run / "best.pt", options, replace(found, records=empty))
+            quantized(detector, card, shapes_run / "best.pt", options, replace(val, records=empty))
 
 
-def test_a_source_is_not_overwritten(shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_is_not_overwritten(shapes_run, tmp_path, monkeypatch):
     shutil.copy(shapes_run / "best.pt", tmp_path)
     shutil.copy(shapes_run / "best.onnx", tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -104,7 +104,7 @@ def test_a_source_is_not_overwritten(shapes_run: Path, tmp_path: Path, monkeypat
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_an_engine_takes_the_options_of_its_graph_or_refuses_them(shapes_run: Path, tmp_path: Path) -> None:
+def test_an_engine_takes_the_options_of_its_graph_or_refuses_them(shapes_run, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'isodet[rtx]'")
     rtx, source = EngineOptions(engine="rtx"), shapes_run / "best.onnx"
     with pytest.raises(ExportError, match="is fp32, and fp16 was asked for"):
@@ -117,9 +117,7 @@ def test_an_engine_takes_the_options_of_its_graph_or_refuses_them(shapes_run: Pa
     assert _graph_options(OnnxOptions(), rtx, card) == OnnxOptions()
 
 
-def test_the_report_of_a_refused_graph_lies_where_the_engine_would_be(
-    shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_of_a_refused_graph_lies_where_the_engine_would_be(shapes_run, tmp_path, monkeypatch):
     """A graph that lost everything on the way to an engine."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'isodet[rtx]'")
     real = export.graph.form.simplified
@@ -135,7 +133,7 @@ def test_the_report_of_a_refused_graph_lies_where_the_engine_would_be(
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 
 
-def test_files_in_each_others_places_are_told_apart(shapes_run: Path, tmp_path: Path) -> None:
+def test_files_in_each_others_places_are_told_apart(shapes_run, tmp_path):
     with raises(ExportError, path=shapes_run / "best.onnx"):
         export.to_onnx(shapes_run / "best.onnx", tmp_path / "a.onnx")
     with raises(ExportError, path=tmp_path / "a.txt"):

@@ -6,7 +6,6 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,38 +14,20 @@ import pytest
 import torch
 
 import export
+import export.graph.form
 from export.options import ExportError
 from export.verification.detection_diff import compare_detections
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from models.config.model import model_config
 from models.layers.blocks import ConvNorm
 from models.layers.fuse import FuseError
 from runtime import Detector, read_card, read_image
 from tests.at_fault import raises
 from tests.export.damaged import boxes_moved
-
-CLASSES = ("a", "b", "c")
-
-
-@pytest.fixture(scope="module")
-def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
-    """A checkpoint of random weights that finds something everywhere, without validation data."""
-
-    def make(path: Path, detector: str = "atss", backbone: str = "resnet18", **keys: object) -> Path:
-        config = model_config({
-            "classes": CLASSES, "detector": detector, "input_size_hw": [96, 128],
-            "backbone": {"name": backbone, "width": 0.125}, "neck": {"channels": 32, "levels": [3, 6], "norm": "bn"},
-            "head": {"depth": 1, "prior": 0.2}, "postprocess": {"candidates": 60, "detections": 25}, **keys,
-        })  # fmt: skip
-        return save_untrained(path, config, lambda name: name.endswith("weight"), (4, 4, 4))
-
-    return make
+from tests.export.networks import assert_same, untrained
 
 
 @pytest.fixture(scope="module")
-def exported(
-    tmp_path_factory: pytest.TempPathFactory, untrained: Callable[..., Path]
-) -> Callable[..., export.OnnxExport]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., export.OnnxExport]:
     """The default export of such a checkpoint, w.pt beside it; made once."""
 
     @functools.cache
@@ -58,28 +39,22 @@ def exported(
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "repvgg_a0"])
 @pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
-def test_eager_equals_onnx_for_any_batch(
-    detector: str, backbone: str, exported: Callable[..., export.OnnxExport], assert_same: Callable[..., None]
-) -> None:
+def test_eager_equals_onnx_for_any_batch(detector, backbone, exported):
     path = exported(detector, backbone).path
     assert path.name == "w.onnx"
     assert_same(path.with_suffix(".pt"), path, (1, 2, 5))
 
 
-def test_the_contract_of_the_graph(exported: Callable[..., export.OnnxExport]) -> None:
+def test_the_contract_of_the_graph(exported):
     path = exported().path
     model = onnx.load(path)
     nodes = [node.name for graph in (model.graph, *model.functions) for node in graph.node if node.name]
     assert len(nodes) == len(set(nodes)) > 0  # TensorRT warns of each name that comes twice
 
     def io(values: object) -> dict[str, tuple[str, list[object]]]:
-        return {
-            v.name: (
-                onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type),
-                [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
-            )
-            for v in values  # type: ignore[attr-defined]
-        }
+        types = {v.name: v.type.tensor_type for v in values}
+        return {name: (onnx.TensorProto.DataType.Name(t.elem_type), [d.dim_param or d.dim_value for d in t.shape.dim])
+                for name, t in types.items()}  # fmt: skip
 
     (batch,) = {v[1][0] for v in io(model.graph.input).values()}
     assert isinstance(batch, str)  # dynamic
@@ -105,7 +80,7 @@ def test_the_contract_of_the_graph(exported: Callable[..., export.OnnxExport]) -
         assert (b[:n] >= 0).all() and (b[:n, [0, 2]] <= 128).all() and (b[:n, [1, 3]] <= 96).all()
 
 
-def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_a_fixed_batch_runs_any_number_of_frames(tmp_path):
     result = export.to_onnx(untrained(tmp_path / "w.pt"), options=export.OnnxOptions(batch=4))
     assert read_card(result.path).batch == 4
     frames = [np.full((50, 70, 3), v, np.uint8) for v in (0, 90, 255, 30, 60, 10)]
@@ -114,9 +89,7 @@ def test_a_fixed_batch_runs_any_number_of_frames(tmp_path: Path, untrained: Call
     assert compare_detections(dict(enumerate(free)), dict(enumerate(fixed))).unmatched == 0
 
 
-def test_simplify_shrinks_the_graph_and_not_the_result(
-    tmp_path: Path, exported: Callable[..., export.OnnxExport]
-) -> None:
+def test_simplify_shrinks_the_graph_and_not_the_result(tmp_path, exported):
     slim = exported()
     options = export.OnnxOptions(simplify=False)
     plain = export.to_onnx(slim.path.with_suffix(".pt"), tmp_path / "plain.onnx", options)
@@ -127,22 +100,14 @@ def test_simplify_shrinks_the_graph_and_not_the_result(
     assert compare_detections({0: a[0]}, {0: b[0]}).box_max_px < 1e-3
 
 
-@pytest.mark.parametrize(("keys", "key"), [({"opset": 9}, "opset"), ({"batch": 0}, "batch")])
-def test_wrong_arguments(keys: dict[str, int], key: str) -> None:
-    with raises(ExportError, key=key):
-        export.OnnxOptions(**keys)
-
-
-def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
+def test_what_is_not_a_checkpoint(tmp_path):
     (tmp_path / "w.pt").write_bytes(b"not a checkpoint")
     with raises(CheckpointError, path=tmp_path / "w.pt"):
         export.to_onnx(tmp_path / "w.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-def test_a_fold_that_changes_the_output_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: Callable[..., Path]
-) -> None:
+def test_a_fold_that_changes_the_output_is_refused(tmp_path, monkeypatch):
     path = untrained(tmp_path / "w.pt")
     real = ConvNorm.fuse
 
@@ -158,7 +123,7 @@ def test_a_fold_that_changes_the_output_is_refused(
     assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
 
 
-def test_damaged_statistics_are_refused(tmp_path: Path, untrained: Callable[..., Path]) -> None:
+def test_damaged_statistics_are_refused(tmp_path):
     """A variance below zero makes every output NaN, which is never within a tolerance."""
     path = untrained(tmp_path / "w.pt")
     content = read_checkpoint(path)
@@ -170,17 +135,9 @@ def test_damaged_statistics_are_refused(tmp_path: Path, untrained: Callable[...,
 
 
 @pytest.mark.parametrize(
-    "step",
-    [
-        "graph.form._trace",
-        "graph.form.simplified",
-        "onnx_export._run_check",
-        "onnx_export.pass_gate",
-    ],
+    "step", ["graph.form._trace", "graph.form.simplified", "onnx_export._run_check", "onnx_export.pass_gate"]
 )
-def test_a_failure_at_any_step_keeps_the_old_artifact(
-    shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+def test_a_failure_at_any_step_keeps_the_old_artifact(shapes_run, tmp_path, monkeypatch, step):
     for name in ("best.pt", "best.onnx"):
         shutil.copy(shapes_run / name, tmp_path)
     before = (tmp_path / "best.onnx").read_bytes()
@@ -195,12 +152,8 @@ def test_a_failure_at_any_step_keeps_the_old_artifact(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.onnx", "best.pt"]
 
 
-def test_a_graph_that_scores_less_is_not_written(
-    shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_that_scores_less_is_not_written(shapes_run, tmp_path, monkeypatch):
     """The exported boxes are shifted on purpose, by less than the running check sees but enough to lose mAP."""
-    import export.graph.form
-
     shutil.copy(shapes_run / "best.pt", tmp_path)
     real = export.graph.form.simplified
 
@@ -215,7 +168,7 @@ def test_a_graph_that_scores_less_is_not_written(
         export.to_onnx(tmp_path / "best.pt")
 
 
-def test_verification_names_what_is_missing(shapes_run: Path, tmp_path: Path) -> None:
+def test_verification_names_what_is_missing(shapes_run, tmp_path):
     shutil.copy(shapes_run / "best.onnx", tmp_path)
     with raises(export.VerifyError, path=tmp_path / "best.onnx"):
         export.verify([tmp_path / "best.onnx"])
@@ -227,7 +180,7 @@ def test_verification_names_what_is_missing(shapes_run: Path, tmp_path: Path) ->
         export.verify([shapes_run / "best.pt"], against=tmp_path / "best.onnx")
 
 
-def test_a_real_picture_gives_the_same_boxes_through_every_door(shapes_run: Path) -> None:
+def test_a_real_picture_gives_the_same_boxes_through_every_door(shapes_run):
     picture = sorted((shapes_run.parent.parent / "data" / "val").glob("*.jpg"))[3]
     torch_boxes, onnx_boxes = (Detector(shapes_run / name)(read_image(picture))[0] for name in ("best.pt", "best.onnx"))
     assert len(torch_boxes) and torch_boxes.names == onnx_boxes.names

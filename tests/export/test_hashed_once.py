@@ -93,7 +93,7 @@ def _loaded(path: Path, check: bool) -> Card:
 
 
 @pytest.mark.parametrize("name", ["best.onnx", "best.engine", "best.pt"])
-def test_a_load_reads_a_file_once_for_its_hash(folder: Path, read: Read, name: str) -> None:
+def test_a_load_reads_a_file_once_for_its_hash(folder, read, name):
     path = folder / name
     _loaded(path, True)
     if name == "best.pt":
@@ -103,9 +103,7 @@ def test_a_load_reads_a_file_once_for_its_hash(folder: Path, read: Read, name: s
 
 
 @pytest.mark.parametrize("name", ["best.onnx", "best.engine", "best.pt"])
-def test_a_load_without_hashes_reads_no_file_for_them_and_takes_damage(
-    folder: Path, tmp_path: Path, read: Read, name: str
-) -> None:
+def test_a_load_without_hashes_reads_no_file_for_them_and_takes_damage(folder, tmp_path, read, name):
     for beside in ("best.engine.json", name):
         shutil.copy(folder / beside, tmp_path)
     content = bytearray((tmp_path / name).read_bytes())
@@ -119,7 +117,7 @@ def test_a_load_without_hashes_reads_no_file_for_them_and_takes_damage(
     assert read.entries == 0 and read.hashed < 50_000
 
 
-def test_verification_reads_each_file_once_for_its_hash(folder: Path, shapes_run: Path, read: Read) -> None:
+def test_verification_reads_each_file_once_for_its_hash(folder, shapes_run, read):
     data = shapes_run.parents[1] / "data"
     graph, engine, checkpoint = folder / "best.onnx", folder / "best.engine", folder / "best.pt"
     verification = verify([graph, engine], None, data / "val.json", data / "val", device="cpu")
@@ -132,7 +130,7 @@ def test_verification_reads_each_file_once_for_its_hash(folder: Path, shapes_run
     assert _is_once(read.hashed, _size(graph, checkpoint)), "of the checkpoint, to tell whether it is the graph's"
 
 
-def test_a_checkpoint_that_is_found_by_its_hash_is_not_read_again_for_checksums(folder: Path, read: Read) -> None:
+def test_a_checkpoint_that_is_found_by_its_hash_is_not_read_again_for_checksums(folder, read):
     card = read_card(folder / "best.onnx")
     elsewhere = {"annotations": "not/here.json", "images": "not/here"}
     card = replace(card, training={**card.training, "data": {"val": elsewhere}})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +27,7 @@ from runtime import Card, read_coco
 from runtime.card.card import sha256_file
 from runtime.images.image import write_image
 from tests.at_fault import raises
+from tests.export.networks import save_network
 
 SIZE_HW = (64, 96)
 
@@ -52,8 +52,8 @@ def network(**keys: object) -> Network:
         for module in made.modules():
             if isinstance(module, LevelNorm):
                 for level, norm in enumerate(module.norms):
-                    norm.weight.uniform_(0.5, 1.5)  # type: ignore[operator]
-                    norm.weight[: level * 2] *= -1  # type: ignore[index]
+                    norm.weight.uniform_(0.5, 1.5)
+                    norm.weight[: level * 2] *= -1
     return made.eval()
 
 
@@ -80,7 +80,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_network: Callable[[Path, Network], Path]) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_network(tmp_path_factory.mktemp("int8") / "w.pt", network())
 
 
@@ -88,10 +88,7 @@ def card_of(checkpoint: Path) -> Card:
     return Card.from_json(read_checkpoint(checkpoint)["card"], checkpoint)
 
 
-# -------------------------------------------------------------------------------- calibration
-
-
-def test_what_is_wrong_with_calibration_pictures_is_said(tmp_path: Path, pictures: Path, checkpoint: Path):
+def test_what_is_wrong_with_calibration_pictures_is_said(tmp_path, pictures, checkpoint):
     card = card_of(checkpoint)
     (tmp_path / "empty").mkdir()
     for images in (tmp_path / "empty", tmp_path / "absent", None):
@@ -117,7 +114,7 @@ def test_what_is_wrong_with_calibration_pictures_is_said(tmp_path: Path, picture
         quantized(network(), card, checkpoint, Int8(calibration_images=copy))
 
 
-def test_ranges_are_the_same_after_a_round_trip_and_foreign_ones_are_refused(tmp_path: Path, checkpoint: Path):
+def test_ranges_are_the_same_after_a_round_trip_and_foreign_ones_are_refused(tmp_path, checkpoint):
     tensors = {
         "x": Ranges(-1.5, 2.0, dict.fromkeys(METHODS, 1.75)),
         "relu": Ranges(0.0, 1e-20, dict.fromkeys(METHODS, 0.0)),
@@ -144,7 +141,7 @@ def test_options_name_the_methods_that_there_are():
     assert get_args(Calibrate) == (*METHODS, "best")
 
 
-def test_ranges_of_one_export_make_the_other_form(tmp_path: Path, pictures: Path, checkpoint: Path):
+def test_ranges_of_one_export_make_the_other_form(tmp_path, pictures, checkpoint):
     """Through the command line: observe for TensorRT, then the CPU's file from the same ranges, without pictures."""
     base = ["onnx", str(checkpoint), "--int8", "--no-verify", "--quiet"]
     assert main([*base, "--calibration-images", str(pictures)]) == 0
@@ -165,9 +162,6 @@ def test_ranges_of_one_export_make_the_other_form(tmp_path: Path, pictures: Path
     assert written.read_bytes() == before
 
 
-# -------------------------------------------------------------------------------- layers
-
-
 def test_errors_are_those_of_one_layer_alone():
     made = quantize(network())
     made.calibrate([noise(4)], "minmax")
@@ -184,7 +178,7 @@ def test_errors_are_those_of_one_layer_alone():
     assert all(module.enabled for module in (*made.layers.values(), *made.fake_quants.values()))
 
 
-def test_the_layer_that_was_made_bad_goes_back_to_float_alone(shapes_run: Path, tmp_path: Path):
+def test_the_layer_that_was_made_bad_goes_back_to_float_alone(shapes_run, tmp_path):
     """Its weights of one input are 300 times those of the others, whose input is 300 times smaller: the same network in
     float, and nothing left of the others in 8 bits.
     """
@@ -217,13 +211,13 @@ def spoil(detector: Network) -> str:
     """
     first, second = detector.backbone.get_submodule("layer2.0.bn1"), detector.backbone.get_submodule("layer2.0.conv2")
     with torch.no_grad():
-        first.weight[::2] *= 300  # type: ignore[index, operator]
-        first.bias[::2] *= 300  # type: ignore[index, operator]
-        second.weight[:, ::2] /= 300  # type: ignore[index, operator]
+        first.weight[::2] *= 300
+        first.bias[::2] *= 300
+        second.weight[:, ::2] /= 300
     return "backbone.layer2.0.conv2"
 
 
-def test_what_was_trained_as_8_bits_keeps_its_ranges(checkpoint: Path, tmp_path: Path, pictures: Path):
+def test_what_was_trained_as_8_bits_keeps_its_ranges(checkpoint, tmp_path, pictures):
     trained = quantize(network())
     trained.calibrate([noise(4)], "mse")
     card_json = read_checkpoint(checkpoint)["card"] | {"quantization": {"kind": "qat", "float_layers": []}}

@@ -42,9 +42,8 @@ def outputs_of(model: Path, images: np.ndarray) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as the graph is written
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(
-        None, {"images": images}
-    )
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": images})
 
 
 class Scores(torch.nn.Module):
@@ -67,7 +66,7 @@ NECKS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("form", ["tensorrt", "cpu"])
 @pytest.mark.parametrize("neck", NECKS)
-def test_eager_rounding_is_what_onnx_runtime_computes(tmp_path: Path, form: str, neck: str):
+def test_eager_rounding_is_what_onnx_runtime_computes(tmp_path, form, neck):
     made = quantize(network(neck=NECKS[neck]))
     wider = cpu_form(made)
     ranges, images = wider.observe([noise(4), noise(2, 1)])

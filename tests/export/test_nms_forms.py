@@ -60,7 +60,7 @@ def built(kind: NmsKind, half: bool = False, certificate: bool = False) -> onnx.
     inputs = (torch.zeros(2, K, 4), torch.zeros(2, K), torch.zeros(2, K, dtype=torch.int64))
     names += ["nms_exact"] if certificate else []
     model = trace(stage, inputs, 20, False, ["boxes", "scores", "labels"], names)
-    return add_functions(model, kind, stage, half)  # type: ignore[arg-type]
+    return add_functions(model, kind, stage, half)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_a_body_with_a_graph_inside_is_refused():
     ("kind", "half", "sm"),
     [("auto", False, "SM86"), ("auto", True, "SM75"), ("loop", False, "SM86"), ("none", False, "SM86")],
 )
-def test_rtx_builds(kind: NmsKind, half: bool, sm: str) -> None:
+def test_rtx_builds(kind, half, sm):
     """`auto` from the function's body, since RTX has no plugins; with half products on Turing, too."""
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is an extra: isodet[rtx]")
     logger = trt.Logger(trt.Logger.ERROR)

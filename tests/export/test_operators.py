@@ -85,14 +85,13 @@ class Crossings(nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["gn", "others"])
-def test_every_block_norm_and_neck_is_dense_standard_operators_of_fixed_shape(norm: str) -> None:
+def test_every_block_norm_and_neck_is_dense_standard_operators_of_fixed_shape(norm):
     heads = [head for head in legal_heads() if (head["norm"] == "gn") == (norm == "gn")]
     assert len(heads) == (3 if norm == "gn" else 10)  # repconv has bn only
     torch.manual_seed(0)
     model = fuse(Crossings(heads, tuple(NECKS)).eval())
-    program = torch.onnx.export(
-        model, (torch.zeros(2, 64, 96, 3, dtype=torch.uint8),), dynamo=True, opset_version=20, verbose=False
-    )
+    images = torch.zeros(2, 64, 96, 3, dtype=torch.uint8)
+    program = torch.onnx.export(model, (images,), dynamo=True, opset_version=20, verbose=False)
     assert program is not None
     allowed = OPERATORS | (GROUP_NORM if norm == "gn" else set())
     for graph in (program.model_proto, _simplified(program.model_proto)):
@@ -101,7 +100,7 @@ def test_every_block_norm_and_neck_is_dense_standard_operators_of_fixed_shape(no
 
 
 @pytest.mark.parametrize("preset", ["atss", "retinanet", "fcos"])
-def test_decoding_and_nms_of_every_preset_too(preset: str) -> None:
+def test_decoding_and_nms_of_every_preset_too(preset):
     torch.manual_seed(0)
     deploy = Deploy(Detector(config({"norm": "sepbn"}, detector=preset)).eval()).eval()
     traced = _trace(deploy, OnnxOptions(batch=2), "portable")

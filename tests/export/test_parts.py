@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import export
 from export.graph.nms import without_functions
 from export.graph.tracing import simplified
 from models.config.model import model_config
+from tests.export.networks import assert_same, save_untrained
 
 CLASSES = ("a", "b", "c")
 with_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra: isodet[timm]")
@@ -38,26 +38,19 @@ PARTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def untrained(save_untrained: Callable[..., Path]) -> Callable[..., Path]:
+def untrained(path: Path, parts: dict[str, Any]) -> Path:
     """A checkpoint of random weights that finds something everywhere."""
-
-    def make(path: Path, parts: dict[str, Any]) -> Path:
-        config = model_config({
-            "classes": CLASSES, "input_size_hw": [96, 128], "postprocess": {"candidates": 60, "detections": 25},
-            "backbone": {"width": 0.125, **parts["backbone"]},
-            "neck": {"channels": 32, "levels": [3, 6], "norm": "bn", **parts.get("neck", {})},
-            "head": {"depth": 2, "prior": 0.2, **parts["head"]},
-        })  # fmt: skip
-        return save_untrained(path, config, lambda name: name.split(".")[0] in ("cls", "box", "quality"), (8,))
-
-    return make
+    config = model_config({
+        "classes": CLASSES, "input_size_hw": [96, 128], "postprocess": {"candidates": 60, "detections": 25},
+        "backbone": {"width": 0.125, **parts["backbone"]},
+        "neck": {"channels": 32, "levels": [3, 6], "norm": "bn", **parts.get("neck", {})},
+        "head": {"depth": 2, "prior": 0.2, **parts["head"]},
+    })  # fmt: skip
+    return save_untrained(path, config, lambda name: name.split(".")[0] in ("cls", "box", "quality"), (8,))
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_every_family_deploys(
-    tmp_path: Path, name: str, untrained: Callable[..., Path], assert_same: Callable[..., None]
-) -> None:
+def test_every_family_deploys(tmp_path, name):
     result = export.to_onnx(untrained(tmp_path / "w.pt", PARTS[name]))
     assert result.fold_difference <= 1e-4
     operators = {n.op_type for n in onnx.load(result.path).graph.node}
@@ -67,13 +60,10 @@ def test_every_family_deploys(
 
 @with_timm
 @pytest.mark.parametrize("name", ["seresnet18", "gcresnext26ts", "convnext_atto", "mobilenetv3_small_050"])
-def test_networks_of_timm_deploy(
-    tmp_path: Path, name: str, untrained: Callable[..., Path], assert_same: Callable[..., None]
-) -> None:
+def test_networks_of_timm_deploy(tmp_path, name):
     """With and without the simplifier, which folds the norms that only timm knows."""
-    checkpoint = untrained(
-        tmp_path / "w.pt", {"backbone": {"name": f"timm:{name}", "width": 1.0}, "head": {"depth": 1}}
-    )
+    parts = {"backbone": {"name": f"timm:{name}", "width": 1.0}, "head": {"depth": 1}}
+    checkpoint = untrained(tmp_path / "w.pt", parts)
     traced = export.to_onnx(checkpoint, tmp_path / "traced.onnx", export.OnnxOptions(simplify=False)).path
     model = onnx.load(traced)
     slim = simplified(without_functions(model))  # as the export does, which is spared a second trace here
@@ -86,9 +76,7 @@ def test_networks_of_timm_deploy(
         assert_same(checkpoint, path, (1, 3))
 
 
-def test_norms_for_each_level_cost_no_copies_of_the_towers_and_an_engine_folds_them(
-    tmp_path: Path, untrained: Callable[..., Path]
-) -> None:
+def test_norms_for_each_level_cost_no_copies_of_the_towers_and_an_engine_folds_them(tmp_path):
     """The file holds the shared convolutions once; ONNX Runtime turns factor and shift into convolutions."""
     parts = {"backbone": {"name": "resnet18"}, "neck": {"kind": "pafpn"}, "head": {"norm": "sepbn"}}
     # Portable, because ONNX Runtime would inline the body of the plugin, whose products are others.

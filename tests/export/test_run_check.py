@@ -26,8 +26,8 @@ CORNERS = np.stack(np.meshgrid(np.arange(10.0), np.arange(10.0)), axis=-1).resha
     ],
 )  # fmt: skip
 def test_8_and_16_bits_may_move_boxes_hardly_farther_than_one_gray_level_does(
-    monkeypatch: pytest.MonkeyPatch, precision: Any, lively: int, lost: int, passes: bool
-) -> None:
+    monkeypatch, precision, lively, lost, passes
+):
     """lively: how many of PyTorch's 100 boxes lie where the pixels say; lost: how many the file has elsewhere."""
 
     class Fake:

@@ -5,12 +5,9 @@ Nothing here is run: no engine of a test, and no claim of this file, has seen a 
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +28,14 @@ from models.config.model import model_config
 from models.detector import Detector as Network
 from models.quant import quantize
 from runtime import Detector, read_card
+from runtime.backends.cuda.devices import cuda_device_count
 from runtime.backends.protocol import BackendError
 from runtime.backends.trt.library import Library
 from runtime.card.card import CardError
 from runtime.card.sidecar import sidecar_path
 from tests.at_fault import raises
+from tests.export.networks import save_network
+from tests.processes import python
 from trainer.recipes.shapes import make_shapes
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'isodet[rtx]'")
@@ -45,7 +45,7 @@ UNSCORED = Gate(verify=False)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_network: Callable[..., Path]) -> Callable[..., Path]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A checkpoint of random weights of a detector, in float or as after QAT; made once."""
     folder = tmp_path_factory.mktemp("networks")
 
@@ -87,15 +87,12 @@ def graph(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Pa
 
 
 FIRST = [("atss", "fp32", "auto"), ("retinanet", "fp16", "loop")]  # what the other tests here take
-EVERY = list(
-    itertools.product(("atss", "retinanet", "fcos"), ("fp32", "fp16", "int8"), ("auto", "portable", "loop", "none"))
-)
 
 
-@pytest.mark.parametrize(("detector", "precision", "nms"), EVERY)
-def test_every_detector_builds_in_every_precision_with_every_nms(
-    graph: Callable[..., Path], detector: str, precision: str, nms: str
-) -> None:
+@pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("nms", ["auto", "portable", "loop", "none"])
+def test_every_detector_builds_in_every_precision_with_every_nms(graph, detector, precision, nms):
     """The forms that RTX has operators for; what it says of the others is below."""
     path = graph(detector, precision, nms)
     plan = build(LIBRARY, path, RTX)
@@ -103,7 +100,7 @@ def test_every_detector_builds_in_every_precision_with_every_nms(
     assert export.audit_file(path).share(precision) == pytest.approx(1.0, abs=0.15 if precision == "int8" else 1e-9)
 
 
-def test_what_rtx_has_no_operator_for(tmp_path: Path, graph: Callable[..., Path]) -> None:
+def test_what_rtx_has_no_operator_for(tmp_path, graph):
     """A graph whose NMS is the plugin alone, and ONNX's NonMaxSuppression."""
     model = onnx.load(graph(*FIRST[0]))
     del model.functions[:]
@@ -115,15 +112,13 @@ def test_what_rtx_has_no_operator_for(tmp_path: Path, graph: Callable[..., Path]
     constants = {"scores": np.ones((1, 1, 8), np.float32), "most": np.array([4], np.int64)}
     weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     node = helper.make_node("NonMaxSuppression", ["boxes", "scores", "most"], ["kept"])
-    model = helper.make_model(
-        helper.make_graph([node], "g", [boxes], [kept], weights), opset_imports=[helper.make_opsetid("", 20)]
-    )
-    onnx.save(model, tmp_path / "nms.onnx")
+    graph_of_it = helper.make_graph([node], "g", [boxes], [kept], weights)
+    onnx.save(helper.make_model(graph_of_it, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "nms.onnx")
     with raises(ExportError, path=tmp_path / "nms.onnx"):
         build(LIBRARY, tmp_path / "nms.onnx", RTX)
 
 
-def test_the_transaction(tmp_path: Path, graph: Callable[..., Path]) -> None:
+def test_the_transaction(tmp_path, graph):
     """Built, not scored: the card says so, and what the sidecar says is what the engine is."""
     source = graph(*FIRST[1])
     out = tmp_path / "new" / "cam.engine"
@@ -142,9 +137,7 @@ def test_the_transaction(tmp_path: Path, graph: Callable[..., Path]) -> None:
     assert result.trtexec == f"tensorrt_rtx --loadEngine={out} --shapes=images:2x64x64x3"
 
 
-def test_a_checkpoint_is_exported_on_the_way(
-    tmp_path: Path, checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_is_exported_on_the_way(tmp_path, checkpoint, capsys):
     make_shapes(tmp_path / "data", train_images=1, val_images=2, size_hw=(64, 64))
     source = tmp_path / "run" / "best.pt"
     source.parent.mkdir()
@@ -163,9 +156,7 @@ def test_a_checkpoint_is_exported_on_the_way(
     assert audit.missed() == () and audit.table().startswith("convolution FLOPs: INT8 ")
 
 
-def test_nms_that_an_engine_cannot_have_is_refused_before_the_work(
-    tmp_path: Path, graph: Callable[..., Path], checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nms_that_an_engine_cannot_have_is_refused_before_the_work(tmp_path, graph, checkpoint, monkeypatch):
     monkeypatch.setattr("export.engine_export.to_onnx", lambda *_: pytest.fail("the work was begun"))
     for kind in ("plugin", "onnx"):
         with raises(ExportError, key="nms"):
@@ -174,9 +165,7 @@ def test_nms_that_an_engine_cannot_have_is_refused_before_the_work(
         export.to_engine(graph(*FIRST[0]), tmp_path / "a.engine", RTX, UNSCORED, OnnxOptions(nms="loop"))
 
 
-def test_an_engine_where_it_cannot_run(tmp_path: Path, graph: Callable[..., Path]) -> None:
-    from runtime.backends.cuda.devices import cuda_device_count
-
+def test_an_engine_where_it_cannot_run(tmp_path, graph):
     path = export.to_engine(graph(*FIRST[1]), tmp_path / "a.engine", RTX, UNSCORED).path
     if cuda_device_count() == 0:
         with pytest.raises(BackendError, match="built for TensorRT-RTX .* on SM86.*there is no CUDA device here"):
@@ -187,7 +176,7 @@ def test_an_engine_where_it_cannot_run(tmp_path: Path, graph: Callable[..., Path
         Detector(other)
 
 
-def test_ctrl_c_leaves_the_old_engine(tmp_path: Path, graph: Callable[..., Path]) -> None:
+def test_ctrl_c_leaves_the_old_engine(tmp_path, graph):
     """The signal comes while the library works, where an exception of Python's would end the process."""
     out = tmp_path / "a.engine"
     out.write_bytes(b"old")
@@ -202,7 +191,7 @@ def test_ctrl_c_leaves_the_old_engine(tmp_path: Path, graph: Callable[..., Path]
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "no graph"])
-def test_files_that_are_no_graph_of_ours(tmp_path: Path, graph: Callable[..., Path], damage: str) -> None:
+def test_files_that_are_no_graph_of_ours(tmp_path, graph, damage):
     content = graph(*FIRST[1]).read_bytes()
     if damage == "cut":
         content = content[: len(content) // 2]
@@ -219,7 +208,7 @@ def test_files_that_are_no_graph_of_ours(tmp_path: Path, graph: Callable[..., Pa
     assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
 
 
-def test_an_unreadable_operator_is_named(tmp_path: Path, graph: Callable[..., Path]) -> None:
+def test_an_unreadable_operator_is_named(tmp_path, graph):
     model = onnx.load(graph(*FIRST[0]))
     node = next(node for node in model.graph.node if node.op_type == "Relu")
     node.op_type, node.name = "NoSuchOperator", "node_of_nobody"
@@ -257,10 +246,10 @@ sys.exit("no plugin was asked for")
 """
 
 
-def test_a_parser_that_has_the_plugin_gives_it_all_of_its_fields(graph: Callable[..., Path]) -> None:
+def test_a_parser_that_has_the_plugin_gives_it_all_of_its_fields(graph):
     """It is preferred to the function of the same name that the file brings."""
     path = graph(*FIRST[0])
-    done = subprocess.run([sys.executable, "-c", _CREATOR, path], capture_output=True, text=True, timeout=120)
+    done = python("-c", _CREATOR, path)
     assert done.returncode == 0, done.stderr
     fields = json.loads(done.stdout.splitlines()[-1])
     card = read_card(path)

@@ -41,7 +41,7 @@ def library(version: str, **network: Any) -> Library:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_networks_are_strongly_typed_and_by_flag_only_in_version_10(version: str) -> None:
+def test_networks_are_strongly_typed_and_by_flag_only_in_version_10(version):
     lib = library(version)
     options = EngineOptions(batch=(1, 2, 3), workspace_gb=0.5)
     plan = build(lib, Path("m.onnx"), options)
@@ -53,7 +53,7 @@ def test_networks_are_strongly_typed_and_by_flag_only_in_version_10(version: str
     assert lib.trt.seen["plugins"] == ("rtx" not in version)
 
 
-def test_a_fixed_batch_has_no_profile() -> None:
+def test_a_fixed_batch_has_no_profile():
     lib = library("tensorrt-11.4", shape=(4, 8, 8, 3))
     assert build(lib, Path("m.onnx"), EngineOptions()).profile == (4, 4, 4)
     assert lib.trt.seen["set"] == []
@@ -61,7 +61,7 @@ def test_a_fixed_batch_has_no_profile() -> None:
         build(lib, Path("m.onnx"), EngineOptions(batch=(1, 2, 8)))
 
 
-def test_other_platforms() -> None:
+def test_other_platforms():
     lib = library("tensorrt-10.13")
     build(lib, Path("m.onnx"), EngineOptions(version_compatible=True, hardware_compatible=True))
     assert "VERSION_COMPATIBLE" in lib.trt.seen["set"]
@@ -81,7 +81,7 @@ def test_other_platforms() -> None:
         ("tensorrt", {"sm": (86,)}, "sm"),
     ],
 )
-def test_what_a_library_cannot_do_is_refused(flavour: str, keys: dict[str, Any], key: str) -> None:
+def test_what_a_library_cannot_do_is_refused(flavour, keys, key):
     with raises(ExportError, key=key):
         EngineOptions(**keys).check_flavour(flavour)
 
@@ -98,12 +98,12 @@ def test_what_a_library_cannot_do_is_refused(flavour: str, keys: dict[str, Any],
         ({"sm": (86, 86)}, "sm"),
     ],
 )
-def test_options_that_no_engine_has(keys: dict[str, Any], key: str) -> None:
+def test_options_that_no_engine_has(keys, key):
     with raises(ExportError, key=key):
         EngineOptions(**keys)
 
 
-def test_a_node_that_cannot_be_read_is_named() -> None:
+def test_a_node_that_cannot_be_read_is_named():
     errors = [("node_nms", "NonMaxSuppression", "no importer\nfor it"), ("", "", "and no more")]
     with pytest.raises(ExportError) as raised:
         build(library("tensorrt-11.4", errors=errors), Path("m.onnx"), EngineOptions())
@@ -112,12 +112,12 @@ def test_a_node_that_cannot_be_read_is_named() -> None:
     )
 
 
-def test_a_build_that_fails_says_what_the_library_said() -> None:
+def test_a_build_that_fails_says_what_the_library_said():
     with pytest.raises(ExportError, match="cannot build it: Error Code 10: no tactic"):
         build(library("tensorrt-10.13", refuses="Error Code 10: no tactic"), Path("m.onnx"), EngineOptions())
 
 
-def test_the_plugin_is_looked_for_before_the_graph_is_read() -> None:
+def test_the_plugin_is_looked_for_before_the_graph_is_read():
     errors = [("n", "EfficientNMS_TRT", "Plugin creator not found")]
     with pytest.raises(ExportError, match="its NMS is the plugin EfficientNMS_TRT, which TensorRT-RTX .* --nms auto"):
         build(library("tensorrt-rtx-1.7", errors=errors), Path("m.onnx"), EngineOptions(), needs_plugin=True)
@@ -125,7 +125,7 @@ def test_the_plugin_is_looked_for_before_the_graph_is_read() -> None:
     assert build(lib, Path("m.onnx"), EngineOptions(), needs_plugin=True).plugin
 
 
-def test_a_build_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_can_be_stopped(monkeypatch):
     monkeypatch.setattr("export.engine.build._TELL_EVERY", 0.0)
     told: list[tuple[str, int, int]] = []
     build(library("tensorrt-10.13"), Path("m.onnx"), EngineOptions(), progress=lambda *step: told.append(step))
@@ -146,7 +146,7 @@ def test_a_build_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
         build(library("tensorrt-10.13"), Path("m.onnx"), EngineOptions(), progress=breaks)
 
 
-def test_measurements_are_kept_and_those_of_another_gpu_replaced(tmp_path: Path) -> None:
+def test_measurements_are_kept_and_those_of_another_gpu_replaced(tmp_path):
     cache, said = tmp_path / "deep" / "a.timing", []
     for expected in (b"measured ", b"measured measured "):
         build(library("tensorrt-10.13"), Path("m.onnx"), EngineOptions(), cache=cache, say=said.append)
@@ -158,20 +158,15 @@ def test_measurements_are_kept_and_those_of_another_gpu_replaced(tmp_path: Path)
     assert [p.name for p in cache.parent.iterdir()] == ["a.timing"]
 
 
-def test_measurements_that_cannot_be_kept_do_not_cost_the_engine(tmp_path: Path) -> None:
+def test_measurements_that_cannot_be_kept_do_not_cost_the_engine(tmp_path):
     said: list[str] = []
     (tmp_path / "file").write_text("no folder")
-    plan = build(
-        library("tensorrt-10.13"),
-        Path("m.onnx"),
-        EngineOptions(),
-        cache=tmp_path / "file" / "a.timing",
-        say=said.append,
-    )
+    cache = tmp_path / "file" / "a.timing"
+    plan = build(library("tensorrt-10.13"), Path("m.onnx"), EngineOptions(), cache=cache, say=said.append)
     assert plan.content and "cannot be read" in said[0] and "cannot be kept" in said[-1]
 
 
-def test_every_gpu_and_version_has_its_own_measurements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_gpu_and_version_has_its_own_measurements(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     names = {
         cache_path(library(version), gpu, sm)
@@ -194,9 +189,8 @@ def fp16_graph(path: Path) -> Path:
     weight = numpy_helper.from_array(np.ones((2, 8, 1, 1), np.float16), "detector.a.weight")
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8, 3])
     boxes = helper.make_tensor_value_info("boxes", TensorProto.FLOAT16, None)
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", [images], [boxes], [weight]), opset_imports=[helper.make_opsetid("", 20)]
-    )
+    graph = helper.make_graph(nodes, "g", [images], [boxes], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     nms = {"kind": "portable", "iou": 0.6, "candidates": 4, "detections": 2}
     card = Card("onnx", ("a",), (8, 8), 0.05, nms, precision="fp16")
     model.metadata_props.add(key="isodet", value=json.dumps(card.to_json()))
@@ -225,11 +219,10 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
     forget_cuda()
 
 
-def test_an_engine_of_tensorrt_is_asked_itself(tmp_path: Path, gpu_machine: Callable[..., Any]) -> None:
+def test_an_engine_of_tensorrt_is_asked_itself(tmp_path, gpu_machine):
     gpu_machine("Half")
-    result = to_engine(
-        fp16_graph(tmp_path / "m.onnx"), options=EngineOptions(precision="fp16"), gate=Gate(verify=False)
-    )
+    source = fp16_graph(tmp_path / "m.onnx")
+    result = to_engine(source, options=EngineOptions(precision="fp16"), gate=Gate(verify=False))
     assert result.path == tmp_path / "m.fp16.engine" and result.audit.source == "inspector"
     card = read_card(result.path)
     assert card.engine["gpu"] == "NVIDIA A10" and card.engine["sm"] == [86]
@@ -246,9 +239,7 @@ def test_an_engine_of_tensorrt_is_asked_itself(tmp_path: Path, gpu_machine: Call
         ("Half", {"refuses": "out of memory"}, ExportError, "cannot build it: out of memory"),
     ],
 )
-def test_what_is_not_what_was_asked_for_is_not_written(
-    tmp_path: Path, gpu_machine: Callable[..., Any], weight: str, network: dict[str, Any], error: type, message: str
-) -> None:
+def test_what_is_not_what_was_asked_for_is_not_written(tmp_path, gpu_machine, weight, network, error, message):
     source = fp16_graph(tmp_path / "m.onnx")
     gpu_machine("Half")
     kept = to_engine(source, gate=Gate(verify=False))
@@ -257,21 +248,16 @@ def test_what_is_not_what_was_asked_for_is_not_written(
     with pytest.raises(error, match=message):
         to_engine(source, gate=Gate(verify=False))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if "engine" in path.name} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "cache",
-        "m.fp16.engine",
-        "m.fp16.engine.json",
-        "m.onnx",
-    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", *before, "m.onnx"}
 
 
-def test_a_layer_may_be_allowed_to_differ(tmp_path: Path, gpu_machine: Callable[..., Any]) -> None:
+def test_a_layer_may_be_allowed_to_differ(tmp_path, gpu_machine):
     gpu_machine("Float")
     result = to_engine(fp16_graph(tmp_path / "m.onnx"), gate=Gate(verify=False), allow=("a",))
     assert result.audit.share("fp32") == 1.0 and sidecar_path(result.path) == result.sidecar
 
 
-def test_precision_is_in_the_graph(tmp_path: Path, gpu_machine: Callable[..., Any]) -> None:
+def test_precision_is_in_the_graph(tmp_path, gpu_machine):
     gpu_machine("Half")
     source = fp16_graph(tmp_path / "m.onnx")
     with pytest.raises(ExportError, match=r"is fp16, and int8 was asked for; .* --int8.* --precision int8"):

@@ -7,10 +7,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import onnx
 import pytest
 
 import export
+import export.graph.form
 from export.__main__ import main
 from export.verification.report import check_folder, write_reports
 from export.verification.scores import Verification
@@ -29,6 +27,8 @@ from runtime import CardError, Detector, read_card, read_dataset
 from runtime.backends.protocol import Backend, BackendError, RawOutputs
 from runtime.card.card import METADATA_KEY
 from tests.at_fault import raises
+from tests.export.damaged import change_weight, edited, foreign_graph, set_first
+from tests.processes import python
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +44,7 @@ def copies(shapes_run: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def edit(path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
-    model = onnx.load(path)
-    change(model)
-    onnx.save(model, path)
-
-
-def damage(model: onnx.ModelProto) -> None:
-    """One weight of a convolution in the backbone, three times as large."""
-    tensor = next(t for t in model.graph.initializer if "layer2" in t.name and len(t.dims) == 4)
-    values = onnx.numpy_helper.to_array(tensor) * np.float32(3)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-
-
-def test_a_gpu_is_asked_of_the_driver(shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_asked_of_the_driver(shapes_run, monkeypatch):
     card = read_card(shapes_run / "best.onnx")
     monkeypatch.setattr("export.verification.targets.cuda_device_count", lambda: 0)
     cpu, gpu = targets(card)
@@ -70,9 +57,7 @@ def test_a_gpu_is_asked_of_the_driver(shapes_run: Path, monkeypatch: pytest.Monk
         targets(card, "gpu")
 
 
-def test_what_cannot_run_here_is_built_and_not_scored_everywhere(
-    copies: Path, verified: Verification, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_run_here_is_built_and_not_scored_everywhere(copies, verified, monkeypatch):
     """In table, JSON and HTML beside the row that was scored; alone, it is never passed."""
     monkeypatch.setattr("export.verification.targets.cuda_device_count", lambda: 0)
     (row,) = verified.not_scored
@@ -94,13 +79,13 @@ def test_what_cannot_run_here_is_built_and_not_scored_everywhere(
     assert lost.verdict == "failed" and not lost.summary(path)["passed"]
 
 
-def test_the_card_of_an_export_says_where_it_was_scored(shapes_run: Path) -> None:
+def test_the_card_of_an_export_says_where_it_was_scored(shapes_run):
     proof = read_card(shapes_run / "best.onnx").verification
     assert proof["passed"] and proof["backends"][0]["device"] == "cpu"
     assert all(row["scored"] or row["status"] == "built, not scored" for row in proof["backends"])
 
 
-def test_the_report_is_one_file_with_the_table_first_and_pictures_after(verified: Verification, tmp_path: Path) -> None:
+def test_the_report_is_one_file_with_the_table_first_and_pictures_after(verified, tmp_path):
     _, page = write_reports(verified, tmp_path, "proof")
     text = page.read_text()
     assert text.index("<table>") < text.index("<img ") and 'src="data:image/jpeg;base64,' in text
@@ -110,22 +95,19 @@ def test_the_report_is_one_file_with_the_table_first_and_pictures_after(verified
     assert "convolution FLOPs FP32 100.0 %" in text
 
 
-def test_a_graph_that_was_edited_is_not_the_one_that_was_exported(copies: Path) -> None:
+def test_a_graph_that_was_edited_is_not_the_one_that_was_exported(copies):
     """It may score what it likes: one bit is enough."""
 
-    def nudge(model: onnx.ModelProto) -> None:
-        tensor = next(t for t in model.graph.initializer if t.name.endswith("conv1.weight"))
-        values = onnx.numpy_helper.to_array(tensor).copy()
-        values.flat[0] = np.nextafter(values.flat[0], np.float32(1))
-        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    def nudged(values: np.ndarray) -> np.ndarray:
+        return set_first(np.nextafter(values.flat[0], np.float32(1)))(values)
 
-    edit(copies / "best.onnx", nudge)
+    edited(copies / "best.onnx", lambda model: change_weight(model, "conv1.weight", nudged))
     result = export.verify([copies / "best.onnx"], device="cpu")
     assert not result.passed and abs(result.artifacts[0].delta_map) < 0.1
     assert "was edited or damaged after the export" in result.table()
 
 
-def test_foreign_and_broken_files_are_refused_by_name(copies: Path) -> None:
+def test_foreign_and_broken_files_are_refused_by_name(copies):
     whole, path = (copies / "best.onnx").read_bytes(), copies / "broken.onnx"
     noise = np.random.default_rng(0).bytes(5000)
     for content in (b"", noise, b"\x08" + noise, whole[:100], whole[: len(whole) // 2], whole[:-1]):
@@ -133,14 +115,7 @@ def test_foreign_and_broken_files_are_refused_by_name(copies: Path) -> None:
         with pytest.raises((CardError, BackendError), match=r"broken\.onnx"):
             export.verify([path], copies / "best.pt")
     card = next(p.value for p in onnx.load(copies / "best.onnx").metadata_props if p.key == METADATA_KEY)
-    foreign = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            [onnx.helper.make_node("Relu", ["x"], ["y"])], "g",
-            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4])],
-            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])],
-        ),
-        opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10,
-    )  # fmt: skip
+    foreign = foreign_graph()
     onnx.save(foreign, path)
     with pytest.raises(CardError, match=r"broken\.onnx: an ONNX file without an isodet card"):
         export.verify([path], copies / "best.pt")
@@ -150,7 +125,7 @@ def test_foreign_and_broken_files_are_refused_by_name(copies: Path) -> None:
         export.verify([path], copies / "best.pt")
 
 
-def test_a_checkpoint_of_other_classes_is_no_reference(copies: Path) -> None:
+def test_a_checkpoint_of_other_classes_is_no_reference(copies):
     content = read_checkpoint(copies / "best.pt")
     other = [f"other {name}" for name in content["card"]["classes"]]
     card = {**content["card"], "classes": other, "model": {**content["card"]["model"], "classes": other}}
@@ -169,16 +144,14 @@ def coco_of(shapes_run: Path, images: int) -> tuple[dict[str, list[dict[str, obj
     return content, data / "val"
 
 
-def test_annotations_without_boxes_prove_nothing(shapes_run: Path, tmp_path: Path) -> None:
+def test_annotations_without_boxes_prove_nothing(shapes_run, tmp_path):
     content, folder = coco_of(shapes_run, 4)
     (tmp_path / "empty.json").write_text(json.dumps({**content, "annotations": []}))
     with raises(VerifyError, path=tmp_path / "empty.json"):
         export.verify([shapes_run / "best.onnx"], annotations=tmp_path / "empty.json", images=folder)
 
 
-def test_the_limit_on_detections_is_that_of_both_and_is_said(
-    shapes_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_limit_on_detections_is_that_of_both_and_is_said(shapes_run, tmp_path, capsys):
     content, folder = coco_of(shapes_run, 4)
     (tmp_path / "few.json").write_text(json.dumps(content))
     command = ["verify", str(shapes_run / "best.onnx"), "--annotations", str(tmp_path / "few.json"), "--images"]
@@ -192,21 +165,20 @@ def test_the_limit_on_detections_is_that_of_both_and_is_said(
     assert all(few["1"] == many["1"] < many["100"] for few, many in zip(*scores.values(), strict=True)), scores
 
 
-def test_pictures_that_are_missing_are_said_to_be(shapes_run: Path, tmp_path: Path) -> None:
+def test_pictures_that_are_missing_are_said_to_be(shapes_run, tmp_path):
     content, folder = coco_of(shapes_run, 6)
     for image in content["images"][:4]:
         shutil.copy(folder / str(image["file_name"]), tmp_path)
     (tmp_path / str(content["images"][0]["file_name"])).write_bytes(b"no picture")
     (tmp_path / "val.json").write_text(json.dumps(content))
-    result = export.verify(
-        [shapes_run / "best.onnx"], annotations=tmp_path / "val.json", images=tmp_path, device="cpu"
-    )  # fmt: skip
+    annotations = tmp_path / "val.json"
+    result = export.verify([shapes_run / "best.onnx"], annotations=annotations, images=tmp_path, device="cpu")
     assert "2 of the 6 pictures in " in result.table() and "2 images whose file is missing" in result.table()
     assert "the scores are of 3 of 4 pictures: 1 could not be read, the first: " in result.table()
     assert len(result.to_json()["notes"]) == 2
 
 
-def test_nms_that_does_not_settle_is_counted(shapes_run: Path) -> None:
+def test_nms_that_does_not_settle_is_counted(shapes_run):
     """A graph with a certificate says of each image whether its NMS is exact; the others say nothing."""
     card = read_card(shapes_run / "best.onnx")
 
@@ -229,9 +201,7 @@ def test_nms_that_does_not_settle_is_counted(shapes_run: Path) -> None:
     assert _score(shapes_run / "best.onnx", Detector(Unsettled(False)), dataset, None).inexact is None
 
 
-def test_a_report_that_cannot_be_written_is_known_before_the_work(
-    copies: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_that_cannot_be_written_is_known_before_the_work(copies, capsys, monkeypatch):
     (copies / "file").write_text("in the way")
     monkeypatch.setattr("export.verification.verify.verify", lambda *_: pytest.fail("the work was begun"))
     for folder in (copies / "file", copies / "file" / "below"):
@@ -247,9 +217,7 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(
         check_folder(copies)
 
 
-def test_a_disk_that_fills_up_leaves_the_old_report(
-    verified: Verification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up_leaves_the_old_report(verified, tmp_path, monkeypatch):
     data, page = write_reports(verified, tmp_path)
     before = (data.read_bytes(), page.read_bytes())
 
@@ -264,18 +232,15 @@ def test_a_disk_that_fills_up_leaves_the_old_report(
     assert not list(tmp_path.glob("*.partial*"))
 
 
-def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(
-    copies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import export.graph.form
-
+def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(copies, monkeypatch, capsys):
+    """One weight of the backbone is three times as large in the file, and not in what it is compared with."""
     old = (copies / "best.onnx").read_bytes()
     real = export.graph.form.simplified
 
     def wrong(model: onnx.ModelProto) -> onnx.ModelProto:
         model = real(model)
         if not wrong_once:
-            damage(model)
+            change_weight(model, "layer2", lambda values: values * 3)
             wrong_once.append(True)
         return model
 
@@ -294,7 +259,7 @@ def test_a_refused_export_names_its_layer_and_keeps_the_report_and_the_old_file(
     assert "Where it departs" in (copies / "best.refused.html").read_text()
 
 
-def test_killed_during_verification_leaves_nothing_under_the_final_name(copies: Path) -> None:
+def test_killed_during_verification_leaves_nothing_under_the_final_name(copies):
     (copies / "best.onnx").unlink()
     program = """
         import os, signal, sys
@@ -304,10 +269,7 @@ def test_killed_during_verification_leaves_nothing_under_the_final_name(copies: 
                 os.kill(os.getpid(), signal.SIGKILL)
         export.to_onnx(sys.argv[1], progress=progress)
     """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(copies / "best.pt")], env=environment, capture_output=True
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    ended = python("-c", textwrap.dedent(program), copies / "best.pt")
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert not (copies / "best.onnx").exists()
     assert [path.name for path in copies.iterdir() if not path.name.startswith(".")] == ["best.pt"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +11,8 @@ from export.__main__ import main
 from export.verification.bisect import bisect
 from runtime.backends.ort import library as ort_library
 from runtime.backends.protocol import BackendError
+from tests.processes import python
 
-ROOT = Path(__file__).resolve().parents[2]
 ADVICE = (
     r"an ONNX file needs ONNX Runtime; it is not installed: pip install 'isodet\[cpu\]' or, for an NVIDIA GPU, pip "
 )
@@ -28,7 +26,7 @@ def _neither(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort_library, "installed_builds", lambda: ())
 
 
-def test_nothing_is_exported_that_cannot_be_run(shapes_run: Path, tmp_path: Path) -> None:
+def test_nothing_is_exported_that_cannot_be_run(shapes_run, tmp_path):
     lines: list[str] = []
     for gate in (export.Gate(), export.Gate(verify=False)):
         with pytest.raises(export.ExportError, match=f"^nothing is exported that did not run: {ADVICE}"):
@@ -36,11 +34,9 @@ def test_nothing_is_exported_that_cannot_be_run(shapes_run: Path, tmp_path: Path
     assert not lines and not list(tmp_path.iterdir())
 
 
-def test_nothing_is_verified_or_bisected(shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.verification.verify._score", lambda *_: pytest.fail("the checkpoint was scored before"))
-    monkeypatch.setattr(
-        "export.verification.bisect.float_graphs", lambda *_: pytest.fail("the checkpoint was exported before")
-    )
+def test_nothing_is_verified_or_bisected(shapes_run, monkeypatch):
+    for work in ("verify._score", "bisect.float_graphs"):
+        monkeypatch.setattr(f"export.verification.{work}", lambda *_: pytest.fail("the long work was begun"))
     with pytest.raises(BackendError, match=f"^{ADVICE}"):
         export.verify([shapes_run / "best.onnx"], against=shapes_run / "best.pt")
     with pytest.raises(BackendError, match=f"^{ADVICE}"):
@@ -48,19 +44,19 @@ def test_nothing_is_verified_or_bisected(shapes_run: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("command", ["onnx", "verify", "bisect"])
-def test_the_command_says_so(command: str, shapes_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_so(command, shapes_run, capsys):
     file = {"onnx": "best.pt"}.get(command, "best.onnx")
     assert main([command, str(shapes_run / file)]) == 1
     said = capsys.readouterr().err
     assert f"exporter {command}: error: " in said and said.splitlines()[-1].count("pip install 'isodet[cpu]'") == 1
 
 
-def test_an_engine_can_be_built_of_a_graph_that_was_verified_elsewhere() -> None:
+def test_an_engine_can_be_built_of_a_graph_that_was_verified_elsewhere():
     """Nothing on the way from an ONNX file to an engine loads ONNX Runtime; `isodet[export,trt]` is enough."""
     code = (
         "import sys\nsys.modules['onnxruntime'] = None\n"
         "import export.engine_export, export.engine.verify, export.audit.audit, export.verification.targets\n"
         "import export.verification.verify, export.verification.bisect"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from isodet.errors import IsodetError
+from isodet.rooms import RoomError
+from runtime.backends.protocol import OutOfMemory
+from runtime.card.card import CardError
 
 ROOMS = ("isodet", "models", "runtime", "trainer", "export")
 AS_CONSTRUCTED: dict[str, tuple[Any, ...]] = {
@@ -45,10 +48,10 @@ def _errors() -> list[type[Exception]]:
 def _made(cls: type[Exception]) -> Exception:
     if cls.__name__ in AS_CONSTRUCTED:
         return cls(*AS_CONSTRUCTED[cls.__name__])
-    return cls("a message", key="box.loss", path="best.pt", image="street.jpg")  # type: ignore[call-arg]
+    return cls("a message", key="box.loss", path="best.pt", image="street.jpg")
 
 
-def test_every_error_is_an_isodet_error_first_and_what_python_calls_it_second() -> None:
+def test_every_error_is_an_isodet_error_first_and_what_python_calls_it_second():
     errors = _errors()
     assert len(errors) > 30
     for cls in errors:
@@ -57,7 +60,7 @@ def test_every_error_is_an_isodet_error_first_and_what_python_calls_it_second() 
             assert issubclass(cls, (ValueError, RuntimeError, ImportError)), cls
 
 
-def test_an_error_keeps_message_and_attributes_when_it_is_pickled_or_copied() -> None:
+def test_an_error_keeps_message_and_attributes_when_it_is_pickled_or_copied():
     for cls in _errors():
         error = _made(cls)
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
@@ -74,31 +77,26 @@ def _same(again: Exception, error: Exception) -> None:
         assert getattr(again, name) == getattr(error, name)
 
 
-def test_what_is_at_fault_is_an_attribute_and_none_where_nothing_is_named() -> None:
+def test_what_is_at_fault_is_an_attribute_and_none_where_nothing_is_named():
     bare = IsodetError()
     assert (str(bare), bare.key, bare.path, bare.image) == ("", None, None, None)
     error = IsodetError("no card", key="card", path="best.pt", image="street.jpg")
     assert (str(error), error.key, error.path, error.image) == ("no card", "card", Path("best.pt"), "street.jpg")
 
 
-def test_a_builtin_s_own_attribute_of_that_name_is_kept_too() -> None:
+def test_a_builtin_s_own_attribute_of_that_name_is_kept_too():
     """ImportError has a `path` that is no entry of `vars()`."""
-    from isodet.rooms import RoomError
-
     error = RoomError("models.py hides isodet's", path="models.py")
     assert pickle.loads(pickle.dumps(error)).path == error.path == Path("models.py")
 
 
-def test_a_note_goes_with_a_pickled_error() -> None:
+def test_a_note_goes_with_a_pickled_error():
     error = IsodetError("best.pt: no card", path="best.pt")
     error.add_note("in worker 3")
     assert pickle.loads(pickle.dumps(error)).__notes__ == ["in worker 3"]
 
 
-@pytest.mark.parametrize("builtin", [ValueError, RuntimeError])
-def test_who_catches_a_builtin_still_does(builtin: type[Exception]) -> None:
-    from runtime.backends.protocol import OutOfMemory
-    from runtime.card.card import CardError
-
+@pytest.mark.parametrize(("builtin", "error"), [(ValueError, CardError), (RuntimeError, OutOfMemory)])
+def test_who_catches_a_builtin_still_does(builtin, error):
     with pytest.raises(builtin):
-        raise {ValueError: CardError, RuntimeError: OutOfMemory}[builtin]("a message")
+        raise error("a message")

@@ -6,7 +6,6 @@ import ast
 import importlib
 import pkgutil
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,16 +15,17 @@ from types import FunctionType
 import pytest
 
 import isodet
+import runtime
 from isodet.lazy import lazy_names
 from isodet.old_names import MOVED
+from tests.processes import ROOT, python
 
-ROOT = Path(__file__).parents[2]
 ROOMS = {"models", "runtime", "trainer", "export"}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.py")])
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
-def test_every_name_that_a_room_offers_is_there_and_listed(room: str) -> None:
+def test_every_name_that_a_room_offers_is_there_and_listed(room):
     module = importlib.import_module(room)
     assert dir(module) == module.__all__ == sorted(set(module.__all__)) and len(module.__all__) > 10
     for name in module.__all__:
@@ -38,15 +38,13 @@ def test_every_name_that_a_room_offers_is_there_and_listed(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
-def test_no_module_has_the_name_of_something_that_its_room_offers(room: str) -> None:
+def test_no_module_has_the_name_of_something_that_its_room_offers(room):
     """Importing it would put the module in the place of the function."""
     modules = {module.name for module in pkgutil.iter_modules([str(ROOT / room)])}
     assert not modules & set(importlib.import_module(room).__all__)
 
 
-def test_isodet_offers_what_runtime_does() -> None:
-    import runtime
-
+def test_isodet_offers_what_runtime_does():
     assert set(isodet.__all__) == {*runtime.__all__, "IsodetError"}
     assert set(dir(isodet)) == {*isodet.__all__, *ROOMS}
     assert isodet.Detector is runtime.Detector and isodet.runtime is runtime
@@ -64,24 +62,24 @@ def test_isodet_offers_what_runtime_does() -> None:
         ("isodet", "Streams", "runtime.streams.streams"),
     ],
 )
-def test_a_name_is_loaded_when_it_is_asked_for(room: str, name: str, home: str) -> None:
+def test_a_name_is_loaded_when_it_is_asked_for(room, name, home):
     code = (
         f"import sys, {room}\n"
         f"assert '{name}' in dir({room}) and '{home}' not in sys.modules and 'torch' not in sys.modules\n"
         f"{room}.{name}\n"
         f"print('{home}' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = python("-c", code)
     assert done.stdout == "True\n", done.stderr
 
 
-def test_the_errors_are_light() -> None:
+def test_the_errors_are_light():
     code = "import sys, isodet.errors; print(sorted({'numpy', 'cv2', 'runtime', 'models'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = python("-c", code)
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_names_without_their_list_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_without_their_list_are_an_error(tmp_path, monkeypatch):
     """As where a program was packed without the .py files."""
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "__init__.py").write_text("")
@@ -112,18 +110,16 @@ def named(code: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_docs_name_public_names_only(page: Path) -> None:
+def test_the_docs_name_public_names_only(page):
     for module, name in named(code_of(page)):
         assert name in importlib.import_module(module).__all__, f"{page.name}: from {module} import {name}"
 
 
-def test_the_docs_are_read() -> None:
+def test_the_docs_are_read():
     names = {pair for page in PAGES for pair in named(code_of(page))}
     assert {("runtime", "Detector"), ("export", "to_engine"), ("trainer", "fit"), ("models", "ConvNorm")} <= names
-    assert list(named("from runtime.images.image import x\nimport export\nexport.y")) == [
-        ("runtime.images.image", "x"),
-        ("export", "y"),
-    ]
+    found = list(named("from runtime.images.image import x\nimport export\nexport.y"))
+    assert found == [("runtime.images.image", "x"), ("export", "y")]
 
 
 OLD = [
@@ -150,7 +146,7 @@ OLD = [
 
 
 @pytest.mark.parametrize(("old", "name", "new"), OLD)
-def test_what_moved_is_found_by_its_old_name_with_a_warning(old: str, name: str, new: str) -> None:
+def test_what_moved_is_found_by_its_old_name_with_a_warning(old, name, new):
     room = importlib.import_module(old.split(".")[0])
     today = rf"is now {room.__name__}\.{name}$" if name in room.__all__ else rf"is now {re.escape(new)}\.{name}$"
     with warnings.catch_warnings(record=True) as told:
@@ -164,13 +160,13 @@ def test_what_moved_is_found_by_its_old_name_with_a_warning(old: str, name: str,
         exec(f"from {old} import nothing")
 
 
-def test_importing_a_module_by_its_old_name_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importing_a_module_by_its_old_name_warns(monkeypatch):
     monkeypatch.delitem(sys.modules, "runtime.frames", raising=False)
     with pytest.warns(DeprecationWarning, match="runtime.frames is now runtime.images.frames"):
         import runtime.frames  # noqa: F401
 
 
-def test_every_old_name_leads_to_modules() -> None:
+def test_every_old_name_leads_to_modules():
     functions = {"runtime.evaluate", "models.fuse", "trainer.convert"}  # of those names today: told by an error
     for old, homes in MOVED.items():
         for home in homes:
@@ -181,16 +177,14 @@ def test_every_old_name_leads_to_modules() -> None:
                 assert importlib.import_module(old), old
 
 
-def test_an_old_module_never_takes_the_place_of_a_function() -> None:
-    import runtime
-
+def test_an_old_module_never_takes_the_place_of_a_function():
     with pytest.raises(ImportError, match="from runtime import evaluate; its module is runtime.evaluation.evaluate"):
         importlib.import_module("runtime.evaluate")
     assert callable(runtime.evaluate)
 
 
 @pytest.mark.parametrize(("package", "name"), [("trainer.config", "data"), ("models.layers", "fuse")])
-def test_a_submodule_is_no_old_name(package: str, name: str) -> None:
+def test_a_submodule_is_no_old_name(package, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         exec(f"from {package} import {name} as module", scope := {})

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import ROOT, python
+
 ROOMS = ("models", "runtime", "trainer", "export")
 
 
@@ -43,10 +44,14 @@ def detects(checkpoint: Path, package: str = "runtime") -> str:
     )
 
 
-def test_a_package_models_of_the_programs_own(site: Path, tmp_path: Path, shapes_run: Path) -> None:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "__init__.py").write_text("class Mine: pass\n")
-    (tmp_path / "models" / "mine.py").write_text("")
+def own_package(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "__init__.py").write_text("class Mine: pass\n")
+    (folder / "mine.py").write_text("")
+
+
+def test_a_package_models_of_the_programs_own(site, tmp_path, shapes_run):
+    own_package(tmp_path / "models")
     assert program(site, tmp_path, detects(shapes_run / "best.pt")) == "1 frame"
     both = (
         "import trainer.config.train, models, models.mine, models.config.model\n"
@@ -56,11 +61,9 @@ def test_a_package_models_of_the_programs_own(site: Path, tmp_path: Path, shapes
     assert program(site, tmp_path, "import export.onnx_export; print('exports')") == "exports"
 
 
-def test_a_package_runtime_of_the_programs_own(site: Path, tmp_path: Path, shapes_run: Path) -> None:
-    for room in ("models", "runtime"):
-        (tmp_path / room).mkdir()
-        (tmp_path / room / "__init__.py").write_text("class Mine: pass\n")
-        (tmp_path / room / "mine.py").write_text("")
+def test_a_package_runtime_of_the_programs_own(site, tmp_path, shapes_run):
+    own_package(tmp_path / "models")
+    own_package(tmp_path / "runtime")
     for model in ("best.onnx", "best.pt"):
         for package in ("isodet", "isodet.runtime"):
             assert program(site, tmp_path, detects(shapes_run / model, package)) == "1 frame"
@@ -82,10 +85,9 @@ def test_a_package_runtime_of_the_programs_own(site: Path, tmp_path: Path, shape
     assert "No module named 'runtime.image'" in program(site, tmp_path, old)  # the program's, and it has none
 
 
-def test_a_camera_beside_a_runtime_of_the_programs_own(site: Path, tmp_path: Path) -> None:
+def test_a_camera_beside_a_runtime_of_the_programs_own(site, tmp_path):
     """Cameras are read in a process of their own, which has to find isodet's modules too."""
-    (tmp_path / "runtime").mkdir()
-    (tmp_path / "runtime" / "__init__.py").write_text("")
+    own_package(tmp_path / "runtime")
     code = (
         "import threading, cv2, numpy as np\n"
         "from isodet.runtime.streams.process import ProcessCapture\n"
@@ -96,26 +98,25 @@ def test_a_camera_beside_a_runtime_of_the_programs_own(site: Path, tmp_path: Pat
     assert program(site, tmp_path, code) == "(64, 96, 3)"
 
 
-@pytest.mark.parametrize("hiding", ["models.py", "models/detector.py", "models/backbones/__init__.py"])
-def test_what_hides_our_models_is_named_with_it(site: Path, tmp_path: Path, shapes_run: Path, hiding: str) -> None:
+@pytest.mark.parametrize(
+    ("hiding", "unaffected"),
+    [(name, "best.onnx") for name in ("models.py", "models/detector.py", "models/backbones/__init__.py")]
+    + [(name, None) for name in ("runtime.py", "runtime/detector.py", "runtime/streams/__init__.py")],
+)
+def test_what_hides_a_room_is_named_with_it(site, tmp_path, shapes_run, hiding, unaffected):
     hide(tmp_path, hiding)
-    for code in (
-        detects(shapes_run / "best.pt"), detects(shapes_run / "best.pt", "isodet"), "import trainer", "import export",
-        "import isodet.models", "from isodet.models import Deploy",
-    ):  # fmt: skip
+    room = Path(hiding.partition("/")[0]).stem
+    codes = {
+        "models": (detects(shapes_run / "best.pt"), detects(shapes_run / "best.pt", "isodet"), "import isodet.models",
+                   "from isodet.models import Deploy"),
+        "runtime": ("from isodet import Detector", "import isodet.runtime.streams"),
+    }  # fmt: skip
+    for code in (*codes[room], "import trainer", "import export"):
         told = program(site, tmp_path, code)
         assert told.startswith("isodet.rooms.RoomError: ") and "rename yours" in told
-        assert str(tmp_path / hiding) in told and str(site / "models") in told
-    assert program(site, tmp_path, detects(shapes_run / "best.onnx", "isodet")) == "1 frame"
-
-
-@pytest.mark.parametrize("hiding", ["runtime.py", "runtime/detector.py", "runtime/streams/__init__.py"])
-def test_what_hides_our_runtime_is_named_with_it(site: Path, tmp_path: Path, hiding: str) -> None:
-    hide(tmp_path, hiding)
-    for code in ("from isodet import Detector", "import isodet.runtime.streams", "import trainer", "import export"):
-        told = program(site, tmp_path, code)
-        assert told.startswith("isodet.rooms.RoomError: ") and "rename yours" in told
-        assert str(tmp_path / hiding) in told and str(site / "runtime") in told
+        assert str(tmp_path / hiding) in told and str(site / room) in told
+    if unaffected:
+        assert program(site, tmp_path, detects(shapes_run / unaffected, "isodet")) == "1 frame"
 
 
 def hide(folder: Path, module: str) -> None:
@@ -126,18 +127,15 @@ def hide(folder: Path, module: str) -> None:
 
 
 @pytest.mark.parametrize("command", ROOMS[1:])
-def test_commands_by_their_other_name(site: Path, tmp_path: Path, command: str) -> None:
-    (tmp_path / "runtime").mkdir()
-    (tmp_path / "runtime" / "__init__.py").write_text("")
+def test_commands_by_their_other_name(site, tmp_path, command):
+    own_package(tmp_path / "runtime")
     code = f"import runpy; sys.argv[1:] = ['--help']; runpy.run_module('isodet.{command}', run_name='__main__')"
     assert "Traceback" not in program(site, tmp_path, code)
-    done = subprocess.run(
-        [sys.executable, "-m", f"isodet.{command}", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = python("-m", f"isodet.{command}", "--help")
     assert done.returncode == 0 and "usage" in done.stdout, done.stderr
 
 
-def test_the_same_modules_by_both_names(site: Path, tmp_path: Path) -> None:
+def test_the_same_modules_by_both_names(site, tmp_path):
     code = (
         "import isodet.runtime.detections, pickle, runtime.detections, isodet.trainer.config.train, trainer, isodet\n"
         "from isodet.export import OnnxOptions; import export\n"

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +9,7 @@ def test_nothing_of_nothing():
 
 
 @given(st.integers(1, 300), st.integers(1, 320))
-def test_first_last_and_even(length: int, count: int) -> None:
+def test_first_last_and_even(length, count):
     chosen = evenly_spread(range(length), count)
     assert len(chosen) == min(count, length) and chosen[0] == 0
     assert chosen[-1] == length - 1 or len(chosen) == 1

@@ -1,24 +1,16 @@
 """Shapes are asserted with both in the message; `python -O` leaves that out."""
 
-from __future__ import annotations
-
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from isodet.shapes import assert_shape
+from tests.processes import python
 
 
 @pytest.mark.parametrize("expected", [(0, 4), (None, 4), (..., 4), (...,), (..., 0, 4)])
 def test_a_shape_that_fits(expected):
     assert_shape("boxes", np.zeros((0, 4)), *expected)
-
-
-def test_a_scalar_has_the_shape_of_nothing():
-    assert_shape("count", np.zeros(()))
+    assert_shape("count", np.zeros(()))  # a scalar has the shape of nothing
 
 
 @pytest.mark.parametrize(
@@ -33,8 +25,6 @@ def test_a_shape_that_does_not_fit_is_told_beside_the_expected_one(expected, tol
 
 def test_an_optimized_interpreter_asserts_nothing():
     code = "import numpy as np; from isodet.shapes import assert_shape; assert_shape('boxes', np.zeros(3), 4)"
-    root = Path(__file__).parents[2]
-    results = [subprocess.run([sys.executable, *flag, "-c", code], cwd=root, capture_output=True, timeout=60)
-               for flag in ([], ["-O"])]  # fmt: skip
-    assert results[0].returncode == 1 and b"boxes: expected the shape [4], got [3]" in results[0].stderr
-    assert results[1].returncode == 0, results[1].stderr
+    plain, optimized = python("-c", code), python("-O", "-c", code)
+    assert plain.returncode == 1 and "boxes: expected the shape [4], got [3]" in plain.stderr
+    assert optimized.returncode == 0, optimized.stderr

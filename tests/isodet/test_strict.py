@@ -67,7 +67,7 @@ class Config:
         ({"span": {"low": 1, "high": 2, "name": 3}}, "span.name", "span.name: expected text, got 3 (int)"),
     ],
 )  # fmt: skip
-def test_an_error_has_the_dotted_key_of_what_is_wrong(change: dict[str, Any], key: str, message: str) -> None:
+def test_an_error_has_the_dotted_key_of_what_is_wrong(change, key, message):
     with pytest.raises(ConfigError) as caught:
         build(Config, {"size": [1, 2], **change})
     assert caught.value.key == key
@@ -75,13 +75,13 @@ def test_an_error_has_the_dotted_key_of_what_is_wrong(change: dict[str, Any], ke
     assert str(caught.value).startswith(message)
 
 
-def test_a_missing_key() -> None:
+def test_a_missing_key():
     with pytest.raises(ConfigError, match="missing key 'size'") as caught:
         build(Config, {})
     assert caught.value.key == "size"
 
 
-def test_what_is_read_has_the_annotated_types() -> None:
+def test_what_is_read_has_the_annotated_types():
     content = {"size": [1, 2], "scores": {"ant": 1}, "free": {"x": [1]}, "span": {"low": 0, "high": 2}}
     config = build(Config, content)
     assert config == Config((1, 2), scores={"ant": 1.0}, free={"x": [1]}, span={"low": 0.0, "high": 2.0})
@@ -89,7 +89,7 @@ def test_what_is_read_has_the_annotated_types() -> None:
     assert build(Config, json.loads(json.dumps(to_mapping(config)))) == config
 
 
-def test_an_unknown_key_names_the_nearest_beside_it_or_the_same_elsewhere() -> None:
+def test_an_unknown_key_names_the_nearest_beside_it_or_the_same_elsewhere():
     for content, key, meant in (
         ({"part": {"rte": 1}}, "part.rte", "did you mean 'rate'?"),
         ({"rate": 1}, "rate", "did you mean 'part.rate' or 'parts.rate'?"),
@@ -101,7 +101,7 @@ def test_an_unknown_key_names_the_nearest_beside_it_or_the_same_elsewhere() -> N
         assert caught.value.key == key and str(caught.value).endswith(meant)
 
 
-def test_an_error_passes_between_processes_with_its_file_and_key() -> None:
+def test_an_error_passes_between_processes_with_its_file_and_key():
     with pytest.raises(UnknownKeyError) as caught:
         build(Part, {"rte": 1})
     error = pickle.loads(pickle.dumps(caught.value.of_file("a/my.yaml")))

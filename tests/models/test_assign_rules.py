@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +14,13 @@ from torch import Tensor
 from isodet.strict import ConfigError, build
 from models.assigners import BACKGROUND, IGNORED, assign
 from models.config.model import AnchorConfig, AssignConfig
-from models.priors import Priors, feature_sizes, priors
+from models.priors import feature_sizes
+from tests.models.small import grid_for
 
 KINDS = ("atss", "iou", "center", "topk")
 SIDES = st.sampled_from([32, 64, 96, 128])
 REGIONS = torch.tensor([[[0.0, 0.0, 60.0, 40.0], [20.0, 8.0, 52.0, 40.0], [70.0, 10.0, 120.0, 90.0]]])
-
-
-def grid_for(size_hw: tuple[int, int]) -> Priors:
-    return priors(feature_sizes(size_hw, (3, 7)), (8, 16, 32, 64, 128), AnchorConfig(size=4.0))
+FOUR = AnchorConfig(size=4.0)
 
 
 def boxes_in(size_hw: tuple[int, int], seed: int, count: int) -> Tensor:
@@ -50,19 +47,19 @@ def test_with_padding_absent_a_batch_says_of_an_image_what_the_image_alone_says(
     both, valid = boxes.expand(2, -1, -1), torch.ones(2, count, dtype=torch.bool)
     sizes = torch.tensor([own_hw, batch_hw])
     config = AssignConfig(kind=kind, padding="absent")
-    matched = assign(config, grid_for(batch_hw), both, valid, sizes_hw=sizes)
+    matched = assign(config, grid_for(batch_hw, FOUR), both, valid, sizes_hw=sizes)
     mine = rows(batch_hw, own_hw)
-    assert torch.equal(matched[0, mine], assign(config, grid_for(own_hw), boxes, valid[:1])[0])
+    assert torch.equal(matched[0, mine], assign(config, grid_for(own_hw, FOUR), boxes, valid[:1])[0])
     beyond = torch.ones(matched.shape[1], dtype=torch.bool)
     beyond[mine] = False
     assert (matched[0, beyond] == IGNORED).all()
-    everything = assign(AssignConfig(kind=kind), grid_for(batch_hw), both, valid, sizes_hw=sizes)
+    everything = assign(AssignConfig(kind=kind), grid_for(batch_hw, FOUR), both, valid, sizes_hw=sizes)
     assert torch.equal(matched[1], everything[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_background_in_a_region_is_ignored_and_objects_keep_their_priors(kind):
-    grid = grid_for((96, 128))
+    grid = grid_for((96, 128), FOUR)
     # Of three images the first has the regions 0 and 2 around and beside its object; the last has nothing else.
     boxes = REGIONS.expand(3, -1, -1)
     valid = torch.tensor([[False, True, False], [False, True, False], [False, False, False]])
@@ -93,7 +90,7 @@ def test_regions_without_area_or_outside_hold_nothing(box):
     one = torch.ones(1, 1, dtype=torch.bool)
     for kind in KINDS:
         config = AssignConfig(kind=kind, ignore_iof=0.0)
-        assert (assign(config, grid_for((64, 64)), torch.tensor([[box]]), ~one, one) == BACKGROUND).all()
+        assert (assign(config, grid_for((64, 64), FOUR), torch.tensor([[box]]), ~one, one) == BACKGROUND).all()
 
 
 @pytest.mark.parametrize(
@@ -104,6 +101,6 @@ def test_regions_without_area_or_outside_hold_nothing(box):
         ({"padding": "none"}, "padding: expected one of"),
     ],
 )
-def test_what_does_not_fit_is_refused(keys: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
         build(AssignConfig, keys, "assign")

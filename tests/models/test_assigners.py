@@ -22,16 +22,12 @@ from models.assigners.center import assign_center
 from models.assigners.iou import assign_iou
 from models.assigners.topk import assign_topk
 from models.config.model import AnchorConfig, AssignConfig
-from models.priors import Priors, feature_sizes, priors
+from models.priors import Priors
+from tests.models.small import grid_for
 
-STRIDES = (8, 16, 32, 64, 128)
 ONE = AnchorConfig(size=8.0)
 NINE = AnchorConfig(size=4.0, scales_per_octave=3, ratios=(0.5, 1.0, 2.0))
 NEAR = 1e-4  # pixels, and for overlaps a tenth of it
-
-
-def grid_for(size_hw: tuple[int, int], anchors: AnchorConfig) -> Priors:
-    return priors(feature_sizes(size_hw, (3, 7)), STRIDES, anchors)
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -41,9 +37,6 @@ def iou(a: list[float], b: list[float]) -> float:
 
 def margin_inside(point: tuple[float, float], box: list[float]) -> float:
     return min(point[0] - box[0], point[1] - box[1], box[2] - point[0], box[3] - point[1])
-
-
-# ------------------------------------------------------------------------- the published algorithms
 
 
 def loop_atss(grid: Priors, boxes: list[list[float]], topk: int) -> tuple[list[int], set[int]]:
@@ -157,9 +150,6 @@ def loop_center(
     return matched, sensitive
 
 
-# ----------------------------------------------------------------------------------------- examples
-
-
 @st.composite
 def batches(draw: Callable) -> tuple[tuple[int, int], list[list[list[float]]]]:
     """An input size and the boxes of 1-3 images, 0-6 each: tiny, huge, thin, overlapping, over the border."""
@@ -192,18 +182,12 @@ def compare(matched: Tensor, loops: list[tuple[list[int], set[int]]]) -> None:
         assert not different, [(i, ours[i], theirs[i]) for i in different[:5]]
 
 
-@given(batches(), st.sampled_from([1, 4, 9]))
-def test_atss_is_algorithm_1(batch, topk):
+@pytest.mark.parametrize("assigner, loop", [(assign_atss, loop_atss), (assign_topk, loop_topk)])
+@given(batch=batches(), topk=st.sampled_from([1, 4, 9]))
+def test_atss_and_topk_are_what_their_papers_say(assigner, loop, batch, topk):
     size_hw, images = batch
     grid = grid_for(size_hw, ONE)
-    compare(assign_atss(grid, *padded(images), topk=topk), [loop_atss(grid, boxes, topk) for boxes in images])
-
-
-@given(batches(), st.sampled_from([1, 4, 9]))
-def test_topk_is_the_nearest_points_inside(batch, topk):
-    size_hw, images = batch
-    grid = grid_for(size_hw, ONE)
-    compare(assign_topk(grid, *padded(images), topk=topk), [loop_topk(grid, boxes, topk) for boxes in images])
+    compare(assigner(grid, *padded(images), topk=topk), [loop(grid, boxes, topk) for boxes in images])
 
 
 @given(batches(), st.sampled_from([1, 4, 9]), st.sampled_from([assign_atss, assign_topk]))
@@ -243,8 +227,6 @@ def test_center_assignment_is_the_papers(batch, radius, range_factor):
     loops = [loop_center(grid, boxes, radius, range_factor) for boxes in images]
     compare(assign_center(grid, *padded(images), radius, range_factor), loops)
 
-
-# ------------------------------------------------------------------------------- what holds for all
 
 ALL = [("atss", ONE), ("iou", NINE), ("center", ONE), ("atss", NINE), ("topk", ONE)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +17,8 @@ from models.config.model import BackboneConfig, model_config
 from models.detector import Detector
 from models.layers.fuse import FuseError, assert_fused, fuse
 from models.loss import detection_loss
+from tests.models.small import BOXES, LABELS, small, with_statistics
+from tests.models.small import images as pictures
 from trainer.optim import parameter_groups
 
 
@@ -31,7 +32,7 @@ def backbone(name: str, **keys: Any) -> Backbone:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_features_and_folding(name, with_statistics):
+def test_features_and_folding(name):
     model = backbone(name)
     features = model(images(64, 96))
     assert [tuple(f.shape) for f in features] == [
@@ -45,6 +46,8 @@ def test_features_and_folding(name, with_statistics):
     assert any(isinstance(m, nn.BatchNorm2d) for m in whole.modules())
     assert not any(isinstance(m, _BatchNorm) for m in fused.modules())
     assert_fused(whole[0], fused[0], images())
+    with pytest.raises(FuseError, match="eval"):
+        fuse(whole.train())
 
 
 @pytest.mark.parametrize("height, width", [(65, 97), (90, 71)])
@@ -54,12 +57,7 @@ def test_odd_sizes_round_up(name, height, width):
         assert tuple(feature.shape[-2:]) == (-(-height // stride), -(-width // stride))
 
 
-# ------------------------------------------------------------------------------------ torchvision
-
-
-def torchvision_features(
-    name: str, x: Tensor, with_statistics: Callable[[nn.Module], nn.Module]
-) -> tuple[dict[str, Tensor], list[Tensor]]:
+def torchvision_features(name: str, x: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Weights and C2..C5 of torchvision's own network with random weights and statistics."""
     torch.manual_seed(3)
     network = with_statistics(torchvision.models.get_model(name, weights=None))
@@ -79,10 +77,10 @@ def torchvision_features(
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_large"])
-def test_torchvisions_files_load_and_compute_the_same(name, tmp_path, with_statistics):
+def test_torchvisions_files_load_and_compute_the_same(name, tmp_path):
     x = images(64, 64, 1)
     with torch.inference_mode():
-        state, theirs = torchvision_features(name, x, with_statistics)
+        state, theirs = torchvision_features(name, x)
         torch.save(state, tmp_path / "w.pth")
         model = build_backbone(BackboneConfig(name=name, weights=str(tmp_path / "w.pth"))).eval()
         for ours, expected in zip(model(x), theirs, strict=True):
@@ -113,10 +111,7 @@ def test_imagenet_v1_is_torchvisions_first_file(monkeypatch):
     assert asked == ["IMAGENET1K_V2", "IMAGENET1K_V1"]
 
 
-# ------------------------------------------------------------------------------------------ style
-
-
-def test_caffe_style_strides_in_the_first_1x1(with_statistics):
+def test_caffe_style_strides_in_the_first_1x1():
     pytorch, caffe = backbone("resnet50"), backbone("resnet50", style="caffe")
     assert pytorch.layer2[0].conv2.stride == caffe.layer2[0].conv1.stride == (2, 2)
     assert pytorch.layer2[0].conv1.stride == caffe.layer2[0].conv2.stride == (1, 1)
@@ -132,15 +127,12 @@ def test_caffe_style_strides_in_the_first_1x1(with_statistics):
     torch.testing.assert_close(block(x), torch.relu(y))
 
 
-# --------------------------------------------------------------------------------------- dilation
-
-
 @pytest.mark.parametrize(
     "name, keys",
     [("resnet18", {}), ("resnet50", {}), ("resnet50", {"style": "caffe"}), ("resnext50_32x4d", {}),
      ("mobilenet_v2", {}), ("mobilenet_v3_large", {})],
 )  # fmt: skip
-def test_a_dilated_last_stage_computes_the_same_at_every_second_cell(name, keys, with_statistics):
+def test_a_dilated_last_stage_computes_the_same_at_every_second_cell(name, keys):
     plain = with_statistics(backbone(name, **keys))
     dilated = backbone(name, dilated=True, **keys)
     dilated.load_state_dict(plain.state_dict())
@@ -166,15 +158,9 @@ class _First(nn.Module):
 @pytest.mark.parametrize("kind", ["fpn", "pafpn", "bifpn", "reppan"])
 @pytest.mark.parametrize("p6_from", ["p5", "c5"])
 def test_levels_keep_their_strides_above_a_dilated_backbone(kind, p6_from):
-    config = model_config({
-        "classes": ["a"], "input_size_hw": [64, 96], "backbone": {"name": "resnet18", "width": 0.125, "dilated": True},
-        "neck": {"kind": kind, "channels": 16, "p6_from": p6_from}, "head": {"depth": 1},
-    })  # fmt: skip
-    model = Detector(config).eval()
-    assert model(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).logits.shape[1] == len(model.priors().boxes_xyxy)
-
-
-# ------------------------------------------------------------------------------- norms and freezing
+    neck = {"kind": kind, "channels": 16, "p6_from": p6_from}
+    model = Detector(small(backbone={"name": "resnet18", "width": 0.125, "dilated": True}, neck=neck)).eval()
+    assert model(pictures(1)).logits.shape[1] == len(model.priors().boxes_xyxy)
 
 
 def moved(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
@@ -201,19 +187,15 @@ def test_frozen_stages_never_change(name, stages):
 
 
 def test_frozen_norms_neither_count_nor_learn_and_the_optimizer_never_sees_them():
-    model = Detector(model_config({
-        "classes": ["a"], "input_size_hw": [64, 96], "head": {"depth": 1}, "neck": {"channels": 16, "norm": "bn"},
-        "backbone": {"name": "resnet18", "width": 0.125, "norm": "frozen", "frozen_stages": 1},
-    })).train()  # fmt: skip
+    frozen = {"name": "resnet18", "width": 0.125, "norm": "frozen", "frozen_stages": 1}
+    model = Detector(small(backbone=frozen, neck={"channels": 16, "norm": "bn"})).train()
     norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and not any(m.training for m in norms) and model.neck.laterals[0].norm.training
     fixed = {id(p) for m in [*norms, model.backbone.conv1] for p in m.parameters()}
     given = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
     assert not fixed & given and given == {id(p) for p in model.parameters() if p.requires_grad}
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    raw = model(torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8))
-    boxes, labels = torch.tensor([[[4.0, 4.0, 40.0, 50.0]]] * 2), torch.zeros(2, 1, dtype=torch.long)
-    detection_loss(model.config, raw, model.priors(), boxes, labels).total.backward()
+    detection_loss(model.config, model(pictures()), model.priors(), BOXES, LABELS).total.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1).step()
     changed = moved(model, before)
     assert not {n for n in changed if n.startswith("backbone") and ("bn" in n or "downsample.1" in n or ".conv1." in n
@@ -226,7 +208,7 @@ def test_frozen_norms_neither_count_nor_learn_and_the_optimizer_never_sees_them(
 
 @pytest.mark.parametrize("norm, kind", [("sync", nn.SyncBatchNorm), ("gn", nn.GroupNorm), ("bn", nn.BatchNorm2d)])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large"])
-def test_kinds_of_norm(name, norm, kind, with_statistics):
+def test_kinds_of_norm(name, norm, kind):
     model = backbone(name, norm=norm, norm_eps=0.25)
     norms = [m for m in model.modules() if isinstance(m, (_BatchNorm, nn.GroupNorm))]
     assert norms and {type(m) for m in norms} == {kind} and {m.eps for m in norms} == {0.25}
@@ -238,21 +220,12 @@ def test_kinds_of_norm(name, norm, kind, with_statistics):
     assert_fused(whole[0], fused[0], images())
 
 
-def test_epsilon_is_the_networks_own_unless_told(with_statistics):
+def test_epsilon_is_the_networks_own_unless_told():
     for name, eps in (("resnet18", 1e-5), ("mobilenet_v3_large", 1e-3)):
         assert {m.eps for m in backbone(name).modules() if isinstance(m, nn.BatchNorm2d)} == {eps}
     model = backbone("resnet18", norm="frozen", norm_eps=0.0)  # as torchvision's first RetinaNet
     whole = with_statistics(nn.Sequential(model))
     assert_fused(whole[0], fuse(whole)[0], images())
-
-
-def test_a_backbone_in_training_is_not_folded():
-    for name in ("resnet18", "mobilenet_v2", "repvgg_a0", "qarepvgg_a0"):
-        with pytest.raises(FuseError, match="eval"):
-            fuse(nn.Sequential(backbone(name)).train())
-
-
-# ----------------------------------------------------------------------------------------- config
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isodet.strict import ConfigError
-from models.config.model import model_config
 from models.detector import Detector
 from models.layers.blocks import ConvNorm, DepthwiseConv, ImplicitConv, LevelAffine, LevelNorm, ShuffleConv
 from models.layers.fuse import FuseError, assert_fused, fuse
 from models.layers.reparam import QARepVGGBlock, RepConv
 from models.layers.towers import Tower
+from tests.models.small import images, small, with_statistics
 
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "RepConv with identity": lambda: RepConv(16, 16),
@@ -40,7 +40,7 @@ def x(height: int = 13, width: int = 18) -> Tensor:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_folded_equals_unfolded(name, with_statistics):
+def test_folded_equals_unfolded(name):
     torch.manual_seed(0)
     model = with_statistics(nn.Sequential(BLOCKS[name]()))
     fused = fuse(model)
@@ -52,22 +52,17 @@ def test_folded_equals_unfolded(name, with_statistics):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_in_training_is_not_folded(name):
+def test_a_block_in_training_learns_and_is_not_folded(name):
     block = BLOCKS[name]().train()
+    block(x()).square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in block.parameters())
     with pytest.raises(FuseError, match="eval"):
         block.fuse()
     with pytest.raises(FuseError, match="eval"):
         fuse(nn.Sequential(block))
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_learn(name):
-    block = BLOCKS[name]().train()
-    block(x()).square().sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in block.parameters())
-
-
-def test_a_fold_keeps_the_precision_and_the_training_form(with_statistics):
+def test_a_fold_keeps_the_precision_and_the_training_form():
     block = with_statistics(RepConv(16, 16)).double()
     before = {k: v.clone() for k, v in block.state_dict().items()}
     fused = fuse(nn.Sequential(block).eval())
@@ -76,7 +71,7 @@ def test_a_fold_keeps_the_precision_and_the_training_form(with_statistics):
     assert all(torch.equal(v, before[k]) for k, v in block.state_dict().items())
 
 
-def test_qarepvgg_has_the_order_of_the_paper(with_statistics):
+def test_qarepvgg_has_the_order_of_the_paper():
     """Chu et al., figure 4 (S4): a BatchNorm on the 3x3 branch only, and one behind the sum."""
     block = with_statistics(QARepVGGBlock(16, 16))
     y = block.bn3(F.conv2d(x(), block.conv3.weight, padding=1)) + F.conv2d(x(), block.conv1.weight) + x()
@@ -84,7 +79,7 @@ def test_qarepvgg_has_the_order_of_the_paper(with_statistics):
     assert sum(isinstance(m, nn.BatchNorm2d) for m in block.modules()) == 2
 
 
-def test_implicit_knowledge_is_a_sum_before_and_a_product_behind(with_statistics):
+def test_implicit_knowledge_is_a_sum_before_and_a_product_behind():
     block = with_statistics(ImplicitConv(16, 24, 3, padding=1))
     padded = F.pad(x(), [1, 1, 1, 1]) + block.implicit_add[:, None, None]  # the padding has it too
     expected = F.conv2d(padded, block.weight, block.bias) * block.implicit_mul[:, None, None]
@@ -104,10 +99,7 @@ def test_a_shuffle_lets_every_group_see_every_other():
     assert reached.all() and plain.sum() == 4
 
 
-# ------------------------------------------------------------------------------------------ sepbn
-
-
-def test_sepbn_has_statistics_of_its_own_for_each_level_and_one_convolution(with_statistics):
+def test_sepbn_has_statistics_of_its_own_for_each_level_and_one_convolution():
     torch.manual_seed(0)
     block = ConvNorm(16, 24, 3, norm="sepbn", levels=3).train()
     for level in range(3):
@@ -125,14 +117,9 @@ def test_sepbn_has_statistics_of_its_own_for_each_level_and_one_convolution(with
     assert not torch.allclose(block(x(), 0), block(x(), 1))
 
 
-def detector(head: dict[str, Any], **keys: Any) -> Detector:
+def detector(head: dict[str, Any]) -> Detector:
     torch.manual_seed(0)
-    return Detector(
-        model_config({
-            "classes": ["a", "b"], "input_size_hw": [64, 96], "backbone": {"name": "resnet18", "width": 0.125},
-            "neck": {"channels": 16}, "head": {"depth": 2, **head}, **keys,
-        })
-    )  # fmt: skip
+    return Detector(small(head={"depth": 2, **head}))
 
 
 HEADS: list[dict[str, Any]] = [
@@ -144,15 +131,14 @@ HEADS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
-def test_heads_fold_and_learn(head, with_statistics):
+def test_heads_fold_and_learn(head):
     model = detector(head).train()
-    images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
-    raw = model(images)
+    raw = model(images())
     sum(part.square().sum() for part in raw).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.head.parameters())
     with_statistics(model)
     fused = fuse(model)
-    assert_fused(model, fused, images)
+    assert_fused(model, fused, images())
     left = {type(m) for m in fused.head.modules()}
     assert not left & {nn.BatchNorm2d, LevelNorm, ImplicitConv, RepConv}
     assert (nn.GroupNorm in left) == (head["norm"] == "gn")
@@ -169,14 +155,8 @@ def test_light_blocks_are_light():
 
 def test_the_towers_names_in_checkpoints_stay():
     """What was written before there was a choice of blocks loads."""
-    names = set(detector({"norm": "gn"}).head.state_dict())
-    assert {
-        "cls_tower.0.conv.weight",
-        "cls_tower.1.norm.bias",
-        "box_tower.0.conv.weight",
-        "cls.bias",
-        "scales",
-    } <= names
+    written = {"cls_tower.0.conv.weight", "cls_tower.1.norm.bias", "box_tower.0.conv.weight", "cls.bias", "scales"}
+    assert written <= set(detector({"norm": "gn"}).head.state_dict())
     assert isinstance(detector({}).head.cls_tower, Tower)
 
 

@@ -12,12 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.config.model import ModelConfig, model_config
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import FrameGeometry, GraphInput
 from models.detector import Detector
+from tests.models.small import SIZE, small
 
-SIZE = (64, 96)
 ASKS_THE_HOST = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "repeat_interleave")
 """Operators whose result the host has to see before it can go on."""
 
@@ -40,13 +39,6 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def small(**keys: Any) -> ModelConfig:
-    return model_config({
-        "classes": ["a", "b", "c"], "input_size_hw": list(SIZE), "backbone": {"name": "resnet18", "width": 0.125},
-        "neck": {"channels": 16}, "head": {"depth": 1}, "postprocess": {"candidates": 200, "detections": 10}, **keys,
-    })  # fmt: skip
-
-
 def watched(module: nn.Module, size_hw: tuple[int, int] = SIZE) -> Watch:
     """Runs a module on two pictures of `size_hw`, all on a GPU that is not there."""
     with FakeTensorMode(), torch.no_grad():
@@ -63,26 +55,22 @@ def watched(module: nn.Module, size_hw: tuple[int, int] = SIZE) -> Watch:
 
 @pytest.mark.parametrize(
     "keys",
-    [
-        {"detector": "atss"},
-        {"detector": "retinanet"},
-        {"detector": "fcos"},
-        {"backbone": {"name": "repvgg_a0", "width": 0.125}},
-        {"postprocess": {"level_candidates": 50, "threshold_on": "class"}},
-    ],
-)
-def test_it_neither_waits_nor_copies_from_the_host(keys: dict[str, Any]) -> None:
+    [{"detector": "atss"}, {"detector": "retinanet"}, {"detector": "fcos"},
+     {"backbone": {"name": "repvgg_a0", "width": 0.125}},
+     {"postprocess": {"level_candidates": 50, "threshold_on": "class"}}],
+)  # fmt: skip
+def test_it_neither_waits_nor_copies_from_the_host(keys):
     deploy = Deploy(Detector(small(**keys)).eval()).eval()
     watch = watched(deploy)
     assert watch.illegal == [] and {"aten.convolution.default", "aten.topk.default"} <= watch.seen
 
 
-def test_nor_does_the_letterbox_inside() -> None:
+def test_nor_does_the_letterbox_inside():
     frame = FrameGeometry((48, 96), (48, 96), SIZE, 114)
     assert watched(Deploy(Detector(small()).eval(), GraphInput(frame=frame)).eval(), (48, 96)).illegal == []
 
 
-def test_the_watch_sees_what_it_looks_for() -> None:
+def test_the_watch_sees_what_it_looks_for():
     class Copies(nn.Module):
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             return (images * images.new_tensor([1, 2, 3]),)

@@ -33,7 +33,7 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_round_trip(saved: Path) -> None:
+def test_round_trip(saved):
     detector, card = build_detector(saved)
     assert card == {"model": to_mapping(CONFIG)}
     assert not detector.training
@@ -46,9 +46,10 @@ def test_round_trip(saved: Path) -> None:
         ]  # fmt: skip
 
 
-def test_what_is_not_a_checkpoint(saved: Path, tmp_path: Path) -> None:
-    with raises(CheckpointError, path=tmp_path / "nowhere.pt"):
-        read_checkpoint(tmp_path / "nowhere.pt")
+def test_what_is_not_a_checkpoint(saved, tmp_path):
+    for name in ("nowhere.pt", "a\0b.pt", "x" * 300 + ".pt"):  # the last two are names that no file can have
+        with raises(CheckpointError, path=tmp_path / name):
+            read_checkpoint(tmp_path / name)
     bad = tmp_path / "bad.pt"
     for content in (b"", b"hello", saved.read_bytes()[:1000], saved.read_bytes()[:-100]):
         bad.write_bytes(content)
@@ -67,13 +68,11 @@ class Evil:
         return os.mkdir, ("pickled-code-ran",)
 
 
-def test_pickled_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_code_is_never_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, content in (("torch.pt", {"model": Evil()}), ("plain.pt", Evil())):
-        if name == "torch.pt":
-            torch.save(content, name)
-        else:
-            Path(name).write_bytes(pickle.dumps(content))
+    torch.save({"model": Evil()}, "torch.pt")
+    Path("plain.pt").write_bytes(pickle.dumps(Evil()))
+    for name in ("torch.pt", "plain.pt"):
         with pytest.raises(CheckpointError, match="not a file of tensors"):
             read_checkpoint(name)
     assert not Path("pickled-code-ran").exists()
@@ -84,36 +83,33 @@ def test_pickled_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         (lambda w: w.pop("head.cls.bias"), r"1 missing: head.cls.bias \[2\]"),
         (lambda w: w.update({"head.extra": torch.zeros(1)}), r"1 not expected: head.extra \[1\]"),
-        (
-            lambda w: w.update({"head.cls.bias": torch.zeros(7)}),
-            r"1 of another shape: head.cls.bias \[7\] instead of \[2\]",
-        ),
+        (lambda w: w.update({"head.cls.bias": torch.zeros(7)}), r"1 of another .* head.cls.bias \[7\] .* \[2\]"),
     ],
 )
-def test_weights_that_do_not_fit_the_card(saved: Path, change: object, message: str) -> None:
+def test_weights_that_do_not_fit_the_card(saved, change, message):
     content = read_checkpoint(saved)
-    change(content["model"])  # type: ignore[operator]
+    change(content["model"])
     save_checkpoint(saved, content["model"], content["card"])
     with pytest.raises(CheckpointError, match=f"do not fit its own card: {message}"):
         build_detector(saved)
 
 
 @pytest.mark.parametrize("card", [{}, {"model": None}, {"model": {"classes": ["a"], "neckk": {}}}])
-def test_a_card_without_a_usable_model(saved: Path, card: dict[str, object]) -> None:
+def test_a_card_without_a_usable_model(saved, card):
     save_checkpoint(saved, {}, card)
     with pytest.raises(CheckpointError, match=r"best\.pt: .*card\.model"):
         build_detector(saved)
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(saved: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(saved):
     before = saved.read_bytes()
     with pytest.raises(AttributeError):
-        save_checkpoint(saved, {"model": lambda: None}, {})  # type: ignore[dict-item]  # cannot be pickled
+        save_checkpoint(saved, {"model": lambda: None}, {})  # cannot be pickled
     assert saved.read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == ["best.pt"]
 
 
-def test_a_process_killed_while_writing_leaves_a_readable_file(tmp_path: Path) -> None:
+def test_a_process_killed_while_writing_leaves_a_readable_file(tmp_path):
     program = (
         "import sys, torch\n"
         "from models.checkpoint import save_checkpoint\n"
@@ -123,11 +119,9 @@ def test_a_process_killed_while_writing_leaves_a_readable_file(tmp_path: Path) -
     path = tmp_path / "last.pt"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for pause in (0.0, 0.004, 0.011):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, str(path)], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "written\n"
+        command = [sys.executable, "-c", program, str(path)]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "written\n"
         time.sleep(pause)
         process.send_signal(signal.SIGKILL)
         process.wait()

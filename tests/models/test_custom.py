@@ -1,22 +1,18 @@
 """A user's own parts: what fits is read, made and trained."""
 
-from __future__ import annotations
-
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from isodet.strict import ConfigError
-from models.config.model import ModelConfig
-from models.custom.find import AUGMENTATION, custom_part
+from models.custom.find import AUGMENTATION, BACKBONE, custom_part
 from models.detector import Detector
 from tests.models.custom_folder import ALL, GOOD, read
 
 
-def test_arguments_become_typed_and_complete(custom_folder: Path) -> None:
+def test_arguments_become_typed_and_complete(custom_folder):
     config = read(custom_folder, ALL)
     model, own = config.model, config.augment.own
     assert model.backbone.arguments == {"stem": {"width": 16, "kind": "patch"}, "names": ["x"], "scale": 2.0}
@@ -27,35 +23,28 @@ def test_arguments_become_typed_and_complete(custom_folder: Path) -> None:
     part = custom_part(AUGMENTATION, own[0].name, own[0].arguments)
     image, boxes, labels = part(np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4)), np.zeros(1), None)
     assert image.mean() == 100
-    import mine  # type: ignore[import-not-found]
-
-    made = mine.Net(**{**own_part_values(model), "names": ("y",)})
-    assert made.channels == (16,) * 4
-
-
-def own_part_values(model: ModelConfig) -> dict[str, object]:
-    from models.custom.find import BACKBONE
+    import mine
 
     values = dict(custom_part(BACKBONE, model.backbone.name, model.backbone.arguments).values)
     assert type(values["stem"]).__name__ == "Stem" and isinstance(values["scale"], float)
-    return values
+    assert mine.Net(**{**values, "names": ("y",)}).channels == (16,) * 4
 
 
-def test_reading_a_configuration_draws_no_random_number(custom_folder: Path) -> None:
+def test_reading_a_configuration_draws_no_random_number(custom_folder):
     torch.manual_seed(3)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     read(custom_folder, ALL)
-    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
-def test_a_module_hidden_by_another_of_its_name_is_refused(custom_folder: Path) -> None:
+def test_a_module_hidden_by_another_of_its_name_is_refused(custom_folder):
     (custom_folder / "onnx.py").write_text(GOOD)
     with pytest.raises(ConfigError, match=r"onnx.py is hidden by another module called onnx .*; rename yours"):
         read(custom_folder, "model: {backbone: {name: onnx:Net}}")
 
 
-def test_frozen_stages_norms_and_weights_of_an_own_backbone(custom_folder: Path) -> None:
+def test_frozen_stages_norms_and_weights_of_an_own_backbone(custom_folder):
     source = (
         "class Net(mine.Net):\n"
         " def __init__(self):\n"
@@ -64,12 +53,12 @@ def test_frozen_stages_norms_and_weights_of_an_own_backbone(custom_folder: Path)
     )
     text = "model: {backbone: {name: other:Net, frozen_stages: 2, norm: frozen, norm_eps: 0.5, weights: '%s'}}"
     config = read(custom_folder, text % (custom_folder / "net.pth"), source)  # the weights are not read yet
-    import other  # type: ignore[import-not-found]
+    import other
 
     trained = other.Net()
     torch.save(trained.state_dict(), custom_folder / "net.pth")
     network = Detector(config.model).backbone.train()
     learns = {name for name, p in network.named_parameters() if p.requires_grad}
     assert learns == {f"network.convs.{i}.{what}" for i in (2, 3, 4) for what in ("weight", "bias")}
-    assert not network.network.norm.training and network.network.norm.eps == 0.5  # type: ignore[union-attr]
-    assert torch.equal(network.network.convs[3].weight, trained.convs[3].weight)  # type: ignore[union-attr,index]
+    assert not network.network.norm.training and network.network.norm.eps == 0.5
+    assert torch.equal(network.network.convs[3].weight, trained.convs[3].weight)

@@ -21,9 +21,7 @@ def checkpoint(custom_folder: Path, model: dict[str, object], weights: ModelConf
     return path
 
 
-def test_a_checkpoint_needs_the_code_of_its_network_and_no_other(
-    custom_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_needs_the_code_of_its_network_and_no_other(custom_folder, tmp_path_factory, monkeypatch):
     config = read(custom_folder, ALL).model
     mapping = to_mapping(config)
     for section, key in (("assign", "kind"), ("box", "loss"), ("loss", "cls")):
@@ -64,7 +62,7 @@ def test_a_checkpoint_needs_the_code_of_its_network_and_no_other(
         ("torch.hub:load", "but this is of type function"),
     ],
 )
-def test_a_checkpoint_cannot_call_what_it_likes(custom_folder: Path, name: str, message: str) -> None:
+def test_a_checkpoint_cannot_call_what_it_likes(custom_folder, name, message):
     (custom_folder / "trap.py").write_text(
         "from pathlib import Path\nfrom torch import nn\n"
         "def launch(*, target: str = ''): Path(__file__).with_name('fired').write_text('')\n"

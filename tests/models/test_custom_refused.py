@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from isodet.strict import ConfigError
@@ -14,6 +12,8 @@ NECK = "model: {neck: {kind: other:Neck}}"
 ASSIGN = "model: {assign: {kind: other:f}}"
 BOX = "model: {box: {loss: other:f}}"
 CLS = "model: {loss: {cls: other:f}}"
+OWN = "class Net(mine.Net):\n def __init__(self):\n  super().__init__()\n"
+FORWARD = OWN + " def forward(self, x): return "
 AUGMENT = "augment: {own: [{name: mine:gray}, {name: other:f}]}"
 
 REFUSED: dict[str, tuple[str, str, str]] = {
@@ -81,28 +81,19 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "constructor": (NET, "class Net(nn.Module):\n def __init__(self): raise ValueError('no luck')",
                     r"model.backbone.name: other:Net: ValueError: no luck \(.*other.py:5\)"),
     # networks
-    "no channels": (NET, "class Net(mine.Net):\n def __init__(self):\n  super().__init__(); del self.channels",
-                    r"expected .channels, four widths of C2, C3, C4, C5; got None"),
-    "wrong widths": (NET, "class Net(mine.Net):\n def __init__(self):\n  super().__init__()\n"
-                     "  self.channels = (16, 16, 16, 8)",
+    "no channels": (NET, OWN + "  del self.channels", r"expected .channels, four widths of C2, C3, C4, C5; got None"),
+    "wrong widths": (NET, OWN + "  self.channels = (16, 16, 16, 8)",
                      r"in train mode: expected features at .*\[2, 8, 3, 5\]; got .*\[2, 16, 3, 5\]"),
-    "wrong strides": (NET, "class Net(mine.Net):\n def __init__(self):\n  super().__init__()\n"
-                      " def forward(self, x): return super().forward(x[..., ::2, ::2])", r"got \[2, 16, 12, 20\]"),
-    "a tensor": (NET, "class Net(mine.Net):\n def __init__(self):\n  super().__init__()\n"
-                 " def forward(self, x): return super().forward(x)[0]", "expected a list of features .*, got Tensor"),
-    "only in training": (NET, "class Net(mine.Net):\n def __init__(self):\n  super().__init__()\n"
-                         " def forward(self, x): return super().forward(x)[: 4 if self.training else 3]",
+    "wrong strides": (NET, FORWARD + "super().forward(x[..., ::2, ::2])", r"got \[2, 16, 12, 20\]"),
+    "a tensor": (NET, FORWARD + "super().forward(x)[0]", "expected a list of features .*, got Tensor"),
+    "only in training": (NET, FORWARD + "super().forward(x)[: 4 if self.training else 3]",
                          "other:Net in eval mode: expected"),
-    "double": (NET, "class Net(mine.Net):\n def __init__(self):\n  super().__init__()\n"
-               " def forward(self, x): return [f.double() for f in super().forward(x)]", "float32, got torch.float64"),
-    "not finite": (NET, "class Net(mine.Net):\n def __init__(self):\n  super().__init__()\n"
-                   " def forward(self, x): return [f / 0 for f in super().forward(x)]", "numbers that are not finite"),
-    "wrong fuse": (NET, "class Twice(nn.Conv2d):\n def fuse(self): return nn.Conv2d(3, 16, 3, 2, 1)\n"
-                   "class Net(mine.Net):\n def __init__(self):\n  super().__init__()\n"
+    "double": (NET, FORWARD + "[f.double() for f in super().forward(x)]", "float32, got torch.float64"),
+    "not finite": (NET, FORWARD + "[f / 0 for f in super().forward(x)]", "numbers that are not finite"),
+    "wrong fuse": (NET, "class Twice(nn.Conv2d):\n def fuse(self): return nn.Conv2d(3, 16, 3, 2, 1)\n" + OWN +
                    "  self.convs[0] = Twice(3, 16, 3, 2, 1)",
                    r"other:Net: fuse\(\) changes what it computes, by"),
-    "broken fuse": (NET, "class Bad(nn.Conv2d):\n def fuse(self): raise RuntimeError('not yet')\n"
-                    "class Net(mine.Net):\n def __init__(self):\n  super().__init__()\n"
+    "broken fuse": (NET, "class Bad(nn.Conv2d):\n def fuse(self): raise RuntimeError('not yet')\n" + OWN +
                     "  self.convs[0] = Bad(3, 16, 3, 2, 1)",
                     r"after fuse\(\): RuntimeError: not yet \(.*other.py:5\)"),
     "rounding down": (NECK, "class Neck(mine.Neck):\n def __init__(self, c_in, channels, levels):\n"
@@ -129,8 +120,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "box of four": (BOX, "def f(p, t): return (p - t).abs()", r"expected \[P\] float32, .*here \[0\]; got \[0, 4\]"),
     "root": (BOX, "def f(p, t): return ((p - t) ** 2).sum(1).sqrt()", "for identical boxes its gradient is .*nan"),
     "area": (BOX, "def f(p, t): return (p[:, 2:] - p[:, :2]).prod(1).log()", "a prediction without area it is -inf"),
-    "no backward": (NET, "class Net(mine.Net):\n def __init__(self):\n  super().__init__()\n"
-                    " def forward(self, x):\n  y = [f.exp() for f in super().forward(x)]\n"
+    "no backward": (NET, OWN + " def forward(self, x):\n  y = [f.exp() for f in super().forward(x)]\n"
                     "  return [f.mul_(2) for f in y]", "model backwards: RuntimeError: .*inplace operation"),
     "detached": (BOX, "def f(p, t): return (p - t).abs().sum(1).detach()",
                  "it has no gradient with .* was it detached"),
@@ -153,7 +143,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_with_the_reason(custom_folder: Path, case: str) -> None:
+def test_refused_with_the_reason(custom_folder, case):
     text, source, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message):
         read(custom_folder, text, source)

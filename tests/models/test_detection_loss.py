@@ -18,25 +18,18 @@ from models.detector import Raw
 from models.layers.heads import Head
 from models.loss import detection_loss
 from models.losses.classification import bce_loss, focal_loss, smoothed
-from models.priors import feature_sizes, priors
+from models.priors import feature_sizes
+from tests.models.small import BOXES, LABELS, SIZE, grid_for
 
-SIZE = (64, 96)
 KINDS = tuple(ASSIGNERS)
 CODES = ("delta", "ltrb")
 QUALITIES = ("centerness", "iou", "none")
 CLASS_LOSSES: dict[str, dict[str, Any]] = {
-    "focal": {"cls": "focal"},
-    "qfl": {"cls": "qfl"},
-    "vfl": {"cls": "vfl"},
-    "ghm": {"cls": "ghm"},
+    **{name: {"cls": name} for name in ("focal", "qfl", "vfl", "ghm")},
     "bce": {"cls": "bce", "smoothing": 0.1},
     "bce, mined": {"cls": "bce", "hard_negatives": 3.0},
 }
 OF_CODES = ("l1", "smooth_l1", "balanced_l1")
-BOXES = torch.tensor(
-    [[[4.0, 6.0, 40.0, 50.0], [30.0, 8.0, 90.0, 60.0]], [[10.0, 10.0, 34.0, 30.0], [0.0, 0.0, 0.0, 0.0]]]
-)
-LABELS = torch.tensor([[0, 2], [1, -1]])
 
 
 def configured(**keys: Any) -> ModelConfig:
@@ -45,7 +38,7 @@ def configured(**keys: Any) -> ModelConfig:
 
 def outputs(config: ModelConfig) -> tuple[Raw, Any]:
     """Raw outputs as leaves (what a network would say), and their grid."""
-    grid = priors(feature_sizes(SIZE, (3, 7)), (8, 16, 32, 64, 128), config.anchors)
+    grid = grid_for(SIZE, config.anchors)
     generator, N = torch.Generator().manual_seed(0), len(grid.boxes_xyxy)
     logits = torch.randn(2, N, 3, generator=generator) - 2
     boxes = torch.randn(2, N, 4, generator=generator) / 2
@@ -60,10 +53,8 @@ def legal(code: str, quality: str, cls: str, box: str) -> bool:
 @pytest.mark.parametrize("kind, code, quality", list(itertools.product(KINDS, CODES, QUALITIES)))
 def test_every_legal_combination_has_a_finite_loss_and_gradient(kind, code, quality):
     for cls, box in itertools.product(CLASS_LOSSES, BOX_LOSSES):
-        keys = {
-            "assign": {"kind": kind}, "box": {"code": code, "loss": box}, "quality": quality,
-            "loss": CLASS_LOSSES[cls],
-        }  # fmt: skip
+        keys = {"assign": {"kind": kind}, "box": {"code": code, "loss": box}, "quality": quality}
+        keys["loss"] = CLASS_LOSSES[cls]
         if not legal(code, quality, cls, box):
             with pytest.raises(ConfigError, match="is defined on delta codes|set quality: none"):
                 configured(**keys)
@@ -80,12 +71,14 @@ def test_every_legal_combination_has_a_finite_loss_and_gradient(kind, code, qual
 
 @pytest.mark.parametrize("cls", CLASS_LOSSES)
 @pytest.mark.parametrize("box", BOX_LOSSES)
-def test_without_objects_only_background_is_learned(cls, box):
-    config = configured(box={"loss": box}, quality="none", loss=CLASS_LOSSES[cls])
+@pytest.mark.parametrize("G", [0, 2], ids=["no rows", "padding"])
+def test_without_objects_only_background_is_learned(cls, box, G):
+    quality = "none" if cls in ("qfl", "vfl") else "centerness"
+    config = configured(box={"loss": box}, quality=quality, loss=CLASS_LOSSES[cls])
     raw, grid = outputs(config)
-    terms = detection_loss(config, raw, grid, torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64))
-    terms.total.backward()
-    assert terms.cls > 0 and terms.box == 0
+    terms = detection_loss(config, raw, grid, torch.zeros(2, G, 4), torch.full((2, G), -1))
+    terms.total.backward()  # each term has a graph all the same
+    assert terms.cls > 0 and terms.box == 0 and terms.quality == 0
     assert torch.equal(raw.boxes.grad, torch.zeros_like(raw.boxes)) and torch.isfinite(raw.logits.grad).all()
 
 

@@ -15,17 +15,12 @@ from models.boxes import iou
 from models.coders import decode_delta, decode_ltrb, encode_delta, encode_ltrb
 from models.config.model import AnchorConfig, AssignConfig, NeckConfig
 from models.layers.necks import FPN
-from models.losses.boxes import centerness, giou_loss
-from models.losses.classification import focal_loss
+from models.losses.boxes import centerness
 from models.priors import feature_sizes, priors
+from tests.models.small import STRIDES, close
 
-STRIDES = (8, 16, 32, 64, 128)
 ATSS = AnchorConfig(size=8.0)
 RETINANET = AnchorConfig(size=4.0, scales_per_octave=3, ratios=(0.5, 1.0, 2.0))
-
-
-def close(ours: Tensor, theirs: np.ndarray, atol: float = 1e-4) -> None:
-    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-4, atol=atol)
 
 
 def scene_batch(data: dict, scene: str) -> tuple[Tensor, Tensor]:
@@ -49,9 +44,6 @@ def check_padding(matched: Tensor) -> None:
     """Rows 1 and 2 of `scene_batch` against row 0: padding matches nothing and only shifts indices."""
     assert (matched[1] == BACKGROUND).all()
     np.testing.assert_array_equal(torch.where(matched[2] >= 0, matched[2] - 2, matched[2]), matched[0])
-
-
-# ------------------------------------------------------------------------------------ assigners
 
 
 @pytest.mark.parametrize("scene", [f"s{i:02d}" for i in range(13)])
@@ -145,9 +137,6 @@ def test_center_assignment_and_its_targets_are_mmdetections_fcos(golden, scene, 
     close(centerness(points, owner), data[f"{scene}_{mode}_sel_centerness"][rows])
 
 
-# ---------------------------------------------------------------------------------------- grids
-
-
 @pytest.mark.parametrize("name, anchors", [("atss", ATSS), ("retina", RETINANET)])
 @pytest.mark.parametrize("which", ["gridA", "gridB"])
 def test_anchor_grids(golden, name, anchors, which):
@@ -195,9 +184,6 @@ def padded_sizes(image_hw: np.ndarray) -> list[tuple[int, int]]:
     return feature_sizes((height, width), (3, 7))
 
 
-# --------------------------------------------------------------------------------------- coders
-
-
 @pytest.mark.parametrize("variant, stds", [("std1", (1.0, 1.0, 1.0, 1.0)), ("std0.1_0.2", (0.1, 0.1, 0.2, 0.2))])
 def test_delta_coder(golden, variant, stds):
     data = golden("coders")
@@ -217,33 +203,6 @@ def test_ltrb_coder(golden):
     close(decode_ltrb(points, one, torch.from_numpy(data["dist_in"])), data["dist_decode"], 1e-2)
 
 
-# --------------------------------------------------------------------------------------- losses
-
-
-@pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (0.4, 1.5)])
-def test_focal_loss_and_gradient(golden, alpha, gamma):
-    data = golden("losses")
-    name = f"focal_g{gamma:g}_a{alpha:g}"
-    classes = int(data["num_classes"])
-    logits = torch.from_numpy(data["cls_logits"]).requires_grad_()
-    labels = torch.from_numpy(data["cls_labels"])
-    targets = torch.nn.functional.one_hot(labels, classes + 1)[:, :classes].float()
-    loss = focal_loss(logits, targets, alpha=alpha, gamma=gamma)
-    close(loss, data[f"{name}_none"])
-    close(torch.autograd.grad(loss.sum(), logits, retain_graph=True)[0], data[f"{name}_grad_of_sum"])
-    mean = (loss * torch.from_numpy(data["cls_weight"])[:, None]).sum() / float(data["avg_factor"])
-    close(mean, data[f"{name}_weighted_avg"])
-
-
-def test_giou_loss_and_gradient(golden):
-    data = golden("losses")
-    pred, target = torch.from_numpy(data["box_pred"]).requires_grad_(), torch.from_numpy(data["box_target"])
-    loss = giou_loss(pred, target)
-    close(loss, data["giou_none"])
-    close(torch.autograd.grad(loss.sum(), pred)[0], data["giou_grad_of_sum"])
-    close(giou_loss(torch.from_numpy(data["edge_pred"]), torch.from_numpy(data["edge_target"])), data["edge_giou_none"])
-
-
 def test_overlaps(golden):
     data = golden("losses")
     a, b = torch.from_numpy(data["box_pred"]), torch.from_numpy(data["box_target"])
@@ -252,29 +211,18 @@ def test_overlaps(golden):
     close(iou(a[:rows, None], b[:columns]), data["overlap_pair_iou"])
 
 
-# ------------------------------------------------------------------------------------------ FPN
-
-
 @pytest.mark.parametrize(
     "variant, source, relu",
-    [
-        ("p6_from_p5", "p5", True),
-        ("p6_from_c5", "c5", True),
-        ("mm_on_input", "c5", False),
-        ("mm_on_output", "p5", False),
-        ("mm_on_output_relu", "p5", True),
-    ],
-)
+    [("p6_from_p5", "p5", True), ("p6_from_c5", "c5", True), ("mm_on_input", "c5", False),
+     ("mm_on_output", "p5", False), ("mm_on_output_relu", "p5", True)],
+)  # fmt: skip
 def test_feature_pyramid(golden, variant, source, relu):
     data = {k.removeprefix(f"{variant}/"): v for k, v in golden("fpn").items() if k.startswith(f"{variant}/")}
     inputs = [torch.from_numpy(data[f"in_c{level}"]) for level in (3, 4, 5)]
     config = NeckConfig(channels=data["out_p3"].shape[1], p6_from=source, p7_relu=relu)
     neck = FPN(config, [0, *(x.shape[1] for x in inputs)])
-    state = {}
-    for key, value in data.items():
-        if key.startswith("sd/"):
-            state[fpn_key(key.removeprefix("sd/"))] = torch.from_numpy(value)
-    neck.load_state_dict(state)
+    weights = {key.removeprefix("sd/"): value for key, value in data.items() if key.startswith("sd/")}
+    neck.load_state_dict({fpn_key(key): torch.from_numpy(value) for key, value in weights.items()})
     levels = neck([inputs[0].new_zeros(1, 1, 1, 1), *inputs])
     for level, ours in zip((3, 4, 5, 6, 7), levels, strict=True):
         close(ours, data[f"out_p{level}"])

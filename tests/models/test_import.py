@@ -173,9 +173,6 @@ def test_the_epsilon_that_torchvision_sets_for_its_own_retinanet(original, tmp_p
     assert import_checkpoint(path, classes=CLASSES, norm_eps=1e-3).config.backbone.norm_eps == 1e-3
 
 
-# -------------------------------------------------------------------------------- mmdetection
-
-
 def mmdet_state(architecture: str, backbone: str = "resnet50", classes: int = 80) -> dict[str, Tensor]:
     """Weights with mmdetection's names, made by renaming a detector of ours that has its conventions."""
     rules = merge(mmdet.conventions(architecture), {"backbone": {"name": backbone}})
@@ -210,10 +207,7 @@ def test_mmdetections_architectures(tmp_path, architecture, backbone):
     imported = import_checkpoint(tmp_path / "m.pth")
     assert (imported.source, imported.architecture) == ("mmdet", architecture)
     assert imported.config.classes == coco.NAMES and imported.config.backbone.name == backbone
-    rules = mmdet.conventions(architecture)
-    assert imported.config.backbone.style == rules["backbone"]["style"] and "style" in imported.notes[0]
-    assert imported.config.neck.p6_from == rules["neck"]["p6_from"]
-    assert imported.config.head.conv_bias == (architecture == "fcos-improved")
+    assert "style" in imported.notes[0]  # what else it says is in configs/peers: test_peer_configs.py
     assert imported.state["head.scales"].tolist() == ([1.0] * 5 if architecture == "retinanet" else [1, 2, 3, 4, 5])
     assert torch.equal(imported.state["neck.extra.1.conv.weight"], state["neck.fpn_convs.4.conv.weight"])
     detector_of(imported)

@@ -120,18 +120,15 @@ def test_what_was_taken_for_granted_is_said(tmp_path, capsys):
     assert build_detector(tmp_path / "best.pt")[0].config.backbone.style == "pytorch"
 
 
-@pytest.mark.parametrize("names, message", [(None, "cannot be read"), ("\n \n", "it has none")])
-def test_class_files_that_hold_no_names(tmp_path, capsys, names, message):
+@pytest.mark.parametrize("names, message", [(None, "cannot be read"), ("\n \n", "it has none"), ("a", "truncated")])
+def test_what_is_refused_is_status_1_and_one_line(tmp_path, capsys, names, message):
+    """Class files that hold no names, and a file of no weights."""
+    (tmp_path / "f.pth").write_bytes(b"nothing")
     path = tmp_path / "names.txt"
     if names is not None:
         path.write_text(names)
-    assert main(["import", str(tmp_path / "f.pth"), "--classes", str(path)]) == 1
-    assert message in capsys.readouterr().err
-
-
-def test_a_refused_file_is_status_1_and_one_line(tmp_path, capsys):
-    (tmp_path / "f.pth").write_bytes(b"nothing")
-    assert main(["import", str(tmp_path / "f.pth"), "--out", str(tmp_path / "best.pt")]) == 1
+    command = ["import", str(tmp_path / "f.pth"), "--classes", str(path), "--out", str(tmp_path / "best.pt")]
+    assert main(command) == 1
     error = capsys.readouterr().err
-    assert error.startswith("trainer import: error: ") and error.count("\n") == 1 and "truncated" in error
+    assert error.startswith("trainer import: error: ") and error.count("\n") == 1 and message in error
     assert not (tmp_path / "best.pt").exists()

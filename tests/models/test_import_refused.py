@@ -21,14 +21,12 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def fcos() -> State:
-    build = torchvision.models.detection.fcos_resnet50_fpn
-    return build(weights=None, weights_backbone=None, num_classes=len(CLASSES)).state_dict()
+    return state_of("fcos_resnet50_fpn", len(CLASSES))
 
 
-@pytest.fixture(scope="module")
-def retinanet() -> State:
-    build = torchvision.models.detection.retinanet_resnet50_fpn
-    return build(weights=None, weights_backbone=None, num_classes=len(CLASSES)).state_dict()
+def state_of(architecture: str, classes: int) -> State:
+    build = getattr(torchvision.models.detection, architecture)
+    return build(weights=None, weights_backbone=None, num_classes=classes).state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def atss() -> State:
 def refused(path: Path, state: object, message: str, **hints: object) -> str:
     torch.save(state, path / "f.pth")
     with pytest.raises(ImportRefused, match=message) as caught:
-        import_checkpoint(path / "f.pth", **hints)  # type: ignore[arg-type]
+        import_checkpoint(path / "f.pth", **hints)
     assert str(caught.value).startswith(str(path / "f.pth"))
     return str(caught.value)
 
@@ -97,7 +95,8 @@ def test_class_counts(tmp_path, fcos, classes, message):
     refused(tmp_path, fcos, message, classes=classes)
 
 
-def test_other_numbers_of_anchors(tmp_path, retinanet):
+def test_other_numbers_of_anchors(tmp_path):
+    retinanet = state_of("retinanet_resnet50_fpn", len(CLASSES))
     box = {k: v[:12] if "bbox_reg" in k else v for k, v in retinanet.items()}
     refused(tmp_path, box, "9 anchors in a cell and 36 box outputs, this file has 12", classes=CLASSES)
     cls = {k: v[:44] if "cls_logits" in k else v for k, v in retinanet.items()}
@@ -105,13 +104,10 @@ def test_other_numbers_of_anchors(tmp_path, retinanet):
 
 
 def test_other_architectures_of_torchvision(tmp_path, fcos):
-    models = torchvision.models
-    faster = models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
-    refused(tmp_path, faster.state_dict(), "two-stage.*nearest.* is retinanet_resnet50_fpn_v2")
-    refused(
-        tmp_path, models.resnet18(weights=None).state_dict(), "neither torchvision's nor mmdetection's .*imported are"
-    )
-    refused(tmp_path, models.resnet18(weights=None).state_dict(), "no dense detector", source="torchvision")
+    faster, resnet = state_of("fasterrcnn_resnet50_fpn", 3), torchvision.models.resnet18(weights=None).state_dict()
+    refused(tmp_path, faster, "two-stage.*nearest.* is retinanet_resnet50_fpn_v2")
+    refused(tmp_path, resnet, "neither torchvision's nor mmdetection's .*imported are")
+    refused(tmp_path, resnet, "no dense detector", source="torchvision")
     mobile = {k.replace("body.layer", "body.features"): v for k, v in fcos.items()}
     refused(tmp_path, mobile, "backbone is not a ResNet.*resnet50, resnet101", classes=CLASSES)
     refused(tmp_path, fcos, "stride in the 3x3", classes=CLASSES, style="caffe")
@@ -132,9 +128,8 @@ def test_mmdetections_other_layouts_and_heads(tmp_path, atss):
     refused(tmp_path, official, "authors' own repository", source="mmdet")
     headless = {k: v for k, v in atss.items() if not k.startswith("neck.")}
     refused(tmp_path, headless, "not its pyramid")
-    refused(
-        tmp_path, {**atss, "bbox_head.extra.weight": torch.ones(2)}, r"not expected: bbox_head\.extra\.weight \[2\]"
-    )
+    extra = {**atss, "bbox_head.extra.weight": torch.ones(2)}
+    refused(tmp_path, extra, r"not expected: bbox_head\.extra\.weight \[2\]")
 
 
 def test_groups_that_would_normalize_otherwise(tmp_path, atss):

@@ -10,26 +10,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.config.choices import BOX_LOSSES
+from models.config.choices import BOX_LOSSES, CLASS_LOSSES
 from models.losses import boxes as losses
 from models.losses.boxes import balanced_l1_loss
-from models.losses.classification import (
-    bce_loss,
-    focal_loss,
-    ghm_weights,
-    hardest,
-    quality_focal_loss,
-    smoothed,
-    varifocal_loss,
-)
+from models.losses.classification import bce_loss, focal_loss, ghm_weights, hardest, smoothed, varifocal_loss
 
 OVERLAP = [part.load() for part in BOX_LOSSES.values() if part.of == "boxes"]
 DISTANCE = [part.load() for part in BOX_LOSSES.values() if part.of == "codes"]
 WITHOUT_PULL = (losses.iou_log_loss, losses.iou_linear_loss)
-SOFT = [bce_loss, quality_focal_loss, varifocal_loss]
+SOFT = [bce_loss, CLASS_LOSSES["qfl"].load(), varifocal_loss]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-# -------------------------------------------------------------------------------------- finiteness
 
 corner = st.one_of(st.sampled_from([0.0, 10.0, 1e-3, -40.0, 640.0]), st.floats(-1e8, 1e8, width=32))
 side = st.one_of(st.sampled_from([0.0, 10.0, 1e-6, 1e8]), st.floats(0, 1e8, width=32))
@@ -125,9 +115,6 @@ def test_gradients_are_those_of_the_value(function):
     assert torch.autograd.gradcheck(lambda x: function(x, target), pred)
 
 
-# ---------------------------------------------------------------------------------------- formulas
-
-
 def test_alpha_diou_is_its_papers_formula():
     pred, target = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[2.0, 0.0, 6.0, 4.0]])
     expected = 1 - (8 / 24) ** 3 + (4 / 52) ** 3  # IoU 8 / 24, centers 2 px apart, the hull's diagonal squared 52
@@ -183,9 +170,6 @@ def test_ghm_of_nothing_is_zero():
     loss = (ghm_weights(logits, torch.zeros(1, 4, 2), counted) * bce_loss(logits, torch.zeros(1, 4, 2))).sum()
     loss.backward()
     assert loss == 0 and not logits.grad.any()
-
-
-# ------------------------------------------------------------------------------------------ mining
 
 
 @given(st.integers(0, 2**31), st.sampled_from([0.5, 1.0, 3.0, 100.0]))

@@ -16,6 +16,7 @@ from models.detector import Detector
 from models.layers.fuse import FuseError, fuse, fused_difference
 from models.layers.necks import BiFPN, ConstantSum, WeightedSum, build_neck
 from models.priors import feature_sizes
+from tests.models.small import images, small, with_statistics
 
 KINDS = tuple(NECKS)
 CHANNELS = (16, 24, 32, 40)
@@ -46,7 +47,7 @@ def test_levels_have_their_strides_and_learn(kind, levels, size):
 
 @pytest.mark.parametrize("norm", ["none", "bn", "gn"])
 @pytest.mark.parametrize("kind, depth", [("fpn", 1), ("pafpn", 1), ("bifpn", 1), ("bifpn", 3), ("reppan", 2)])
-def test_folded_equals_unfolded(kind, depth, norm, with_statistics):
+def test_folded_equals_unfolded(kind, depth, norm):
     model = with_statistics(nn.Sequential(neck(kind, depth=depth, norm=norm)))
     fused = fuse(model)
     given = features((136, 200))
@@ -64,11 +65,9 @@ def test_the_levels_above(kind, p6_from, p7_relu, top):
     """Where the next level comes from, and that only P7 has a ReLU before it, also above a dilated backbone."""
     given = features((128, 128), top - 1)
     model = neck(kind, CHANNELS[: top - 1], p6_from=p6_from, p7_relu=p7_relu).eval()
-    below: list[Tensor] = []
+    below, made = [], []
     for extra in model.extra:
         extra.register_forward_pre_hook(lambda _, inputs: below.append(inputs[0]))
-    made: list[Tensor] = []
-    for extra in model.extra:
         extra.register_forward_hook(lambda _, __, output: made.append(output))
     outputs = model(given)
     if kind != "bifpn":  # which goes on with these levels
@@ -93,7 +92,7 @@ def test_pafpn_is_the_papers_formula():
         torch.testing.assert_close(output, conv(level))
 
 
-def test_bifpn_is_the_papers_formula(with_statistics):
+def test_bifpn_is_the_papers_formula():
     """Section 3.3's example of level 6: P6_td of P6_in and P7_in, P6_out of P6_in, P6_td and P5_out."""
     model = with_statistics(neck("bifpn"))
     assert isinstance(model, BiFPN)
@@ -129,12 +128,8 @@ def test_a_weighted_sum_folds_to_plain_numbers():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_a_detector(kind):
-    config = model_config({
-        "classes": ["a", "b"], "input_size_hw": [64, 96], "head": {"depth": 1},
-        "backbone": {"name": "resnet18", "width": 0.125}, "neck": {"kind": kind, "channels": 16, "levels": [2, 6]},
-    })  # fmt: skip
-    model = Detector(config).eval()
-    assert model(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).logits.shape[1] == len(model.priors().boxes_xyxy)
+    model = Detector(small(neck={"kind": kind, "channels": 16, "levels": [2, 6]})).eval()
+    assert model(images()).logits.shape[1] == len(model.priors().boxes_xyxy)
 
 
 @pytest.mark.parametrize(

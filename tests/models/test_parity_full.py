@@ -13,6 +13,7 @@ from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.importers import fitted, mmdet
 from models.loss import detection_loss
+from tests.models.small import close
 
 FILES = {
     "full_mmdet_atss": "atss",
@@ -21,13 +22,11 @@ FILES = {
 }
 
 
-def close(ours: Tensor, theirs: np.ndarray, atol: float = 1e-4) -> None:
-    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-4, atol=atol)
-
-
-@pytest.fixture
+@pytest.fixture(params=FILES)
 def imported(golden, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[dict, Detector]:
-    """The reference's weights through the importer. Its ResNet-50 has a 32nd of the width, too little for ours."""
+    """The reference's weights through the importer, which reads from them what the reference was made with. Its
+    ResNet-50 has a 32nd of the width, too little for ours.
+    """
     data = golden(request.param)
     monkeypatch.setattr("models.backbones.resnet.scaled", lambda channels, width: channels // 32)
     state = {key.removeprefix("sd/"): torch.from_numpy(value) for key, value in data.items() if key.startswith("sd/")}
@@ -43,20 +42,13 @@ def imported(golden, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     for module in detector.head.modules():
         if isinstance(module, nn.GroupNorm):
             module.num_groups = 4  # what the reference was made with
-    return data, detector
-
-
-@pytest.mark.parametrize("imported", FILES, indirect=True)
-def test_what_the_importer_reads_is_what_the_reference_was_made_with(imported):
-    data, detector = imported
-    config = detector.config
     assert config.pixels.order == ("rgb" if data["bgr_to_rgb"] else "bgr")
     assert (config.backbone.style == "caffe") == bool(data["backbone_style_is_caffe"])
     np.testing.assert_allclose(config.pixels.mean, data["norm_mean"])
     np.testing.assert_allclose(config.pixels.std, data["norm_std"])
+    return data, detector
 
 
-@pytest.mark.parametrize("imported", FILES, indirect=True)
 def test_from_pixels_to_detections(imported):
     data, detector = imported
     images = torch.from_numpy(data["img0_bgr_uint8_hwc"])[None]  # fills the input, so that nothing is padded
@@ -65,7 +57,6 @@ def test_from_pixels_to_detections(imported):
     check(data, 0, count, boxes, scores, labels)
 
 
-@pytest.mark.parametrize("imported", FILES, indirect=True)
 def test_activations_on_the_way(imported):
     """On the smaller image, which mmdetection pads with zeros after normalizing."""
     data, detector = imported
@@ -94,7 +85,6 @@ def check(data: dict, image: int, count: Tensor, boxes: Tensor, scores: Tensor, 
     np.testing.assert_array_equal(labels[0, :n], data[f"img{image}_det_labels"])
 
 
-@pytest.mark.parametrize("imported", FILES, indirect=True)
 def test_losses_of_a_batch(imported):
     """ATSS and RetinaNet leave the anchors beyond the smaller image's own padding out; FCOS takes every point."""
     data, detector = imported

@@ -14,6 +14,7 @@ from models.deploy.graph import Deploy
 from models.detector import Detector, Raw
 from models.importers import mmdet, torchvision
 from models.loss import detection_loss
+from tests.models.small import close
 
 MMDET = {"head_mmdet_atss": "atss", "head_mmdet_retinanet": "retinanet",
          "head_mmdet_fcos_plain": "fcos", "head_mmdet_fcos_improved": "fcos-improved"}  # fmt: skip
@@ -23,10 +24,6 @@ TORCHVISION = {
     "head_torchvision_fcos": "fcos_resnet50_fpn",
 }
 FILES = {**MMDET, **TORCHVISION}
-
-
-def close(ours: Tensor, theirs: np.ndarray, atol: float = 1e-4) -> None:
-    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-4, atol=atol)
 
 
 def detector_of(data: dict, file: str, cfg: str = "A") -> Detector:

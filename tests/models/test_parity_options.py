@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from isodet.strict import ConfigError
 from models.assigners.center import assign_center
@@ -14,12 +13,7 @@ from models.coders import decode, decode_delta, decode_ltrb, encode_delta
 from models.config.model import AnchorConfig, BoxConfig, model_config
 from models.importers import torchvision
 from models.priors import Priors, priors
-
-STRIDES = (8, 16, 32, 64, 128)
-
-
-def close(ours: Tensor, theirs: np.ndarray, atol: float = 1e-4) -> None:
-    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-4, atol=atol)
+from tests.models.small import STRIDES, close
 
 
 def anchors_of(architecture: str) -> AnchorConfig:

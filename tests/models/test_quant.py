@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 
 import export
 from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
-from models.config.model import model_config
 from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.quant import FakeQuant, IntConv2d, QuantConv2d, QuantError, quantize
@@ -23,22 +22,13 @@ from runtime import Detector as Runtime
 from runtime import read_coco, read_image
 from runtime.evaluation.evaluate import evaluate
 from tests.at_fault import raises
+from tests.models.small import images, small
 
 
 def detector(**keys: object) -> Detector:
     torch.manual_seed(0)
-    config = {
-        "classes": list("abc"), "input_size_hw": [64, 96], "backbone": {"name": "resnet18", "width": 0.25},
-        "neck": {"channels": 16, "levels": [3, 5], "norm": "bn"}, "head": {"depth": 1}, **keys,
-    }  # fmt: skip
-    return Detector(model_config(config)).eval()
-
-
-def images(count: int = 2) -> Tensor:
-    return torch.randint(0, 256, (count, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-# -------------------------------------------------------------------------------- arithmetic
+    neck = {"channels": 16, "levels": [3, 5], "norm": "bn"}
+    return Detector(small(**{"backbone": {"name": "resnet18", "width": 0.25}, "neck": neck, **keys})).eval()
 
 
 def test_rounding_is_that_of_onnx_to_the_last_bit():
@@ -59,9 +49,7 @@ def test_rounding_is_that_of_onnx_to_the_last_bit():
         steps = np.concatenate([np.arange(-200, 201) / 2, rng.uniform(-140, 140, 100_000)])
         x = np.concatenate([steps * scale, rng.normal(0, 1, 1000) * 10.0 ** rng.integers(-8, 8, 1000)]).astype("f4")
         theirs = session.run(None, {"x": x, "s": np.array(scale, np.float32)})[0]
-        np.testing.assert_array_equal(
-            rounded(torch.from_numpy(x), torch.tensor(scale, dtype=torch.float32)).numpy(), theirs
-        )
+        np.testing.assert_array_equal(rounded(torch.from_numpy(x), torch.tensor(scale)).numpy(), theirs)
 
 
 def test_the_gradient_passes_inside_the_range_and_stops_beyond():
@@ -84,8 +72,6 @@ def test_an_int8_weight_computes_what_its_rounded_form_computes():
         # Half a step, and the division's own rounding: 127 steps times 6e-8 is far below 1e-4.
         assert (error <= fused.scale[:, None, None, None] * 0.5001).all()
 
-
-# -------------------------------------------------------------------------------- where it stands
 
 NETWORKS: dict[str, dict[str, object]] = {
     "resnet18": {},
@@ -149,7 +135,7 @@ def test_parts_of_a_concatenation_share_one_range():
 
     def rounding(node: fx.Node) -> str:
         while node.target is nn.functional.interpolate:  # enlarging is done on integers
-            node = node.args[0]  # type: ignore[assignment]
+            node = node.args[0]
         return str(node.target)
 
     shared = 0
@@ -183,7 +169,7 @@ def test_what_cannot_be_traced_or_calibrated_is_said():
             return [x] if x.sum() > 0 else []
 
     network = detector()
-    network.backbone = Moody().eval()  # type: ignore[assignment]
+    network.backbone = Moody().eval()
     with pytest.raises(QuantError, match="cannot be traced.*fp16"):
         quantize(network)
     with raises(QuantError, key="calibration"):
@@ -204,17 +190,8 @@ def test_training_follows_the_ranges_only_while_it_is_told_to():
     moved = float(first.scale)
     assert moved < before
     network.eval()
-    network(images())
-    assert float(first.scale) == moved
-    assert any(p.grad is not None for p in _trained(network))
-
-
-def _trained(network: nn.Module) -> list[nn.Parameter]:
     sum(out.sum() for out in network(images()) if out is not None).backward()
-    return list(network.parameters())
-
-
-# -------------------------------------------------------------------------------- a trained detector
+    assert float(first.scale) == moved and any(p.grad is not None for p in network.parameters())
 
 
 def test_a_trained_detector_in_8_bits_keeps_its_map_and_its_onnx_file_agrees(shapes_run, tmp_path):
@@ -255,9 +232,8 @@ def test_the_deployed_copy_leaves_the_training_form_alone():
     network.calibrate([images()], "minmax")
     state = copy.deepcopy(network.state_dict())
     deploy = Deploy(network).eval()
-    assert any(isinstance(m, IntConv2d) for m in deploy.modules()) and not any(
-        isinstance(m, IntConv2d) for m in network.modules()
-    )
+    integers = [any(isinstance(m, IntConv2d) for m in whole.modules()) for whole in (deploy, network)]
+    assert integers == [True, False]
     with torch.no_grad():
         for ours, theirs in zip(deploy.detector(images()), network(images()), strict=True):
             # The same steps and scales, multiplied before the sum or behind it: last bits (6e-8) over the depth.

@@ -19,6 +19,7 @@ from isodet.strict import ConfigError
 from models.backbones import Backbone, build_backbone
 from models.config.model import BackboneConfig, model_config
 from models.detector import Detector
+from tests.models.small import with_statistics
 
 with_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra: isodet[timm]")
 # Plain; squeeze and excitation; global context; LayerNorms and a stem of patches; inverted bottlenecks.
@@ -91,9 +92,7 @@ def test_without_timm_the_error_says_what_to_install(monkeypatch):
 def test_a_network_that_does_not_keep_its_word_is_refused(monkeypatch):
     pretend_timm(monkeypatch, (4, 8, 16, 32))
     monkeypatch.setattr(_Pictured, "forward", lambda self, x: [x.new_zeros(1, 24, 16, 8)] * 4)
-    with pytest.raises(
-        ConfigError, match=r"timm:channels_last gives features \[\(1, 24, 16, 8\), .*needed are \[\(1, 8, 16"
-    ):
+    with pytest.raises(ConfigError, match=r"channels_last gives features \[\(1, 24, 16, 8\), .*needed are \[\(1, 8"):
         backbone("timm:channels_last")
 
     def only_224(self: Any, x: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ def test_a_network_that_does_not_keep_its_word_is_refused(monkeypatch):
 
 @with_timm
 @pytest.mark.parametrize("name", NETWORKS)
-def test_features_learn_and_frozen_norms_stay(name, with_statistics):
+def test_features_learn_and_frozen_norms_stay(name):
     # timm starts the last norm of a block at zero, behind which a block whose norms are frozen learns nothing.
     model = with_statistics(backbone(f"timm:{name}", norm="frozen")).train()
     features = model(images())

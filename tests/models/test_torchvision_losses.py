@@ -62,9 +62,8 @@ def our_losses(name: str, said: dict[str, Tensor], boxes: list[Tensor], labels: 
     all_boxes = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True)
     all_labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
     quality = said["bbox_ctrness"][..., 0] if "bbox_ctrness" in said else None
-    return detection_loss(
-        config, Raw(said["cls_logits"], said["bbox_regression"], quality), grid, all_boxes, all_labels
-    )
+    raw = Raw(said["cls_logits"], said["bbox_regression"], quality)
+    return detection_loss(config, raw, grid, all_boxes, all_labels)
 
 
 def targets_of(batch: str) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,7 +1,8 @@
-"""The data set of tests that train."""
+"""The data set of tests that train, and a copy of it to break."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,9 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("tiny") / "data"
     make_shapes(folder, train_images=train_images, val_images=val_images, size_hw=(64, 64))
     return folder
+
+
+@pytest.fixture
+def own(data: Path, tmp_path: Path) -> Path:
+    """A copy of `data` that the test may break."""
+    return Path(shutil.copytree(data, tmp_path / "data"))

@@ -22,7 +22,7 @@ def stop_before_epoch(number: int, settings: TrainConfig, runs: Path) -> None:
         begun.append(1)
         if len(begun) == number:
             raise KeyboardInterrupt
-        real(*arguments)  # type: ignore[arg-type]
+        real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.loop, "train_epoch", stopped)
@@ -35,7 +35,7 @@ def ask_at_end_of_epoch(number: int, settings: TrainConfig, runs: Path) -> None:
     real = trainer.loop.MetricsLog.end_epoch
 
     def ending(self: object, *arguments: object) -> object:
-        row = real(self, *arguments)  # type: ignore[arg-type]
+        row = real(self, *arguments)
         if row["epoch"] == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return row
@@ -50,7 +50,7 @@ def ask_at_step(number: int, settings: TrainConfig, runs: Path) -> None:
     real, steps = trainer.loop.MetricsLog.step, []
 
     def step(self: object) -> None:
-        real(self)  # type: ignore[arg-type]
+        real(self)
         steps.append(1)
         if len(steps) == number:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from trainer.config.train import TrainConfig
+from trainer.loop import fit
+
 
 def child(work: Callable[[], object], err: Path, environment: Mapping[str, str] | None = None) -> int:
     """Run `work` in a process of its own, whose stderr goes to the end of the file `err`; returns the process's id.
@@ -23,7 +26,7 @@ def child(work: Callable[[], object], err: Path, environment: Mapping[str, str] 
                 os.dup2(file.fileno(), 2)
                 sys.stderr = file
                 os.environ |= environment or {}
-                status = int(work() or 0)  # type: ignore[call-overload]
+                status = int(work() or 0)
                 file.flush()
         finally:
             os._exit(status)
@@ -45,3 +48,11 @@ def two(work: Callable[[int], object], err: Path) -> list[int]:
         child(partial(work, rank), err, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
     ]
     return [ended(pid) for pid in pids]
+
+
+def fit_in_two(settings: TrainConfig, runs: Path) -> Path:
+    """Train in two processes; returns the folder of the one run that they write."""
+    err = runs.with_suffix(".err")
+    assert two(lambda rank: fit(settings, runs, quiet=True) and 0, err) == [0, 0], err.read_text()
+    (run,) = (path for path in runs.iterdir() if path.is_dir())
+    return run

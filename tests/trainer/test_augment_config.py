@@ -1,14 +1,10 @@
 """The augment section: off unless asked for, refused with a reason where it makes no sense."""
 
-from __future__ import annotations
-
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from isodet.strict import ConfigError, build
+from isodet.strict import ConfigError, build, to_mapping
 from trainer.check.augment import NAMES, alone, switched_on
 from trainer.config.augment import AugmentConfig
 from trainer.config.train import dump_config
@@ -16,7 +12,7 @@ from trainer.config_reader import read_config, train_config
 from trainer.recipes import make_shapes
 
 
-def test_every_section_is_off_by_default_and_the_old_keys_are_as_they_were() -> None:
+def test_every_section_is_off_by_default_and_the_old_keys_are_as_they_were():
     config = AugmentConfig()
     assert switched_on(config) == ["flip", "scale", "color"]
     assert config.closing == {}
@@ -55,13 +51,13 @@ def test_every_section_is_off_by_default_and_the_old_keys_are_as_they_were() -> 
         ({"flip_vertical": 2}, "augment.flip_vertical"),
     ],
 )
-def test_what_is_refused_is_named(section: dict[str, Any], said: str) -> None:
+def test_what_is_refused_is_named(section, said):
     with pytest.raises(ConfigError) as error:
         build(AugmentConfig, section, "augment")
     assert said in str(error.value)
 
 
-def test_a_config_goes_through_yaml_and_finds_its_files(tmp_path: Path) -> None:
+def test_a_config_goes_through_yaml_and_finds_its_files(tmp_path):
     make_shapes(tmp_path / "set", 2, 1)
     path = tmp_path / "set" / "mine.yaml"
     path.write_text(
@@ -84,7 +80,7 @@ def test_a_config_goes_through_yaml_and_finds_its_files(tmp_path: Path) -> None:
     assert read_config(again) == config
 
 
-def test_what_closes_before_it_begins_is_refused(tmp_path: Path) -> None:
+def test_what_closes_before_it_begins_is_refused(tmp_path):
     make_shapes(tmp_path / "set", 2, 1)
     path = tmp_path / "set" / "shapes.yaml"
     for name in ("mosaic", "mixup"):
@@ -92,17 +88,11 @@ def test_what_closes_before_it_begins_is_refused(tmp_path: Path) -> None:
             read_config(path, [f"augment.{name}.probability=0.5", "schedule.epochs=8"])
     config = read_config(path, ["augment.mosaic.probability=0.5", "schedule.epochs=11"])
     assert config.augment.closing == {"mosaic": 10}
-    assert train_config(config_mapping(config)) == config
-
-
-def config_mapping(config: Any) -> Any:
-    from isodet.strict import to_mapping
-
-    return to_mapping(config)
+    assert train_config(to_mapping(config)) == config
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_alone_is_alone(name: str) -> None:
+def test_alone_is_alone(name):
     everything = build(AugmentConfig, {
         "torchvision": [{"RandomEqualize": {}}], "albumentations": [{"Blur": {}}], "flip_vertical": 0.5,
         "blur": {"probability": 0.5, "sigma": [3, 4]}, "mosaic": {"probability": 0.5},

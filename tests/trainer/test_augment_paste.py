@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.trainer.pixels import extent
 from tests.trainer.tiny import InOrder
 from trainer.augment.geometry import Picture
 from trainer.augment.paste import Patch, cut_patch, paste, paste_all, uncovered
@@ -43,7 +44,7 @@ def red_patch(rng: np.random.Generator, label: int = 4, margin: float = 0.3) -> 
 
 
 @given(SEEDS, st.sampled_from(["same_height", "anywhere"]))
-def test_a_pasted_object_is_exactly_in_its_box(seed: int, place: str) -> None:
+def test_a_pasted_object_is_exactly_in_its_box(seed, place):
     rng = np.random.default_rng(seed)
     patch, (h, w) = red_patch(rng)
     below = picture([], [])
@@ -51,8 +52,7 @@ def test_a_pasted_object_is_exactly_in_its_box(seed: int, place: str) -> None:
     assert result is not None
     out, hidden = result
     red = (out.image == (0, 0, 255)).all(2)
-    rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
-    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    found = extent(red)
     assert out.boxes_xyxy.tolist() == [found] == [hidden.tolist()] and out.labels.tolist() == [4]
     assert red.sum() == h * w and (below.image == 50).all()
     if place == "same_height":
@@ -60,20 +60,19 @@ def test_a_pasted_object_is_exactly_in_its_box(seed: int, place: str) -> None:
 
 
 @given(SEEDS)
-def test_size_follows_the_picture_and_boxes_stay_exact(seed: int) -> None:
+def test_size_follows_the_picture_and_boxes_stay_exact(seed):
     rng = np.random.default_rng(seed)
     patch, (h, w) = red_patch(rng, margin=0.5)
     result = paste(picture([], [], (300, 400)), patch, copy(scale=(0.5, 1.2)), rng)
     assert result is not None
     out = result[0]
     red = out.image[:, :, 2] > 150  # half way between 50 and 255
-    rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
-    assert np.abs(out.boxes_xyxy[0] - [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).max() <= 1.0
+    assert np.abs(out.boxes_xyxy[0] - extent(red)).max() <= 1.0
     assert 0.45 * 3 <= (out.boxes_xyxy[0, 3] - out.boxes_xyxy[0, 1]) / h <= 1.25 * 3
 
 
 @given(SEEDS)
-def test_surroundings_fade_and_poisson_keeps_the_place(seed: int) -> None:
+def test_surroundings_fade_and_poisson_keeps_the_place(seed):
     source = np.full((100, 120, 3), 200, np.uint8)
     source[40:60, 40:70] = (90, 90, 255)
     patch = cut_patch(source, np.array([40, 40, 70, 60], float), 0, 0.5)
@@ -84,8 +83,7 @@ def test_surroundings_fade_and_poisson_keeps_the_place(seed: int) -> None:
         out = result[0]
         x0, y0, x1, y1 = out.boxes_xyxy[0].astype(int)
         red = out.image[:, :, 2].astype(int) - out.image[:, :, 0]  # the surroundings are gray, in either blend
-        rows, columns = np.flatnonzero((red > 80).any(1)), np.flatnonzero((red > 80).any(0))
-        assert [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] == [x0, y0, x1, y1]
+        assert extent(red > 80) == [x0, y0, x1, y1]
         line = out.image[(y0 + y1) // 2, x1 + 1 : x1 + 15, 0].astype(int)  # from the box to the picture's 50
         assert (np.diff(line) <= 1).all() and line[-1] < 75
         assert (out.image[:, : max(x0 - 16, 0)] == 50).all() and (out.image[:, x1 + 16 :] == 50).all()
@@ -94,7 +92,7 @@ def test_surroundings_fade_and_poisson_keeps_the_place(seed: int) -> None:
 
 @given(SEEDS)
 @example(0)
-def test_nothing_is_pasted_onto_ignored_regions_nor_negatives_onto_objects(seed: int) -> None:
+def test_nothing_is_pasted_onto_ignored_regions_nor_negatives_onto_objects(seed):
     rng = np.random.default_rng(seed)
     below = picture([[0, 0, 60, 100], [70, 10, 110, 30]], [-2, 1])
     before = below.image.copy()
@@ -114,7 +112,7 @@ def test_nothing_is_pasted_onto_ignored_regions_nor_negatives_onto_objects(seed:
         assert not np.array_equal(result[0].image, before)
 
 
-def test_no_place_is_no_paste() -> None:
+def test_no_place_is_no_paste():
     rng = np.random.default_rng(0)
     patch, _ = red_patch(rng)
     assert paste(picture([[0, 0, 120, 100]], [-2]), patch, copy(), rng) is None
@@ -138,7 +136,7 @@ def test_no_place_is_no_paste() -> None:
         ((0, 0, 100, 100), (50, 60, 50, 60), 1.0),  # all
     ],
 )
-def test_uncovered_by_hand(hidden: tuple[int, ...], left: tuple[int, ...], share: float) -> None:
+def test_uncovered_by_hand(hidden, left, share):
     boxes, hidden_share = uncovered(np.array([[10, 20, 50, 60]], np.float32), np.array(hidden, np.float32))
     assert hidden_share[0] == pytest.approx(share)
     if share < 1:
@@ -148,7 +146,7 @@ def test_uncovered_by_hand(hidden: tuple[int, ...], left: tuple[int, ...], share
     assert uncovered(np.zeros((0, 4), np.float32), np.array(hidden, np.float32))[0].shape == (0, 4)
 
 
-def test_objects_that_are_covered_too_far_are_no_targets() -> None:
+def test_objects_that_are_covered_too_far_are_no_targets():
     below = picture([[40, 30, 80, 70]], [2])
     source = np.full((100, 120, 3), 90, np.uint8)
     seen = set()
@@ -163,7 +161,7 @@ def test_objects_that_are_covered_too_far_are_no_targets() -> None:
     assert seen == {True, False}
 
 
-def test_what_may_be_copied() -> None:
+def test_what_may_be_copied():
     config = copy(sides=(0.1, 0.4), margin=0.1)
     boxes = [[0, 0, 20, 20], [40, 40, 44, 44], [50, 50, 99, 99], [70, 0, 90, 20], [88, 18, 99, 30]]
     # Alone; too small; too large; touched by the next; and that by it.
@@ -173,7 +171,7 @@ def test_what_may_be_copied() -> None:
     assert copyable(np.zeros((0, 4), np.float32), np.zeros(0, int), (100, 100), config).tolist() == []
 
 
-def test_sources_without_anything_to_give() -> None:
+def test_sources_without_anything_to_give():
     rng = np.random.default_rng(0)
     negative = Negative(Path("x.png"), (0, 0, 5, 5), 0.5, "a")
     gone = Sources(InOrder([None] * 9), np.array([0, 1]), (negative,))

@@ -16,10 +16,11 @@ from runtime.datasets.coco import CocoDataset, read_coco
 from runtime.detections import Detections
 from runtime.images.image import FixedSize, ShortSide, write_image
 from tests.at_fault import raises
+from tests.trainer.tiny import same
 from trainer.augment import augment
 from trainer.augment.pipeline import needs_sources
 from trainer.config.train import AugmentConfig
-from trainer.data.train_set import Sample, TrainSet, collate, init_worker
+from trainer.data.train_set import TrainSet, collate, init_worker
 from trainer.prepare.negatives import MiningError, mine_negatives, read_negatives
 from trainer.recipes import make_shapes
 
@@ -36,7 +37,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 @pytest.fixture(scope="module")
 def negatives_file(shapes: CocoDataset) -> Path:
     path = shapes.images_dir.parent / "negatives.json"
-    mine_negatives(Everywhere(shapes.class_names), shapes, path, score=0.5)  # type: ignore[arg-type]
+    mine_negatives(Everywhere(shapes.class_names), shapes, path, score=0.5)
     return path
 
 
@@ -64,14 +65,8 @@ def everything(negatives_file: Path, **changes: Any) -> AugmentConfig:
     })  # fmt: skip
 
 
-def same(a: Sample | None, b: Sample | None) -> bool:
-    assert a is not None and b is not None
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def test_items_do_not_depend_on_who_loads_them_or_when(shapes: CocoDataset, negatives_file: Path) -> None:
-    config = everything(negatives_file)
-    train, twin = (TrainSet(shapes, SIZE, config, seed=5) for _ in range(2))
+def test_items_do_not_depend_on_who_loads_them_or_when(shapes, negatives_file):
+    train, twin = (TrainSet(shapes, SIZE, everything(negatives_file), seed=5) for _ in range(2))
     train.set_epoch(3)
     order = [11, 2, 2, 7, 0]
     first = [train[i] for i in order]
@@ -79,18 +74,16 @@ def test_items_do_not_depend_on_who_loads_them_or_when(shapes: CocoDataset, nega
     np.random.seed(0)  # a generator of the process's own must play no part
     assert all(same(twin[i], item) for i, item in reversed(list(zip(order, first, strict=True))))
     loader = DataLoader(train, 4, collate_fn=collate, num_workers=2, worker_init_fn=init_worker)
-    batches = list(loader)
+    views = [view for batch in loader for view in batch.images.numpy()]
     items = [train[i] for i in range(len(train))]
-    views = [view for batch in batches for view in batch.images.numpy()]
-    for item, view in zip(items, views, strict=True):
-        assert item is not None and np.array_equal(item.image, view)
+    assert all(np.array_equal(item.image, view) for item, view in zip(items, views, strict=True))
     train.set_epoch(4)
     changed = [not same(train[i], item) for i, item in enumerate(items)]
     assert sum(changed) >= len(items) - 1
 
 
 @pytest.mark.parametrize("resize", [SIZE, ShortSide(80, 133, 32, True, (100, 110, 120))])
-def test_every_view_is_sound(shapes: CocoDataset, negatives_file: Path, resize: Any) -> None:
+def test_every_view_is_sound(shapes, negatives_file, resize):
     train = TrainSet(shapes, resize, everything(negatives_file, multi_scale={"probability": 0.5}), seed=1)
     most = max(len(record.labels) for record in shapes.records)
     counts = []
@@ -110,7 +103,7 @@ def test_every_view_is_sound(shapes: CocoDataset, negatives_file: Path, resize: 
     assert max(counts) > most  # mosaic, mixup and paste brought others
 
 
-def test_mosaic_and_mixup_end_before_training_does(shapes: CocoDataset) -> None:
+def test_mosaic_and_mixup_end_before_training_does(shapes):
     on = build(AugmentConfig, {"mosaic": {"probability": 1, "close_epochs": 3},
                                "mixup": {"probability": 1, "close_epochs": 1}})  # fmt: skip
     off = {"mosaic": replace(on.mosaic, probability=0.0), "mixup": replace(on.mixup, probability=0.0)}
@@ -123,7 +116,7 @@ def test_mosaic_and_mixup_end_before_training_does(shapes: CocoDataset) -> None:
         assert all(same(train[i], expected[i]) for i in range(4)), epoch
 
 
-def test_an_unreadable_picture_among_the_others_stops_nothing(tmp_path: Path) -> None:
+def test_an_unreadable_picture_among_the_others_stops_nothing(tmp_path):
     make_shapes(tmp_path / "set", 6, 1)
     dataset = read_coco(tmp_path / "set" / "train.json", tmp_path / "set" / "train")
     for record in dataset.records[1:]:
@@ -136,7 +129,7 @@ def test_an_unreadable_picture_among_the_others_stops_nothing(tmp_path: Path) ->
     assert set(train.unusable) <= {record.path for record in dataset.records[1:]} and train.unusable
 
 
-def test_what_draws_from_elsewhere_says_so_without_sources(negatives_file: Path) -> None:
+def test_what_draws_from_elsewhere_says_so_without_sources(negatives_file):
     config = everything(negatives_file)
     assert needs_sources(config) == ["hard_negatives", "copy_paste", "mosaic", "mixup", "torchvision"]
     image = np.zeros((40, 40, 3), np.uint8)
@@ -145,7 +138,7 @@ def test_what_draws_from_elsewhere_says_so_without_sources(negatives_file: Path)
         augment(image, *none, SIZE, config, np.random.default_rng(0))
 
 
-def test_regions_to_be_ignored_stay_while_a_pixel_is_left() -> None:
+def test_regions_to_be_ignored_stay_while_a_pixel_is_left():
     image = np.zeros((100, 100, 3), np.uint8)
     boxes = np.array([[0, 0, 100, 100], [0, 0, 100, 100]], np.float32)
     config = build(AugmentConfig, {"flip": 0, "scale": [3, 3], "min_visible": 0.5, "color_probability": 0})
@@ -153,11 +146,7 @@ def test_regions_to_be_ignored_stay_while_a_pixel_is_left() -> None:
     assert labels.tolist() == [-2] and left.tolist() == [[0, 0, 96, 96]]
 
 
-# ---------------------------------------------------------------------------------------------
-# mined negatives
-
-
-def test_mining_keeps_what_overlaps_no_object(tmp_path: Path) -> None:
+def test_mining_keeps_what_overlaps_no_object(tmp_path):
     for i in range(3):
         write_image(tmp_path / f"{i}.png", np.zeros((128, 128, 3), np.uint8))
     coco = {
@@ -189,7 +178,7 @@ def test_mining_keeps_what_overlaps_no_object(tmp_path: Path) -> None:
         mine_negatives(detector, dataset, dataset.annotations, 0.5)
 
 
-def test_nothing_to_mine_is_said(tmp_path: Path, shapes: CocoDataset) -> None:
+def test_nothing_to_mine_is_said(tmp_path, shapes):
     detector: Any = Everywhere(shapes.class_names)
     with pytest.raises(MiningError, match="no false positive among 0 detections at a score of 0.95"):
         mine_negatives(detector, shapes, tmp_path / "n.json", 0.95)
@@ -210,9 +199,7 @@ def test_nothing_to_mine_is_said(tmp_path: Path, shapes: CocoDataset) -> None:
         (None, "not valid JSON"),
     ],
 )
-def test_a_bad_file_of_negatives_is_refused_before_training(
-    negatives_file: Path, shapes: CocoDataset, change: Any, said: str
-) -> None:
+def test_a_bad_file_of_negatives_is_refused_before_training(negatives_file, shapes, change, said):
     bad = negatives_file.with_name("bad.json")  # beside it, because its images folder is relative
     content = json.loads(negatives_file.read_text())
     if change is not None:
@@ -224,7 +211,7 @@ def test_a_bad_file_of_negatives_is_refused_before_training(
     assert said in str(error.value) and "bad.json" in str(error.value)
 
 
-def test_negatives_go_onto_empty_pictures_as_background(tmp_path: Path) -> None:
+def test_negatives_go_onto_empty_pictures_as_background(tmp_path):
     write_image(tmp_path / "source.png", np.full((100, 100, 3), (0, 0, 255), np.uint8))
     write_image(tmp_path / "empty.png", np.full((100, 200, 3), 60, np.uint8))
     write_image(tmp_path / "full.png", np.full((100, 200, 3), 60, np.uint8))

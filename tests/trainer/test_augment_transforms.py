@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from isodet.strict import ConfigError, build
+from tests.trainer.pixels import extent
 from trainer.augment.geometry import Picture
 from trainer.augment.transforms import AlbumentationsTransforms, TorchvisionTransforms, make_transforms
 from trainer.config.augment import AugmentConfig
@@ -35,7 +36,7 @@ def blue_rectangle() -> Picture:
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_boxes_follow_the_pixels_and_colors_keep_their_order(kind: Any) -> None:
+def test_boxes_follow_the_pixels_and_colors_keep_their_order(kind):
     picture = blue_rectangle()
     before = picture.image.copy()
     moved = set()
@@ -45,16 +46,15 @@ def test_boxes_follow_the_pixels_and_colors_keep_their_order(kind: Any) -> None:
         assert out.image.shape == picture.image.shape and out.boxes_xyxy.dtype == np.float32
         blue = out.image[:, :, 0] > 127
         assert (out.image[:, :, 1:] == 0).all()
-        rows, columns = np.flatnonzero(blue.any(1)), np.flatnonzero(blue.any(0))
-        found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        found = extent(blue)
         mine = out.boxes_xyxy[out.labels == 7]
         assert len(mine) == 1 and np.abs(np.clip(mine[0], 0, [90, 60, 90, 60]) - found).max() <= 1
-        moved.add(tuple(found.tolist()))
+        moved.add(tuple(found))
     assert len(moved) > 4 and np.array_equal(picture.image, before)
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_one_generator_gives_one_view_and_no_other_generator_moves(kind: Any) -> None:
+def test_one_generator_gives_one_view_and_no_other_generator_moves(kind):
     transform = kind((SHIFT[kind],))
     torch.manual_seed(3)
     random.seed(3)
@@ -68,14 +68,14 @@ def test_one_generator_gives_one_view_and_no_other_generator_moves(kind: Any) ->
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_without_boxes(kind: Any) -> None:
+def test_without_boxes(kind):
     empty = Picture(blue_rectangle().image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     out = kind((SHIFT[kind],))(empty, np.random.default_rng(0))
     assert out.boxes_xyxy.shape == (0, 4) and out.labels.shape == (0,) and out.labels.dtype == np.int64
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_mistakes_are_named(kind: Any) -> None:
+def test_mistakes_are_named(kind):
     key = "torchvision" if kind is TorchvisionTransforms else "albumentations"
     known = "RandomRotation" if kind is TorchvisionTransforms else "RandomRotate90"
     with pytest.raises(ConfigError, match=f"augment.{key}: .* no transform '{known}s'; did you mean '{known}'"):
@@ -87,7 +87,7 @@ def test_mistakes_are_named(kind: Any) -> None:
         kind((to_tensor,))(blue_rectangle(), np.random.default_rng(0))
 
 
-def test_dropped_boxes_take_their_labels_along() -> None:
+def test_dropped_boxes_take_their_labels_along():
     steps = ({"CenterCrop": {"size": [20, 90]}}, {"SanitizeBoundingBoxes": {"min_size": 25}})
     out = TorchvisionTransforms(steps)(blue_rectangle(), np.random.default_rng(0))
     assert out.image.shape == (20, 90, 3) and out.labels.tolist() == []
@@ -96,7 +96,7 @@ def test_dropped_boxes_take_their_labels_along() -> None:
 
 
 @pytest.mark.skipif(installed, reason="albumentations is installed")
-def test_what_is_not_installed_is_said_before_training() -> None:
+def test_what_is_not_installed_is_said_before_training():
     config = build(AugmentConfig, {"albumentations": [{"Blur": {}}]})
     with pytest.raises(ConfigError, match=r"pip install 'isodet\[albumentations\]'"):
         make_transforms(config)

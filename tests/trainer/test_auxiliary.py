@@ -1,4 +1,4 @@
-"""The auxiliary head: coarser than the head, only there while training, and gone from what is deployed."""
+"""The auxiliary head: coarser than the head, and only there while training. Whole runs with it: test_distill.py."""
 
 from __future__ import annotations
 
@@ -8,20 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import export
 from isodet.strict import ConfigError
 from models.assigners import assign
-from models.checkpoint import read_checkpoint
 from models.detector import Detector
 from models.loss import detection_loss
-from tests.trainer.interrupted import go_on, stop_before_epoch
-from tests.trainer.processes import two
-from tests.trainer.tiny import CUT_ALIKE, one_object, tiny_config
+from tests.trainer.tiny import CUT_ALIKE, one_object, save_random, tiny_config
 from trainer.config.extras import AuxiliaryConfig, auxiliary_model, coarse
 from trainer.config.train import TrainConfig
 from trainer.devices.distributed import Group
-from trainer.log.metrics import read_metrics
-from trainer.loop import fit
 from trainer.state import new_state
 from trainer.training_model import total_loss
 
@@ -33,15 +27,10 @@ def config(data: Path, *overrides: str) -> TrainConfig:
     return tiny_config(data, *KEYS, *overrides)
 
 
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fit(config(data), tmp_path_factory.mktemp("runs"), quiet=True).run
-
-
 @pytest.mark.parametrize("kind", ["atss", "topk", "center", "iou"])
-def test_a_coarse_assignment_has_more_positives_and_loses_no_object(data: Path, kind: str) -> None:
+def test_a_coarse_assignment_has_more_positives_and_loses_no_object(data, kind):
     model = config(data, "model.input_size_hw=[128,128]").model
-    fine = replace(model.assign, kind=kind)  # type: ignore[arg-type]
+    fine = replace(model.assign, kind=kind)
     grid = Detector(model).priors()
     boxes = torch.tensor([[[10.0, 12, 50, 60], [70, 64, 118, 120], [80, 8, 96, 30]]])
     valid = torch.ones(1, 3, dtype=torch.bool)
@@ -50,7 +39,7 @@ def test_a_coarse_assignment_has_more_positives_and_loses_no_object(data: Path, 
     assert coarse(fine, 1.0) == fine
 
 
-def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data: Path) -> None:
+def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data):
     settings = config(data, "batch_size=1")
     assert settings.auxiliary is not None
     torch.manual_seed(0)
@@ -68,56 +57,23 @@ def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data: P
     assert terms["aux"].item() == pytest.approx(wanted.item(), rel=1e-5)
     lead = detection_loss(settings.model, detector(batch.images), grid, batch.boxes_xyxy, batch.labels)
     torch.testing.assert_close(total_loss(terms), lead.total + wanted)
-    terms["aux"].backward()  # type: ignore[no-untyped-call]
+    terms["aux"].backward()
     assert all(p.grad is None for p in detector.head.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in detector.neck.parameters())
     assert all(p.grad is not None for p in model.beside.parameters())
     rates = {id(p) for g in state.optimizer.param_groups for p in g["params"]}
     assert rates == {id(p) for p in model.parameters()}
+    assert any(key.startswith("auxiliary.cls_tower") for key in state.state_dict()["beside"])  # so it can be resumed
 
 
-def test_the_run_says_so_and_its_checkpoint_is_a_plain_detector(data: Path, run: Path, tmp_path: Path) -> None:
-    rows = read_metrics(run / "metrics.csv")
-    assert all(row["loss_aux"] > 0 and "loss_distill" not in row for row in rows)
-    assert read_checkpoint(run / "best.pt")["model"].keys() == Detector(config(data).model).state_dict().keys()
-    onnx = export.to_onnx(run / "best.pt", tmp_path / "best.onnx")
-    assert onnx.verification is not None and onnx.verification.passed
-
-
-def test_a_resumed_run_ends_as_one_never_stopped(data: Path, run: Path, tmp_path: Path) -> None:
-    stop_before_epoch(2, config(data), tmp_path)
-    one, other = (read_checkpoint(r / "last.pt")["resume"] for r in (go_on(tmp_path), run))
-    assert any(key.startswith("auxiliary.cls_tower") for key in one["beside"])
-    for part in ("model", "beside"):
-        assert one[part].keys() == other[part].keys()
-        assert all(torch.equal(value, other[part][key]) for key, value in one[part].items())
-
-
-def test_two_processes_with_teacher_and_auxiliary_head_learn_what_one_learns(
-    data: Path, run: Path, tmp_path: Path
-) -> None:
-    keys = ["schedule.epochs=1", f"distill.teacher={run / 'best.pt'}", "distill.features=1", "model.neck.channels=24"]
-    single = fit(config(data, *keys), tmp_path / "one", quiet=True).run
-
-    def work(rank: int) -> object:
-        return fit(config(data, *keys, "batch_size=1"), tmp_path / "two", quiet=True) and 0
-
-    assert two(work, tmp_path / "err") == [0, 0], (tmp_path / "err").read_text()
-    for part in ("model", "beside"):
-        a, b = (read_checkpoint(r / "last.pt")["resume"][part] for r in (single, tmp_path / "two" / "shapes"))
-        for key, value in a.items():
-            torch.testing.assert_close(value, b[key], rtol=1e-3, atol=1e-5)
-    row = read_metrics(single / "metrics.csv")[0]
-    assert row["loss_distill"] > 0 and row["loss_aux"] > 0
-
-
-def test_refused_configurations(data: Path, run: Path) -> None:
+def test_refused_configurations(data, tmp_path):
+    best = save_random(tmp_path / "best.pt", config(data))
     for overrides, message in (
         (["auxiliary.weight=0"], "weight"),
         (["auxiliary.coarse=0.5"], "coarse"),
         (["auxiliary.depth=9"], "depth"),
         (["batch_size=auto"], "memory of the auxiliary head"),
-        (["qat={}", f"init={run / 'best.pt'}"], "auxiliary: .*qat"),
+        (["qat={}", f"init={best}"], "auxiliary: .*qat"),
     ):
         with pytest.raises(ConfigError, match=message):
             config(data, *overrides)

@@ -99,20 +99,20 @@ some = given(seed=st.integers(0, 10_000), count=st.integers(0, 40))
 
 
 @some
-def test_soft_nms_is_the_papers(seed: int, count: int) -> None:
+def test_soft_nms_is_the_papers(seed, count):
     candidates = random_candidates(seed, count)
     for decay in ("gaussian", "linear"):
         same(soft_nms(candidates, decay, 0.05), plain_soft(rows_of(candidates), decay == "gaussian", 0.05))
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 40), views=st.integers(1, 4))
-def test_weighted_boxes_fusion_is_the_papers(seed: int, count: int, views: int) -> None:
+def test_weighted_boxes_fusion_is_the_papers(seed, count, views):
     candidates = random_candidates(seed, count)
     same(weighted_boxes_fusion(candidates, views), plain_wbf(rows_of(candidates), views))
 
 
 @some
-def test_greedy_nms_is_torchvisions_and_the_graphs(seed: int, count: int) -> None:
+def test_greedy_nms_is_torchvisions_and_the_graphs(seed, count):
     candidates = random_candidates(seed, count, ties=True)
     kept = greedy_nms(candidates, 0.5)
     boxes, scores, labels = (torch.from_numpy(column) for column in candidates)
@@ -123,7 +123,7 @@ def test_greedy_nms_is_torchvisions_and_the_graphs(seed: int, count: int) -> Non
         assert sorted(rows_of(kept)) == sorted(rows_of(candidates.take(graphs)))
 
 
-def test_soft_nms_lowers_what_overlaps_and_nothing_else() -> None:
+def test_soft_nms_lowers_what_overlaps_and_nothing_else():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [0, 5, 10, 15], [50, 50, 60, 60], [0, 0, 10, 10]], float)
     found = Candidates(boxes, np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([0, 0, 0, 0, 1]))
     linear = soft_nms(found, "linear", 0.05)  # the double goes, a third of overlap costs a third
@@ -134,9 +134,9 @@ def test_soft_nms_lowers_what_overlaps_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("nms", ["hard", "soft", "soft-linear", "wbf"])
-def test_merging_drops_what_is_low_and_takes_nothing(nms: str) -> None:
+def test_merging_drops_what_is_low_and_takes_nothing(nms):
     candidates = random_candidates(3, 30)
-    merged = merge(candidates.take(np.arange(30)[::-1]), nms, 0.5, 0.2, views=2)  # type: ignore[arg-type]
+    merged = merge(candidates.take(np.arange(30)[::-1]), nms, 0.5, 0.2, views=2)
     assert len(merged.scores) and (merged.scores > 0.2).all() and (np.diff(merged.scores) <= 0).all()
-    nothing = merge(candidates, nms, 0.5, 1.0)  # type: ignore[arg-type]
+    nothing = merge(candidates, nms, 0.5, 1.0)
     assert nothing.boxes_xyxy.shape == (0, 4)

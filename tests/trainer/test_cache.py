@@ -37,9 +37,7 @@ def cached(data: CocoDataset, folder: Path | None, budget: int = 1 << 30, reduce
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 @pytest.mark.parametrize("reduce_to", [0, 50])
-def test_training_views_are_the_same_with_and_without(
-    shapes: CocoDataset, tmp_path: Path, kind: str, reduce_to: int
-) -> None:
+def test_training_views_are_the_same_with_and_without(shapes, tmp_path, kind, reduce_to):
     folder = None if kind == "ram" else tmp_path / "cache"
 
     def epochs(pictures: Pictures, workers: int) -> list[np.ndarray]:
@@ -59,9 +57,7 @@ def test_training_views_are_the_same_with_and_without(
         assert filled == len(pictures.slots) and (filled == 8) == (budget > half)
 
 
-def test_a_filled_slot_is_read_and_a_damaged_one_is_not(
-    shapes: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_filled_slot_is_read_and_a_damaged_one_is_not(shapes, tmp_path, monkeypatch):
     path = shapes.records[0].path
     first = cached(shapes, tmp_path / "cache")
     truth = first.read(path)
@@ -78,7 +74,7 @@ def test_a_filled_slot_is_read_and_a_damaged_one_is_not(
     assert (first.read(path) == truth).all()
 
 
-def test_a_changed_picture_is_read_anew_and_a_missing_one_is_missing(shapes: CocoDataset, tmp_path: Path) -> None:
+def test_a_changed_picture_is_read_anew_and_a_missing_one_is_missing(shapes, tmp_path):
     path = shapes.records[0].path
     pictures = cached(shapes, tmp_path / "cache")
     old = pictures.read(path)
@@ -92,9 +88,7 @@ def test_a_changed_picture_is_read_anew_and_a_missing_one_is_missing(shapes: Coc
         pictures.read(path)
 
 
-def test_more_than_there_is_is_refused_before_training(
-    shapes: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_than_there_is_is_refused_before_training(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "available_memory", lambda: 1000)
     with pytest.raises(ConfigError, match=r"GiB of memory are free; lower data\.cache_gib"):
         cached(shapes, None)
@@ -116,19 +110,17 @@ def test_more_than_there_is_is_refused_before_training(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_available_memory_is_known_where_the_system_says_it() -> None:
+def test_available_memory_is_known_where_the_system_says_it():
     free = available_memory()
     assert (free is not None) == Path("/proc/meminfo").is_file() and (free is None or 0 < free < 2**50)
 
 
-def test_reduced_sizes() -> None:
+def test_reduced_sizes():
     assert reduced_hw((100, 50), 0) == (100, 50) == reduced_hw((100, 50), 100)
     assert reduced_hw((100, 50), 10) == (10, 5) and reduced_hw((1, 5000), 50) == (1, 50)
 
 
-def test_without_a_home_folder_only_a_cache_without_a_place_is_refused(
-    shapes: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_home_folder_only_a_cache_without_a_place_is_refused(shapes, tmp_path, monkeypatch):
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -41,7 +41,7 @@ def _counts(path: Path) -> dict[str, int]:
     return counts
 
 
-def test_a_sound_data_set(folder: Path, tmp_path: Path) -> None:
+def test_a_sound_data_set(folder, tmp_path):
     coco, save = _edit(folder / "train.json")
     calls: list[tuple[int, int]] = []
     report = check_data(_config(folder), tmp_path / "out", progress=lambda done, total: calls.append((done, total)))
@@ -59,7 +59,7 @@ def test_a_sound_data_set(folder: Path, tmp_path: Path) -> None:
     assert "train: 10 images" in text and "val: 4 images" in text and str(tmp_path / "out" / "samples.jpg") in text
 
 
-def test_every_fault_is_found(folder: Path, tmp_path: Path) -> None:
+def test_every_fault_is_found(folder, tmp_path):
     train = sorted((folder / "train").iterdir())
     train[1].write_bytes(train[1].read_bytes()[:-300])
     train[2].write_text("not a picture")
@@ -100,7 +100,7 @@ def test_every_fault_is_found(folder: Path, tmp_path: Path) -> None:
     assert text.splitlines()[0].startswith("1 pictures are in train and val")  # the worst first
 
 
-def test_small_objects_and_no_objects_at_all(folder: Path, tmp_path: Path) -> None:
+def test_small_objects_and_no_objects_at_all(folder, tmp_path):
     coco, save = _edit(folder / "train.json")
     for annotation in coco["annotations"]:
         annotation["bbox"][2:] = [3, 20]
@@ -115,7 +115,7 @@ def test_small_objects_and_no_objects_at_all(folder: Path, tmp_path: Path) -> No
     assert "train: 10 images, 10 of them without objects; 0 objects" in report.text()
 
 
-def test_no_readable_picture_leaves_out_the_sheet(folder: Path, tmp_path: Path) -> None:
+def test_no_readable_picture_leaves_out_the_sheet(folder, tmp_path):
     for path in (folder / "train").iterdir():
         path.write_bytes(b"")
     report = check_data(_config(folder), tmp_path / "out")
@@ -123,7 +123,7 @@ def test_no_readable_picture_leaves_out_the_sheet(folder: Path, tmp_path: Path) 
     assert [path.name for path in report.written] == ["classes.png", "box_sizes.png"]
 
 
-def test_sizes_are_those_of_the_input(folder: Path, tmp_path: Path) -> None:
+def test_sizes_are_those_of_the_input(folder, tmp_path):
     text = (folder / "shapes.yaml").read_text().replace("input_size_hw: [128, 128]", "input_size_hw: [64, 256]")
     (folder / "half.yaml").write_text(text)
     full = check_data(_config(folder), tmp_path / "a").train
@@ -132,7 +132,7 @@ def test_sizes_are_those_of_the_input(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(half.source_areas, full.source_areas)
 
 
-def test_what_is_seldom_meant_is_told(folder: Path, tmp_path: Path) -> None:
+def test_what_is_seldom_meant_is_told(folder, tmp_path):
     coco, save = _edit(folder / "train.json")
     coco["images"].pop()
     image = coco["images"][0]["id"]

@@ -1,13 +1,9 @@
 """A picture for each augmentation, from the command line, with negatives that a trained detector found."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 
 from trainer.__main__ import main
 from trainer.check.data import check_data
@@ -15,7 +11,7 @@ from trainer.config_reader import read_config
 from trainer.recipes import make_shapes
 
 
-def test_each_augmentation_that_is_on_has_a_picture_where_it_can_be_seen(tmp_path: Path) -> None:
+def test_each_augmentation_that_is_on_has_a_picture_where_it_can_be_seen(tmp_path):
     make_shapes(tmp_path / "set", 8, 2)
     config = read_config(tmp_path / "set" / "shapes.yaml", [
         "augment.noise.probability=0.1", "augment.noise.sigma=[40, 40]", "augment.flip=0",
@@ -31,7 +27,7 @@ def test_each_augmentation_that_is_on_has_a_picture_where_it_can_be_seen(tmp_pat
     assert check_data(config, tmp_path / "none").written[-1].name == "samples.jpg"
 
 
-def test_a_picture_of_everything_and_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_of_everything_and_what_has_none(tmp_path, capsys):
     make_shapes(tmp_path / "set", 4, 2)
     command = ["check-data", str(tmp_path / "set" / "shapes.yaml"), "--augment", "all", "--out", str(tmp_path / "out")]
     assert main([*command, "--quiet", "augment.torchvision=[{RandomInvert: {p: 1}}]"]) == 0
@@ -44,7 +40,7 @@ def test_a_picture_of_everything_and_what_has_none(tmp_path: Path, capsys: pytes
     assert "augment.albumentations: not drawn, because augment.albumentations names no transform" in told
 
 
-def test_mined_in_a_run_and_drawn(shapes_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mined_in_a_run_and_drawn(shapes_run, tmp_path, capsys):
     data = shapes_run.parents[1] / "data"
     out = tmp_path / "negatives.json"
     command = ["mine-negatives", str(shapes_run / "best.pt"), "--out", str(out), "--score", "0.05", "--quiet"]

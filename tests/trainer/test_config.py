@@ -61,13 +61,13 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("batch_size=[1", r"override 'batch_size=\[1': the value is not valid YAML"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(tmp_path: Path, override: str, message: str) -> None:
+def test_what_is_wrong_is_named(tmp_path, override, message):
     path = write(tmp_path, "c.yaml", BASE)
     with pytest.raises(ConfigError, match=message):
         read_config(path, [override])
 
 
-def test_a_batch_with_one_cell_on_a_level_has_no_statistics(tmp_path: Path) -> None:
+def test_a_batch_with_one_cell_on_a_level_has_no_statistics(tmp_path):
     """What torch would raise for in the first step is refused with what helps, and each of that does."""
     path = write(tmp_path, "c.yaml", BASE)
     small = ["batch_size=1", "model.input_size_hw=[96,128]", "model.neck.levels=[3,7]"]
@@ -92,19 +92,14 @@ def test_a_batch_with_one_cell_on_a_level_has_no_statistics(tmp_path: Path) -> N
         ("data: {train: 3}", "missing key 'model'|data.train: expected a mapping"),
     ],
 )
-def test_files_that_are_no_configs(tmp_path: Path, text: str, message: str) -> None:
+def test_files_that_are_no_configs(tmp_path, text, message):
     path = write(tmp_path, "c.yaml", text)
     with pytest.raises(ConfigError, match=message) as caught:
         read_config(path)
     assert "c.yaml" in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read this config: No such file"):
-        read_config(tmp_path / "nowhere.yaml")
-
-
-def test_paths_are_relative_to_the_file_that_says_them(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_file_that_says_them(tmp_path):
     write(tmp_path, "shared/base.yaml", BASE)
     path = write(tmp_path, "mine/c.yaml", "_base_: ../shared/base.yaml\ndata: {val: {annotations: v.json}}\n")
     config = read_config(path)
@@ -116,7 +111,7 @@ def test_paths_are_relative_to_the_file_that_says_them(tmp_path: Path) -> None:
         assert read_config(path).model.backbone.weights == read
 
 
-def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
+def test_later_layers_win_key_by_key(tmp_path):
     write(tmp_path, "a.yaml", BASE + "optim: {lr: 0.1, momentum: 0.5}\n")
     write(tmp_path, "b.yaml", "optim: {lr: 0.2}\nschedule: {epochs: 3}\n")
     path = write(tmp_path, "c.yaml", "_base_: [a.yaml, b.yaml]\nschedule: {epochs: 4}\n")
@@ -126,21 +121,21 @@ def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("detector", PRESETS)
-def test_the_resolved_config_reads_back_equal(tmp_path: Path, detector: str) -> None:
+def test_the_resolved_config_reads_back_equal(tmp_path, detector):
     config = read_config(write(tmp_path, "c.yaml", BASE), [f"model.detector={detector}"])
     again = read_config(write(tmp_path, "d.yaml", dump_config(config)))
     assert again == config
     assert model_config(to_mapping(config.model)) == config.model
 
 
-def test_words_and_numbers_are_read_as_yaml_1_2_does(tmp_path: Path) -> None:
+def test_words_and_numbers_are_read_as_yaml_1_2_does(tmp_path):
     path = write(tmp_path, "c.yaml", BASE.replace("[a, b]", "[no, on, y, 1e, '1']"))
     config = read_config(path, ["amp=off", "optim.lr=1e-3", "optim.weight_decay=.5E-1"])
     assert config.model.classes == ("no", "on", "y", "1e", "1")
     assert (config.amp, config.optim.lr, config.optim.weight_decay) == ("off", 0.001, 0.05)
 
 
-def test_a_preset_on_the_command_line_replaces_what_the_file_says(tmp_path: Path) -> None:
+def test_a_preset_on_the_command_line_replaces_what_the_file_says(tmp_path):
     path = write(tmp_path, "c.yaml", BASE + "schedule: {epochs: 5, kind: cosine, early_stop: 3}\n")
     schedule = read_config(path, ["schedule.preset=2x"]).schedule
     assert (schedule.epochs, schedule.kind, schedule.early_stop) == (24, "step", 3)
@@ -152,18 +147,20 @@ def test_a_preset_on_the_command_line_replaces_what_the_file_says(tmp_path: Path
     [("lr=1", "'optim.lr'"), ("epochs=1", "'schedule.epochs'"), ("optim.backbone=x", "'model.backbone'"),
      ("optim.lrr=1", "'lr'")],
 )  # fmt: skip
-def test_a_key_in_the_wrong_place_is_told_the_right_one(tmp_path: Path, given: str, meant: str) -> None:
+def test_a_key_in_the_wrong_place_is_told_the_right_one(tmp_path, given, meant):
     with pytest.raises(ConfigError, match=f"unknown key .*; did you mean {meant}"):
         read_config(write(tmp_path, "c.yaml", BASE), [given])
 
 
-def test_a_checkpoint_is_no_config(tmp_path: Path) -> None:
+def test_a_checkpoint_and_no_file_are_no_configs(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read this config: No such file"):
+        read_config(tmp_path / "nowhere.yaml")
     (tmp_path / "best.pt").write_bytes(b"PK\x03\x04\x80\xff")
     with pytest.raises(ConfigError, match=r"best\.pt: expected a YAML config, and this is not a text file.*--qat"):
         read_config(tmp_path / "best.pt")
 
 
-def test_a_preset_is_laid_under_the_keys_that_are_given() -> None:
+def test_a_preset_is_laid_under_the_keys_that_are_given():
     config = model_config({"classes": ["a"], "detector": "retinanet", "anchors": {"ratios": [1.0]}})
     assert config.assign.kind == "iou" and config.quality == "none"
     assert config.anchors.per_cell == 3 and config.anchors.size == 4
@@ -173,7 +170,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_shipped_config_loads_and_says_what_it_was_measured_at(path: Path, tmp_path: Path) -> None:
+def test_every_shipped_config_loads_and_says_what_it_was_measured_at(path, tmp_path):
     text = path.read_text()
     starts = re.search(r"^init: (\S+)$", text, re.MULTILINE)
     config = read_config(path, ["init=null", "qat=null"] if starts else [])
@@ -189,11 +186,8 @@ def test_every_shipped_config_loads_and_says_what_it_was_measured_at(path: Path,
         assert isinstance(model, QuantDetector) and "the classes are the same" in started
 
 
-def test_the_table_of_configs_has_them_all() -> None:
+def test_the_table_of_configs_has_them_all():
     folder = Path(__file__).parents[2] / "configs"
     linked = set(re.findall(r"\]\(((?:coco|peers)/\S+\.yaml)\)", (folder / "README.md").read_text()))
     assert linked == {str(path.relative_to(folder)) for path in CONFIGS}
-
-
-def test_there_are_shipped_configs() -> None:
     assert {p.stem for p in CONFIGS} >= {"atss_r50", "fcos_r50", "retinanet_r50"}

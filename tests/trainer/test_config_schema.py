@@ -53,15 +53,13 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda path: path.name)
-def test_every_recipe_of_configs_fits(path: Path, refused: Callable[[Any], bool]) -> None:
+def test_every_recipe_of_configs_fits(path, refused):
     assert not refused(yaml.safe_load(path.read_text(encoding="utf-8")))
     assert not refused(json.loads(json.dumps(read_mapping(path))))  # with what lies below it
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_that_new_writes_fit(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[[Any], bool]
-) -> None:
+def test_recipes_that_new_writes_fit(recipe, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     assert main(["new", recipe, "--quiet"]) == 0
     paths = list(tmp_path.glob("*/*.yaml"))
@@ -77,7 +75,7 @@ def test_recipes_that_new_writes_fit(
         ("log", []), ("model.backbone.norm_eps", 0.001), ("schedule.preset", "2x"),
     ],
 )  # fmt: skip
-def test_what_the_reader_takes_the_schema_takes(key: str, value: Any, refused: Callable[[Any], bool]) -> None:
+def test_what_the_reader_takes_the_schema_takes(key, value, refused):
     config = {**changed(key, value), "batch_size": 4, "init": "a.pt"}
     train_config(config)
     assert not refused(config)
@@ -100,7 +98,7 @@ def test_what_the_reader_takes_the_schema_takes(key: str, value: Any, refused: C
         ("_base_", 3),
     ],
 )  # fmt: skip
-def test_what_the_reader_refuses_the_schema_refuses(key: str, value: Any, refused: Callable[[Any], bool]) -> None:
+def test_what_the_reader_refuses_the_schema_refuses(key, value, refused):
     config = changed(key, value)
     with pytest.raises(ConfigError) as caught:
         train_config(config)
@@ -108,7 +106,7 @@ def test_what_the_reader_refuses_the_schema_refuses(key: str, value: Any, refuse
     assert refused(config) and not refused(GOOD)
 
 
-def test_what_a_file_below_may_have_is_not_asked_for(refused: Callable[[Any], bool]) -> None:
+def test_what_a_file_below_may_have_is_not_asked_for(refused):
     assert not refused({"_base_": "coco.yaml", "data": {"val": {"images": "x"}}, "distill": {"region": 0.1}})
     assert not refused({"data": GOOD["data"], "init": "best.pt"})
     assert not refused(changed("model.classes", "names.txt"))  # which read_config reads
@@ -116,11 +114,11 @@ def test_what_a_file_below_may_have_is_not_asked_for(refused: Callable[[Any], bo
     assert refused({"_base_": "coco.yaml", "data": {"train": [{"images": "x"}]}})  # lists are not merged
 
 
-def test_a_resolved_configuration_fits(refused: Callable[[Any], bool]) -> None:
+def test_a_resolved_configuration_fits(refused):
     assert not refused(yaml.safe_load(dump_config(train_config({**GOOD, "batch_size": 4}))))
 
 
-def test_every_key_is_explained() -> None:
+def test_every_key_is_explained():
     def keys(part: Any, path: str = "") -> list[str]:
         names = []
         for key in keys_of(part, path):
@@ -131,7 +129,7 @@ def test_every_key_is_explained() -> None:
     assert set(keys(TrainConfig)) == set(dotted_keys(TrainConfig))
 
 
-def test_the_page_is_current(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_is_current(capsys):
     assert main(["show", "--markdown"]) == 0
     written = capsys.readouterr().out
     assert written == config_markdown()
@@ -139,7 +137,7 @@ def test_the_page_is_current(capsys: pytest.CaptureFixture[str]) -> None:
     assert page == written, "run: trainer show --markdown > docs/config.md"
 
 
-def test_links_of_the_page_lead_somewhere() -> None:
+def test_links_of_the_page_lead_somewhere():
     page = config_markdown()
     headings = {
         re.sub(r"[^\w -]", "", line[3:].lower()).replace(" ", "-") for line in page.splitlines() if line[:3] == "## "
@@ -150,7 +148,7 @@ def test_links_of_the_page_lead_somewhere() -> None:
         assert target[1:] in headings if target.startswith("#") else (ROOT / "docs" / target).is_file(), target
 
 
-def test_show_prints_the_schema_without_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_the_schema_without_a_config(capsys):
     assert main(["show", "--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     lr = schema["properties"]["optim"]["properties"]["lr"]

@@ -18,6 +18,7 @@ from runtime.datasets.annotations import EVERY_CLASS, CocoDataset, DatasetError
 from runtime.datasets.coco import read_coco
 from runtime.images.image import write_image
 from tests.at_fault import raises
+from tests.trainer.voc_set import voc_set
 from trainer.__main__ import main
 from trainer.commands.data import Format
 from trainer.prepare.convert import convert
@@ -49,11 +50,8 @@ def target(folder: Path, to: str, name: str = "out") -> Path:
 
 def rows(data: CocoDataset, name: str = "a.png") -> list[Any]:
     (record,) = (r for r in data.records if r.path.name == name)
-    return sorted(
-        zip(
-            record.boxes_xyxy.tolist(), [data.class_names[i] for i in record.labels], record.crowd.tolist(), strict=True
-        )
-    )
+    names = [data.class_names[i] for i in record.labels]
+    return sorted(zip(record.boxes_xyxy.tolist(), names, record.crowd.tolist(), strict=True))
 
 
 WHOLE = [((0, 0, 64, 48), 3, False), ((5, 6, 6, 7), 7, False), ((10, 20, 30, 40), 7, True)]
@@ -61,7 +59,7 @@ WHOLE = [((0, 0, 64, 48), 3, False), ((5, 6, 6, 7), 7, False), ((10, 20, 30, 40)
 
 @pytest.mark.parametrize("first", FORMATS)
 @pytest.mark.parametrize("second", FORMATS)
-def test_any_to_any_keeps_whole_pixels(tmp_path: Path, first: Any, second: Any) -> None:
+def test_any_to_any_keeps_whole_pixels(tmp_path, first, second):
     start = source(tmp_path, WHOLE)
     one = convert(start, first, target(tmp_path, first, "one"), pictures="link")
     two = convert(one.annotations, second, target(tmp_path, second, "two"), pictures="copy")
@@ -82,7 +80,7 @@ coordinate = st.floats(0, 1, width=32)
 @settings(max_examples=10)
 @example([(0.197265625, 0.0, 0.19921875, 1.0)])  # rounds away, next to the pixel that it is in
 @given(st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate), min_size=1, max_size=40))
-def test_boxes_are_exact_to_the_precision_of_the_format(shares: list[tuple[float, float, float, float]]) -> None:
+def test_boxes_are_exact_to_the_precision_of_the_format(shares):
     sides = np.array([HW[1], HW[0]] * 2, np.float32)
     boxes = [np.sort(np.float32(s).reshape(2, 2), axis=0).reshape(4) * sides for s in shares]
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +89,7 @@ def test_boxes_are_exact_to_the_precision_of_the_format(shares: list[tuple[float
         if not len(before):
             return
         for to, tolerance in (("coco", 0.0), ("list", 0.0), ("yolo", 1e-5), ("voc", 1.0)):
-            done = convert(start, to, target(Path(folder), to, to))  # type: ignore[arg-type]
+            done = convert(start, to, target(Path(folder), to, to))
             data = read_dataset(done.annotations, done.images, ["cat"])
             after = data.records[0].boxes_xyxy
             if to == "voc":
@@ -103,9 +101,9 @@ def test_boxes_are_exact_to_the_precision_of_the_format(shares: list[tuple[float
             assert (after[:, 2:] > after[:, :2]).all()
 
 
-def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_told(tmp_path):
     start = source(tmp_path, [((1.5, 1, 9, 9), 3, False)], area=7.5)
-    notes = {to: convert(start, to, target(tmp_path, to, to)).notes for to in FORMATS}  # type: ignore[arg-type]
+    notes = {to: convert(start, to, target(tmp_path, to, to)).notes for to in FORMATS}
     assert notes["coco"] == () and read_coco(tmp_path / "coco.json", tmp_path / "set").records[0].area.tolist() == [7.5]
     assert "1 areas" in notes["list"][0] and "1 areas" in notes["yolo"][-1]
     assert [note[:14] for note in notes["voc"]] == ["1 boxes were r", "1 classes with", "1 areas that a"]
@@ -117,20 +115,18 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     assert data.records[0].labels.tolist() == [EVERY_CLASS]
     done = convert(ignoring, "coco", tmp_path / "spread.json", tmp_path / "set")
     assert done.notes == ("1 ignore regions of every class were written once for each class",)
-    assert rows(read_dataset(done.annotations, done.images)) == [
-        ([1, 2, 3, 4], "cat", True), ([1, 2, 3, 4], "dog", True),
-    ]  # fmt: skip
+    assert rows(read_dataset(done.annotations, done.images)) == [([1, 2, 3, 4], n, True) for n in ("cat", "dog")]
     only = convert(ignoring, "yolo", tmp_path / "only", tmp_path / "set")
     assert any("1 more pictures are in" in note for note in only.notes)
 
 
-def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path: Path) -> None:
+def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path):
     start = source(tmp_path, WHOLE)
     (tmp_path / "out").mkdir()
     before = sorted(tmp_path.rglob("*"))
     for to, out in (("voc", "out"), ("coco", "set.json"), ("coco", "x.txt")):
         with raises(DatasetError, path=tmp_path / out):
-            convert(start, to, tmp_path / out)  # type: ignore[arg-type]
+            convert(start, to, tmp_path / out)
     (tmp_path / "new.classes.txt").write_text("precious")
     with raises(DatasetError, path=tmp_path / "new.classes.txt"):
         convert(start, "list", tmp_path / "new.json")
@@ -145,7 +141,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path: Path) ->
     with pytest.raises(DatasetError, match=r"images 4 \(.*a\.png\) and 9 \(.*a\.bmp\) would have the same name"):
         convert(start, "yolo", tmp_path / "new", tmp_path / "set")
     for to in ("coco", "list"):  # which name pictures with their suffix
-        done = convert(start, to, tmp_path / f"both.{to}.json", tmp_path / "set")  # type: ignore[arg-type]
+        done = convert(start, to, tmp_path / f"both.{to}.json", tmp_path / "set")
         assert [r.path.name for r in read_dataset(done.annotations, done.images).records] == ["a.png", "a.bmp"]
         for path in tmp_path.glob("both.*"):
             path.unlink()
@@ -153,12 +149,8 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path: Path) ->
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_voc_coordinates_count_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_image(tmp_path / "voc" / "JPEGImages" / "a.png", np.full((*HW, 3), 80, np.uint8))
-    (tmp_path / "voc" / "Annotations").mkdir()
-    ends = "<xmin>0.0</xmin><ymin>5</ymin><xmax>20</xmax><ymax>10</ymax>"
-    xml = f"<annotation><filename>a.png</filename><object><name>a</name><bndbox>{ends}</bndbox></object></annotation>"
-    (tmp_path / "voc" / "Annotations" / "a.xml").write_text(xml)
+def test_what_voc_coordinates_count_from(tmp_path, capsys):
+    voc_set(tmp_path / "voc", {"a": (0.0, 5, 20, 10)})
     done = convert(tmp_path / "voc", "coco", tmp_path / "a.json")
     assert "coordinates count from 0" in done.notes[0] and len(done.notes) == 1
     assert read_coco(done.annotations, done.images).records[0].boxes_xyxy.tolist() == [[0, 5, 20, 10]]
@@ -170,7 +162,7 @@ def test_what_voc_coordinates_count_from(tmp_path: Path, capsys: pytest.CaptureF
     assert read_coco(out, done.images).records[0].boxes_xyxy.tolist() == [[0, 4, 20, 10]]
 
 
-def test_the_command_and_class_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_and_class_files(tmp_path, capsys):
     start = source(tmp_path, WHOLE)
     (tmp_path / "only.txt").write_text("dog\n")
     out = tmp_path / "yolo"
@@ -184,5 +176,5 @@ def test_the_command_and_class_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*argv, "--quiet"]) == 1 and "already exists" in capsys.readouterr().err
 
 
-def test_the_commands_know_the_formats_of_the_readers() -> None:
+def test_the_commands_know_the_formats_of_the_readers():
     assert get_args(Format) == get_args(runtime.datasets.Format)

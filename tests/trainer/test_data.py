@@ -18,6 +18,7 @@ from models.loss import REGION, detection_loss
 from models.priors import feature_sizes, priors
 from runtime.datasets.coco import CocoDataset, read_coco
 from runtime.images.image import FixedSize, letterbox, read_image
+from tests.trainer.tiny import same
 from trainer.config.train import AugmentConfig
 from trainer.data.train_set import Sample, TrainSet, collate, init_worker
 from trainer.recipes import make_shapes
@@ -29,35 +30,24 @@ def shapes(tmp_path: Path) -> CocoDataset:
     return read_coco(tmp_path / "set" / "train.json", tmp_path / "set" / "train")
 
 
-def _same(a: Sample | None, b: Sample | None) -> bool:
-    assert a is not None and b is not None
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def test_items_depend_on_seed_epoch_and_index_only(shapes: CocoDataset) -> None:
+def test_items_depend_on_seed_epoch_and_index_only(shapes):
     train, twin = (TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=5) for _ in range(2))
     _ = [twin[i] for i in (7, 2, 2, 9)]  # another history
-    assert all(_same(train[i], twin[i]) for i in range(12))
+    assert all(same(train[i], twin[i]) for i in range(12))
     twin.set_epoch(1)
-    assert not any(np.array_equal(train[i].image, twin[i].image) for i in range(12))  # type: ignore[union-attr]
+    assert not any(np.array_equal(train[i].image, twin[i].image) for i in range(12))
     twin.set_epoch(0)
-    assert _same(train[3], twin[3])
-    assert not _same(train[3], TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=6)[3])
-    assert _same(TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=-1)[0],
+    assert same(train[3], twin[3])
+    assert not same(train[3], TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=6)[3])
+    assert same(TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=-1)[0],
                  TrainSet(shapes, FixedSize((96, 96)), AugmentConfig(), seed=-1)[0])  # fmt: skip
 
 
-def test_worker_count_and_persistence_change_nothing(shapes: CocoDataset) -> None:
+def test_worker_count_and_persistence_change_nothing(shapes):
     def epochs(workers: int) -> list[torch.Tensor]:
         train = TrainSet(shapes, FixedSize((64, 64)), AugmentConfig(), seed=1)
-        loader = DataLoader(
-            train,
-            4,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=init_worker,
-        )
+        kept = {"num_workers": workers, "persistent_workers": workers > 0}
+        loader = DataLoader(train, 4, collate_fn=collate, worker_init_fn=init_worker, **kept)
         seen = []
         for epoch in range(2):
             train.set_epoch(epoch)
@@ -71,7 +61,7 @@ def test_worker_count_and_persistence_change_nothing(shapes: CocoDataset) -> Non
     assert not torch.equal(alone[0], alone[9])  # the second epoch is another one
 
 
-def test_workers_start_after_opencv_ran_with_threads_here(shapes: CocoDataset) -> None:
+def test_workers_start_after_opencv_ran_with_threads_here(shapes):
     """A forked process inherits OpenCV's pool without its threads; `setNumThreads(1)` there hung every loader."""
     large = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
     for _ in range(3):
@@ -82,7 +72,7 @@ def test_workers_start_after_opencv_ran_with_threads_here(shapes: CocoDataset) -
         assert sum(len(batch.images) for batch in loader) == 12
 
 
-def test_without_augmentation_an_item_is_the_letterbox(shapes: CocoDataset) -> None:
+def test_without_augmentation_an_item_is_the_letterbox(shapes):
     train = TrainSet(shapes, FixedSize((64, 96)), None)
     for i, record in enumerate(shapes.records):
         sample = train[i]
@@ -93,9 +83,7 @@ def test_without_augmentation_an_item_is_the_letterbox(shapes: CocoDataset) -> N
         assert np.array_equal(sample.labels, record.labels)
 
 
-def test_broken_vanished_and_turned_pictures_are_left_out_once_logged(
-    shapes: CocoDataset, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_broken_vanished_and_turned_pictures_are_left_out_once_logged(shapes, caplog):
     cut, gone, turned = (shapes.records[i].path for i in (2, 5, 6))
     cut.write_bytes(cut.read_bytes()[:-200])
     gone.unlink()
@@ -113,7 +101,7 @@ def test_broken_vanished_and_turned_pictures_are_left_out_once_logged(
     assert "128x64" in messages[2] and "128x128" in messages[2]
 
 
-def test_what_workers_could_not_read_is_known_outside_them(shapes: CocoDataset) -> None:
+def test_what_workers_could_not_read_is_known_outside_them(shapes):
     shapes.records[4].path.unlink()
     train = TrainSet(shapes, FixedSize((64, 64)), None)
     ids = [i for batch in DataLoader(train, 3, collate_fn=collate, num_workers=2) for i in batch.image_ids]
@@ -121,7 +109,7 @@ def test_what_workers_could_not_read_is_known_outside_them(shapes: CocoDataset) 
     assert train.unusable == [shapes.records[4].path]
 
 
-def test_crowds_are_regions_that_reach_the_loss(tmp_path: Path) -> None:
+def test_crowds_are_regions_that_reach_the_loss(tmp_path):
     """From the file to the gradient: the crowd's pixels teach no background, the other objects stay objects."""
     make_shapes(tmp_path / "set", 6, 1)
     path = tmp_path / "set" / "train.json"
@@ -151,18 +139,17 @@ def test_crowds_are_regions_that_reach_the_loss(tmp_path: Path) -> None:
     N = len(grid.boxes_xyxy)
     raw = Raw(torch.zeros(2, N, 3, requires_grad=True), torch.zeros(2, N, 4), torch.zeros(2, N))
     detection_loss(config, raw, grid, batch.boxes_xyxy, batch.labels, batch.sizes_hw).cls.backward()
-    learnt = raw.logits.grad.abs().sum(dim=-1) > 0  # type: ignore[union-attr]
+    learnt = raw.logits.grad.abs().sum(dim=-1) > 0
     x1, y1, x2, y2 = sample.boxes_xyxy[0]
     x, y = grid.points.unbind(-1)
     inside = (x > float(x1)) & (x < float(x2)) & (y > float(y1)) & (y < float(y2))
     assert inside.sum() > 4 and (learnt[0] | inside).all() and not (learnt[0] & inside).all() and learnt[1].all()
 
 
-def test_collate_pads_and_survives_nothing() -> None:
+def test_collate_pads_and_survives_nothing():
     def sample(boxes: int, image_id: int) -> Sample:
-        return Sample(
-            np.full((32, 64, 3), image_id, np.uint8), np.ones((boxes, 4), np.float32), np.arange(boxes), image_id
-        )
+        image = np.full((32, 64, 3), image_id, np.uint8)
+        return Sample(image, np.ones((boxes, 4), np.float32), np.arange(boxes), image_id)
 
     batch = collate([sample(2, 7), None, sample(0, 8)])
     assert batch.images.shape == (2, 32, 64, 3) and batch.images.dtype == torch.uint8

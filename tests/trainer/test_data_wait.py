@@ -14,32 +14,26 @@ import torch
 import trainer.data.cache
 from isodet.strict import build
 from runtime.datasets.annotations import ImageRecord, make_record
+from tests.trainer.tiny import tiny_config
 from trainer.config.data import DataConfig
 from trainer.config.train import TrainConfig
-from trainer.config_reader import read_config
 from trainer.data import data_wait as waiting
 from trainer.data.data_wait import TOLERATED, advice, timed
 from trainer.loop import fit
-from trainer.recipes.shapes import make_shapes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-TINY = ["schedule.epochs=3", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.width=0.125",
-        "model.neck.channels=16", "val_interval=3"]  # fmt: skip
+PICTURES = (4, 2)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("waiting") / "data"
-    make_shapes(folder, train_images=4, val_images=2, size_hw=(64, 64))
-    return read_config(folder / "shapes.yaml", TINY)
+def config(data: Path) -> TrainConfig:
+    return tiny_config(data, "schedule.epochs=3", "batch_size=2", "val_interval=3")
 
 
-def test_slow_pictures_are_measured_shown_and_advised_on_once(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_slow_pictures_are_measured_shown_and_advised_on_once(config, tmp_path, monkeypatch, capsys):
     real, slow = trainer.data.cache.read_image, 0.5
 
-    def reading(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+    def reading(path: Path) -> np.ndarray:
         if path.parent.name == "train":
             time.sleep(slow)
         return real(path)
@@ -55,7 +49,7 @@ def test_slow_pictures_are_measured_shown_and_advised_on_once(
     assert "% of the training in them waiting for pictures" in (run / "report.html").read_text()
 
 
-def test_batches_pass_unchanged_and_only_their_own_time_counts() -> None:
+def test_batches_pass_unchanged_and_only_their_own_time_counts():
     def batches() -> object:
         for i in range(3):
             time.sleep(0.02)
@@ -63,7 +57,7 @@ def test_batches_pass_unchanged_and_only_their_own_time_counts() -> None:
 
     waits: list[float] = []
     start = time.monotonic()
-    for expected, batch in enumerate(timed(batches(), waits.append)):  # type: ignore[arg-type]
+    for expected, batch in enumerate(timed(batches(), waits.append)):
         assert batch == expected
         time.sleep(0.05)
     assert len(waits) == 3 and min(waits) >= 0.02 and sum(waits) <= time.monotonic() - start - 0.15
@@ -73,8 +67,13 @@ def record(side: int, number: int = 0) -> ImageRecord:
     return make_record(number, Path(f"{number}.jpg"), side, side, ())
 
 
+def with_data(config: TrainConfig, keys: dict[str, object]) -> TrainConfig:
+    split = {"annotations": "a.json"}
+    return replace(config, data=build(DataConfig, {"train": split, "val": split, **keys}))
+
+
 @pytest.mark.parametrize(
-    ("data", "device", "cores", "side", "says", "not_says"),
+    ("keys", "device", "cores", "side", "says", "not_says"),
     [
         ({}, CPU, 8, 64, ["data.cache=ram data.cache_gib=0.1", "data.workers=1 (now 0; on a CPU"], ["reduce_to"]),
         ({"cache": "disk"}, GPU, 16, 64, ["data.workers=16 (now 8)"], ["cache=", "on a CPU"]),
@@ -82,22 +81,16 @@ def record(side: int, number: int = 0) -> ImageRecord:
         ({"cache": "ram", "workers": 4, "reduce_to": 128}, GPU, 4, 4000, ["fewer augmentations"], ["reduce_to="]),
     ],
 )
-def test_the_advice_names_what_is_not_done_yet(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, data: dict[str, object], device: torch.device, cores: int,
-    side: int, says: list[str], not_says: list[str],
-) -> None:  # fmt: skip
+def test_the_advice_names_what_is_not_done_yet(config, monkeypatch, keys, device, cores, side, says, not_says):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    split = {"annotations": "a.json"}
-    config = replace(config, data=build(DataConfig, {"train": split, "val": split, **data}))
+    config = with_data(config, keys)
     told = advice(0.2, config, device, [record(side)] * 3)
     assert told.startswith("waiting for pictures took 20 %") and all(text in told for text in says), told
     assert not any(text in told for text in not_says), told
     assert advice(TOLERATED, config, device, [record(side)]) == ""
 
 
-def test_a_cache_that_memory_does_not_hold_goes_to_disk(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_memory_does_not_hold_goes_to_disk(config, monkeypatch):
     monkeypatch.setattr(waiting, "available_memory", lambda: 3 * 2**30)
-    split = {"annotations": "a.json"}
-    config = replace(config, data=build(DataConfig, {"train": split, "val": split}))
-    told = advice(1.0, config, CPU, [record(1024, number) for number in range(1000)])  # 2.93 GiB decoded
+    told = advice(1.0, with_data(config, {}), CPU, [record(1024, number) for number in range(1000)])  # 2.93 GiB decoded
     assert "data.cache=disk data.cache_gib=3 " in told

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +13,12 @@ from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint
 from runtime.datasets.annotations import ABSENT_CLASS, CocoDataset, DatasetError
 from runtime.images.image import read_image, write_image
+from tests.trainer.tiny import tiny_config
 from trainer.check.data import check_data
 from trainer.config.train import TrainConfig, dump_config
 from trainer.config_reader import read_config
 from trainer.data import cache
+from trainer.data.cache import Pictures
 from trainer.data.datasets import train_data, val_data
 from trainer.data.train_set import Sample, TrainSet, resize_rule
 from trainer.loop import fit
@@ -62,7 +63,7 @@ def ids(data: CocoDataset) -> list[int]:
 TWO = "[{annotations: one.json}, {annotations: two.json, repeat: 2}]"
 
 
-def test_splits_are_put_together_and_repeated(folder: Path) -> None:
+def test_splits_are_put_together_and_repeated(folder):
     both = config(folder, TWO)
     data = train_data(both)
     assert ids(data) == [1, 2, 3, 4, 5, 6, 4, 5, 6]  # the second file's ids are the first one's: moved up
@@ -74,26 +75,18 @@ def test_splits_are_put_together_and_repeated(folder: Path) -> None:
     single = config(folder, "{annotations: one.json, repeat: 2}", "[dog]", "data.empty_images=drop")
     assert ids(train_data(single)) == [1, 1]  # neither the ignored box nor nothing is an object
     assert ids(val_data(config(folder, TWO, "[dog]"))) == [1, 2, 3]
-    assert read_config(_written(folder, dump_config(both))) == both
-
-
-def _written(folder: Path, text: str) -> Path:
-    (folder / "resolved.yaml").write_text(text)
-    return folder / "resolved.yaml"
+    (folder / "resolved.yaml").write_text(dump_config(both))
+    assert read_config(folder / "resolved.yaml") == both
 
 
 @pytest.mark.parametrize(
     ("train", "classes", "message"),
     [
         (TWO, "[cat, dot]", r"one\.json, .*two\.json: none of them has a class 'dot'; it has: cat"),
-        (
-            "{annotations: one.json}",
-            "[cat, dot]",
-            r"one\.json: categories: there is no class 'dot'; did you mean 'dog'?",
-        ),
+        ("{annotations: one.json}", "[cat, dot]", r"one\.json: categories: .* class 'dot'; did you mean 'dog'?"),
     ],
 )
-def test_a_class_that_no_split_has_is_an_error(folder: Path, train: str, classes: str, message: str) -> None:
+def test_a_class_that_no_split_has_is_an_error(folder, train, classes, message):
     with pytest.raises(DatasetError, match=message):
         train_data(config(folder, train, classes))
 
@@ -113,12 +106,12 @@ def test_a_class_that_no_split_has_is_an_error(folder: Path, train: str, classes
         (TWO, ["model.classes=gone.txt"], r"model\.classes: expected a list of names, or a text file.*gone\.txt"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(folder: Path, train: str, overrides: list[str], message: str) -> None:
+def test_what_is_wrong_is_named(folder, train, overrides, message):
     with pytest.raises(ConfigError, match=message):
         config(folder, train, "[cat]", *overrides)
 
 
-def test_class_files_and_paths_are_relative_to_the_config(folder: Path) -> None:
+def test_class_files_and_paths_are_relative_to_the_config(folder):
     (folder / "names.txt").write_text("dog\n\ncat\n")
     c = config(folder, TWO, "names.txt")
     assert c.model.classes == ("dog", "cat")
@@ -126,7 +119,7 @@ def test_class_files_and_paths_are_relative_to_the_config(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["coco", "voc", "yolo", "list"])
-def test_every_format_comes_through_new_check_and_training_views(folder: Path, tmp_path: Path, to: Any) -> None:
+def test_every_format_comes_through_new_check_and_training_views(folder, tmp_path, to):
     out = tmp_path / (f"set-{to}.json" if to in ("coco", "list") else f"set-{to}")
     convert(folder / "one.json", to, out, pictures="copy")
     given = out / "labels" if to == "yolo" else out
@@ -138,9 +131,7 @@ def test_every_format_comes_through_new_check_and_training_views(folder: Path, t
     assert isinstance(sample, Sample) and np.allclose(sample.boxes_xyxy, [[4, 4, 24, 24]] * 2, atol=1e-4)
 
 
-def test_pictures_that_are_reduced_take_their_boxes_along(folder: Path) -> None:
-    from trainer.data.cache import Pictures
-
+def test_pictures_that_are_reduced_take_their_boxes_along(folder):
     data = train_data(config(folder, "{annotations: one.json}", "[cat]"))
     rule = resize_rule(config(folder, TWO).model)
     small = TrainSet(data, rule, None, pictures=Pictures(reduce_to=48))[0]
@@ -150,22 +141,16 @@ def test_pictures_that_are_reduced_take_their_boxes_along(folder: Path) -> None:
     assert TrainSet(data, rule, None, pictures=Pictures(reduce_to=48))[0] is None
 
 
-def test_a_fit_uses_sampling_and_a_cache_changes_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_uses_sampling_and_a_cache_changes_no_weight(tmp_path, monkeypatch):
     make_shapes(tmp_path / "data", train_images=8, val_images=2, size_hw=(64, 64))
-    split = "data.train=[{annotations: train.json, images: train}, {annotations: train.json, images: train, repeat: 2}]"
-    given = [
-        split.replace("train.json", str(tmp_path / "data" / "train.json")).replace(
-            "images: train", f"images: {tmp_path / 'data' / 'train'}"
-        ),
-        "data.sampling=class_balanced", "data.repeat_threshold=1", "schedule.epochs=1", "batch_size=4",
-        "model.input_size_hw=[64,64]", "model.backbone.width=0.125", "model.neck.channels=16", "amp=off",
-    ]  # fmt: skip
+    split = f"{{annotations: {tmp_path}/data/train.json, images: {tmp_path}/data/train}}"
+    keys = [f"data.train=[{split}, {split[:-1]}, repeat: 2}}]", "data.sampling=class_balanced",
+            "data.repeat_threshold=1", "schedule.epochs=1"]  # fmt: skip
     decoded: list[Path] = []
     monkeypatch.setattr(cache, "read_image", lambda path: (decoded.append(path), read_image(path))[1])
     weights, counts = [], []
     for kind in ("none", "ram"):
-        c = read_config(tmp_path / "data" / "shapes.yaml", [*given, f"data.cache={kind}"])
-        run = fit(c, tmp_path / kind, quiet=True).run
+        run = fit(tiny_config(tmp_path / "data", *keys, f"data.cache={kind}"), tmp_path / kind, quiet=True).run
         content = read_checkpoint(run / "last.pt")
         weights.append(content["model"])
         counts.append(len(decoded))

@@ -16,7 +16,7 @@ def alone(value: Tensor) -> Tensor:
     return value
 
 
-def test_logits_are_compared_where_the_teacher_is_surest() -> None:
+def test_logits_are_compared_where_the_teacher_is_surest():
     torch.manual_seed(0)
     student, teacher, t = torch.randn(2, 10, 3) - 1, 3 * torch.randn(2, 10, 3), 2.0
     expected, weight = 0.0, 0.0
@@ -37,7 +37,7 @@ def test_logits_are_compared_where_the_teacher_is_surest() -> None:
     torch.testing.assert_close(faint, ((p - q) ** 2 * F.binary_cross_entropy(p, q, reduction="none")).sum())
 
 
-def test_features_are_compared_by_channel_over_the_cells() -> None:
+def test_features_are_compared_by_channel_over_the_cells():
     torch.manual_seed(0)
     sizes, t = ((4, 6), (2, 3), (1, 1)), 3.0
     student, teacher = ([2 * torch.randn(2, 5, h, w) for h, w in sizes] for _ in range(2))

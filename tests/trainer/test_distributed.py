@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -13,12 +11,13 @@ import torch
 
 from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint
-from tests.trainer.processes import two
+from tests.trainer.processes import fit_in_two, two
 from tests.trainer.tiny import CUT_ALIKE, TINY, tiny_config
 from trainer.__main__ import main
 from trainer.config.train import TrainConfig
 from trainer.data.loader import BatchOrder
 from trainer.devices.distributed import Group, check_parallel
+from trainer.log.metrics import read_metrics
 from trainer.loop import fit
 from trainer.run.folder import find_resumable
 from trainer.training_model import TrainingModel
@@ -37,8 +36,8 @@ def command(data: Path, runs: Path, *overrides: str) -> list[str]:
 
 
 def numbers(run: Path) -> list[list[float]]:
-    rows = csv.DictReader((run / "metrics.csv").open())
-    return [[float(row[k]) for k in ("step", "lr", "loss", "loss_cls", "loss_box", "loss_quality")] for row in rows]
+    columns = ("step", "lr", "loss", "loss_cls", "loss_box", "loss_quality")
+    return [[row[column] for column in columns] for row in read_metrics(run / "metrics.csv")]
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +55,21 @@ def assert_same_training(run: Path, single: Path) -> None:
     assert one["card"]["metrics"]["map"] == pytest.approx(other["card"]["metrics"]["map"], abs=0.5)
 
 
-def test_two_processes_learn_what_one_learns_and_one_writes(data: Path, tmp_path: Path, single: Path) -> None:
-    def work(rank: int) -> object:
-        return fit(config(data), tmp_path, quiet=True) and 0
-
-    assert two(work, tmp_path / "err") == [0, 0], (tmp_path / "err").read_text()
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["shapes"]
-    assert len(list((tmp_path / "shapes" / "tensorboard").iterdir())) == 1
-    assert_same_training(tmp_path / "shapes", single)
+def test_two_processes_learn_what_one_learns_and_one_writes(data, tmp_path, single):
+    run = fit_in_two(config(data), tmp_path / "runs")
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    assert_same_training(run, single)
 
 
-def test_a_process_without_a_usable_picture_takes_part(data: Path, tmp_path: Path) -> None:
+def test_a_process_without_a_usable_picture_takes_part(own, tmp_path):
     """Batches of one picture each, one of which is broken: the other process's picture counts alone."""
-    copy = tmp_path / "data"
-    shutil.copytree(data, copy)
-    sorted((copy / "train").glob("*.jpg"))[5].write_bytes(b"not a picture")
+    sorted((own / "train").glob("*.jpg"))[5].write_bytes(b"not a picture")
     keys = ["schedule.epochs=1", "model.detector=fcos"]
-    single = fit(config(copy, *keys, "batch_size=2"), tmp_path / "single", quiet=True).run
-
-    def work(rank: int) -> object:
-        return fit(config(copy, *keys, "batch_size=1"), tmp_path / "two", quiet=True) and 0
-
-    assert two(work, tmp_path / "err") == [0, 0], (tmp_path / "err").read_text()
-    assert_same_training(tmp_path / "two" / "shapes", single)
+    single = fit(config(own, *keys, "batch_size=2"), tmp_path / "single", quiet=True).run
+    assert_same_training(fit_in_two(config(own, *keys, "batch_size=1"), tmp_path / "two"), single)
 
 
-def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_path: Path, single: Path) -> None:
+def test_a_process_that_dies_ends_the_run_which_then_resumes(data, tmp_path, single):
     def dying(rank: int) -> object:
         real, calls = TrainingModel.forward, []
 
@@ -89,9 +77,9 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_pat
             calls.append(1)
             if rank == 1 and len(calls) == 6:  # in the second epoch, two batches after a save
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments)  # type: ignore[arg-type]
+            return real(*arguments)
 
-        TrainingModel.forward = forward  # type: ignore[assignment, method-assign]
+        TrainingModel.forward = forward
         return main(command(data, tmp_path, "checkpoint_steps=1"))
 
     assert two(dying, tmp_path / "err") == [1, -signal.SIGKILL]
@@ -103,17 +91,17 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes(data: Path, tmp_pat
     assert_same_training(tmp_path / "shapes", single)
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(data: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_process_stops_all_at_the_same_step(data, tmp_path):
     def asked(rank: int) -> object:
         real = TrainingModel.forward
 
         def forward(*arguments: object) -> object:
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-                TrainingModel.forward = real  # type: ignore[method-assign]
-            return real(*arguments)  # type: ignore[arg-type]
+                TrainingModel.forward = real
+            return real(*arguments)
 
-        TrainingModel.forward = forward  # type: ignore[assignment, method-assign]
+        TrainingModel.forward = forward
         return main(command(data, tmp_path))
 
     assert two(asked, tmp_path / "err") == [1, 1]
@@ -121,7 +109,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(data: Path, tmp_path
     assert find_resumable(None, tmp_path).state["batch"] == 2
 
 
-def test_processes_share_every_batch_without_overlap() -> None:
+def test_processes_share_every_batch_without_overlap():
     for length, batch, size in ((12, 2, 2), (13, 2, 3), (3, 4, 2), (1, 2, 2)):
         order = torch.utils.data.SequentialSampler(range(length))
         parts = [list(BatchOrder(order, batch, Group(rank, size))) for rank in range(size)]
@@ -130,7 +118,7 @@ def test_processes_share_every_batch_without_overlap() -> None:
         assert len(BatchOrder(order, batch, Group(0, size))) == len(alone)
 
 
-def test_synchronized_norms_are_refused_on_cpus(data: Path) -> None:
+def test_synchronized_norms_are_refused_on_cpus(data):
     settings = config(data, "model.backbone.norm=sync")
     check_parallel(settings, Group(), torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"model\.backbone\.norm: sync needs GPUs"):

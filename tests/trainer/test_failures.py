@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +13,6 @@ import torch
 import trainer.data.cache
 import trainer.step
 from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from runtime.datasets.annotations import DatasetError
-from tests.at_fault import raises
 from tests.trainer.tiny import tiny_config
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import Batch
@@ -32,7 +27,7 @@ def config(data: Path, *overrides: str) -> TrainConfig:
     return tiny_config(data, "batch_size=2", "optim.accumulate=2", "checkpoint_steps=1", *overrides)
 
 
-def test_a_full_disk_names_file_and_room_and_leaves_the_old_file(data: Path, tmp_path: Path) -> None:
+def test_a_full_disk_names_file_and_room_and_leaves_the_old_file(data, tmp_path):
     """The limit on a file's size cuts the write off in the middle, as a full disk does."""
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"w": torch.zeros(10)}, {"first": 1})
@@ -52,19 +47,17 @@ def test_a_full_disk_names_file_and_room_and_leaves_the_old_file(data: Path, tmp
     assert not [*tmp_path.glob(".*"), *run.glob(".*")]
 
 
-def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real, calls = TrainingModel.forward, []
+def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(data, tmp_path, monkeypatch, capsys):
+    real, calls, bad = TrainingModel.forward, [], {2, 5}
 
     def poisoned(self: TrainingModel, batch: Batch) -> dict[str, torch.Tensor]:
         calls.append(1)
-        if len(calls) in (2, 5):
+        if len(calls) in bad:
             for module in self.detector.modules():  # what activations without bound leave behind
                 if isinstance(module, torch.nn.BatchNorm2d):
-                    module.running_mean.fill_(float("nan"))  # type: ignore[union-attr]
+                    module.running_mean.fill_(float("nan"))
         terms = real(self, batch)
-        return terms | {"cls": terms["cls"] * float("nan")} if len(calls) in (2, 5) else terms
+        return terms | {"cls": terms["cls"] * float("nan")} if len(calls) in bad else terms
 
     monkeypatch.setattr(TrainingModel, "forward", poisoned)
     skip = ["optim.on_nan=skip", "optim.nan_limit=2", "schedule.epochs=1"]
@@ -78,33 +71,21 @@ def test_losses_that_are_not_finite_are_left_out_up_to_the_limit(
     calls.clear()
     with pytest.raises(TrainingError, match=r"2 batches were left out, more than optim.nan_limit; .* on images \["):
         fit(config(data, "optim.on_nan=skip", "optim.nan_limit=1"), tmp_path, quiet=True)
+    calls.clear()
+    bad.remove(2)
     with pytest.raises(TrainingError, match=r"not finite .*the last good checkpoint, .*last\.pt, holds epoch 1 after "
                        r"batch 4\. .*optim.on_nan=skip"):  # fmt: skip
-        monkeypatch.setattr(TrainingModel, "forward", _nan_at(5, real))
         fit(config(data), tmp_path, quiet=True)
 
 
-def _nan_at(number: int, real: Callable[..., dict[str, torch.Tensor]]) -> Callable[..., dict[str, torch.Tensor]]:
-    calls: list[int] = []
-
-    def poisoned(*arguments: object) -> dict[str, torch.Tensor]:
-        calls.append(1)
-        terms = real(*arguments)
-        return terms | {"cls": terms["cls"] * float("nan")} if len(calls) == number else terms
-
-    return poisoned
-
-
-def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(data, tmp_path, monkeypatch):
     real = trainer.step.clip_gradients
     seen: list[dict[str, torch.Tensor]] = []
 
     def poisoned(model: torch.nn.Module, largest: float) -> torch.Tensor:
         seen.append({k: v.clone() for k, v in model.named_parameters()})
         if len(seen) == 2:
-            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))  # type: ignore[union-attr]
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))
         return real(model, largest)
 
     monkeypatch.setattr(trainer.step, "clip_gradients", poisoned)
@@ -113,15 +94,11 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
     assert any(not torch.equal(first[k], second[k]) for k in first)
     assert all(torch.equal(second[k], third[k]) for k in first)
     seen.clear()
-    with pytest.raises(
-        TrainingError, match=r"the gradient is not finite in epoch 1 .* on images \[\d+, \d+, \d+, \d+\]"
-    ):
+    with pytest.raises(TrainingError, match=r"the gradient is not finite in epoch 1 .* on images \[(\d+, ){3}\d+\]"):
         fit(config(data), tmp_path, quiet=True)
 
 
-def test_a_loader_process_killed_by_the_system_is_named_with_advice(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loader_process_killed_by_the_system_is_named_with_advice(data, tmp_path, monkeypatch):
     real, parent = trainer.data.cache.read_image, os.getpid()
 
     def killed(path: Path) -> object:
@@ -133,14 +110,3 @@ def test_a_loader_process_killed_by_the_system_is_named_with_advice(
     with pytest.raises(TrainingError, match=r"a data loading process died: .*killed.*lower data\.workers or batch_size"
                        r".*no checkpoint was written"):  # fmt: skip
         fit(config(data, "data.workers=1"), tmp_path, quiet=True)
-
-
-def test_data_without_an_object_is_refused_before_the_training(data: Path, tmp_path: Path) -> None:
-    """As where label files do not lie where they are looked for, which every picture survives."""
-    copy = tmp_path / "data"
-    shutil.copytree(data, copy)
-    file = copy / "train.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
-    with raises(DatasetError, path=file):
-        fit(tiny_config(copy), tmp_path / "runs", quiet=True)
-    assert not (tmp_path / "runs").exists()

@@ -24,18 +24,21 @@ model: {classes: [a], input_size_hw: [64, 64]}
 """
 
 
-@pytest.mark.parametrize("text", BAD_YAML.values(), ids=BAD_YAML)
-def test_every_fault_of_yaml_names_the_file(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
+def config_file(folder: Path, text: str = BASE) -> Path:
+    path = folder / "c.yaml"
     path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("text", BAD_YAML.values(), ids=BAD_YAML)
+def test_every_fault_of_yaml_names_the_file(text, tmp_path):
     with pytest.raises(ConfigError, match="c.yaml: not valid YAML"):
-        read_config(path)
+        read_config(config_file(tmp_path, text))
 
 
 @pytest.mark.parametrize("value", ["2001-99-99", "0x_", "!!int foo", "!!bool foo", "&a [*a]"])
-def test_overrides_are_read_alike(value: str, tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(BASE)
+def test_overrides_are_read_alike(value, tmp_path):
+    path = config_file(tmp_path)
     assert read_config(path).seed == 0
     with pytest.raises(ConfigError, match="override 'seed=.*': the value is not valid YAML"):
         read_config(path, [f"seed={value}"])
@@ -50,22 +53,17 @@ def test_overrides_are_read_alike(value: str, tmp_path: Path) -> None:
         ("distill.teacher", 'distill: {{teacher: "{}"}}'), ("model.classes", 'model: {{classes: "{}"}}'),
     ],
 )  # fmt: skip
-def test_paths_that_lead_nowhere_name_file_and_key(place: str, key: str, text: str, tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(text.format(place))
+def test_paths_that_lead_nowhere_name_file_and_key(place, key, text, tmp_path):
     with pytest.raises(ConfigError, match=f"c.yaml: {key}: expected a path"):
-        read_config(path)
+        read_config(config_file(tmp_path, text.format(place)))
 
 
-def test_a_base_that_no_file_can_be(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
+def test_a_base_that_no_file_can_be(tmp_path):
     for name in ("a\\0b", "x" * 300):
-        path.write_text(f'_base_: "{name}"')
         with pytest.raises(ConfigError, match=r"named as _base_ by .*c.yaml"):
-            read_config(path)
-    with pytest.raises(ConfigError, match="x.pt: no such file|no such file"):
-        path.write_text(BASE + f"init: {'x' * 300}.pt\n")
-        read_config(path)
+            read_config(config_file(tmp_path, f'_base_: "{name}"'))
+    with pytest.raises(ConfigError, match="no such file"):
+        read_config(config_file(tmp_path, BASE + f"init: {'x' * 300}.pt\n"))
 
 
 @pytest.mark.parametrize(
@@ -76,11 +74,9 @@ def test_a_base_that_no_file_can_be(tmp_path: Path) -> None:
         ("model.neck.channels=10000000", "model.neck.channels"),
     ],
 )  # fmt: skip
-def test_numbers_and_names_beyond_sense_are_refused_when_they_are_read(override: str, key: str, tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(BASE)
+def test_numbers_and_names_beyond_sense_are_refused_when_they_are_read(override, key, tmp_path):
     with pytest.raises(ConfigError, match=f"{key}: expected"):
-        read_config(path, [override])
+        read_config(config_file(tmp_path), [override])
 
 
 class Counted(str):
@@ -94,7 +90,7 @@ class Counted(str):
         return str.__eq__(self, other)
 
 
-def test_keys_are_not_compared_each_with_each() -> None:
+def test_keys_are_not_compared_each_with_each():
     node = yaml.compose("".join(f"k{i}: 1\n" for i in range(500)))
     for key, _ in node.value:
         key.value = Counted(key.value)
@@ -103,7 +99,7 @@ def test_keys_are_not_compared_each_with_each() -> None:
 
 
 @pytest.mark.parametrize("how", ["copy", "link"])
-def test_converting_takes_no_file_that_is_no_picture(how: str, tmp_path: Path) -> None:
+def test_converting_takes_no_file_that_is_no_picture(how, tmp_path):
     secret = tmp_path / "id_rsa"
     secret.write_text("-----BEGIN")
     disguised = tmp_path / "key.jpg"
@@ -122,7 +118,7 @@ def test_converting_takes_no_file_that_is_no_picture(how: str, tmp_path: Path) -
 
     for name in (str(secret), "../id_rsa", "../key.jpg"):
         with pytest.raises(DatasetError, match=r"c.json: image 1 names .*, which is not a picture"):
-            convert(annotations(name), "yolo", tmp_path / "out", folder, pictures=how)  # type: ignore[arg-type]
+            convert(annotations(name), "yolo", tmp_path / "out", folder, pictures=how)
         assert not (tmp_path / "out").exists()
-    done = convert(annotations("../other.png"), "yolo", tmp_path / "out", folder, pictures=how)  # type: ignore[arg-type]
+    done = convert(annotations("../other.png"), "yolo", tmp_path / "out", folder, pictures=how)
     assert any("1 pictures from outside of" in note and "other.png" in note for note in done.notes)

@@ -29,9 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that knows circles, squares and triangles; other.yaml for two classes that starts from it."""
     folder = tmp_path_factory.mktemp("init")
     make_shapes(folder / "data", train_images=8, val_images=4, size_hw=(64, 64))
-    data = {
-        split: {"annotations": f"data/{split}.json", "images": f"data/{split}"} for split in ("train", "val")
-    }  # fmt: skip
+    data = {split: {"annotations": f"data/{split}.json", "images": f"data/{split}"} for split in ("train", "val")}
     common = {"data": data, "batch_size": 4, "schedule": {"epochs": 1}, "amp": "off", "optim": {"ema": 0.9}}
     first = {**common, "name": "first", "model": {**MODEL, "classes": ["circle", "square", "triangle"]}}
     (folder / "first.yaml").write_text(json.dumps(first))

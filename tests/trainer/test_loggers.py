@@ -9,7 +9,6 @@ import importlib.util
 import json
 import math
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from isodet.strict import ConfigError
+from tests.processes import python
 from tests.trainer.tiny import tiny_config
 from trainer.config.train import TrainConfig
 from trainer.failures import Interrupted
@@ -29,7 +29,6 @@ from trainer.run.checkpoints import Checkpoints
 from trainer.run.folder import find_resumable
 
 PICTURES = (8, 4)
-ROOT = Path(__file__).parents[2]
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -41,12 +40,9 @@ def config(data: Path, *overrides: str) -> TrainConfig:
     return tiny_config(data, "optim.ema=0", *overrides)
 
 
-def test_only_a_run_needs_tensorboard_and_trains_without(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_a_run_needs_tensorboard_and_trains_without(data, tmp_path, monkeypatch, caplog):
     loaded = "import sys, trainer.loop, trainer.step; print('tensorboard' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert python("-c", loaded).stdout == "False\n"
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     result = fit(config(data), tmp_path, quiet=True)
     assert "no TensorBoard" in caplog.text and "isodet[train]" in caplog.text
@@ -84,9 +80,7 @@ def stopped_after_one(settings: TrainConfig, runs: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_tracker_that_is_not_installed_is_an_error_of_the_config(
-    data: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_tracker_that_is_not_installed_is_an_error_of_the_config(data, name, monkeypatch, tmp_path):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == name else find(n, *a))
     with pytest.raises(ConfigError, match=rf"log: {name} is not installed; pip install 'isodet\[{name}\]'"):
@@ -96,7 +90,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_of_the_config(
     assert config(data).log == ()
 
 
-def test_a_folder_of_the_same_name_is_no_package(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_of_the_same_name_is_no_package(data, monkeypatch, tmp_path):
     (tmp_path / "wandb").mkdir()  # what W&B leaves in a working folder
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
@@ -104,9 +98,7 @@ def test_a_folder_of_the_same_name_is_no_package(data: Path, monkeypatch: pytest
         config(data, "log=[wandb]")
 
 
-def test_loggers_get_the_rows_by_split_and_are_told_how_it_ended(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loggers_get_the_rows_by_split_and_are_told_how_it_ended(data, tmp_path, monkeypatch):
     stopper = Stopper()
     monkeypatch.setattr(metrics, "open_loggers", lambda *_: [stopper])
     with pytest.raises(Interrupted):
@@ -117,15 +109,13 @@ def test_loggers_get_the_rows_by_split_and_are_told_how_it_ended(
     assert not {"train/epoch", "train/step"} & values.keys()
 
 
-def test_nested_keys_are_written_with_points() -> None:
+def test_nested_keys_are_written_with_points():
     mapping = {"a": {"b": {"c": 1}, "d": [1, 2]}, "e": None, "f": {}}
     assert dict(flattened(mapping)) == {"a.b.c": 1, "a.d": [1, 2], "e": None, "f": {}}
 
 
 @needs("mlflow")
-def test_mlflow_has_every_epoch_once_also_of_a_resumed_run(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_has_every_epoch_once_also_of_a_resumed_run(data, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
@@ -149,9 +139,7 @@ def test_mlflow_has_every_epoch_once_also_of_a_resumed_run(
 
 
 @needs("mlflow")
-def test_an_mlflow_that_is_not_there_ends_a_run_at_its_start_but_not_later(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_mlflow_that_is_not_there_ends_a_run_at_its_start_but_not_later(data, tmp_path, monkeypatch, caplog):
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -172,9 +160,7 @@ def test_an_mlflow_that_is_not_there_ends_a_run_at_its_start_but_not_later(
 
 
 @needs("wandb")
-def test_wandb_keeps_every_epoch_offline_and_a_resumed_run_its_id(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_keeps_every_epoch_offline_and_a_resumed_run_its_id(data, tmp_path, monkeypatch):
     import wandb
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -213,7 +199,7 @@ def wandb_history(file: Path) -> list[dict[str, float]]:
 
 
 @needs("wandb")
-def test_wandb_without_a_key_says_what_to_do(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_without_a_key_says_what_to_do(data, tmp_path, monkeypatch):
     import wandb
 
     wandb.teardown()  # it reads the environment once in a process

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +14,7 @@ from trainer.lr_find import range_test
 PICTURES = (8, 2)
 
 
-def test_the_range_test_finds_where_a_parabola_diverges() -> None:
+def test_the_range_test_finds_where_a_parabola_diverges():
     """Gradient descent on k x^2 / 2 diverges at rates above 2 / k, and is fastest at 1 / k. Noise keeps x from 0."""
     x, k = 1.0, 4.0
 
@@ -32,17 +30,11 @@ def test_the_range_test_finds_where_a_parabola_diverges() -> None:
     assert found.suggestion == min(found.steepest, found.diverged / 10)
     assert len(found.rates) == len(found.losses)
     with pytest.raises(TrainingError, match=r"diverged at step 3 .*start lower with --low"):
-        range_test(_sequence([1.0, 1.0, math.inf]), [1, 2, 3, 4])
+        losses = iter([1.0, 1.0, math.inf])
+        range_test(lambda rate: next(losses), [1, 2, 3, 4])
 
 
-def _sequence(values: Sequence[float]) -> Callable[[float], float]:
-    left: Iterator[float] = iter(values)
-    return lambda rate: next(left)
-
-
-def test_lr_find_draws_a_picture_and_leaves_no_run(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lr_find_draws_a_picture_and_leaves_no_run(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["lr-find", str(data / "shapes.yaml"), *TINY, "--steps", "30", "--high", "30", "--quiet"]) == 0
     said = capsys.readouterr().out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -20,7 +18,7 @@ from trainer.loop import TrainingError, fit
 PICTURES = (8, 2)
 
 
-def test_devices_and_precision() -> None:
+def test_devices_and_precision():
     cpu = torch.device("cpu")
     assert pick_device("cpu") == cpu
     assert pick_amp("off", cpu) is None and pick_amp("bf16", cpu) == torch.bfloat16
@@ -34,7 +32,7 @@ def test_devices_and_precision() -> None:
             pick_device("cuda")
 
 
-def test_the_automatic_batch_fits_the_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_automatic_batch_fits_the_memory(data, tmp_path, monkeypatch):
     def limited(size: int) -> int:
         if size > 8:
             raise torch.OutOfMemoryError
@@ -56,7 +54,7 @@ def test_the_automatic_batch_fits_the_memory(data: Path, tmp_path: Path, monkeyp
         fit(tiny_config(data, "batch_size=auto"), tmp_path, quiet=True)
 
 
-def test_deterministic_holds_within_the_run_only(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_holds_within_the_run_only(data, tmp_path, monkeypatch):
     """While it holds, torch fills memory that would have anything in it, here with NaN."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     seen = []
@@ -64,7 +62,7 @@ def test_deterministic_holds_within_the_run_only(data: Path, tmp_path: Path, mon
 
     def looking(*arguments: object) -> None:
         seen.append(bool(torch.empty(1000).isnan().all()))
-        real(*arguments)  # type: ignore[arg-type]
+        real(*arguments)
 
     monkeypatch.setattr(trainer.loop, "train_epoch", looking)
     fit(tiny_config(data, "deterministic=true", "schedule.epochs=1"), tmp_path, quiet=True)
@@ -74,7 +72,7 @@ def test_deterministic_holds_within_the_run_only(data: Path, tmp_path: Path, mon
         assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_compiled_network_learns_what_the_plain_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_network_learns_what_the_plain_one_does(monkeypatch):
     """Through the tracing of forward and backward; code for the machine takes minutes to make on a busy CPU."""
     real, made = torch.compile, []
     monkeypatch.setattr(torch, "compile", lambda m: made.append(m) or real(m, backend="aot_eager"))
@@ -86,14 +84,12 @@ def test_a_compiled_network_learns_what_the_plain_one_does(monkeypatch: pytest.M
     model.zero_grad()
     found = compiled(model, RuntimeError)(x)
     assert made == [model]
-    found.square().sum().backward()  # type: ignore[attr-defined]
+    found.square().sum().backward()
     for expected, p in zip(plain, model.parameters(), strict=True):
         torch.testing.assert_close(p.grad, expected)
 
 
-def test_a_compiler_that_fails_is_an_error_with_advice(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiler_that_fails_is_an_error_with_advice(data, tmp_path, monkeypatch):
     def broken(graph: object, inputs: object) -> object:
         raise RuntimeError("no such compiler: cc")
 

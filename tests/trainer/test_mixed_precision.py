@@ -10,26 +10,22 @@ import torch
 import models.loss
 import trainer.loop
 from models.detector import Detector
+from tests.trainer.tiny import tiny_config
 from trainer.config.train import TrainConfig
-from trainer.config_reader import read_config
 from trainer.data.train_set import Batch
 from trainer.devices.distributed import Group
 from trainer.loop import TrainingError, fit
-from trainer.recipes.shapes import make_shapes
 from trainer.state import State, new_state, seed_everything
 from trainer.step import LEAST_SCALE, optimizer_step
 from trainer.training_model import total_loss
 
 CPU = torch.device("cpu")
-TINY = ["schedule.epochs=1", "batch_size=2", "model.input_size_hw=[64,64]", "amp=off", "model.backbone.width=0.125",
-        "model.neck.channels=16", "optim.ema=0", "schedule.warmup_steps=0"]  # fmt: skip
+PICTURES = (10, 2)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("mixed") / "data"
-    make_shapes(folder, train_images=10, val_images=2, size_hw=(64, 64))
-    return read_config(folder / "shapes.yaml", TINY)
+def config(data: Path) -> TrainConfig:
+    return tiny_config(data, "schedule.epochs=1", "batch_size=2", "optim.ema=0", "schedule.warmup_steps=0")
 
 
 def started(config: TrainConfig, amp: torch.dtype | None = None) -> tuple[State, Batch]:
@@ -45,9 +41,7 @@ def started(config: TrainConfig, amp: torch.dtype | None = None) -> tuple[State,
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(
-    config: TrainConfig, amp: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(config, amp, monkeypatch):
     state, batch = started(config, amp)
     inside, assigned, real = set(), [], models.loss.assign
     for module in state.model.modules():
@@ -55,14 +49,14 @@ def test_the_network_computes_in_half_and_all_that_is_learned_from_in_float32(
             module.register_forward_hook(lambda _, given, answer: inside.add(answer.dtype))
 
     def watched(rule: object, priors: object, boxes: torch.Tensor, *others: object) -> torch.Tensor:
-        assigned.append((priors.boxes_xyxy.dtype, boxes.dtype, torch.is_autocast_enabled("cpu")))  # type: ignore[attr-defined]
-        return real(rule, priors, boxes, *others)  # type: ignore[arg-type]
+        assigned.append((priors.boxes_xyxy.dtype, boxes.dtype, torch.is_autocast_enabled("cpu")))
+        return real(rule, priors, boxes, *others)
 
     monkeypatch.setattr(models.loss, "assign", watched)
     terms = state.model(batch)
     assert amp in inside and assigned == [(torch.float32, torch.float32, False)]
     assert {term.dtype for term in terms.values()} == {torch.float32}
-    total_loss(terms).backward()  # type: ignore[no-untyped-call]
+    total_loss(terms).backward()
     assert {p.grad.dtype for p in state.model.parameters() if p.grad is not None} == {torch.float32}
     plain = started(config)[0].model(batch)
     torch.testing.assert_close(total_loss(terms), total_loss(plain), rtol=0.05, atol=0)
@@ -74,7 +68,7 @@ def scaled(state: State) -> torch.amp.GradScaler:
     return state.scaler
 
 
-def test_scaled_gradients_take_the_step_that_plain_ones_do(config: TrainConfig) -> None:
+def test_scaled_gradients_take_the_step_that_plain_ones_do(config):
     ends = []
     for scaling in (False, True):
         state, batch = started(config)
@@ -86,7 +80,7 @@ def test_scaled_gradients_take_the_step_that_plain_ones_do(config: TrainConfig) 
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
 
 
-def test_an_overflow_costs_the_step_and_halves_the_scale(config: TrainConfig) -> None:
+def test_an_overflow_costs_the_step_and_halves_the_scale(config):
     state, batch = started(config)
     scaler, before = scaled(state), [p.detach().clone() for p in state.model.parameters()]
     scaler.scale(total_loss(state.model(batch)) * float("inf")).backward()
@@ -95,7 +89,7 @@ def test_an_overflow_costs_the_step_and_halves_the_scale(config: TrainConfig) ->
     assert scaler.get_scale() == 512
 
 
-def test_a_step_that_is_left_out_does_not_stop_the_next(config: TrainConfig) -> None:
+def test_a_step_that_is_left_out_does_not_stop_the_next(config):
     """With `on_nan: skip`, where the scale cannot be the reason any more."""
     state, batch = started(config)
     scaler = state.scaler = torch.amp.GradScaler("cpu", init_scale=LEAST_SCALE / 2)
@@ -104,9 +98,7 @@ def test_a_step_that_is_left_out_does_not_stop_the_next(config: TrainConfig) -> 
         assert optimizer_step(state) is usable
 
 
-def test_gradients_that_never_recover_end_the_run_with_the_images_named(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_that_never_recover_end_the_run_with_the_images_named(config, tmp_path, monkeypatch):
     """Else the scaler would answer each with half the scale, and a run of hours would have learned nothing."""
 
     def unscaled(self: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
@@ -121,7 +113,7 @@ def test_gradients_that_never_recover_end_the_run_with_the_images_named(
     begin = trainer.loop.new_state
 
     def starting(*arguments: object) -> State:
-        state = begin(*arguments)  # type: ignore[arg-type]
+        state = begin(*arguments)
         state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-12, enabled=True)
         return state
 

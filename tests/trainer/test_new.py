@@ -14,15 +14,18 @@ from isodet.strict import ConfigError, to_mapping
 from runtime.card.card import Card
 from runtime.datasets.annotations import DatasetError
 from runtime.datasets.coco import read_coco
-from runtime.images.image import write_image
 from runtime.runs import validation_data
 from tests.at_fault import raises
+from tests.trainer.tiny import edit
+from tests.trainer.voc_set import voc_set
+from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
 from trainer.data.datasets import train_data, val_data
+from trainer.loop import fit
 from trainer.new import config as new
 from trainer.new.advice import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels
 from trainer.new.config import new_config, new_recipe
-from trainer.recipes import RecipeError
+from trainer.recipes import RecipeError, make_shapes
 
 CPU = Hardware("cpu", "a CPU with 2 cores", 0.0)
 GPU = Hardware("gpu", "Some GPU", 24.0)
@@ -42,14 +45,7 @@ def hardware(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return request.param
 
 
-def _write(
-    folder: Path,
-    names: dict[int, str],
-    images: int = 3,
-    hw: tuple[int, int] = (480, 640),
-    side: float = 40,
-    each: int = 3,
-) -> tuple[Path, Path, Path, Path]:
+def _write(folder: Path, names: dict[int, str], images=3, hw=(480, 640), side=40, each=3) -> tuple[Path, ...]:
     """A split pair whose pictures are only names: nothing here decodes them."""
     ids = list(names)
     for split in ("train", "val"):
@@ -70,11 +66,13 @@ def _write(
     return folder / "train.json", folder / "train", folder / "val.json", folder / "val"
 
 
-def _edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+def made(folder: Path, size: int | None = None, detector: Any = "atss", **data: Any) -> TrainConfig:
+    """What is written for data of one class, as `_write` makes them of `data`."""
+    paths = _write(folder / "d", {1: "cat"}, **data)
+    return read_config(new_config(folder / "a.yaml", *paths, size=size, detector=detector))
 
 
-def test_gaps_in_category_ids_and_odd_names(tmp_path: Path, hardware: Hardware) -> None:
+def test_gaps_in_category_ids_and_odd_names(tmp_path, hardware):
     names = {7 + 3 * i: name for i, name in enumerate(ODD_NAMES)}
     data = _write(tmp_path / "data", names, each=len(names))
     out = new_config(tmp_path / "my.yaml", *data)
@@ -86,10 +84,8 @@ def test_gaps_in_category_ids_and_odd_names(tmp_path: Path, hardware: Hardware) 
 
 @pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
 @pytest.mark.parametrize("images", [1, 2, 700])
-def test_complete_for_any_number_of_images(tmp_path: Path, hardware: Hardware, detector: Any, images: int) -> None:
-    config = read_config(
-        new_config(tmp_path / "a.yaml", *_write(tmp_path / "d", {1: "cat"}, images), detector=detector)
-    )
+def test_complete_for_any_number_of_images(tmp_path, hardware, detector, images):
+    config = made(tmp_path, detector=detector, images=images)
     assert config.model.detector == detector and config.name == "a"
     assert config.batch_size <= max(1, images // 4)
     steps = config.schedule.epochs * max(1, images // config.batch_size)
@@ -98,26 +94,20 @@ def test_complete_for_any_number_of_images(tmp_path: Path, hardware: Hardware, d
 
 
 @pytest.mark.parametrize(("images", "size", "norm"), [(700, 640, "sepbn"), (700, 64, "sepbn"), (3, 64, "gn")])
-def test_the_heads_norm_has_enough_to_count(
-    tmp_path: Path, hardware: Hardware, images: int, size: int, norm: str
-) -> None:
+def test_the_heads_norm_has_enough_to_count(tmp_path, hardware, images, size, norm):
     """Batches of one picture of 64 px have 4 cells on the last level: no statistics for a BatchNorm."""
-    data = _write(tmp_path / "d", {1: "cat"}, images, hw=(640, 640))
-    assert read_config(new_config(tmp_path / "a.yaml", *data, size=size)).model.head.norm == norm
+    assert made(tmp_path, size, images=images, hw=(640, 640)).model.head.norm == norm
 
 
-def test_paths_are_relative_to_the_yaml(tmp_path: Path, hardware: Hardware) -> None:
+def test_paths_are_relative_to_the_yaml(tmp_path, hardware):
     data = _write(tmp_path / "some data", {1: "cat"})
     out = new_config(tmp_path / "configs" / "deep" / "my.yaml", *data)
     plain = yaml.safe_load(out.read_text(encoding="utf-8"))
     assert plain["data"]["train"] == {"annotations": "../../some data/train.json", "images": "../../some data/train"}
     assert read_config(out).data.val.images == str((tmp_path / "some data" / "val").resolve())
     (tmp_path / "configs").rename(tmp_path / "moved")  # with the same depth it still finds its data
-    read_coco(*_split(read_config(tmp_path / "moved" / "deep" / "my.yaml").data.train))
-
-
-def _split(split: Any) -> tuple[str, str]:
-    return split.annotations, split.images
+    train = read_config(tmp_path / "moved" / "deep" / "my.yaml").data.train
+    read_coco(train.annotations, train.images)
 
 
 @pytest.mark.parametrize(
@@ -131,55 +121,48 @@ def _split(split: Any) -> tuple[str, str]:
         ((120, 160), None, (128, 160)),  # no larger than the pictures
     ],
 )
-def test_input_size_keeps_the_aspect(
-    tmp_path: Path, hardware: Hardware, hw: tuple[int, int], size: int | None, expected: tuple[int, int]
-) -> None:
-    out = new_config(tmp_path / "a.yaml", *_write(tmp_path / "d", {1: "cat"}, hw=hw), size=size)
-    assert read_config(out).model.input_size_hw == expected
+def test_input_size_keeps_the_aspect(tmp_path, hardware, hw, size, expected):
+    assert made(tmp_path, size, hw=hw).model.input_size_hw == expected
 
 
-def test_smaller_objects_ask_for_a_larger_input(tmp_path: Path, hardware: Hardware) -> None:
-    sizes = []
-    for side in (200, 80, 10):
-        data = _write(tmp_path / str(side), {1: "cat"}, hw=(1080, 1920), side=side)
-        sizes.append(read_config(new_config(tmp_path / f"{side}.yaml", *data)).model.input_size_hw)
+def test_smaller_objects_ask_for_a_larger_input(tmp_path, hardware):
+    sizes = [made(tmp_path / str(n), hw=(1080, 1920), side=n).model.input_size_hw for n in (200, 80, 10)]
     assert sizes[0] == (192, 320)
     assert sizes[0] < sizes[1] < sizes[2] == ((288, 512) if hardware is CPU else (576, 1024))
 
 
-def test_portrait_and_landscape_mixed_is_square(tmp_path: Path, hardware: Hardware) -> None:
+def test_portrait_and_landscape_mixed_is_square(tmp_path, hardware):
     data = _write(tmp_path / "d", {1: "cat"}, 4)
     images = json.loads(data[0].read_text())["images"]
     for image in images[:2]:
         image["height"], image["width"] = 640, 480
-    _edit(data[0], images=images)
+    edit(data[0], images=images)
     height, width = read_config(new_config(tmp_path / "a.yaml", *data)).model.input_size_hw
     assert height == width
 
 
-def test_comments_name_the_numbers_of_the_data(tmp_path: Path, hardware: Hardware) -> None:
+def test_comments_name_the_numbers_of_the_data(tmp_path, hardware):
     data = _write(tmp_path / "d", {1: "cat"}, images=40, side=46, each=5)
     text = new_config(tmp_path / "a.yaml", *data, size=320).read_text(encoding="utf-8")
     assert "200 training objects; the median one is 23 px" in text  # 46 px at 640, half at 320
     assert "at most 5 objects" in text and hardware.name in text and "as asked" in text
 
 
-def test_many_objects_in_one_image_raise_the_number_of_detections(tmp_path: Path, hardware: Hardware) -> None:
-    data = _write(tmp_path / "d", {1: "cat"}, images=2, each=190)
-    assert read_config(new_config(tmp_path / "a.yaml", *data)).model.postprocess.detections == 250
+def test_many_objects_in_one_image_raise_the_number_of_detections(tmp_path, hardware):
+    assert made(tmp_path, images=2, each=190).model.postprocess.detections == 250
 
 
-def test_classes_without_objects_are_left_out_and_named(tmp_path: Path, hardware: Hardware) -> None:
+def test_classes_without_objects_are_left_out_and_named(tmp_path, hardware):
     data = _write(tmp_path / "d", {0: "everything", 1: "cat", 2: "dog"}, images=4)
     for path in (data[0], data[2]):  # as some exporters write a root category that no box has
         annotations = [a for a in json.loads(path.read_text())["annotations"] if a["category_id"] != 0]
-        _edit(path, annotations=annotations)
+        edit(path, annotations=annotations)
     out = new_config(tmp_path / "a.yaml", *data)
     assert read_config(out).model.classes == ("cat", "dog")
     assert "left out, without an object in train: 'everything'" in out.read_text(encoding="utf-8")
 
 
-def test_refusals_leave_nothing_behind(tmp_path: Path, hardware: Hardware) -> None:
+def test_refusals_leave_nothing_behind(tmp_path, hardware):
     data = _write(tmp_path / "d", {1: "cat"})
     out = tmp_path / "a.yaml"
     out.write_text("mine")
@@ -194,10 +177,10 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, hardware: Hardware) -> No
         new_config(tmp_path / "b.yaml", *data, size=20)
     with raises(DatasetError, path=tmp_path / "nothing.json"):
         new_config(tmp_path / "b.yaml", tmp_path / "nothing.json", *data[1:])
-    _edit(data[2], categories=[{"id": 1, "name": "cats"}])
+    edit(data[2], categories=[{"id": 1, "name": "cats"}])
     with pytest.raises(DatasetError, match="cat"):
         new_config(tmp_path / "b.yaml", *data)
-    _edit(data[0], annotations=[])
+    edit(data[0], annotations=[])
     with pytest.raises(ConfigError, match="none of its 3 images has an object"):
         new_config(tmp_path / "b.yaml", *data)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.yaml", "d"]
@@ -205,21 +188,15 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, hardware: Hardware) -> No
 
 @pytest.mark.parametrize(
     ("classes", "flip"),
-    [
-        (["0", "1", "2"], "0"),
-        (["a", "b", "plate"], "0"),
-        (["turn_left", "turn_right"], "0"),
-        (["LeftHand", "RightHand"], "0"),
-        (["cat", "dog"], "0.5"),
-        (["copyright", "leftover"], "0.5"),
-        (["x", "car", "bus", "truck"], "0.5"),
-    ],
-)
-def test_flip_is_off_where_a_mirror_changes_the_class(classes: list[str], flip: str) -> None:
+    [(["0", "1", "2"], "0"), (["a", "b", "plate"], "0"), (["turn_left", "turn_right"], "0"),
+     (["LeftHand", "RightHand"], "0"), (["cat", "dog"], "0.5"), (["copyright", "leftover"], "0.5"),
+     (["x", "car", "bus", "truck"], "0.5")],
+)  # fmt: skip
+def test_flip_is_off_where_a_mirror_changes_the_class(classes, flip):
     assert choose_flip(classes).value == flip
 
 
-def test_choices_by_table() -> None:
+def test_choices_by_table():
     assert choose_epochs(50_000, 16, GPU).value == "12"
     assert int(choose_epochs(800, 16, GPU).value) == 200
     assert choose_epochs(10, 1, GPU).value == "300"
@@ -235,7 +212,7 @@ def test_choices_by_table() -> None:
     assert choose_levels(many * 300, (64, 320), GPU).value == "[3, 5]"  # P6 would be one cell high
 
 
-def test_recipes(tmp_path: Path) -> None:
+def test_recipes(tmp_path):
     calls: list[tuple[int, int]] = []
     path = new_recipe("shapes", tmp_path / "shapes", progress=lambda done, total: calls.append((done, total)))
     assert path == tmp_path / "shapes" / "shapes.yaml" and read_config(path).name == "shapes"
@@ -247,41 +224,24 @@ def test_recipes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("answers", "weights"), [(True, "imagenet"), (False, None)])
-def test_pretrained_weights_only_where_they_can_be_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool, weights: str | None
-) -> None:
+def test_pretrained_weights_only_where_they_can_be_had(tmp_path, monkeypatch, answers, weights):
     monkeypatch.setattr("models.backbones.imagenet_at_hand", lambda name: answers)
     path = new_config(tmp_path / "c.yaml", *_write(tmp_path / "data", {1: "a"}))
     assert read_config(path).model.backbone.weights == weights
     assert ("did not answer" in path.read_text()) is not answers
 
 
-def test_the_written_config_trains_as_it_is(tmp_path: Path) -> None:
+def test_the_written_config_trains_as_it_is(tmp_path):
     """Real pictures, from the shapes recipe; only the length of the run is cut."""
-    from trainer.loop import fit
-    from trainer.recipes.shapes import make_shapes
-
-    make_shapes(tmp_path / "d", train_images=8, val_images=4)
     d = tmp_path / "d"
+    make_shapes(d, train_images=8, val_images=4)
     path = new_config(tmp_path / "my.yaml", d / "train.json", d / "train", d / "val.json", d / "val", size=64)
     result = fit(read_config(path, ["schedule.epochs=1"]), tmp_path / "runs", quiet=True)
     assert result.best.is_file() and result.run.name == "my"
 
 
-def _voc(folder: Path, boxes: dict[str, tuple[float, ...]]) -> Path:
-    for i, (name, bounds) in enumerate(boxes.items()):
-        image = folder / "JPEGImages" / f"{name}.png"
-        image.parent.mkdir(parents=True, exist_ok=True)
-        write_image(image, np.full((64, 96, 3), i, np.uint8))
-        ends = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), bounds, strict=True))
-        xml = f"<annotation><filename>{name}.png</filename><object><name>a</name><bndbox>{ends}</bndbox></object>"
-        (folder / "Annotations").mkdir(exist_ok=True)
-        (folder / "Annotations" / f"{name}.xml").write_text(xml + "</annotation>")
-    return folder
-
-
-def test_a_share_for_validation_where_a_data_set_has_no_split(tmp_path: Path) -> None:
-    data = _voc(tmp_path / "set", {f"p{i}": (11, 11, 40, 40) for i in range(10)})
+def test_a_share_for_validation_where_a_data_set_has_no_split(tmp_path):
+    data = voc_set(tmp_path / "set", {f"p{i}": (11, 11, 40, 40) for i in range(10)})
     path = new_config(tmp_path / "c.yaml", data, None, None, None, val_share=0.2)
     config = read_config(path)
     assert config.data.train.val_share == config.data.val.val_share == 0.2
@@ -301,17 +261,17 @@ def test_a_share_for_validation_where_a_data_set_has_no_split(tmp_path: Path) ->
         new_config(tmp_path / "d.yaml", data, None, data, None, val_share=0.2)
 
 
-def test_one_origin_for_both_splits(tmp_path: Path) -> None:
-    train = _voc(tmp_path / "train", {"a": (0, 11, 40, 40), "b": (11, 11, 40, 40)})
-    val = _voc(tmp_path / "val", {"c": (11, 11, 40, 40)})  # nothing in it proves what it counts from
+def test_one_origin_for_both_splits(tmp_path):
+    train = voc_set(tmp_path / "train", {"a": (0, 11, 40, 40), "b": (11, 11, 40, 40)})
+    val = voc_set(tmp_path / "val", {"c": (11, 11, 40, 40)})  # nothing in it proves what it counts from
     config = read_config(new_config(tmp_path / "c.yaml", train, None, val, None))
     assert config.data.train.voc_origin == config.data.val.voc_origin == 0
     assert val_data(config).records[0].boxes_xyxy.tolist() == [[11, 11, 40, 40]]
     assert not val_data(config).problems.summary()
 
 
-def test_the_format_that_content_does_not_settle(tmp_path: Path) -> None:
-    folder = _voc(tmp_path / "set", {"a": (11, 11, 40, 40), "b": (11, 11, 40, 40)})
+def test_the_format_that_content_does_not_settle(tmp_path):
+    folder = voc_set(tmp_path / "set", {"a": (11, 11, 40, 40), "b": (11, 11, 40, 40)})
     flat = tmp_path / "flat"
     flat.mkdir()
     for path in [*folder.glob("*/*.png"), *folder.glob("*/*.xml")]:
@@ -323,8 +283,8 @@ def test_the_format_that_content_does_not_settle(tmp_path: Path) -> None:
     assert config.data.train.format == config.data.val.format == "voc" and len(train_data(config)) == 2
 
 
-def test_nothing_to_train_or_validate_on_says_why(tmp_path: Path) -> None:
-    data = _voc(tmp_path / "set", {"a": (11, 11, 40, 40)})
+def test_nothing_to_train_or_validate_on_says_why(tmp_path):
+    data = voc_set(tmp_path / "set", {"a": (11, 11, 40, 40)})
     for split, lines in (("good", "0 0.5 0.5 0.2 0.2\n"), ("bad", "2 0.5 0.5 0.2 0.2\n")):
         (tmp_path / split / "labels").mkdir(parents=True)
         (tmp_path / split / "images").mkdir()
@@ -337,13 +297,12 @@ def test_nothing_to_train_or_validate_on_says_why(tmp_path: Path) -> None:
             new_config(tmp_path / "c.yaml", tmp_path / train, None, tmp_path / val, None)
 
 
-def test_links_are_written_as_links(tmp_path: Path) -> None:
+def test_links_are_written_as_links(tmp_path):
     data = _write(tmp_path / "data", {1: "a"})
-    links: list[Path] = []
-    for path in data:
-        links.append(tmp_path / "hub" / path.name)
-        links[-1].parent.mkdir(exist_ok=True)
-        links[-1].symlink_to(path)
+    links = [tmp_path / "hub" / path.name for path in data]
+    links[0].parent.mkdir()
+    for link, path in zip(links, data, strict=True):
+        link.symlink_to(path)
     config = read_config(new_config(tmp_path / "c.yaml", *links))
     assert config.data.train.annotations == str(links[0]) and config.data.val.images == str(links[3])
     (tmp_path / "elsewhere").mkdir()

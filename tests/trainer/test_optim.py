@@ -17,37 +17,34 @@ from trainer.optim import build_optimizer, group_size, lr_factor, steps_per_epoc
 
 
 @pytest.mark.parametrize(("batches", "accumulate", "steps"), [(1, 1, 1), (10, 1, 10), (10, 3, 4), (9, 3, 3), (2, 8, 1)])
-def test_steps(batches: int, accumulate: int, steps: int) -> None:
+def test_steps(batches, accumulate, steps):
     assert steps_per_epoch(batches, accumulate) == steps
 
 
 @given(st.integers(1, 60), st.integers(1, 9))
-def test_every_batch_has_its_share_of_exactly_one_step(batches: int, accumulate: int) -> None:
+def test_every_batch_has_its_share_of_exactly_one_step(batches, accumulate):
     sizes = [group_size(i, batches, accumulate) for i in range(batches)]
     assert sum(1 / s for s in sizes) == pytest.approx(steps_per_epoch(batches, accumulate))
 
 
-@pytest.mark.parametrize(
-    ("step", "factor"),
-    [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (99, 0.01)],
-)
-def test_cosine_with_warmup(step: int, factor: float) -> None:
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (99, 0.01)])
+def test_cosine_with_warmup(step, factor):
     assert lr_factor(step, 100, ScheduleConfig(warmup_steps=10)) == pytest.approx(factor)
 
 
-def test_cosine_is_halfway_in_the_middle() -> None:
+def test_cosine_is_halfway_in_the_middle():
     config = ScheduleConfig(warmup_steps=0, final=0.0)
     assert lr_factor(50, 101, config) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 1), (65, 1), (67, 0.1), (91, 0.1), (92, 0.01), (99, 0.01)])
-def test_steps_of_the_published_1x_schedule(step: int, factor: float) -> None:
+def test_steps_of_the_published_1x_schedule(step, factor):
     assert lr_factor(step, 100, ScheduleConfig(kind="step", warmup_steps=0)) == pytest.approx(factor)
 
 
 @given(st.integers(1, 500), st.integers(0, 1000), st.sampled_from(["cosine", "step", "constant"]))
-def test_the_rate_is_positive_and_never_above_the_base(total: int, warmup: int, kind: str) -> None:
-    config = ScheduleConfig(kind=kind, warmup_steps=warmup)  # type: ignore[arg-type]
+def test_the_rate_is_positive_and_never_above_the_base(total, warmup, kind):
+    config = ScheduleConfig(kind=kind, warmup_steps=warmup)
     factors = [lr_factor(step, total, config) for step in range(total)]
     assert all(0 < f <= 1 for f in factors)
     assert factors[min(warmup, total // 10)] == 1  # a warm-up longer than the run cannot swallow it
@@ -100,10 +97,10 @@ def nadam(w: float) -> float:
     ],
     ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )
-def test_optimizers_follow_their_papers(keys: dict[str, object], expected: float) -> None:
+def test_optimizers_follow_their_papers(keys, expected):
     layer = nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(3.0)
-    optimizer = build_optimizer(layer, OptimConfig(lr=LR, weight_decay=DECAY, momentum=MOMENTUM, **keys))  # type: ignore[arg-type]
+    optimizer = build_optimizer(layer, OptimConfig(lr=LR, weight_decay=DECAY, momentum=MOMENTUM, **keys))
     for gradient in GRADIENTS:
         layer.weight.grad = torch.full_like(layer.weight, gradient)
         optimizer.step()
@@ -111,9 +108,9 @@ def test_optimizers_follow_their_papers(keys: dict[str, object], expected: float
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_norms_and_biases_do_not_decay(kind: str) -> None:
+def test_norms_and_biases_do_not_decay(kind):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    optimizer = build_optimizer(model, OptimConfig(kind=kind, lr=0.1, weight_decay=0.5))  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, OptimConfig(kind=kind, lr=0.1, weight_decay=0.5))
     before = [p.detach().clone() for p in model.parameters()]
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -122,30 +119,30 @@ def test_norms_and_biases_do_not_decay(kind: str) -> None:
     assert decayed == [True, False, False, False]
 
 
-def test_the_average_follows_its_formula_with_the_ramp() -> None:
+def test_the_average_follows_its_formula_with_the_ramp():
     model = nn.Linear(1, 1, bias=False)
     model.register_buffer("count", torch.tensor(0))
     average = exponential_average(model, decay=0.5)
     expected = float("nan")
     for n, value in enumerate([1.0, 3.0, -2.0, 8.0]):
         model.weight.data.fill_(value)
-        model.count += 1  # type: ignore[operator]
+        model.count += 1
         average.update_parameters(model)
         decay = min(0.5, (1 + n) / (10 + n))
         expected = value if n == 0 else decay * expected + (1 - decay) * value
     assert float(average.module.weight.detach()) == pytest.approx(expected)
-    assert int(average.module.count) == 4  # type: ignore[arg-type]
+    assert int(average.module.count) == 4
     assert not math.isnan(expected)
 
 
-def test_without_averages_what_learns_is_deployed() -> None:
+def test_without_averages_what_learns_is_deployed():
     model = nn.Linear(1, 1)
-    averages = Averages.of(model, 0.0, 0)  # type: ignore[arg-type]
-    assert averages.deployed is model and averages.parts() == {}  # type: ignore[comparison-overlap]
-    assert Averages.of(model, 0.5, 0).parts().keys() == {"average"}  # type: ignore[arg-type]
+    averages = Averages.of(model, 0.0, 0)
+    assert averages.deployed is model and averages.parts() == {}
+    assert Averages.of(model, 0.5, 0).parts().keys() == {"average"}
 
 
-def test_averaged_norms_have_the_plain_mean_of_all_batches_and_frozen_ones_their_own() -> None:
+def test_averaged_norms_have_the_plain_mean_of_all_batches_and_frozen_ones_their_own():
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -158,18 +155,18 @@ def test_averaged_norms_have_the_plain_mean_of_all_batches_and_frozen_ones_their
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             x = images.permute(0, 3, 1, 2).float()
-            return self.learned(x) + self.frozen(x)  # type: ignore[no-any-return]
+            return self.learned(x) + self.frozen(x)
 
     torch.manual_seed(0)
     nothing = torch.zeros(0)
     pictures = [torch.randint(0, 256, (n, 4, 4, 3), dtype=torch.uint8) for n in (2, 0, 3, 2)]
     model = Net()
-    model.learned.running_mean.fill_(99)  # type: ignore[union-attr]
-    model.frozen.running_mean.fill_(7)  # type: ignore[union-attr]
+    model.learned.running_mean.fill_(99)
+    model.frozen.running_mean.fill_(7)
     batches = [Batch(p, nothing, nothing, nothing, ()) for p in pictures]
     estimate_norms(model, batches, torch.device("cpu"), None, lambda done: None)
     used = [p.float().reshape(-1, 3) for p in pictures if len(p)]
     torch.testing.assert_close(model.learned.running_mean, torch.stack([p.mean(0) for p in used]).mean(0))
     torch.testing.assert_close(model.learned.running_var, torch.stack([p.var(0) for p in used]).mean(0))
-    assert model.frozen.running_mean.tolist() == [7, 7, 7]  # type: ignore[union-attr]
+    assert model.frozen.running_mean.tolist() == [7, 7, 7]
     assert model.learned.momentum == 0.1 and not model.training

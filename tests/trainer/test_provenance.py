@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from runtime.artifact import read_card
-from trainer.config_reader import read_config
+from tests.trainer.tiny import tiny_config
 from trainer.loop import fit
 from trainer.recipes.shapes import make_shapes
 from trainer.run.provenance import git_state, package_versions
@@ -33,7 +34,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_commit_and_whether_what_git_tracks_was_changed(repository: Path) -> None:
+def test_the_commit_and_whether_what_git_tracks_was_changed(repository):
     commit = git(repository, "rev-parse", "HEAD")
     below = repository / "runs" / "x"
     below.mkdir(parents=True)
@@ -45,19 +46,20 @@ def test_the_commit_and_whether_what_git_tracks_was_changed(repository: Path) ->
     assert git_state(repository)["git_dirty"] == "yes"
 
 
-def test_no_program_that_the_repository_names_is_run(
-    repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def executable(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_no_program_that_the_repository_names_is_run(repository, tmp_path_factory):
     """A folder of a stranger: its configuration says what git is to run, for a look as for everything else."""
     ran = tmp_path_factory.mktemp("outside") / "ran"
-    program = repository / "program"
-    program.write_text(f'#!/bin/sh\necho "$0 $*" >> {ran}\ncat\n')
-    program.chmod(0o755)
+    program = executable(repository / "program", f'echo "$0 $*" >> {ran}\ncat')
     hooks = repository / "hooks"
     hooks.mkdir()
     for name in ("post-index-change", "fsmonitor-watchman", "post-checkout"):
-        (hooks / name).write_text(program.read_text())
-        (hooks / name).chmod(0o755)
+        shutil.copy(program, hooks / name)
     (repository / ".gitattributes").write_text("file filter=f.g\n")
     commit = git(repository, "rev-parse", "HEAD")
     for key, value in {
@@ -73,24 +75,20 @@ def test_no_program_that_the_repository_names_is_run(
     assert ran.exists()  # a plain git does run them
 
 
-def test_a_submodule_is_not_asked_by_its_own_configuration(
-    repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_submodule_is_not_asked_by_its_own_configuration(repository, tmp_path_factory):
     outer = tmp_path_factory.mktemp("outer")
     git(outer, "init", "-q")
     git(outer, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(repository), "inner")
     git(outer, "commit", "-qm", "with a submodule")
     ran = outer / "ran"
-    program = outer / "program"
-    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
-    program.chmod(0o755)
+    program = executable(outer / "program", f"touch {ran}")
     git(outer / "inner", "config", "core.fsmonitor", str(program))
     (outer / "inner" / "file").write_text("two")
     assert git_state(outer)["git_dirty"] == "no"  # its commit is what it was
     assert not ran.exists()
 
 
-def test_nothing_where_git_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_where_git_knows_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_state(tmp_path) == {}  # no repository
     assert git_state(tmp_path / "gone") == {}
@@ -100,21 +98,17 @@ def test_nothing_where_git_knows_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert git_state(tmp_path) == {}  # no git
 
 
-def test_a_git_that_hangs_or_fails_at_status_does_not_stop_a_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = tmp_path / "git"
-    fake.write_text('#!/bin/sh\ncase "$*" in *status*) exit 128;; esac\necho abc\n')
-    fake.chmod(0o755)
+def test_a_git_that_hangs_or_fails_at_status_does_not_stop_a_training(tmp_path, monkeypatch):
+    executable(tmp_path / "git", 'case "$*" in *status*) exit 128;; esac\necho abc')
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert git_state(tmp_path) == {"git_commit": "abc"}
     real = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: real(*a, **{**k, "timeout": 0.2}))
-    fake.write_text("#!/bin/sh\nexec sleep 5\n")
+    executable(tmp_path / "git", "exec sleep 5")
     assert git_state(tmp_path) == {}
 
 
-def test_versions_are_what_is_imported() -> None:
+def test_versions_are_what_is_imported():
     versions = package_versions()
     assert versions["python"] == platform.python_version()
     assert (versions["numpy"], versions["opencv"]) == (np.__version__, cv2.__version__)
@@ -122,16 +116,13 @@ def test_versions_are_what_is_imported() -> None:
     assert ("cuda" in versions) == (torch.version.cuda is not None)
 
 
-def test_every_checkpoint_says_so(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_checkpoint_says_so(repository, monkeypatch):
     make_shapes(repository / "data", train_images=4, val_images=2, size_hw=(64, 64))
-    tiny = ["schedule.epochs=1", "batch_size=4", "model.input_size_hw=[64,64]", "model.backbone.width=0.125",
-            "model.neck.channels=16", "amp=bf16"]  # fmt: skip
     monkeypatch.chdir(repository)
-    run = fit(read_config("data/shapes.yaml", tiny), "runs", quiet=True).run
+    run = fit(tiny_config(Path("data"), "schedule.epochs=1", "amp=bf16"), "runs", quiet=True).run
     for name in ("best.pt", "last.pt"):
         card = read_card(run / name)
-        assert card.versions == package_versions() | {
-            "git_commit": git(repository, "rev-parse", "HEAD"), "git_dirty": "no"
-        }  # fmt: skip
+        commit = {"git_commit": git(repository, "rev-parse", "HEAD"), "git_dirty": "no"}
+        assert card.versions == package_versions() | commit
         assert set(card.hashes) == {"train_annotations", "val_annotations"}
         assert card.metrics["trained_in"] == "bfloat16"

@@ -12,10 +12,12 @@ import pytest
 
 from runtime.datasets.coco import read_coco
 from tests.at_fault import raises
+from tests.trainer.pixels import extent
 from trainer.config_reader import read_config
 from trainer.recipes import RecipeError, digits_video, make_digits, make_shapes
 from trainer.recipes import digits as digits_recipe
 from trainer.recipes.glyphs import TRAIN_SAMPLES, VAL_SAMPLES, load_material, render_glyph
+from trainer.recipes.shapes import draw_scene
 
 MAKERS = {"digits": make_digits, "shapes": make_shapes}
 
@@ -28,14 +30,11 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(made: tuple[str, Path], tmp_path: Path) -> None:
+def test_same_seed_same_bytes_other_seed_other_bytes(made, tmp_path):
     name, out = made
     MAKERS[name](tmp_path / "again", 24, 8, (160, 192))
     MAKERS[name](tmp_path / "other", 24, 8, (160, 192), seed=1)
@@ -45,7 +44,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(made: tuple[str, Path], tmp
     assert len(pictures) == 32 and all(first[key] != other[key] for key in pictures)
 
 
-def test_coco_reads_without_problems_and_has_objects(made: tuple[str, Path]) -> None:
+def test_coco_reads_without_problems_and_has_objects(made):
     name, out = made
     for split, count in (("train", 24), ("val", 8)):
         dataset = read_coco(out / f"{split}.json", out / split)
@@ -57,7 +56,7 @@ def test_coco_reads_without_problems_and_has_objects(made: tuple[str, Path]) -> 
     assert dataset.class_names == (tuple("0123456789") if name == "digits" else ("circle", "square", "triangle"))
 
 
-def test_recipe_is_a_complete_config(made: tuple[str, Path]) -> None:
+def test_recipe_is_a_complete_config(made):
     name, out = made
     config = read_config(out / f"{name}.yaml")
     assert config.name == name
@@ -68,12 +67,12 @@ def test_recipe_is_a_complete_config(made: tuple[str, Path]) -> None:
         assert config.augment.flip == 0
 
 
-def test_input_size_is_rounded_up_to_a_multiple_of_32(tmp_path: Path) -> None:
+def test_input_size_is_rounded_up_to_a_multiple_of_32(tmp_path):
     make_shapes(tmp_path / "odd", 1, 1, (100, 130))
     assert read_config(tmp_path / "odd" / "shapes.yaml").model.input_size_hw == (128, 160)
 
 
-def test_used_folder_and_bad_numbers_are_refused(made: tuple[str, Path], tmp_path: Path) -> None:
+def test_used_folder_and_bad_numbers_are_refused(made, tmp_path):
     name, out = made
     before = _hashes(out)
     with raises(RecipeError, path=out):
@@ -86,7 +85,7 @@ def test_used_folder_and_bad_numbers_are_refused(made: tuple[str, Path], tmp_pat
     assert not (tmp_path / "none").exists() and not (tmp_path / "tiny").exists()
 
 
-def test_interruption_leaves_no_json_and_can_be_repeated(tmp_path: Path) -> None:
+def test_interruption_leaves_no_json_and_can_be_repeated(tmp_path):
     def interrupt(done: int, total: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
@@ -100,13 +99,13 @@ def test_interruption_leaves_no_json_and_can_be_repeated(tmp_path: Path) -> None
     assert len(_hashes(tmp_path / "set")) == 8 + 2 + 2 + 1
 
 
-def test_progress_counts_every_image(tmp_path: Path) -> None:
+def test_progress_counts_every_image(tmp_path):
     calls: list[tuple[int, int]] = []
     make_shapes(tmp_path / "set", 3, 2, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(i, 5) for i in range(1, 6)]
 
 
-def test_writers_of_training_and_validation_are_disjoint() -> None:
+def test_writers_of_training_and_validation_are_disjoint():
     assert set(TRAIN_SAMPLES).isdisjoint(VAL_SAMPLES)
     assert VAL_SAMPLES.start - TRAIN_SAMPLES.stop >= 1797 / 13  # a whole writer between them
     assert VAL_SAMPLES.stop == 1797
@@ -115,7 +114,7 @@ def test_writers_of_training_and_validation_are_disjoint() -> None:
     assert set(train.labels) == set(val.labels) == set(range(10))
 
 
-def test_digits_are_drawn_from_their_own_writers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_digits_are_drawn_from_their_own_writers(monkeypatch, tmp_path):
     """Each split's pictures use its own material: recoloring val glyphs must change val pictures only."""
     make_digits(tmp_path / "a", 4, 4, (96, 96))
     real = digits_recipe.load_material
@@ -133,7 +132,7 @@ def test_digits_are_drawn_from_their_own_writers(monkeypatch: pytest.MonkeyPatch
     assert any(a[f"val/{i:06d}.jpg"] != b[f"val/{i:06d}.jpg"] for i in range(4))
 
 
-def test_digits_credit_the_photographers(tmp_path: Path) -> None:
+def test_digits_credit_the_photographers(tmp_path):
     make_digits(tmp_path / "set", 1, 1, (64, 64))
     coco = json.loads((tmp_path / "set" / "train.json").read_text(encoding="utf-8"))
     assert "danielbuechele" in coco["info"]["photographs"] and "creativecommons.org" in coco["info"]["photographs"]
@@ -142,7 +141,7 @@ def test_digits_credit_the_photographers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("height", [12, 40, 160])
-def test_glyph_is_as_tall_as_asked_and_cropped_to_its_ink(height: int) -> None:
+def test_glyph_is_as_tall_as_asked_and_cropped_to_its_ink(height):
     glyphs = load_material(VAL_SAMPLES).glyphs
     for i in range(0, 360, 24):
         mask = render_glyph(glyphs[i], height, np.random.default_rng(i))
@@ -151,12 +150,9 @@ def test_glyph_is_as_tall_as_asked_and_cropped_to_its_ink(height: int) -> None:
         assert ink[0].any() and ink[-1].any() and ink[:, 0].any() and ink[:, -1].any()
 
 
-def test_boxes_of_shapes_are_the_extent_of_their_pixels() -> None:
-    from trainer.recipes import shapes
-
+def test_boxes_of_shapes_are_the_extent_of_their_pixels():
     for seed in range(20):
-        rng = np.random.default_rng([seed, 0, 0])
-        scene = shapes.draw_scene((128, 128), rng)
+        scene = draw_scene((128, 128), np.random.default_rng([seed, 0, 0]))
         for x0, y0, x1, y1 in scene.boxes_xyxy:
             color = scene.image[y0:y1, x0:x1].reshape(-1, 3)
             values, counts = np.unique(color, axis=0, return_counts=True)
@@ -164,7 +160,7 @@ def test_boxes_of_shapes_are_the_extent_of_their_pixels() -> None:
             assert same[0].any() and same[-1].any() and same[:, 0].any() and same[:, -1].any()
 
 
-def test_no_digit_is_covered_past_recognition(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_digit_is_covered_past_recognition(monkeypatch):
     """Counts each digit's own pixels after everything is drawn, from the strokes as they are painted."""
     material = load_material(VAL_SAMPLES)
     drawn: list[np.ndarray] = []
@@ -189,13 +185,11 @@ def test_no_digit_is_covered_past_recognition(monkeypatch: pytest.MonkeyPatch) -
             inside = visible[160:320, 160:320]
             assert inside.sum() >= 0.5 * whole.sum()
             covered += int(inside.sum() < 0.95 * whole.sum())
-            rows, columns = np.flatnonzero(whole.any(1)) - 160, np.flatnonzero(whole.any(0)) - 160
-            full = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).clip(0, 160)
-            assert box.tolist() == full.tolist()
+            assert box.tolist() == (np.array(extent(whole)) - 160).clip(0, 160).tolist()
     assert covered > 5  # the claim is about pictures in which digits do cover each other
 
 
-def test_video_has_the_frames_that_were_asked_for(tmp_path: Path) -> None:
+def test_video_has_the_frames_that_were_asked_for(tmp_path):
     digits_video(tmp_path / "v.mp4", seconds=0.8, fps=10, size_hw=(128, 160))
     video = cv2.VideoCapture(str(tmp_path / "v.mp4"))
     frames = []

@@ -18,12 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import trainer.loop
 from isodet.strict import ConfigError
-from models.checkpoint import read_checkpoint, save_checkpoint
+from models.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from models.detector import Detector
 from runtime.card.card import sha256_file
+from tests.at_fault import raises
 from tests.trainer.interrupted import ask_at_end_of_epoch, ask_at_step
 from tests.trainer.processes import child, ended
-from tests.trainer.tiny import TINY, tiny_config
+from tests.trainer.tiny import TINY, edit, tiny_config
 from trainer.__main__ import main
 from trainer.config.train import TrainConfig
 from trainer.devices.distributed import Group
@@ -70,7 +71,7 @@ def assert_same_end(run: Path, whole: Path) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
         if "seconds" not in key:
-            same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]  # type: ignore[arg-type]
+            same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
             assert same, key
     one_rows, other_rows = ([*csv.DictReader((r / "metrics.csv").open())] for r in (run, whole))
     for row in (*one_rows, *other_rows):
@@ -84,7 +85,7 @@ def board(run: Path, tag: str) -> list[int]:
     return [event.step for event in events.Scalars(tag)]
 
 
-def test_killed_at_random_moments_a_run_ends_as_one_never_killed(data: Path, tmp_path: Path, whole: Path) -> None:
+def test_killed_at_random_moments_a_run_ends_as_one_never_killed(data, tmp_path, whole):
     settings, runs, draw = config(data), tmp_path / "runs", random.Random(0)
     kills = within = 0
     longest, status = 0.6, -1
@@ -107,9 +108,7 @@ def test_killed_at_random_moments_a_run_ends_as_one_never_killed(data: Path, tmp
     assert not list((runs / "shapes").glob(".*"))
 
 
-def test_killed_while_writing_the_old_file_stays(
-    data: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_while_writing_the_old_file_stays(data, tmp_path, whole, monkeypatch):
     def work() -> object:
         real, left = os.fsync, [3]
 
@@ -133,9 +132,7 @@ def test_killed_while_writing_the_old_file_stays(
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["the process", "its group"])
-def test_a_signal_finishes_the_step_saves_and_names_the_command(
-    data: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str], group: bool
-) -> None:
+def test_a_signal_finishes_the_step_saves_and_names_the_command(data, tmp_path, whole, capsys, group):
     """group: as `timeout` and schedulers signal, loader processes too."""
 
     def work() -> object:
@@ -148,12 +145,12 @@ def test_a_signal_finishes_the_step_saves_and_names_the_command(
             state = others[0]
 
             def asked() -> None:
-                if state.epoch == 1 and state.batch == 2:  # type: ignore[attr-defined]
+                if state.epoch == 1 and state.batch == 2:
                     os.killpg(0, signal.SIGTERM) if group else os.kill(os.getpid(), signal.SIGTERM)
                     time.sleep(0.5 * group)  # a loader process that dies is noticed
-                after_step()  # type: ignore[operator]
+                after_step()
 
-            real(*others, asked, saved)  # type: ignore[arg-type]
+            real(*others, asked, saved)
 
         trainer.loop.train_epoch = signaled
         keys = ["checkpoint_steps=0", f"data.workers={int(group)}", "--runs", str(tmp_path / "runs"), "--quiet"]
@@ -171,14 +168,12 @@ def test_a_signal_finishes_the_step_saves_and_names_the_command(
     assert_same_end(run, whole)
 
 
-def test_a_signal_during_validation_does_not_wait_and_the_second_leaves_at_once(
-    data: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_during_validation_does_not_wait_and_the_second_leaves_at_once(data, tmp_path, whole, monkeypatch):
     real = trainer.loop.evaluate
 
     def signaled(*arguments: object) -> object:
         os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments)
 
     monkeypatch.setattr(trainer.loop, "evaluate", signaled)
     with pytest.raises(Interrupted, match="in epoch 1, after batch 7; all of it is saved"):
@@ -204,19 +199,25 @@ def test_a_signal_during_validation_does_not_wait_and_the_second_leaves_at_once(
         find_resumable(None, tmp_path / "other")
 
 
-def test_minutes_are_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_resumed_is_said(whole):
+    with pytest.raises(ConfigError, match="finished its 2 epochs"):
+        find_resumable(whole)
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        find_resumable(None, whole.parent)
+    with raises(CheckpointError, path=whole / "best.pt"):
+        find_resumable(whole / "best.pt")
+
+
+def test_minutes_are_counted(data, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(
-        "trainer.run.folder.save_checkpoint",
-        lambda path, *_: saved.append(path.name) if path.name == "last.pt" else None,
-    )
+    monkeypatch.setattr("trainer.run.folder.save_checkpoint", lambda path, *_: saved.append(path.name))
     fit(config(data, "checkpoint_steps=0", "schedule.epochs=1"), tmp_path, quiet=True)
-    assert len(saved) == 1  # ten minutes are longer than this run
+    assert saved.count("last.pt") == 1  # ten minutes are longer than this run
     fit(config(data, "checkpoint_steps=0", "schedule.epochs=1", "checkpoint_minutes=1e-9"), tmp_path, quiet=True)
-    assert len(saved) == 1 + 4 + 1
+    assert saved.count("last.pt") == 1 + 4 + 1
 
 
-def test_a_run_saved_by_an_older_version_goes_on(data: Path, tmp_path: Path, whole: Path) -> None:
+def test_a_run_saved_by_an_older_version_goes_on(data, tmp_path, whole):
     """It knew ends of epochs only, and fewer keys."""
     ask_at_end_of_epoch(1, config(data, "checkpoint_steps=0"), tmp_path)
     last = tmp_path / "shapes" / "last.pt"
@@ -232,19 +233,12 @@ def test_a_run_saved_by_an_older_version_goes_on(data: Path, tmp_path: Path, who
     assert_same_end(tmp_path / "shapes", whole)
 
 
-def test_annotations_that_changed_are_refused_with_both_hashes_or_accepted_when_told(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copy, runs = tmp_path / "data", tmp_path / "runs"
-    shutil.copytree(data, copy)
-    ask_at_step(5, config(copy), runs)
-    file = copy / "train.json"
-    old = sha256_file(file)
-    coco = json.loads(file.read_text())
-    coco["images"] = coco["images"][:8]
-    kept = {image["id"] for image in coco["images"]}
-    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in kept]
-    file.write_text(json.dumps(coco))
+def test_annotations_that_changed_are_refused_with_both_hashes_or_accepted_when_told(own, tmp_path, capsys):
+    runs, file = tmp_path / "runs", own / "train.json"
+    ask_at_step(5, config(own), runs)
+    old, coco = sha256_file(file), json.loads(file.read_text())
+    kept = {image["id"] for image in coco["images"][:8]}
+    edit(file, images=coco["images"][:8], annotations=[a for a in coco["annotations"] if a["image_id"] in kept])
     resume = find_resumable(None, runs)
     with pytest.raises(ConfigError, match=rf"train\.json: .*is {sha256_file(file)}, it was {old};.*--changed-data"):
         fit(resume.config, runs, resume, quiet=True)
@@ -255,25 +249,23 @@ def test_annotations_that_changed_are_refused_with_both_hashes_or_accepted_when_
     assert read_checkpoint(runs / "shapes" / "last.pt")["card"]["hashes"]["train_annotations"] == sha256_file(file)
 
 
-def test_annotations_that_change_under_a_run_do_not_change_it(data: Path, tmp_path: Path) -> None:
-    copy, real = tmp_path / "data", trainer.loop.MetricsLog.step
-    shutil.copytree(data, copy)
-    file = copy / "train.json"
+def test_annotations_that_change_under_a_run_do_not_change_it(own, tmp_path):
+    real, file = trainer.loop.MetricsLog.step, own / "train.json"
     old = sha256_file(file)
 
     def step(self: object) -> None:
         file.write_text("no JSON any more")
-        real(self)  # type: ignore[arg-type]
+        real(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.loop.MetricsLog, "step", step)
-        run = fit(config(copy, "schedule.epochs=1"), tmp_path, quiet=True).run
+        run = fit(config(own, "schedule.epochs=1"), tmp_path / "runs", quiet=True).run
     content = read_checkpoint(run / "last.pt")
     assert content["resume"]["records"]["images"] == 14  # every picture, as they were read at the start
     assert content["card"]["hashes"]["train_annotations"] == old != sha256_file(file)
 
 
-def test_random_numbers_of_all_three_generators_go_on(data: Path) -> None:
+def test_random_numbers_of_all_three_generators_go_on(data):
     settings = config(data)
     seed_everything(3)
     state = new_state(settings, Detector(settings.model), None, 10, Group())

@@ -46,15 +46,25 @@ def runs(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def interrupt(run: Path, epoch: int = 1, batch: int = 1) -> None:
+def rewrite(path: Path, card: dict[str, object], **resume: object) -> None:
+    """Change keys of a checkpoint's card, and of its training state where it has one."""
+    content = read_checkpoint(path)
+    state = content["resume"] and content["resume"] | resume
+    save_checkpoint(path, content["model"], content["card"] | card, state)
+
+
+def interrupt(run: Path) -> None:
     """Make `run` one that was stopped within its second epoch."""
-    content = read_checkpoint(run / "last.pt")
-    resume = content["resume"] | {"epoch": epoch, "batch": batch, "finished": False}
-    resume["records"] = resume["records"] | {"seconds": 100.0}
-    save_checkpoint(run / "last.pt", content["model"], content["card"], resume)
+    records = read_checkpoint(run / "last.pt")["resume"]["records"] | {"seconds": 100.0}
+    rewrite(run / "last.pt", {}, epoch=1, batch=1, finished=False, records=records)
 
 
-def test_a_finished_run_says_what_it_was(runs: Path) -> None:
+def judged(run: Path, **metrics: object) -> None:
+    """Change metrics of the best checkpoint of `run`."""
+    rewrite(run / "best.pt", {"metrics": read_checkpoint(run / "best.pt")["card"]["metrics"] | metrics})
+
+
+def test_a_finished_run_says_what_it_was(runs):
     (run,) = list_runs(runs)
     best = read_checkpoint(runs / "a" / "best.pt")["card"]["metrics"]
     assert (run.name, run.state, run.problem) == ("a", "finished", "")
@@ -64,20 +74,18 @@ def test_a_finished_run_says_what_it_was(runs: Path) -> None:
     assert run.train[0].endswith("data/train.json") and run.val is not None and run.val.endswith("data/val.json")
 
 
-def test_scores_are_those_of_best_pt_also_where_it_holds_averaged_weights(runs: Path) -> None:
-    content = read_checkpoint(runs / "a" / "best.pt")
-    card = content["card"] | {"metrics": content["card"]["metrics"] | {"map": 77.0, "ap50": 88.0, "averaged": True}}
-    save_checkpoint(runs / "a" / "best.pt", content["model"], card)
+def test_scores_are_those_of_best_pt_also_where_it_holds_averaged_weights(runs):
+    judged(runs / "a", map=77.0, ap50=88.0, averaged=True)
     assert (read_run(runs / "a").map, read_run(runs / "a").ap50) == (77.0, 88.0)
 
 
-def test_without_best_pt_the_best_row_counts(runs: Path) -> None:
+def test_without_best_pt_the_best_row_counts(runs):
     (runs / "a" / "best.pt").unlink()
     (runs / "a" / "metrics.csv").write_text("epoch,map,ap50,seconds\n1,30,50,60\n2,20,60,60\n3,,,5\n")
     assert (read_run(runs / "a").map, read_run(runs / "a").ap50, read_run(runs / "a").seconds) == (30, 50, 125)
 
 
-def test_an_interrupted_run_is_where_resuming_goes_on(runs: Path) -> None:
+def test_an_interrupted_run_is_where_resuming_goes_on(runs):
     before = read_run(runs / "a").seconds
     interrupt(runs / "a")
     run = read_run(runs / "a")
@@ -86,7 +94,7 @@ def test_an_interrupted_run_is_where_resuming_goes_on(runs: Path) -> None:
     assert find_resumable(None, runs).run == runs / "a"
 
 
-def test_a_newest_run_that_cannot_be_read_is_not_passed_over(runs: Path) -> None:
+def test_a_newest_run_that_cannot_be_read_is_not_passed_over(runs):
     """Or an older one would be trained on in its place."""
     shutil.copytree(runs / "a", runs / "b")
     interrupt(runs / "a")
@@ -95,24 +103,20 @@ def test_a_newest_run_that_cannot_be_read_is_not_passed_over(runs: Path) -> None
     (runs / "b" / "config.yaml").write_text(text + "\nunheard_of: 1\n")
     with pytest.raises(ConfigError, match=r"b/config\.yaml.*unheard_of"):
         find_resumable(None, runs)
-    content = read_checkpoint(runs / "b" / "last.pt")
-    save_checkpoint(runs / "b" / "last.pt", content["model"], content["card"], content["resume"] | {"finished": True})
+    rewrite(runs / "b" / "last.pt", {}, finished=True)
     assert find_resumable(None, runs).run == runs / "a"  # a finished one needs no config
 
 
-def test_a_run_that_ended_early_is_finished(runs: Path) -> None:
-    content = read_checkpoint(runs / "a" / "last.pt")
-    save_checkpoint(runs / "a" / "last.pt", content["model"], content["card"], content["resume"] | {"epoch": 1})
+def test_a_run_that_ended_early_is_finished(runs):
+    rewrite(runs / "a" / "last.pt", {}, epoch=1)
     assert (read_run(runs / "a").state, read_run(runs / "a").epochs_done) == ("finished", 1)
 
 
-def test_the_newest_is_first_and_by_map_the_best(runs: Path) -> None:
+def test_the_newest_is_first_and_by_map_the_best(runs):
     for name, when, score in (("old", 1e9, 50.0), ("older", 9e8, 60.0), ("unjudged", 8e8, None)):
         shutil.copytree(runs / "a", runs / name)
         os.utime(runs / name / "config.yaml", (when, when))
-        content = read_checkpoint(runs / name / "best.pt")
-        card = content["card"] | {"metrics": content["card"]["metrics"] | {"map": score}}
-        save_checkpoint(runs / name / "best.pt", content["model"], card)
+        judged(runs / name, map=score)
     found = list_runs(runs)
     assert [run.name for run in found] == ["a", "old", "older", "unjudged"]
     assert [run.name for run in by_map(found)] == ["older", "old", "a", "unjudged"]
@@ -131,7 +135,7 @@ def test_the_newest_is_first_and_by_map_the_best(runs: Path) -> None:
         ("metrics.csv", "map\n3\n", "metrics.csv: not a table of epochs"),
     ],
 )
-def test_a_broken_run_is_listed_with_the_reason(runs: Path, name: str, content: str | None, reason: str) -> None:
+def test_a_broken_run_is_listed_with_the_reason(runs, name, content, reason):
     shutil.copytree(runs / "a", runs / "good")
     (runs / "a" / name).unlink()
     if content is not None:
@@ -141,7 +145,7 @@ def test_a_broken_run_is_listed_with_the_reason(runs: Path, name: str, content: 
     assert found["good"].state == "finished"
 
 
-def test_what_the_training_state_lacks_is_a_reason(runs: Path) -> None:
+def test_what_the_training_state_lacks_is_a_reason(runs):
     interrupt(runs / "a")
     content = read_checkpoint(runs / "a" / "last.pt")
     without = {key: value for key, value in content["resume"].items() if key != "records"}
@@ -151,7 +155,7 @@ def test_what_the_training_state_lacks_is_a_reason(runs: Path) -> None:
     assert "holds no training state" in read_run(runs / "a").problem
 
 
-def test_folders_that_are_no_runs_and_runs_without_a_checkpoint(runs: Path) -> None:
+def test_folders_that_are_no_runs_and_runs_without_a_checkpoint(runs):
     (runs / "folder").mkdir()
     (runs / ".hidden").mkdir()
     (runs / "file").write_text("")
@@ -165,7 +169,7 @@ def test_folders_that_are_no_runs_and_runs_without_a_checkpoint(runs: Path) -> N
         list_runs(runs / "nowhere")
 
 
-def test_a_run_is_running_until_its_process_ends_even_by_kill(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_running_until_its_process_ends_even_by_kill(runs, monkeypatch):
     interrupt(runs / "a")
     code = "import sys, time; from pathlib import Path; from trainer.run.lock import training_in\n"
     code += "with training_in(Path(sys.argv[1])):\n    print('there', flush=True)\n    time.sleep(60)"
@@ -187,9 +191,7 @@ def test_a_run_is_running_until_its_process_ends_even_by_kill(runs: Path, monkey
     assert read_run(runs / "a").state == "interrupted"
 
 
-def test_fit_holds_its_run_while_it_trains(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fit_holds_its_run_while_it_trains(config, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("trainer.loop.validation_sheet", lambda *_: seen.append(read_run(tmp_path / "shapes").state))
     run = fit(config, tmp_path, quiet=True).run
@@ -199,7 +201,7 @@ def test_fit_holds_its_run_while_it_trains(
         assert is_training(run)
 
 
-def test_the_table_and_the_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_and_the_json(runs, capsys):
     shutil.copytree(runs / "a", runs / "cut")
     interrupt(runs / "cut")
     (runs / "bad").mkdir()

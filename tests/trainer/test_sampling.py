@@ -19,7 +19,7 @@ def record(i: int, *labels: int, crowd: bool = False) -> ImageRecord:
     return make_record(i, Path(f"{i}.jpg"), 9, 9, [Row((0, 0, 1, 1), label, crowd, 1) for label in labels])
 
 
-def test_repeat_factors_by_the_formula() -> None:
+def test_repeat_factors_by_the_formula():
     images = [record(0, 0, 0), record(1, 0, 1), record(2, 0), record(3), record(4, 2, crowd=True)]
     # f(0) = 3/5, f(1) = 1/5; with t = 0.8: sqrt(4/3) and 2; a crowd of class 2 is nothing to learn
     expected = [np.sqrt(0.8 / 0.6), 2.0, np.sqrt(0.8 / 0.6), 1.0, 1.0]
@@ -28,7 +28,7 @@ def test_repeat_factors_by_the_formula() -> None:
     assert repeat_factors([], 3, 0.5).tolist() == []
 
 
-def test_uniform_order_is_what_the_first_release_drew() -> None:
+def test_uniform_order_is_what_the_first_release_drew():
     sampler = EpochSampler(50, seed=3)
     for epoch in (0, 7):
         generator = torch.Generator().manual_seed(3 * 100_003 + epoch)
@@ -38,7 +38,7 @@ def test_uniform_order_is_what_the_first_release_drew() -> None:
 
 
 @given(st.lists(st.floats(1, 9), min_size=1, max_size=30), st.integers(-5, 5), st.integers(0, 100))
-def test_every_epoch_has_the_same_length_and_rounds_each_factor(factors: list[float], seed: int, epoch: int) -> None:
+def test_every_epoch_has_the_same_length_and_rounds_each_factor(factors, seed, epoch):
     r = np.array(factors)
     order = epoch_order(seed, epoch, len(r), r)
     assert len(order) == epoch_length(len(r), r) == len(EpochSampler(len(r), seed, r))
@@ -48,7 +48,7 @@ def test_every_epoch_has_the_same_length_and_rounds_each_factor(factors: list[fl
     assert order == epoch_order(seed, epoch, len(r), r)
 
 
-def test_on_average_an_image_comes_as_often_as_its_factor_says() -> None:
+def test_on_average_an_image_comes_as_often_as_its_factor_says():
     r = np.array([1.0, 1.3, 2.5, 1.2])
     counts = sum(np.bincount(epoch_order(0, e, 4, r), minlength=4) for e in range(2000)) / 2000
     assert counts == pytest.approx(r, abs=0.04)

@@ -16,7 +16,7 @@ from isodet.strict import ConfigError
 from models.checkpoint import read_checkpoint
 from models.detector import Detector
 from tests.trainer.interrupted import ask_at_step, go_on
-from tests.trainer.tiny import TINY, rates, tiny_config, weights
+from tests.trainer.tiny import TINY, alike, rates, tiny_config, weights
 from trainer.config.train import ScheduleConfig, TrainConfig
 from trainer.config_reader import read_config
 from trainer.devices.distributed import Group
@@ -36,7 +36,7 @@ def config(data: Path, *overrides: str) -> TrainConfig:
 @pytest.mark.parametrize(
     ("preset", "epochs", "drops"), [("1x", 12, (8, 11)), ("2x", 24, (16, 22)), ("3x", 36, (27, 33))]
 )
-def test_presets_drop_where_they_are_published_to(data: Path, preset: str, epochs: int, drops: tuple[int, int]) -> None:
+def test_presets_drop_where_they_are_published_to(data, preset, epochs, drops):
     base = [text for text in TINY if "schedule" not in text]
     asked = read_config(data / "shapes.yaml", [*base, f"schedule={{preset: {preset}}}"]).schedule
     other = data / f"{preset}.yaml"
@@ -52,20 +52,20 @@ def test_presets_drop_where_they_are_published_to(data: Path, preset: str, epoch
     assert factors[-1] == pytest.approx(0.01)
 
 
-def test_the_last_epochs_have_the_rate_of_weight_averaging() -> None:
+def test_the_last_epochs_have_the_rate_of_weight_averaging():
     schedule = ScheduleConfig(epochs=10, warmup_steps=0, swa_epochs=2, swa_lr=0.3, final=0.0)
     factors = [lr_factor(step, 100, schedule) for step in range(100)]
     assert factors[79] == 0 and factors[80:] == [0.3] * 20
 
 
-def test_the_rate_is_scaled_by_the_images_of_a_step(data: Path) -> None:
+def test_the_rate_is_scaled_by_the_images_of_a_step(data):
     settings = config(data, "optim.lr=0.01", "optim.base_batch=16", "optim.accumulate=2", "schedule.kind=constant")
     state = new_state(settings, Detector(settings.model), None, 10, Group())
     assert state.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 4 * 2 / 16)
     assert learning_rate(settings.optim, 4, processes=8) == pytest.approx(0.04)
 
 
-def test_the_backbone_learns_at_rates_of_its_own_by_stage(data: Path) -> None:
+def test_the_backbone_learns_at_rates_of_its_own_by_stage(data):
     settings = config(data, "optim.kind=sgd", "optim.backbone_lr=0.5", "optim.stage_decay=0.1", "optim.weight_decay=0")
     model = Detector(settings.model)
     optimizer = build_optimizer(model, replace(settings.optim, lr=1.0))
@@ -74,7 +74,7 @@ def test_the_backbone_learns_at_rates_of_its_own_by_stage(data: Path) -> None:
         p.grad = torch.ones_like(p)
     optimizer.step()
     moved = {name: float((before[name] - p.detach()).mean()) for name, p in model.named_parameters()}
-    stages = model.backbone.stem_and_stages()  # type: ignore[operator]
+    stages = model.backbone.stem_and_stages()
     names = {id(p): name for name, p in model.named_parameters()}
     for i, stage in enumerate(stages):
         for p in (p for module in stage for p in module.parameters()):
@@ -94,7 +94,7 @@ def test_the_backbone_learns_at_rates_of_its_own_by_stage(data: Path) -> None:
         ("batch_size=0", r"batch_size: expected auto, or 1 or more"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(data: Path, override: str, text: str) -> None:
+def test_what_does_not_fit_together_is_refused(data, override, text):
     overrides = ["schedule.swa_epochs=1", override] if "ema" in override else [override]
     with pytest.raises(ConfigError, match=text):
         config(data, *overrides)
@@ -106,7 +106,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> None:
     monkeypatch.setattr(trainer.loop, "evaluate", lambda *a: replace(real(*a), map=next(left)))
 
 
-def test_the_rate_drops_when_map_stands_still(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_drops_when_map_stands_still(data, tmp_path, monkeypatch):
     scripted(monkeypatch, [1, 2, 2, 1, 3, 3, 3])
     keys = ["schedule.kind=plateau", "schedule.patience=2", "schedule.gamma=0.5", "schedule.epochs=7", "optim.lr=0.008"]
     run = fit(config(data, *keys), tmp_path, quiet=True).run
@@ -114,9 +114,7 @@ def test_the_rate_drops_when_map_stands_still(data: Path, tmp_path: Path, monkey
     assert read_checkpoint(run / "last.pt")["resume"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.002)
 
 
-def test_a_run_that_stands_still_ends_early_and_is_finished(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_stands_still_ends_early_and_is_finished(data, tmp_path, monkeypatch, capsys):
     scripted(monkeypatch, [1, 2, 1, 2])
     result = fit(config(data, "schedule.early_stop=2", "schedule.epochs=9"), tmp_path)
     assert len(rates(result.run)) == 4 and result.best_map == 2
@@ -125,15 +123,13 @@ def test_a_run_that_stands_still_ends_early_and_is_finished(
         find_resumable(result.run)
 
 
-def test_averaged_weights_are_the_mean_of_the_last_epochs(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_averaged_weights_are_the_mean_of_the_last_epochs(data, tmp_path, monkeypatch):
     after: list[dict[str, torch.Tensor]] = []
     real = trainer.loop.MetricsLog.end_epoch
 
     def keeping(self: object, *arguments: object) -> object:
         after.append({k: v.clone() for k, v in states[-1].detector.named_parameters()})
-        return real(self, *arguments)  # type: ignore[arg-type]
+        return real(self, *arguments)
 
     states = []
     build = trainer.loop.new_state
@@ -161,7 +157,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_schedule_resumes(data: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_schedule_resumes(data, tmp_path, recipe, monkeypatch):
     settings = config(data, *RECIPES[recipe])
     whole = fit(settings, tmp_path / "whole", quiet=True).run
     ask_at_step(5, settings, tmp_path)  # the first of the last epoch
@@ -170,13 +166,12 @@ def test_every_schedule_resumes(data: Path, tmp_path: Path, recipe: str, monkeyp
 
         def stopped(*arguments: object) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
-            norms(*arguments)  # type: ignore[arg-type]
+            norms(*arguments)
 
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="while the averaged weights"):
             patch.setattr(trainer.loop, "estimate_norms", stopped)
             go_on(tmp_path)
     run = go_on(tmp_path)
     for name in ("last.pt", "swa.pt") if settings.schedule.swa_epochs else ("last.pt",):
-        one, other = weights(whole / name), weights(run / name)
-        assert all(torch.equal(one[k], other[k]) for k in one)
+        assert alike(whole, run, name)
     assert rates(whole) == rates(run)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from isodet.errors import ArgumentError
-from models.checkpoint import read_checkpoint
+from isodet.strict import to_mapping
+from models.checkpoint import read_checkpoint, save_checkpoint
 from models.detector import Detector as Network
 from runtime import Detector, read_card
 from runtime.images.image import FixedSize, ShortSide
@@ -25,9 +26,6 @@ from trainer.tta.tta import TtaDetector, View, parse_views, scaled
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights that finds a lot, its data, and the shapes data."""
-    from isodet.strict import to_mapping
-    from models.checkpoint import save_checkpoint
-
     root = tmp_path_factory.mktemp("views")
     make_shapes(root / "data", train_images=2, val_images=6, size_hw=(72, 96))
     config = read_config(root / "data" / "shapes.yaml", [
@@ -49,7 +47,7 @@ def frames(count: int = 3) -> list[np.ndarray]:
     return [rng.integers(0, 255, (60 + 9 * i, 90, 3), np.uint8) for i in range(count)]
 
 
-def test_hard_nms_of_one_view_is_the_deployed_detector(folder: Path) -> None:
+def test_hard_nms_of_one_view_is_the_deployed_detector(folder):
     deployed, merged = Detector(folder / "best.pt", device="cpu"), TtaDetector(folder / "best.pt", device="cpu")
     total = 0
     for a, b in zip(deployed(frames(), threshold=0.0), merged(frames(), threshold=0.0), strict=True):
@@ -63,30 +61,28 @@ def test_hard_nms_of_one_view_is_the_deployed_detector(folder: Path) -> None:
     assert [len(d) for d in merged(frames(), threshold=1.0)] == [0, 0, 0] and merged([]) == []
 
 
-def test_a_mirrored_view_sees_the_mirrored_frame(folder: Path) -> None:
+def test_a_mirrored_view_sees_the_mirrored_frame(folder):
     straight = TtaDetector(folder / "best.pt", device="cpu")
     mirrored = TtaDetector(folder / "best.pt", views=(View(flip=True),), device="cpu")
     for frame in frames():
         (a,), (b,) = straight(np.ascontiguousarray(frame[:, ::-1]), threshold=0.0), mirrored(frame, threshold=0.0)
-        width = frame.shape[1]
-        back = np.stack(
-            [width - b.boxes_xyxy[:, 2], b.boxes_xyxy[:, 1], width - b.boxes_xyxy[:, 0], b.boxes_xyxy[:, 3]]
-        )
+        x0, y0, x1, y1 = b.boxes_xyxy.T
+        back = np.stack([frame.shape[1] - x1, y0, frame.shape[1] - x0, y1], axis=1)
         assert len(a) > 20 and a.labels.tolist() == b.labels.tolist()
-        np.testing.assert_allclose(a.boxes_xyxy, back.T, atol=1e-3)
+        np.testing.assert_allclose(a.boxes_xyxy, back, atol=1e-3)
 
 
 @pytest.mark.parametrize("nms", ["hard", "soft", "soft-linear", "wbf"])
-def test_views_are_merged_in_the_frame(folder: Path, nms: str) -> None:
+def test_views_are_merged_in_the_frame(folder, nms):
     """Three sizes, mirrored and not: boxes stay in the frame and in order, and come back into its pixels."""
     views = parse_views("flip,scales")
-    detector = TtaDetector(folder / "best.pt", nms, views, "cpu")  # type: ignore[arg-type]
+    detector = TtaDetector(folder / "best.pt", nms, views, "cpu")
     for frame, found in zip(frames(), detector(frames(), threshold=0.0), strict=True):
         assert 0 < len(found) <= detector.card.nms["detections"]
         assert found.boxes_xyxy[:, 2].max() > 60 and found.boxes_xyxy.max() <= max(frame.shape)
 
 
-def test_what_views_can_be_asked_for() -> None:
+def test_what_views_can_be_asked_for():
     assert parse_views("flip") == (View(), View(flip=True))
     assert parse_views("0.5, 1,2") == (View(), View(0.5), View(2.0))
     assert len(parse_views("flip,scales")) == 6
@@ -99,7 +95,7 @@ def test_what_views_can_be_asked_for() -> None:
     assert scaled(rule, 0.5) == ShortSide(400, 666, 32, True, (1, 2, 3)) and scaled(rule, 1.0) is rule
 
 
-def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(folder, tmp_path, capsys):
     data = ["--annotations", str(folder / "data" / "val.json"), "--images", str(folder / "data" / "val"), "--quiet"]
     copy = tmp_path / "best.pt"
     copy.write_bytes((folder / "best.pt").read_bytes())
@@ -120,7 +116,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert stop.value.code == 2
 
 
-def test_an_artifact_has_no_candidates(shapes_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_artifact_has_no_candidates(shapes_run, capsys):
     for options in (["--nms", "soft"], ["--tta", "flip"]):
         assert main(["eval", str(shapes_run / "best.onnx"), "--quiet", *options]) == 1
         assert "name the checkpoint (.pt)" in capsys.readouterr().err

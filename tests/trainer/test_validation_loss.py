@@ -10,11 +10,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from models.checkpoint import build_detector, read_checkpoint
+from models.checkpoint import build_detector
 from models.loss import detection_loss
 from runtime.datasets.coco import read_coco
 from runtime.images.image import letterbox, read_image
-from tests.trainer.tiny import tiny_config
+from tests.trainer.tiny import alike, tiny_config
 from trainer.config.train import TrainConfig
 from trainer.log.metrics import VAL_LOSSES, read_metrics
 from trainer.loop import fit
@@ -32,14 +32,13 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(config(data, "val_loss=true"), tmp_path_factory.mktemp("runs"), quiet=True).run
 
 
-def test_the_weights_are_those_of_a_run_without(data: Path, run: Path, tmp_path: Path) -> None:
+def test_the_weights_are_those_of_a_run_without(data, run, tmp_path):
     other = fit(config(data), tmp_path, quiet=True).run
-    a, b = read_checkpoint(run / "last.pt")["model"], read_checkpoint(other / "last.pt")["model"]
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert alike(run, other)
     assert not any(set(VAL_LOSSES) & set(row) for row in read_metrics(other / "metrics.csv"))
 
 
-def test_they_are_recorded_where_the_map_is(run: Path) -> None:
+def test_they_are_recorded_where_the_map_is(run):
     rows = read_metrics(run / "metrics.csv")
     assert [VAL_LOSSES[0] in row for row in rows] == ["map" in row for row in rows] == [False, True, True]
     for row in rows[1:]:
@@ -54,7 +53,7 @@ def test_they_are_recorded_where_the_map_is(run: Path) -> None:
     assert (run / "plots" / "loss.png").is_file() and (run / "plots" / "confusion.png").is_file()
 
 
-def test_it_is_the_criterion_on_letterboxed_pictures(data: Path, run: Path) -> None:
+def test_it_is_the_criterion_on_letterboxed_pictures(data, run):
     settings = config(data, "val_loss=true")
     model, _ = build_detector(run / "last.pt")
     val = read_coco(data / "val.json", data / "val", settings.model.classes)
@@ -73,21 +72,16 @@ def test_it_is_the_criterion_on_letterboxed_pictures(data: Path, run: Path) -> N
             boxes[i, : len(record.labels)] = torch.from_numpy(placement.to_input(record.boxes_xyxy))
             labels[i, : len(record.labels)] = torch.from_numpy(record.labels)
         with torch.no_grad():
-            losses = detection_loss(
-                settings.model, model(torch.from_numpy(np.stack(images))), model.priors(), boxes, labels
-            )
+            raw = model(torch.from_numpy(np.stack(images)))
+            losses = detection_loss(settings.model, raw, model.priors(), boxes, labels)
         sums += torch.stack(list(losses)) * len(records)
     torch.testing.assert_close(ours, sums / len(val.records), rtol=1e-5, atol=1e-6)
 
 
-def test_broken_pictures_and_none_at_all(data: Path, run: Path, tmp_path: Path) -> None:
-    import shutil
-
-    copy = tmp_path / "data"
-    shutil.copytree(data, copy)
-    settings = config(copy)
+def test_broken_pictures_and_none_at_all(own, run):
+    settings = config(own)
     model, _ = build_detector(run / "last.pt")
-    val = read_coco(copy / "val.json", copy / "val", settings.model.classes)
+    val = read_coco(own / "val.json", own / "val", settings.model.classes)
     for number, record in enumerate(val.records):
         record.path.write_bytes(b"broken")
         losses = validation_losses(settings, model, val, torch.device("cpu"), None)

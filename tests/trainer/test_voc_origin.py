@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from runtime.images.image import write_image
 from tests.trainer.tiny import TINY
+from tests.trainer.voc_set import voc_set
 from trainer.check.data import check_data
 from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
@@ -21,12 +20,8 @@ FROM_0, FROM_1 = "annotations: zero/Annotations", "annotations: one/Annotations"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two sets of a picture each: `zero` proves that it counts from 0, nothing in `one` does."""
-    for shade, (name, xmin) in enumerate((("zero", 0), ("one", 5))):
-        write_image(tmp_path / name / "JPEGImages" / "a.png", np.full((64, 96, 3), shade, np.uint8))
-        ends = f"<xmin>{xmin}</xmin><ymin>11</ymin><xmax>40</xmax><ymax>40</ymax>"
-        xml = f"<object><name>cat</name><bndbox>{ends}</bndbox></object></annotation>"
-        (tmp_path / name / "Annotations").mkdir()
-        (tmp_path / name / "Annotations" / "a.xml").write_text("<annotation><filename>a.png</filename>" + xml)
+    for name, xmin in (("zero", 0), ("one", 5)):
+        voc_set(tmp_path / name, {"a": (xmin, 11, 40, 40)}, "cat")
     return tmp_path
 
 
@@ -37,9 +32,7 @@ def config(folder: Path, train: str, val: str) -> TrainConfig:
 
 
 @pytest.mark.parametrize(("train", "val"), [(FROM_0, FROM_1), (FROM_1, FROM_0)])
-def test_both_commands_say_it_once_with_the_way(
-    folder: Path, capsys: pytest.CaptureFixture[str], train: str, val: str
-) -> None:
+def test_both_commands_say_it_once_with_the_way(folder, capsys, train, val):
     c = config(folder, f"{{{train}}}", val)
     lines = [line for line in check_data(c, folder / "check").warnings() if "voc_origin: 0 for both" in line]
     fit(c, folder / "runs")
@@ -54,17 +47,17 @@ def test_both_commands_say_it_once_with_the_way(
     [(FROM_0, FROM_1 + ", voc_origin: 0"), (FROM_0 + ", voc_origin: 0", FROM_1 + ", voc_origin: 1"),
      (FROM_0 + ", voc_origin: 1", FROM_1), (FROM_0, FROM_0), (FROM_1, FROM_1)],
 )  # fmt: skip
-def test_what_agrees_or_is_settled_is_not_mentioned(folder: Path, train: str, val: str) -> None:
+def test_what_agrees_or_is_settled_is_not_mentioned(folder, train, val):
     c = config(folder, f"{{{train}}}", val)
     assert different_origins(c, train_data(c), val_data(c)) == ""
 
 
-def test_one_origin_that_is_named_does_not_settle_the_other(folder: Path) -> None:
+def test_one_origin_that_is_named_does_not_settle_the_other(folder):
     c = config(folder, f"{{{FROM_0}, voc_origin: 0}}", FROM_1)
     assert "voc_origin: 0 for both" in different_origins(c, train_data(c), val_data(c))
 
 
-def test_training_sets_of_different_origins(folder: Path) -> None:
+def test_training_sets_of_different_origins(folder):
     c = config(folder, f"[{{{FROM_1}}}, {{{FROM_0}}}]", FROM_0)
     train = train_data(c)
     assert "voc_origin: 0 for both" in train.problems.summary() and different_origins(c, train, val_data(c)) == ""
