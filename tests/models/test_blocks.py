@@ -15,8 +15,8 @@ from models.config.model import model_config
 from models.detector import Detector
 from models.layers.blocks import ConvNorm, DepthwiseConv, ImplicitConv, LevelAffine, LevelNorm, ShuffleConv
 from models.layers.fuse import FuseError, assert_fused, fuse
+from models.layers.heads import Tower
 from models.layers.reparam import QARepVGGBlock, RepConv
-from models.layers.towers import Tower
 
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "RepConv with identity": lambda: RepConv(16, 16),
