@@ -22,8 +22,8 @@ def assign_atss(
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
     available: which priors can be candidates, bool [B, N]; None: all.
-    IoU is computed for candidates only, at most `topk * L` per object, and candidates are searched among `topk**2` cells
-    of a level, so no tensor grows with N times G.
+    IoU is computed for candidates only, at most `topk * L` per object, and candidates are searched among `topk**2`
+    cells of a level, so no tensor grows with N times G.
     """
     # Lines 3-6: on each level, the `topk` priors whose centers are nearest to the object's.
     index, usable = nearest(priors, gt_boxes_xyxy, topk, available)  # [B, G, M], M = candidates of an object

@@ -15,8 +15,8 @@ def nearest(priors: Priors, gt_boxes_xyxy: Tensor, k: int, available: Tensor | N
     """The `k` priors of every level whose centers are nearest to the center of a box [B, G, 4].
 
     Gives their indices [B, G, M] int64, and which of them are candidates, bool [B, G, M]. A level with fewer than `k`
-    priors gives all of them. Ties are broken in any way. available: bool [B, N], the priors to choose from; a level that
-    has fewer than `k` of them is filled up with priors that are no candidates.
+    priors gives all of them. Ties are broken in any way. available: bool [B, N], the priors to choose from; a level
+    that has fewer than `k` of them is filled up with priors that are no candidates.
 
     On a grid the k nearest points lie in the k nearest columns: a point in a farther column has k points in its own row
     that are not farther. The same holds for rows, so k * k cells are compared instead of the whole level. This is exact

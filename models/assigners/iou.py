@@ -44,8 +44,8 @@ def assign_iou(
         best, best_gt = overlaps.max(dim=0)
         row[best >= neg_iou] = IGNORED
         row[best >= pos_iou] = best_gt[best >= pos_iou]
-        # Rescue. Anchors that tie for an object's highest IoU all take it. Of objects with the same best anchor the last
-        # gets it, as in mmdetection. An object that overlaps no anchor rescues none.
+        # Rescue. Anchors that tie for an object's highest IoU all take it. Of objects with the same best anchor the
+        # last gets it, as in mmdetection. An object that overlaps no anchor rescues none.
         best_of_gt = overlaps.amax(dim=1, keepdim=True)  # [G, 1]
         rescued = (overlaps == best_of_gt) & (best_of_gt > 0)
         order = torch.arange(1, G + 1, device=row.device)[:, None]

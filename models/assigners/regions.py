@@ -13,7 +13,8 @@ from models.priors import Priors
 def in_regions(priors: Priors, boxes_xyxy: Tensor, regions: Tensor, iof: float, by_points: bool) -> Tensor:
     """Which priors lie in an ignore region, bool [B, N]. regions: bool [B, G], which of boxes [B, G, 4] are regions.
 
-    An anchor lies in a region if more than `iof` of its own area does (mmdetection's rule, intersection over foreground).
+    An anchor lies in a region if more than `iof` of its own area does (mmdetection's rule, intersection over
+    foreground).
     by_points: a prior lies in a region if its center does, for detectors whose priors are points without a size.
     """
     inside = regions.new_zeros(len(regions), len(priors.boxes_xyxy))

@@ -1,8 +1,8 @@
 """Losses of boxes: overlap losses compare boxes in pixels, distance losses compare codes.
 
-Overlap losses take xyxy boxes [..., 4] and give [...]; distance losses give one value per code. Every value and gradient
-is finite, also for boxes that have no area, are identical, touch, are disjoint, or are up to 1e8 px large. A prediction
-without overlap has a gradient in all overlap losses but `iou_log_loss` and `iou_linear_loss`.
+Overlap losses take xyxy boxes [..., 4] and give [...]; distance losses give one value per code. Every value and
+gradient is finite, also for boxes that have no area, are identical, touch, are disjoint, or are up to 1e8 px large. A
+prediction without overlap has a gradient in all overlap losses but `iou_log_loss` and `iou_linear_loss`.
 """
 
 from __future__ import annotations

@@ -97,7 +97,8 @@ def hardest(losses: Tensor, positive: Tensor, negative: Tensor, ratio: float) ->
     """Online hard example mining: which priors count, bool [B, N], chosen by their losses [B, N].
 
     These are all `positive` [B, N] and, of the `negative` [B, N] of each image, those with the highest losses: at most
-    `ratio` times the image's positives (SSD, Liu et al., 2016, section 2.2: 3), or `ratio` in an image without positives.
+    `ratio` times the image's positives (SSD, Liu et al., 2016, section 2.2: 3), or `ratio` in an image without
+    positives, which would otherwise teach nothing.
     """
     most = (ratio * positive.sum(dim=1, keepdim=True).clamp(min=1)).ceil()  # [B, 1]
     order = losses.masked_fill(~negative, -torch.inf).argsort(dim=1, descending=True, stable=True)
