@@ -25,9 +25,9 @@ class Bisect:
     image: Annotated[Path | None, flag(metavar="FILE")] = None
 
     def run(self) -> int:
-        """0 where no layer departs."""
+        """The exit status: 0 if no layer departs, else 1."""
         from export.verification.bisect import bisect
 
-        found = bisect(self.artifact, self.against, self.image)
-        print(found.text())
-        return 0 if found.first is None else 1
+        bisection = bisect(self.artifact, self.against, self.image)
+        print(bisection.text())
+        return 0 if bisection.first is None else 1

@@ -37,7 +37,7 @@ class Verify(MaxDets, Runs, Quiet):
 
         artifacts = self.artifacts or (chosen(None, "best.onnx", runs=self.runs, kind="artifact"),)
         folder = self.report or artifacts[0].parent
-        check_folder(folder)  # before the long work, not after it
+        check_folder(folder)  # raises before the long work
         with Bar(self.quiet) as bar:
             result = verify(
                 artifacts, self.against, self.gate.annotations, self.gate.images, self.gate.tolerance,

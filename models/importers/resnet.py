@@ -25,12 +25,14 @@ def backbone_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, object]:
     groups = middle.shape[0] // middle.shape[1] if bottleneck else 1
     group_width = middle.shape[1] * 64 // planes if bottleneck else 64
     distances: dict[str, int] = {}
-    for name, (block, *sizes) in RESNETS.items():
+    for name, (block, its_depths, its_groups, its_width) in RESNETS.items():
         if (block is Bottleneck) != bottleneck:
             continue
-        if sizes == [depths, groups, group_width]:
+        if (its_depths, its_groups, its_width) == (depths, groups, group_width):
             return {"name": name, "width": planes / 64}
-        distances[name] = sum(abs(a - b) for a, b in zip(depths, sizes[0], strict=True)) + 100 * (sizes[1] != groups)
+        distances[name] = sum(abs(a - b) for a, b in zip(depths, its_depths, strict=True)) + 100 * (
+            its_groups != groups
+        )
     nearest = min(distances, key=lambda name: distances[name])
     kind = "bottlenecks" if bottleneck else "basic blocks"
     raise ImportRefused(f"the backbone has {kind} {list(depths)} in {groups} groups of width {group_width}, which is "
