@@ -156,7 +156,7 @@ def _real_pixels(size_hw: tuple[int, int], data: CocoDataset | None, count: int 
 
 def _onnx_card(
     card: Card, checkpoint: Path, options: OnnxOptions, kind: NmsKind, precision: Precision, checked_by: str
-) -> Card:  # fmt: skip
+) -> Card:
     nms: Nms = {**card.nms, "kind": kind}
     if options.certificate:
         nms["certificate"] = True

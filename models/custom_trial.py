@@ -29,10 +29,12 @@ from models.priors import feature_sizes
 
 INPUT_HW = (96, 160)
 """The sides differ and become odd at P5, so that swapped sides and sides rounded down are noticed."""
-_BOXES = torch.tensor([
-    [[10.0, 12.0, 40.0, 52.0], [60.0, 20.0, 150.0, 90.0], [70.0, 70.0, 70.0, 70.0]],  # the last has no area
-    [[1.0, 1.0, 6.0, 5.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]],  # the last two are padding
-])  # fmt: skip
+_BOXES = torch.tensor(
+    [
+        [[10.0, 12.0, 40.0, 52.0], [60.0, 20.0, 150.0, 90.0], [70.0, 70.0, 70.0, 70.0]],  # the last has no area
+        [[1.0, 1.0, 6.0, 5.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]],  # the last two are padding
+    ]
+)
 _LABELS = torch.tensor([[0, 0, 0], [0, -1, -1]])
 _PAIRS = {
     "overlapping boxes": ((10.0, 10.0, 50.0, 40.0), (12.0, 8.0, 45.0, 44.0)),
@@ -96,8 +98,9 @@ def _try_step(config: ModelConfig, targets: tuple[tuple[Callable[..., Any], str]
         pairs = zip(fused[kind], plain[kind], strict=True)
         error = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in pairs)
         if not error <= _LARGEST_FUSE_ERROR:
-            raise ConfigError(f"{kind.where(_name(config, kind))}: fuse() changes what it computes, by {error:.1e} of "
-                              "its scale")  # fmt: skip
+            raise ConfigError(
+                f"{kind.where(_name(config, kind))}: fuse() changes what it computes, by {error:.1e} of its scale"
+            )
 
 
 def _pyramid(detector: Detector, form: str, images: Tensor) -> dict[Kind, list[Tensor]]:
@@ -142,8 +145,9 @@ def _try_assigner(config: ModelConfig, matched: Tensor) -> None:
     if (matched[0] == 2).any():
         raise ConfigError(f"{where}: it gave a point to a box without area, which has no centerness and no code")
     if not (matched >= 0).any():
-        raise ConfigError(f"{where}: it gave no point to any of the boxes of 30x40, 90x70, 5x4 px in "
-                          f"{INPUT_HW[0]}x{INPUT_HW[1]}")  # fmt: skip
+        raise ConfigError(
+            f"{where}: it gave no point to any of the boxes of 30x40, 90x70, 5x4 px in {INPUT_HW[0]}x{INPUT_HW[1]}"
+        )
 
 
 def _try_losses(config: ModelConfig) -> None:
@@ -170,8 +174,10 @@ def _require_finite(
     with _saying(f"{where} backwards"):
         slopes = torch.autograd.grad(each.sum(), predicted, allow_unused=True)[0] if each.requires_grad else None
     if slopes is None:
-        raise ConfigError(f"{where}: it has no gradient with respect to the predictions, so nothing is learned from "
-                          "it; was it detached?")  # fmt: skip
+        raise ConfigError(
+            f"{where}: it has no gradient with respect to the predictions, so nothing is learned from "
+            "it; was it detached?"
+        )
     for case, value, slope in zip(cases, each.flatten(), slopes.reshape(len(cases), -1), strict=True):
         if not value.isfinite():
             raise ConfigError(f"{where}: for {case} it is {float(value)}; expected a finite number")

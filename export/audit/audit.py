@@ -105,10 +105,13 @@ class Audit:
     def to_json(self) -> dict[str, Any]:
         """The audit for a sidecar; `Audit.from_json` reads it back."""
         return {
-            "asked": self.asked, "source": self.source, "compiled": self.compiled,
-            "share": {p: round(self.share(p), 6) for p in PRECISIONS}, "float_layers": list(self.float_layers),
+            "asked": self.asked,
+            "source": self.source,
+            "compiled": self.compiled,
+            "share": {p: round(self.share(p), 6) for p in PRECISIONS},
+            "float_layers": list(self.float_layers),
             "layers": [[layer.name, layer.node, layer.mflops, layer.precision] for layer in self.layers],
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], source: str | Path) -> Audit:

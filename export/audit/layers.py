@@ -10,8 +10,11 @@ import onnx
 from onnx import TensorProto
 
 _TYPES = {
-    TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16", TensorProto.DOUBLE: "fp64",
-}  # fmt: skip
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.DOUBLE: "fp64",
+}
 _MOVES = ("MaxPool", "Concat", "Resize", "Reshape", "Transpose", "Slice")
 """Operations that only move or select numbers work on integers if their input is dequantized."""
 _SUFFIXES = (".weight", ".steps", "_weight")

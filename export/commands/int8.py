@@ -12,14 +12,18 @@ from runtime.commands.arguments import flag
 from runtime.commands.shared import Data, OfRun, Quiet
 
 CALIBRATION = {
-    "calibrate": flag(), "calibration": flag(metavar="DATA"), "calibration_images": flag(metavar="FOLDER"),
-    "pictures": flag("--calibration-count", metavar="N"), "ranges": flag(metavar="FILE"),
-}  # fmt: skip
+    "calibrate": flag(),
+    "calibration": flag(metavar="DATA"),
+    "calibration_images": flag(metavar="FOLDER"),
+    "pictures": flag("--calibration-count", metavar="N"),
+    "ranges": flag(metavar="FILE"),
+}
 ENGINE_INT8 = CALIBRATION | {
     "keep_map": flag("--keep-mAP", metavar="POINTS"),
-    "float_layers": flag("--float-layer", metavar="NAME", action="append",
-                         help="a convolution that stays in float; may be repeated"),
-}  # fmt: skip
+    "float_layers": flag(
+        "--float-layer", metavar="NAME", action="append", help="a convolution that stays in float; may be repeated"
+    ),
+}
 INT8 = ENGINE_INT8 | {"cpu": flag(), "half": flag()}
 """Options of `exporter onnx` alone: an engine has no form for CPUs, and its float layers are always float16."""
 _ONE_METHOD = CALIBRATION | {

@@ -87,11 +87,13 @@ class PluginNms(nn.Module):
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         batch, kept = scores.shape[0], min(self.post.detections, scores.shape[1])
         outputs = torch.onnx.ops.symbolic_multi_out(
-            f"{PLUGIN_DOMAIN}::{PLUGIN}", (boxes, by_class(scores, labels, self.classes)),
+            f"{PLUGIN_DOMAIN}::{PLUGIN}",
+            (boxes, by_class(scores, labels, self.classes)),
             {**self.attributes, "max_output_boxes": kept},
             dtypes=(torch.int32, torch.float32, torch.float32, torch.int32),
-            shapes=((batch, 1), (batch, kept, 4), (batch, kept), (batch, kept)), version=1,
-        )  # fmt: skip
+            shapes=((batch, 1), (batch, kept, 4), (batch, kept), (batch, kept)),
+            version=1,
+        )
         return tuple(outputs)
 
 
@@ -120,9 +122,12 @@ class LoopNms(nn.Module):
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         suppresses = suppression(boxes, labels, self.post.nms_iou).to(self.dtype)
         kept = torch.onnx.ops.symbolic(
-            f"{_OWN_DOMAIN}::KeepUntilStable", (torch.ones_like(suppresses[:, :1]), suppresses), dtype=self.dtype,
-            shape=(scores.shape[0], 1, scores.shape[1]), version=1,
-        )  # fmt: skip
+            f"{_OWN_DOMAIN}::KeepUntilStable",
+            (torch.ones_like(suppresses[:, :1]), suppresses),
+            dtype=self.dtype,
+            shape=(scores.shape[0], 1, scores.shape[1]),
+            version=1,
+        )
         return best(kept[:, 0] > 0.5, boxes, scores, labels, self.post.detections)
 
 
@@ -137,9 +142,12 @@ class OnnxNms(nn.Module):
         ranks = torch.arange(scores.shape[1], 0, -1, dtype=torch.float32)
         ranks = by_class(torch.where(scores > 0, ranks, 0.0), labels, self.classes)
         kept = torch.onnx.ops.symbolic(
-            f"{_OWN_DOMAIN}::Select", (boxes, ranks.transpose(1, 2), torch.zeros_like(scores)), dtype=torch.float32,
-            shape=scores.shape, version=1,
-        )  # fmt: skip
+            f"{_OWN_DOMAIN}::Select",
+            (boxes, ranks.transpose(1, 2), torch.zeros_like(scores)),
+            dtype=torch.float32,
+            shape=scores.shape,
+            version=1,
+        )
         return best(kept > 0.5, boxes, scores, labels, self.post.detections)
 
 

@@ -64,9 +64,11 @@ class Sensitivity:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "images": self.images, "map_images": self.map_images, "float_map": self.float_map,
+            "images": self.images,
+            "map_images": self.map_images,
+            "float_map": self.float_map,
             "layers": [asdict(layer) for layer in self.layers],
-        }  # fmt: skip
+        }
 
 
 def sensitivity(

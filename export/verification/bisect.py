@@ -90,11 +90,14 @@ class Bisection:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "artifact": str(self.artifact), "threshold": self.threshold, "compared": self.compared,
-            "tensors": self.tensors, "first": None if self.first is None else self.first.to_json(),
+            "artifact": str(self.artifact),
+            "threshold": self.threshold,
+            "compared": self.compared,
+            "tensors": self.tensors,
+            "first": None if self.first is None else self.first.to_json(),
             "jumps": [layer.to_json() for layer in self.jumps],
             "other_weights": [{"path": path, "error": _json_number(error)} for path, error in self.weights],
-        }  # fmt: skip
+        }
 
     def text(self) -> str:
         """A sentence about the first layer that departs, and a table of the largest jumps."""
@@ -195,11 +198,14 @@ def compare(
     ranked = sorted(layers, key=lambda layer: -layer.added)
     weights = different_weights(candidate, reference, _OTHER_WEIGHT[precision])
     return Bisection(
-        artifact, threshold, len(layers), sum(tensor.comparable for tensor in candidate_tensors),
+        artifact,
+        threshold,
+        len(layers),
+        sum(tensor.comparable for tensor in candidate_tensors),
         next((layer for layer in layers if not layer.error <= threshold), None),
         tuple(layer for layer in ranked[:jumps] if layer.added > 0),
         tuple(sorted(weights.items(), key=lambda item: -item[1])),
-    )  # fmt: skip
+    )
 
 
 def runnable(model: ModelProto) -> ModelProto:

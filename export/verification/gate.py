@@ -60,8 +60,10 @@ def pass_gate(
         raise GateError(
             f"the export loses {-score.delta_map:.2f} mAP points ({verification.reference.evaluation.map:.2f} in "
             f"PyTorch, {score.evaluation.map:.2f} exported), more than {score.tolerance:g}; nothing was written{note}",
-            verification, bisection, out,
-        )  # fmt: skip
+            verification,
+            bisection,
+            out,
+        )
     return verification
 
 

@@ -206,8 +206,9 @@ class Verification:
             lines.append(f"{path.name} as built: convolution FLOPs {audit.shares()}")
             if missed := audit.missed():
                 more = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
-                lines.append(f"{path.name}: NOT {audit.asked.upper()}, which its card says: "
-                             f"{', '.join(missed[:3])}{more}")  # fmt: skip
+                lines.append(
+                    f"{path.name}: NOT {audit.asked.upper()}, which its card says: {', '.join(missed[:3])}{more}"
+                )
         return [*lines, *self.notes]
 
 

@@ -225,11 +225,7 @@ def find_checkpoint(artifact: Path) -> Path:
 
 
 def _score(
-    path: Path,
-    detector: Detector,
-    dataset: CocoDataset,
-    progress: Progress | None,
-    max_dets: Sequence[int] = (MOST,),
+    path: Path, detector: Detector, dataset: CocoDataset, progress: Progress | None, max_dets: Sequence[int] = (MOST,)
 ) -> Score:
     card, backend = detector.card, detector.backend
     counting = _Counting(backend)

@@ -43,9 +43,11 @@ def assign_center(
     reach = radius * priors.strides if radius > 0 else torch.full_like(priors.strides, torch.inf)  # [N]
     cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
     inside = (
-        (x > torch.maximum(x1, cx - reach)) & (x < torch.minimum(x2, cx + reach))
-        & (y > torch.maximum(y1, cy - reach)) & (y < torch.minimum(y2, cy + reach))
-    )  # fmt: skip
+        (x > torch.maximum(x1, cx - reach))
+        & (x < torch.minimum(x2, cx + reach))
+        & (y > torch.maximum(y1, cy - reach))
+        & (y < torch.minimum(y2, cy + reach))
+    )
 
     # Each level is responsible for a range of sizes.
     farthest = torch.maximum(torch.maximum(x - x1, x2 - x), torch.maximum(y - y1, y2 - y))  # [B, G, N]

@@ -49,8 +49,10 @@ class TimmBackbone(Backbone):
             present = {_flat(key) for key in state}
             needed = [key for key in self.network.state_dict() if "num_batches_tracked" not in key]
             if missing := [key for key in needed if _flat(key) not in present]:  # timm would leave them random
-                raise ConfigError(f"model.backbone.weights: the file does not fit timm:{name}: {len(missing)} tensors "
-                                  f"missing; first: {missing[0]}")  # fmt: skip
+                raise ConfigError(
+                    f"model.backbone.weights: the file does not fit timm:{name}: {len(missing)} tensors "
+                    f"missing; first: {missing[0]}"
+                )
         info = self.network.feature_info
         reductions, channels = list(info.reduction()), list(info.channels())
         if any(stride not in reductions for stride in STRIDES):

@@ -157,11 +157,14 @@ ASSIGNERS: dict[str, AssignerPart] = {
         "models.assigners.iou:assign_iou", ("pos_iou", "neg_iou", "rescue"), shrunk=("pos_iou", "neg_iou")
     ),
     "center": AssignerPart(
-        "models.assigners.center:assign_center", ("radius", "range_factor", "range_ends"),
-        of_points=True, counts_over="batch", grown=("radius",),
+        "models.assigners.center:assign_center",
+        ("radius", "range_factor", "range_ends"),
+        of_points=True,
+        counts_over="batch",
+        grown=("radius",),
     ),
     "topk": AssignerPart("models.assigners.topk:assign_topk", ("topk",), of_points=True, grown=("topk",)),
-}  # fmt: skip
+}
 
 NECKS: dict[str, NeckPart] = {
     "fpn": NeckPart("models.layers.necks:FPN", one_level=True),
@@ -192,9 +195,10 @@ BACKBONES: dict[str, BackbonePart] = {
     "mobilenet_v3_large": BackbonePart(_MOBILENET),
     **{
         f"{family}_{size}": BackbonePart("models.backbones.repvgg:RepVGG", imagenet=False, folds=True)
-        for family in ("repvgg", "qarepvgg") for size in ("a0", "a1", "a2", "b0", "b1")
+        for family in ("repvgg", "qarepvgg")
+        for size in ("a0", "a1", "a2", "b0", "b1")
     },
-}  # fmt: skip
+}
 
 
 if TYPE_CHECKING:  # a type checker cannot read the tables, so for it a name is a str

@@ -156,9 +156,11 @@ class PostprocessConfig:
         require(1 <= self.candidates <= 3840, "candidates", "1 to 3840 (TensorRT's TopK limit)", self.candidates)
         require(1 <= self.detections <= self.candidates, "detections", "1 to `candidates`", self.detections)
         require(
-            0 <= self.level_candidates <= 3840, "level_candidates", "0 to 3840 (TensorRT's TopK limit)",
+            0 <= self.level_candidates <= 3840,
+            "level_candidates",
+            "0 to 3840 (TensorRT's TopK limit)",
             self.level_candidates,
-        )  # fmt: skip
+        )
         if self.level_by == "class" and self.level_candidates == 0:
             raise ConfigError("level_by: class chooses within a level; set level_candidates, or level_by: score")
 
@@ -205,8 +207,10 @@ class ModelConfig:
         require(not twice, "classes", f"names that differ (twice: {', '.join(twice)})", self.classes)
         require(
             all(64 <= side <= 1 << 16 and side % 32 == 0 for side in self.input_size_hw),
-            "input_size_hw", "[height, width], each a multiple of 32 from 64 to 65536", self.input_size_hw,
-        )  # fmt: skip
+            "input_size_hw",
+            "[height, width], each a multiple of 32 from 64 to 65536",
+            self.input_size_hw,
+        )
         if self.backbone.dilated and self.neck.levels[0] == 5:
             raise ConfigError("neck.levels: a dilated backbone ends at stride 16, so levels begin at 4 or below")
         groups = HEAD_BLOCKS[self.head.block].groups

@@ -58,8 +58,10 @@ class BackboneConfig:
         if custom:
             check_custom_name(name, "name")
         elif name not in BACKBONES and not (timm and len(name) > len("timm:")):
-            raise ConfigError(f"name: expected a backbone or timm:NAME, or your own package.module:Name, got {name!r}"
-                              f"{nearest(name, BACKBONES)}")  # fmt: skip
+            raise ConfigError(
+                f"name: expected a backbone or timm:NAME, or your own package.module:Name, got {name!r}"
+                f"{nearest(name, BACKBONES)}"
+            )
         require_custom(name, "name", self.arguments)
         part = self.part
         require(0.1 <= self.width <= 4, "width", "a multiplier from 0.1 to 4", self.width)
@@ -77,16 +79,20 @@ class BackboneConfig:
             raise ConfigError(f"style: caffe is about bottlenecks, of which {name} has none; set style: pytorch")
         if part.folds and (self.norm == "gn" or self.dilated):
             key = "norm: gn" if self.norm == "gn" else "dilated: true"
-            raise ConfigError(f"{key} does not fit {name}, whose branches fold into one plain 3x3 convolution by their "
-                              "BatchNorms; use a ResNet or a MobileNet")  # fmt: skip
+            raise ConfigError(
+                f"{key} does not fit {name}, whose branches fold into one plain 3x3 convolution by their "
+                "BatchNorms; use a ResNet or a MobileNet"
+            )
         if custom:
             if self.norm in ("sync", "gn"):
                 raise ConfigError(f"norm: your own backbone has the norms it makes; use bn or frozen, got {self.norm}")
             allowed = ("name", "arguments", "weights", "norm", "norm_eps", "frozen_stages")
             require_defaults(self, allowed, IN_ARGUMENTS)
         if timm and (self.norm in ("sync", "gn") or self.frozen_stages or self.dilated or self.width != 1.0):
-            raise ConfigError("name: a network of timm comes as it is: norm: bn or frozen, frozen_stages: 0, dilated: "
-                              "false, width: 1; for more choose a backbone that isodet has itself")  # fmt: skip
+            raise ConfigError(
+                "name: a network of timm comes as it is: norm: bn or frozen, frozen_stages: 0, dilated: "
+                "false, width: 1; for more choose a backbone that isodet has itself"
+            )
 
     @property
     def part(self) -> BackbonePart:

@@ -29,15 +29,16 @@ class Refusal:
     instead: str
 
 
+def _set_on(*keys: str) -> dict[str, str]:
+    """`Refusal.keys` for each of `keys` of backbone, neck and head, whatever it is set to."""
+    return {f"{part}.{key}": ANYTHING for part in ("backbone", "neck", "head") for key in keys}
+
+
 REFUSED = (
     Refusal(
         "deformable convolution (DCN)",
         {key: r"dcn|deform|internimage" for key in ("head.block", "neck.kind", "backbone.name")}
-        | {
-            f"{part}.{key}": ANYTHING
-            for part in ("backbone", "neck", "head")
-            for key in ("dcn", "use_dcn", "dcn_on_last_conv", "stage_with_dcn", "deform", "deformable", "use_deform")
-        },
+        | _set_on("dcn", "use_dcn", "dcn_on_last_conv", "stage_with_dcn", "deform", "deformable", "use_deform"),
         "reads where the picture sends it: slow, no INT8 in TensorRT, and no operator at all before ONNX opset 19",
         "head.block: conv or repconv, neck.kind: reppan, or a deeper backbone.name",
     ),
@@ -67,11 +68,7 @@ REFUSED = (
     ),
     Refusal(
         "another activation",
-        {
-            f"{part}.{key}": ANYTHING
-            for part in ("backbone", "neck", "head")
-            for key in ("act", "act_cfg", "act_layer", "activation")
-        },
+        _set_on("act", "act_cfg", "act_layer", "activation"),
         "is not here: every engine fuses ReLU into the convolution before it, in INT8 too",
         "nothing, which is ReLU; mobilenet_v3_large and networks of timm keep the activations that they have",
     ),

@@ -90,8 +90,10 @@ def _checked(converted: Converted, source: Source, classes: tuple[str, ...] | No
     anchors = 9 if converted.model["detector"] == "retinanet" else 1
     box_outputs = state["head.box.weight"].shape[0]
     if box_outputs != anchors * 4:
-        raise ImportRefused(f"{converted.architecture} has {anchors} anchors in a cell and {anchors * 4} box outputs, "
-                            f"this file has {box_outputs} of them")  # fmt: skip
+        raise ImportRefused(
+            f"{converted.architecture} has {anchors} anchors in a cell and {anchors * 4} box outputs, "
+            f"this file has {box_outputs} of them"
+        )
     rows, names = _classes(state["head.cls.weight"].shape[0], anchors, source, classes)
     for name in ("head.cls.weight", "head.cls.bias"):
         if name in state:
@@ -100,8 +102,10 @@ def _checked(converted: Converted, source: Source, classes: tuple[str, ...] | No
     config = model_config({**model, "classes": list(names)}, "import")
     channels = config.head.channels or config.neck.channels
     if config.head.norm == "gn" and (channels < 256 or channels % 32):
-        raise ImportRefused(f"its towers have {channels} channels, which are normalized in 32 groups there and in "
-                            "groups of 8 channels here; multiples of 32 from 256 on are equal in both")  # fmt: skip
+        raise ImportRefused(
+            f"its towers have {channels} channels, which are normalized in 32 groups there and in "
+            "groups of 8 channels here; multiples of 32 from 256 on are equal in both"
+        )
     return Imported(fitted(state, config), config, source, converted.architecture, converted.notes)
 
 

@@ -42,8 +42,10 @@ def convert(
     kind = _kind(state)
     moved = {renamed(key, kind): value for key, value in state.items()}
     if not {"neck.laterals.0.conv.weight", "head.box.weight"} <= moved.keys():
-        raise ImportRefused(f"it has the head of {kind} but not its pyramid and box predictions (neck.lateral_convs, "
-                            f"bbox_head.{_PREDICTIONS[kind][1]})")  # fmt: skip
+        raise ImportRefused(
+            f"it has the head of {kind} but not its pyramid and box predictions (neck.lateral_convs, "
+            f"bbox_head.{_PREDICTIONS[kind][1]})"
+        )
     scales = sorted((k for k in moved if k.startswith("bbox_head.scales.")), key=lambda k: int(k.split(".")[2]))
     if scales:
         moved["head.scales"] = torch.stack([moved.pop(key).reshape(()) for key in scales])
@@ -103,12 +105,16 @@ def _kind(state: Mapping[str, Tensor]) -> str:
         if all(f"bbox_head.{name}.weight" in state for name in names):
             return kind
     if any(key.startswith(("rpn.head.", "backbone.stem.", "backbone.body.stem.")) for key in state):
-        raise ImportRefused("it is of the authors' own repository (maskrcnn-benchmark's names), whose boxes count "
-                            "pixels inclusively; mmdetection's atss and fcos-improved are the nearest")  # fmt: skip
+        raise ImportRefused(
+            "it is of the authors' own repository (maskrcnn-benchmark's names), whose boxes count "
+            "pixels inclusively; mmdetection's atss and fcos-improved are the nearest"
+        )
     heads = sorted({".".join(key.split(".")[:2]) for key in state if re.match(r"(bbox|rpn|roi)_head\.", key)})
     near = next((near for word, near in _NEAREST.items() if any(word in head for head in heads)), "atss")
-    raise ImportRefused(f"it has an unknown head ({', '.join(heads[:6]) or 'none'}); imported are {', '.join(NAMES)}, "
-                        f"of which {near} is the nearest")  # fmt: skip
+    raise ImportRefused(
+        f"it has an unknown head ({', '.join(heads[:6]) or 'none'}); imported are {', '.join(NAMES)}, "
+        f"of which {near} is the nearest"
+    )
 
 
 def renamed(key: str, kind: str) -> str:

@@ -17,8 +17,10 @@ def backbone_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, object]:
     first = {key: value for key, value in _under(state, f"{prefix}layer1.0.").items() if value.ndim == 4}
     if 0 in depths or not {"conv1.weight", "conv2.weight"} <= first.keys():
         names = ", ".join(list(_under(state, prefix))[:3]) or "nothing"
-        raise ImportRefused(f"the backbone is not a ResNet (under {prefix} stand {names}); of backbones, those of "
-                            f"torchvision's and mmdetection's ResNets are imported: {', '.join(RESNETS)}")  # fmt: skip
+        raise ImportRefused(
+            f"the backbone is not a ResNet (under {prefix} stand {names}); of backbones, those of "
+            f"torchvision's and mmdetection's ResNets are imported: {', '.join(RESNETS)}"
+        )
     bottleneck = "conv3.weight" in first
     planes = first["conv3.weight"].shape[0] // 4 if bottleneck else first["conv1.weight"].shape[0]
     middle = first["conv2.weight"]  # [groups * w, w, 3, 3]
@@ -35,8 +37,10 @@ def backbone_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, object]:
         )
     nearest = min(distances, key=lambda name: distances[name])
     kind = "bottlenecks" if bottleneck else "basic blocks"
-    raise ImportRefused(f"the backbone has {kind} {list(depths)} in {groups} groups of width {group_width}, which is "
-                        f"no network that isodet has; the nearest is {nearest}")  # fmt: skip
+    raise ImportRefused(
+        f"the backbone has {kind} {list(depths)} in {groups} groups of width {group_width}, which is "
+        f"no network that isodet has; the nearest is {nearest}"
+    )
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

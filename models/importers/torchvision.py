@@ -30,8 +30,10 @@ def convert(path: str | Path, state: Mapping[str, Tensor], norm_eps: float | Non
     COCO file of RetinaNet v1, for which torchvision sets it so.
     """
     if any(key.startswith(("roi_heads.", "rpn.")) for key in state):
-        raise ImportRefused("it is a two-stage detector of torchvision (R-CNN); the nearest that isodet has is "
-                            "retinanet_resnet50_fpn_v2")  # fmt: skip
+        raise ImportRefused(
+            "it is a two-stage detector of torchvision (R-CNN); the nearest that isodet has is "
+            "retinanet_resnet50_fpn_v2"
+        )
     fcos = "head.regression_head.bbox_ctrness.weight" in state
     moved = {renamed(key, fcos): value for key, value in state.items()}
     if not {"head.box.weight", "neck.laterals.0.conv.weight", "head.cls.weight"} <= moved.keys():

@@ -85,8 +85,11 @@ class IntConv2d(nn.Module):
         biases: list[Tensor | None] = []
         for use in uses:
             bias = None if conv.bias is None else conv.bias.detach()
-            biases.append(bias if use.gain is None or use.shift is None
-                          else _affine_bias(bias, use.gain.detach(), use.shift.detach()))  # fmt: skip
+            biases.append(
+                bias
+                if use.gain is None or use.shift is None
+                else _affine_bias(bias, use.gain.detach(), use.shift.detach())
+            )
         for use, gain, bias in zip(uses, gains, biases, strict=True):
             if use.input_scale is not None and bias is not None:
                 step = (use.input_scale * gain.abs()).clamp(min=SMALLEST)

@@ -178,8 +178,9 @@ def _with_fake_quants(detector: Detector, float_layers: tuple[str, ...]) -> fx.G
         ) from error
     convolutions = {name: module for name, module in graph.named_modules() if isinstance(module, nn.Conv2d)}
     if unknown := [name for name in float_layers if name not in convolutions]:
-        raise QuantError(f"{unknown[0]} is no convolution of this network; the first are "
-                         f"{', '.join(sorted(convolutions)[:4])}")  # fmt: skip
+        raise QuantError(
+            f"{unknown[0]} is no convolution of this network; the first are {', '.join(sorted(convolutions)[:4])}"
+        )
     for name, conv in convolutions.items():
         if name not in PREDICTIONS and name not in float_layers:
             replace(graph, name, QuantConv2d(conv))
