@@ -24,11 +24,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from export.commands.bisect import Bisect
 from export.commands.engine import Audit, Trt
 from export.commands.int8 import Sensitivity
 from export.commands.onnx import Onnx
-from export.commands.verify import Verify
+from export.commands.verify import Bisect, Verify
 from runtime.commands.arguments import command_parser
 from runtime.commands.shared import exit_status, require_arguments
 

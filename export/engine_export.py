@@ -1,7 +1,8 @@
 """`exporter trt`: an engine for TensorRT 10, TensorRT 11 or TensorRT-RTX, from a checkpoint or an ONNX file.
 
-A transaction like the ONNX export: audit the graph, build, audit the engine, score it, all in a folder of its own; only
-what came through gets the final name. What this machine cannot run is `built, not scored`, and its sidecar says so.
+The export is a transaction, like that of ONNX: audit the graph, build, audit the engine, score it, all in a temporary
+folder. Only an engine that passed all steps gets the final name. An engine that this machine cannot run is `built, not
+scored`, and its sidecar says so.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from export.engine.verify import Scoring, verify_engine
 from export.graph.tracing import require_finite
 from export.int8.ranges import ranges_path
 from export.onnx_export import to_onnx
-from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress
+from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress, Say
 from export.verification.gate import GateError
 from export.verification.verify import Verification
 from runtime.artifact import read_card
@@ -39,24 +40,23 @@ from runtime.card.onnx_metadata import require_unedited
 from runtime.card.sidecar import sidecar_path, sidecar_text
 from runtime.files.write import write_text
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class EngineExport:
-    """What was written, and what is known of it."""
+    """The engine that was written, and its measurements.
+
+    seconds: of the build alone. trtexec: the command line of NVIDIA's tool that runs the engine. verification: None
+    where it was not scored; `card.verification` says why.
+    """
 
     path: Path
     sidecar: Path
     card: Card
     audit: Audit
     seconds: float
-    """Of the build alone."""
     megabytes: float
     trtexec: str
-    """The command of NVIDIA's that would run it."""
     verification: Verification | None
-    """None where it was not scored; `card.verification` says why."""
 
 
 def to_engine(
@@ -71,11 +71,11 @@ def to_engine(
 ) -> EngineExport:
     """Build an engine from `source`, a checkpoint or an ONNX file of ours, into `out` and its sidecar.
 
-    out: default beside the source, `best.engine` or `best.fp16.engine`. onnx_options: of the graph that a checkpoint
-    becomes on the way; its precision is that of `options`, and 8 bits have a float16 rest unless it says otherwise.
-    allow: names or patterns of layers that may be of another precision than what was asked for.
-    Raises `ExportError`, `AuditError`, `GateError`, `CardError`, `CheckpointError` or `BackendError`; then nothing is
-    left under the final names that was not there before.
+    out: None: beside the source, `best.engine` or `best.fp16.engine`. onnx_options: for the graph that is made from a
+    checkpoint; its precision is that of `options`, and with int8 the float layers are float16 by default.
+    allow: names or patterns of layers that may have another precision than the one asked for.
+    Raises `ExportError`, `AuditError`, `GateError`, `CardError`, `CheckpointError` or `BackendError`. After an error
+    the final names are as they were before.
     """
     source = Path(source)
     kind = file_kind(source)
@@ -92,7 +92,7 @@ def to_engine(
     if kind != "checkpoint" and replace(onnx_options, precision=None, int8=None, nms="auto") != OnnxOptions():
         raise ExportError.at(source, "is a graph already; give the checkpoint it came from for another form of it")
     gpus = cuda_device_count()
-    library = choose_library(options.engine, gpus)  # before minutes are spent on a graph for nobody
+    library = choose_library(options.engine, gpus)  # raises before minutes are spent on a graph
     options.check_flavour(library.flavour)
     if library.flavour == "rtx" and onnx_options.nms in ("plugin", "onnx"):
         raise ExportError.of(
@@ -108,7 +108,7 @@ def to_engine(
             gate = gate.for_int8(onnx_options.int8)
             try:
                 to_onnx(checkpoint, graph, onnx_options, gate, say, progress)
-            except GateError as error:  # its report belongs where the engine would be: the scratch folder goes
+            except GateError as error:  # its report belongs beside the engine, because the scratch folder is deleted
                 raise error.renamed(graph, (source if out is None else Path(out)).with_suffix(".onnx")) from None
         card = read_card(graph, options.check_hashes)
         if checkpoint is None and options.check_hashes:
@@ -124,10 +124,10 @@ def to_engine(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".isodet-", dir=out.parent) as staging:
             staged = Path(staging) / out.name
-            plan = _built(library, graph, model, options, say, progress)
-            staged.write_bytes(plan.content)
-            card = _card(card, graph, plan, library, options, typed, source, onnx_options.nms)
-            card = handed_on(card, source.parent)  # once more: the graph may be one from before paths were left out
+            built = _built(library, graph, model, options, say, progress)
+            staged.write_bytes(built.content)
+            card = _card(card, graph, built, library, options, typed, source, onnx_options.nms)
+            card = handed_on(card, source.parent)  # once more, for graphs of older versions that kept paths
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
             card, audit, verification = verify_engine(
                 staged, card, library, typed, allow, Scoring(checkpoint, graph, gate, out), progress
@@ -138,9 +138,9 @@ def to_engine(
             os.replace(sidecar_path(staged), sidecar_path(out))
         if checkpoint is not None and ranges_path(graph).is_file():
             write_text(ranges_path(out), ranges_path(graph).read_text(encoding="utf-8"))
-    size = len(plan.content) / 2**20
+    size = len(built.content) / 2**20
     command = trtexec(out, card, model)
-    return EngineExport(out, sidecar_path(out), card, audit, plan.seconds, size, command, verification)
+    return EngineExport(out, sidecar_path(out), card, audit, built.seconds, size, command, verification)
 
 
 def trtexec(engine: Path, card: Card, model: onnx.ModelProto) -> str:
@@ -155,13 +155,15 @@ def trtexec(engine: Path, card: Card, model: onnx.ModelProto) -> str:
 
 
 def _graph_options(onnx_options: OnnxOptions, options: EngineOptions, card: Card) -> OnnxOptions:
-    """Of the graph on the way, in the precision of the engine or else of the checkpoint. `ExportError` for two."""
-    asked, of_engine = onnx_options.precision, options.precision
-    if asked is not None and of_engine is not None and asked != of_engine:
-        raise ExportError.of(
-            "precision", f"{of_engine} of the engine and {asked} of its graph; precision is in the graph"
-        )
-    precision = of_engine or asked or ("int8" if card.quantization else None)
+    """The options of the checkpoint's graph, in the precision of the engine, else of the checkpoint.
+
+    Raises `ExportError` if two different precisions are asked for.
+    """
+    of_graph, of_engine = onnx_options.precision, options.precision
+    if of_graph is not None and of_engine is not None and of_graph != of_engine:
+        reason = f"{of_engine} of the engine and {of_graph} of its graph; precision is in the graph"
+        raise ExportError.of("precision", reason)
+    precision = of_engine or of_graph or ("int8" if card.quantization else None)
     int8 = onnx_options.int8 or (Int8(half=True) if precision == "int8" else None)
     return replace(onnx_options, precision=precision, int8=int8)
 
@@ -200,44 +202,44 @@ def _built(
         here = gpu(0)
         try:
             cache = Path(options.timing_cache) if options.timing_cache else cache_path(library, here.name, here.sm)
-        except OSError as error:  # the engine is worth more than that
+        except OSError as error:  # the build works without a cache
             say(f"timing cache: none: {error}")
     say(f"building with {library.name}")
-    plan = build(library, graph, options, needs_plugin, cache, say, progress)
-    for line in plan.warnings[:5]:
+    built = build(library, graph, options, needs_plugin, cache, say, progress)
+    for line in built.warnings[:5]:
         say(f"{library.name} warns: {' '.join(line.split())}")
-    return plan
+    return built
 
 
 def _card(
-    card: Card, graph: Path, plan: BuiltEngine, library: Library, options: EngineOptions, typed: Audit, source: Path,
+    card: Card, graph: Path, built: BuiltEngine, library: Library, options: EngineOptions, typed: Audit, source: Path,
     nms: NmsKind,
 ) -> Card:  # fmt: skip
-    """The card of the engine, before it was tried. nms: what was asked for."""
+    """The card of the engine before it is verified. nms: the form that was asked for."""
     name, targets = "", list(options.sm)
     if library.flavour == "tensorrt":
         from runtime.backends.cuda.memory import gpu
 
         here = gpu(0)
         name, targets = here.name, [here.sm]
-    least, _, most = plan.profile
+    least, _, most = built.profile
     engine = {
         "flavour": library.flavour, "version": library.version, "sm": targets, "gpu": name, "system": system(),
         "hardware_compatible": options.hardware_compatible, "version_compatible": options.version_compatible,
-        "tf32": plan.tf32, "profile": list(plan.profile), "bytes": len(plan.content), "plugin": plan.plugin,
-        "build_seconds": round(plan.seconds, 2), "rebuild": _rebuild(source, options, library, nms),
+        "tf32": built.tf32, "profile": list(built.profile), "bytes": len(built.content), "plugin": built.plugin,
+        "build_seconds": round(built.seconds, 2), "rebuild": _rebuild(source, options, library, nms),
         "audit": typed.to_json(),
     }  # fmt: skip
     return replace(
         card, kind="engine", batch=most if least == most else "dynamic", engine=engine, metrics={}, verification={},
-        hashes={**card.hashes, "onnx": sha256_file(graph), "engine": hashlib.sha256(plan.content).hexdigest()},
+        hashes={**card.hashes, "onnx": sha256_file(graph), "engine": hashlib.sha256(built.content).hexdigest()},
         versions={**card.versions, "isodet": version("isodet"), library.trt.__name__: library.version},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )  # fmt: skip
 
 
 def _rebuild(source: Path, options: EngineOptions, library: Library, nms: NmsKind) -> str:
-    """The command that builds it again, from a source of that name in the working folder."""
+    """The command that builds the engine again, with the source in the working folder."""
     words = ["exporter", "trt", source.name]
     words += [f"--{options.precision}"] if options.precision in ("fp16", "int8") else []
     words += ["--nms", nms] if nms != "auto" else []

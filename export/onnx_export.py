@@ -1,13 +1,12 @@
 """`exporter onnx`: a checkpoint becomes one ONNX graph, from camera pixels to detections.
 
-The export is a transaction: fold, trace, simplify, check, run, score; only a file that came through all of it
-gets the final name.
+The export is a transaction: fold, trace, simplify, check, run, score. Only a file that passed all steps gets the final
+name.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from export.graph.plan import frame_of, nms_kind, precision_of
 from export.graph.tracing import weights_megabytes, write_model
 from export.int8.quantize import quantized
 from export.int8.ranges import ranges_path, write_ranges
-from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress
+from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress, Say
 from export.verification.first_check import onnxruntime_version
 from export.verification.first_check import run_check as _run_check
 from export.verification.gate import pass_gate
@@ -41,18 +40,20 @@ from runtime.runs import RunsError, validation_data
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What was written, and what is known of it."""
+    """The file that was written, and its measurements.
+
+    fold_difference: largest change of a raw output by folding, relative to its scale. weights_megabytes: size of the
+    initializers: the network's weights, and the constants of decoding and NMS. verification: None without validation
+    data, or where it was not asked for; the card says which.
+    """
 
     path: Path
     card: Card
     nodes: int
     megabytes: float
     fold_difference: float
-    """Largest change of a raw output by folding, relative to its scale."""
     weights_megabytes: float
-    """Of the initializers: the network's, and what decoding and NMS need."""
     verification: Verification | None
-    """None where there is no validation data, or it was not wanted; the card says so."""
 
 
 def to_onnx(
@@ -60,21 +61,21 @@ def to_onnx(
     out: str | Path | None = None,
     options: OnnxOptions = OnnxOptions(),
     gate: Gate = Gate(),
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
     progress: Progress | None = None,
 ) -> OnnxExport:
     """Export `checkpoint` to `out` (default: its name and `suffix_of`) and prove that it is the same detector.
 
-    Raises `CheckpointError`, `FuseError` or `ExportError`; `DatasetError` or `RunsError` where the data that is given
-    cannot be read; OSError where `out` cannot be written, before the long work. Then nothing is left under the final
-    name that was not there before.
+    Raises `CheckpointError`, `FuseError` or `ExportError`; `DatasetError` or `RunsError` where `gate` names data that
+    cannot be read; OSError, before the long work, where `out` cannot be written. After an error the final name is as it
+    was before.
     """
     checkpoint = Path(checkpoint)
-    found = "checkpoint"
-    with contextlib.suppress(CardError):  # of what is none of ours, reading it says more
-        found = file_kind(checkpoint)
-    if found != "checkpoint":
-        raise ExportError.at(checkpoint, f"is an {found} file; expected a checkpoint (.pt)")
+    file = "checkpoint"
+    with contextlib.suppress(CardError):  # reading an unknown file gives a better message
+        file = file_kind(checkpoint)
+    if file != "checkpoint":
+        raise ExportError.at(checkpoint, f"is an {file} file; expected a checkpoint (.pt)")
     checked_by = onnxruntime_version()  # before the long work
     detector, card_json = build_detector(checkpoint)
     card = Card.from_json(card_json, checkpoint)
@@ -87,12 +88,11 @@ def to_onnx(
     if out.suffix != ".onnx":
         raise ExportError.at(out, "expected a name that ends in .onnx, which other tools tell the file by")
     gate = gate.for_int8(options.int8)
-    given = gate.annotations is not None or gate.images is not None
-    data = _data(card, checkpoint, gate, say) if gate.verify or given else None
-    made = None
+    data = _data(card, checkpoint, gate, say) if gate.verify or gate.names_data else None
+    ranges = None
     if precision == "int8":
-        made = quantized(detector, card, checkpoint, options.int8 or Int8(), data, say, progress)
-        detector, card = made.detector, replace(card, quantization=made.quantization)
+        result = quantized(detector, card, checkpoint, options.int8 or Int8(), data, say, progress)
+        detector, ranges, card = result.detector, result.ranges, replace(card, quantization=result.quantization)
     reference = Deploy(detector, GraphInput(frame=frame)).eval()
     difference = assert_fused(detector, reference.detector, torch.from_numpy(_real_pixels(card.input_size_hw, data)))
     say(f"folded: raw outputs agree to {difference:.1e} of their scale")
@@ -100,7 +100,7 @@ def to_onnx(
     with replacing(out) as temporary:
         model = onnx_model(detector, frame, kind, precision, options, say)
         card = handed_on(_onnx_card(card, checkpoint, options, kind, precision, checked_by), checkpoint.parent)
-        # TensorRT's plugin runs nowhere else: the same graph with the plugin's body stands in for it here.
+        # TensorRT's plugin does not run here, so the graph with the plugin's body is checked in its place.
         stand_in = replace(card, nms={**card.nms, "kind": "auto"}) if kind == "plugin" else card
         stand_in = write_model(model, stand_in, temporary)
         say(f"{len(model.graph.node)} nodes, {temporary.stat().st_size / 2**20:.1f} MB; checked by onnx.checker")
@@ -110,10 +110,8 @@ def to_onnx(
         if gate.verify and data is not None:
             verification = pass_gate(temporary, out, checkpoint, gate, data, progress)
         if verification is None:
-            summary: dict[str, object] = {
-                "scored": False,
-                "why": "no validation data" if gate.verify else "not asked for",
-            }
+            why = "no validation data" if gate.verify else "not asked for"
+            summary: dict[str, object] = {"scored": False, "why": why}
         else:
             summary = verification.summary(out)
             card = replace(card, metrics=verification.metrics(out))
@@ -121,25 +119,25 @@ def to_onnx(
             model, summary = without_functions(model), {**summary, "stand_in": "the plugin's body in plain operators"}
         card = handed_on(replace(card, verification=summary), checkpoint.parent)
         card = write_model(model, card, temporary)
-    if made is not None and made.ranges is not None:
-        say(f"ranges: {write_ranges(ranges_path(out), made.ranges).name}")
+    if ranges is not None:
+        say(f"ranges: {write_ranges(ranges_path(out), ranges).name}")
     size = out.stat().st_size / 2**20
     return OnnxExport(out, card, len(model.graph.node), size, difference, weights_megabytes(model), verification)
 
 
 def suffix_of(options: OnnxOptions, card: Card) -> str:
-    """What a file of this form ends with, where no name was given: 8 bits beside a float file have a name of theirs."""
+    """The suffix of a file without a given name. That of an 8-bit file differs, so it can lie beside the float file."""
     if options.int8 is not None and options.int8.cpu:
         return ".int8-cpu.onnx"
     return ".int8.onnx" if options.precision == "int8" and not card.quantization else ".onnx"
 
 
-def _data(card: Card, checkpoint: Path, gate: Gate, say: Callable[[str], None]) -> CocoDataset | None:
-    """The data to score on; None where none is given and the checkpoint's own is not there any more."""
+def _data(card: Card, checkpoint: Path, gate: Gate, say: Say) -> CocoDataset | None:
+    """The data to score on; None where `gate` names none and the checkpoint's own no longer exists."""
     try:
         return validation_data(card, checkpoint, gate.annotations, gate.images)
     except (RunsError, DatasetError) as error:
-        if gate.annotations is not None or gate.images is not None:
+        if gate.names_data:
             raise
         say(f"not scored: {error}")
         return None
@@ -147,19 +145,18 @@ def _data(card: Card, checkpoint: Path, gate: Gate, say: Callable[[str], None]) 
 
 def _real_pixels(size_hw: tuple[int, int], data: CocoDataset | None, count: int = 2) -> np.ndarray:
     """Images [2, H, W, 3] uint8 to compare forms on: validation pictures where they can be read, else noise."""
-    height, width = size_hw
     pictures = []
     for record in data.records if data is not None else ():
         with contextlib.suppress(ValueError):  # an unreadable picture: evaluation reports it
-            pictures.append(letterbox(read_image(record.path), (height, width))[0])
+            pictures.append(letterbox(read_image(record.path), size_hw)[0])
         if len(pictures) == count:
             return np.stack(pictures)
-    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (count, *size_hw, 3), dtype=np.uint8)
 
 
 def _onnx_card(
     card: Card, checkpoint: Path, options: OnnxOptions, kind: NmsKind, precision: Precision, checked_by: str
-) -> Card:  # fmt: skip
+) -> Card:
     nms: Nms = {**card.nms, "kind": kind}
     if options.certificate:
         nms["certificate"] = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,7 +11,9 @@ from typing import Literal, get_args
 from isodet.errors import IsodetError
 
 Progress = Callable[[str, int, int], None]
-"""What is being done, pictures, layers or steps done, their number."""
+"""Called with the name of the task, how many pictures, layers or steps are done, and how many there are."""
+Say = Callable[[str], None]
+"""Called with a line of text for the user."""
 
 NmsKind = Literal["auto", "portable", "loop", "onnx", "plugin", "none"]
 """See `export.graph.nms`."""
@@ -20,7 +22,7 @@ InputForm = Literal["uint8-nhwc", "float-nchw"]
 """uint8 [B, H, W, 3], BGR, 0 to 255; or float32 [B, 3, H, W], RGB, 0 to 1."""
 
 Calibrate = Literal["minmax", "percentile", "mse", "entropy", "best"]
-"""The methods of `models.quant.ranges`, and best."""
+"""The methods of `models.quant.ranges`, and best, which tries them all."""
 
 
 class ExportError(IsodetError, RuntimeError):
@@ -28,7 +30,7 @@ class ExportError(IsodetError, RuntimeError):
 
 
 class CalibrationError(ExportError):
-    """Pictures or ranges that 8 bits cannot be made from; the message says what to give."""
+    """Pictures, ranges or options that cannot be used for quantization; the message says what to give instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +102,9 @@ class OnnxOptions:
     int8: Int8 | None = None
 
     def __post_init__(self) -> None:
-        for name, value, legal in (
-            ("nms", self.nms, get_args(NmsKind)), ("precision", self.precision, (None, *get_args(Precision))),
-            ("input", self.input, get_args(InputForm)),
-        ):  # fmt: skip
-            if value not in legal:
-                raise ExportError.of(name, f"expected one of {', '.join(map(str, legal))}, got {value!r}")
+        require_choice("nms", self.nms, get_args(NmsKind))
+        require_choice("precision", self.precision, (None, *get_args(Precision)))
+        require_choice("input", self.input, get_args(InputForm))
         if not 18 <= self.opset <= 23:
             raise ExportError.of("opset", f"expected 18 to 23, got {self.opset}; 20 is read by every supported backend")
         if self.batch is not None and self.batch < 1:
@@ -142,8 +141,19 @@ class Gate:
         if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
             raise ExportError.of("tolerance", f"expected 0 or more mAP points, got {self.tolerance}")
 
+    @property
+    def names_data(self) -> bool:
+        """Whether the data to score on is given, and not the checkpoint's own."""
+        return self.annotations is not None or self.images is not None
+
     def for_int8(self, int8: Int8 | None) -> Gate:
-        """What `Int8.keep_map` promises holds for the artifact, too, unless a tolerance was named."""
+        """This gate with `Int8.keep_map` as its tolerance, unless it has one."""
         if int8 is None or int8.keep_map is None or self.tolerance is not None:
             return self
         return replace(self, tolerance=int8.keep_map)
+
+
+def require_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise `ExportError` where `value`, of the option `name`, is none of `choices`."""
+    if value not in choices:
+        raise ExportError.of(name, f"expected one of {', '.join(map(str, choices))}, got {value!r}")

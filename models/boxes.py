@@ -12,7 +12,7 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
 
 def intersection(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Area of overlap [...] of boxes that broadcast against each other, [..., 4] each."""
-    # Written by corner, not by slices of 2, so that no temporary is larger than the result.
+    # Each coordinate by itself, so that no temporary is larger than the result.
     width = (a_xyxy[..., 2].minimum(b_xyxy[..., 2]) - a_xyxy[..., 0].maximum(b_xyxy[..., 0])).clamp(min=0)
     height = (a_xyxy[..., 3].minimum(b_xyxy[..., 3]) - a_xyxy[..., 1].maximum(b_xyxy[..., 1])).clamp(min=0)
     return width * height

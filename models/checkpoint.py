@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and a card, loadable without running anyone's pickled code."""
+"""Checkpoints: plain tensors and a card, which load without running pickled code."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from models.config.model import custom_parts_of, model_config
 from models.custom.find import CustomPartMissing, require_environment
 from models.deploy.graph import Deploy
 from models.detector import Detector
-from models.quant import QuantError, quantize
+from models.quant import QuantDetector, QuantError, quantize
 from models.tensor_files import TensorFileError, first_mismatches, load_tensors
 
 FORMAT = 1
 
 
 class CheckpointError(IsodetError, ValueError):
-    """A file that is not a usable isodet checkpoint; the message names it and what is wrong."""
+    """A file that is not a usable isodet checkpoint; the message names the file and the reason."""
 
 
 def save_checkpoint(
@@ -31,26 +31,27 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint atomically: the weights to deploy, the card, and what `trainer fit --resume` needs.
 
-    A process killed at any moment leaves either the old file or the new one. Raises `CheckpointError`, with the
-    old file as it was, where the new one cannot be written, as on a full disk.
+    A process killed at any moment leaves either the old file or the new one. Raises `CheckpointError` if the new file
+    cannot be written, as on a full disk; the old file is then unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "card": card, "model": model, "resume": resume}
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")  # no longer than a name may be
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")  # within the length limit of names
     try:
         with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer makes the first into the second
+    except (OSError, RuntimeError) as error:  # torch's writer turns an OSError into a RuntimeError
         raise CheckpointError(_not_written(path, temporary, model, error), path=path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _not_written(path: Path, partial: Path, model: dict[str, torch.Tensor], error: Exception) -> str:
+    """The message for a failed write: the reason, the sizes, and the state of the old file."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
@@ -68,7 +69,7 @@ def _not_written(path: Path, partial: Path, model: dict[str, torch.Tensor], erro
 def read_checkpoint(path: str | Path, mapped: bool = False, check_hashes: bool = True) -> dict[str, Any]:
     """The content of a checkpoint: `format`, `card`, `model`, `resume`. Raises `CheckpointError`.
 
-    mapped, check_hashes: as in `load_tensors`; the first for whoever wants the card and not the weights.
+    mapped, check_hashes: as in `load_tensors`; `mapped` is for callers that need the card and not the weights.
     """
     path = Path(path)
     try:
@@ -102,17 +103,14 @@ def _require_weights(path: Path, model: Any) -> None:
 def _require_finite(path: str | Path, model: Mapping[str, torch.Tensor]) -> None:
     broken = [name for name, tensor in model.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
-        raise CheckpointError.at(
-            path,
-            f"{len(broken)} of its tensors hold NaN or infinite numbers, the first: {broken[0]}; such a "
-            "detector finds nothing: take an earlier checkpoint",
-        )
+        reason = f"{len(broken)} of its tensors hold NaN or infinite numbers, the first: {broken[0]}"
+        raise CheckpointError.at(path, f"{reason}; such a detector finds nothing: take an earlier checkpoint")
 
 
 def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detector, dict[str, Any]]:
     """The detector of a checkpoint in its training form, in eval mode, and its card.
 
-    One whose card names a quantization is a `QuantDetector`. Raises `CheckpointError`.
+    It is a `QuantDetector` if the card names a quantization. Raises `CheckpointError`.
     """
     content = read_checkpoint(path, check_hashes=check_hashes)
     try:
@@ -121,70 +119,73 @@ def build_detector(path: str | Path, check_hashes: bool = True) -> tuple[Detecto
         detector = Detector(config, load_weights=False)
     except CustomPartMissing as error:
         training = content["card"].get("training")
-        found = training.get("code") if isinstance(training, dict) else None
+        folders = training.get("code") if isinstance(training, dict) else None
         raise CheckpointError.at(
             path,
-            f"{error}. This detector's network has code of its maker's own, which a checkpoint names but does "
-            f"not bring; install it, or put its folder on PYTHONPATH (its training looked in {found or 'no folder'}). "
+            f"{error}. This detector's network has code of its maker's own, which a checkpoint names but does not "
+            f"bring; install it, or put its folder on PYTHONPATH (its training looked in {folders or 'no folder'}). "
             "An ONNX file exported from the checkpoint needs none of it",
         ) from error
     except (ConfigError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}", key=getattr(error, "key", None), path=path) from error
     if quantization := content["card"].get("quantization"):
-        if not isinstance(quantization, dict):
-            got = type(quantization).__name__
-            raise CheckpointError.at(path, f"expected an object with keys, got {got}", key="card.quantization")
-        layers = quantization.get("float_layers", ())
-        if not isinstance(layers, (list, tuple)) or not all(isinstance(layer, str) for layer in layers):
-            raise CheckpointError.at(
-                path, f"expected names of layers, got {str(layers)[:80]}", key="card.quantization.float_layers"
-            )
-        try:
-            detector = quantize(detector.eval(), layers)
-        except QuantError as error:
-            raise CheckpointError.at(path, str(error), key="card.quantization") from error
-    wanted, given = detector.state_dict(), content["model"]
-    if told := first_mismatches(given, wanted):
-        raise CheckpointError.at(path, f"its weights do not fit its own card: {told}")
-    other = [name for name in given if given[name].is_floating_point() != wanted[name].is_floating_point()]
-    if other:
-        types = f"expected {wanted[other[0]].dtype}, got {given[other[0]].dtype}"
-        raise CheckpointError.at(path, f"{other[0]}: {types}", key="model")
-    _require_finite(path, given)
-    detector.load_state_dict(given)
+        detector = _quantized(path, detector, quantization)
+    expected, weights = detector.state_dict(), content["model"]
+    if mismatches := first_mismatches(weights, expected):
+        raise CheckpointError.at(path, f"its weights do not fit its own card: {mismatches}")
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise CheckpointError.at(path, f"{name}: expected {expected[name].dtype}, got {tensor.dtype}", key="model")
+    _require_finite(path, weights)
+    detector.load_state_dict(weights)
     return detector.eval(), content["card"]
 
 
-def start_from(detector: Detector, path: str | Path) -> str:
-    """Give `detector` the weights of a checkpoint, to train on from there; returns what was kept, in a sentence.
+def _quantized(path: str | Path, detector: Detector, quantization: Any) -> QuantDetector:
+    """The 8-bit form of `detector` that a card's `quantization` describes. Raises `CheckpointError`."""
+    key = "card.quantization"
+    if not isinstance(quantization, dict):
+        raise CheckpointError.at(path, f"expected an object with keys, got {type(quantization).__name__}", key=key)
+    layers = quantization.get("float_layers", ())
+    if not isinstance(layers, (list, tuple)) or not all(isinstance(layer, str) for layer in layers):
+        reason = f"expected names of layers, got {str(layers)[:80]}"
+        raise CheckpointError.at(path, reason, key=f"{key}.float_layers")
+    try:
+        return quantize(detector.eval(), layers)
+    except QuantError as error:
+        raise CheckpointError.at(path, str(error), key=key) from error
 
-    Prediction layers that do not fit, and the one of classes where the class list is another, keep the values that
-    they have. Everything else must fit. Raises `CheckpointError` where it does not; then nothing was loaded.
+
+def start_from(detector: Detector, path: str | Path) -> str:
+    """Give `detector` the weights of a checkpoint, to continue training; returns a sentence about what was loaded.
+
+    Prediction layers that do not fit keep the values that they have, and so does that of the classes if the class list
+    differs. Everything else must fit, or `CheckpointError` is raised and nothing is loaded.
     """
     content = read_checkpoint(path)
     if content["card"].get("quantization"):
         raise CheckpointError.at(path, "it is 8-bit already; start from the float checkpoint that it came from")
-    given, wanted = dict(content["model"]), detector.state_dict()
-    theirs, ours = content["card"].get("classes"), list(detector.config.classes)
+    weights, current = dict(content["model"]), detector.state_dict()
+    classes, own_classes = content["card"].get("classes"), list(detector.config.classes)
     fresh = {}
     for layer in ("head.cls", "head.box", "head.quality"):
-        keys = {key for key in (*given, *wanted) if key.startswith(f"{layer}.")}
-        if layer == "head.cls" and theirs != ours:
-            fresh[layer] = f"{len(theirs or ())} classes there, {len(ours)} here"
-            if theirs is not None and len(theirs) == len(ours):
+        loaded, kept = ({k: v.shape for k, v in s.items() if k.startswith(f"{layer}.")} for s in (weights, current))
+        if layer == "head.cls" and classes != own_classes:
+            fresh[layer] = f"{len(classes or ())} classes there, {len(own_classes)} here"
+            if classes is not None and len(classes) == len(own_classes):
                 fresh[layer] = "classes of other names or order"
-        elif any(key not in given or key not in wanted or given[key].shape != wanted[key].shape for key in keys):
+        elif loaded != kept:
             fresh[layer] = "of another shape"
         if layer in fresh:
-            given = {key: value for key, value in given.items() if key not in keys}
-            given |= {key: wanted[key] for key in keys if key in wanted}
-    if told := first_mismatches(given, wanted):
-        raise CheckpointError.at(path, f"its weights do not fit this model beyond the prediction layers: {told}")
-    _require_finite(path, given)
-    detector.load_state_dict(given)
+            weights = {key: value for key, value in weights.items() if key not in loaded}
+            weights |= {key: current[key] for key in kept}
+    if mismatches := first_mismatches(weights, current):
+        raise CheckpointError.at(path, f"its weights do not fit this model beyond the prediction layers: {mismatches}")
+    _require_finite(path, weights)
+    detector.load_state_dict(weights)
     anew = "; ".join(f"{layer} starts anew ({why})" for layer, why in fresh.items())
-    kept = sum(not key.startswith(tuple(f"{layer}." for layer in fresh)) for key in wanted)
-    return f"weights from {path}: {kept} of {len(wanted)} tensors; {anew or 'the classes are the same'}"
+    count = sum(not key.startswith(tuple(f"{layer}." for layer in fresh)) for key in current)
+    return f"weights from {path}: {count} of {len(current)} tensors; {anew or 'the classes are the same'}"
 
 
 def load_detector(path: str | Path, check_hashes: bool = True) -> tuple[Deploy, dict[str, Any]]:

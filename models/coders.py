@@ -36,9 +36,10 @@ def encode_delta(anchors_xyxy: Tensor, boxes_xyxy: Tensor, stds: Sequence[float]
 def decode_delta(
     anchors_xyxy: Tensor, codes: Tensor, stds: Sequence[float] | Tensor, clamp: Literal["both", "upper"] = "both"
 ) -> Tensor:
-    """Boxes [..., 4] xyxy of codes [..., 4]; log sizes are clamped to +-ln(1000 / 16), or only above.
+    """Boxes [..., 4] xyxy of codes [..., 4].
 
-    stds: four numbers, or a tensor [4] where `codes` are, which spares a copy from the host.
+    stds: four numbers, or a tensor [4] on the device of `codes`, which saves a copy from the host. clamp: whether log
+    sizes are limited to +-ln(1000 / 16) on both ends, or on the upper one.
     """
     assert_shape("anchors_xyxy", anchors_xyxy, ..., 4)
     assert_shape("codes", codes, ..., 4)
@@ -51,7 +52,10 @@ def decode_delta(
 
 
 def encode_ltrb(points_xy: Tensor, strides: Tensor, boxes_xyxy: Tensor) -> Tensor:
-    """Distances [..., 4] from points [..., 2] to the left, top, right, bottom sides, in strides [...]."""
+    """Distances [..., 4] from points [..., 2] to the left, top, right, bottom sides, in strides [...].
+
+    Training decodes only. This inverse lets golden tests compare the convention with other projects' codes.
+    """
     assert_shape("points_xy", points_xy, *strides.shape, 2)
     assert_shape("boxes_xyxy", boxes_xyxy, ..., 4)
     near = points_xy - boxes_xyxy[..., :2]
@@ -73,8 +77,8 @@ def _around(points_xy: Tensor, dist_px: Tensor) -> Tensor:
 def decode(config: BoxConfig, priors: Priors, codes: Tensor, stds: Tensor | None = None) -> Tensor:
     """Boxes [..., N, 4] xyxy pixels of the network's codes [..., N, 4], as `config.code` reads them.
 
-    ltrb codes are logs of distances by default: an exponential is positive without a dead half, unlike a ReLU.
-    stds: `config.stds` as a tensor [4] where `codes` are; None copies them there.
+    ltrb codes are logs of distances by default: an exponential is always positive, and unlike a ReLU it has a gradient
+    everywhere. stds: `config.stds` as a tensor [4] on the device of `codes`; None copies them there.
     """
     assert_shape("codes", codes, ..., *priors.boxes_xyxy.shape)
     if config.code == "delta":

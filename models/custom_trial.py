@@ -1,8 +1,8 @@
-"""A model with a user's own parts is tried while the configuration is read: a training step on two small pictures.
+"""Trying a model with custom parts while its configuration is read: one training step on two small pictures.
 
-On the CPU, not on torch's `meta` device: ordinary constructors read values (`torch.linspace(...).tolist()`), and finite
-gradients and matched indices can only be seen in values. A trial is kept for each model and its parts, because
-configurations are read often.
+It runs on the CPU and not on torch's `meta` device: ordinary constructors read values
+(`torch.linspace(...).tolist()`), and only values show whether gradients are finite and indices valid. The result is
+cached for each model and its parts, because configurations are read often.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from models.loss import detection_loss
 from models.priors import feature_sizes
 
 INPUT_HW = (96, 160)
-"""Sides that differ and become odd at P5, so that a swapped or a rounded-down side shows."""
-_BOXES = torch.tensor([
-    [[10.0, 12.0, 40.0, 52.0], [60.0, 20.0, 150.0, 90.0], [70.0, 70.0, 70.0, 70.0]],  # the last has no area
-    [[1.0, 1.0, 6.0, 5.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]],  # the last two are padding
-])  # fmt: skip
+"""The sides differ and become odd at P5, so that swapped sides and sides rounded down are noticed."""
+_BOXES = torch.tensor(
+    [
+        [[10.0, 12.0, 40.0, 52.0], [60.0, 20.0, 150.0, 90.0], [70.0, 70.0, 70.0, 70.0]],  # the last has no area
+        [[1.0, 1.0, 6.0, 5.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]],  # the last two are padding
+    ]
+)
 _LABELS = torch.tensor([[0, 0, 0], [0, -1, -1]])
 _PAIRS = {
     "overlapping boxes": ((10.0, 10.0, 50.0, 40.0), (12.0, 8.0, 45.0, 44.0)),
@@ -43,16 +45,17 @@ _PAIRS = {
     "a huge prediction": ((-5000.0, -5000.0, 9000.0, 9000.0), (10.0, 10.0, 50.0, 40.0)),
     "a prediction of 0.01 px": ((600.0, 600.0, 600.01, 600.01), (10.0, 10.0, 50.0, 40.0)),
 }
-"""Predicted and target boxes: a target has an area, a prediction may have lost it to rounding."""
+"""Pairs of a predicted and a target box. A target has an area; a prediction may have none after rounding."""
 _LOGITS = (-50.0, -20.0, -1.0, 0.0, 1.0, 20.0, 50.0)
 _LARGEST_FUSE_ERROR = 1e-3
-"""Of the output's scale."""
+"""As a share of the output's scale."""
 
 
 def try_custom_parts(config: ModelConfig) -> ModelConfig:
-    """`config` with the arguments of its own parts complete, defaults too, each part found, checked and tried.
+    """Find, check and try the custom parts of `config`; gives `config` with their arguments complete, including
+    defaults.
 
-    Raises `ConfigError` naming the key, what was expected and what came.
+    Raises `ConfigError` naming the key, what was expected and what it was instead.
     """
     targets = []
     for kind in (BACKBONE, NECK, ASSIGNER, BOX_LOSS, CLASS_LOSS):
@@ -73,7 +76,7 @@ def _name(config: ModelConfig, kind: Kind) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _try_step(config: ModelConfig, targets: tuple[tuple[Callable[..., Any], str], ...]) -> None:
-    """Raise `ConfigError` unless a step of training works, and eval mode and `fuse()` do. `targets`: for the cache."""
+    """Raise `ConfigError` unless a training step, eval mode and `fuse()` work. targets: a part of the cache's key."""
     with torch.random.fork_rng(devices=[]):
         detector, images = Detector(config, load_weights=False), torch.randn(2, 3, *INPUT_HW)
         levels = _pyramid(detector.train(), "in train mode", images)[NECK]
@@ -95,12 +98,13 @@ def _try_step(config: ModelConfig, targets: tuple[tuple[Callable[..., Any], str]
         pairs = zip(fused[kind], plain[kind], strict=True)
         error = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in pairs)
         if not error <= _LARGEST_FUSE_ERROR:
-            raise ConfigError(f"{kind.where(_name(config, kind))}: fuse() changes what it computes, by {error:.1e} of "
-                              "its scale")  # fmt: skip
+            raise ConfigError(
+                f"{kind.where(_name(config, kind))}: fuse() changes what it computes, by {error:.1e} of its scale"
+            )
 
 
 def _pyramid(detector: Detector, form: str, images: Tensor) -> dict[Kind, list[Tensor]]:
-    """What backbone and neck make of normalized images [2, 3, H, W], of the shapes that they promise."""
+    """The outputs of backbone and neck for normalized images [2, 3, H, W], after a check of their shapes."""
     config, channels = detector.config, detector.backbone.channels
     first, last = config.neck.levels
     features = "features at strides 4, 8, 16, 32 with the widths of .channels"
@@ -141,12 +145,13 @@ def _try_assigner(config: ModelConfig, matched: Tensor) -> None:
     if (matched[0] == 2).any():
         raise ConfigError(f"{where}: it gave a point to a box without area, which has no centerness and no code")
     if not (matched >= 0).any():
-        raise ConfigError(f"{where}: it gave no point to any of the boxes of 30x40, 90x70, 5x4 px in "
-                          f"{INPUT_HW[0]}x{INPUT_HW[1]}")  # fmt: skip
+        raise ConfigError(
+            f"{where}: it gave no point to any of the boxes of 30x40, 90x70, 5x4 px in {INPUT_HW[0]}x{INPUT_HW[1]}"
+        )
 
 
 def _try_losses(config: ModelConfig) -> None:
-    """The user's own losses for pairs of boxes and for logits that training may meet, which one step may not."""
+    """Try custom losses on pairs of boxes and on logits that occur in training, but perhaps not in a single step."""
     if is_custom(config.box.loss):
         predicted, targets = torch.tensor(list(_PAIRS.values())).unbind(dim=1)
         where = BOX_LOSS.where(config.box.loss)
@@ -169,8 +174,10 @@ def _require_finite(
     with _saying(f"{where} backwards"):
         slopes = torch.autograd.grad(each.sum(), predicted, allow_unused=True)[0] if each.requires_grad else None
     if slopes is None:
-        raise ConfigError(f"{where}: it has no gradient with respect to the predictions, so nothing is learned from "
-                          "it; was it detached?")  # fmt: skip
+        raise ConfigError(
+            f"{where}: it has no gradient with respect to the predictions, so nothing is learned from "
+            "it; was it detached?"
+        )
     for case, value, slope in zip(cases, each.flatten(), slopes.reshape(len(cases), -1), strict=True):
         if not value.isfinite():
             raise ConfigError(f"{where}: for {case} it is {float(value)}; expected a finite number")
@@ -180,7 +187,7 @@ def _require_finite(
 
 @contextmanager
 def _saying(where: str) -> Iterator[None]:
-    """What somebody's code raises becomes a `ConfigError` that says where in it."""
+    """Turn errors of custom code into a `ConfigError` that says where they were raised."""
     try:
         yield
     except ConfigError:

@@ -1,4 +1,4 @@
-"""A detector: pixels, backbone, neck, head. What it learns and how it is read are decided elsewhere."""
+"""A detector: pixels, backbone, neck, head. Its loss is in `models.loss`, its decoding in `models.deploy`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.priors import Priors, feature_sizes, priors
 
 
 class Raw(NamedTuple):
-    """What the network says of N priors, float32 under any precision, in training and inference alike."""
+    """The network's output for N priors, in training and inference; float32 whatever the network's precision."""
 
     logits: Tensor  # [B, N, C]
     boxes: Tensor  # [B, N, 4] codes, see models.coders
@@ -40,14 +40,14 @@ class Pixels(nn.Module):
         return self.normalized(images.float().permute(0, 3, 1, 2))
 
     def normalized(self, x: Tensor) -> Tensor:
-        """Of float32 BGR pixels [B, 3, H, W], 0 to 255."""
+        """Float32 BGR pixels [B, 3, H, W], 0 to 255 -> network input [B, 3, H, W]."""
         if self.flip:
             x = x.flip(1)
         return torch.addcmul(self.shift, x, self.scale)  # (x - mean) / std in one pass
 
 
 class Detector(nn.Module):
-    """uint8 BGR images [B, H, W, 3] -> `Raw`, always; `detection_loss` and `Deploy` are its two readers."""
+    """uint8 BGR images [B, H, W, 3] -> `Raw`, in train and eval mode; `detection_loss` and `Deploy` read it."""
 
     def __init__(self, config: ModelConfig, load_weights: bool = True):
         super().__init__()
@@ -63,27 +63,27 @@ class Detector(nn.Module):
         return self.network(self.pixels(images))
 
     def network(self, x: Tensor) -> Raw:
-        """From normalized float images [B, 3, H, W] on."""
+        """Normalized float images [B, 3, H, W] -> `Raw`."""
         return self.read(self.neck(self.backbone(x)))
 
     def with_levels(self, images: Tensor) -> tuple[Raw, list[Tensor]]:
-        """`forward`, and the L pyramid levels [B, c, h, w] that the head read. A `QuantDetector` has none to show."""
+        """`forward`, and the L pyramid levels [B, c, h, w] that the head read. Not for a `QuantDetector`."""
         levels = list(self.neck(self.backbone(self.pixels(images))))
         return self.read(levels), levels
 
     def read(self, levels: Sequence[Tensor]) -> Raw:
-        """What the head says of the L pyramid levels [B, c, h, w]."""
+        """L pyramid levels [B, c, h, w] -> `Raw`."""
         logits, boxes, quality = self.head(levels)
         return Raw(logits.float(), boxes.float(), None if quality is None else quality.float())
 
     def priors(self, size_hw: tuple[int, int] | None = None) -> Priors:
-        """The priors for images of `size_hw` (the configured size unless told), on the model's device."""
+        """The priors for images of `size_hw` (None: the configured size), on the model's device."""
         size_hw = size_hw or self.config.input_size_hw
         device = self.pixels.scale.device
         if (size_hw, device) not in self._priors:
             first, last = self.config.neck.levels
             strides = [2**level for level in range(first, last + 1)]
-            with torch.inference_mode(False):  # kept for training, even if an inference asks first
+            with torch.inference_mode(False):  # the kept priors must be usable in training later
                 grid = priors(feature_sizes(size_hw, (first, last)), strides, self.config.anchors, input_hw=size_hw)
                 self._priors[size_hw, device] = grid.to(device)
         return self._priors[size_hw, device]

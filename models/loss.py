@@ -1,4 +1,4 @@
-"""The training loss: one of the two readers of a detector's raw output (the other is `models.deploy.graph`)."""
+"""The training loss of a detector's raw output; `models.deploy.graph` decodes the same output to detections."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from models.losses.classification import hardest, smoothed
 from models.priors import Priors
 
 REGION = -2
-"""The label of a box that is an ignore region: neither an object nor background (`assign.ignore_iof`)."""
+"""Label of an ignore region: a box that is neither an object nor background (`assign.ignore_iof`)."""
 
 
 class Losses(NamedTuple):
-    """Weighted scalar terms, each with a graph even when there is nothing to find."""
+    """Weighted scalar terms; each is connected to the network for backward, even without any object."""
 
     cls: Tensor
     box: Tensor
@@ -37,7 +37,8 @@ class Losses(NamedTuple):
         return self.cls + self.box + self.quality
 
 
-def _alone(value: Tensor) -> Tensor:
+def _own_sum(value: Tensor) -> Tensor:
+    """The `total` of a single process."""
     return value
 
 
@@ -48,24 +49,25 @@ def detection_loss(
     gt_boxes_xyxy: Tensor,
     gt_labels: Tensor,
     sizes_hw: Tensor | None = None,
-    total: Callable[[Tensor], Tensor] = _alone,
+    total: Callable[[Tensor], Tensor] = _own_sum,
     *,
     regions: bool = True,
 ) -> Losses:
-    """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G], -1 = padding, `REGION`.
+    """Losses of a batch: raw outputs of B images against boxes [B, G, 4] and labels [B, G].
 
-    sizes_hw: [B, 2], the images' own padded sizes in pixels, which `assign.padding` absent asks for; unless given,
-    all fill the batch.
+    Labels are 0..C-1, -1 for padding, or `REGION`. sizes_hw: [B, 2], the padded size of each image in pixels, for
+    `assign.padding` absent; None: all images have the size of the batch.
 
-    Divisors are mmdetection's. Classification and quality: the sum over images of max(positives, 1), or for
-    `center` max(positives of the batch, 1); GHM's weights are a mean already. Box: the sum of its weights, which
-    are the centerness targets where there is a centerness branch and `box.weighting` says so, otherwise the
-    positives. With `loss.normalizer` image each image is divided by its own, at least 1, and the batch is their mean.
+    Divisors are mmdetection's. Classification and quality are divided by the sum over images of max(positives, 1), or
+    for `center` by max(positives of the batch, 1); GHM's weights contain their divisor. The box loss is divided by the
+    sum of its weights: with a centerness branch and `box.weighting` centerness these are the centerness targets,
+    otherwise 1 for each positive. With `loss.normalizer` image, each image is divided by its own sum, at least 1, and
+    the result is the mean over images.
 
-    Where a batch is spread over processes, `total` sums a tensor over them: divisors are then those of the whole
-    batch, and the losses this process's part of its loss, which is their sum.
+    total: sums a tensor over the processes that share a batch. Divisors are then those of the shared batch, and its
+    loss is the sum of the losses of all processes.
 
-    regions: False where the caller knows that no label is `REGION`; looking makes the host wait for a GPU.
+    regions: False where the caller knows that no label is `REGION`, because the check makes the host wait for a GPU.
     """
     B, N, C = raw.logits.shape[0], len(priors.boxes_xyxy), len(config.classes)
     assert_shape("raw.logits", raw.logits, B, N, C)
@@ -86,36 +88,36 @@ def detection_loss(
         share = _share(config.loss, positives, total)  # [B]
 
     codes = raw.boxes[image, prior]  # [P, 4]
-    mine = Priors(priors.boxes_xyxy[prior], priors.strides[prior], (len(prior),))
-    boxes = decode(config.box, mine, codes)  # [P, 4]
+    positive_priors = Priors(priors.boxes_xyxy[prior], priors.strides[prior], (len(prior),))
+    boxes = decode(config.box, positive_priors, codes)  # [P, 4]
     overlaps = iou(boxes.detach(), target_boxes)  # [P]
 
     classes = torch.zeros_like(raw.logits)  # [B, N, C] in 0..1
-    score_is_quality = config.loss.part.teaches_iou
-    classes[image, prior, gt_labels[image, target]] = overlaps if score_is_quality else torch.ones_like(overlaps)
+    scores = overlaps if config.loss.part.teaches_iou else torch.ones_like(overlaps)  # [P]
+    classes[image, prior, gt_labels[image, target]] = scores
     cls = _classification(config.loss, raw.logits, classes, matched, share, total)
 
     weight, share_of_boxes = codes.new_ones(len(image)), share
     quality = raw.logits.new_zeros(())
     if config.quality == "centerness":
-        middle = centerness(mine.points, target_boxes)  # [P]
-        quality = (_bce(raw, image, prior, middle) * share[image]).sum()
+        central = centerness(positive_priors.points, target_boxes)  # [P]
+        quality = (_bce(raw, image, prior, central) * share[image]).sum()
         if config.box.weighting == "centerness":
             least = 1.0 if config.assign.part.counts_over == "image" else 1e-6
-            per_prior = torch.zeros_like(raw.logits[..., 0]).index_put((image, prior), middle)  # [B, N]
-            weight, share_of_boxes = middle, _share(config.loss, per_prior.sum(dim=1), total, least)
+            per_prior = torch.zeros_like(raw.logits[..., 0]).index_put((image, prior), central)  # [B, N]
+            weight, share_of_boxes = central, _share(config.loss, per_prior.sum(dim=1), total, least)
     elif config.quality == "iou":
         quality = (_bce(raw, image, prior, overlaps) * share[image]).sum()
 
-    per_box = _per_box(config.box, boxes, codes, target_boxes, mine.boxes_xyxy)
+    per_box = _per_box(config.box, boxes, codes, target_boxes, positive_priors.boxes_xyxy)
     box = config.box.weight * (per_box * weight * share_of_boxes[image]).sum()
     return Losses(cls, box, quality)
 
 
 def _share(config: LossConfig, amounts: Tensor, total: Callable[[Tensor], Tensor], least: float = 1.0) -> Tensor:
-    """What a loss counts in each image [B]: one over the amounts [B] of the batch, or over its own in a mean of B.
+    """The factor of each image's loss [B]: 1 / (sum of the batch's amounts [B]), or 1 / (own amount * B).
 
-    least: what an amount is at least.
+    least: amounts below it count as this.
     """
     if config.normalizer == "image":
         return 1 / (amounts.clamp(min=least) * total(amounts.new_tensor(len(amounts))))
@@ -128,10 +130,10 @@ def _classification(
 ) -> Tensor:  # fmt: skip
     """The scalar loss of logits [B, N, C] against targets [B, N, C].
 
-    matched: [B, N] says what is ignored. share: [B], what an image's loss counts.
+    matched: [B, N], as `assign` gives it. share: [B], the factor of each image's loss.
     """
     counted, positive = matched != IGNORED, matched >= 0  # [B, N]
-    if config.smoothing:  # the background is not in doubt
+    if config.smoothing:  # targets of background stay as they are
         targets = smoothed(targets, positive[..., None] * config.smoothing)
     if is_custom(config.cls):
         each = custom_class_loss(config, logits, targets)

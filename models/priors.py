@@ -17,7 +17,7 @@ class Priors(NamedTuple):
     boxes_xyxy: Tensor  # [N, 4] float32 pixels
     strides: Tensor  # [N] float32 pixels, nominal: 2**level
     level_sizes: tuple[int, ...]  # priors in each level, summing to N
-    level_shapes: tuple[tuple[int, int, int], ...] = ()  # their rows, columns, anchors per cell, if whole grids
+    level_shapes: tuple[tuple[int, int, int], ...] = ()  # rows, columns, anchors per cell; () for a part of a grid
 
     @property
     def points(self) -> Tensor:
@@ -25,10 +25,10 @@ class Priors(NamedTuple):
         return (self.boxes_xyxy[..., :2] + self.boxes_xyxy[..., 2:]) / 2
 
     def within(self, sizes_hw: Tensor) -> Tensor:
-        """Which priors the grids of smaller images have too, bool [B, N], for images of sizes [B, 2] in pixels.
+        """Which priors lie on the grids of images of sizes [B, 2] in pixels, bool [B, N].
 
-        An image that is padded to `sizes_hw` has ceil(side / stride) rows and columns of the batch's grid. Raises
-        `ValueError` where these priors are not whole grids.
+        Such an image has ceil(side / stride) rows and columns of the batch's grid. Raises `ValueError` where these
+        priors are not complete grids.
         """
         if not self.level_shapes:
             raise ValueError("which priors lie within an image is known of whole grids only (level_shapes)")
@@ -45,15 +45,10 @@ class Priors(NamedTuple):
 def feature_sizes(size_hw: tuple[int, int], levels: tuple[int, int]) -> list[tuple[int, int]]:
     """Height and width of levels `levels[0]..levels[1]` for an input of `size_hw` pixels.
 
-    Every level halves the one below, rounding up, as convolutions of stride 2 and padding k // 2 do.
+    Level l is the input over 2**l, rounded up, as l convolutions of stride 2 and padding k // 2 make it.
     """
-    sizes = []
-    h, w = size_hw
-    for level in range(1, levels[1] + 1):
-        h, w = (h + 1) // 2, (w + 1) // 2
-        if level >= levels[0]:
-            sizes.append((h, w))
-    return sizes
+    H, W = size_hw
+    return [(-(-H // 2**level), -(-W // 2**level)) for level in range(levels[0], levels[1] + 1)]
 
 
 def priors(
@@ -65,9 +60,9 @@ def priors(
 ) -> Priors:
     """Priors of levels with the given grid sizes and nominal strides.
 
-    A cell's center is `(column + offset, row + offset) * stride`; 0.5 is the center of the pixels it stands
-    for. offset: `anchors.offset` unless told. input_hw: the padded input's size in pixels, which the rule
-    `padded_over_grid` divides by the grid's; raises `ValueError` where that rule is not told it.
+    A prior's center is `(column + offset, row + offset) * stride`; with 0.5 it is the center of the cell's pixels.
+    offset: None: `anchors.offset`. input_hw: size of the padded input in pixels, which the rule `padded_over_grid`
+    needs and divides by the grid's size. Raises `ValueError` where that rule has no `input_hw`.
     """
     offset = anchors.offset if offset is None else offset
     if anchors.stride_rule == "padded_over_grid" and input_hw is None:
@@ -89,7 +84,7 @@ def priors(
 
 
 def _anchor_sizes_wh(anchors: AnchorConfig, stride: int) -> Tensor:
-    """Width and height of a cell's anchors, [A, 2]; all of one scale have the same area."""
+    """Width and height of a cell's anchors, [A, 2]; anchors of one scale have the same area."""
     octave = torch.arange(anchors.scales_per_octave, dtype=torch.float32) / anchors.scales_per_octave
     sides = anchors.size * stride * 2**octave
     sides = sides.floor() if anchors.whole_pixels else sides

@@ -1,4 +1,4 @@
-"""Files of tensors: reading them without running the pickled code that one may hold, and what does not fit."""
+"""Files of tensors: reading them without running pickled code, and comparing them with a state dict."""
 
 from __future__ import annotations
 
@@ -15,45 +15,48 @@ from isodet.errors import IsodetError
 
 
 class TensorFileError(IsodetError, ValueError):
-    """A file that is not one of plain tensors; the message is the reason, without the path."""
+    """A file that does not hold plain tensors; the message is the reason, without the path.
+
+    pickled: where the reason is pickled code, the first class that loading would have run.
+    """
 
     def __init__(self, reason: str, pickled: str = "") -> None:
         super().__init__(reason)
         self.pickled = pickled
-        """The first kind of object in it that loading would have run code for, where that is the reason."""
 
 
 def load_tensors(path: str | Path, mapped: bool = False, check_hashes: bool = True) -> Any:
-    """What `torch.save` wrote: tensors, numbers, text, lists and mappings, on the CPU. Raises `TensorFileError`.
+    """The content of a file of `torch.save`: tensors, numbers, text, lists and mappings, on the CPU.
 
-    mapped: tensors stay in the file until somebody looks at them, which makes reading the rest quick.
-    check_hashes: compare what is read with its checksums, which PyTorch writes and never looks at.
+    mapped: map the tensors into memory instead of reading them, which is quick where they are not used.
+    check_hashes: compare the content with its checksums, which PyTorch writes but does not read.
+    Raises `TensorFileError`.
     """
     try:
-        there = Path(path).is_file()
-    except (OSError, ValueError) as error:  # a name that no file can have: too long, or with a NUL in it
+        exists = Path(path).is_file()
+    except (OSError, ValueError) as error:  # an impossible name: too long, or with a NUL in it
         raise TensorFileError(f"no such file ({error})") from None
-    if not there:
+    if not exists:
         raise TensorFileError("no such file")
     damage = _damage(path, but_tensors=mapped) if check_hashes else ""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
-    except Exception as error:  # torch raises a dozen kinds for files it cannot read
+    except Exception as error:  # torch raises a dozen kinds of errors for files that it cannot read
         pickled, text = "", str(error)
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in text:
             words = text.split("GLOBAL ", 1)[1].split()
             pickled = next((word.strip("`,.") for word in words if "." in word), "objects")
         reason = text.split("\n")[0][:200] or type(error).__name__
-        # PyTorch's own advice is to allow pickled code, which nothing here does.
-        told = f": {damage}" if damage else "" if "weights_only" in text else f": {reason}"
-        raise TensorFileError(f"not a file of tensors, or truncated{told}", pickled) from error
+        # Without PyTorch's own advice, which is to allow pickled code.
+        detail = f": {damage}" if damage else "" if "weights_only" in text else f": {reason}"
+        raise TensorFileError(f"not a file of tensors, or truncated{detail}", pickled) from error
     if damage:
         raise TensorFileError(damage)
     return content
 
 
 def _damage(path: str | Path, but_tensors: bool) -> str:
-    """What is damaged in the zip archive at `path`, or "". Files in PyTorch's older format have no checksums."""
+    """The damage of the zip archive at `path`, "" for none. Files in PyTorch's older format have no checksums."""
     try:
         with open(path, "rb") as file:
             if file.read(4) != b"PK\x03\x04":
@@ -65,33 +68,27 @@ def _damage(path: str | Path, but_tensors: bool) -> str:
                 if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                     return f"damaged: the entry of {member.filename!r} is not as PyTorch writes it; copy the file again"
                 with archive.open(member) as content:
-                    while content.read(1 << 20):
+                    while content.read(1 << 20):  # raises at the end for a wrong checksum
                         pass
     except zipfile.BadZipFile as error:
         return f"damaged: {str(error).replace('Bad CRC-32', 'wrong checksum')}; copy the file again"
-    except Exception as error:  # zipfile has no common error for what a broken entry may ask of it
+    except Exception as error:  # zipfile's errors for broken entries have no common base
         return f"damaged: {error or type(error).__name__}; copy the file again"
     return ""
 
 
-def first_mismatches(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], count: int = 4) -> str:
-    """What of `given` does not fit `wanted`, the first few of each kind with shapes; empty where all fits."""
+def first_mismatches(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], count: int = 4) -> str:
+    """How `tensors` differ from those `expected` in names and shapes, up to `count` of each kind; "" if not at all."""
+    shapes, needed = ({k: list(tensor.shape) for k, tensor in group.items()} for group in (tensors, expected))
+    common = [k for k in needed if k in shapes]
     kinds = {
-        "missing": [f"{k} {_shape(wanted[k])}" for k in wanted if k not in given],
-        "not expected": [f"{k} {_shape(given[k])}" for k in given if k not in wanted],
-        "of another shape": [
-            f"{k} {_shape(given[k])} instead of {_shape(wanted[k])}"
-            for k in wanted
-            if k in given and given[k].shape != wanted[k].shape
-        ],
+        "missing": [f"{k} {needed[k]}" for k in needed if k not in shapes],
+        "not expected": [f"{k} {shapes[k]}" for k in shapes if k not in needed],
+        "of another shape": [f"{k} {shapes[k]} instead of {needed[k]}" for k in common if shapes[k] != needed[k]],
     }
-    told = []
-    for kind, found in kinds.items():
-        if found:
-            more = f" and {len(found) - count} more" if len(found) > count else ""
-            told.append(f"{len(found)} {kind}: {', '.join(found[:count])}{more}")
-    return "; ".join(told)
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))
+    parts = []
+    for kind, names in kinds.items():
+        if names:
+            more = f" and {len(names) - count} more" if len(names) > count else ""
+            parts.append(f"{len(names)} {kind}: {', '.join(names[:count])}{more}")
+    return "; ".join(parts)

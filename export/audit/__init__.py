@@ -1,1 +1,1 @@
-"""What a file really computes in."""
+"""The audit: the precision in which a file really computes."""

@@ -1,8 +1,8 @@
-"""What a file really computes in: the share of convolution FLOPs in INT8, FP16 and FP32, layer by layer.
+"""The audit of a file: the share of convolution FLOPs in INT8, FP16 and FP32, layer by layer.
 
 An ONNX file is read as a strongly typed build reads it: a convolution of dequantized integers is INT8, any other has
-the type of its input. An engine is asked itself, through its inspector, where a GPU can load it; elsewhere the types of
-the network that it was built from stand in its sidecar. What was asked for and is not so is named.
+the type of its input. For an engine, its inspector is asked where a GPU can load it; elsewhere the sidecar has the
+types of the network that it was built from. Layers whose precision is not the one that was asked for are named.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _READABLE = {"network": "the typed network", "inspector": "the engine's inspecto
 
 
 class AuditError(IsodetError, RuntimeError):
-    """A file that does not compute in what was asked for; `audit` has every layer."""
+    """A file that does not compute in the precision that was asked for; `audit` has every layer."""
 
     def __init__(self, message: str, audit: Audit, path: str | Path | None = None):
         super().__init__(message, path=path)
@@ -38,61 +38,58 @@ class AuditError(IsodetError, RuntimeError):
 
 @dataclass(frozen=True)
 class Audit:
-    """The convolutions of a file, and what they were meant to be."""
+    """The convolutions of a file, and the precision that was asked for.
+
+    asked: fp32, fp16 or int8. source: network or inspector. float_layers: layers that an int8 network leaves in float
+    on
+    purpose: the predictions, and those in the card. compiled: share of FLOPs in kernels that the inspector cannot look
+    into; they have the types of the network, which the library must keep. why: the reason why an engine's inspector was
+    not asked; "" where it was, and for a graph.
+    """
 
     asked: str
-    """fp32, fp16 or int8."""
     source: str
-    """network or inspector."""
     layers: tuple[ConvLayer, ...]
     float_layers: tuple[str, ...] = ()
-    """Those that an int8 network leaves in float on purpose: the predictions, and what the card names."""
     compiled: float = 0.0
-    """Share of FLOPs inside kernels that an engine compiled as one and does not look into: there the types of the
-    network hold, which the library is bound to."""
     why: str = ""
-    """Why an engine was not asked itself; "" where it was, and for a graph."""
 
     def share(self, precision: str) -> float:
-        """Part of the convolution FLOPs in that precision, 0 to 1."""
+        """Share of the convolution FLOPs in that precision, 0 to 1."""
         total = sum(layer.mflops for layer in self.layers)
         return sum(layer.mflops for layer in self.layers if layer.precision == precision) / total if total else 0.0
 
     def missed(self, allow: Sequence[str] = ()) -> tuple[str, ...]:
-        """Names of layers that are not what was asked for. allow: patterns of names that may differ (`neck.*`)."""
-        wrong = []
-        for layer in self.layers:
-            meant = self.asked == "int8" and layer.name in self.float_layers
-            if layer.precision != self.asked and not meant and not any(fnmatchcase(layer.name, p) for p in allow):
-                wrong.append(layer.name)
-        return tuple(dict.fromkeys(wrong))
+        """Names of layers that are not in the precision asked for. allow: patterns of names that may be (`neck.*`)."""
+        intended = self.float_layers if self.asked == "int8" else ()
+        wrong = dict.fromkeys(layer.name for layer in self.layers if layer.precision != self.asked)
+        return tuple(name for name in wrong if name not in intended and not any(fnmatchcase(name, p) for p in allow))
 
-    def require(self, what: str, allow: Sequence[str] = ()) -> None:
-        """Raise `AuditError` where something asked for is not so. what: the file, for the message."""
+    def require(self, file: str, allow: Sequence[str] = ()) -> None:
+        """Raise `AuditError` if a layer is not in the precision asked for. file: its name, for the message."""
         if not self.layers:
-            raise AuditError(f"{what}: no convolution was found to audit", self, what)
+            raise AuditError(f"{file}: no convolution was found to audit", self, file)
         missed = self.missed(allow)
         if missed:
             shown = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
-            raise AuditError(
-                f"{what}: {self.asked} was asked for, but {len(missed)} layers are not ({self.shares()}): {shown}; "
-                "allow them by name or pattern with --allow where that is meant",
-                self,
-                what,
+            message = (
+                f"{file}: {self.asked} was asked for, but {len(missed)} layers are not ({self.shares()}): {shown}; "
+                "allow them by name or pattern with --allow where that is meant"
             )
+            raise AuditError(message, self, file)
 
     def shares(self) -> str:
         """The shares in one line: `INT8 97.1 %, FP16 2.9 %`."""
-        found = dict.fromkeys((*PRECISIONS, *(layer.precision for layer in self.layers)))
-        return ", ".join(f"{p.upper()} {self.share(p):.1%}".replace("%", " %") for p in found if self.share(p))
+        precisions = dict.fromkeys((*PRECISIONS, *(layer.precision for layer in self.layers)))
+        return ", ".join(f"{p.upper()} {self.share(p):.1%}".replace("%", " %") for p in precisions if self.share(p))
 
     def table(self, allow: Sequence[str] = ()) -> str:
-        """The shares, where they were read, and the layers that are something else than what most are."""
+        """The shares, their source, and the layers whose precision is not the one asked for."""
         missed = self.missed(allow)
-        where = _READABLE[self.source]
+        source = _READABLE[self.source]
         if self.compiled:
-            where += f" ({self.compiled:.0%} in compiled kernels, by the typed network)"
-        lines = [f"convolution FLOPs: {self.shares()}, by {where}; asked for: {self.asked.upper()}"]
+            source += f" ({self.compiled:.0%} in compiled kernels, by the typed network)"
+        lines = [f"convolution FLOPs: {self.shares()}, by {source}; asked for: {self.asked.upper()}"]
         by_name: dict[str, float] = {}
         for layer in self.layers:
             by_name[layer.name] = by_name.get(layer.name, 0.0) + layer.mflops
@@ -106,16 +103,19 @@ class Audit:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """For a sidecar; `Audit.from_json` of it gives an equal audit."""
+        """The audit for a sidecar; `Audit.from_json` reads it back."""
         return {
-            "asked": self.asked, "source": self.source, "compiled": self.compiled,
-            "share": {p: round(self.share(p), 6) for p in PRECISIONS}, "float_layers": list(self.float_layers),
+            "asked": self.asked,
+            "source": self.source,
+            "compiled": self.compiled,
+            "share": {p: round(self.share(p), 6) for p in PRECISIONS},
+            "float_layers": list(self.float_layers),
             "layers": [[layer.name, layer.node, layer.mflops, layer.precision] for layer in self.layers],
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], source: str | Path) -> Audit:
-        """Raises `CardError` naming the file `source` for something else."""
+        """The audit in the sidecar `source`. Raises `CardError` naming that file for other content."""
         try:
             layers = tuple(ConvLayer(str(n), str(o), float(f), str(p)) for n, o, f, p in content["layers"])
             floats = tuple(str(name) for name in content["float_layers"])
@@ -127,8 +127,8 @@ class Audit:
 def audit_file(path: str | Path, device: str = "auto", check_hashes: bool = True) -> Audit:
     """The audit of an ONNX file or an engine of ours.
 
-    An engine is loaded on `device` and asked; where it cannot run here, the audit of its network is read from its
-    sidecar. check_hashes: as in `read_card`. Raises `CardError` for another file.
+    An engine is loaded on `device` and its inspector asked; if it cannot run here, the audit of its network is read
+    from its sidecar. check_hashes: as in `read_card`. Raises `CardError` for another file.
     """
     path = Path(path)
     kind = file_kind(path)
@@ -143,7 +143,7 @@ def audit_file(path: str | Path, device: str = "auto", check_hashes: bool = True
     try:
         from runtime.backends.trt.backend import TrtBackend
 
-        backend = TrtBackend(path, device, BackendOptions(check_hashes=False))  # compared when its card was read
+        backend = TrtBackend(path, device, BackendOptions(check_hashes=False))  # `read_card` has done it
     except BackendError as error:
         if device != "auto":
             raise
@@ -152,26 +152,26 @@ def audit_file(path: str | Path, device: str = "auto", check_hashes: bool = True
 
 
 def audit_network(model: onnx.ModelProto, card: Card) -> Audit:
-    """The audit of a graph whose card says what it was meant to be."""
+    """The audit of a graph; its `card` says which precision was asked for."""
     return Audit(card.precision, "network", tuple(network_layers(model)), float_layers(card))
 
 
 def audit_engine(layers: str, typed: Audit) -> Audit:
     """The audit of an engine. layers: the JSON of its inspector. typed: the audit of its network.
 
-    Raises `InspectorError` for a JSON that says nothing about layers.
+    Raises `InspectorError` for JSON without layers.
     """
-    found = tuple(inspected(parsed(layers), typed.layers))
-    compiled = sum(layer.mflops for layer in found if layer.compiled)
-    total = sum(layer.mflops for layer in found)
-    return replace(typed, source="inspector", layers=found, compiled=compiled / total if total else 0.0)
+    convolutions = tuple(inspected(parsed(layers), typed.layers))
+    compiled = sum(layer.mflops for layer in convolutions if layer.compiled)
+    total = sum(layer.mflops for layer in convolutions)
+    return replace(typed, source="inspector", layers=convolutions, compiled=compiled / total if total else 0.0)
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
     """The graph in an ONNX file. Raises `CardError` for a broken one."""
     try:
         return onnx.load(path)
-    except Exception as error:  # those of protobuf, of onnx and of the system have no common base
+    except Exception as error:  # errors of protobuf, onnx and the system have no common base
         raise CardError.at(path, f"cannot be read as ONNX: {' '.join(str(error).split())}") from None
 
 

@@ -1,9 +1,9 @@
-"""An engine's own account of its layers: the JSON of TensorRT's inspector, as versions 10 and 11 write it.
+"""The layers of an engine, read from the JSON of TensorRT's inspector, as versions 10 and 11 write it.
 
-Version 10 has `Format/Datatype` in one text, version 11 `Format` and `DataType`; both name layers after the nodes they
-were made of. A convolution that has a kernel of its own says the type of its weights and its input. Layers that are
-compiled as a whole (all of TensorRT-RTX) say only which nodes are inside: there the typed network holds, which a
-strongly typed build is bound to.
+Version 10 has one text `Format/Datatype`, version 11 has `Format` and `DataType`; both name layers after the nodes that
+they were made of. A convolution with a kernel of its own has the types of its weights and input. Layers that are
+compiled together (all of TensorRT-RTX) only list the nodes inside. These have the types of the typed network, which a
+strongly typed build must keep.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
 class InspectorError(IsodetError, ValueError):
-    """An account that cannot be read; the message says what is missing."""
+    """Inspector JSON that cannot be read; the message says what is missing."""
 
 
 def parsed(text: str) -> Mapping[str, Any]:
-    """The JSON of the inspector. Raises `InspectorError` for something else."""
+    """The JSON object that the inspector gave as `text`. Raises `InspectorError` for other text."""
     try:
-        account = json.loads(text, strict=False)  # metadata may hold control characters
+        inspection = json.loads(text, strict=False)  # metadata may hold control characters
     except json.JSONDecodeError as error:
         raise InspectorError(f"the engine inspector gave no JSON ({error})") from None
-    if not isinstance(account, Mapping):
+    if not isinstance(inspection, Mapping):
         raise InspectorError("the engine inspector gave no JSON object")
-    return account
+    return inspection
 
 
-def inspected(account: Mapping[str, Any], typed: Sequence[ConvLayer]) -> Iterator[ConvLayer]:
-    """The convolutions of an engine. account: the parsed JSON. typed: those of the network that it was built from.
+def inspected(inspection: Mapping[str, Any], typed: Sequence[ConvLayer]) -> Iterator[ConvLayer]:
+    """The convolutions of an engine. inspection: the parsed JSON. typed: the convolutions of the engine's network.
 
-    Raises `InspectorError` for a JSON without layers, and for an engine that was built without their details.
+    Raises `InspectorError` for JSON without layers, and for an engine that was built without their details.
     """
-    layers = account.get("Layers")
+    layers = inspection.get("Layers")
     if not isinstance(layers, list):
         raise InspectorError("the engine inspector gave no list of layers")
     if any(not isinstance(layer, Mapping) for layer in layers):
         raise InspectorError("the engine was built without details (profiling verbosity), so its layers have no types")
-    left = {layer.node: layer for layer in typed}
+    unnamed = {layer.node: layer for layer in typed}
     for layer in layers:
-        inside = [left.pop(node) for node in _nodes(layer) if node in left]
+        inside = [unnamed.pop(node) for node in _nodes(layer) if node in unnamed]
         if _is_convolution(layer):
             precision = _precision(layer)
             if inside:
@@ -59,14 +59,14 @@ def inspected(account: Mapping[str, Any], typed: Sequence[ConvLayer]) -> Iterato
                 yield ConvLayer(name, name, _mflops(layer), precision)
         else:
             yield from (replace(part, compiled=True) for part in inside)
-    # A convolution that no layer names is not proven to be anything.
-    yield from (replace(part, precision="unknown") for part in left.values())
+    # The precision of a convolution that no layer names is not proven.
+    yield from (replace(part, precision="unknown") for part in unnamed.values())
 
 
 def _nodes(layer: Mapping[str, Any]) -> list[str]:
     """Nodes of the graph that a layer was made of."""
-    named = _NODE.findall(str(layer.get("Metadata", "")))
-    return [*named, *re.split(r" \+ | \|\| ", str(layer.get("Name", "")))]
+    nodes = _NODE.findall(str(layer.get("Metadata", "")))
+    return [*nodes, *re.split(r" \+ | \|\| ", str(layer.get("Name", "")))]
 
 
 def _is_convolution(layer: Mapping[str, Any]) -> bool:
@@ -75,13 +75,12 @@ def _is_convolution(layer: Mapping[str, Any]) -> bool:
 
 
 def _precision(layer: Mapping[str, Any]) -> str:
-    """Of the multiplications: int8 where weights and input both are, else the type of the input."""
+    """The precision of the multiplications: int8 if weights and input both are, else the wider type of the two."""
     weights = layer.get("Weights")
     weight = _type(str(weights.get("Type", ""))) if isinstance(weights, Mapping) else "unknown"
     inputs = layer.get("Inputs") or [{}]
-    first = _type(
-        " ".join(str(inputs[0].get(key, "")) for key in ("Format/Datatype", "DataType", "Datatype", "Format"))
-    )
+    keys = ("Format/Datatype", "DataType", "Datatype", "Format")
+    first = _type(" ".join(str(inputs[0].get(key, "")) for key in keys))
     if first == "unknown":  # a free batch size has no formats without a context that fixes it
         return weight
     return first if weight in ("unknown", first) else max(first, weight, key=_width)
@@ -97,8 +96,8 @@ def _width(precision: str) -> int:
 
 
 def _mflops(layer: Mapping[str, Any]) -> float:
-    """Of one image: each place of the output meets every weight once."""
+    """MFLOPs of one image: every weight is used once at each position of the output."""
     outputs = layer.get("Outputs") or [{}]
-    places = math.prod(int(n) for n in outputs[0].get("Dimensions", [])[2:])
+    positions = math.prod(int(n) for n in outputs[0].get("Dimensions", [])[2:])
     weights = layer.get("Weights")
-    return 2 * places * int(weights.get("Count", 0)) / 1e6 if isinstance(weights, Mapping) else 0.0
+    return 2 * positions * int(weights.get("Count", 0)) / 1e6 if isinstance(weights, Mapping) else 0.0

@@ -10,27 +10,30 @@ import onnx
 from onnx import TensorProto
 
 _TYPES = {
-    TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16", TensorProto.DOUBLE: "fp64",
-}  # fmt: skip
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.DOUBLE: "fp64",
+}
 _MOVES = ("MaxPool", "Concat", "Resize", "Reshape", "Transpose", "Slice")
-"""What only moves or chooses numbers happens on the integers in front of it."""
-_TAILS = (".weight", ".steps", "_weight")
+"""Operations that only move or select numbers work on integers if their input is dequantized."""
+_SUFFIXES = (".weight", ".steps", "_weight")
 
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """One convolution of a graph. A layer that is shared over pyramid levels is one for each level."""
+    """One convolution of a graph. A module that pyramid levels share is one convolution for each level.
+
+    name: of the module in the network, such as head.cls. node: name of the node in the graph, or of the layer in an
+    engine. mflops: for one image, two for each multiplication with its addition. precision: int8, fp16, fp32, or
+    another type. compiled: in an engine, it is inside a kernel that the inspector cannot look into.
+    """
 
     name: str
-    """Of the module in the network, such as head.cls."""
     node: str
-    """Of the node in the graph, or of the layer in an engine."""
     mflops: float
-    """Of one image: two for each multiplication with its addition."""
     precision: str
-    """int8, fp16, fp32, or another name of a type."""
     compiled: bool = False
-    """In an engine: inside a kernel that the inspector does not look into."""
 
 
 def network_layers(model: onnx.ModelProto) -> Iterator[ConvLayer]:
@@ -44,34 +47,31 @@ def network_layers(model: onnx.ModelProto) -> Iterator[ConvLayer]:
             continue
         weight = _source(node.input[1], producers)
         shape = list(weights[weight].dims) if weight in weights else _shape(types[node.input[1]])
-        # Each number of the output (of a transposed convolution: of the input) meets the weights of one channel.
-        border = node.output[0] if node.op_type == "Conv" else node.input[0]
-        numbers = math.prod(_shape(types[border])[2:]) * shape[0] * math.prod(shape[1:])
-        integer = all(_is_integer(name, producers) for name in node.input[:2])
-        if integer:
+        # Each position of the output (of a transposed convolution: of the input) uses every weight once.
+        positions = node.output[0] if node.op_type == "Conv" else node.input[0]
+        products = math.prod(_shape(types[positions])[2:]) * math.prod(shape)
+        if all(_is_integer(name, producers) for name in node.input[:2]):
             precision = "int8"
         elif node.input[0] in types:
             kind = types[node.input[0]].elem_type
             precision = _TYPES.get(kind, TensorProto.DataType.Name(kind).lower())
         else:
             precision = "unknown"
-        yield ConvLayer(_module(weight, node.name), node.name or node.output[0], 2 * numbers / 1e6, precision)
+        yield ConvLayer(_module(weight, node.name), node.name or node.output[0], 2 * products / 1e6, precision)
 
 
 def _shape(kind: onnx.TypeProto.Tensor) -> list[int]:
-    """Sizes; 1 for one that is free, which is the batch."""
+    """The sizes of a tensor; 1 for a free one, which is the batch."""
     return [dim.dim_value or 1 for dim in kind.shape.dim]
 
 
 def _is_integer(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether a tensor is dequantized integers, moved or chosen from at most."""
+    """Whether a tensor holds dequantized integers, perhaps moved or selected."""
     node = producers.get(name)
-    if node is None:
+    if node is None or node.op_type not in (*_MOVES, "DequantizeLinear"):
         return False
     if node.op_type == "DequantizeLinear":
         return True
-    if node.op_type not in _MOVES:
-        return False
     moved = node.input if node.op_type == "Concat" else node.input[:1]
     return all(_is_integer(source, producers) for source in moved)
 
@@ -84,11 +84,8 @@ def _source(name: str, producers: dict[str, onnx.NodeProto]) -> str:
 
 
 def _module(weight: str, node: str) -> str:
-    """The module that a weight belongs to, as models.quant calls it; the node's name where weights have none."""
-    for tail in _TAILS:
-        if weight.endswith(tail):
-            name = weight.removesuffix(tail)
-            for head in ("detector.", "graph."):
-                name = name.removeprefix(head)
-            return name
+    """The module that a weight belongs to, by its name in models.quant; `node` for a weight without a known name."""
+    for suffix in _SUFFIXES:
+        if weight.endswith(suffix):
+            return weight.removesuffix(suffix).removeprefix("detector.").removeprefix("graph.")
     return node

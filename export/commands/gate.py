@@ -1,4 +1,4 @@
-"""What the commands of `exporter` share: the gate's options, the progress bar, what is said at the end."""
+"""What the commands of `exporter` share: the gate's options, the progress bar, printing of reports."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _NO_VERIFY = flag(help="do not score it; the card will say so")
 
 @dataclass(frozen=True, kw_only=True)
 class Gated(OfRun, Quiet):
-    """What a command takes that writes an artifact if it passes."""
+    """The options of a command that writes an artifact if it passes the gate."""
 
     gate: Annotated[Gate, {"verify": _NO_VERIFY, **DATA}] = Gate()
 
 
 def print_reports(verification: Verification, path: Path) -> None:
-    """Show the scores of the artifact at `path`, and write them beside it."""
+    """Print the scores of the artifact at `path`, and write the reports beside it."""
     from export.verification.report import write_reports
 
     print(verification.table())
@@ -37,7 +37,7 @@ def print_reports(verification: Verification, path: Path) -> None:
 
 
 def print_refusal(error: GateError) -> None:
-    """Show why an artifact was not written, and keep the report: `<name>.refused.html`, beside an older one."""
+    """Print why an artifact was not written, and write the report `<name>.refused.html`."""
     from export.verification.report import write_reports
 
     out = error.verification.artifacts[0].path
@@ -50,11 +50,11 @@ def print_refusal(error: GateError) -> None:
 
 
 class Bar:
-    """A progress bar for each thing that is done, one after the other, and lines that stay above it."""
+    """A progress bar for the current task, and lines that stay above it."""
 
     def __init__(self, quiet: bool):
         self.quiet = quiet
-        self.what = ""
+        self.task = ""
         self.bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Bar:
@@ -63,11 +63,11 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def progress(self, what: str, done: int, total: int) -> None:
-        if self.bar is None or what != self.what or done < self.bar.n:  # whose rate and time left are its own
+    def progress(self, task: str, done: int, total: int) -> None:
+        if self.bar is None or task != self.task or done < self.bar.n:  # a new bar, with its own rate and time left
             self.close()
-            unit = "step" if what.startswith("build: ") else "image"
-            self.what, self.bar = what, tqdm(desc=what, total=total, unit=unit, disable=self.quiet, leave=False)
+            unit = "step" if task.startswith("build: ") else "image"
+            self.task, self.bar = task, tqdm(desc=task, total=total, unit=unit, disable=self.quiet, leave=False)
         self.bar.n = done
         self.bar.refresh()
 

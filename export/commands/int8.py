@@ -1,4 +1,4 @@
-"""Options of 8 bits, and `exporter sensitivity`."""
+"""Options of quantization, and `exporter sensitivity`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from runtime.commands.arguments import flag
 from runtime.commands.shared import Data, OfRun, Quiet
 
 CALIBRATION = {
-    "calibrate": flag(), "calibration": flag(metavar="DATA"), "calibration_images": flag(metavar="FOLDER"),
-    "pictures": flag("--calibration-count", metavar="N"), "ranges": flag(metavar="FILE"),
-}  # fmt: skip
+    "calibrate": flag(),
+    "calibration": flag(metavar="DATA"),
+    "calibration_images": flag(metavar="FOLDER"),
+    "pictures": flag("--calibration-count", metavar="N"),
+    "ranges": flag(metavar="FILE"),
+}
 ENGINE_INT8 = CALIBRATION | {
     "keep_map": flag("--keep-mAP", metavar="POINTS"),
-    "float_layers": flag("--float-layer", metavar="NAME", action="append",
-                         help="a convolution that stays in float; may be repeated"),
-}  # fmt: skip
+    "float_layers": flag(
+        "--float-layer", metavar="NAME", action="append", help="a convolution that stays in float; may be repeated"
+    ),
+}
 INT8 = ENGINE_INT8 | {"cpu": flag(), "half": flag()}
-"""An engine has no form for CPUs, and always a float16 rest."""
+"""Options of `exporter onnx` alone: an engine has no form for CPUs, and its float layers are always float16."""
 _ONE_METHOD = CALIBRATION | {
     "calibrate": flag(choices=get_args(Calibrate)[:-1], help="how ranges follow from what was observed")
 }
 
 
 def require_int8(options: Int8, default: Int8) -> None:
-    """Raise `CalibrationError` where 8 bits are not wanted and are spoken of all the same."""
+    """Raise `CalibrationError` for options of 8 bits where 8 bits were not asked for."""
     if options != default:
         raise CalibrationError.of("int8", "options of 8 bits were given, and 8 bits were not asked for; add --int8")
 

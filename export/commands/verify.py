@@ -1,4 +1,4 @@
-"""`exporter verify`."""
+"""`exporter verify` and `exporter bisect`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Verify(MaxDets, Runs, Quiet):
 
         artifacts = self.artifacts or (chosen(None, "best.onnx", runs=self.runs, kind="artifact"),)
         folder = self.report or artifacts[0].parent
-        check_folder(folder)  # before the long work, not after it
+        check_folder(folder)  # raises before the long work
         with Bar(self.quiet) as bar:
             result = verify(
                 artifacts, self.against, self.gate.annotations, self.gate.images, self.gate.tolerance,
@@ -55,3 +55,27 @@ _LAST_LINE = {
     "failed": "FAILED: an artifact is not what it was exported from; see the lines below the table",
     "not scored": "NOT SCORED: an artifact was built, and nothing here can run it; verify it where it will run",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bisect:
+    """Name the first layer that departs from PyTorch.
+
+    Compares an ONNX file with the network it was exported from, tensor by tensor on one picture.
+
+    artifact: an .onnx file of any precision
+    against: the checkpoint (default: the one beside the artifact)
+    image: the picture to look at (default: the first validation picture)
+    """
+
+    artifact: Annotated[Path, flag("artifact", metavar="ARTIFACT")]
+    against: Annotated[Path | None, flag(metavar="CHECKPOINT")] = None
+    image: Annotated[Path | None, flag(metavar="FILE")] = None
+
+    def run(self) -> int:
+        """The exit status: 0 if no layer departs, else 1."""
+        from export.verification.bisect import bisect
+
+        bisection = bisect(self.artifact, self.against, self.image)
+        print(bisection.text())
+        return 0 if bisection.first is None else 1

@@ -1,7 +1,7 @@
 """ONNX to engine bytes, one way for TensorRT 10, TensorRT 11 and TensorRT-RTX.
 
-The network is strongly typed: precision is what the graph says, and no flag of the builder changes it (TensorRT 11 has
-none left). What only some of the three libraries have is looked for by `hasattr`.
+The network is strongly typed: the graph decides the precision, and no flag of the builder changes it (TensorRT 11 has
+no such flags any more). Features that only some of the three libraries have are found by `hasattr`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.engine.cache import keep_cache, use_cache
 from export.engine.options import EngineOptions
-from export.options import ExportError, Progress
+from export.options import ExportError, Progress, Say
 from runtime.backends.trt.library import Library, Messages, collecting_logger, load_plugins
 
 if TYPE_CHECKING:
@@ -25,21 +25,23 @@ if TYPE_CHECKING:
 
 PLUGIN = "EfficientNMS_TRT"
 DEFAULT_BATCH = (1, 4, 16)
-_TELL_EVERY = 0.1
-"""Seconds; some phases have thousands of steps."""
+_REPORT_EVERY = 0.1
+"""Seconds between reports of progress, because some phases have thousands of steps."""
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A serialized engine, and how it came to be."""
+    """A serialized engine, and facts about its build.
+
+    profile: images in a batch: least, tuned for, most. plugin: it uses the library's own NMS plugin, and not the body
+    in the graph.
+    """
 
     content: bytes
     seconds: float
     profile: tuple[int, int, int]
-    """Images in a batch: least, tuned for, most."""
     tf32: bool
     plugin: bool
-    """Whether the library's own NMS plugin was taken, and not the body that the graph brings."""
     warnings: tuple[str, ...]
 
 
@@ -49,13 +51,13 @@ def build(
     options: EngineOptions,
     needs_plugin: bool = False,
     cache: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
     progress: Progress | None = None,
 ) -> BuiltEngine:
     """Build the graph in `onnx`. cache: a timing cache to use and to update; None for none.
 
-    needs_plugin: the graph has nothing that could stand in for EfficientNMS_TRT. Raises `ExportError` with the
-    library's own words, and KeyboardInterrupt where somebody pressed Ctrl-C.
+    needs_plugin: the graph has no body that could replace the plugin EfficientNMS_TRT. Raises `ExportError` with the
+    library's message, and KeyboardInterrupt after Ctrl-C.
     """
     trt, messages = library.trt, Messages()
     logger = collecting_logger(library, messages)
@@ -68,9 +70,9 @@ def build(
         )
     try:
         builder: tensorrt.Builder = trt.Builder(logger)
-    except TypeError as error:  # what the bindings make of a null pointer
+    except TypeError as error:  # the bindings raise it for a null pointer
         raise ExportError(f"{library.name} cannot start a build: {messages.why()}") from error
-    # In version 10 strong typing is a choice; later there is nothing else, and the flag goes away.
+    # In version 10 strong typing is optional; later versions have no other mode, and no flag for it.
     flags = 0
     if library.flavour == "tensorrt" and library.major == 10:
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -99,7 +101,7 @@ def build(
 
 
 def has_plugin(library: Library) -> bool:
-    """Whether the library's EfficientNMS_TRT is there to be used, once `load_plugins` was called."""
+    """Whether the library has EfficientNMS_TRT; `load_plugins` must have been called."""
     if library.flavour == "rtx":
         return False
     registry: tensorrt.IPluginRegistry = library.trt.get_plugin_registry()
@@ -110,13 +112,13 @@ def _parse(parser: tensorrt.OnnxParser, onnx: Path, library: Library) -> None:
     """Raises `ExportError` naming every node that the library cannot read."""
     if parser.parse_from_file(str(onnx)):
         return
-    told = []
+    reasons = []
     for i in range(parser.num_errors):
         error: tensorrt.ParserError = parser.get_error(i)
         node, operator = error.node_name(), error.node_operator()
         where = f"node {node!r} ({operator}): " if node or operator else ""
-        told.append(where + " ".join(error.desc().split()))
-    raise ExportError(f"{onnx}: {library.name} cannot read it: " + ("; ".join(told) or "it gave no reason"))
+        reasons.append(where + " ".join(error.desc().split()))
+    raise ExportError(f"{onnx}: {library.name} cannot read it: " + ("; ".join(reasons) or "it gave no reason"))
 
 
 def _profile(
@@ -126,7 +128,7 @@ def _profile(
     options: EngineOptions,
     onnx: Path,
 ) -> tuple[int, int, int]:
-    """One profile for the one input; a fixed batch needs none."""
+    """Add the profile of the only input, unless its batch is fixed; gives least, tuned and most images of a batch."""
     if network.num_inputs != 1:
         raise ExportError.at(onnx, f"expected one input, the images, got {network.num_inputs}")
     images: tensorrt.ITensor = network.get_input(0)
@@ -150,7 +152,9 @@ def _profile(
 
 def _configure(library: Library, config: tensorrt.IBuilderConfig, options: EngineOptions) -> None:
     trt = library.trt
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the audit; it costs bytes and no time
+    config.profiling_verbosity = (
+        trt.ProfilingVerbosity.DETAILED
+    )  # for the audit; it makes the file larger, but nothing slower
     if options.workspace_gb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gb * 2**30))
     if options.version_compatible:
@@ -167,7 +171,7 @@ def _configure(library: Library, config: tensorrt.IBuilderConfig, options: Engin
 
 
 def _monitor(library: Library, progress: Progress | None) -> Any:
-    """Reports the phase that goes on now, and stops the build when `stopped` is set."""
+    """A progress monitor, which reports the current phase and stops the build when `stopped` is set."""
     trt = library.trt
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]  # known at run time only
@@ -175,7 +179,7 @@ def _monitor(library: Library, progress: Progress | None) -> Any:
             trt.IProgressMonitor.__init__(self)
             self.stopped: BaseException | None = None
             self.steps: dict[str, int] = {}
-            self.told = 0.0
+            self.reported = 0.0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.steps[phase_name] = num_steps
@@ -191,12 +195,12 @@ def _monitor(library: Library, progress: Progress | None) -> Any:
         def _report(self, phase: str, done: int) -> None:
             total = self.steps.get(phase, 0)
             now = time.monotonic()
-            if progress is None or self.stopped is not None or total < 1 or now - self.told < _TELL_EVERY:
+            if progress is None or self.stopped is not None or total < 1 or now - self.reported < _REPORT_EVERY:
                 return
-            self.told = now
+            self.reported = now
             try:
                 progress(f"build: {phase.lower()}", min(done, total), total)
-            except BaseException as error:  # it cannot pass through the library's C++; `build` raises it
+            except BaseException as error:  # cannot pass through the library's C++, so `build` raises it later
                 self.stopped = error
 
     return Monitor()
@@ -204,7 +208,7 @@ def _monitor(library: Library, progress: Progress | None) -> Any:
 
 @contextmanager
 def _interrupts(monitor: Any) -> Iterator[None]:
-    """While the library works, Ctrl-C asks it to stop; Python's own way would have to unwind through its C++."""
+    """While the library works, Ctrl-C only sets `stopped`: an exception could not pass through the library's C++."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

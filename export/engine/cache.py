@@ -1,16 +1,16 @@
-"""The timing cache: what TensorRT measured in earlier builds, kept for each GPU and version.
+"""The timing cache: TensorRT's measurements of earlier builds, a file for each GPU and version.
 
-A build without it takes minutes, because it times every kernel anew; with it, seconds. Another GPU or version has
-another file, because the measurements of one mean nothing to the other.
+A build without it takes minutes, because it times every kernel; with it, seconds. Measurements of one GPU or version
+are not valid for another.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.options import Say
 from runtime.backends.trt.library import Library
 from runtime.files.write import cache_folder, replacing
 
@@ -19,15 +19,13 @@ if TYPE_CHECKING:
 
 
 def cache_path(library: Library, gpu: str, sm: int) -> Path:
-    """Where the measurements of that library on that GPU are kept, in the user's folder for caches. Raises OSError
-    where there is no such folder.
-    """
+    """The file of that library on that GPU, in the user's cache folder. Raises OSError if there is no such folder."""
     device = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     return cache_folder("EngineOptions.timing_cache") / f"{library.flavour}-{library.version}-sm{sm}-{device}.timing"
 
 
-def use_cache(config: tensorrt.IBuilderConfig, path: Path, say: Callable[[str], None]) -> None:
-    """Give the measurements in `path` to a build; a file that is missing or of another GPU starts an empty one."""
+def use_cache(config: tensorrt.IBuilderConfig, path: Path, say: Say) -> None:
+    """Give the measurements in `path` to a build; without a usable file the build starts with an empty cache."""
     content = b""
     try:
         content = path.read_bytes()
@@ -43,8 +41,8 @@ def use_cache(config: tensorrt.IBuilderConfig, path: Path, say: Callable[[str], 
     config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def keep_cache(config: tensorrt.IBuilderConfig, path: Path, say: Callable[[str], None]) -> None:
-    """Write what the build measured to `path`, whole or not at all; the engine is worth more than that."""
+def keep_cache(config: tensorrt.IBuilderConfig, path: Path, say: Say) -> None:
+    """Write the build's measurements to `path`, atomically. A failure is only said, because the engine matters more."""
     cache: tensorrt.ITimingCache = config.get_timing_cache()
     if cache is None:
         return

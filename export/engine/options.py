@@ -1,4 +1,4 @@
-"""What an engine should be, and where its build may look for what it learned before."""
+"""The options of an engine's build."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from export.options import ExportError, Precision
+from export.options import ExportError, Precision, require_choice
 
 EngineName = Literal["auto", "tensorrt", "rtx"]
 
@@ -40,11 +40,8 @@ class EngineOptions:
     check_hashes: bool = True
 
     def __post_init__(self) -> None:
-        for name, value, legal in (
-            ("precision", self.precision, (None, *get_args(Precision))), ("engine", self.engine, get_args(EngineName)),
-        ):  # fmt: skip
-            if value not in legal:
-                raise ExportError.of(name, f"expected one of {', '.join(map(str, legal))}, got {value!r}")
+        require_choice("precision", self.precision, (None, *get_args(Precision)))
+        require_choice("engine", self.engine, get_args(EngineName))
         if self.batch is not None:
             numbers = len(self.batch) == 3 and all(isinstance(n, int) for n in self.batch)
             if not numbers or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:

@@ -1,4 +1,4 @@
-"""The proof of an engine: asked for its precision and scored, where it runs; where it does not, nothing is claimed."""
+"""Verifying an engine: audit and score where it runs here; where it does not, the card says so."""
 
 from __future__ import annotations
 
@@ -23,45 +23,40 @@ from runtime.runs import RunsError
 
 @dataclass(frozen=True)
 class Scoring:
-    """What an engine is scored against."""
+    """What an engine is scored against.
+
+    checkpoint: None: the one that the graph names, if it lies beside the graph. out: the engine's final name.
+    """
 
     checkpoint: Path | None
-    """None: the one that the graph names, where it lies beside it."""
     graph: Path
     gate: Gate
     out: Path
-    """The name that the engine will have."""
 
 
 def verify_engine(
     engine: Path, card: Card, library: Library, typed: Audit, allow: Sequence[str], scoring: Scoring,
     progress: Progress | None,
 ) -> tuple[Card, Audit, Verification | None]:  # fmt: skip
-    """Audit and score the engine where it runs here; else the card says why not, and never that it passed."""
+    """Audit and score the engine if it runs here; else the card says why not, and never that it passed."""
     of_graph = {"graph": dict(read_card(scoring.graph).verification)}
     why = _cannot_run(engine, card, library)
     if why is not None:
-        return (
-            replace(card, verification={"scored": False, "why": f"built, not scored: {why}", **of_graph}),
-            typed,
-            None,
-        )
+        verified = {"scored": False, "why": f"built, not scored: {why}", **of_graph}
+        return replace(card, verification=verified), typed, None
     audit = audit_engine(TrtBackend(engine).layers(), typed)
     audit.require(str(scoring.out), allow)
     card = replace(card, engine={**card.engine, "audit": audit.to_json()})
     verification = _score(engine, scoring, progress)
     if isinstance(verification, str):
-        return (
-            replace(card, verification={"scored": False, "why": f"not scored: {verification}", **of_graph}),
-            audit,
-            None,
-        )
+        verified = {"scored": False, "why": f"not scored: {verification}", **of_graph}
+        return replace(card, verification=verified), audit, None
     summary, metrics = verification.summary(scoring.out), verification.metrics(scoring.out)
     return replace(card, metrics=metrics, verification={**summary, **of_graph}), audit, verification
 
 
 def _cannot_run(engine: Path, card: Card, library: Library) -> str | None:
-    """Why this machine cannot run the engine; None where it can, so that a failure there is a failure."""
+    """Why this machine cannot run the engine; None where it can, so that any failure to run it is an error."""
     if cuda_device_count() == 0:
         return "this machine has no CUDA device"
     try:
@@ -70,7 +65,7 @@ def _cannot_run(engine: Path, card: Card, library: Library) -> str | None:
         here = gpu(0)
         check_platform(engine, card, library, here.sm, here.name)
         if library.flavour == "rtx" and not hasattr(library.trt.ComputeCapability, f"SM{here.sm}"):
-            TrtBackend(engine)  # a GPU that RTX does not list, as in data centers, may refuse any engine
+            TrtBackend(engine)  # a GPU that RTX does not list, as those of data centers, may refuse every engine
     except BackendError as error:
         return str(error)
     return None
@@ -85,6 +80,6 @@ def _score(engine: Path, scoring: Scoring, progress: Progress | None) -> Verific
         checkpoint = scoring.checkpoint or find_checkpoint(scoring.graph)
         return pass_gate(engine, scoring.out, checkpoint, gate, None, progress)
     except (VerifyError, RunsError, DatasetError) as error:
-        if gate.annotations is not None or gate.images is not None:
+        if gate.names_data:
             raise
         return str(error)

@@ -1,8 +1,6 @@
-"""The form of a graph: the network with the input and the NMS that the options ask for, traced and simplified."""
+"""Building a graph: the network with the input and the NMS of the options, traced and simplified."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import onnx
 import torch
@@ -10,7 +8,7 @@ import torch
 from export.graph.nms import add_functions, nms_module
 from export.graph.plan import frame_of
 from export.graph.tracing import check_weights, simplified, trace
-from export.options import ExportError, InputForm, NmsKind, OnnxOptions, Precision
+from export.options import ExportError, InputForm, NmsKind, OnnxOptions, Precision, Say
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import FrameGeometry, GraphInput
 from models.detector import Detector as Network
@@ -19,12 +17,11 @@ from runtime.card.card import Card
 
 
 def onnx_model(
-    detector: Network, frame: FrameGeometry | None, kind: NmsKind, precision: Precision, options: OnnxOptions,
-    say: Callable[[str], None],
-) -> onnx.ModelProto:  # fmt: skip
-    """The traced graph, with the functions that its NMS needs to run here."""
-    rest_is_half = precision == "int8" and options.int8 is not None and options.int8.half
-    half, config = precision == "fp16" or rest_is_half, detector.config
+    detector: Network, frame: FrameGeometry | None, kind: NmsKind, precision: Precision, options: OnnxOptions, say: Say
+) -> onnx.ModelProto:
+    """The traced graph, with the functions that its NMS needs in ONNX Runtime."""
+    half_beside_int8 = precision == "int8" and options.int8 is not None and options.int8.half
+    half, config = precision == "fp16" or half_beside_int8, detector.config
     nms = nms_module(kind, config.postprocess, len(config.classes), options.certificate, half)
     deploy = Deploy(detector, GraphInput(options.input, frame), nms).eval()
     if half:
@@ -42,7 +39,7 @@ def onnx_model(
 
 
 def float_forms(detector: Network, card: Card) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Float32 graphs of `detector`, traced and simplified, with the input and the NMS of the artifact of `card`."""
+    """Two float32 graphs of `detector`, as traced and simplified, with the input and the NMS of `card`'s artifact."""
     kind: NmsKind = "auto" if card.nms["kind"] == "plugin" else card.nms["kind"]
     form: InputForm = "float-nchw" if card.input == "float-nchw" else "uint8-nhwc"
     certificate = bool(card.nms.get("certificate"))

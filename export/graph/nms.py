@@ -1,17 +1,19 @@
-"""The forms of NMS that a graph can have. All give the same detections on the same candidates.
+"""The forms of NMS that a graph can have. All give the same detections for the same candidates.
 
-auto      a node EfficientNMS_TRT and a function of that name whose body is the portable NMS: TensorRT takes its plugin,
-          everybody else the body
+auto      a node EfficientNMS_TRT and a function of that name with the portable NMS as its body: TensorRT uses its
+plugin,
+          other backends use the body
 portable  iterated suppression, 16 rounds (`models.deploy.nms`)
-loop      the same, until nothing changes: exact always, and a loop in the graph
+loop      iterated suppression in a Loop until nothing changes: always exact
 onnx      ONNX's NonMaxSuppression
-plugin    a node EfficientNMS_TRT, and nothing for anybody else
-none      candidates; the runtime suppresses
+plugin    a node EfficientNMS_TRT without a body, for TensorRT only
+none      the graph gives candidates, and the runtime does NMS
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -31,13 +33,13 @@ PLUGIN = "EfficientNMS_TRT"
 PLUGIN_DOMAIN = "trt.plugins"
 _OWN_DOMAIN = "isodet"
 _DENSE_BELOW = 0.007
-"""Under this threshold the plugin sorts all scores instead of those above it, and fills the slots that are left with
-what it should have dropped, at scores of -32768 (EfficientNMSFilterLauncher and EfficientNMSDenseIndex in TensorRT's
+"""Under this threshold the plugin sorts all scores instead of those above it, and fills free slots with boxes that it
+should have dropped, at scores of -32768 (EfficientNMSFilterLauncher and EfficientNMSDenseIndex in TensorRT's
 efficientNMSInference.cu)."""
 
 
 def why_no_plugin(post: PostprocessConfig) -> str:
-    """Why TensorRT's plugin would not find this model's detections; '' where it does."""
+    """Why TensorRT's plugin would give other detections than this model; "" where it gives the same."""
     if post.threshold_on == "class":
         return (
             "the plugin compares its threshold with the score that it sorts by, this model with the class probability "
@@ -54,24 +56,24 @@ def why_no_plugin(post: PostprocessConfig) -> str:
 def nms_module(
     kind: NmsKind, post: PostprocessConfig, classes: int, certificate: bool = False, half: bool = False
 ) -> nn.Module:
-    """What a `Deploy` that is traced has for `kind`, which is not `auto` where `why_no_plugin` says something.
+    """The `nms` of a `Deploy` to trace for `kind`; not for `auto` or `plugin` where `why_no_plugin` gives a reason.
 
-    half: products of zeros and ones in float16, which RTX wants on Turing (`PortableNms`).
+    half: matrix products in float16, which TensorRT-RTX needs on Turing GPUs (`PortableNms`).
     """
     dtype = torch.float16 if half else torch.float32
-    if kind in ("auto", "plugin"):
-        return PluginNms(post, classes)
-    if kind == "loop":
-        return LoopNms(post, dtype)
-    if kind == "onnx":
-        return OnnxNms(post, classes)
-    if kind == "none":
-        return NoNms()
-    return PortableNms(post.nms_iou, post.detections, certificate, dtype)
+    modules: dict[NmsKind, Callable[[], nn.Module]] = {
+        "auto": lambda: PluginNms(post, classes),
+        "portable": lambda: PortableNms(post.nms_iou, post.detections, certificate, dtype),
+        "loop": lambda: LoopNms(post, dtype),
+        "onnx": lambda: OnnxNms(post, classes),
+        "plugin": lambda: PluginNms(post, classes),
+        "none": NoNms,
+    }
+    return modules[kind]()
 
 
 class PluginNms(nn.Module):
-    """TensorRT's plugin, whose thresholds are "at or above" where ours are "above": the next float32 says the same."""
+    """TensorRT's plugin. It keeps what is at or above a threshold, isodet what is above: it gets the next float32."""
 
     def __init__(self, post: PostprocessConfig, classes: int):
         super().__init__()
@@ -84,19 +86,21 @@ class PluginNms(nn.Module):
 
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         batch, kept = scores.shape[0], min(self.post.detections, scores.shape[1])
-        found = torch.onnx.ops.symbolic_multi_out(
-            f"{PLUGIN_DOMAIN}::{PLUGIN}", (boxes, by_class(scores, labels, self.classes)),
+        outputs = torch.onnx.ops.symbolic_multi_out(
+            f"{PLUGIN_DOMAIN}::{PLUGIN}",
+            (boxes, by_class(scores, labels, self.classes)),
             {**self.attributes, "max_output_boxes": kept},
             dtypes=(torch.int32, torch.float32, torch.float32, torch.int32),
-            shapes=((batch, 1), (batch, kept, 4), (batch, kept), (batch, kept)), version=1,
-        )  # fmt: skip
-        return tuple(found)
+            shapes=((batch, 1), (batch, kept, 4), (batch, kept), (batch, kept)),
+            version=1,
+        )
+        return tuple(outputs)
 
 
 class PluginBody(nn.Module):
-    """What the plugin does, in standard operators: boxes [B, K, 4], scores [B, K, C] -> its four outputs.
+    """The plugin in standard operators: boxes [B, K, 4], scores [B, K, C] -> its four outputs.
 
-    Of each candidate, one class has a score and the others have 0.
+    Each candidate has a score at one class, and 0 at the others.
     """
 
     def __init__(self, nms: PortableNms):
@@ -109,7 +113,7 @@ class PluginBody(nn.Module):
 
 
 class LoopNms(nn.Module):
-    """`PortableNms` with as many rounds as it takes."""
+    """`PortableNms` with as many rounds as are needed."""
 
     def __init__(self, post: PostprocessConfig, dtype: torch.dtype):
         super().__init__()
@@ -118,14 +122,17 @@ class LoopNms(nn.Module):
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         suppresses = suppression(boxes, labels, self.post.nms_iou).to(self.dtype)
         kept = torch.onnx.ops.symbolic(
-            f"{_OWN_DOMAIN}::KeepUntilStable", (torch.ones_like(suppresses[:, :1]), suppresses), dtype=self.dtype,
-            shape=(scores.shape[0], 1, scores.shape[1]), version=1,
-        )  # fmt: skip
+            f"{_OWN_DOMAIN}::KeepUntilStable",
+            (torch.ones_like(suppresses[:, :1]), suppresses),
+            dtype=self.dtype,
+            shape=(scores.shape[0], 1, scores.shape[1]),
+            version=1,
+        )
         return best(kept[:, 0] > 0.5, boxes, scores, labels, self.post.detections)
 
 
 class OnnxNms(nn.Module):
-    """ONNX's NonMaxSuppression, by ranks: it orders equal scores as it likes."""
+    """ONNX's NonMaxSuppression on ranks instead of scores, because its order of equal scores is undefined."""
 
     def __init__(self, post: PostprocessConfig, classes: int):
         super().__init__()
@@ -134,16 +141,18 @@ class OnnxNms(nn.Module):
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         ranks = torch.arange(scores.shape[1], 0, -1, dtype=torch.float32)
         ranks = by_class(torch.where(scores > 0, ranks, 0.0), labels, self.classes)
-        # NonMaxSuppression clips nothing, but compares sides: the box of no candidate is made empty.
         kept = torch.onnx.ops.symbolic(
-            f"{_OWN_DOMAIN}::Select", (boxes, ranks.transpose(1, 2), torch.zeros_like(scores)), dtype=torch.float32,
-            shape=scores.shape, version=1,
-        )  # fmt: skip
+            f"{_OWN_DOMAIN}::Select",
+            (boxes, ranks.transpose(1, 2), torch.zeros_like(scores)),
+            dtype=torch.float32,
+            shape=scores.shape,
+            version=1,
+        )
         return best(kept > 0.5, boxes, scores, labels, self.post.detections)
 
 
 class NoNms(nn.Module):
-    """Candidates as they are: boxes, scores (0: no candidate), labels int32."""
+    """No NMS: the candidates' boxes, scores (0: no candidate) and labels int32."""
 
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         return boxes, scores, labels.int()
@@ -155,7 +164,7 @@ def by_class(scores: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def float32_after(threshold: float) -> float:
-    """`score >= float32_after(t)` says what `score > t` says of a float32 score, in PyTorch and in ONNX."""
+    """For a float32 score, `score >= float32_after(t)` is `score > t` as PyTorch and ONNX compute it."""
     return float32_above(float(torch.tensor(threshold, dtype=torch.float32)))
 
 
@@ -164,8 +173,9 @@ def float32_after(threshold: float) -> float:
 
 
 def add_functions(model: ModelProto, kind: NmsKind, deploy: Deploy, half: bool) -> ModelProto:
-    """`model`, traced of `deploy` with `nms_module(kind)`, runnable: of `auto` and `plugin` with the plugin's body as a
-    function, of the others in plain operators.
+    """`model`, which was traced from `deploy` with `nms_module(kind)`, in a form that ONNX Runtime can run.
+
+    For `auto` and `plugin` it gets the plugin's body as a function; the other forms are plain operators.
     """
     post = deploy.config.postprocess
     opset = next(i.version for i in model.opset_import if i.domain in ("", "ai.onnx"))
@@ -189,7 +199,7 @@ def add_functions(model: ModelProto, kind: NmsKind, deploy: Deploy, half: bool) 
 
 
 def without_functions(model: ModelProto) -> ModelProto:
-    """A copy of `model` that only a backend with the plugin can run."""
+    """A copy of `model` without functions, which only a backend with the plugin can run."""
     stripped = ModelProto()
     stripped.CopyFrom(model)
     del stripped.functions[:]
@@ -210,7 +220,7 @@ def _body(
     iou: float, detections: int, half: bool, size: tuple[int, int], fixed: int | None, opset: int,
     attributes: tuple[str, ...],
 ) -> FunctionProto:  # fmt: skip
-    """Kept, because tracing it takes seconds and it depends on no weight. size: candidates and classes."""
+    """The plugin's body, cached because tracing takes seconds. It has no weights. size: candidates and classes."""
     count, classes = size
     nms = PortableNms(iou, detections, dtype=torch.float16 if half else torch.float32)
     example = (torch.zeros(fixed or 2, count, 4), torch.zeros(fixed or 2, count, classes))
@@ -220,26 +230,26 @@ def _body(
 
 
 def as_function(model: ModelProto, name: str, domain: str, attributes: list[str]) -> FunctionProto:
-    """A model's graph as a local function. Its values and nodes get names that no graph around it has."""
+    """A model's graph as a local function. A prefix keeps names of its values and nodes apart from the main graph's."""
     graph = model.graph
 
-    def own(value: str) -> str:
+    def prefixed(value: str) -> str:
         return f"nms_{value}" if value else value
 
     nodes = []
     for tensor in graph.initializer:
-        tensor.name, value = "", own(tensor.name)
+        tensor.name, value = "", prefixed(tensor.name)
         nodes.append(helper.make_node("Constant", [], [value], value=tensor))
     for node in graph.node:
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             raise ExportError(f"{node.op_type}: a graph within the body of {name} would need its names changed, too")
-        node.input[:] = [own(value) for value in node.input]
-        node.output[:] = [own(value) for value in node.output]
-        node.name = own(node.name)  # TensorRT warns of nodes whose name it has seen
+        node.input[:] = [prefixed(value) for value in node.input]
+        node.output[:] = [prefixed(value) for value in node.output]
+        node.name = prefixed(node.name)  # TensorRT warns of nodes of equal names
         del node.metadata_props[:]
         nodes.append(node)
     return helper.make_function(
-        domain, name, [own(i.name) for i in graph.input], [own(o.name) for o in graph.output], nodes,
+        domain, name, [prefixed(i.name) for i in graph.input], [prefixed(o.name) for o in graph.output], nodes,
         [i for i in model.opset_import if i.domain in ("", "ai.onnx")], attributes,
     )  # fmt: skip
 

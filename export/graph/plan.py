@@ -1,19 +1,17 @@
-"""What a graph of this checkpoint will be, decided and refused before the long work."""
+"""Decisions about the graph of a checkpoint: NMS, precision and letterbox, made before the long work begins."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from export.graph.nms import why_no_plugin
-from export.options import ExportError, NmsKind, OnnxOptions, Precision
+from export.options import ExportError, NmsKind, OnnxOptions, Precision, Say
 from models.config.model import PostprocessConfig
 from models.deploy.graph_input import FrameGeometry
 from runtime.card.card import Card
 from runtime.images.image import FILL, Letterbox
 
 
-def nms_kind(options: OnnxOptions, post: PostprocessConfig, say: Callable[[str], None]) -> NmsKind:
-    """The form that the graph has. Raises `ExportError` where the plugin is asked for and would not find the same."""
+def nms_kind(options: OnnxOptions, post: PostprocessConfig, say: Say) -> NmsKind:
+    """The form of NMS. Raises `ExportError` if the plugin is asked for and would give other detections."""
     why_not = why_no_plugin(post)
     if not why_not or options.nms not in ("auto", "plugin"):
         return options.nms
@@ -24,24 +22,21 @@ def nms_kind(options: OnnxOptions, post: PostprocessConfig, say: Callable[[str],
 
 
 def precision_of(options: OnnxOptions, card: Card) -> Precision:
-    """What the file will have. Raises `ExportError` for what this checkpoint cannot become."""
-    wanted = options.precision or ("int8" if card.quantization else "fp32")
-    if card.quantization and wanted != "int8":
-        raise ExportError.of(
-            "precision",
-            f"the checkpoint is 8-bit already, so it cannot be exported as {wanted}; export the float "
-            "checkpoint that it came from",
-        )
-    return wanted
+    """The precision of the file. Raises `ExportError` for one that this checkpoint cannot have."""
+    precision = options.precision or ("int8" if card.quantization else "fp32")
+    if card.quantization and precision != "int8":
+        reason = f"the checkpoint is 8-bit already, so it cannot be exported as {precision}"
+        raise ExportError.of("precision", f"{reason}; export the float checkpoint that it came from")
+    return precision
 
 
 def frame_of(options: OnnxOptions, card: Card) -> FrameGeometry | None:
-    """The letterbox that the graph is to hold, if any."""
+    """The letterbox inside the graph, if it has one."""
     return None if options.source_size_hw is None else framed(options.source_size_hw, card.input_size_hw)
 
 
 def framed(source_hw: tuple[int, int], size_hw: tuple[int, int]) -> FrameGeometry:
-    """The letterbox of raw frames of `source_hw` into `size_hw`. Raises `ExportError` where it would leave a line."""
+    """The letterbox of raw frames of `source_hw` into `size_hw`. Raises `ExportError` for frames that become a line."""
     placement = Letterbox.fit(source_hw, size_hw)
     if min(placement.resized_hw) < 2:
         (h, w), (height, width) = placement.source_hw, placement.size_hw

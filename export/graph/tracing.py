@@ -1,4 +1,4 @@
-"""From a module to an ONNX model, and what is checked of every model: size, weights, form."""
+"""From a module to an ONNX model, and the checks of every model: size, weights, form."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def trace(
 
 
 def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without redundant nodes. Raises `ExportError` where that costs size. `model` has no functions yet."""
+    """`model` without redundant nodes; it must not have functions yet. Raises `ExportError` if the file would grow."""
     import onnxslim
 
     with contextlib.redirect_stdout(io.StringIO()):
-        # A factor behind a convolution stays: folded into it, every pyramid level would get its own copy of the
-        # convolution that all share (models.layers.blocks.LevelNorm). Engines fold it while they load.
+        # Factors behind convolutions are not folded: every pyramid level would get a copy of the convolution that all
+        # levels share (models.layers.blocks.LevelNorm). Engines fold them while they load the file.
         slim = onnxslim.slim(model, skip_fusion_patterns=["FusionConvMul"])
     if not isinstance(slim, onnx.ModelProto):
         raise ExportError("onnxslim gave no model back; export without --simplify")
@@ -57,7 +57,7 @@ def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 def check_weights(model: onnx.ModelProto) -> None:
     """Raise `ExportError` for weights that are not finite, or that are in the file twice.
 
-    Looked at for the second are tensors of at least 4 KB with two dimensions or more whose numbers are not all one.
+    Duplicates are searched among tensors of at least 4 KB and two dimensions whose numbers are not all equal.
     """
     seen: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     for tensor in model.graph.initializer:
@@ -74,22 +74,22 @@ def check_weights(model: onnx.ModelProto) -> None:
 
 
 def require_finite(name: str, values: NDArray[Any]) -> None:
-    """Raise `ExportError` for a weight with NaN or infinite numbers, which an engine would take without a word."""
+    """Raise `ExportError` for a weight with NaN or infinite numbers, which engines accept silently."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ExportError(f"the weight {name} of the graph holds NaN or infinite numbers; nothing was written")
 
 
 def weights_megabytes(model: onnx.ModelProto) -> float:
-    """Of all initializers."""
-    return sum(np.prod(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
-               for t in model.graph.initializer) / 2**20  # fmt: skip
+    """Size of all initializers."""
+    types = onnx.helper.tensor_dtype_to_np_dtype
+    return sum(np.prod(t.dims) * types(t.data_type).itemsize for t in model.graph.initializer) / 2**20
 
 
 def write_model(model: onnx.ModelProto, card: Card, path: Path) -> Card:
-    """Serialize with the card inside, checked; returns the card, which has the graph's hash now."""
-    kept = [p for p in model.metadata_props if p.key != METADATA_KEY]
+    """Check `model` and write it with the card inside; returns the card with the hash of the graph."""
+    others = [p for p in model.metadata_props if p.key != METADATA_KEY]
     del model.metadata_props[:]
-    model.metadata_props.extend(kept)
+    model.metadata_props.extend(others)
     model.producer_name, model.producer_version = "isodet", version("isodet")
     onnx.save(model, path)
     card = replace(card, hashes={**card.hashes, "graph": graph_sha256(path)})

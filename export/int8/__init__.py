@@ -1,1 +1,1 @@
-"""8 bits after training: pictures, ranges, and which layers suffer."""
+"""Post-training quantization: calibration pictures, ranges, and the sensitivity of layers."""

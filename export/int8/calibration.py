@@ -1,8 +1,8 @@
-"""The pictures that ranges of 8-bit activations are observed on."""
+"""The pictures for calibration, on which the ranges of 8-bit activations are observed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.options import CalibrationError, Progress
+from export.options import CalibrationError, Progress, Say
 from isodet.selection import evenly_spread
 from runtime.card.card import Card
 from runtime.datasets import read_split
@@ -22,21 +22,20 @@ from runtime.images.picture_files import files_in, left_out_text, list_pictures
 class Pictures:
     """Picture files, spread evenly over a data set, letterboxed as the runtime does it.
 
-    `used` and `unreadable` are known after they were read.
+    source: a description for people. notes: sentences about them that a user should know. used, unreadable: known after
+    `batches` has read them.
     """
 
     paths: list[Path]
     source: str
-    """What they are, for people."""
     notes: list[str] = field(default_factory=list)
-    """What a user should know of them."""
     used: int = 0
     unreadable: list[ImageError] = field(default_factory=list)
 
     def batches(
         self, size_hw: tuple[int, int], progress: Progress | None = None, size: int = 8
     ) -> Iterator[torch.Tensor]:
-        """uint8 [B, H, W, 3], B at most `size`; files that cannot be read are left out and listed."""
+        """Batches uint8 [B, H, W, 3], B at most `size`; unreadable files are left out and listed in `unreadable`."""
         self.used, self.unreadable = 0, []
         batch: list[Image] = []
         for done, path in enumerate(self.paths, start=1):
@@ -53,8 +52,8 @@ class Pictures:
         if batch:  # the last files could not be read
             yield torch.from_numpy(np.stack(batch))
 
-    def report(self, asked: int, say: Callable[[str], None]) -> None:
-        """Say what is worth knowing, after they were read. Raises `CalibrationError` where none could be."""
+    def report(self, asked: int, say: Say) -> None:
+        """Say the notes, and how many were read. Raises `CalibrationError` if none could be read."""
         for note in self.notes:
             say(note)
         if self.unreadable:
@@ -70,10 +69,10 @@ class Pictures:
 def calibration_pictures(
     card: Card, checkpoint: Path, annotations: Path | None, images: Path | None, count: int
 ) -> Pictures:
-    """At most `count` pictures: of the annotation file with its folder, of a bare folder of pictures, or else of the
-    training set that the checkpoint names.
+    """At most `count` pictures: of an annotation file and its folder, of a folder alone, or of the checkpoint's
+    training set.
 
-    Raises `CalibrationError` where there are none, `DatasetError` where they cannot be read.
+    Raises `CalibrationError` where there are none, `DatasetError` where the data set cannot be read.
     """
     if count < 1:
         raise CalibrationError.of("calibration", f"expected 1 or more pictures, got {count}")
@@ -83,20 +82,18 @@ def calibration_pictures(
         paths, left_out = list_pictures(files_in(images))
         if not paths:
             others = f"; {left_out_text(left_out)}" if left_out else ""
-            raise CalibrationError.at(
-                images, f"no picture in this calibration folder ({', '.join(IMAGE_SUFFIXES)}){others}"
-            )
+            suffixes = ", ".join(IMAGE_SUFFIXES)
+            raise CalibrationError.at(images, f"no picture in this calibration folder ({suffixes}){others}")
         return Pictures(evenly_spread(paths, count), str(images))
+    splits: list[dict[str, Any]]
     if annotations is not None:
-        splits: list[dict[str, Any]] = [
-            {"annotations": str(annotations), "images": None if images is None else str(images)}
-        ]
+        splits = [{"annotations": str(annotations), "images": None if images is None else str(images)}]
     else:
-        named = card.training.get("data", {}).get("train", {})
-        splits = list(named) if isinstance(named, (list, tuple)) else [named]
+        train = card.training.get("data", {}).get("train", {})
+        splits = list(train) if isinstance(train, (list, tuple)) else [train]
         if not splits or any("annotations" not in split for split in splits):
-            raise CalibrationError.at(checkpoint, "its card names no training data to calibrate on; give "
-                                   "--calibration FILE (--calibration-images FOLDER), or the folder alone")  # fmt: skip
+            options = "--calibration FILE (--calibration-images FOLDER), or the folder alone"
+            raise CalibrationError.at(checkpoint, f"its card names no training data to calibrate on; give {options}")
     paths, labels = [], set()
     for split in splits:
         dataset = read_split(split, card.classes, "train", allow_absent=True)
@@ -107,9 +104,9 @@ def calibration_pictures(
         raise CalibrationError.at(source, "no picture to calibrate on")
     notes = []
     if len(labels) <= 1 < len(card.classes):
-        which = f"only objects of the class {card.classes[labels.pop()]!r}" if labels else "no objects"
+        objects = f"only objects of the class {card.classes[labels.pop()]!r}" if labels else "no objects"
         notes.append(
-            f"warning: calibration: {source} has {which}, and the detector knows {len(card.classes)} classes; ranges "
+            f"warning: calibration: {source} has {objects}, and the detector knows {len(card.classes)} classes; ranges "
             "that fit only those may cut off what the others need: calibrate on pictures of all"
         )
     return Pictures(evenly_spread(paths, count), source, notes)

@@ -1,4 +1,4 @@
-"""What the rounding of one layer alone does to a network's raw outputs."""
+"""The error of a network's raw outputs when a single layer is quantized."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from models.quant import QuantDetector
 def output_errors(
     network: QuantDetector, batches: Sequence[Tensor], progress: Progress | None = None
 ) -> dict[str, float]:
-    """By layer: how far raw outputs on `batches` (uint8 [B, H, W, 3]) are from those of the float network when it
-    alone is rounded, in standard deviations of each output, the three outputs together. Afterwards all is rounded.
+    """By layer, the error of the raw outputs on `batches` (uint8 [B, H, W, 3]) when only that layer is quantized.
+
+    It is the root mean square of the difference from the float network, in standard deviations of each output, over the
+    three outputs together. Afterwards the whole network is quantized again.
     """
     network.enable([])
     references = [_outputs(network, batch) for batch in batches]
@@ -29,8 +31,8 @@ def output_errors(
         network.enable([name])
         squares = [torch.zeros(()) for _ in spreads]
         for batch, reference in zip(batches, references, strict=True):
-            for i, (ours, theirs) in enumerate(zip(_outputs(network, batch), reference, strict=True)):
-                squares[i] += (ours - theirs).square().sum()
+            for i, (output, exact) in enumerate(zip(_outputs(network, batch), reference, strict=True)):
+                squares[i] += (output - exact).square().sum()
         noise = [float(s / (size * v)) for s, size, v in zip(squares, sizes, spreads, strict=True)]
         errors[name] = math.sqrt(sum(noise) / len(noise))
         if progress is not None:

@@ -1,12 +1,14 @@
-"""`--int8`: a trained detector as 8 bits, without training (post-training quantization).
+"""`--int8`: post-training quantization of a trained detector.
 
-Ranges of activations are observed on pictures, the network gets them (`models.quant`), and what then loses too much mAP
-goes back to float layer by layer. A checkpoint that was trained as 8 bits keeps its own ranges.
+Ranges of activations are observed on pictures and set in the network (`models.quant`). If it then loses too much mAP,
+layers go back to float one by one. A checkpoint of QAT keeps its own ranges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from export.int8.calibration import Pictures, calibration_pictures
 from export.int8.layer_errors import output_errors
 from export.int8.ranges import RangesFile, read_ranges
-from export.options import CalibrationError, ExportError, Int8, Progress
+from export.options import CalibrationError, ExportError, Int8, Progress, Say
 from models.deploy.graph import Deploy
 from models.detector import Detector as Network
 from models.layers.fuse import fuse
@@ -28,12 +30,11 @@ from runtime.evaluation.evaluate import evaluate
 
 @dataclass(frozen=True)
 class Quantized:
-    """The network to trace, and what its card says of it."""
+    """The network to trace. quantization: for its card. ranges: to write beside the artifact; None after QAT."""
 
     detector: QuantDetector
     quantization: Mapping[str, Any]
     ranges: RangesFile | None
-    """What is written beside the artifact; None where nothing was observed."""
 
 
 def quantized(
@@ -42,34 +43,34 @@ def quantized(
     checkpoint: Path,
     options: Int8,
     data: CocoDataset | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
     progress: Progress | None = None,
 ) -> Quantized:
     """The 8-bit form of the network of `checkpoint`, in eval mode.
 
-    data: validation pictures, for `best` and `keep_map`. Raises `CalibrationError` for calibration pictures or ranges
-    that are not usable, `QuantError` for a network that cannot be traced, `ExportError` where no choice of float
-    layers keeps the mAP.
+    data: validation pictures, for `best` and `keep_map`. Raises `CalibrationError` for unusable options, calibration
+    pictures or ranges, `QuantError` for a network that cannot be traced, `ExportError` if no choice of float layers
+    keeps the mAP.
     """
     if options.calibrate == "best" or options.keep_map is not None:
-        what = "--calibrate best" if options.calibrate == "best" else "--keep-mAP"
+        option = "--calibrate best" if options.calibrate == "best" else "--keep-mAP"
         if data is None:
-            raise CalibrationError(f"{what} needs validation pictures to score on; give --annotations FILE")
+            raise CalibrationError(f"{option} needs validation pictures to score on; give --annotations FILE")
         if not any((~record.crowd).any() for record in data.records):
             raise CalibrationError(
-                f"{what}: {data.annotations} has no box in any picture, so there is nothing to score on; give "
+                f"{option}: {data.annotations} has no box in any picture, so there is nothing to score on; give "
                 "--annotations FILE"
             )
-    learned = network if isinstance(network, QuantDetector) else None
-    if learned is not None:
+    trained = network if isinstance(network, QuantDetector) else None
+    if trained is not None:
         _refuse_for_trained(options, checkpoint)
         if not options.cpu:
-            return Quantized(learned, card.quantization, None)
-    base = quantize(network, options.float_layers) if learned is None else learned
-    found = _ranges(base, card, checkpoint, options, say, progress)
-    tensors = dict(found.tensors)
-    if learned is not None:
-        tensors = with_learned(tensors, learned_ranges(learned))
+            return Quantized(trained, card.quantization, None)
+    base = quantize(network, options.float_layers) if trained is None else trained
+    ranges = _ranges(base, card, checkpoint, options, say, progress)
+    tensors = dict(ranges.tensors)
+    if trained is not None:
+        tensors = with_learned(tensors, learned_ranges(trained))
     trial = _Trial(network, card, options.cpu, tensors, data, progress)
     method: Method = "mse" if options.calibrate == "best" else options.calibrate
     if options.calibrate == "best":
@@ -79,15 +80,14 @@ def quantized(
     float_layers = options.float_layers
     if options.keep_map is not None:
         float_layers = _kept(trial, method, options, say)
-    quantization: dict[str, Any] = {"kind": "ptq", "method": method, "images": found.images,
-                                    "float_layers": list(float_layers)}  # fmt: skip
-    if learned is not None:
-        quantization = dict(card.quantization)
+    quantization: dict[str, Any] = dict(card.quantization)
+    if trained is None:
+        quantization = {"kind": "ptq", "method": method, "images": ranges.images, "float_layers": list(float_layers)}
     if options.cpu:
         quantization["form"] = "cpu"
     detector = trial.build(float_layers, method)
-    # A CPU's biases are whole numbers, too, which is done while folding.
-    return Quantized(fuse(detector) if options.cpu else detector, quantization, found)
+    # The form for CPUs has integer biases, which are made while folding.
+    return Quantized(fuse(detector) if options.cpu else detector, quantization, ranges)
 
 
 def _refuse_for_trained(options: Int8, checkpoint: Path) -> None:
@@ -106,22 +106,21 @@ def _refuse_for_trained(options: Int8, checkpoint: Path) -> None:
 
 
 def _ranges(
-    base: QuantDetector, card: Card, checkpoint: Path, options: Int8, say: Callable[[str], None],
-    progress: Progress | None,
-) -> RangesFile:  # fmt: skip
-    """What is known of the tensors of both forms: read, or observed."""
+    base: QuantDetector, card: Card, checkpoint: Path, options: Int8, say: Say, progress: Progress | None
+) -> RangesFile:
+    """The ranges of all tensors that one of the two forms rounds, read from a file or observed."""
     sha256 = sha256_file(checkpoint)
-    form = cpu_form(base)  # it rounds whatever the other form does, and more
+    form = cpu_form(base)  # it rounds all tensors that the other form rounds, and more
     if options.ranges is not None:
-        found = read_ranges(options.ranges, checkpoint, sha256)
-        if missing := form.unknown(found.tensors):
+        ranges = read_ranges(options.ranges, checkpoint, sha256)
+        if missing := form.unknown(ranges.tensors):
             raise CalibrationError.at(
                 options.ranges,
                 f"nothing is said of the tensor {missing[0]} and {len(missing) - 1} others; leave "
                 "--ranges out to observe them anew",
             )
-        say(f"calibration: ranges of {found.images} pictures from {options.ranges}")
-        return found
+        say(f"calibration: ranges of {ranges.images} pictures from {options.ranges}")
+        return ranges
     pictures = calibration_pictures(card, checkpoint, options.calibration, options.calibration_images, options.pictures)
     tensors = observed(form, card, pictures, options.pictures, say, progress)
     say(f"calibration: {len(tensors)} tensors on {pictures.used} pictures of {pictures.source}")
@@ -129,21 +128,15 @@ def _ranges(
 
 
 def observed(
-    form: QuantDetector, card: Card, pictures: Pictures, asked: int, say: Callable[[str], None],
-    progress: Progress | None,
-) -> dict[str, Ranges]:  # fmt: skip
-    """What the tensors that `form` rounds are like on `pictures`. Raises `CalibrationError` where none can be read."""
+    form: QuantDetector, card: Card, pictures: Pictures, asked: int, say: Say, progress: Progress | None
+) -> dict[str, Ranges]:
+    """The ranges on `pictures` of the tensors that `form` rounds. Raises `CalibrationError` if none can be read."""
     batches = pictures.batches(card.input_size_hw, progress)
     first = next(batches, None)
     if first is None:
         pictures.report(asked, say)
         raise CalibrationError(f"{pictures.source}: no picture to calibrate on")
-
-    def all_batches() -> Any:
-        yield first
-        yield from batches
-
-    tensors, _ = form.observe(all_batches())
+    tensors, _ = form.observe(itertools.chain([first], batches))
     pictures.report(asked, say)
     return tensors
 
@@ -166,32 +159,28 @@ class _Trial:
         return form
 
     def score(self, float_layers: tuple[str, ...] | None, method: Method) -> float:
-        """mAP of the 8-bit form; with None, of the float network."""
+        """mAP of the 8-bit form; of the float network if `float_layers` is None."""
         if float_layers is None:
             return score(self.network, self.card, self.data, "float", self.progress)
         return score(self.build(float_layers, method), self.card, self.data, f"int8 by {method}", self.progress)
 
 
-def score(network: Network, card: Card, data: CocoDataset | None, what: str, progress: Progress | None) -> float:
-    """mAP of `network` in PyTorch on letterboxed pictures of `data`."""
-    assert data is not None, "asked for where validation data is known"
-
-    def report(done: int, total: int) -> None:
-        if progress is not None:
-            progress(what, done, total)
-
+def score(network: Network, card: Card, data: CocoDataset | None, task: str, progress: Progress | None) -> float:
+    """mAP of `network` in PyTorch on letterboxed pictures of `data`. task: its name in `progress`."""
+    assert data is not None, "called only with validation data"
+    report = None if progress is None else functools.partial(progress, task)
     backend = TorchBackend(Deploy(network).eval(), replace(card, resize={}), "auto")  # a copy of the network
     return evaluate(Detector(backend, threshold=0.0), data, progress=report).map
 
 
-def _kept(trial: _Trial, method: Method, options: Int8, say: Callable[[str], None]) -> tuple[str, ...]:
-    """The layers to leave in float so that no more than `keep_map` is lost."""
+def _kept(trial: _Trial, method: Method, options: Int8, say: Say) -> tuple[str, ...]:
+    """The layers that must stay in float so that no more than `keep_map` is lost."""
     assert options.keep_map is not None and trial.data is not None
-    whole = trial.score(None, method)
+    float_map = trial.score(None, method)
     float_layers = options.float_layers
     reached = trial.score(float_layers, method)
     ranking: list[str] | None = None
-    while not whole - reached <= options.keep_map:  # written so that a mAP that is not a number is not kept
+    while not float_map - reached <= options.keep_map:  # "not <=" so that NaN does not pass
         if ranking is None:
             pictures = Pictures([record.path for record in trial.data.records[:32]], str(trial.data.annotations))
             errors = output_errors(
@@ -201,12 +190,12 @@ def _kept(trial: _Trial, method: Method, options: Int8, say: Callable[[str], Non
         if not ranking:
             raise ExportError.of(
                 "keep-mAP",
-                f"{whole - reached:.2f} mAP points are lost even with every layer in float, more than "
+                f"{float_map - reached:.2f} mAP points are lost even with every layer in float, more than "
                 f"{options.keep_map:g}: the ranges of sums alone cost that; calibrate by another method",
             )
         float_layers = (*float_layers, ranking.pop(0))
         before, reached = reached, trial.score(float_layers, method)
-        say(f"keep-mAP: {float_layers[-1]} is float again: {before:.2f} becomes {reached:.2f} of {whole:.2f} mAP")
+        say(f"keep-mAP: {float_layers[-1]} is float again: {before:.2f} becomes {reached:.2f} of {float_map:.2f} mAP")
     kept = ", ".join(float_layers) if float_layers else "no layer"
-    say(f"keep-mAP: {whole - reached:+.2f} mAP points lost, {options.keep_map:g} allowed; in float: {kept}")
+    say(f"keep-mAP: {float_map - reached:+.2f} mAP points lost, {options.keep_map:g} allowed; in float: {kept}")
     return float_layers

@@ -1,4 +1,4 @@
-"""Ranges of 8-bit activations as a file: what calibration found, readable, and usable again without pictures."""
+"""Files of ranges: the ranges of 8-bit activations that calibration found, readable and usable without pictures."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from runtime.files.write import write_text
 
 FORMAT = 1
 _KIND = "isodet int8 ranges"
-_SEAL = "sha256"  # of all but itself
+_SEAL = "sha256"  # key of the hash of all other keys
 
 
 @dataclass(frozen=True)
 class RangesFile:
-    """Of one network, which the hash of its checkpoint names."""
+    """The ranges of one network.
+
+    checkpoint: SHA-256 of its checkpoint. images: how many pictures were observed. source: the pictures' data set.
+    created: time in ISO 8601.
+    """
 
     checkpoint: str
-    """sha256."""
     images: int
-    """How many pictures were observed."""
     source: str
     tensors: Mapping[str, Ranges]
     created: str = ""
-    """ISO 8601."""
 
 
 def ranges_path(artifact: Path) -> Path:
-    """Where the ranges of an artifact lie: beside it."""
+    """The file of ranges beside an artifact."""
     return artifact.with_suffix(".ranges.json")
 
 
 def write_ranges(path: Path, ranges: RangesFile) -> Path:
-    """Write `ranges` as JSON, a line for each tensor, whole or not at all."""
+    """Write `ranges` as JSON, atomically, with a line for each tensor."""
     created = ranges.created or datetime.now(timezone.utc).isoformat(timespec="seconds")
     head: dict[str, Any] = {
         "kind": _KIND, "format": FORMAT, "checkpoint_sha256": ranges.checkpoint, "images": ranges.images,
@@ -55,8 +56,8 @@ def write_ranges(path: Path, ranges: RangesFile) -> Path:
 
 
 def read_ranges(path: Path, checkpoint: Path, sha256: str) -> RangesFile:
-    """The file at `path`. Raises `CalibrationError` where it is none, is cut short, or is of another checkpoint than
-    the one with this hash.
+    """The content of the file at `path`. Raises `CalibrationError` if it is not a complete file of ranges, or belongs
+    to another checkpoint than the one with the hash `sha256`.
     """
     advice = "; leave --ranges out to observe them anew"
     try:
@@ -84,14 +85,14 @@ def read_ranges(path: Path, checkpoint: Path, sha256: str) -> RangesFile:
     images = content.get("images")
     if not isinstance(images, int) or images < 1:
         raise CalibrationError.at(path, f"expected how many were observed, got {images!r}{advice}", key="images")
-    found = {name: _ranges(path, name, values) for name, values in tensors.items()}
-    if damaged:  # after what is wrong with a key, which says more
+    ranges = {name: _ranges(path, name, values) for name, values in tensors.items()}
+    if damaged:  # last, because an error about a key says more
         raise CalibrationError.at(
             path,
             "edited or damaged after it was written: it does not fit its own hash; copy it again, or take the "
             f"line {_SEAL!r} out of a file that was edited on purpose{advice}",
         )
-    return RangesFile(sha256, images, str(content.get("source", "")), found, str(content.get("created", "")))
+    return RangesFile(sha256, images, str(content.get("source", "")), ranges, str(content.get("created", "")))
 
 
 def _ranges(path: Path, name: str, values: Any) -> Ranges:

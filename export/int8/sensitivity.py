@@ -1,17 +1,16 @@
-"""`exporter sensitivity`: what each layer of a network costs when it alone is 8 bits."""
+"""`exporter sensitivity`: the mAP and the output error that 8 bits in each single layer cost."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from export.int8.calibration import Pictures
 from export.int8.layer_errors import output_errors
 from export.int8.quantize import quantized, score
-from export.options import CalibrationError, Int8, Progress
+from export.options import CalibrationError, Int8, Progress, Say
 from isodet.selection import evenly_spread
 from models.checkpoint import build_detector
 from runtime.card.card import Card
@@ -24,30 +23,34 @@ from runtime.runs import validation_data
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution that alone is 8 bits."""
+    """One convolution, measured with it alone in 8 bits.
+
+    output_error: root of the mean squared change of the network's raw outputs, in their standard deviations. lost_map:
+    mAP points; None if not measured.
+    """
 
     name: str
     weights: int
     output_error: float
-    """Root of the mean squared change of the network's raw outputs, in their standard deviations."""
     lost_map: float | None = None
-    """mAP points; None where that was not measured."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The layers from worst to best: first those whose mAP was measured, by that, then by output error."""
+    """The layers from worst to best: first those whose mAP was measured, by lost mAP, then the others by output error.
+
+    order: names of the layers in the order in which the network runs them. images, map_images: the numbers of pictures
+    for the output error and for the mAP.
+    """
 
     layers: tuple[Layer, ...]
     order: tuple[str, ...]
-    """Their names as the network runs them."""
     float_map: float | None
     images: int
-    """On which the output error was measured."""
     map_images: int
 
     def table(self, rows: int | None = None) -> str:
-        """As text; `rows`: the worst of them."""
+        """The layers as text. rows: only so many, the worst."""
         shown = self.layers[:rows]
         cells = [
             [layer.name, str(layer.weights), f"{layer.output_error:.2%}",
@@ -61,10 +64,11 @@ class Sensitivity:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "images": self.images, "map_images": self.map_images, "float_map": self.float_map,
-            "layers": [{"name": layer.name, "weights": layer.weights, "output_error": layer.output_error,
-                        "lost_map": layer.lost_map} for layer in self.layers],
-        }  # fmt: skip
+            "images": self.images,
+            "map_images": self.map_images,
+            "float_map": self.float_map,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
 
 
 def sensitivity(
@@ -75,14 +79,14 @@ def sensitivity(
     map_layers: int = 8,
     annotations: str | Path | None = None,
     pictures_of: str | Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Rank the layers of `checkpoint`: all by output error on `images` validation pictures, the worst `map_layers` of
-    them by the mAP that is lost on `map_images`.
+    """Rank the layers of `checkpoint` by their sensitivity to 8 bits.
 
-    annotations, pictures_of: the validation data and its folder; None takes what the checkpoint names. Raises
-    `CalibrationError`, `QuantError`, `CheckpointError`, `RunsError` or `DatasetError`.
+    All layers are ranked by output error on `images` validation pictures, and the worst `map_layers` of them by the mAP
+    that is lost on `map_images`. annotations, pictures_of: the validation data and its folder; None: as the checkpoint
+    names them. Raises `CalibrationError`, `QuantError`, `CheckpointError`, `RunsError` or `DatasetError`.
     """
     for name, value, least in (("images", images, 1), ("map-images", map_images, 1), ("map-layers", map_layers, 0)):
         if value < least:
@@ -101,17 +105,18 @@ def sensitivity(
     errors = output_errors(detector, batches, progress)
     worst = sorted(errors, key=lambda name: -errors[name])[:map_layers]
     lost: dict[str, float] = {}
-    whole, part = None, spread(data, map_images)
+    float_map, part = None, spread(data, map_images)
     if worst:
         detector.enable([])
-        whole = score(detector, card, part, "float", progress)
+        float_map = score(detector, card, part, "float", progress)
         for i, name in enumerate(worst, start=1):
             detector.enable([name])
-            lost[name] = whole - score(detector, card, part, f"{name} ({i} of {len(worst)})", progress)
+            lost[name] = float_map - score(detector, card, part, f"{name} ({i} of {len(worst)})", progress)
         detector.enable()
     layers = [Layer(name, conv.weight.numel(), errors[name], lost.get(name)) for name, conv in detector.layers.items()]
     ranked = sorted(layers, key=lambda layer: (layer.lost_map is None, -(layer.lost_map or 0), -layer.output_error))
-    return Sensitivity(tuple(ranked), tuple(detector.layers), whole, pictures.used, len(part.records) if worst else 0)
+    map_count = len(part.records) if worst else 0
+    return Sensitivity(tuple(ranked), tuple(detector.layers), float_map, pictures.used, map_count)
 
 
 def spread(data: CocoDataset, count: int) -> CocoDataset:
@@ -119,7 +124,7 @@ def spread(data: CocoDataset, count: int) -> CocoDataset:
     return replace(data, records=tuple(evenly_spread(data.records, count)))
 
 
-# -------------------------------------------------------------------------------- what is written
+# -------------------------------------------------------------------------------- files
 
 
 def write_sensitivity(result: Sensitivity, folder: Path, stem: str = "sensitivity") -> list[Path]:
@@ -129,15 +134,15 @@ def write_sensitivity(result: Sensitivity, folder: Path, stem: str = "sensitivit
 
 
 def _figure(result: Sensitivity) -> Any:
-    """Bars in the order of the network, left the output error, right the mAP that was lost where it was measured."""
+    """Bars in the order of the network: left the output error, right the lost mAP where it was measured."""
     by_name = {layer.name: layer for layer in result.layers}
     layers = [by_name[name] for name in result.order]
     measured = any(layer.lost_map is not None for layer in layers)
     figure = new_figure(11 if measured else 8, 1.4 + 0.19 * len(layers))
     panels = figure.subplots(1, 2 if measured else 1, sharey=True, squeeze=False)[0]
     rows = range(len(layers))
-    rooms = ["backbone", "neck", "head"]
-    colors = [f"C{rooms.index(room)}" if (room := layer.name.partition(".")[0]) in rooms else "C7" for layer in layers]
+    part_colors = {"backbone": "C0", "neck": "C1", "head": "C2"}
+    colors = [part_colors.get(layer.name.partition(".")[0], "C7") for layer in layers]
     panels[0].barh(rows, [100 * layer.output_error for layer in layers], color=colors)
     panels[0].set_yticks(rows, [layer.name for layer in layers], fontsize=7)
     panels[0].set_xlabel("output error, % of the outputs' standard deviation")
@@ -145,12 +150,12 @@ def _figure(result: Sensitivity) -> Any:
     panels[0].invert_yaxis()
     panels[0].set_ylim(len(layers) - 0.4, -0.6)
     if measured:
-        found = [(row, layer.lost_map) for row, layer in enumerate(layers) if layer.lost_map is not None]
-        panels[1].barh([row for row, _ in found], [lost for _, lost in found], color=[colors[row] for row, _ in found])
+        bars = [(row, layer.lost_map) for row, layer in enumerate(layers) if layer.lost_map is not None]
+        panels[1].barh([row for row, _ in bars], [lost for _, lost in bars], color=[colors[row] for row, _ in bars])
         panels[1].axvline(0, color="0.3", linewidth=0.8)
         panels[1].locator_params(axis="x", nbins=6)
         panels[1].set_xlabel(f"mAP points lost (below 0: won), {result.map_images} pictures")
-        panels[1].set_title(f"the {len(found)} with the largest output error", fontsize=10)
+        panels[1].set_title(f"the {len(bars)} with the largest output error", fontsize=10)
     for panel in panels:
         panel.grid(axis="x", alpha=0.3)
     return figure

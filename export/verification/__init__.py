@@ -1,1 +1,1 @@
-"""Artifacts proven against their checkpoint, and explained where they fail."""
+"""Verifying artifacts against their checkpoint, and finding the reason where they fail."""

@@ -1,15 +1,15 @@
 """`exporter bisect`: the first layer of an artifact whose output is not the network's.
 
-The checkpoint is exported again, in float32 and untouched, and both graphs see one real picture. Every tensor that both
-have (`export.verification.tensor_matching`) is compared, in the order of the artifact's nodes. Each graph runs in ONNX
-Runtime with its optimizations off, so that what is compared is what the file says.
+The checkpoint is exported again, in float32 and with and without the simplifier, and both graphs run on one real
+picture. Every tensor that both have (`export.verification.tensor_matching`) is compared, in the order of the artifact's
+nodes. ONNX Runtime runs with its optimizations off, so that it computes exactly the nodes of the file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,10 @@ from runtime.images.image import Image, ImageError, letterbox, read_image
 from runtime.runs import validation_data
 
 DEPARTS = {"fp32": 1e-3, "fp16": 3e-2, "int8": 0.3}
-"""Relative error (root mean square) from which on a tensor of a graph of each precision is not the network's any more:
-several times what sound graphs of trained detectors show."""
+"""By precision: the relative error (root mean square) above which a tensor departs from the network's. It is several
+times the error in correct graphs of trained detectors."""
 _OTHER_WEIGHT = {"fp32": 1e-5, "fp16": 2e-3, "int8": 1e-5}  # rounding to float16 is 3e-4; int8 keeps float biases
-_AT_ONCE = 96  # tensors that are held in memory
+_AT_ONCE = 96  # tensors that are in memory at the same time
 
 
 class BisectError(IsodetError, RuntimeError):
@@ -54,49 +54,53 @@ class BisectError(IsodetError, RuntimeError):
 
 @dataclass(frozen=True)
 class Layer:
-    """One tensor of the artifact against the network's."""
+    """One tensor of the artifact, compared with the network's.
+
+    module: path in the PyTorch network, "" where it is unknown. error: root of the mean squared difference, divided by
+    the root mean square of the network's tensor. added: `error` minus the largest error among the node's inputs.
+    """
 
     node: str
     op: str
     module: str
-    """Path in the PyTorch network, as far as it is known."""
     error: float
-    """Root of the mean squared difference, over that of the network's tensor."""
     added: float
-    """`error`, less the largest of what the node reads."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: _json_number(value) for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Bisection:
-    """Where an artifact leaves the network it was made from."""
+    """The comparison of an artifact with the network that it was made from.
+
+    threshold: relative error above which a tensor departs. compared: how many tensors of the artifact the network has
+    too. tensors: how many float tensors the artifact has. first: the first that departs, in the order of the graph, or
+    None. jumps: those that add most error, the largest first. weights: paths of float weights that differ from the
+    checkpoint's, with the relative difference, the largest first.
+    """
 
     artifact: Path
     threshold: float
-    """Relative error from which on a tensor departs."""
     compared: int
-    """Tensors of the artifact that the network has, too."""
     tensors: int
-    """Float tensors of the artifact."""
     first: Layer | None
-    """The first that departs, in the order of the graph; None where none does."""
     jumps: tuple[Layer, ...]
-    """Those that add most, the largest first."""
     weights: tuple[tuple[str, float], ...] = ()
-    """Float weights that are not the checkpoint's, with the relative difference, the largest first."""
 
     def to_json(self) -> dict[str, Any]:
-        def layer(found: Layer) -> dict[str, Any]:
-            return {key: _json_number(value) for key, value in asdict(found).items()}
-
         return {
-            "artifact": str(self.artifact), "threshold": self.threshold, "compared": self.compared,
-            "tensors": self.tensors, "first": None if self.first is None else layer(self.first),
-            "jumps": [layer(found) for found in self.jumps],
+            "artifact": str(self.artifact),
+            "threshold": self.threshold,
+            "compared": self.compared,
+            "tensors": self.tensors,
+            "first": None if self.first is None else self.first.to_json(),
+            "jumps": [layer.to_json() for layer in self.jumps],
             "other_weights": [{"path": path, "error": _json_number(error)} for path, error in self.weights],
-        }  # fmt: skip
+        }
 
     def text(self) -> str:
-        """A sentence on the first that departs, and a table of the largest jumps."""
+        """A sentence about the first layer that departs, and a table of the largest jumps."""
         lines = []
         if self.first is None:
             lines.append(
@@ -124,31 +128,28 @@ class Bisection:
 def bisect(artifact: str | Path, against: str | Path | None = None, image: str | Path | None = None) -> Bisection:
     """Compare the ONNX file `artifact`, tensor by tensor, with the network of its checkpoint in float32.
 
-    against: the checkpoint; None looks beside the artifact. image: the picture that both see; None takes the first of
-    the checkpoint's validation data that can be read. Raises `BisectError`, `CardError`, `CheckpointError`,
+    against: the checkpoint; None: the one beside the artifact. image: the picture to run both on; None: the first
+    readable one of the checkpoint's validation data. Raises `BisectError`, `CardError`, `CheckpointError`,
     `VerifyError`, `RunsError`, `ImageError` or, without ONNX Runtime, `BackendError`.
     """
     artifact = Path(artifact)
     card = read_card(artifact)
     if card.kind != "onnx":
-        raise BisectError.at(
-            artifact,
-            f"is {'an engine, whose tensors nobody sees' if card.kind == 'engine' else 'a checkpoint'}; "
-            "bisect the ONNX file that an engine was built from",
-        )
+        kind = "an engine, whose tensors nobody sees" if card.kind == "engine" else "a checkpoint"
+        raise BisectError.at(artifact, f"is {kind}; bisect the ONNX file that an engine was built from")
     load_onnxruntime()  # before the long work
     checkpoint = Path(against) if against is not None else find_checkpoint(artifact)
     picture = _validation_picture(read_card(checkpoint), checkpoint) if image is None else read_image(image)
-    frame, _ = letterbox(picture, card.frame_hw)  # of a graph that letterboxes itself, its raw frame
+    frame, _ = letterbox(picture, card.frame_hw)  # the raw frame, for a graph that contains the letterbox
     batch = 1 if card.batch == "dynamic" else int(card.batch)
     images = graph_input(card, np.repeat(frame[None], batch, axis=0))
     return compare(artifact, load_graph(artifact), float_graphs(checkpoint, card), (images, images), card.precision)
 
 
 def float_graphs(checkpoint: Path, card: Card) -> tuple[ModelProto, ModelProto]:
-    """The network of a checkpoint in float32, as traced and simplified; nothing is rounded in an 8-bit one.
+    """The network of a checkpoint as float32 graphs, as traced and simplified; fake quantization is disabled.
 
-    card: of the artifact, whose input and NMS the graphs have, too.
+    card: the artifact's; the graphs get the same input and NMS.
     """
     detector, _ = build_detector(checkpoint)
     for module in detector.modules():
@@ -173,23 +174,23 @@ def compare(
     precision: str,
     jumps: int = 6,
 ) -> Bisection:
-    """Compare `candidate`, the graph of `artifact`, with the best fitting of `references`, float32 graphs.
+    """Compare `candidate`, the graph of `artifact`, with the one of the float32 graphs `references` that matches best.
 
-    inputs: the picture as `candidate` takes it, and as the references do. Raises `BisectError`.
+    inputs: the picture in the form of `candidate`'s input, and of the references'. Raises `BisectError`.
     """
     candidate = runnable(candidate)
     pairs, reference = max(((aligned(candidate, r), r) for r in map(runnable, references)), key=lambda p: len(p[0]))
-    if precision != "fp32":  # rounding may choose other candidates: behind the choice there is nothing to compare
+    if precision != "fp32":  # rounding may select other candidates, so tensors behind the TopK are not comparable
         pairs = [(tensor, name) for tensor, name in pairs if tensor.ordered]
     if not any(tensor.weight for tensor, _ in pairs):
         raise BisectError.at(artifact, "it has no layer in common with the checkpoint; is it the one it came from?")
-    every = tensors(candidate)
+    candidate_tensors = tensors(candidate)
     errors = _errors(candidate, reference, pairs, inputs)
-    known: dict[str, float] = {}
+    propagated: dict[str, float] = {}  # errors by tensor; one that was not compared has its inputs' largest
     layers = []
-    for tensor in every:
-        before = max((known.get(name, 0.0) for name in tensor.inputs), default=0.0)
-        error = known[tensor.name] = errors.get(tensor.name, before)
+    for tensor in candidate_tensors:
+        before = max((propagated.get(name, 0.0) for name in tensor.inputs), default=0.0)
+        error = propagated[tensor.name] = errors.get(tensor.name, before)
         if tensor.name in errors:
             added = error - before if np.isfinite(before) else 0.0
             layers.append(Layer(tensor.node, tensor.op, tensor.module, error, added))
@@ -197,24 +198,27 @@ def compare(
     ranked = sorted(layers, key=lambda layer: -layer.added)
     weights = different_weights(candidate, reference, _OTHER_WEIGHT[precision])
     return Bisection(
-        artifact, threshold, len(layers), sum(tensor.comparable for tensor in every),
+        artifact,
+        threshold,
+        len(layers),
+        sum(tensor.comparable for tensor in candidate_tensors),
         next((layer for layer in layers if not layer.error <= threshold), None),
         tuple(layer for layer in ranked[:jumps] if layer.added > 0),
         tuple(sorted(weights.items(), key=lambda item: -item[1])),
-    )  # fmt: skip
+    )
 
 
 def runnable(model: ModelProto) -> ModelProto:
-    """A copy of `model` with its own functions written out, and without what only another engine can run."""
+    """A copy of `model` with its functions inlined, and without nodes of other engines and what depends on them."""
     model = onnx.inliner.inline_local_functions(model)
-    lost: set[str] = set()
+    missing: set[str] = set()
     kept: list[NodeProto] = []
     for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx") or lost.intersection(node.input):
-            lost.update(node.output)
+        if node.domain not in ("", "ai.onnx") or missing.intersection(node.input):
+            missing.update(node.output)
         else:
             kept.append(node)
-    outputs = [value for value in model.graph.output if value.name not in lost]
+    outputs = [value for value in model.graph.output if value.name not in missing]
     del model.graph.node[:], model.graph.output[:]
     model.graph.node.extend(kept)
     model.graph.output.extend(outputs)
@@ -224,18 +228,18 @@ def runnable(model: ModelProto) -> ModelProto:
 def _errors(
     candidate: ModelProto, reference: ModelProto, pairs: Sequence[tuple[Tensor, str]], inputs: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Relative error by the name of the candidate's tensor; tensors of another size are left out."""
+    """Relative error by the name of the candidate's tensor; pairs of different sizes are left out."""
     constants = {name: numpy_helper.to_array(t) for name, t in initializers(reference).items()}
     constants |= {value.name: inputs[1] for value in reference.graph.input}
-    computed = [pair for pair in pairs if pair[1] not in constants]
     errors: dict[str, float] = {}
-    ours = _Session(candidate, [tensor.name for tensor, _ in pairs])
-    theirs = _Session(reference, [name for _, name in computed])
-    for part in _parts(pairs):
-        found = ours.run(inputs[0], [tensor.name for tensor, _ in part])
-        wanted = theirs.run(inputs[1], [name for _, name in part if name not in constants]) | constants
+    candidate_session = _Session(candidate, [tensor.name for tensor, _ in pairs])
+    reference_session = _Session(reference, [name for _, name in pairs if name not in constants])
+    for start in range(0, len(pairs), _AT_ONCE):
+        part = pairs[start : start + _AT_ONCE]
+        values = candidate_session.run(inputs[0], [tensor.name for tensor, _ in part])
+        expected = reference_session.run(inputs[1], [name for _, name in part if name not in constants]) | constants
         for tensor, name in part:
-            a, b = found[tensor.name], wanted[name]
+            a, b = values[tensor.name], expected[name]
             if a.size != b.size:
                 continue
             if not tensor.ordered:
@@ -244,38 +248,34 @@ def _errors(
     return errors
 
 
-def _parts(pairs: Sequence[tuple[Tensor, str]]) -> Iterator[Sequence[tuple[Tensor, str]]]:
-    return (pairs[start : start + _AT_ONCE] for start in range(0, len(pairs), _AT_ONCE))
-
-
 class _Session:
-    """A graph that gives any of its tensors."""
+    """A graph in ONNX Runtime of which the tensors `names` can be read."""
 
     def __init__(self, model: ModelProto, names: Sequence[str]):
-        opened = onnx.ModelProto()
-        opened.CopyFrom(model)
-        present = {value.name for value in opened.graph.output}
-        opened.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in present)
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        outputs = {value.name for value in copy.graph.output}
+        copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in outputs)
         onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self.session = onnxruntime.InferenceSession(
-                opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                copy.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no common base but Exception
             raise BisectError(f"ONNX Runtime cannot run the graph layer by layer: {error}") from error
 
     def run(self, image: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        wanted = list(dict.fromkeys(names))
-        if not wanted:
+        outputs = list(dict.fromkeys(names))
+        if not outputs:
             return {}
         try:
-            values = self.session.run(wanted, {self.session.get_inputs()[0].name: image})
+            values = self.session.run(outputs, {self.session.get_inputs()[0].name: image})
         except Exception as error:
             raise BisectError(f"ONNX Runtime failed while it ran the graph layer by layer: {error}") from error
-        return dict(zip(wanted, values, strict=True))
+        return dict(zip(outputs, values, strict=True))
 
 
 def _json_number(value: Any) -> Any:

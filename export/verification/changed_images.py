@@ -1,4 +1,4 @@
-"""The pictures that an artifact sees most differently, each side by side."""
+"""Pictures of the images on which an artifact's detections differ most, side by side with the reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CELL = (480, 480)
 
 
 def most_changed(score: Score, count: int = 8) -> tuple[ImageDiff, ...]:
-    """The images whose detections moved most; those on which nothing did are left out, but for two to look at."""
+    """The images whose detections moved most; if none moved, the first two."""
     most = tuple(image for image in score.images[:count] if image.moved >= 0.005)
     return most or score.images[:2]
 
@@ -27,7 +27,7 @@ def changed_sheet(verification: Verification, score: Score, count: int = 8) -> I
     """Two pictures for each of the images that moved most; None where there is no image.
 
     Left the reference, right the artifact. Green: both have the object. Orange: only the reference. Red: only the
-    artifact. What is below the reference's threshold in both is left out.
+    artifact. Detections below the reference's threshold in both are left out.
     """
     records = {record.id: record for record in verification.dataset.records}
     cells, captions = [], []
@@ -36,8 +36,8 @@ def changed_sheet(verification: Verification, score: Score, count: int = 8) -> I
         frame = read_image(record.path)
         before = verification.reference.evaluation.detections[image.image_id]
         after = score.evaluation.detections[image.image_id]
-        for found, colors in zip((before, after), _colors(before, after, verification), strict=True):
-            shown = [(d, color) for d, color in zip(found, colors, strict=True) if color is not None]
+        for detections, colors in zip((before, after), _colors(before, after, verification), strict=True):
+            shown = [(d, color) for d, color in zip(detections, colors, strict=True) if color is not None]
             boxes = np.array([d.box_xyxy for d, _ in shown], np.float32).reshape(-1, 4)
             texts = [f"{d.name} {d.score:.0%}" for d, _ in shown]
             cells.append(drawn(frame, boxes, texts, [color for _, color in shown]))

@@ -1,8 +1,7 @@
-"""The gate that an artifact passes before it gets its name: scored against its checkpoint, and explained if refused.
+"""The gate: an artifact gets its final name only after it was scored against its checkpoint.
 
-Nothing is kept of a refused file but the report: what could be deployed by mistake is not left lying about. Exported
-with `--no-verify` it is written, says in its card that nobody scored it, and can be looked into with
-`exporter bisect`.
+Of a refused file only the report is kept, so that nobody can deploy it by mistake. With `--no-verify` the file is
+written, its card says that it was not scored, and `exporter bisect` can examine it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class GateError(ExportError):
-    """The artifact lost more mAP than allowed; `verification` has the numbers, `bisection` the layer, where known."""
+    """The artifact lost more mAP than allowed; `verification` has the numbers, `bisection` the layer if it is known."""
 
     def __init__(
         self, message: str, verification: Verification, bisection: Bisection | None = None, path: Path | None = None
@@ -32,11 +31,11 @@ class GateError(ExportError):
         self.bisection = bisection
 
     def renamed(self, old: Path, new: Path) -> GateError:
-        """The same of an artifact that would have been called `new`."""
-        named = self.bisection
-        if named is not None and named.artifact == old:
-            named = replace(named, artifact=new)
-        return GateError(str(self), self.verification.renamed(old, new), named, new)
+        """This error for an artifact that would have been called `new`."""
+        bisection = self.bisection
+        if bisection is not None and bisection.artifact == old:
+            bisection = replace(bisection, artifact=new)
+        return GateError(str(self), self.verification.renamed(old, new), bisection, new)
 
 
 def pass_gate(
@@ -44,36 +43,38 @@ def pass_gate(
 ) -> Verification:
     """Score the file at `path`, which will be called `out`, on every backend that can run it here.
 
-    data: what `gate` names, where it was read already. The result may be `not scored`, never failed. Raises
-    `GateError` past tolerance, and what `verify` raises.
+    data: the data that `gate` names, if it was read already. The verdict may be `not scored`, but not failed. Raises
+    `GateError` past tolerance, and the errors of `verify`.
     """
 
-    def report(what: str, done: int, total: int) -> None:
+    def report(task: str, done: int, total: int) -> None:
         if progress is not None:
-            progress(out.name if what == path.name else what, done, total)
+            progress(out.name if task == path.name else task, done, total)
 
-    found = verify([path], checkpoint, gate.annotations, gate.images, gate.tolerance, progress=report, dataset=data)
-    verification = found.renamed(path, out)
+    verification = verify(
+        [path], checkpoint, gate.annotations, gate.images, gate.tolerance, progress=report, dataset=data
+    ).renamed(path, out)
     if verification.verdict == "failed":
-        score = min(verification.artifacts, key=lambda s: s.delta_map)
+        score = verification.worst
         bisection, note = _departure(path, out, checkpoint, verification)
         raise GateError(
             f"the export loses {-score.delta_map:.2f} mAP points ({verification.reference.evaluation.map:.2f} in "
             f"PyTorch, {score.evaluation.map:.2f} exported), more than {score.tolerance:g}; nothing was written{note}",
-            verification, bisection, out,
-        )  # fmt: skip
+            verification,
+            bisection,
+            out,
+        )
     return verification
 
 
 def _departure(path: Path, out: Path, checkpoint: Path, verification: Verification) -> tuple[Bisection | None, str]:
-    """The first layer that departs, on the picture that moved most; or why it is not known."""
-    from export.verification.bisect import BisectError, bisect  # only a refused export pays for it
+    """The first layer that departs, on the picture that moved most; or None and a note on why it is unknown."""
+    from export.verification.bisect import BisectError, bisect  # only refused exports need this slow import
 
     if read_card(path).kind != "onnx":
         return None, ""
-    score = min(verification.artifacts, key=lambda s: s.delta_map)
     files = {record.id: record.path for record in verification.dataset.records}
-    image = files[score.images[0].image_id]
+    image = files[verification.worst.images[0].image_id]
     try:
         return replace(bisect(path, checkpoint, image), artifact=out), ""
     except BisectError as error:

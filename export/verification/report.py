@@ -1,4 +1,4 @@
-"""The proof on paper: a JSON file for machines and one self-contained HTML page for people."""
+"""Reports of a verification: a JSON file for machines and one self-contained HTML page for people."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ td:nth-child(2), td:nth-child(3), td:last-child, th:nth-child(2), th:nth-child(3
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `VerifyError` unless a report can be written into `folder`, which is made where it is missing."""
+    """Raise `VerifyError` unless a report can be written into `folder`, which is created if it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -42,10 +42,10 @@ def check_folder(folder: Path) -> None:
 def write_reports(
     verification: Verification, folder: Path, name: str = "verify", bisections: Sequence[Bisection] = ()
 ) -> tuple[Path, Path]:
-    """Write `<name>.json`, `<name>.html` and a picture `<name>.<artifact>.<backend>.jpg` for each score that has
-    detections that moved. Returns the paths of the first two.
+    """Write `<name>.json`, `<name>.html` and a picture `<name>.<artifact>.<backend>.jpg` for each score whose
+    detections moved. Returns the paths of the first two.
 
-    They are handed on with the artifact: of files they say the name and, of the annotations, the hash, not the folder.
+    Reports are handed on with the artifact, so they contain names of files and the hash of the annotations, no folders.
     """
     verdict = verification.verdict
     reference = verification.reference
@@ -68,14 +68,14 @@ def write_reports(
         parts += ["<h2>Where it departs</h2>", f"<pre>{html.escape(without_paths(bisection.text(), known))}</pre>"]
     for score in verification.artifacts:
         parts += _side_by_side(verification, score, folder, name)
-    found = {**verification.to_json(), "bisections": [bisection.to_json() for bisection in bisections]}
-    data = without_paths(found, known)
+    content = {**verification.to_json(), "bisections": [bisection.to_json() for bisection in bisections]}
+    data = without_paths(content, known)
     written = write_text(folder / f"{name}.json", json.dumps(data, indent=1, allow_nan=False))
     return written, write_page(folder / f"{name}.html", f"isodet: verification {verdict}", parts)
 
 
 def _side_by_side(verification: Verification, score: Score, folder: Path, name: str) -> list[str]:
-    """The images that moved most: a table and pictures, which are a file of their own, too."""
+    """The images that moved most: a table and pictures, which are also written as a file."""
     backend = f"{score.engine.partition(' ')[0]}-{score.device}"
     parts = [f"<h2>{html.escape(score.path.name)} on {html.escape(f'{score.engine} {score.device}')}</h2>"]
     path = folder / f"{name}.{score.path.stem}.{re.sub('[^a-z0-9]+', '-', backend.lower())}.jpg"

@@ -1,9 +1,9 @@
-"""What verification found: a row for each artifact on each backend, scored or not, and the verdict."""
+"""Results of verification: a row for each artifact on each backend, scored or not, and the verdict."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,38 +19,46 @@ Verdict = Literal["passed", "failed", "not scored"]
 
 
 @dataclass(frozen=True)
-class Score:
-    """One detector's result on one backend."""
+class _Row:
+    """A detector on a backend. audit: the precision of its layers; None for a checkpoint."""
 
     path: Path
     engine: str
     device: str
     precision: str
     megabytes: float
+    audit: Audit | None = field(default=None, kw_only=True)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path), "engine": self.engine, "device": self.device, "precision": self.precision,
+            "built": _built(self.audit), "megabytes": round(self.megabytes, 2),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Score(_Row):
+    """One detector's result on one backend.
+
+    latency_ms: median over single validation frames, letterbox to boxes, batch 1. delta_map: mAP points against the
+    reference; negative is a loss. passed: None for the reference itself. failures: why it did not pass. images: every
+    image, the one that moved most first. inexact: images on which the graph's NMS was not proven exact; None for a
+    graph without that output.
+    """
+
     latency_ms: float
-    """Median of one validation frame after another, letterbox to boxes, batch 1."""
     evaluation: Evaluation
     delta_map: float = 0.0
-    """mAP points against the reference; negative is lost."""
     drift: DetectionDiff | None = None
     tolerance: float | None = None
     passed: bool | None = None
-    """None for the reference itself."""
     failures: tuple[str, ...] = ()
-    """Why it did not pass."""
     images: tuple[ImageDiff, ...] = ()
-    """Every image, the one that moved most first."""
-    audit: Audit | None = None
-    """What it computes in; None for a checkpoint."""
     inexact: int | None = None
-    """Images on which the graph's NMS did not prove itself exact; None for a graph without that output."""
 
     def to_json(self) -> dict[str, Any]:
-        scores = self.evaluation.to_json()
         return {
-            "path": str(self.path), "engine": self.engine, "device": self.device, "precision": self.precision,
-            "built": _built(self.audit),
-            "megabytes": round(self.megabytes, 2), "latency_ms": round(self.latency_ms, 2), **scores,
+            **super().to_json(), "latency_ms": round(self.latency_ms, 2), **self.evaluation.to_json(),
             "delta_map": round(self.delta_map, 4) if math.isfinite(self.delta_map) else None,
             "drift": None if self.drift is None else asdict(self.drift),
             "tolerance": self.tolerance, "passed": self.passed, "failures": list(self.failures),
@@ -60,50 +68,47 @@ class Score:
 
 
 @dataclass(frozen=True)
-class NotScored:
-    """An artifact that was built and that this machine cannot run on a backend."""
+class NotScored(_Row):
+    """An artifact that this machine cannot run on a backend. why: the reason."""
 
-    path: Path
-    engine: str
-    device: str
-    precision: str
-    megabytes: float
     why: str
-    audit: Audit | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "path": str(self.path), "engine": self.engine, "device": self.device, "precision": self.precision,
-            "built": _built(self.audit), "megabytes": round(self.megabytes, 2), "status": NOT_SCORED,
-            "why": self.why,
-        }  # fmt: skip
+        return {**super().to_json(), "status": NOT_SCORED, "why": self.why}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A PyTorch model and its artifacts on one dataset."""
+    """A PyTorch model and its artifacts on one dataset.
+
+    as_trained: the reference with the resize rule of its training, if that is not the letterbox of a graph. notes:
+    sentences about the measurement that a reader must know.
+    """
 
     annotations: Path
     reference: Score
     artifacts: tuple[Score, ...]
     dataset: CocoDataset
     as_trained: Score | None = None
-    """The reference under the resize rule of its training, where that is not the letterbox of a graph."""
     not_scored: tuple[NotScored, ...] = ()
     notes: tuple[str, ...] = ()
-    """What a reader must know of the measurement, in sentences."""
 
     @property
     def verdict(self) -> Verdict:
-        """failed where any score failed; not scored where an artifact has no score at all; else passed."""
+        """failed if any score failed; not scored if an artifact has no score at all; else passed."""
         if not all(score.passed for score in self.artifacts):
             return "failed"
         return "not scored" if self.unproven else "passed"
 
     @property
     def passed(self) -> bool:
-        """Every artifact has a score, and every score is within its tolerance."""
+        """Whether every artifact has a score, and every score is within its tolerance."""
         return self.verdict == "passed"
+
+    @property
+    def worst(self) -> Score:
+        """The artifact's score that loses most mAP."""
+        return min(self.artifacts, key=lambda score: score.delta_map)
 
     @property
     def unproven(self) -> tuple[Path, ...]:
@@ -112,14 +117,14 @@ class Verification:
         return tuple(dict.fromkeys(row.path for row in self.not_scored if row.path not in scored))
 
     def renamed(self, old: Path, new: Path) -> Verification:
-        """The same, of the file that has a new name."""
+        """This verification after the file `old` got the name `new`."""
         scores = tuple(replace(s, path=new) if s.path == old else s for s in self.artifacts)
         rows = tuple(replace(s, path=new) if s.path == old else s for s in self.not_scored)
         notes = tuple(note.replace(old.name, new.name) for note in self.notes)
         return replace(self, artifacts=scores, not_scored=rows, notes=notes)
 
     def summary(self, path: Path) -> dict[str, Any]:
-        """What the card of the artifact at `path` says of its proof. The numbers are those of the worst backend."""
+        """The verification in the card of the artifact at `path`. The numbers are those of the worst backend."""
         scores = [score for score in self.artifacts if score.path == path]
         rows = [row for row in self.not_scored if row.path == path]
         backends: list[dict[str, Any]] = [
@@ -139,7 +144,7 @@ class Verification:
         }  # fmt: skip
 
     def metrics(self, path: Path) -> dict[str, Any]:
-        """What the card of the artifact at `path` says of its accuracy, on the worst backend; {} where none ran it."""
+        """The metrics in the card of the artifact at `path`, on the worst backend; {} if no backend ran it."""
         scores = [score for score in self.artifacts if score.path == path]
         if not scores:
             return {}
@@ -162,7 +167,7 @@ class Verification:
         }
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
-        """The comparison as a table of texts: names of columns, and a row for each score and each that is missing."""
+        """The comparison as a table of texts: names of columns, and a row for each score and each missing one."""
         head = ["artifact", "backend", "prec", "mAP", "AP50", "AP75", "APs", "APm", "APl", "delta", "drift px", "lost",
                 "new", "ms", "MB", "gate"]  # fmt: skip
         rows = [_row(score) for score in (self.reference, *self.artifacts)]
@@ -172,19 +177,19 @@ class Verification:
         return head, rows
 
     def table(self) -> str:
-        """The comparison as text: a line for the reference, for each artifact on each backend, and the notes."""
+        """The comparison as text: a line for the reference and for each artifact on each backend, and the remarks."""
         head, rows = self.rows()
         lines = text_table(head, rows, left={"artifact", "backend", "prec", "gate"})
         return "\n".join([*lines, *self.remarks()])
 
     def remarks(self) -> list[str]:
-        """What the table has no column for, a sentence each."""
+        """Sentences about facts that the table has no column for."""
         lines = []
         if self.as_trained is not None:
-            own, boxed = self.as_trained.evaluation.map, self.reference.evaluation.map
+            scored, letterboxed = self.as_trained.evaluation.map, self.reference.evaluation.map
             lines.append(
-                f"under its own resize rule {self.as_trained.path.name} scores {own:.2f}: letterboxing into a fixed "
-                f"graph costs {own - boxed:+.2f} mAP points, the export the delta above"
+                f"under its own resize rule {self.as_trained.path.name} scores {scored:.2f}: letterboxing into a fixed "
+                f"graph costs {scored - letterboxed:+.2f} mAP points, the export the delta above"
             )
         for score in self.artifacts:
             lines += [f"{score.path.name} on {score.engine}: {reason}" for reason in score.failures]
@@ -201,20 +206,21 @@ class Verification:
             lines.append(f"{path.name} as built: convolution FLOPs {audit.shares()}")
             if missed := audit.missed():
                 more = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
-                lines.append(f"{path.name}: NOT {audit.asked.upper()}, which its card says: "
-                             f"{', '.join(missed[:3])}{more}")  # fmt: skip
+                lines.append(
+                    f"{path.name}: NOT {audit.asked.upper()}, which its card says: {', '.join(missed[:3])}{more}"
+                )
         return [*lines, *self.notes]
 
 
 def _row(score: Score) -> list[str]:
-    e, apart = score.evaluation, score.drift
+    e, diff = score.evaluation, score.drift
     points = [_points(v) for v in (e.map, e.ap50, e.ap75, e.ap_small, e.ap_medium, e.ap_large)]
     gate = "reference"
     if score.passed is not None:
         gate = f"{'passed' if score.passed else 'FAILED'} (may lose {score.tolerance:g})"
     moved = ["-", "-", "-"]
-    if apart is not None:
-        moved = [f"{apart.box_max_px:.3f}", str(apart.unmatched), str(apart.extra)]
+    if diff is not None:
+        moved = [f"{diff.box_max_px:.3f}", str(diff.unmatched), str(diff.extra)]
     delta = "-" if score.passed is None else f"{score.delta_map:+.3f}"
     first = [score.path.name, f"{score.engine} {score.device}", score.precision]
     return [*first, *points, delta, *moved, f"{score.latency_ms:.1f}", f"{score.megabytes:.1f}", gate]

@@ -1,4 +1,4 @@
-"""What this machine can execute: asked of the driver, never of a library's list of what it was built for."""
+"""What this machine can execute. The driver decides, not a library's list of the devices that it was built for."""
 
 from __future__ import annotations
 
@@ -15,45 +15,42 @@ LIBRARY_NAMES: dict[Flavour, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RT
 
 @dataclass(frozen=True)
 class Target:
-    """Where an artifact can be run, or why it cannot be run there."""
+    """A backend and a device for an artifact.
+
+    backend: such as "ONNX Runtime". device: cpu or cuda:N. missing: what this machine lacks for it; "" for nothing.
+    """
 
     backend: str
-    """Such as "ONNX Runtime"."""
     device: str
-    """cpu or cuda:N."""
     missing: str = ""
-    """What this machine lacks for it; "" where it can be tried."""
 
 
 def targets(card: Card, device: str = "auto") -> tuple[Target, ...]:
-    """Every target that runs an artifact with this card, those that are missing here among them.
+    """Every target that can run an artifact with this card, including those that are missing here.
 
-    device: auto for all of them, cpu, cuda or cuda:N for those only. Raises `BackendError` for another word.
+    device: auto: all of them; cpu, cuda or cuda:N: only those. Raises `BackendError` for another value.
     """
     _, index = parse_device(device)
     cuda = f"cuda:{index}"
-    every: tuple[Target, ...]
+    possible: tuple[Target, ...]
     if card.kind == "onnx":
         plugin = card.nms["kind"] == "plugin"
-        lacking = "its NMS is TensorRT's plugin: build an engine from it" if plugin else ""
-        every = (
-            Target("ONNX Runtime", "cpu", lacking),
-            Target("ONNX Runtime", cuda, lacking or no_cuda(cuda)),
-        )
+        missing = "its NMS is TensorRT's plugin: build an engine from it" if plugin else ""
+        possible = (Target("ONNX Runtime", "cpu", missing), Target("ONNX Runtime", cuda, missing or no_cuda(cuda)))
     elif card.kind == "checkpoint":
-        every = (Target("PyTorch", "cpu"), Target("PyTorch", cuda, no_cuda(cuda)))
+        possible = (Target("PyTorch", "cpu"), Target("PyTorch", cuda, no_cuda(cuda)))
     else:
         flavour = card.engine["flavour"]
-        every = (Target(LIBRARY_NAMES[flavour], cuda, no_cuda(cuda) or no_library(flavour)),)
-    # One that runs on no such device is a row that says so, or it would pass without a score.
-    return tuple(target for target in every if device == "auto" or target.device.startswith(device)) or tuple(
-        replace(target, missing=target.missing or f"it runs on a GPU, and device {device} was asked for")
-        for target in every
-    )
+        possible = (Target(LIBRARY_NAMES[flavour], cuda, no_cuda(cuda) or no_library(flavour)),)
+    if chosen := tuple(target for target in possible if device == "auto" or target.device.startswith(device)):
+        return chosen
+    # Without a target for the device, a row must say so, or the artifact would pass without a score.
+    missing = f"it runs on a GPU, and device {device} was asked for"
+    return tuple(replace(target, missing=target.missing or missing) for target in possible)
 
 
 def no_cuda(device: str = "cuda:0") -> str:
-    """Why a CUDA device is missing here, from the driver itself; "" where it is there."""
+    """Why a CUDA device is missing, according to the driver; "" if it exists."""
     count, index = cuda_device_count(), parse_device(device)[1]
     if index < count:
         return ""
@@ -61,7 +58,7 @@ def no_cuda(device: str = "cuda:0") -> str:
 
 
 def no_library(flavour: Flavour) -> str:
-    """Why engines of a flavour cannot be loaded here; "" where their library is."""
+    """Why engines of a flavour cannot be loaded; "" if their library is installed."""
     try:
         load_library(flavour)
     except BackendError as error:

@@ -1,11 +1,13 @@
-"""Which tensor of one graph is which tensor of another: by the names of weights, that every form of a network keeps.
+"""Matching the tensors of two graphs of one network, by the paths of its weights.
 
-Names of tensors change with precision, simplifier and exporter. What stays is the path of each weight
-(`detector.backbone.conv1.weight`; 8-bit: `detector.graph.backbone.conv1.steps_0`) and the operations between weights.
-A tensor is therefore known by a key: a convolution's by its weight and the size of its output, because levels share
-weights; any other's by its operation and the keys of what it reads. A node that only changes how numbers are written
-(Cast, QuantizeLinear, DequantizeLinear) hands its input's key on: its output is to be the same numbers. A constant
-gain and shift behind a convolution, as pyramid levels have, belong to it: 8 bits have them in the scale of the weight.
+Names of tensors change with precision, simplifier and exporter. The paths of weights (`detector.backbone.conv1.weight`;
+8-bit: `detector.graph.backbone.conv1.steps_0`) and the operations between weights stay. So every tensor gets a key, and
+tensors with equal keys match:
+- The key of a convolution's output is made of its weight's path and the output's size, because levels share weights.
+- The key of any other output is made of its operation and the keys of its inputs.
+- A node that only changes the type of numbers (Cast, QuantizeLinear, DequantizeLinear) passes on its input's key.
+- A constant gain and shift behind a convolution, as pyramid levels have, belong to the convolution, because 8-bit
+  graphs have them in the scale of its weight.
 """
 
 from __future__ import annotations
@@ -28,26 +30,27 @@ _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorPro
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that a node of a graph writes."""
+    """A tensor that a node of a graph writes.
+
+    module: path in the PyTorch network; for a node without a weight, "after" and the path of the last weight before it.
+    inputs: names of the tensors that the node reads. ordered: False behind a TopK, where equal numbers may have another
+    order. weight: path of the weight of a convolution, or of that which a DequantizeLinear gives. comparable: it holds
+    floats; integers are indices, or 8-bit steps that have no meaning without their scale.
+    """
 
     name: str
     key: str
     node: str
     op: str
     module: str
-    """Path in the PyTorch network; of a node without a weight, that of the last weight before it, after "after"."""
     inputs: tuple[str, ...]
-    """Names of what the node reads."""
     ordered: bool
-    """False behind a TopK: the same numbers may stand in another order."""
     weight: str | None
-    """Path of the weight, for a convolution; and for the DequantizeLinear that makes one."""
     comparable: bool
-    """Float: integers are indices, or 8-bit steps whose meaning is in the node that reads them."""
 
 
 def weight_path(name: str) -> str | None:
-    """The path of a weight in the network by the name of an ONNX initializer; None for a constant of the exporter."""
+    """The path of a weight in the network, from the name of its ONNX initializer; None for other constants."""
     for prefix in ("detector.", "graph."):
         name = name.removeprefix(prefix)
     for suffix in ("_quantized", "_DequantizeLinear_Output", "_fp16"):
@@ -58,21 +61,21 @@ def weight_path(name: str) -> str | None:
 
 
 def tensors(model: ModelProto) -> list[Tensor]:
-    """What the nodes of `model` write, in their order."""
+    """The outputs of the nodes of `model`, in their order."""
     return list(_Reader(model).read())
 
 
 def initializers(model: ModelProto) -> dict[str, TensorProto]:
-    """The constants of a graph by name, those of Constant nodes among them."""
-    found = {t.name: t for t in model.graph.initializer}
+    """The constants of a graph by name, including those of Constant nodes."""
+    constants = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
-    return found
+            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    return constants
 
 
 class _Reader:
-    """One pass over a graph, front to back."""
+    """Gives the tensors of a graph their keys, in one pass from the inputs to the outputs."""
 
     def __init__(self, model: ModelProto):
         self.model = model
@@ -83,9 +86,9 @@ class _Reader:
         self.keys = {v.name: _digest("input", str(i)) for i, v in enumerate(model.graph.input)}
         self.last_module = {v.name: "" for v in model.graph.input}
         self.times: Counter[str] = Counter()
-        self.affine = dict(self._affines())  # the output of a convolution, and of the gain and shift behind it
-        self.complete: dict[str, str] = {}  # the keys of the latter
-        self.gained: set[str] = set()
+        self.affine = dict(self._affines())  # by output of a convolution: that of the gain and shift behind it
+        self.affine_keys: dict[str, str] = {}  # by output of a gain and shift: its key
+        self.with_affine: set[str] = set()  # paths of weights of such convolutions
         self.unordered: set[str] = set()
 
     def read(self) -> Iterator[Tensor]:
@@ -116,21 +119,21 @@ class _Reader:
         for node in self.model.graph.node:
             if node.op_type not in _WEIGHTED:
                 continue
-            last = behind = node.output[0]
-            wanted = ["Mul", "Add"]
-            while len(found := readers.get(behind, [])) == 1 and (wanted or found[0].op_type in SAME_NUMBERS):
-                behind = found[0].output[0]
-                if found[0].op_type in SAME_NUMBERS:
+            last = current = node.output[0]
+            remaining = ["Mul", "Add"]
+            while len(users := readers.get(current, [])) == 1 and (remaining or users[0].op_type in SAME_NUMBERS):
+                current = users[0].output[0]
+                if users[0].op_type in SAME_NUMBERS:
                     continue
-                if found[0].op_type not in wanted or not any(name in self.constants for name in found[0].input):
+                if users[0].op_type not in remaining or not any(name in self.constants for name in users[0].input):
                     break
-                wanted = wanted[wanted.index(found[0].op_type) + 1 :]
-                last = behind
+                remaining = remaining[remaining.index(users[0].op_type) + 1 :]
+                last = current
             if last != node.output[0]:
                 yield node.output[0], last
 
     def _weight(self, node: NodeProto) -> str | None:
-        """The path of the weight that `node` multiplies with, or rewrites."""
+        """The path of the weight that `node` multiplies with, or converts."""
         if node.op_type in SAME_NUMBERS and node.input[0] in self.constants:
             return weight_path(node.input[0])
         if node.op_type not in _WEIGHTED:
@@ -138,36 +141,37 @@ class _Reader:
         for name in node.input[:2]:
             if name in self.constants and (path := weight_path(name)):
                 return path
-            if (known := self.keys.get(name, "")).startswith("weight "):
-                return known.removeprefix("weight ")
+            if (key := self.keys.get(name, "")).startswith("weight "):
+                return key.removeprefix("weight ")
         return None
 
     def _before(self, node: NodeProto) -> str:
         if node.op_type == "DequantizeLinear" and len(node.input) > 1 and (path := weight_path(node.input[1])):
             return path.removesuffix(".scale")
-        seen = [self.last_module[name] for name in node.input if self.last_module.get(name)]
-        return f"after {seen[0]}" if seen else ""
+        modules = [self.last_module[name] for name in node.input if self.last_module.get(name)]
+        return f"after {modules[0]}" if modules else ""
 
     def _key(self, node: NodeProto, output: int, path: str | None) -> str:
         if node.op_type in SAME_NUMBERS:
             return f"weight {path}" if path else self._input_key(node.input[0])
-        if node.output[output] in self.complete:
-            return self.complete.pop(node.output[output])
+        name = node.output[output]
+        if name in self.affine_keys:
+            return self.affine_keys.pop(name)
         if path:
-            key = self._numbered(_digest(node.op_type, path, self._size(node.output[output])))
-            if node.output[output] not in self.affine:
+            key = self._numbered(_digest(node.op_type, path, self._size(name)))
+            if name not in self.affine:
                 return key
-            self.complete[self.affine[node.output[output]]] = key
-            self.gained.add(path)
+            self.affine_keys[self.affine[name]] = key
+            self.with_affine.add(path)
             return f"{key} without its gain"
-        read = [self._input_key(name) for name in node.input if name]
+        inputs = [self._input_key(name) for name in node.input if name]
         if node.op_type in _COMMUTES:
-            read.sort()
+            inputs.sort()
         axes = [str(onnx.helper.get_attribute_value(a)) for a in node.attribute if a.name in ("axis", "perm")]
-        return self._numbered(_digest(node.op_type, *axes, *read, str(output)))
+        return self._numbered(_digest(node.op_type, *axes, *inputs, str(output)))
 
     def _numbered(self, key: str) -> str:
-        """Equal operations on equal inputs are told apart by their order."""
+        """`key`, with a number from its second use on: equal operations on equal inputs differ by their order."""
         self.times[key] += 1
         return key if self.times[key] == 1 else f"{key}/{self.times[key]}"
 
@@ -179,52 +183,52 @@ class _Reader:
             return "outer"
         if path := weight_path(name):
             return f"weight {path}"
-        if constant.data_type in _FLOATS:  # its last digits depend on the precision
+        if constant.data_type in _FLOATS:  # its value depends on the precision
             return "number"
         return _digest(str(numpy_helper.to_array(constant).tolist()))
 
     def _size(self, name: str) -> str:
-        """Height and width of a tensor, as far as they are known."""
+        """Height and width of a tensor as text, "" where they are unknown."""
         if name not in self.types or not self.types[name].HasField("shape"):
             return ""
         return str([d.dim_value for d in self.types[name].shape.dim][2:])
 
 
 def aligned(candidate: ModelProto, reference: ModelProto) -> list[tuple[Tensor, str]]:
-    """Tensors of `candidate` in order, each with the name of the same tensor in `reference`; the others are left out.
+    """Tensors of `candidate` in order, each with the name of the matching tensor in `reference`; others are left out.
 
-    A weight that `candidate` writes out of integers stands beside the initializer of `reference`.
+    A weight that `candidate` dequantizes is matched with the initializer of `reference`.
     """
-    theirs: dict[str, str] = {}
+    names: dict[str, str] = {}
     reader = _Reader(reference)
     for tensor in reader.read():
         if tensor.comparable:
-            theirs.setdefault(tensor.key, tensor.name)
+            names.setdefault(tensor.key, tensor.name)
     for name in initializers(reference):
-        if (path := weight_path(name)) and path not in reader.gained:
-            theirs.setdefault(f"weight {path}", name)
+        if (path := weight_path(name)) and path not in reader.with_affine:
+            names.setdefault(f"weight {path}", name)
     for i, value in enumerate(reference.graph.input):
-        theirs.setdefault(_digest("input", str(i)), value.name)
-    return [(tensor, theirs[tensor.key]) for tensor in tensors(candidate) if tensor.comparable and tensor.key in theirs]
+        names.setdefault(_digest("input", str(i)), value.name)
+    return [(tensor, names[tensor.key]) for tensor in tensors(candidate) if tensor.comparable and tensor.key in names]
 
 
 def different_weights(candidate: ModelProto, reference: ModelProto, above: float) -> dict[str, float]:
-    """Float weights of `candidate` that are not those of `reference`: the relative difference by path."""
-    found: dict[str, float] = {}
-    theirs = {path: t for name, t in initializers(reference).items() if (path := weight_path(name))}
+    """Float weights of `candidate` that differ from those of `reference`: by path, a relative difference > `above`."""
+    errors: dict[str, float] = {}
+    weights = {path: t for name, t in initializers(reference).items() if (path := weight_path(name))}
     for name, tensor in initializers(candidate).items():
         path = weight_path(name)
-        if path not in theirs or tensor.data_type not in _FLOATS:
+        if path not in weights or tensor.data_type not in _FLOATS:
             continue
-        a, b = (numpy_helper.to_array(t).astype(np.float64) for t in (tensor, theirs[path]))
+        a, b = (numpy_helper.to_array(t).astype(np.float64) for t in (tensor, weights[path]))
         if a.shape == b.shape and (error := relative_error(a, b)) > above:
-            found[path] = error
-    return found
+            errors[path] = error
+    return errors
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Root of the mean squared difference, over that of what was expected; infinite where numbers are not finite."""
-    a, b = found.astype(np.float64), expected.astype(np.float64)
+def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square of the difference over that of `expected`; infinite if one of `values` is not finite."""
+    a, b = values.astype(np.float64), expected.astype(np.float64)
     if not np.isfinite(a).all():
         return float("inf")
     scale = float(np.sqrt(np.mean(b * b))) if b.size else 0.0

@@ -1,12 +1,12 @@
-"""`exporter verify`: every artifact and the PyTorch model, judged by the same evaluation on the same pixels.
+"""`exporter verify`: every artifact and the PyTorch model are scored by the same evaluation on the same pixels.
 
-It compares a list of detectors and does not know their names: a backend is whatever `runtime.Detector` runs. Each
-artifact is scored on every backend that this machine can execute (`export.verification.targets`); one that it cannot
-execute is a row that says so, and never counts as passed.
+Any artifact that `runtime.Detector` runs can be verified. It is scored on every backend that this machine can execute
+(`export.verification.targets`). A backend that cannot be executed gives a row that says so, and never counts as passed.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -44,7 +44,7 @@ TOLERANCE = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}
 
 
 class VerifyError(IsodetError, ValueError):
-    """Verification cannot be done; the message names the file and says what to give."""
+    """Verification is not possible; the message names the file and says what to give."""
 
 
 def verify(
@@ -60,14 +60,14 @@ def verify(
 ) -> Verification:
     """Score `artifacts` and the checkpoint they came from with one COCO evaluation.
 
-    against: the checkpoint; None looks beside the first artifact for the one whose hash its card names.
-    annotations, images: a COCO dataset; None takes the validation data named in the card.
-    tolerance: mAP points that may be lost; None takes `TOLERANCE` of each artifact's precision.
-    device: auto for every backend that can run here, cpu, cuda or cuda:N for those only.
-    dataset: what annotations and images name, where it was read already.
-    max_dets: rising; the mAP is that over the last number of detections of a class in an image.
-    Raises `VerifyError`, `RunsError`, `CardError`, `DatasetError` or `BackendError`; a gate that is not
-    met is not an error but `passed == False`.
+    against: the checkpoint; None: the one beside the first artifact with the hash in that artifact's card.
+    annotations, images: a COCO dataset; None: the validation data named in the card.
+    tolerance: mAP points that may be lost; None: `TOLERANCE` of each artifact's precision.
+    device: auto: every backend that can run here; cpu, cuda or cuda:N: only those.
+    dataset: the data that annotations and images name, if it was read already.
+    max_dets: rising numbers of detections of a class in an image; the mAP is that of the last.
+    Raises `VerifyError`, `RunsError`, `CardError`, `DatasetError` or `BackendError`. Too low a mAP is not an error:
+    then `passed` is False.
     """
     paths = [Path(a) for a in artifacts]
     if not paths:
@@ -75,15 +75,15 @@ def verify(
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise VerifyError.of("tolerance", f"expected 0 or more mAP points, got {tolerance}")
     checkpoint = Path(against) if against is not None else find_checkpoint(paths[0])
-    # One that was found was compared by the hash of all its bytes.
+    # `find_checkpoint` has compared the hash of the whole file already.
     detector = Detector(checkpoint, device=device, options=BackendOptions(check_hashes=against is not None))
     if detector.card.kind != "checkpoint":
         raise VerifyError.at(
             checkpoint, f"the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
         )
-    cards = {path: _card(path, checkpoint, detector.card) for path in paths}  # before the long work, not after it
+    cards = {path: _card(path, checkpoint, detector.card) for path in paths}  # raises before the long work
     if any(card.kind == "onnx" and card.nms["kind"] != "plugin" for card in cards.values()):
-        load_onnxruntime()  # raises before the long work, too
+        load_onnxruntime()  # raises before the long work
     if dataset is None:
         dataset = validation_data(detector.card, checkpoint, annotations, images)
     if not any((~record.crowd).any() for record in dataset.records):
@@ -93,17 +93,16 @@ def verify(
             "to score; give annotations with boxes: --annotations FILE",
         )
     as_trained = None
-    if detector.card.resize:  # a graph letterboxes: what that costs is not what the export costs
+    if detector.card.resize:  # a graph letterboxes: the mAP that this costs is not lost by the export
         as_trained = _score(checkpoint, detector, dataset, progress, max_dets)
         detector = letterboxed(detector)
     reference = _score(checkpoint, detector, dataset, progress, max_dets)
     scores, missing = [], []
     eager, references = detector, {detector.card.frame_hw: reference}
     for path, card in cards.items():
-        if card.frame_hw not in references:  # it letterboxes raw frames: what their size costs is not its loss
+        if card.frame_hw not in references:  # it takes raw frames of one size: that is not lost by the export either
             references[card.frame_hw] = _score(checkpoint, with_frames(eager, card), dataset, progress, max_dets)
-        # Compared with their hashes when their cards were read; a graph only here: one that was edited is scored, and
-        # then refused with the number.
+        # `_card` has compared all hashes but that of a graph: an edited graph is scored, and refused with its number.
         built = None if card.kind == "checkpoint" else audit_file(path, device, check_hashes=False)
         edited = card.kind == "onnx" and was_edited(path, card)
         for target in targets(card, device):
@@ -112,15 +111,15 @@ def verify(
                 try:
                     detector = Detector(path, device=target.device, options=BackendOptions(check_hashes=False))
                 except BackendError as error:
-                    if target.device == "cpu":  # a CPU is always there: the file is at fault
+                    if target.device == "cpu":  # every machine has a CPU, so the file is at fault
                         raise
                     why = str(error).removeprefix(f"{path}: ")
             if why:
                 size = path.stat().st_size / 2**20
-                missing.append(NotScored(path, target.backend, target.device, card.precision, size, why, built))
+                missing.append(NotScored(path, target.backend, target.device, card.precision, size, why, audit=built))
                 continue
             score = replace(_score(path, detector, dataset, progress, max_dets), audit=built)
-            scores.append(_judged(score, references[card.frame_hw], tolerance, edited))
+            scores.append(_with_verdict(score, references[card.frame_hw], tolerance, edited))
     digest = sha256_file(checkpoint) if against is not None else cards[paths[0]].hashes["checkpoint"]
     return Verification(
         dataset.annotations, reference, tuple(scores), dataset, as_trained, tuple(missing),
@@ -144,7 +143,7 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _judged(score: Score, reference: Score, tolerance: float | None, edited: bool) -> Score:
+def _with_verdict(score: Score, reference: Score, tolerance: float | None, edited: bool) -> Score:
     allowed = TOLERANCE[score.precision] if tolerance is None else tolerance
     delta = score.evaluation.map - reference.evaluation.map
     failures = []
@@ -155,22 +154,19 @@ def _judged(score: Score, reference: Score, tolerance: float | None, edited: boo
     if edited:
         failures.append("its graph was edited or damaged after the export: it is not the one that its card was made of")
     before, after = reference.evaluation.detections, score.evaluation.detections
-    seen = reference.evaluation.threshold  # what an application reports; below it boxes come and go
-    shared = {image: found for image, found in before.items() if image in after}
+    threshold = reference.evaluation.threshold  # applications report what is above it; below it boxes come and go
+    shared = {image: detections for image, detections in before.items() if image in after}
     return replace(
         score, delta_map=delta, tolerance=allowed, passed=not failures, failures=tuple(failures),
-        drift=compare_detections(shared, after, seen), images=compare_by_image(shared, after, seen),
+        drift=compare_detections(shared, after, threshold), images=compare_by_image(shared, after, threshold),
     )  # fmt: skip
 
 
 def _notes(
-    reference: Score,
-    dataset: CocoDataset,
-    cards: dict[Path, Card],
-    checkpoint: Path,
-    digest: str,
+    reference: Score, dataset: CocoDataset, cards: dict[Path, Card], checkpoint: Path, digest: str,
     tolerance: float | None,
-) -> tuple[str, ...]:
+) -> tuple[str, ...]:  # fmt: skip
+    """Sentences about the data and the checkpoint that a reader of the scores must know."""
     notes = []
     for path, card in cards.items():
         allowed = TOLERANCE[card.precision] if tolerance is None else tolerance
@@ -179,10 +175,10 @@ def _notes(
                 f"{path.name}: the checkpoint itself scores {reference.evaluation.map:.2f} mAP on this data, and "
                 f"{allowed:g} may be lost: here the gate proves nothing"
             )
-    gone = sum(dataset.problems.counts.get(reason, 0) for reason in (NO_FILE, NO_SIZE, BROKEN_ENTRY))
-    if gone:
+    absent = sum(dataset.problems.counts.get(reason, 0) for reason in (NO_FILE, NO_SIZE, BROKEN_ENTRY))
+    if absent:
         notes.append(
-            f"{gone} of the {gone + len(dataset.records)} pictures in {dataset.annotations} are not scored: "
+            f"{absent} of the {absent + len(dataset.records)} pictures in {dataset.annotations} are not scored: "
             f"{dataset.problems.summary()}"
         )
     if note := reference.evaluation.cap_note():
@@ -194,21 +190,20 @@ def _notes(
             f"not be read, the first: {skipped[0][0]} ({skipped[0][1]})"
         )
     for path, card in cards.items():
-        named = card.hashes.get("checkpoint")
-        if named is not None and named != digest:
+        if card.hashes.get("checkpoint", digest) != digest:
             notes.append(f"{path.name} was exported from another checkpoint than {checkpoint.name}")
     return tuple(notes)
 
 
 def letterboxed(detector: Detector) -> Detector:
-    """The same PyTorch model on letterboxed pixels, whatever resize rule it was trained with."""
+    """The PyTorch model of `detector` on letterboxed pixels, whatever resize rule it was trained with."""
     backend = detector.backend
     assert isinstance(backend, TorchBackend), "only a checkpoint has a resize rule of its own"
     return Detector(TorchBackend(backend.model, replace(backend.card, resize={}), backend.device))
 
 
 def with_frames(detector: Detector, card: Card) -> Detector:
-    """The same PyTorch model behind the letterbox of the graph of `card`, which takes raw frames of one size."""
+    """The PyTorch model of `detector` behind the letterbox of `card`'s graph, which takes raw frames of one size."""
     backend = detector.backend
     assert isinstance(backend, TorchBackend) and isinstance(backend.model, Deploy), "a checkpoint's"
     deploy = Deploy(backend.model.detector, GraphInput(frame=framed(card.frame_hw, card.input_size_hw)))
@@ -220,9 +215,9 @@ def find_checkpoint(artifact: Path) -> Path:
     card = read_card(artifact)
     if card.kind == "checkpoint":
         raise VerifyError.at(artifact, "is a checkpoint; name what was exported from it")
-    wanted = card.hashes.get("checkpoint")
+    digest = card.hashes.get("checkpoint")
     for path in sorted(artifact.resolve().parent.glob("*.pt")):
-        if wanted is not None and sha256_file(path) == wanted:
+        if digest is not None and sha256_file(path) == digest:
             return path
     raise VerifyError.at(
         artifact, "the checkpoint it was exported from is not beside it; name it with --against CHECKPOINT"
@@ -230,18 +225,11 @@ def find_checkpoint(artifact: Path) -> Path:
 
 
 def _score(
-    path: Path,
-    detector: Detector,
-    dataset: CocoDataset,
-    progress: Progress | None,
-    max_dets: Sequence[int] = (MOST,),
+    path: Path, detector: Detector, dataset: CocoDataset, progress: Progress | None, max_dets: Sequence[int] = (MOST,)
 ) -> Score:
-    def report(done: int, total: int) -> None:
-        if progress is not None:
-            progress(path.name, done, total)
-
     card, backend = detector.card, detector.backend
     counting = _Counting(backend)
+    report = None if progress is None else functools.partial(progress, path.name)
     evaluation = evaluate(Detector(counting), dataset, progress=report, max_dets=max_dets)
     size, latency = path.stat().st_size / 2**20, _latency(detector, dataset)
     return Score(
@@ -250,7 +238,7 @@ def _score(
 
 
 class _Counting(Backend):
-    """A backend that counts the images on which its graph's NMS does not prove itself exact."""
+    """A backend that counts the images on which its graph's NMS is not proven exact."""
 
     def __init__(self, backend: Backend):
         self._backend = backend
@@ -261,17 +249,17 @@ class _Counting(Backend):
     def __call__(self, images: Images) -> RawOutputs:
         raw = self._backend(images)
         if self.inexact is not None and raw.nms_exact is not None:
-            self.inexact += int(np.count_nonzero(~raw.nms_exact))  # gray pictures that fill a batch are always exact
+            self.inexact += int(np.count_nonzero(~raw.nms_exact))  # padding pictures of a batch are always exact
         return raw
 
 
 def _latency(detector: Detector, dataset: CocoDataset, frames: int = 20) -> float:
-    """Median milliseconds of one frame at a time, over the first readable pictures."""
+    """Median milliseconds of single frames, over the first readable pictures; three more are run for warm-up."""
     times: list[float] = []
     for record in dataset.records[: frames + 3]:
         try:
             frame = read_image(record.path)
-        except ImageError:  # the evaluation lists it
+        except ImageError:  # the evaluation reports it
             continue
         started = time.perf_counter()
         detector(frame)

@@ -1,9 +1,9 @@
-"""Which priors answer for which object: one file each, the story in the order of its paper.
+"""Assigners: which priors learn to detect which object. One file each, in the order of the paper's steps.
 
-Every assigner takes `Priors` of N, boxes `[B, G, 4]` float32 xyxy and their validity `[B, G]` bool (images
-have different numbers of boxes; the rest is padding), and returns `[B, N]` int64: the index of the
-matched box, or `BACKGROUND`, or `IGNORED` (no classification loss). Where `available` `[B, N]` bool is given,
-priors that are not are nobody's candidates, and it is for `assign` to say what they are.
+Every assigner takes N `Priors`, boxes `[B, G, 4]` float32 xyxy and their validity `[B, G]` bool (images have different
+numbers of boxes; the rest is padding). It returns `[B, N]` int64: the index of the matched box, `BACKGROUND`, or
+`IGNORED` (no classification loss). With `available`, bool `[B, N]`, an assigner matches available priors only; `assign`
+marks the others.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def assign(
 ) -> Tensor:
     """Matched box index per prior, [B, N] int64, by the assigner that `config.kind` names.
 
-    gt_ignore: [B, G] bool, which boxes are ignore regions (`config.ignore_iof`). sizes_hw: [B, 2], the images' own
-    padded sizes in pixels (`config.padding`); unless given, all fill the batch.
+    gt_ignore: [B, G] bool, which boxes are ignore regions (`config.ignore_iof`). sizes_hw: [B, 2], the padded size of
+    each image in pixels (`config.padding`); None: all images have the size of the batch.
     """
     B, G = gt_valid.shape
     assert_shape("gt_boxes_xyxy", gt_boxes_xyxy, B, G, 4)
@@ -48,7 +48,7 @@ def assign(
         if config.ignore_over == "objects":
             available = ~regions if available is None else available & ~regions
     if available is not None and available.all():
-        available = None  # nothing is missing, and grids can be searched as grids
+        available = None  # assigners are faster on whole grids
     if is_custom(config.kind):
         matched = custom_matches(config, priors, gt_boxes_xyxy, gt_valid)
     else:

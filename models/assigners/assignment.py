@@ -1,4 +1,4 @@
-"""What an assigner says of a prior that no object was given to."""
+"""The values that an assigner gives to priors without an object."""
 
 BACKGROUND = -1
 IGNORED = -2

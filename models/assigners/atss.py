@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.assigners.assignment import BACKGROUND
 from models.assigners.candidates import best_owner, inside, nearest
 from models.boxes import iou
 from models.priors import Priors
@@ -22,15 +21,10 @@ def assign_atss(
 ) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
-    available: which priors can be candidates, bool [B, N]; all, unless given.
-    IoU is computed for candidates only, at most `topk * L` per object, and candidates are looked for among
-    `topk**2` cells of a level, so no tensor grows with N times G.
+    available: which priors can be candidates, bool [B, N]; None: all.
+    IoU is computed for candidates only, at most `topk * L` per object, and candidates are searched among `topk**2`
+    cells of a level, so no tensor grows with N times G.
     """
-    B, G = gt_valid.shape
-    N = len(priors.boxes_xyxy)
-    if G == 0:
-        return gt_valid.new_full((B, N), BACKGROUND, dtype=torch.int64)
-
     # Lines 3-6: on each level, the `topk` priors whose centers are nearest to the object's.
     index, usable = nearest(priors, gt_boxes_xyxy, topk, available)  # [B, G, M], M = candidates of an object
 
@@ -45,4 +39,4 @@ def assign_atss(
 
     # Lines 11-15: positives reach the threshold with their center inside the object.
     positive = usable & (overlaps >= threshold) & inside(priors.points[index], boxes) & gt_valid[..., None]
-    return best_owner(index, positive, overlaps, N)
+    return best_owner(index, positive, overlaps, len(priors.boxes_xyxy))

@@ -26,11 +26,11 @@ def assign_center(
 ) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
-    radius: half side, in strides, of the square around an object's center whose points are positive,
-    clipped to the object; 0 means the whole object. range_factor f: a level of stride s takes objects whose
-    farthest side is f*s/2..f*s pixels away, both ends included (f = 8 gives the paper's 64, 128, 256, 512) or,
-    with range_ends strict, neither; the first level takes everything smaller and the last everything larger.
-    available: which priors can be samples, bool [B, N]; all, unless given.
+    radius: half the side, in strides, of the square around an object's center whose points are positive, clipped to the
+    object; 0: the whole object. range_factor f: a level of stride s takes objects whose farthest side is f*s/2..f*s
+    pixels away (f = 8 gives the paper's 64, 128, 256, 512); the first level takes everything smaller too, the last
+    everything larger. range_ends: whether both ends of that range belong to it (inclusive) or neither (strict).
+    available: which priors can be samples, bool [B, N]; None: all.
     """
     B, G = gt_valid.shape
     N = len(priors.boxes_xyxy)
@@ -39,13 +39,15 @@ def assign_center(
     x, y = priors.points.unbind(-1)  # [N]
     x1, y1, x2, y2 = gt_boxes_xyxy[..., None].unbind(-2)  # [B, G, 1]
 
-    # A point is a sample of an object if it lies in the object, or in the middle of it (strictly inside).
+    # A point is a sample of an object if it lies strictly inside the object, or inside the square at its center.
     reach = radius * priors.strides if radius > 0 else torch.full_like(priors.strides, torch.inf)  # [N]
     cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
     inside = (
-        (x > torch.maximum(x1, cx - reach)) & (x < torch.minimum(x2, cx + reach))
-        & (y > torch.maximum(y1, cy - reach)) & (y < torch.minimum(y2, cy + reach))
-    )  # fmt: skip
+        (x > torch.maximum(x1, cx - reach))
+        & (x < torch.minimum(x2, cx + reach))
+        & (y > torch.maximum(y1, cy - reach))
+        & (y < torch.minimum(y2, cy + reach))
+    )
 
     # Each level is responsible for a range of sizes.
     farthest = torch.maximum(torch.maximum(x - x1, x2 - x), torch.maximum(y - y1, y2 - y))  # [B, G, N]

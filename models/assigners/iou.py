@@ -26,15 +26,15 @@ def assign_iou(
 ) -> Tensor:
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
-    IoU >= `pos_iou` takes the best object, < `neg_iou` is background, between is ignored; and the anchors
-    that overlap an object most are positives however little that is, if they overlap at all: that object's, or
-    with rescue restore those of the object that they overlap most themselves. available: which priors can be
-    anyone's, bool [B, N]; all, unless given.
+    An anchor whose best IoU is at least `pos_iou` takes that object, one below `neg_iou` is background, and one between
+    is ignored. Rescue: the anchors with the highest IoU of each object are positives too, however low that is above 0.
+    rescue overwrite gives them to that object, restore to the object that they overlap most themselves.
+    available: which priors can be matched, bool [B, N]; None: all.
     """
     B, G = gt_valid.shape
     matched = gt_valid.new_full((B, len(priors.boxes_xyxy)), BACKGROUND, dtype=torch.int64)
-    # One image at a time on purpose: anchors x boxes of a whole batch is gigabytes on real images (201,600
-    # anchors at 800 x 1333), and a single image already keeps the device busy.
+    # One image at a time: anchors x boxes of a whole batch is gigabytes on real images (201,600 anchors at 800 x 1333),
+    # and a single image already keeps the device busy.
     for i, (row, boxes, valid) in enumerate(zip(matched, gt_boxes_xyxy, gt_valid, strict=True)):
         if G == 0 or not valid.any():
             continue
@@ -44,8 +44,8 @@ def assign_iou(
         best, best_gt = overlaps.max(dim=0)
         row[best >= neg_iou] = IGNORED
         row[best >= pos_iou] = best_gt[best >= pos_iou]
-        # Rescue. Anchors tied for an object's best all take it; of objects with the same best anchor, the
-        # last one does, as in mmdetection. An object that no anchor touches rescues nothing.
+        # Rescue. Anchors that tie for an object's highest IoU all take it. Of objects with the same best anchor the
+        # last gets it, as in mmdetection. An object that overlaps no anchor rescues none.
         best_of_gt = overlaps.amax(dim=1, keepdim=True)  # [G, 1]
         rescued = (overlaps == best_of_gt) & (best_of_gt > 0)
         order = torch.arange(1, G + 1, device=row.device)[:, None]

@@ -1,8 +1,8 @@
 """The ablation of ATSS without its threshold: every candidate inside the object is a positive.
 
-Zhang et al., CVPR 2020: lines 3-6 of algorithm 1 and the test on centers of line 12, without lines 7-10. Section
-4.2 calls this the lite version of ATSS, which took the place of FCOS' center sampling. (The branch `TOPK` in the
-authors' code is something else: the k anchors of all levels together with the highest IoU.)
+Zhang et al., CVPR 2020: lines 3-6 of algorithm 1 and the center test of line 12, without lines 7-10. Section 4.2 calls
+this the lite version of ATSS, used instead of FCOS' center sampling. (The branch `TOPK` in the authors' code is
+another rule: the k anchors with the highest IoU over all levels.)
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.assigners.assignment import BACKGROUND
 from models.assigners.candidates import best_owner, inside, nearest
 from models.boxes import iou
 from models.priors import Priors
@@ -23,14 +22,10 @@ def assign_topk(
     """Matched box index per prior, [B, N] int64, for boxes [B, G, 4] with validity [B, G].
 
     The `topk` points of each level nearest to an object's center are its positives where they lie inside it.
-    A point that several objects want goes to the one it overlaps most, as in ATSS.
-    available: which priors can be candidates, bool [B, N]; all, unless given.
+    A point that several objects claim goes to the one it overlaps most, as in ATSS.
+    available: which priors can be candidates, bool [B, N]; None: all.
     """
-    B, G = gt_valid.shape
-    N = len(priors.boxes_xyxy)
-    if G == 0:
-        return gt_valid.new_full((B, N), BACKGROUND, dtype=torch.int64)
     index, usable = nearest(priors, gt_boxes_xyxy, topk, available)  # [B, G, M]
     boxes = gt_boxes_xyxy[:, :, None]
     positive = usable & inside(priors.points[index], boxes) & gt_valid[..., None]
-    return best_owner(index, positive, iou(boxes, priors.boxes_xyxy[index]), N)
+    return best_owner(index, positive, iou(boxes, priors.boxes_xyxy[index]), len(priors.boxes_xyxy))

@@ -19,26 +19,20 @@ from models.config.model import BackboneConfig
 from models.config.network import is_custom
 from models.tensor_files import TensorFileError, load_tensors
 
-__all__ = [
-    "Backbone",
-    "CustomBackbone",
-    "TimmBackbone",
-    "build_backbone",
-    "imagenet_at_hand",
-]
+__all__ = ["Backbone", "CustomBackbone", "TimmBackbone", "build_backbone", "imagenet_at_hand"]
 
 
 def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbone:
-    """The backbone named in `config`; `.channels` are those of C2..C5.
+    """The backbone named in `config`, with the widths of its features in `.channels`.
 
-    Raises `ConfigError` where the weights it asks for cannot be had. `load_weights=False` leaves them out, for
-    a checkpoint that brings its own.
+    load_weights: False does not load `config.weights`, for a checkpoint that brings its own. Raises `ConfigError` where
+    the weights cannot be loaded.
     """
     backbone: Backbone
     weights = config.weights if load_weights else None
     if config.name.startswith("timm:"):
-        own = _read_weights(weights) if weights not in (None, "imagenet") else None
-        backbone = TimmBackbone(config.name.removeprefix("timm:"), weights == "imagenet", own)
+        state = _read_weights(weights) if weights not in (None, "imagenet") else None
+        backbone = TimmBackbone(config.name.removeprefix("timm:"), weights == "imagenet", state)
     elif is_custom(config.name):
         backbone = CustomBackbone(config)
     else:
@@ -51,7 +45,7 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> Backbon
 
 
 def imagenet_at_hand(name: str, timeout: float = 3.0) -> bool:
-    """Whether torchvision's ImageNet weights for `name` are in its cache, or its server answers within seconds."""
+    """Whether torchvision has its ImageNet weights of `name` in its cache, or its server answers within `timeout` s."""
     url = torchvision.models.get_model_weights(name).DEFAULT.url
     if (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file():
         return True

@@ -11,20 +11,20 @@ from models.custom.find import BACKBONE, custom_part
 
 
 class CustomBackbone(Backbone):
-    """The features of the class `config.name`: it takes nothing by position, and says `.channels` of C2..C5.
+    """The features of the class `config.name`, which takes no positional arguments and has the widths of C2..C5 in
+    `.channels`.
 
-    Stages can be frozen where it has `stem_and_stages()`, as `Backbone` describes it. Raises `ConfigError`.
+    Stages can be frozen if the class has `stem_and_stages()`, as in `Backbone`. Raises `ConfigError`.
     """
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
         part = custom_part(BACKBONE, config.name, config.arguments)
-        network = part()
-        channels = getattr(network, "channels", None)
+        self.network: nn.Module = part()
+        channels = getattr(self.network, "channels", None)
         widths = tuple(channels) if isinstance(channels, (list, tuple)) else ()
         if len(widths) != 4 or not all(isinstance(c, int) and c > 0 for c in widths):
             raise ConfigError(f"{part.where}: expected .channels, four widths of C2, C3, C4, C5; got {channels!r}")
-        self.network: nn.Module = network
         self.channels = widths
         if config.frozen_stages and len(self.stem_and_stages()) != 5:
             raise ConfigError(

@@ -7,24 +7,23 @@ from torch import Tensor, nn
 
 from models.backbones.stages import Backbone, keep_resolution
 from models.config.network import BackboneConfig
-from models.layers.blocks import fold_sequence
+from models.layers.blocks import fold_batchnorms
 from models.layers.fuse import require_eval
 
-# Where the stem and the stages at strides 4, 8, 16 end in torchvision's `features`; the last ends with them.
+# Index in torchvision's `features` at which the stem and the stages of strides 4, 8, 16 end; the last is the rest.
 MOBILENETS = {"mobilenet_v2": (2, 4, 7, 14), "mobilenet_v3_large": (2, 4, 7, 13)}
 
 
 class MobileNet(Backbone):
-    """torchvision's network without classifier. C5 is its last 1x1 convolution, C2..C4 the last block of a stride.
+    """torchvision's network without classifier. C5 is its last 1x1 convolution, C2..C4 the last block of each stride.
 
     Parameter names are torchvision's, so its files load as they are.
     """
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        build = {"mobilenet_v2": torchvision.models.mobilenet_v2,
-                 "mobilenet_v3_large": torchvision.models.mobilenet_v3_large}[config.name]  # fmt: skip
-        self.features: nn.Sequential = build(weights=None, width_mult=config.width).features
+        network = torchvision.models.get_model(config.name, weights=None, width_mult=config.width)
+        self.features: nn.Sequential = network.features
         self.ends = [*MOBILENETS[config.name], len(self.features)]
         self.dilated = config.dilated
         channels = tuple(self.features[end - 1].out_channels for end in self.ends[1:])
@@ -47,7 +46,5 @@ class MobileNet(Backbone):
     def fuse(self) -> nn.Module:
         """Every BatchNorm folded into the convolution it follows."""
         require_eval(self)
-        for module in self.modules():
-            if isinstance(module, nn.Sequential):
-                fold_sequence(module)
+        fold_batchnorms(self)
         return self

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.backbones.stages import Backbone, keep_resolution
 from models.config.network import BackboneConfig
+from models.layers.blocks import fold_batchnorms
 from models.layers.fuse import require_eval
 
 # Block, depth of the four stages, groups, channels of a group at 64 planes.
@@ -44,17 +43,16 @@ class ResNet(Backbone):
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         c_in = planes[0]
         for i, (p, depth) in enumerate(zip(planes, depths, strict=True), start=1):
-            blocks: list[nn.Module] = []
+            blocks: list[BasicBlock | Bottleneck] = []
             for j in range(depth):
                 stride = 2 if i > 1 and j == 0 else 1
                 downsample = None
                 if stride != 1 or c_in != p * block.expansion:
                     shortcut = nn.Conv2d(c_in, p * block.expansion, 1, stride, bias=False)
                     downsample = nn.Sequential(shortcut, nn.BatchNorm2d(p * block.expansion))
-                made = block(c_in, p, stride, downsample, groups, group_width)
+                blocks.append(block(c_in, p, stride, downsample, groups, group_width))
                 if config.style == "caffe" and stride == 2:
-                    made.conv1.stride, made.conv2.stride = (2, 2), (1, 1)
-                blocks.append(made)
+                    blocks[-1].conv1.stride, blocks[-1].conv2.stride = (2, 2), (1, 1)
                 c_in = p * block.expansion
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
         if self.dilated:
@@ -75,18 +73,15 @@ class ResNet(Backbone):
         return [[self.conv1, self.bn1], *([self.get_submodule(f"layer{i}")] for i in range(1, 5))]
 
     def fuse(self) -> nn.Module:
-        """Every BatchNorm folded into the convolution it follows: convN with bnN, and the shortcut's pair."""
+        """Every BatchNorm folded into the convolution it follows."""
         require_eval(self)
-        for module in self.modules():
-            pairs = [("0", "1")] if isinstance(module, nn.Sequential) else [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
-            for conv_name, bn_name in pairs:
-                conv, bn = getattr(module, conv_name, None), getattr(module, bn_name, None)
-                if isinstance(conv, nn.Conv2d) and isinstance(bn, _BatchNorm):
-                    setattr(module, conv_name, fuse_conv_bn_eval(conv, bn))
-                    setattr(module, bn_name, nn.Identity())
+        fold_batchnorms(self)
         return self
 
 
 def scaled(channels: int, width: float) -> int:
-    """Rounded to 8, at least 16: below that oneDNN's gradient of strided 1x1 shortcuts is broken (issue 6035)."""
+    """`channels * width` rounded to a multiple of 8, at least 16.
+
+    Below 16 oneDNN's gradient of strided 1x1 shortcuts is broken (issue 6035).
+    """
     return max(16, round(channels * width / 8) * 8)

@@ -1,5 +1,4 @@
-"""What all backbones share: features by stage, frozen stages, the kind of their norms, a last stage that keeps its
-resolution."""
+"""What all backbones share: features of stages, frozen stages, the kind of norm, a dilated last stage."""
 
 from __future__ import annotations
 
@@ -17,23 +16,26 @@ class Backbone(nn.Module, ABC):
     """Images [B, 3, H, W] -> C2..C5 at strides 4, 8, 16, 32; or, dilated, C2, C3 and C5 at 4, 8, 16."""
 
     channels: tuple[int, ...]
-    """Of the features, in order."""
+    """Widths of the features, in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._fixed: list[nn.Module] = []  # a plain list: these modules have their names elsewhere already
+        self._fixed: list[nn.Module] = []  # not an nn.ModuleList, which would register these modules twice
 
     @abstractmethod
     def forward(self, x: Tensor) -> list[Tensor]: ...
 
     @abstractmethod
     def stem_and_stages(self) -> Sequence[Sequence[nn.Module]]:
-        """The modules of the stem and of the four stages, which make C2..C5."""
+        """Five lists of modules: the stem's, and those of the four stages, which compute C2..C5."""
 
     def freeze(self, stages: int, norms: bool) -> None:
-        """Hold the first `stages` of stem and stages, and all BatchNorms if `norms`, as they are, in train mode too."""
-        self._fixed += [module for stage in self.stem_and_stages()[:stages] for module in stage] if stages else []
-        self._fixed += [m for m in self.modules() if isinstance(m, _BatchNorm)] if norms else []
+        """Freeze the first `stages` of stem and stages, and all BatchNorms if `norms`.
+
+        What is frozen does not learn, and stays in eval mode while the backbone trains.
+        """
+        self._fixed += [module for stage in self.stem_and_stages()[:stages] for module in stage]
+        self._fixed += [m for m in self.modules() if norms and isinstance(m, _BatchNorm)]
         for module in self._fixed:
             module.requires_grad_(False)
         self.train(self.training)
@@ -48,11 +50,11 @@ class Backbone(nn.Module, ABC):
 def set_norms(module: nn.Module, kind: Literal["bn", "frozen", "sync", "gn"], eps: float | None) -> None:
     """Turn every BatchNorm in `module` into a norm of `kind`, with its own epsilon or `eps`."""
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d) and kind == "gn":
-            child = norm_layer("gn", child.num_features)
-            setattr(module, name, child)
-        elif isinstance(child, nn.BatchNorm2d) and kind == "sync":
-            child = nn.SyncBatchNorm(child.num_features, child.eps, child.momentum)
+        if isinstance(child, nn.BatchNorm2d) and kind in ("gn", "sync"):
+            if kind == "gn":
+                child = norm_layer("gn", child.num_features)
+            else:
+                child = nn.SyncBatchNorm(child.num_features, child.eps, child.momentum)
             setattr(module, name, child)
         if eps is not None and isinstance(child, (_BatchNorm, nn.GroupNorm)):
             child.eps = eps
@@ -60,16 +62,13 @@ def set_norms(module: nn.Module, kind: Literal["bn", "frozen", "sync", "gn"], ep
 
 
 def keep_resolution(stage: Sequence[nn.Module]) -> None:
-    """Let a stage that halves its input not do so: strides become 1, and what came behind them is dilated by 2.
+    """Dilate a stage that halves its input: its strides become 1, and convolutions behind them are dilated by 2.
 
-    At every second cell it computes exactly what it computed before, so that its weights keep their meaning.
+    At every second cell it computes exactly what it computed before, so trained weights stay valid.
     """
     strided = False
-    for part in stage:
-        for conv in part.modules():
-            if not isinstance(conv, nn.Conv2d):
-                continue
-            if conv.stride == (2, 2):
-                conv.stride, strided = (1, 1), True
-            elif strided and conv.kernel_size != (1, 1):
-                conv.dilation, conv.padding = (2, 2), tuple(2 * (side // 2) for side in conv.kernel_size)
+    for conv in (module for part in stage for module in part.modules() if isinstance(module, nn.Conv2d)):
+        if conv.stride == (2, 2):
+            conv.stride, strided = (1, 1), True
+        elif strided and conv.kernel_size != (1, 1):
+            conv.dilation, conv.padding = (2, 2), tuple(2 * (side // 2) for side in conv.kernel_size)

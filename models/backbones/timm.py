@@ -16,13 +16,12 @@ STRIDES = (4, 8, 16, 32)
 class TimmBackbone(Backbone):
     """The features of timm's network `name` whose reductions are 4, 8, 16 and 32.
 
-    pretrained: with timm's own weights, which it downloads. state: weights to start from instead, under the names of
-    timm's whole network, as its own files have them.
+    pretrained: start from timm's own weights, which it downloads. state: weights to start from instead, with the names
+    in timm's own files.
 
-    Its BatchNorms are not folded here, because only timm knows what stands between them and a convolution; a
-    backbone's weights are used once, so the exporter's simplifier folds them without copies. Raises `ConfigError`
-    where timm is not installed, does not know the name, the weights do not fit, or the network has other strides or
-    takes pictures of one size only.
+    BatchNorms are not folded here, because only timm knows which of them directly follow a convolution. The exporter's
+    simplifier folds them. Raises `ConfigError` where timm is not installed or does not know the name, the weights do
+    not fit, or the network has other strides or takes pictures of one size only.
     """
 
     def __init__(self, name: str, pretrained: bool = False, state: Mapping[str, Tensor] | None = None):
@@ -35,10 +34,10 @@ class TimmBackbone(Backbone):
                 f"({error}); pip install 'isodet[timm]', or choose a backbone that isodet has itself"
             ) from None
         try:
-            # By this way timm fits names to its networks of features, which are flattened, and leaves classifiers out.
-            given = None if state is None else {"state_dict": dict(state)}
+            # This way timm itself maps the names to those of its flattened feature networks, and drops the classifier.
+            overlay = None if state is None else {"state_dict": dict(state)}
             self.network: nn.Module = timm.create_model(
-                name, pretrained=pretrained or state is not None, pretrained_cfg_overlay=given, features_only=True
+                name, pretrained=pretrained or state is not None, pretrained_cfg_overlay=overlay, features_only=True
             )
         except Exception as error:  # timm raises many kinds: unknown names, no features, no network
             weights = " and its weights" if pretrained else " and the given weights" if state is not None else ""
@@ -47,11 +46,13 @@ class TimmBackbone(Backbone):
                 f"{type(error).__name__}: {error}"
             ) from error
         if state is not None:
-            held = {_flat(key) for key in state}
-            missing = [k for k in self.network.state_dict() if _flat(k) not in held and "num_batches_tracked" not in k]
-            if missing:  # timm would leave them as they are, random
-                raise ConfigError(f"model.backbone.weights: the file does not fit timm:{name}: {len(missing)} tensors "
-                                  f"missing; first: {missing[0]}")  # fmt: skip
+            present = {_flat(key) for key in state}
+            needed = [key for key in self.network.state_dict() if "num_batches_tracked" not in key]
+            if missing := [key for key in needed if _flat(key) not in present]:  # timm would leave them random
+                raise ConfigError(
+                    f"model.backbone.weights: the file does not fit timm:{name}: {len(missing)} tensors "
+                    f"missing; first: {missing[0]}"
+                )
         info = self.network.feature_info
         reductions, channels = list(info.reduction()), list(info.channels())
         if any(stride not in reductions for stride in STRIDES):
@@ -69,25 +70,25 @@ class TimmBackbone(Backbone):
         self.eval()
         try:
             with torch.inference_mode():
-                found = [tuple(f.shape) for f in self(next(self.parameters()).new_zeros(1, 3, H, W))]
+                shapes = [tuple(f.shape) for f in self(next(self.parameters()).new_zeros(1, 3, H, W))]
         except Exception as error:  # each network has an error of its own for sizes that it was not made for
             raise ConfigError(
                 f"model.backbone.name: timm:{name} does not take pictures of {H}x{W} pixels: {error}; needed is a "
                 "network for any multiple of 32, as convolutional ones are"
             ) from error
         self.train()
-        wanted = [(1, c, H // s, W // s) for c, s in zip(self.channels, STRIDES, strict=True)]
-        if found != wanted:
-            raise ConfigError(f"model.backbone.name: timm:{name} gives features {found}; needed are {wanted}")
+        needed = [(1, c, H // s, W // s) for c, s in zip(self.channels, STRIDES, strict=True)]
+        if shapes != needed:
+            raise ConfigError(f"model.backbone.name: timm:{name} gives features {shapes}; needed are {needed}")
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = self.network(x)
         return [features[i] for i in self.indices]
 
     def stem_and_stages(self) -> list[list[nn.Module]]:
-        return [[self.network]]  # the configuration refuses frozen stages: timm's networks share no notion of them
+        return [[self.network]]  # timm's networks have no common notion of stages; the configuration refuses freezing
 
 
 def _flat(key: str) -> str:
-    """A parameter's name whatever the nesting: networks of features have `stages_0` where the whole has `stages.0`."""
+    """A parameter's name without nesting: feature networks have `stages_0` where the full network has `stages.0`."""
     return key.replace(".", "_")

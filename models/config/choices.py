@@ -1,8 +1,8 @@
 """The parts that a configuration can name: a table for each choice, a line for each part.
 
-A line says where a part is, as `package.module:name`, which keys of its section it reads and what it fits. The
-configuration asks these tables which names there are and what goes together; who uses a part asks them for it. So a
-new part is its own code and one line here. Reading a configuration needs no torch: a part is imported by `load`.
+A line says where the part's code is, which keys of its section it reads, and what it can be combined with. The
+configuration checks names and combinations against these tables, and the code that builds a model loads its parts from
+them. So a new part is its own code and one line here. Reading a configuration needs no torch: only `load` imports.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 @dataclass(frozen=True)
 class Part:
-    """A function or a class of isodet. A user's own part has the needs that a line without any has.
+    """A function or a class of isodet. A user's own part is treated as a line with all defaults.
 
     where: `package.module:name`.
-    reads: the keys of its section of the configuration that it takes, as keyword arguments of the same names; a key
-        that is null is left to the argument's default.
+    reads: keys of its section of the configuration that are passed to it as keyword arguments of the same names. A key
+        that is null is not passed, so the argument's own default applies.
     """
 
     where: str
     reads: tuple[str, ...] = ()
 
     def load(self) -> Callable[..., Any]:
-        """The function or class, imported when it is first asked for."""
+        """The function or class; its module is imported on the first call."""
         module, _, name = self.where.partition(":")
         part: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return part
 
     def configured(self, section: Any) -> Callable[..., Any]:
-        """`load`, with the keys that it reads taken from its `section`, a dataclass of the configuration."""
+        """`load`, with the keys in `reads` bound to their values in `section`, a dataclass of the configuration."""
         values = {key: getattr(section, key) for key in self.reads}
         return functools.partial(self.load(), **{key: value for key, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What one part asks of the value of a `key`, beyond what every part does: `fits(value)`, in words `expected`."""
+    """A check of a `key` that only one part needs: `fits(value)`, described by `expected` in the error message."""
 
     key: str
     fits: Callable[[Any], bool]
@@ -51,7 +51,7 @@ class Limit:
 class BoxLossPart(Part):
     """(predicted [P, 4], target [P, 4]) -> losses [P] of decoded boxes xyxy, or [P, 4] of delta codes.
 
-    of: what it compares. Codes are those of `box.code: delta`.
+    of: what it compares: decoded boxes, or the codes of `box.code: delta`.
     """
 
     of: Literal["boxes", "codes"] = "boxes"
@@ -61,10 +61,11 @@ class BoxLossPart(Part):
 class ClassLossPart(Part):
     """(logits [B, N, C], targets [B, N, C] in 0..1) -> losses [B, N, C], which are divided by the positives.
 
-    of_batch: it weighs each element by all of the batch, and its sum is the loss. It takes two more arguments: which
-        elements count, bool [B, N, 1], and `total`, which sums over processes.
+    of_batch: each element's weight depends on the whole batch, and the sum of the elements is the loss. It takes two
+        more arguments: which elements count, bool [B, N, 1], and `total`, which sums over processes.
     teaches_iou: the target of an object's class is the IoU of the predicted box, so there is no quality branch.
-    takes_smoothing: targets of objects may be moved towards 1/2 (`loss.smoothing`).
+    takes_smoothing: `loss.smoothing` may be used with it.
+    limits: checks of keys that only this loss needs.
     """
 
     of_batch: bool = False
@@ -77,9 +78,9 @@ class ClassLossPart(Part):
 class AssignerPart(Part):
     """(priors of N, boxes [B, G, 4], valid [B, G], available=[B, N] or None) -> matches [B, N]; see `models.assigners`.
 
-    of_points: it asks where a prior's center is and not how large the prior is: one anchor per cell.
-    counts_over: positives are counted as at least 1 in each image, as anchor heads do, or in the batch, as FCOS does.
-    grown, shrunk: the keys that allow more positives when they are larger, or smaller (`auxiliary.coarse`).
+    of_points: it uses only a prior's center and not its size, so there is one anchor per cell.
+    counts_over: the loss is divided by at least 1 positive per image, as in anchor heads, or per batch, as in FCOS.
+    grown, shrunk: keys that give more positives when they are larger, or smaller (`auxiliary.coarse`).
     """
 
     of_points: bool = False
@@ -90,10 +91,10 @@ class AssignerPart(Part):
 
 @dataclass(frozen=True)
 class NeckPart(Part):
-    """A class of modules: (NeckConfig, widths of the backbone's features) -> features to levels.
+    """A module class: (NeckConfig, widths of the backbone's features) -> a module that turns features into levels.
 
     repeats: `neck.depth` may be above 1.
-    one_level: it works with a single level, because it exchanges nothing between levels.
+    one_level: it also works with a single level.
     """
 
     repeats: bool = False
@@ -101,12 +102,24 @@ class NeckPart(Part):
 
 
 @dataclass(frozen=True)
+class HeadBlockPart(Part):
+    """A module class: (c_in, c_out, norm=, bias=, levels=), or (c_in, c_out) with `own_norms`.
+
+    own_norms: it brings a BatchNorm on each branch, so `head.norm` is bn.
+    groups: channels of neck and head are multiples of this.
+    """
+
+    own_norms: bool = False
+    groups: int = 1
+
+
+@dataclass(frozen=True)
 class BackbonePart(Part):
-    """A class of `models.backbones.Backbone`: (BackboneConfig) -> images to features.
+    """A subclass of `models.backbones.Backbone`: (BackboneConfig) -> a module that turns images into features.
 
     imagenet: torchvision has ImageNet weights under its name.
-    bottlenecks: `style` applies.
-    folds: its branches fold into one convolution by their BatchNorms, so it has neither GroupNorms nor dilation.
+    bottlenecks: it has bottlenecks, so `style` applies.
+    folds: its branches fold into one convolution, which needs BatchNorms and no dilation.
     """
 
     imagenet: bool = True
@@ -144,17 +157,28 @@ ASSIGNERS: dict[str, AssignerPart] = {
         "models.assigners.iou:assign_iou", ("pos_iou", "neg_iou", "rescue"), shrunk=("pos_iou", "neg_iou")
     ),
     "center": AssignerPart(
-        "models.assigners.center:assign_center", ("radius", "range_factor", "range_ends"),
-        of_points=True, counts_over="batch", grown=("radius",),
+        "models.assigners.center:assign_center",
+        ("radius", "range_factor", "range_ends"),
+        of_points=True,
+        counts_over="batch",
+        grown=("radius",),
     ),
     "topk": AssignerPart("models.assigners.topk:assign_topk", ("topk",), of_points=True, grown=("topk",)),
-}  # fmt: skip
+}
 
 NECKS: dict[str, NeckPart] = {
     "fpn": NeckPart("models.layers.necks:FPN", one_level=True),
     "pafpn": NeckPart("models.layers.necks:PAFPN"),
     "bifpn": NeckPart("models.layers.necks:BiFPN", repeats=True),
     "reppan": NeckPart("models.layers.necks:RepPAN", repeats=True),
+}
+
+_BLOCKS = "models.layers.blocks"
+HEAD_BLOCKS: dict[str, HeadBlockPart] = {
+    "conv": HeadBlockPart(f"{_BLOCKS}:ConvNorm"),
+    "dw": HeadBlockPart(f"{_BLOCKS}:DepthwiseConv"),
+    "shuffle": HeadBlockPart(f"{_BLOCKS}:ShuffleConv", groups=4),
+    "repconv": HeadBlockPart("models.layers.reparam:RepConv", own_norms=True),
 }
 
 _RESNET, _MOBILENET = "models.backbones.resnet:ResNet", "models.backbones.mobilenet:MobileNet"
@@ -171,24 +195,27 @@ BACKBONES: dict[str, BackbonePart] = {
     "mobilenet_v3_large": BackbonePart(_MOBILENET),
     **{
         f"{family}_{size}": BackbonePart("models.backbones.repvgg:RepVGG", imagenet=False, folds=True)
-        for family in ("repvgg", "qarepvgg") for size in ("a0", "a1", "a2", "b0", "b1")
+        for family in ("repvgg", "qarepvgg")
+        for size in ("a0", "a1", "a2", "b0", "b1")
     },
-}  # fmt: skip
+}
 
 
-if TYPE_CHECKING:  # to a type checker a name is text, because it does not read tables
+if TYPE_CHECKING:  # a type checker cannot read the tables, so for it a name is a str
     BoxLossName: TypeAlias = str
     ClassLossName: TypeAlias = str
     AssignerName: TypeAlias = str
     NeckName: TypeAlias = str
-else:  # to whoever reads type hints, as the configuration does, it is one of the table
+    HeadBlockName: TypeAlias = str
+else:  # at run time the configuration reads these type hints: a name is one of its table
     BoxLossName = Literal[tuple(BOX_LOSSES)]
     ClassLossName = Literal[tuple(CLASS_LOSSES)]
     AssignerName = Literal[tuple(ASSIGNERS)]
     NeckName = Literal[tuple(NECKS)]
+    HeadBlockName = Literal[tuple(HEAD_BLOCKS)]
 
 
 def either(names: Iterable[str]) -> str:
     """`a, b or c`, for a message that says which parts to use instead."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

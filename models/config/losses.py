@@ -1,4 +1,4 @@
-"""The configuration of what is learned: which priors answer for which object, how a box is coded, and the losses."""
+"""The configuration of what is learned: which priors are assigned to which object, how a box is coded, the losses."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class AssignConfig:
 
     @property
     def part(self) -> AssignerPart:
-        """The assigner, or what is true of a user's own."""
+        """The line of the assigner in the table; for a user's own, a line with all defaults."""
         return ASSIGNERS.get(self.kind, AssignerPart(self.kind))
 
 
@@ -122,7 +122,7 @@ class BoxConfig:
 
     @property
     def part(self) -> BoxLossPart:
-        """The loss, or what is true of a user's own."""
+        """The line of the loss in the table; for a user's own, a line with all defaults."""
         return BOX_LOSSES.get(self.loss, BoxLossPart(self.loss))
 
 
@@ -162,8 +162,8 @@ class LossConfig:
         fits = self.alpha is None or 0 < self.alpha <= 1
         require(fits, "alpha", "null or a number above 0 and at most 1", self.alpha)
         if self.alpha is not None and "alpha" not in part.reads:
-            others = either(name for name, other in CLASS_LOSSES.items() if "alpha" in other.reads)
-            raise ConfigError(f"alpha: {self.cls} has no such weight; use cls: {others}, or leave alpha out")
+            names = either(name for name, loss in CLASS_LOSSES.items() if "alpha" in loss.reads)
+            raise ConfigError(f"alpha: {self.cls} has no such weight; use cls: {names}, or leave alpha out")
         require(0 <= self.gamma <= 10, "gamma", "0 to 10", self.gamma)
         require(2 <= self.bins <= 1000, "bins", "2 to 1000", self.bins)
         require(0 <= self.smoothing < 1, "smoothing", "0 up to 1", self.smoothing)
@@ -171,10 +171,8 @@ class LossConfig:
             value = getattr(self, limit.key)
             require(limit.fits(value), limit.key, limit.expected, value)
         if self.smoothing > 0 and not part.takes_smoothing:
-            others = either(name for name, other in CLASS_LOSSES.items() if other.takes_smoothing)
-            raise ConfigError(
-                f"smoothing: {self.cls} needs the targets as they are; use cls: {others}, or smoothing: 0"
-            )
+            names = either(name for name, loss in CLASS_LOSSES.items() if loss.takes_smoothing)
+            raise ConfigError(f"smoothing: {self.cls} needs the targets as they are; use cls: {names}, or smoothing: 0")
         require(self.hard_negatives >= 0, "hard_negatives", "0 or a positive ratio", self.hard_negatives)
         if self.hard_negatives > 0 and part.of_batch:
             raise ConfigError(f"hard_negatives: {self.cls} weighs by all points of the batch; use another cls, or 0")
@@ -185,5 +183,5 @@ class LossConfig:
 
     @property
     def part(self) -> ClassLossPart:
-        """The loss, or what is true of a user's own."""
+        """The line of the loss in the table; for a user's own, a line with all defaults."""
         return CLASS_LOSSES.get(self.cls, ClassLossPart(self.cls))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from isodet.strict import ConfigError, build, merge, require
+from models.config.choices import HEAD_BLOCKS, HeadBlockName
 from models.config.losses import AssignConfig, BoxConfig, LossConfig
 from models.config.network import BackboneConfig, NeckConfig, is_custom
 from models.config.unsupported import refuse_undeployable
@@ -34,7 +35,7 @@ class HeadConfig:
     depth: int = 4
     channels: int | None = None
     norm: Literal["gn", "bn", "sepbn", "none"] = "sepbn"
-    block: Literal["conv", "dw", "shuffle", "repconv"] = "conv"
+    block: HeadBlockName = "conv"
     implicit: bool = False
     conv_bias: bool = False
     level_scales: bool = True
@@ -45,8 +46,10 @@ class HeadConfig:
         require(0 <= self.depth <= 8, "depth", "0 to 8", self.depth)
         require(self.channels is None or self.channels >= 8, "channels", "null or at least 8", self.channels)
         require(0 < self.prior < 1, "prior", "a probability between 0 and 1", self.prior)
-        if self.block == "repconv" and (self.norm != "bn" or self.conv_bias):
-            raise ConfigError("block: repconv brings a BatchNorm on each branch; set norm: bn and conv_bias: false")
+        if HEAD_BLOCKS[self.block].own_norms and (self.norm != "bn" or self.conv_bias):
+            raise ConfigError(
+                f"block: {self.block} brings a BatchNorm on each branch; set norm: bn and conv_bias: false"
+            )
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,11 @@ class PostprocessConfig:
         require(1 <= self.candidates <= 3840, "candidates", "1 to 3840 (TensorRT's TopK limit)", self.candidates)
         require(1 <= self.detections <= self.candidates, "detections", "1 to `candidates`", self.detections)
         require(
-            0 <= self.level_candidates <= 3840, "level_candidates", "0 to 3840 (TensorRT's TopK limit)",
+            0 <= self.level_candidates <= 3840,
+            "level_candidates",
+            "0 to 3840 (TensorRT's TopK limit)",
             self.level_candidates,
-        )  # fmt: skip
+        )
         if self.level_by == "class" and self.level_candidates == 0:
             raise ConfigError("level_by: class chooses within a level; set level_candidates, or level_by: score")
 
@@ -202,11 +207,14 @@ class ModelConfig:
         require(not twice, "classes", f"names that differ (twice: {', '.join(twice)})", self.classes)
         require(
             all(64 <= side <= 1 << 16 and side % 32 == 0 for side in self.input_size_hw),
-            "input_size_hw", "[height, width], each a multiple of 32 from 64 to 65536", self.input_size_hw,
-        )  # fmt: skip
+            "input_size_hw",
+            "[height, width], each a multiple of 32 from 64 to 65536",
+            self.input_size_hw,
+        )
         if self.backbone.dilated and self.neck.levels[0] == 5:
             raise ConfigError("neck.levels: a dilated backbone ends at stride 16, so levels begin at 4 or below")
-        if self.head.block == "shuffle" and (self.neck.channels % 4 or (self.head.channels or 4) % 4):
+        groups = HEAD_BLOCKS[self.head.block].groups
+        if self.neck.channels % groups or (self.head.channels or groups) % groups:
             raise ConfigError("head.block: shuffle has four groups, so channels of neck and head are multiples of 4")
         if self.box.code == "ltrb" and self.box.part.of == "codes":
             raise ConfigError(f"box.loss: {self.box.loss} is defined on delta codes; use giou with code: ltrb")
@@ -225,12 +233,12 @@ class ModelConfig:
 
 
 def custom_parts_of(config: ModelConfig, network_only: bool = False) -> list[tuple[str, str]]:
-    """(key, name) of every own part in `config`; `network_only` leaves out what only training calls."""
-    names = [("model.backbone.name", config.backbone.name), ("model.neck.kind", config.neck.kind)]
+    """(key, name) of every part of the user's own in `config`; `network_only` leaves out what only training calls."""
+    names = {"model.backbone.name": config.backbone.name, "model.neck.kind": config.neck.kind}
     if not network_only:
-        names += [("model.assign.kind", config.assign.kind), ("model.box.loss", config.box.loss),
-                  ("model.loss.cls", config.loss.cls)]  # fmt: skip
-    return [(key, name) for key, name in names if is_custom(name)]
+        names |= {"model.assign.kind": config.assign.kind, "model.box.loss": config.box.loss}
+        names |= {"model.loss.cls": config.loss.cls}
+    return [(key, name) for key, name in names.items() if is_custom(name)]
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -250,7 +258,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def model_config(mapping: Any, path: str = "model") -> ModelConfig:
-    """A `ModelConfig` from a mapping: the preset named by `detector`, under the keys that are given."""
+    """A `ModelConfig` from a mapping, whose keys override those of the preset that `detector` names."""
     if isinstance(mapping, Mapping):
         preset = mapping.get("detector", "atss")
         if isinstance(preset, str) and preset in PRESETS:

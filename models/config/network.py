@@ -13,15 +13,16 @@ IN_ARGUMENTS = "your own part does not read this key, what it needs goes into ar
 
 
 def is_custom(name: str) -> bool:
-    """Whether a name in a configuration is that of a user's own part, `package.module:Name`."""
+    """Whether `name` names a user's own part, `package.module:Name`."""
     return ":" in name and not name.startswith("timm:")
 
 
 def require_custom(name: str, key: str, arguments: Mapping[str, Any] | None) -> None:
-    """Raise a ConfigError for `arguments` that no own part, named by `key`, is there to take."""
+    """Raise `ConfigError` for `arguments` where `name`, the value of `key`, is no part of the user's own."""
     if arguments is not None and not is_custom(name):
-        raise ConfigError(f"arguments: they are for your own part (package.module:Name), but {key} is {name}; set "
-                          "arguments: null")  # fmt: skip
+        raise ConfigError(
+            f"arguments: they are for your own part (package.module:Name), but {key} is {name}; set arguments: null"
+        )
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,14 @@ class BackboneConfig:
     dilated: bool = False
 
     def __post_init__(self) -> None:
-        timm, name = self.name.startswith("timm:"), self.name
-        own = is_custom(name)
-        if own:
+        timm, custom, name = self.name.startswith("timm:"), is_custom(self.name), self.name
+        if custom:
             check_custom_name(name, "name")
         elif name not in BACKBONES and not (timm and len(name) > len("timm:")):
-            raise ConfigError(f"name: expected a backbone or timm:NAME, or your own package.module:Name, got {name!r}"
-                              f"{nearest(name, BACKBONES)}")  # fmt: skip
+            raise ConfigError(
+                f"name: expected a backbone or timm:NAME, or your own package.module:Name, got {name!r}"
+                f"{nearest(name, BACKBONES)}"
+            )
         require_custom(name, "name", self.arguments)
         part = self.part
         require(0.1 <= self.width <= 4, "width", "a multiplier from 0.1 to 4", self.width)
@@ -68,29 +70,33 @@ class BackboneConfig:
         if self.weights is not None and self.width != 1.0:
             raise ConfigError(f"weights: {self.weights!r} needs width 1.0, got width {self.width}; set weights: null")
         if self.weights in ("imagenet", "imagenet_v1"):
-            if own or not part.imagenet or (timm and self.weights != "imagenet"):
+            if custom or not part.imagenet or (timm and self.weights != "imagenet"):
                 raise ConfigError(f"weights: torchvision has no ImageNet weights for {name}; use null or a path")
             if self.norm == "gn" or self.style == "caffe":
-                what = "GroupNorms" if self.norm == "gn" else "style: caffe"
-                raise ConfigError(f"weights: torchvision's ImageNet weights are not made for {what}; give a path")
+                change = "GroupNorms" if self.norm == "gn" else "style: caffe"
+                raise ConfigError(f"weights: torchvision's ImageNet weights are not made for {change}; give a path")
         if self.style == "caffe" and not part.bottlenecks:
             raise ConfigError(f"style: caffe is about bottlenecks, of which {name} has none; set style: pytorch")
         if part.folds and (self.norm == "gn" or self.dilated):
             key = "norm: gn" if self.norm == "gn" else "dilated: true"
-            raise ConfigError(f"{key} does not fit {name}, whose branches fold into one plain 3x3 convolution by their "
-                              "BatchNorms; use a ResNet or a MobileNet")  # fmt: skip
-        if own:
+            raise ConfigError(
+                f"{key} does not fit {name}, whose branches fold into one plain 3x3 convolution by their "
+                "BatchNorms; use a ResNet or a MobileNet"
+            )
+        if custom:
             if self.norm in ("sync", "gn"):
                 raise ConfigError(f"norm: your own backbone has the norms it makes; use bn or frozen, got {self.norm}")
-            apart = ("name", "arguments", "weights", "norm", "norm_eps", "frozen_stages")
-            require_defaults(self, apart, IN_ARGUMENTS)
+            allowed = ("name", "arguments", "weights", "norm", "norm_eps", "frozen_stages")
+            require_defaults(self, allowed, IN_ARGUMENTS)
         if timm and (self.norm in ("sync", "gn") or self.frozen_stages or self.dilated or self.width != 1.0):
-            raise ConfigError("name: a network of timm comes as it is: norm: bn or frozen, frozen_stages: 0, dilated: "
-                              "false, width: 1; for more choose a backbone that isodet has itself")  # fmt: skip
+            raise ConfigError(
+                "name: a network of timm comes as it is: norm: bn or frozen, frozen_stages: 0, dilated: "
+                "false, width: 1; for more choose a backbone that isodet has itself"
+            )
 
     @property
     def part(self) -> BackbonePart:
-        """The backbone, or what is true of timm's and of a user's own."""
+        """The line of the backbone in the table; for timm's and a user's own, a line with all defaults."""
         return BACKBONES.get(self.name, BackbonePart(self.name))
 
 
@@ -121,22 +127,21 @@ class NeckConfig:
     def __post_init__(self) -> None:
         require(8 <= self.channels <= 8192, "channels", "8 to 8192", self.channels)
         first, last = self.levels
-        require(
-            2 <= first <= 5 and 5 <= last <= 7, "levels", "[first, last] with first 2..5 and last 5..7", self.levels
-        )
+        in_range = 2 <= first <= 5 <= last <= 7
+        require(in_range, "levels", "[first, last] with first 2..5 and last 5..7", self.levels)
         require(1 <= self.depth <= 12, "depth", "1 to 12", self.depth)
         require_custom(self.kind, "kind", self.arguments)
         if is_custom(self.kind):
             require_defaults(self, ("kind", "arguments", "channels", "levels"), IN_ARGUMENTS)
             return
         if self.depth > 1 and not self.part.repeats:
-            others = either(name for name, other in NECKS.items() if other.repeats)
-            raise ConfigError(f"depth: {self.kind} has one pass; a kind that repeats is {others}")
+            kinds = either(name for name, neck in NECKS.items() if neck.repeats)
+            raise ConfigError(f"depth: {self.kind} has one pass; a kind that repeats is {kinds}")
         if first == last and not self.part.one_level:
-            others = either(name for name, other in NECKS.items() if other.one_level)
-            raise ConfigError(f"levels: {self.kind} exchanges between levels and needs two or more; use kind: {others}")
+            kinds = either(name for name, neck in NECKS.items() if neck.one_level)
+            raise ConfigError(f"levels: {self.kind} exchanges between levels and needs two or more; use kind: {kinds}")
 
     @property
     def part(self) -> NeckPart:
-        """The neck, or what is true of a user's own."""
+        """The line of the neck in the table; for a user's own, a line with all defaults."""
         return NECKS.get(self.kind, NeckPart(self.kind))

@@ -1,6 +1,6 @@
-"""What configurations of other toolkits ask for and no graph of isodet holds: why, and what to set instead.
+"""Features of other toolkits that isodet does not deploy: why not, and what to set instead.
 
-Refused when the configuration is read, because the alternative is to find out at export, after the training.
+They are refused when the configuration is read. Otherwise a user would find out at export, after the training.
 """
 
 from __future__ import annotations
@@ -13,29 +13,32 @@ from typing import Any
 from isodet.strict import ConfigError
 
 ANYTHING = r"^(?!False$|None$)"
-"""Matches whatever a key that isodet does not have is set to, unless that is nothing."""
+"""Pattern for a key that isodet does not have: matches every value but False and None."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One thing, wherever it may be asked for."""
+    """A feature that is refused, under every key that may ask for it.
 
-    what: str
-    asked: Mapping[str, str]
-    """Dotted keys of the model's mapping, and the pattern, in any case, that the text of a refused value matches."""
+    keys: dotted keys of the model's mapping, each with the pattern of the values that are refused, in any case.
+    """
+
+    feature: str
+    keys: Mapping[str, str]
     why: str
     instead: str
+
+
+def _set_on(*keys: str) -> dict[str, str]:
+    """`Refusal.keys` for each of `keys` of backbone, neck and head, whatever it is set to."""
+    return {f"{part}.{key}": ANYTHING for part in ("backbone", "neck", "head") for key in keys}
 
 
 REFUSED = (
     Refusal(
         "deformable convolution (DCN)",
         {key: r"dcn|deform|internimage" for key in ("head.block", "neck.kind", "backbone.name")}
-        | {
-            f"{part}.{key}": ANYTHING
-            for part in ("backbone", "neck", "head")
-            for key in ("dcn", "use_dcn", "dcn_on_last_conv", "stage_with_dcn", "deform", "deformable", "use_deform")
-        },
+        | _set_on("dcn", "use_dcn", "dcn_on_last_conv", "stage_with_dcn", "deform", "deformable", "use_deform"),
         "reads where the picture sends it: slow, no INT8 in TensorRT, and no operator at all before ONNX opset 19",
         "head.block: conv or repconv, neck.kind: reppan, or a deeper backbone.name",
     ),
@@ -65,11 +68,7 @@ REFUSED = (
     ),
     Refusal(
         "another activation",
-        {
-            f"{part}.{key}": ANYTHING
-            for part in ("backbone", "neck", "head")
-            for key in ("act", "act_cfg", "act_layer", "activation")
-        },
+        _set_on("act", "act_cfg", "act_layer", "activation"),
         "is not here: every engine fuses ReLU into the convolution before it, in INT8 too",
         "nothing, which is ReLU; mobilenet_v3_large and networks of timm keep the activations that they have",
     ),
@@ -120,22 +119,19 @@ REFUSED = (
 def refuse_undeployable(model: Mapping[str, Any], path: str) -> None:
     """Raise `ConfigError` for the first value in `model`, as YAML gives it, that asks for something in `REFUSED`."""
     for refusal in REFUSED:
-        for key, pattern in refusal.asked.items():
-            found, value = _value(model, key.split("."))
-            # A colon stands in the names of parts that others answer for: timm:NAME, package.module:Name.
-            if not found or (isinstance(value, str) and ":" in value):
-                continue
-            if re.search(pattern, str(value), re.IGNORECASE):
-                raise ConfigError(
-                    f"{path}.{key}: {value!r} asks for {refusal.what}, which {refusal.why}; use {refusal.instead}",
-                    key=f"{path}.{key}",
-                )
+        for key, pattern in refusal.keys.items():
+            for value in _values(model, key.split(".")):
+                # timm:NAME and package.module:Name are not isodet's own parts, so not refused by name.
+                external = isinstance(value, str) and ":" in value
+                if not external and re.search(pattern, str(value), re.IGNORECASE):
+                    reason = f"{value!r} asks for {refusal.feature}, which {refusal.why}; use {refusal.instead}"
+                    raise ConfigError.of(f"{path}.{key}", reason)
 
 
-def _value(mapping: Any, keys: list[str]) -> tuple[bool, Any]:
-    """Whether something stands under the nested `keys`, and what."""
+def _values(mapping: Any, keys: list[str]) -> list[Any]:
+    """The value under the nested `keys`, in a list; an empty list where there is none."""
     for key in keys:
         if not isinstance(mapping, Mapping) or key not in mapping:
-            return False, None
+            return []
         mapping = mapping[key]
-    return True, mapping
+    return [mapping]

@@ -1,1 +1,1 @@
-"""Parts of a user's own: found, checked and called."""
+"""Custom parts, which a user wrote: finding, checking and calling them."""

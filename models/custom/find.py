@@ -1,8 +1,8 @@
-"""A user's own parts, named in a configuration as `package.module:Name`: found, checked, given their arguments.
+"""Finding and checking custom parts, which a configuration names as `package.module:Name`.
 
-Nothing is called before it has been checked: a backbone or a neck is a class of `torch.nn.Module`, anything else a
-plain function; what isodet gives comes by position, in the number that `Kind.given` lists, and every argument of
-the part is keyword-only and annotated with a type that a configuration can hold. `models.custom_trial` then runs it.
+A part is checked before it is called. A backbone or a neck is a subclass of `torch.nn.Module`, any other part a plain
+function. isodet passes the inputs in `Kind.given` by position. The part's own arguments are keyword-only, and annotated
+with types that a configuration can hold. Afterwards `models.custom_trial` runs it.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ _LIBRARIES = {"torch", "numpy", "cv2", "importlib"}
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of part: what it is called, which key names it, what isodet gives it by position."""
+    """One kind of custom part.
+
+    noun: what messages call it. section, key: where a configuration names it. given: the inputs that isodet passes by
+    position. module: it is a subclass of `torch.nn.Module`, else a function.
+    """
 
     noun: str
     section: str
     key: str
     given: tuple[str, ...]
     module: bool = False
-    """A class of `torch.nn.Module`; otherwise a function."""
 
     def where(self, name: str) -> str:
-        """For the beginning of a message on the part `name`."""
+        """The start of a message about the part `name`."""
         return f"{self.section}.{self.key}: {name}"
 
 
@@ -57,7 +60,7 @@ AUGMENTATION = Kind("augmentation", "augment.own", "name", ("image", "boxes_xyxy
 
 
 class CustomPartMissing(ConfigError):
-    """The module of a part is not where Python looks."""
+    """Python cannot find the module of a part."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +74,26 @@ class CustomPart:
 
     @property
     def where(self) -> str:
-        """For the beginning of a message."""
+        """The start of a message about this part."""
         return self.kind.where(self.name)
 
     def __call__(self, *given: Any) -> Any:
-        """What the part returns. Raises `ConfigError` with the place in its code where that raises."""
+        """The part's result. Raises `ConfigError` with the file and line of an error in the part's code."""
         try:
             return self.target(*given, **self.values)
         except torch.OutOfMemoryError:
             raise  # a batch too large is not the part's fault
-        except Exception as error:  # whatever somebody's code raises
+        except Exception as error:  # custom code can raise anything
             raise ConfigError(f"{self.where}: {failure(error)}") from error
 
     def arguments(self) -> dict[str, Any]:
-        """All arguments, defaults too, as a configuration writes them."""
+        """All arguments, including defaults, as a configuration writes them."""
         plain: dict[str, Any] = to_mapping(self.values)
         return plain
 
 
 def custom_part(kind: Kind, name: str, arguments: Mapping[str, Any] | None) -> CustomPart:
-    """The part `name`, to be called with what isodet gives. Raises `ConfigError` naming the key and the reason."""
+    """The part `name` with its arguments, ready to be called. Raises `ConfigError` naming the key and the reason."""
     target = _target(kind, name)
     hints = _argument_types(kind, name, target)
     path = f"{kind.section}.arguments"
@@ -107,25 +110,25 @@ def custom_part(kind: Kind, name: str, arguments: Mapping[str, Any] | None) -> C
 
 
 def look_in(folders: Iterable[str | Path]) -> None:
-    """Let Python find modules in `folders` too, after all other places, in this process and in those it spawns."""
+    """Append `folders` to the module search path of this process and of processes that it spawns."""
     sys.path += [path for path in (str(Path(folder).resolve()) for folder in folders) if path not in sys.path]
 
 
 def require_module_of(folders: Sequence[str | Path], name: str, where: str) -> None:
-    """Raise `ConfigError` where a module of the part `name` lies in `folders`, but Python has another one."""
+    """Raise `ConfigError` if the module of the part `name` is in `folders`, but Python finds another of that name."""
     top = name.partition(":")[0].split(".")[0]
     importlib.invalidate_caches()
-    wanted = PathFinder.find_spec(top, [str(Path(folder).resolve()) for folder in folders])
-    other = _file(sys.modules[top]) if top in sys.modules else getattr(importlib.util.find_spec(top), "origin", None)
-    if wanted is not None and wanted.origin and other and Path(wanted.origin).resolve() != Path(other).resolve():
-        raise ConfigError(f"{where}: {wanted.origin} is hidden by another module called {top} ({other}); rename yours")
+    spec = PathFinder.find_spec(top, [str(Path(folder).resolve()) for folder in folders])
+    file = _file(sys.modules[top]) if top in sys.modules else getattr(importlib.util.find_spec(top), "origin", None)
+    if spec is not None and spec.origin and file and Path(spec.origin).resolve() != Path(file).resolve():
+        raise ConfigError(f"{where}: {spec.origin} is hidden by another module called {top} ({file}); rename yours")
 
 
 def require_environment(names: Iterable[str]) -> None:
     """Raise `CustomPartMissing` for the first of `names` whose module is not imported, installed or on PYTHONPATH.
 
-    For parts that a checkpoint names. The current folder, where Python puts it first by itself (with -m, -c, in a
-    notebook), is not searched: who unpacks a checkpoint and works beside it has not installed anything.
+    This is for parts that a checkpoint names. The current folder is not searched where Python put it on the path by
+    itself (with -m, -c, in a notebook): code that was unpacked with a checkpoint must not run unasked.
     """
     importlib.invalidate_caches()
     for name in names:
@@ -135,22 +138,22 @@ def require_environment(names: Iterable[str]) -> None:
             continue
         first, rest = sys.path[:1], sys.path[1:]
         implicit = bool(first) and first[0] in ("", str(Path.cwd())) and not getattr(sys.flags, "safe_path", False)
-        others = [finder for finder in sys.meta_path if finder is not PathFinder]  # editable installations
-        elsewhere = PathFinder.find_spec(top, rest) or any(finder.find_spec(top, None) for finder in others)
-        if not (elsewhere if implicit else importlib.util.find_spec(top)):
+        finders = [finder for finder in sys.meta_path if finder is not PathFinder]  # editable installations
+        installed = PathFinder.find_spec(top, rest) or any(finder.find_spec(top, None) for finder in finders)
+        if not (installed if implicit else importlib.util.find_spec(top)):
             raise CustomPartMissing(f"the module {top} of {name} is not imported, installed or on PYTHONPATH")
 
 
 def failure(error: BaseException) -> str:
-    """An error of a part's own code in one line: what, and where in that code."""
+    """An error of a part's own code in one line: the error, and the file and line in that code."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(_ISODET) and not _LIBRARIES & set(Path(f.filename).parts)]
-    place = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    users = [f for f in frames if not f.filename.startswith(_ISODET) and not _LIBRARIES & set(Path(f.filename).parts)]
+    place = f" ({users[-1].filename}:{users[-1].lineno})" if users else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
 
 
 # ---------------------------------------------------------------------------------------------
-# the module, what it holds, and its signature
+# the module, its attribute, and the signature
 
 
 def _target(kind: Kind, name: str) -> Callable[..., Any]:
@@ -163,9 +166,9 @@ def _target(kind: Kind, name: str) -> Callable[..., Any]:
         raise ConfigError(f"{where}: the module {module_name} ({_file(module)}) has no {attribute}{hint}")
     target = getattr(module, attribute)
     if not _fits(kind, target):
-        wanted = "a class of torch.nn.Module" if kind.module else "a plain Python function"
+        expected = "a class of torch.nn.Module" if kind.module else "a plain Python function"
         got = f"the class {target.__name__}" if isinstance(target, type) else f"of type {type(target).__name__}"
-        raise ConfigError(f"{where}: expected {wanted} for the {kind.noun}, but this is {got}")
+        raise ConfigError(f"{where}: expected {expected} for the {kind.noun}, but this is {got}")
     return target
 
 
@@ -181,16 +184,16 @@ def _module(name: str, where: str) -> types.ModuleType:
         importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever somebody's module does while it is imported
+    except (Exception, SystemExit) as error:  # importing custom code can raise anything
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise CustomPartMissing(f"{where}: there is no module {_places(str(error.name))}") from None
         raise ConfigError(f"{where}: its module could not be imported: {failure(error)}") from error
 
 
 def _places(missing: str) -> str:
-    """The name of a `missing` module, where it was looked for, and what may have been meant."""
-    above, _, last = missing.rpartition(".")
-    folders = list(sys.modules[above].__path__) if above else [path or str(Path.cwd()) for path in sys.path]
+    """The name of a `missing` module, the folders that were searched, and a module of a similar name."""
+    package, _, last = missing.rpartition(".")
+    folders = list(sys.modules[package].__path__) if package else [path or str(Path.cwd()) for path in sys.path]
     near = nearest(last, sorted({entry.name for entry in pkgutil.iter_modules(folders)}))
     shown = [f for f in folders if Path(f).is_dir() and not Path(f).name.startswith(("lib-dynload", "python3"))]
     return f"{missing} in {', '.join(shown)}{near if near.startswith('; did') else ''}"
@@ -215,11 +218,12 @@ def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _argument_types(kind: Kind, name: str, target: Callable[..., Any]) -> dict[str, Any]:
-    """Types of the arguments that a configuration gives. Raises `ConfigError` unless isodet can give the others."""
+    """Types of the part's own arguments. Raises `ConfigError` for a signature that isodet cannot call."""
     parameters, where = _parameters(target), kind.where(name)
-    own = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    arguments = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    positional = len(parameters) - len(arguments)
     open_ended = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
-    if open_ended or len(parameters) - len(own) != len(kind.given) or any(p.annotation is p.empty for p in own):
+    if open_ended or positional != len(kind.given) or any(p.annotation is p.empty for p in arguments):
         raise ConfigError(
             f"{where}: expected {target.__name__}({', '.join([*kind.given, '*, your arguments'])}), with each of your "
             f"arguments annotated, as in scale: float = 1.0, and no *args or **kwargs, which hide a typo; got "
@@ -227,12 +231,12 @@ def _argument_types(kind: Kind, name: str, target: Callable[..., Any]) -> dict[s
         )
     try:
         hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-    except Exception as error:  # evaluating somebody's annotations
+    except Exception as error:  # evaluating annotations can raise anything
         raise ConfigError(f"{where}: the annotations of its arguments cannot be read: {error}") from error
-    for p in own:
+    for p in arguments:
         if not readable(hints[p.name]):
             raise ConfigError(
                 f"{where}: its argument {p.name} has the type {hints[p.name]}, which no configuration can hold; use "
                 "bool, int, float, str, Literal, tuple[...], a dataclass of these, or a union"
             )
-    return {p.name: hints[p.name] for p in own}
+    return {p.name: hints[p.name] for p in arguments}

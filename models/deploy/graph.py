@@ -1,6 +1,6 @@
 """The deployed graph: pixels to detections in one module.
 
-Validation runs it, ONNX contains it, TensorRT compiles it. There is no second decoder anywhere.
+Validation runs it, an ONNX file contains it, TensorRT compiles it. There is no second decoder.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from models.priors import Priors
 
 
 class Deploy(nn.Module):
-    """Pictures -> EfficientNMS_TRT's four outputs, or what another `nms` makes of the candidates.
+    """Pictures -> the four outputs of EfficientNMS_TRT, or those of another `nms`.
 
-    The pictures are uint8 BGR [B, H, W, 3], letterboxed, unless `graph_input` takes another form. num_dets int32
-    [B, 1], boxes float32 [B, D, 4] xyxy pixels of the pictures, scores float32 [B, D] falling, labels int32 [B, D];
-    slots past `num_dets` are zero.
+    The pictures are uint8 BGR [B, H, W, 3], letterboxed, unless `graph_input` takes another form. The outputs are
+    num_dets int32 [B, 1], boxes float32 [B, D, 4] xyxy pixels of the pictures, scores float32 [B, D] falling, labels
+    int32 [B, D]; slots past `num_dets` are zero.
     """
 
     prior_boxes: Tensor
@@ -34,8 +34,8 @@ class Deploy(nn.Module):
     def __init__(self, detector: Detector, graph_input: GraphInput | None = None, nms: nn.Module | None = None):
         """Takes a detector in eval mode and keeps a fused copy of it.
 
-        nms: (boxes [B, K, 4], scores [B, K], labels [B, K]) -> outputs, of which only boxes have three dimensions; None
-        is `PortableNms`.
+        nms: (boxes [B, K, 4], scores [B, K], labels [B, K]) -> outputs, of which only the boxes have three dimensions.
+        None: `PortableNms`.
         """
         super().__init__()
         self.config: ModelConfig = detector.config
@@ -48,7 +48,7 @@ class Deploy(nn.Module):
         self.level_sizes = grid.level_sizes
         self.register_buffer("prior_boxes", grid.boxes_xyxy.clone(), persistent=False)
         self.register_buffer("prior_strides", grid.strides.clone(), persistent=False)
-        # On the device beforehand: a CUDA graph cannot take down a copy from ordinary memory of the host.
+        # Buffers, because they must be on the device: a CUDA graph cannot record a copy from pageable host memory.
         height, width = self.config.input_size_hw
         stds, limit = torch.tensor(self.config.box.stds), torch.tensor([width, height, width, height])
         self.register_buffer("box_stds", stds.float().to(grid.strides.device), persistent=False)
@@ -74,25 +74,25 @@ class Deploy(nn.Module):
         return self.detections(*self.candidates(raw, (x.shape[2], x.shape[3])))
 
     def detections(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """The outputs from `candidates`: above the threshold, after NMS, the best D."""
+        """The outputs for what `candidates` gives: those above the threshold, after NMS, the best D."""
         assert_shape("boxes", boxes, *scores.shape, 4)
         outputs = self.nms(boxes, self.admitted(boxes, scores), labels)
-        # All but the boxes are counts, scores and labels, which have no fourth coordinate.
-        return tuple(self.graph_input.to_frame(out) if out.ndim == 3 else out for out in outputs)
+        return tuple(self.graph_input.to_frame(out) if out.ndim == 3 else out for out in outputs)  # 3: the boxes
 
     def admitted(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        """Scores [B, K] of `candidates`, 0 for those that are not to be detected, whatever NMS says."""
+        """Scores [B, K] of `candidates`, 0 for those that must not become detections."""
         post = self.config.postprocess
         keep = scores > (post.score_threshold if post.threshold_on == "score" else 0)
-        if post.empty_boxes == "drop":  # clipping to the input leaves nothing of a box that lies outside
+        if post.empty_boxes == "drop":  # a box outside the input has no area left after clipping
             keep = keep & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
         return scores * keep
 
     def candidates(self, raw: Raw, size_hw: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The K best of N x C: boxes [B, K, 4] clipped to the input, scores [B, K] falling, labels [B, K].
 
-        With `level_candidates`, the best of each level first. With `threshold_on: class`, candidates below the
-        threshold have score 0. size_hw: of the images that `raw` is of; None means the configured size.
+        With `level_candidates`, at most that many are taken of each level before the K best are chosen. With
+        `threshold_on: class`, candidates below the threshold have score 0. size_hw: size of the images that `raw` was
+        computed from; None: the configured size.
         """
         post, size_hw = self.config.postprocess, size_hw or self.config.input_size_hw
         grid, B = self.grid(size_hw), raw.logits.shape[0]
@@ -101,34 +101,34 @@ class Deploy(nn.Module):
         if post.level_candidates == 0:
             scores, point, label = self._best(raw.logits, raw.quality, post.candidates)
         else:
-            found, start = [], 0
+            best_of_levels, start = [], 0
             for size in grid.level_sizes:
                 level = slice(start, start + size)
                 quality = None if raw.quality is None else raw.quality[:, level]
                 scores, point, label = self._best(raw.logits[:, level], quality, post.level_candidates)
-                found.append((scores, point + start, label))
+                best_of_levels.append((scores, point + start, label))
                 start += size
-            scores, point, label = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+            scores, point, label = (torch.cat(parts, dim=1) for parts in zip(*best_of_levels, strict=True))
             scores, order = scores.topk(min(post.candidates, scores.shape[1]), dim=1)  # [B, K]
             point, label = point.gather(1, order), label.gather(1, order)
         grid = Priors(grid.boxes_xyxy[point], grid.strides[point], grid.level_sizes)
         codes = raw.boxes.gather(1, point[..., None].expand(-1, -1, 4))
         boxes = decode(self.config.box, grid, codes, self.box_stds)
         height, width = size_hw
-        own = size_hw == self.config.input_size_hw  # others are for the eager short-side rule
-        limit = self.box_limit if own else boxes.new_tensor([width, height, width, height])
+        configured = size_hw == self.config.input_size_hw  # other sizes come from the eager short-side rule
+        limit = self.box_limit if configured else boxes.new_tensor([width, height, width, height])
         return boxes.clamp(min=0).minimum(limit), scores, label
 
     @property
     def candidate_count(self) -> int:
-        """K of the configured input size: `postprocess.candidates`, or all there are where those are fewer."""
-        post, classes = self.config.postprocess, len(self.config.classes)
-        if post.level_candidates == 0:
-            return min(post.candidates, sum(self.level_sizes) * classes)
-        return min(post.candidates, sum(min(post.level_candidates, size * classes) for size in self.level_sizes))
+        """K at the configured input size: `postprocess.candidates`, or fewer where the levels have fewer."""
+        post, scores_of_levels = self.config.postprocess, [size * len(self.config.classes) for size in self.level_sizes]
+        if post.level_candidates > 0:
+            scores_of_levels = [min(post.level_candidates, count) for count in scores_of_levels]
+        return min(post.candidates, sum(scores_of_levels))
 
     def grid(self, size_hw: tuple[int, int]) -> Priors:
-        """The priors of an input size: the graph's own are buffers, others are for the eager short-side rule."""
+        """The priors of an input size. Those of the configured size are buffers of the graph."""
         if size_hw == self.config.input_size_hw:
             return Priors(self.prior_boxes, self.prior_strides, self.level_sizes)
         return self.detector.priors(size_hw)
@@ -136,8 +136,8 @@ class Deploy(nn.Module):
     def _best(self, logits: Tensor, quality: Tensor | None, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, points and labels, [B, k] each, of the `count` best of logits [B, n, C] with quality [B, n].
 
-        In two steps that together equal the flat top-k and cost a fraction: the k points whose best class is
-        best, then the k best of those points' classes.
+        First the k points with the best top class are taken, then the k best classes of these points. This equals one
+        top-k over all n * C scores at a fraction of its cost.
         """
         post = self.config.postprocess
         by_class = post.level_candidates > 0 and post.level_by == "class"

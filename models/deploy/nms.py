@@ -1,4 +1,4 @@
-"""Non-maximum suppression from standard tensor operators with fixed shapes: what every backend can build."""
+"""Non-maximum suppression in standard tensor operators with fixed shapes, which every backend can build."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from isodet.shapes import assert_shape
 from models.boxes import box_area
 
 _STRIP = 150
-"""Rows of a strip, at least: more strips are more operations, each of which costs something by itself."""
+"""Least number of rows in a strip of `suppression`: each strip adds operations, which have a fixed cost."""
 
 
 class PortableNms(nn.Module):
     """Candidates to detections: boxes [B, K, 4] xyxy, scores [B, K] falling, labels [B, K] -> the four outputs.
 
-    A score of 0 marks what is no candidate: it suppresses nothing (it comes last, or its box is empty) and is never
-    kept. num_dets int32 [B, 1], boxes [B, D, 4], scores [B, D] falling, labels int32 [B, D]; slots past `num_dets` are
-    zero. Equal scores keep the order of the candidates.
+    The outputs are num_dets int32 [B, 1], boxes [B, D, 4], scores [B, D] falling, labels int32 [B, D]; slots past
+    `num_dets` are zero. Candidates of equal scores keep their order. A score of 0 means that the slot holds no
+    candidate: it is never kept, and suppresses nothing, because it comes last or its box is empty.
     """
 
     def __init__(
         self, iou_threshold: float, detections: int, certificate: bool = False, dtype: torch.dtype = torch.float32
     ):
-        """certificate: a fifth output, bool [B, 1], that is true where the result is certainly greedy NMS's.
+        """certificate: add a fifth output, bool [B, 1]: True where the result is proven equal to that of greedy NMS.
 
-        dtype: of the products of zeros and ones. Half is exact here for any K: a sum of ones stops growing at 2048
-        but never comes back to zero, and zero or not is all that is asked.
+        dtype: of the matrix product that counts suppressors. float16 is exact enough for any K: a sum of ones stops
+        growing at 2048, but only zero or not zero matters.
         """
         super().__init__()
         self.iou_threshold, self.detections = iou_threshold, detections
@@ -44,19 +44,20 @@ class PortableNms(nn.Module):
 
 
 def suppression(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """[B, K, K] bool: candidate i, if it is kept, suppresses j. It is better, of the same class, and overlaps it by
-    more than `iou_threshold`.
+    """[B, K, K] bool, True at [i, j] where candidate i would suppress j if i is kept.
+
+    That is where i has the higher score, both have the same class, and their IoU is above `iou_threshold`.
     """
     assert_shape("boxes_xyxy", boxes_xyxy, *labels.shape, 4)
     count, area, labels = boxes_xyxy.shape[1], box_area(boxes_xyxy), labels.int()
-    # Operations on K x K numbers are what NMS costs, and i only suppresses what comes after it: strips of rows
-    # leave out what lies left of them, and their intermediate results are small enough for a cache.
+    # Operations on K x K numbers dominate the cost of NMS. Candidate i suppresses only later ones, so each strip of
+    # rows skips the columns left of it; its intermediate results also fit into a cache.
     height = max(_STRIP, -(-count // 4))
     strips = []
     for top in range(0, count, height):
         rows, columns = slice(top, top + height), slice(top, None)
         overlap = _overlap(boxes_xyxy[:, rows], boxes_xyxy[:, columns])
-        # No guard against 0 / 0: NaN > threshold is false, and a box of no area suppresses nothing.
+        # 0 / 0 needs no guard: NaN > threshold is False, so a box without area suppresses nothing.
         iou = overlap / (area[:, rows, None] + area[:, None, columns] - overlap)
         same = labels[:, rows, None] == labels[:, None, columns]
         strip = (iou > float32_below(iou_threshold)) & same
@@ -65,9 +66,9 @@ def suppression(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Ten
 
 
 def _overlap(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Of boxes [B, I, 4] and [B, J, 4]: [B, I, J], not above zero where they do not overlap.
+    """Area of overlap [B, I, J] of boxes [B, I, 4] and [B, J, 4]; zero or negative where they do not overlap.
 
-    One side is clamped and not both: what is below zero then makes an IoU below zero, which is above no threshold.
+    Only the width is clamped at zero. A negative height then gives a negative IoU, which is below every threshold.
     """
     a_x1, a_y1, a_x2, a_y2 = a_xyxy.split(1, dim=2)
     b_x1, b_y1, b_x2, b_y2 = b_xyxy.transpose(1, 2).split(1, dim=1)
@@ -76,13 +77,15 @@ def _overlap(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def keep_until_stable(suppresses: Tensor, rounds: int = 16) -> tuple[Tensor, Tensor]:
-    """Which candidates are kept, [B, K] bool, and whether that is certainly final, [B, 1] bool.
+    """Which candidates are kept, [B, K] bool, and whether that is proven to be the final result, [B, 1] bool.
 
-    suppresses [B, K, K]: 1 where i suppresses j, else 0. Starting from "all are kept" and applying the rule to all
-    at once, candidate i is final after as many rounds as its chain of suppressors is long; the fixed point is exactly
-    the sequential greedy result ("cluster NMS", Zheng et al., 2021), and two equal rounds in succession prove it.
-    Chains on real candidates are a few links long (at most 11 among thousands of random sets); one longer than
-    `rounds` would leave boxes too many, never too few, because `rounds` is even.
+    suppresses: [B, K, K], 1 where i suppresses j, else 0. Raises `ArgumentError` unless `rounds` is even and positive.
+
+    This is "cluster NMS" (Zheng et al., 2021). At first all candidates are kept. In each round, a candidate is kept if
+    no candidate that was kept in the round before suppresses it. A candidate is final after as many rounds as its chain
+    of suppressors is long. The fixed point is exactly the result of sequential greedy NMS, and two equal rounds in
+    succession prove that it is reached. Chains of real candidates are short (at most 11 in thousands of random sets).
+    Where one is longer than `rounds`, too many boxes are kept and never too few, because `rounds` is even.
     """
     if rounds < 2 or rounds % 2:
         raise ArgumentError.of("rounds", f"expected an even number, at least 2, got {rounds}")
@@ -93,8 +96,8 @@ def keep_until_stable(suppresses: Tensor, rounds: int = 16) -> tuple[Tensor, Ten
 
 
 def none_of(counts: Tensor) -> Tensor:
-    """1 where a count is zero, 0 where it is one or more; of the type of `counts`."""
-    if torch.compiler.is_exporting():  # one node instead of a comparison and a cast, 16 times
+    """1 where a count is zero, 0 where it is one or more, in the dtype of `counts`."""
+    if torch.compiler.is_exporting():  # one node instead of a comparison and a cast, in each of the 16 rounds
         return torch.onnx.ops.symbolic(
             "HardSigmoid", (counts,), {"alpha": -1.0, "beta": 1.0}, dtype=counts.dtype, shape=counts.shape
         )
@@ -102,9 +105,9 @@ def none_of(counts: Tensor) -> Tensor:
 
 
 def best(kept: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, detections: int) -> tuple[Tensor, ...]:
-    """The four outputs: of the candidates [B, K] that are `kept` and have a score, the first D = min(detections, K)."""
+    """The four outputs: the first D = min(detections, K) of the candidates [B, K] that are `kept` and have a score."""
     count = scores.shape[1]
-    # Ranks, not scores: topk may order equal scores as it likes, and differs between backends.
+    # topk of ranks instead of scores: the order of equal scores is undefined, and differs between backends.
     ranks = torch.arange(count, 0, -1, dtype=torch.float32, device=scores.device)
     ranks, index = torch.where(kept & (scores > 0), ranks, 0.0).topk(min(detections, count), dim=1)  # [B, D]
     filled = ranks > 0
@@ -118,11 +121,11 @@ def best(kept: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, detections
 
 
 def float32_below(threshold: float) -> float:
-    """The largest float32 not above `threshold`, so that comparing float32 IoUs with it is comparing exactly."""
+    """The largest float32 not above `threshold`: a float32 is above it exactly where it is above `threshold`."""
     rounded = np.float32(threshold)
     return float(rounded if float(rounded) <= threshold else np.nextafter(rounded, np.float32(-np.inf)))
 
 
 def float32_above(threshold: float) -> float:
-    """The next float32 after `float32_below`: `x >= float32_above(t)` says what `x > float32_below(t)` says."""
+    """The float32 after `float32_below(t)`: for a float32 x, `x >= float32_above(t)` is `x > float32_below(t)`."""
     return float(np.nextafter(np.float32(float32_below(threshold)), np.float32(np.inf)))

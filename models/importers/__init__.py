@@ -1,6 +1,6 @@
-"""Weights of other projects as isodet's: what torchvision and mmdetection trained, with their conventions as options.
+"""Weights of other projects: checkpoints of torchvision and mmdetection, with their conventions as options of isodet.
 
-A file is imported whole or refused with the reason; nothing is half loaded.
+A file is imported completely or refused with the reason.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ __all__ = ["ImportRefused", "Imported", "Source", "import_checkpoint"]
 
 Source = Literal["torchvision", "mmdet"]
 COCO_INPUT_HW = (800, 1344)
-"""The papers' images (short side 800, long side at most 1333) in one size, for landscape pictures."""
+"""One input size for the papers' images (short side 800, long side at most 1333), for landscape pictures."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A detector that was somebody else's: its weights under isodet's names, and the configuration to run them."""
+    """An imported detector: its weights under isodet's names, and the configuration to run them.
+
+    notes: settings that are not in the file, and were taken from the published form of the architecture.
+    """
 
     state: dict[str, Tensor]
     config: ModelConfig
     source: Source
     architecture: str
     notes: tuple[str, ...]
-    """What the file does not say, and was taken from the architecture's published form."""
 
 
 def import_checkpoint(
@@ -50,19 +52,20 @@ def import_checkpoint(
 ) -> Imported:
     """Weights and configuration of a checkpoint of torchvision or mmdetection. Raises `ImportRefused`.
 
-    source: whose it is, where its names should not tell. classes: names by label, needed where the file was not
-    trained on COCO and does not carry them; one name less than outputs leaves torchvision's background output away.
-    style, norm_eps: the backbone's, where they are not what is published (see `mmdet.convert`, `torchvision.convert`).
-    resize: short and long side in px of the resize rule that it was trained with, where it is not 800 and 1333.
+    source: the project; None finds it by the names of the tensors. classes: names by label, needed where the file was
+    not trained on COCO and does not have them; with one name less than outputs, torchvision's background output is
+    dropped.
+    style, norm_eps: the backbone's, where they differ from the published ones (`mmdet.convert`, `torchvision.convert`).
+    resize: short and long side in px of the resize rule in training, where they are not 800 and 1333.
     """
     state, meta = read_weights(path)
     if source is None:
         source = "torchvision" if torchvision.recognizes(state) else "mmdet" if mmdet.recognizes(state) else None
     if source is None:
-        found = ", ".join(list(state)[:3])
+        names = ", ".join(list(state)[:3])
         raise ImportRefused.at(
             path,
-            f"neither torchvision's nor mmdetection's (it holds {found}); imported are torchvision's "
+            f"neither torchvision's nor mmdetection's (it holds {names}); imported are torchvision's "
             f"{', '.join(torchvision.NAMES)} and mmdetection's {', '.join(mmdet.NAMES)}",
         )
     try:
@@ -72,23 +75,25 @@ def import_checkpoint(
             converted = torchvision.convert(path, state, norm_eps)
         else:
             converted = mmdet.convert(state, meta, norm_eps, style)
-        names = _names_in(meta) if classes is None else tuple(classes)
-        own: dict[str, Any] = {"input_size_hw": list(input_size_hw)}
+        class_names = _names_in(meta) if classes is None else tuple(classes)
+        sizes: dict[str, Any] = {"input_size_hw": list(input_size_hw)}
         if resize is not None:
-            own["resize"] = {"short": resize[0], "long": resize[1]}
-        return _checked(converted, source, names, merge(converted.model, own))
+            sizes["resize"] = {"short": resize[0], "long": resize[1]}
+        return _checked(converted, source, class_names, merge(converted.model, sizes))
     except (ImportRefused, ConfigError) as error:
         raise ImportRefused.at(path, str(error)) from error
 
 
 def _checked(converted: Converted, source: Source, classes: tuple[str, ...] | None, model: dict[str, Any]) -> Imported:
-    """The import, its classes chosen, once every tensor is known to have its place."""
+    """The import with its classes chosen, after a check that every tensor has its place."""
     state = dict(converted.state)
     anchors = 9 if converted.model["detector"] == "retinanet" else 1
-    coded = state["head.box.weight"].shape[0]
-    if coded != anchors * 4:
-        raise ImportRefused(f"{converted.architecture} has {anchors} anchors in a cell and {anchors * 4} box outputs, "
-                            f"this file has {coded} of them")  # fmt: skip
+    box_outputs = state["head.box.weight"].shape[0]
+    if box_outputs != anchors * 4:
+        raise ImportRefused(
+            f"{converted.architecture} has {anchors} anchors in a cell and {anchors * 4} box outputs, "
+            f"this file has {box_outputs} of them"
+        )
     rows, names = _classes(state["head.cls.weight"].shape[0], anchors, source, classes)
     for name in ("head.cls.weight", "head.cls.bias"):
         if name in state:
@@ -97,25 +102,27 @@ def _checked(converted: Converted, source: Source, classes: tuple[str, ...] | No
     config = model_config({**model, "classes": list(names)}, "import")
     channels = config.head.channels or config.neck.channels
     if config.head.norm == "gn" and (channels < 256 or channels % 32):
-        raise ImportRefused(f"its towers have {channels} channels, which are normalized in 32 groups there and in "
-                            "groups of 8 channels here; multiples of 32 from 256 on are equal in both")  # fmt: skip
+        raise ImportRefused(
+            f"its towers have {channels} channels, which are normalized in 32 groups there and in "
+            "groups of 8 channels here; multiples of 32 from 256 on are equal in both"
+        )
     return Imported(fitted(state, config), config, source, converted.architecture, converted.notes)
 
 
 def fitted(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """`state` as the whole state dict of a detector of `config`; raises `ImportRefused` where it does not fit.
+    """`state` as the complete state dict of a detector of `config`; raises `ImportRefused` where it does not fit.
 
-    What no weight file has to say is added: BatchNorms' step counts, and level scales that are not learnt.
+    Tensors that need not be in a file are added: BatchNorms' step counts, and level scales that are not learned.
     """
     with torch.device("meta"):  # shapes only
-        wanted = Detector(config, load_weights=False).state_dict()
+        expected = Detector(config, load_weights=False).state_dict()
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    counts = {k: torch.zeros((), dtype=torch.int64) for k in wanted if k.endswith("num_batches_tracked")}
-    scales = {} if config.head.level_scales else {"head.scales": torch.ones(wanted["head.scales"].shape)}
+    counts = {k: torch.zeros((), dtype=torch.int64) for k in expected if k.endswith("num_batches_tracked")}
+    scales = {} if config.head.level_scales else {"head.scales": torch.ones(expected["head.scales"].shape)}
     full = {**scales, **state, **counts}
-    if told := first_mismatches(full, wanted):
-        raise ImportRefused(f"its tensors are not those of this architecture: {told}")
-    return {key: full[key].to(wanted[key].dtype) for key in wanted}
+    if mismatches := first_mismatches(full, expected):
+        raise ImportRefused(f"its tensors are not those of this architecture: {mismatches}")
+    return {key: full[key].to(expected[key].dtype) for key in expected}
 
 
 def _classes(
@@ -139,11 +146,11 @@ def _classes(
 
 
 def _names_in(meta: dict[str, object]) -> tuple[str, ...] | None:
-    """Class names as mmdetection writes them into its files, if it did."""
-    inner = meta.get("dataset_meta")
-    for place in (meta, inner if isinstance(inner, dict) else {}):
+    """Class names in the `meta` of an mmdetection file, if it has them."""
+    dataset_meta = meta.get("dataset_meta")
+    for mapping in (meta, dataset_meta if isinstance(dataset_meta, dict) else {}):
         for key in ("CLASSES", "classes"):
-            names = place.get(key)
+            names = mapping.get(key)
             if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
                 return tuple(names)
     return None

@@ -1,4 +1,4 @@
-"""COCO's 80 classes, and where they stand among its 91 category ids."""
+"""COCO's 80 classes, and their ids among its 91 category ids."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ _LIST = """
 NAMES = tuple(" ".join(name.split()) for name in _LIST.split(","))
 UNUSED_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 IDS = tuple(i for i in range(91) if i not in UNUSED_IDS)
-"""Category id of label 0..79: the output that torchvision's COCO models have for it."""
+"""Category ids of labels 0..79: the outputs of torchvision's COCO models for them."""

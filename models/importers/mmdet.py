@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isodet.strict import merge
 from models.importers.resnet import backbone_of
-from models.importers.weights import Converted, ImportRefused
+from models.importers.weights import Converted, ImportRefused, neck_and_head
 
 NAMES = ("atss", "fcos", "fcos-improved", "retinanet")
 Style = Literal["pytorch", "caffe"]
@@ -34,17 +34,18 @@ def convert(
 ) -> Converted:
     """An mmdetection state dict as isodet's. Raises `ImportRefused`.
 
-    style: where bottlenecks stride, which comes with other pixels too. Neither is in the weights: it is `style`,
-    else what the configuration in `meta` says, else what mmdetection publishes that architecture with.
+    style: where bottlenecks stride, which also decides the normalization of pixels. It is not in the weights. None: as
+    the configuration in `meta` says, else as mmdetection publishes that architecture.
     """
     # mmdetection 2 and 3 rename these by their last part when they load older files.
     state = {re.sub(r"^bbox_head\.fcos_(cls|reg|centerness)\.", r"bbox_head.conv_\1.", k): v for k, v in state.items()}
     kind = _kind(state)
-    lateral, box = state.get("neck.lateral_convs.0.conv.weight"), state.get(f"bbox_head.{_PREDICTIONS[kind][1]}.weight")
-    if lateral is None or box is None:
-        raise ImportRefused(f"it has the head of {kind} but not its pyramid and box predictions (neck.lateral_convs, "
-                            f"bbox_head.{_PREDICTIONS[kind][1]})")  # fmt: skip
     moved = {renamed(key, kind): value for key, value in state.items()}
+    if not {"neck.laterals.0.conv.weight", "head.box.weight"} <= moved.keys():
+        raise ImportRefused(
+            f"it has the head of {kind} but not its pyramid and box predictions (neck.lateral_convs, "
+            f"bbox_head.{_PREDICTIONS[kind][1]})"
+        )
     scales = sorted((k for k in moved if k.startswith("bbox_head.scales.")), key=lambda k: int(k.split(".")[2]))
     if scales:
         moved["head.scales"] = torch.stack([moved.pop(key).reshape(()) for key in scales])
@@ -52,27 +53,16 @@ def convert(
     architecture = "fcos-improved" if kind == "fcos" and norm and bias else kind
     text = _config_text(meta)
     style, notes = _style(style, text, kind)
-    p6 = moved.get("neck.extra.0.conv.weight")
-    read: dict[str, Any] = {
-        "backbone": {**backbone_of(state, "backbone."), "norm_eps": norm_eps},
-        "neck": {
-            "channels": lateral.shape[0],
-            "p6_from": "c5" if p6 is not None and p6.shape[1] != lateral.shape[0] else "p5",
-        },
-        "head": {
-            "depth": len({key.split(".")[2] for key in moved if key.startswith("head.cls_tower.")}),
-            "channels": box.shape[1], "norm": "gn" if norm else "none", "conv_bias": norm and bias,
-        },
-        "pixels": _pixels(text),
-        "resize": _resize(text),
-    }  # fmt: skip
-    return Converted(architecture, moved, merge(conventions(architecture, style), read), notes)
+    model = merge(conventions(architecture, style), neck_and_head(moved))
+    model["backbone"] |= {**backbone_of(state, "backbone."), "norm_eps": norm_eps}
+    model["head"] |= {"norm": "gn" if norm else "none", "conv_bias": norm and bias}
+    return Converted(architecture, moved, merge(model, {"pixels": _pixels(text), "resize": _resize(text)}), notes)
 
 
 def conventions(architecture: str, style: Style | None = None) -> dict[str, Any]:
-    """What one of `NAMES` is beyond its weights, as a mapping for `models.config.model.model_config`.
+    """The settings of one of `NAMES` that are not in its weights, for `models.config.model.model_config`.
 
-    style: of the backbone, with the pixels that go with it; unless given, what it is published with.
+    style: of the backbone, with its normalization of pixels; None: as it is published.
     """
     kind = architecture.partition("-")[0]
     style = style or ("caffe" if kind == "fcos" else "pytorch")
@@ -115,16 +105,20 @@ def _kind(state: Mapping[str, Tensor]) -> str:
         if all(f"bbox_head.{name}.weight" in state for name in names):
             return kind
     if any(key.startswith(("rpn.head.", "backbone.stem.", "backbone.body.stem.")) for key in state):
-        raise ImportRefused("it is of the authors' own repository (maskrcnn-benchmark's names), whose boxes count "
-                            "pixels inclusively; mmdetection's atss and fcos-improved are the nearest")  # fmt: skip
+        raise ImportRefused(
+            "it is of the authors' own repository (maskrcnn-benchmark's names), whose boxes count "
+            "pixels inclusively; mmdetection's atss and fcos-improved are the nearest"
+        )
     heads = sorted({".".join(key.split(".")[:2]) for key in state if re.match(r"(bbox|rpn|roi)_head\.", key)})
     near = next((near for word, near in _NEAREST.items() if any(word in head for head in heads)), "atss")
-    raise ImportRefused(f"it has an unknown head ({', '.join(heads[:6]) or 'none'}); imported are {', '.join(NAMES)}, "
-                        f"of which {near} is the nearest")  # fmt: skip
+    raise ImportRefused(
+        f"it has an unknown head ({', '.join(heads[:6]) or 'none'}); imported are {', '.join(NAMES)}, "
+        f"of which {near} is the nearest"
+    )
 
 
 def renamed(key: str, kind: str) -> str:
-    """A parameter's name in isodet, for a head of `kind`; one that is not known stays as it is."""
+    """A parameter's name in isodet, for a head of `kind`; an unknown name stays as it is."""
     if match := re.fullmatch(r"neck\.(lateral|fpn)_convs\.(\d+)\.conv\.(weight|bias)", key):
         index = int(match[2])
         if match[1] == "lateral":
@@ -133,9 +127,9 @@ def renamed(key: str, kind: str) -> str:
     if match := re.fullmatch(r"bbox_head\.(cls|reg)_convs\.(\d+)\.(conv|gn)\.(weight|bias)", key):
         tower = "cls_tower" if match[1] == "cls" else "box_tower"
         return f"head.{tower}.{match[2]}.{'norm' if match[3] == 'gn' else 'conv'}.{match[4]}"
-    for name, ours in zip(_PREDICTIONS[kind], ("cls", "box", "quality"), strict=False):
+    for name, prediction in zip(_PREDICTIONS[kind], ("cls", "box", "quality"), strict=False):
         if key.startswith(f"bbox_head.{name}."):
-            return f"head.{ours}.{key.rsplit('.', 1)[1]}"
+            return f"head.{prediction}.{key.rsplit('.', 1)[1]}"
     return key
 
 
@@ -149,12 +143,12 @@ def _style(style: Style | None, text: str, kind: str) -> tuple[Style, tuple[str,
         return style, ()
     if match := re.search(r"""style['"]?\s*[=:]\s*['"](pytorch|caffe)""", text):
         return ("caffe" if match[1] == "caffe" else "pytorch"), ()
-    taken: Style = "caffe" if kind == "fcos" else "pytorch"
-    return taken, (f"backbone style: {taken} (not in the file; what mmdetection publishes {kind} with)",)
+    published: Style = "caffe" if kind == "fcos" else "pytorch"
+    return published, (f"backbone style: {published} (not in the file; what mmdetection publishes {kind} with)",)
 
 
 def _resize(text: str) -> dict[str, Any]:
-    """Short and long side that the configuration tests with: the last single (long, short) pair in it."""
+    """Short and long side at test time: the last single (long, short) pair in the configuration."""
     pairs = re.findall(r"""\b(?:img_scale|scale)['"]?\s*[=:]\s*[\[(]\s*(\d+)\s*,\s*(\d+)\s*[\])]""", text)
     if not pairs:
         return {}
@@ -164,11 +158,11 @@ def _resize(text: str) -> dict[str, Any]:
 
 def _pixels(text: str) -> dict[str, Any]:
     """mean, std and order as the configuration says them."""
-    found: dict[str, Any] = {}
+    pixels: dict[str, Any] = {}
     for name in ("mean", "std"):
         if match := re.search(rf"""\b{name}['"]?\s*[=:]\s*[\[(]([\d.,\s]+)[\])]""", text):
             numbers = [float(number) for number in match[1].replace(",", " ").split()]
-            found |= {name: numbers} if len(numbers) == 3 else {}
+            pixels |= {name: numbers} if len(numbers) == 3 else {}
     if match := re.search(r"""\b(?:bgr_)?to_rgb['"]?\s*[=:]\s*(True|False)""", text):
-        found["order"] = "rgb" if match[1] == "True" else "bgr"
-    return found
+        pixels["order"] = "rgb" if match[1] == "True" else "bgr"
+    return pixels

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isodet.strict import merge
 from models.importers.resnet import backbone_of
-from models.importers.weights import Converted, ImportRefused, sha256_starts
+from models.importers.weights import Converted, ImportRefused, neck_and_head, sha256_starts
 
 NAMES = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
 _V1_COCO = "eeacb38b"  # how the sha256 of retinanet_resnet50_fpn_coco-eeacb38b.pth begins
@@ -26,42 +26,32 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
 def convert(path: str | Path, state: Mapping[str, Tensor], norm_eps: float | None = None) -> Converted:
     """A torchvision state dict as isodet's. Raises `ImportRefused`.
 
-    norm_eps: of the backbone's BatchNorms, which the weights do not tell. Unless given it is 1e-5, but 0 in
-    torchvision's own COCO file of RetinaNet v1, as torchvision sets it for that one.
+    norm_eps: epsilon of the backbone's BatchNorms, which is not in the weights. None: 1e-5, but 0 for torchvision's own
+    COCO file of RetinaNet v1, for which torchvision sets it so.
     """
     if any(key.startswith(("roi_heads.", "rpn.")) for key in state):
-        raise ImportRefused("it is a two-stage detector of torchvision (R-CNN); the nearest that isodet has is "
-                            "retinanet_resnet50_fpn_v2")  # fmt: skip
-    box, lateral = state.get("head.regression_head.bbox_reg.weight"), _lateral(state)
-    if box is None or lateral is None or "head.classification_head.cls_logits.weight" not in state:
+        raise ImportRefused(
+            "it is a two-stage detector of torchvision (R-CNN); the nearest that isodet has is "
+            "retinanet_resnet50_fpn_v2"
+        )
+    fcos = "head.regression_head.bbox_ctrness.weight" in state
+    moved = {renamed(key, fcos): value for key, value in state.items()}
+    if not {"head.box.weight", "neck.laterals.0.conv.weight", "head.cls.weight"} <= moved.keys():
         held = ", ".join(list(state)[-2:])
         raise ImportRefused(
             f"it is torchvision's, but no dense detector with a pyramid (it holds {held}); imported are "
             f"{', '.join(NAMES)}"
         )
-    fcos = "head.regression_head.bbox_ctrness.weight" in state
-    moved = {renamed(key, fcos): value for key, value in state.items()}
     norm = any(key.startswith("head.cls_tower.0.norm.") for key in moved)
     name = NAMES[2] if fcos else NAMES[1] if norm else NAMES[0]
-    p6 = state.get("backbone.fpn.extra_blocks.p6.weight")
     if norm_eps is None and name == NAMES[0] and sha256_starts(path, _V1_COCO):
         norm_eps = 0.0
-    read: dict[str, Any] = {
-        "backbone": {**backbone_of(state, "backbone.body."), "norm_eps": norm_eps},
-        "neck": {
-            "channels": lateral.shape[0],
-            "p6_from": "c5" if p6 is not None and p6.shape[1] != lateral.shape[0] else "p5",
-        },
-        "head": {
-            "depth": len({key.split(".")[2] for key in moved if key.startswith("head.cls_tower.")}),
-            "channels": box.shape[1],
-        },
-    }
-    return Converted(name, moved, merge(conventions(name), read))
+    backbone = {**backbone_of(state, "backbone.body."), "norm_eps": norm_eps}
+    return Converted(name, moved, merge(conventions(name), {"backbone": backbone, **neck_and_head(moved)}))
 
 
 def conventions(architecture: str) -> dict[str, Any]:
-    """What one of `NAMES` is beyond its weights, as a mapping for `models.config.model.model_config`."""
+    """The settings of one of `NAMES` that are not in its weights, for `models.config.model.model_config`."""
     model: dict[str, Any] = {
         "backbone": {"norm": "frozen"},
         "neck": {"p7_relu": True},
@@ -72,39 +62,31 @@ def conventions(architecture: str) -> dict[str, Any]:
         "postprocess": {"candidates": 2000, "level_candidates": 1000, "empty_boxes": "keep"},
     }
     if architecture == "fcos_resnet50_fpn":
-        of_kind: dict[str, Any] = {
-            "detector": "fcos",
-            "head": {"norm": "gn", "conv_bias": True},
-            "anchors": {"size": 1.0},
-            "assign": {"range_ends": "strict"},
-            "box": {"activation": "relu", "unit": "anchor", "weighting": "none"},
-            "postprocess": {"score_threshold": 0.2, "nms_iou": 0.6, "detections": 100},
-        }
-        return merge(model, of_kind)
-    of_kind = {
-        "detector": "retinanet",
-        "assign": {"rescue": "restore"},
-        "box": {"clamp": "upper"},
-        "loss": {"normalizer": "image"},
-        # NMS of the K best is NMS of all as long as it leaves D of them, and 300 is many.
-        "postprocess": {"score_threshold": 0.05, "nms_iou": 0.5, "detections": 300, "candidates": 3840},
-    }
+        return merge(
+            model,
+            {
+                "detector": "fcos",
+                "head": {"norm": "gn", "conv_bias": True},
+                "anchors": {"size": 1.0},
+                "assign": {"range_ends": "strict"},
+                "box": {"activation": "relu", "unit": "anchor", "weighting": "none"},
+                "postprocess": {"score_threshold": 0.2, "nms_iou": 0.6, "detections": 100},
+            },
+        )
+    model |= {"detector": "retinanet", "box": {"clamp": "upper"}, "loss": {"normalizer": "image"}}
+    model["assign"]["rescue"] = "restore"
+    # NMS of the K best equals NMS of all candidates as long as D of them are left, and 300 is many.
+    model["postprocess"] |= {"score_threshold": 0.05, "nms_iou": 0.5, "detections": 300, "candidates": 3840}
     if architecture == "retinanet_resnet50_fpn_v2":
-        of_kind |= {"backbone": {"norm": "bn"}, "head": {"norm": "gn"}, "box": {"clamp": "upper", "loss": "giou"}}
-    return merge(model, of_kind)
-
-
-def _lateral(state: Mapping[str, Tensor]) -> Tensor | None:
-    """The convolution [c, c3, 1, 1] on C3, under its new name or its old one."""
-    found = (state.get(f"backbone.fpn.inner_blocks.0.{name}weight") for name in ("0.", ""))
-    return next((weight for weight in found if weight is not None), None)
+        return merge(model, {"backbone": {"norm": "bn"}, "head": {"norm": "gn"}, "box": {"loss": "giou"}})
+    return model
 
 
 def renamed(key: str, fcos: bool) -> str:
-    """A parameter's name in isodet; one that is not known stays as it is."""
+    """A parameter's name in isodet; an unknown name stays as it is."""
     if key.startswith("backbone.body."):
         return "backbone." + key.removeprefix("backbone.body.")
-    # In older versions the pyramid's and RetinaNet's convolutions stood bare in their lists.
+    # In older versions the convolutions of the pyramid and of RetinaNet are direct items of their lists.
     if match := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(?:0\.)?(weight|bias)", key):
         return f"neck.{'laterals' if match[1] == 'inner' else 'outputs'}.{match[2]}.conv.{match[3]}"
     if match := re.fullmatch(r"backbone\.fpn\.extra_blocks\.p([67])\.(weight|bias)", key):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -19,41 +21,45 @@ SHUFFLE_GROUPS = 4
 
 def norm_layer(kind: Norm, channels: int, levels: int = 1) -> nn.Module:
     """`bn`, `gn` (groups of 8 channels, at most 32 groups: the papers' 32 at 256 channels), `sepbn` or nothing."""
-    if kind == "bn":
-        return nn.BatchNorm2d(channels)
-    if kind == "gn":
-        return nn.GroupNorm(math.gcd(min(32, max(channels // 8, 1)), channels), channels)
-    if kind == "sepbn":
-        return LevelNorm(channels, levels)
-    return nn.Identity()
+    norms: dict[Norm, Callable[[], nn.Module]] = {
+        "bn": lambda: nn.BatchNorm2d(channels),
+        "gn": lambda: nn.GroupNorm(math.gcd(min(32, max(channels // 8, 1)), channels), channels),
+        "sepbn": lambda: LevelNorm(channels, levels),
+        "none": nn.Identity,
+    }
+    return norms[kind]()
 
 
 def folded(kernel: Tensor, bias: Tensor | None, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """The kernel [c_out, ...] and bias of a convolution that `bn` follows at inference."""
+    """Kernel [c_out, ...] and bias [c_out] of the one convolution that equals a convolution and then `bn`."""
     gain, shift = affine(bn)
     return kernel * gain[:, None, None, None], shift if bias is None else bias * gain + shift
 
 
 def affine(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """The factor and the shift [c] that a BatchNorm is at inference."""
+    """Factor and shift, [c] each: what a BatchNorm computes at inference."""
     assert bn.running_var is not None and bn.running_mean is not None
     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
     return gain, bn.bias - bn.running_mean * gain
 
 
-def fold_sequence(blocks: nn.Sequential) -> None:
-    """Fold every BatchNorm that directly follows a convolution in `blocks`."""
-    for name, after in zip(list(blocks._modules), list(blocks._modules)[1:], strict=False):
-        conv, bn = blocks._modules[name], blocks._modules[after]
-        if isinstance(conv, nn.Conv2d) and isinstance(bn, _BatchNorm):
-            blocks._modules[name], blocks._modules[after] = fuse_conv_bn_eval(conv, bn), nn.Identity()
+def fold_batchnorms(network: nn.Module) -> None:
+    """Fold every BatchNorm in `network` whose module registered a convolution directly before it.
+
+    This is true of torchvision's networks, which register modules in the order in which they run.
+    """
+    for module in network.modules():
+        for (conv_name, conv), (bn_name, bn) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, _BatchNorm):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, bn))
+                setattr(module, bn_name, nn.Identity())
 
 
 class LevelNorm(nn.Module):
     """One BatchNorm for each pyramid level, behind a convolution that all levels share.
 
-    Levels see objects of other sizes and so activations of other statistics, which one BatchNorm mixes; groups of a
-    GroupNorm do not fold away. Lyu et al., "RTMDet", 2022, section 3.2; NAS-FPN's heads before it.
+    Each level has activation statistics of its own, which a single BatchNorm would mix. A GroupNorm would not, but does
+    not fold into the convolution. Lyu et al., "RTMDet", 2022, section 3.2; NAS-FPN's heads before it.
     """
 
     def __init__(self, channels: int, levels: int):
@@ -66,9 +72,9 @@ class LevelNorm(nn.Module):
     def fuse(self) -> nn.Module:
         """A factor and a shift for each level.
 
-        Not one convolution for each level: that is the faster form of the very same sums, but copies the towers for
-        every level into the file (ResNet-50, 256 channels, five levels: 19 MB become 94). An engine that wants it
-        makes it while loading, as ONNX Runtime and TensorRT do with a constant factor behind a convolution.
+        One convolution for each level would compute the same faster, but the file would hold the towers once per level
+        (ResNet-50, 256 channels, five levels: 94 MB instead of 19). ONNX Runtime and TensorRT fold the constant factor
+        into a convolution for each level while they load the file.
         """
         require_eval(self)
         pairs = [affine(norm) for norm in self.norms if isinstance(norm, _BatchNorm)]
@@ -93,11 +99,12 @@ class LevelAffine(nn.Module):
 class ConvNorm(nn.Module):
     """Convolution with 'same' padding, norm, optional ReLU: [B, c_in, h, w] -> [B, c_out, ceil(h/s), ceil(w/s)].
 
-    `level` matters to the norm `sepbn` only. `bias` gives the convolution one beside a norm too.
+    level: used by the norm `sepbn` only. bias: gives the convolution a bias beside its norm; without a norm it always
+    has one.
     """
 
     def __init__(
-        self, c_in: int, c_out: int, kernel: int, stride: int = 1, norm: Norm = "bn", relu: bool = True,
+        self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1, norm: Norm = "bn", relu: bool = True,
         bias: bool = False, levels: int = 1, groups: int = 1,
     ):  # fmt: skip
         super().__init__()
@@ -110,7 +117,7 @@ class ConvNorm(nn.Module):
         return self.act(self.norm(x, level) if isinstance(self.norm, (LevelNorm, LevelAffine)) else self.norm(x))
 
     def fuse(self) -> nn.Module:
-        """The same block with a BatchNorm folded into the convolution; other norms stay."""
+        """This block with its BatchNorm folded into the convolution; a GroupNorm stays."""
         require_eval(self)
         if isinstance(self.norm, _BatchNorm):
             self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
@@ -136,8 +143,9 @@ class DepthwiseConv(ConvNorm):
 
 
 class ShuffleConv(ConvNorm):
-    """`ConvNorm` with 3x3 in four groups, then a channel shuffle, through which the next block's groups see all of
-    this one's: a quarter of a 3x3 convolution's work (Zhang et al., "ShuffleNet", 2018).
+    """`ConvNorm` with 3x3 in four groups, a quarter of a 3x3 convolution's work, then a channel shuffle.
+
+    After the shuffle each group of the next block reads all groups of this one (Zhang et al., "ShuffleNet", 2018).
     """
 
     def __init__(self, c_in: int, c_out: int, norm: Norm = "bn", bias: bool = False, levels: int = 1):
@@ -149,11 +157,11 @@ class ShuffleConv(ConvNorm):
 
 
 class ImplicitConv(nn.Conv2d):
-    """A prediction convolution between YOLOR's implicit knowledge: `(conv(x + add)) * mul`, one learnable number
-    for each input and output channel (Wang et al., "You Only Learn One Representation", 2021; as in YOLOv7's heads).
+    """A prediction convolution with YOLOR's implicit knowledge: `conv(x + add) * mul`, `add` a learnable number for
+    each input channel and `mul` for each output channel (Wang et al., "You Only Learn One Representation", 2021).
 
-    `add` reaches the padding too. Then, unlike with zeros around it, it is the same sum for every cell, and folds
-    into the bias at borders as well.
+    `add` is added to the padding too. So it contributes the same sum at every cell, borders included, and folds into
+    the bias.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, padding: int = 0):
@@ -176,5 +184,5 @@ class ImplicitConv(nn.Conv2d):
 
     def _bias_with_add(self) -> Tensor:
         assert self.bias is not None
-        # A product and a sum, not a matrix product, which autocast would round to half precision.
+        # Not a matrix product: autocast would compute that in half precision.
         return self.bias + (self.weight.sum(dim=(2, 3)) * self.implicit_add).sum(dim=1)

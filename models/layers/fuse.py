@@ -26,23 +26,22 @@ class FuseError(IsodetError, RuntimeError):
 
 
 def require_eval(block: nn.Module) -> None:
-    """Raise `FuseError` for a block in train mode: statistics that are still moving cannot be folded."""
+    """Raise `FuseError` for a block in train mode, whose BatchNorm statistics still change."""
     if any(module.training for module in block.modules()):
         raise FuseError("fuse() needs a model in eval mode: call model.eval() first")
 
 
 def fuse(model: M) -> M:
-    """A copy of `model`, in eval mode, in which every block with a `fuse()`, itself included, is replaced by what that
-    returns.
+    """A copy of `model` in eval mode, in which each block with a `fuse()`, `model` included, is replaced by its result.
 
     Raises `FuseError` in train mode.
     """
     require_eval(model)
     holder = nn.ModuleList([copy.deepcopy(model)])
     _fuse_children(holder)
-    whole = holder[0]
-    assert isinstance(whole, type(model)), "a model's simpler form is a model of its kind"
-    return whole.eval()
+    fused = holder[0]
+    assert isinstance(fused, type(model)), "fuse() of a model returns a model of the same class"
+    return fused.eval()
 
 
 def _fuse_children(module: nn.Module) -> None:
@@ -66,7 +65,7 @@ def fused_difference(model: nn.Module, fused: nn.Module, images: Tensor) -> floa
 
 
 def assert_fused(model: nn.Module, fused: nn.Module, images: Tensor, tolerance: float = 1e-4) -> float:
-    """`fused_difference`, raising `FuseError` where it is above `tolerance` (or not a number)."""
+    """`fused_difference`; raises `FuseError` if it is above `tolerance` or NaN."""
     difference = fused_difference(model, fused, images)
     if not difference <= tolerance:
         raise FuseError(

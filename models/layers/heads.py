@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from models.config.model import ModelConfig
-from models.layers.blocks import ImplicitConv
-from models.layers.towers import Tower
+from models.config.choices import HEAD_BLOCKS
+from models.config.model import HeadConfig, ModelConfig
+from models.layers.blocks import ConvNorm, ImplicitConv
+
+
+class Tower(nn.ModuleList):
+    """`head.depth` blocks that all levels share: [B, widths[0], h, w] of a level -> [B, widths[-1], h, w]."""
+
+    def __init__(self, config: HeadConfig, widths: Sequence[int], levels: int):
+        part = HEAD_BLOCKS[config.block]
+        norms = {} if part.own_norms else {"norm": config.norm, "bias": config.conv_bias, "levels": levels}
+        super().__init__(part.load()(c_in, c_out, **norms) for c_in, c_out in pairwise(widths))
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        for block in self:
+            x = block(x, level) if isinstance(block, ConvNorm) else block(x)
+        return x
 
 
 class Head(nn.Module):

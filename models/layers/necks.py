@@ -25,14 +25,13 @@ def build_neck(config: NeckConfig, c_in: Sequence[int]) -> nn.Module:
     Raises `ConfigError` where it is a user's own and cannot be made.
     """
     if is_custom(config.kind):
-        neck: nn.Module = custom_part(NECK, config.kind, config.arguments)(tuple(c_in), config.channels, config.levels)
-        return neck
-    made: nn.Module = config.part.load()(config, c_in)
-    return made
+        return custom_part(NECK, config.kind, config.arguments)(tuple(c_in), config.channels, config.levels)
+    neck: nn.Module = config.part.load()(config, c_in)
+    return neck
 
 
 class Pyramid(nn.Module):
-    """What all necks begin and end with: 1x1 convolutions to one width, and levels above the backbone's last."""
+    """The start and the end of every neck: 1x1 convolutions to one width, and the levels above the backbone's last."""
 
     def __init__(self, config: NeckConfig, c_in: Sequence[int]):
         super().__init__()
@@ -40,8 +39,8 @@ class Pyramid(nn.Module):
         self.top = min(1 + len(c_in), self.last)
         self.p6_from_c5, self.p7_relu = config.p6_from == "c5", config.p7_relu
         c = config.channels
-        inputs = c_in[self.first - 2 : self.top - 1]
-        self.laterals = nn.ModuleList(ConvNorm(given, c, 1, norm=config.norm, relu=False) for given in inputs)
+        widths = c_in[self.first - 2 : self.top - 1]
+        self.laterals = nn.ModuleList(ConvNorm(width, c, 1, norm=config.norm, relu=False) for width in widths)
         self.extra = nn.ModuleList()
         for level in range(self.top + 1, self.last + 1):
             source = c_in[-1] if level == self.top + 1 and self.p6_from_c5 else c
@@ -61,7 +60,7 @@ class Pyramid(nn.Module):
         return [lateral(f) for lateral, f in zip(self.laterals, used, strict=True)]
 
     def extended(self, levels: list[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
-        """`levels` and, above them, those up to `last`."""
+        """`levels`, which end at `top`, continued up to `last`."""
         for level, extra in enumerate(self.extra, start=self.top + 1):
             source = features[-1] if level == self.top + 1 and self.p6_from_c5 else levels[-1]
             levels = [*levels, extra(F.relu(source) if level == 7 and self.p7_relu else source)]
@@ -108,8 +107,8 @@ class PAFPN(FPN):
 class RepPAN(Pyramid):
     """PAFPN with concatenations and blocks that deploy to plain 3x3 convolutions: Li et al., "YOLOv6", 2022.
 
-    Enlarging is nearest-neighbor, which any level size and any backend can do; the authors have a transposed
-    convolution.
+    Upsampling takes the nearest pixel, which works for every level size on every backend; the authors have a
+    transposed convolution.
     """
 
     def __init__(self, config: NeckConfig, c_in: Sequence[int]):
@@ -117,7 +116,7 @@ class RepPAN(Pyramid):
         c, above = config.channels, range(len(self.laterals) - 1)
 
         def node() -> nn.Sequential:
-            # Only the first block has another width before it, and so no identity.
+            # Only the first block's input has another width; it has no identity branch.
             return nn.Sequential(*(RepConv(2 * c if i == 0 else c, c) for i in range(config.depth)))
 
         self.down_nodes = nn.ModuleList(node() for _ in above)
@@ -134,10 +133,10 @@ class RepPAN(Pyramid):
 
 
 class BiFPN(Pyramid):
-    """Tan et al., "EfficientDet", CVPR 2020: all levels, there and back, `depth` times, with learned weights.
+    """Tan et al., "EfficientDet", CVPR 2020: top-down and bottom-up over all levels, `depth` times, sums weighted.
 
-    Its levels above the backbone's are made as the other necks make theirs. ReLU where the authors have SiLU: an
-    8-bit engine fuses it.
+    The levels above the backbone's are those of the other necks. ReLU where the authors have SiLU: an 8-bit engine
+    fuses it.
     """
 
     def __init__(self, config: NeckConfig, c_in: Sequence[int]):
@@ -147,13 +146,13 @@ class BiFPN(Pyramid):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         levels = self.extended(self.lateral(features), features)
-        for one in self.passes:
-            levels = one(levels)
+        for down_and_up in self.passes:
+            levels = down_and_up(levels)
         return levels
 
 
 class _BiFPNPass(nn.Module):
-    """Down and up once (figure 2d): L levels -> L levels."""
+    """Once top-down and once bottom-up (figure 2d): L levels -> L levels."""
 
     def __init__(self, config: NeckConfig, levels: int):
         super().__init__()
@@ -164,7 +163,7 @@ class _BiFPNPass(nn.Module):
 
         self.down_sums = nn.ModuleList(WeightedSum(2) for _ in range(levels - 1))
         self.down_convs = convolutions()
-        # The last level has no sum of its own on the way down to take part on the way up.
+        # The last level has no top-down sum, so its bottom-up sum has one term less.
         self.up_sums = nn.ModuleList(WeightedSum(3 if i < levels - 2 else 2) for i in range(levels - 1))
         self.up_convs = convolutions()
 
@@ -175,8 +174,8 @@ class _BiFPNPass(nn.Module):
             down[i] = self.down_convs[i](F.relu(merged))
         up = down[:1]
         for i, (weigh, conv) in enumerate(zip(self.up_sums, self.up_convs, strict=True), start=1):
-            own = [inputs[i], down[i]] if i < len(inputs) - 1 else [inputs[i]]
-            up.append(conv(F.relu(weigh([*own, F.max_pool2d(up[-1], 3, 2, 1)]))))
+            same_level = [inputs[i], down[i]] if i < len(inputs) - 1 else [inputs[i]]
+            up.append(conv(F.relu(weigh([*same_level, F.max_pool2d(up[-1], 3, 2, 1)]))))
         return up
 
 
@@ -192,14 +191,10 @@ class WeightedSum(nn.Module):
         return positive / (positive.sum() + 1e-4)
 
     def forward(self, terms: Sequence[Tensor]) -> Tensor:
-        weights = self.normalized()
-        total = terms[0] * weights[0]
-        for weight, term in zip(weights[1:], terms[1:], strict=True):
-            total = total + term * weight
-        return total
+        return _weighted(terms, self.normalized())
 
     def fuse(self) -> nn.Module:
-        """The same sum with its weights as plain numbers."""
+        """The same sum with constant weights."""
         require_eval(self)
         return ConstantSum(tuple(self.normalized().tolist()))
 
@@ -212,12 +207,16 @@ class ConstantSum(nn.Module):
         self.weights = weights
 
     def forward(self, terms: Sequence[Tensor]) -> Tensor:
-        total = terms[0] * self.weights[0]
-        for weight, term in zip(self.weights[1:], terms[1:], strict=True):
-            total = total + term * weight
-        return total
+        return _weighted(terms, self.weights)
+
+
+def _weighted(terms: Sequence[Tensor], weights: Tensor | Sequence[float]) -> Tensor:
+    total = terms[0] * weights[0]
+    for weight, term in zip(weights[1:], terms[1:], strict=True):
+        total = total + term * weight
+    return total
 
 
 def _enlarged(x: Tensor, like: Tensor) -> Tensor:
-    """By size, not by factor 2: levels of odd size round up."""
+    """`x` upsampled to the height and width of `like`; not by a factor of 2, because odd sizes are rounded up."""
     return F.interpolate(x, size=like.shape[-2:], mode="nearest")

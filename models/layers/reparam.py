@@ -17,8 +17,8 @@ from models.layers.fuse import require_eval
 class RepConv(nn.Module):
     """3x3 + 1x1 + identity, each with its own BatchNorm: [B, c_in, h, w] -> [B, c_out, ceil(h/s), ceil(w/s)], ReLU.
 
-    This is RepVGG's block. `identity=False` leaves the third branch out, as YOLOv7 does beside a residual or a
-    concatenation; it is only there where input and output have one shape.
+    This is RepVGG's block. The identity exists only where input and output have one shape; `identity=False` leaves it
+    out, as YOLOv7 does beside a residual or a concatenation.
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1, identity: bool = True):
@@ -51,8 +51,8 @@ class RepConv(nn.Module):
 class QARepVGGBlock(nn.Module):
     """(3x3 with BatchNorm + 1x1 + identity), BatchNorm, ReLU: shapes as `RepConv`.
 
-    Without BatchNorms on the small branches their folded weights have no outliers, so that the deployed convolution
-    survives 8 bits; the one behind the sum keeps training stable (section 3.3 of the paper).
+    The 1x1 and the identity have no BatchNorms, so their folded weights have no outliers and the deployed convolution
+    can be quantized to 8 bits. The BatchNorm behind the sum keeps training stable (section 3.3 of the paper).
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1):
@@ -78,10 +78,10 @@ class QARepVGGBlock(nn.Module):
 
 
 def _strided(x: Tensor, stride: int) -> Tensor:
-    """What a 1x1 convolution of this stride would see.
+    """The pixels of `x` that a 1x1 convolution of this stride reads.
 
-    Striding by slicing, not in the convolution: with fewer than 16 channels in NHWC, oneDNN's gradient of a strided
-    1x1 convolution writes past its buffer and corrupts the heap (oneDNN issue 6035).
+    It is a slice and not the convolution's own stride: with fewer than 16 channels in NHWC, oneDNN's gradient of a
+    strided 1x1 convolution writes past its buffer and corrupts the heap (oneDNN issue 6035).
     """
     return x[..., ::stride, ::stride]
 
@@ -91,7 +91,7 @@ def _as_3x3(kernel: Tensor) -> Tensor:
 
 
 def _identity_3x3(kernel: Tensor) -> Tensor:
-    """The 3x3 kernel that copies its input, like `kernel` [c, c, 3, 3] in kind."""
+    """The 3x3 kernel that copies its input, with the shape, dtype and device of `kernel` [c, c, 3, 3]."""
     return _as_3x3(torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)[..., None, None])
 
 

@@ -1,1 +1,1 @@
-"""Losses, element by element and in float32 at least; who sums and divides is `models.loss`."""
+"""Losses of single elements, in float32 at least; `models.loss` sums and divides them."""

@@ -1,8 +1,8 @@
-"""Losses of boxes: of overlap on pairs of boxes in pixels, of distance on pairs of codes.
+"""Losses of boxes: overlap losses compare boxes in pixels, distance losses compare codes.
 
-Every value and gradient is finite for boxes without area, identical, touching, disjoint and up to 1e8 px large.
-Overlap losses read xyxy boxes [..., 4] and give [...]; a prediction without overlap has a gradient in all of them
-but `iou_log_loss` and `iou_linear_loss`. Distance losses give one value per code.
+Overlap losses take xyxy boxes [..., 4] and give [...]; distance losses give one value per code. Every value and
+gradient is finite, also for boxes that have no area, are identical, touch, are disjoint, or are up to 1e8 px large. A
+prediction without overlap has a gradient in all overlap losses but `iou_log_loss` and `iou_linear_loss`.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def eiou_loss(pred_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
 
 
 def alpha_diou_loss(pred_xyxy: Tensor, target_xyxy: Tensor, alpha: float = 3.0) -> Tensor:
-    """1 - IoU^alpha + (d^2 / c^2)^alpha [...] (He et al., Alpha-IoU, NeurIPS 2021), d and c as in DIoU; alpha 3 there.
+    """1 - IoU^alpha + (d^2 / c^2)^alpha [...] (He et al., Alpha-IoU, NeurIPS 2021, alpha = 3), d and c as in DIoU.
 
-    Above an IoU of 0.58 its slope is steeper than DIoU's: boxes that are nearly right are made exact.
+    Above an IoU of 0.58 its slope is steeper than DIoU's, which makes nearly right boxes more exact.
     """
     pred_xyxy, target_xyxy = wide(pred_xyxy), wide(target_xyxy)
     return 1 - iou(pred_xyxy, target_xyxy, _EPS) ** alpha + _center_distance(pred_xyxy, target_xyxy) ** alpha
@@ -92,7 +92,7 @@ def _center_distance(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def _aspect(boxes_xyxy: Tensor) -> Tensor:
-    """arctan(width / height) [...]; a height below 0.001 px counts as that, which bounds the slope."""
+    """arctan(width / height) [...]; heights below 0.001 px are taken as 0.001, which bounds the slope."""
     width, height = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).unbind(-1)
     return torch.atan(width / height.clamp(min=1e-3))
 
@@ -111,12 +111,12 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
 def balanced_l1_loss(pred: Tensor, target: Tensor, beta: float = 1.0, alpha: float = 0.5, gamma: float = 1.5) -> Tensor:
     """Libra R-CNN (Pang et al., CVPR 2019), equations 8 to 10, on x / beta, times beta.
 
-    The slope is alpha ln(b |x| / beta + 1) below |x| = beta and gamma above, with b such that they meet. The paper
-    has beta = 1; for another one mmdetection scales only a part of the formula, and its slope has a jump.
+    The slope is alpha ln(b |x| / beta + 1) below |x| = beta and gamma above, b chosen so that both are equal there. The
+    paper has beta = 1; for other values mmdetection scales only a part of the formula, and its slope jumps at beta.
     """
     distance = l1_loss(pred, target) / beta
     b = math.expm1(gamma / alpha)
-    inner = distance.clamp(max=1)  # keeps the unused branch finite, so that its gradient is 0 and not NaN
+    inner = distance.clamp(max=1)  # keeps the branch that `where` drops finite, else its gradient would be NaN
     curve = alpha / b * (b * inner + 1) * torch.log1p(b * inner) - alpha * inner
     return beta * torch.where(distance < 1, curve, gamma * distance + gamma / b - alpha)
 

@@ -1,4 +1,4 @@
-"""Losses of class logits [...] against targets [...] in 0..1: every class is a question of its own (sigmoid)."""
+"""Losses of class logits [...] against targets [...] in 0..1; each class has its own sigmoid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def smoothed(targets: Tensor, smoothing: float | Tensor) -> Tensor:
     """Targets moved towards 1/2: t (1 - e) + e / 2 for a `smoothing` e, a number or one per element [...].
 
-    Label smoothing (Szegedy et al., 2016, section 7) of a choice between two.
+    Label smoothing (Szegedy et al., 2016, section 7) for two classes.
     """
     return targets * (1 - smoothing) + smoothing / 2
 
@@ -46,7 +46,7 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> T
 def varifocal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
     """t BCE(p, t) where t > 0 and alpha p^gamma BCE(p, 0) elsewhere (Zhang et al., VarifocalNet, 2021, equation 2).
 
-    targets: as for `quality_focal_loss`. Only negatives are damped: positives are few, and good ones count more.
+    targets: as for `quality_focal_loss`. Only negatives are damped. Positives are few, and count by their IoU.
     """
     logits = wide(logits)
     weight = torch.where(targets > 0, targets, alpha * _power(logits.sigmoid(), gamma))
@@ -54,14 +54,14 @@ def varifocal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: 
 
 
 def _power(x: Tensor, gamma: float) -> Tensor:
-    """x^gamma for x in 0..1; below gamma = 1 the slope at 0 is infinite, and is cut off."""
+    """x^gamma for x in 0..1. For gamma below 1, whose slope at 0 is infinite, x is at least 1e-12."""
     return (x.clamp(min=1e-12) if 0 < gamma < 1 else x) ** gamma
 
 
 def ghm_loss(
     logits: Tensor, targets: Tensor, counted: Tensor, bins: int = 10, total: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Cross entropy per element, weighed by `ghm_weights`: the sum is the loss of the batch."""
+    """Cross entropy per element, weighted by `ghm_weights`: the sum is the loss of the batch."""
     return ghm_weights(logits, targets, counted, bins, total) * bce_loss(logits, targets)
 
 
@@ -69,38 +69,38 @@ def ghm_loss(
 def ghm_weights(
     logits: Tensor, targets: Tensor, counted: Tensor, bins: int = 10, total: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """What each element's cross entropy counts in GHM-C [...], 0 where `counted` (bool, broadcasts) is not.
+    """Weight of each element's cross entropy in GHM-C [...]; 0 where `counted` (bool, broadcasts) is False.
 
     Gradient Harmonized Single-stage Detector (Li et al., AAAI 2019), equations 5 to 9: g = |p - t| is the size of an
-    element's gradient, and an element counts 1 / (elements in its bin of g), so every bin that has any counts the
-    same. The sum over elements of weight * cross entropy is the loss: the mean over such bins of their mean, which
-    is not divided by positives again. As in the authors' code, bins without elements do not take part.
+    element's gradient, and its weight is 1 / (elements in its bin of g), so that all bins with elements count equally.
+    The sum of weight * cross entropy is the loss: the mean over bins of each bin's mean. It is not divided by the
+    positives again. As in the authors' code, bins without elements are left out.
 
-    The density is that of this batch. The paper's running mean (momentum 0.75) would make the loss depend on the
-    batches before, so that it belonged in checkpoints and differed between processes; the 10^5 elements of one
-    batch of a dense detector estimate ten bins well, and mmdetection's default momentum is 0, too. `total` sums the
-    counts over the processes that share a batch.
+    The bins are counted in this batch alone. The paper's running mean (momentum 0.75) would make the loss depend on
+    earlier batches; it would have to be in checkpoints and would differ between processes. The 10^5 elements of a dense
+    detector's batch are enough for ten bins, and mmdetection's default momentum is 0 too. total: sums the counts over
+    the processes that share a batch.
     """
     gradient = (wide(logits).sigmoid() - targets).abs()
     counted = counted.expand(gradient.shape)
-    where = (gradient * bins).long().clamp(max=bins - 1).masked_fill(~counted, bins)
-    count = torch.bincount(where.flatten(), minlength=bins + 1)
+    index = (gradient * bins).long().clamp(max=bins - 1).masked_fill(~counted, bins)
+    count = torch.bincount(index.flatten(), minlength=bins + 1)
     count = count if total is None else total(count)
     filled = (count[:bins] > 0).sum().clamp(min=1)
     weights = 1 / (count.clamp(min=1) * filled).to(gradient.dtype)
     weights[bins] = 0
-    return weights[where]
+    return weights[index]
 
 
 @torch.no_grad()
 def hardest(losses: Tensor, positive: Tensor, negative: Tensor, ratio: float) -> Tensor:
-    """Online hard example mining: which priors count, bool [B, N], by their losses [B, N].
+    """Online hard example mining: which priors count, bool [B, N], chosen by their losses [B, N].
 
-    All `positive` [B, N], and of the `negative` [B, N] of each image those with the highest loss, at most `ratio`
-    times its positives (SSD, Liu et al., 2016, section 2.2: 3), or `ratio` in an image without any, which would
-    otherwise teach nothing. What is neither never counts.
+    These are all `positive` [B, N] and, of the `negative` [B, N] of each image, those with the highest losses: at most
+    `ratio` times the image's positives (SSD, Liu et al., 2016, section 2.2: 3), or `ratio` in an image without
+    positives, which would otherwise teach nothing.
     """
-    wanted = (ratio * positive.sum(dim=1, keepdim=True).clamp(min=1)).ceil()  # [B, 1]
+    most = (ratio * positive.sum(dim=1, keepdim=True).clamp(min=1)).ceil()  # [B, 1]
     order = losses.masked_fill(~negative, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    chosen = torch.arange(losses.shape[1], device=losses.device).expand_as(order) < wanted
+    chosen = torch.arange(losses.shape[1], device=losses.device).expand_as(order) < most
     return positive | (negative & torch.zeros_like(negative).scatter(1, order, chosen))

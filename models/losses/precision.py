@@ -1,4 +1,4 @@
-"""Half precision has 3 or 2 digits: enough for activations, not for the difference of two overlaps."""
+"""Losses need float32: the 2 or 3 digits of half precision are too few for a difference of two overlaps."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def wide(x: Tensor) -> Tensor:
-    """`x` in float32 where it is narrower; float32 and float64 as they are."""
+    """`x` as float32 if it is a narrower type; float32 and float64 stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,8 +1,8 @@
-"""8-bit integers: one way for post-training quantization and for training with quantization.
+"""8-bit quantization: one implementation for post-training quantization and for quantization-aware training.
 
-`quantize(detector)` folds a detector and puts a `FakeQuant` where an 8-bit engine would have integers. Then its ranges
-are observed on pictures, and that is post-training quantization; training goes on from there, and that is QAT.
-`cpu_form` makes of it what is fast on a CPU.
+`quantize(detector)` folds a detector and inserts a `FakeQuant` wherever an 8-bit engine computes with integers. With
+ranges observed on pictures, this is post-training quantization. If training continues from there, it is QAT. `cpu_form`
+turns the result into the form that is fast on a CPU.
 """
 
 from models.quant.convolution import IntConv2d, QuantConv2d

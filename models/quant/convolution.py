@@ -1,4 +1,4 @@
-"""Convolutions with int8 weights, before and after folding."""
+"""Convolutions with int8 weights, in training form and folded."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _LARGEST_BIAS = 2.0**30  # steps, within an int32
 
 
 def weight_scale(weight: Tensor) -> Tensor:
-    """[c_out, 1, 1, 1] of a weight [c_out, ...]: the largest magnitude of each channel is 127."""
+    """Scale [c_out, 1, 1, 1] of a weight [c_out, ...]: the largest magnitude of each channel becomes 127."""
     return (weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True).float() / HIGH).clamp(min=SMALLEST)
 
 
 class QuantConv2d(nn.Conv2d):
-    """A convolution whose weight is rounded to int8 at every use. Its input is the business of a `FakeQuant`.
+    """A convolution whose weight is rounded to int8 at every call. A `FakeQuant` before it rounds its input.
 
-    Called with a gain and a shift [c_out, 1, 1], as a pyramid level has them, it is the convolution and that affine in
-    one: the steps of int8 are those of all levels, the gain is in their scale.
+    Called with the gain and the shift [c_out, 1, 1] of a pyramid level, it computes the convolution and that affine in
+    one. All levels share the int8 weight; the gain is multiplied into its scale.
     """
 
     def __init__(self, conv: nn.Conv2d):
-        with torch.device("meta"):  # shapes only; the tensors are those of `conv`
+        with torch.device("meta"):  # no memory for weights, which are those of `conv`
             super().__init__(conv.in_channels, conv.out_channels, 1, groups=conv.groups, padding_mode=conv.padding_mode)
         for name in ("kernel_size", "stride", "padding", "dilation"):
             setattr(self, name, getattr(conv, name))
@@ -58,39 +58,44 @@ def _affine_bias(bias: Tensor | None, gain: Tensor, shift: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Use:
-    """One of the places where a convolution is called."""
+    """One of the places where a convolution is called.
+
+    gain, shift: [c_out, 1, 1], of a pyramid level. input_scale: scale of the rounded input, given where the bias
+    becomes int32 too.
+    """
 
     gain: Tensor | None = None
-    """[c_out, 1, 1], with `shift`, of a pyramid level."""
     shift: Tensor | None = None
     input_scale: Tensor | None = None
-    """Of the rounded input, where the bias is to be an int32, too."""
 
 
 class IntConv2d(nn.Module):
     """A convolution with an int8 weight [c_out, c_in / groups, kh, kw] and a scale for each output channel.
 
-    One that pyramid levels share holds its weight once, and a scale and a bias for each of its uses. Scales are
-    positive, as engines ask: the sign of a gain goes into the weight, of which the uses that agree in all signs share
-    one copy.
+    A convolution that pyramid levels share has one weight, and a scale and a bias for each use. Engines require
+    positive scales, so the sign of a gain goes into the weight; uses with the same signs share one copy of it.
     """
 
     def __init__(self, conv: QuantConv2d, uses: Sequence[Use] = (Use(),)):
         super().__init__()
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         weight, common = conv.weight.detach().float(), weight_scale(conv.weight)
-        ones, nothing = torch.ones_like(common).flatten(), torch.zeros_like(common).flatten()
+        ones, zeros = torch.ones_like(common).flatten(), torch.zeros_like(common).flatten()
         gains = [ones if use.gain is None else use.gain.detach().flatten() for use in uses]
         biases: list[Tensor | None] = []
         for use in uses:
             bias = None if conv.bias is None else conv.bias.detach()
-            biases.append(bias if use.gain is None or use.shift is None
-                          else _affine_bias(bias, use.gain.detach(), use.shift.detach()))  # fmt: skip
+            biases.append(
+                bias
+                if use.gain is None or use.shift is None
+                else _affine_bias(bias, use.gain.detach(), use.shift.detach())
+            )
         for use, gain, bias in zip(uses, gains, biases, strict=True):
             if use.input_scale is not None and bias is not None:
                 step = (use.input_scale * gain.abs()).clamp(min=SMALLEST)
                 common = torch.maximum(common, (bias.abs() / (step * _LARGEST_BIAS))[:, None, None, None])
         steps = (weight / common).round().clamp(LOW, HIGH).to(torch.int8)
+        self.int_bias = any(use.input_scale is not None for use in uses)
         copies: list[Tensor] = []
         self.copy_of: list[int] = []
         for i, (use, gain, bias) in enumerate(zip(uses, gains, biases, strict=True)):
@@ -102,22 +107,20 @@ class IntConv2d(nn.Module):
             self.copy_of.append(same[0] if same else len(copies) - 1)
             scale = (common.flatten() * gain.abs()).clamp(min=SMALLEST)
             self.register_buffer(f"scale_{i}", scale)
-            whole = use.input_scale is not None
             if use.input_scale is not None:
                 step = scale * use.input_scale
-                bias = (nothing if bias is None else bias / step).round().to(torch.int32)
+                bias = (zeros if bias is None else bias / step).round().to(torch.int32)
                 self.register_buffer(f"bias_step_{i}", step)
             self.register_buffer(f"bias_{i}", bias)
-        self.int_bias = whole
 
     @property
     def steps(self) -> Tensor:
-        """The weight as int8, of the first use."""
+        """The int8 weight of the first use."""
         return self.get_buffer("steps_0")
 
     @property
     def scale(self) -> Tensor:
-        """[c_out], of the first use."""
+        """The scale [c_out] of the first use."""
         return self.get_buffer("scale_0")
 
     def forward(self, x: Tensor, use: int = 0) -> Tensor:

@@ -1,6 +1,6 @@
-"""Numbers rounded to what an int8 can say, in float arithmetic that equals ONNX's to the last bit.
+"""Fake quantization: numbers rounded to those that int8 can hold, in float arithmetic bit-identical to ONNX's.
 
-Symmetric, as TensorRT has it: activations with one scale for a tensor, weights with one for each output channel
+It is symmetric, as in TensorRT: activations have one scale for each tensor, weights one for each output channel
 (`models.quant.convolution`). The gradient is that of the identity inside the range and zero beyond it (Jacob et al.,
 "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018).
 """
@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from models.quant.ranges import Histogram
 
 LOW, HIGH = -128, 127
-SMALLEST = 1e-12  # a scale, for channels and tensors of zeros
-_SMALLEST_HALF = 2.0**-24  # the same, of half precision, in which the other would be zero
-OPSET = 19  # the version of QuantizeLinear and DequantizeLinear that is meant
+SMALLEST = 1e-12  # the smallest scale, for channels and tensors of zeros
+_SMALLEST_HALF = 2.0**-24  # the smallest scale in float16, where SMALLEST would become zero
+OPSET = 19  # opset of QuantizeLinear and DequantizeLinear in the graph
 
 
 class FakeQuant(nn.Module):
-    """A tensor as int8 would have it: `round(clamp(x / scale)) * scale`. [...] -> [...] of the type of `scale`, float32
-    unless the module was made `half()`.
+    """`round(clamp(x / scale)) * scale`, [...] -> [...]: the numbers that int8 would hold, in the dtype of `scale`.
 
-    `observing`: the input passes as it is and is counted. `tracking`: in train mode the range follows the batches'
-    largest magnitudes slowly, as QAT does until its ranges are frozen. `enabled`: false lets everything pass.
+    That is float32, or float16 after `half()`.
+    enabled: False passes the input unchanged.
+    observing: the input is passed unchanged and added to `histogram`.
+    tracking: in train mode the range slowly follows the largest magnitude of the batches; QAT sets it until it freezes
+        the ranges.
     """
 
     scale: Tensor
@@ -39,15 +41,15 @@ class FakeQuant(nn.Module):
         self.histogram: Histogram | None = None
 
     def observe(self) -> None:
-        """Start counting, from nothing."""
+        """Start observing, with an empty histogram."""
         self.observing, self.histogram = True, Histogram()
 
     def set_range(self, low: float, high: float, magnitude: float) -> None:
-        """Values from `low` to `high` exist; those beyond `magnitude` on either side saturate."""
+        """Set the scale for values from `low` to `high`, of which those beyond `magnitude` on either side saturate."""
         self.scale.fill_(max(magnitude / HIGH, SMALLEST))
 
     def same_as(self, other: FakeQuant) -> bool:
-        """Whether both round every number alike."""
+        """Whether both round every number in the same way."""
         return type(self) is type(other) and self.enabled == other.enabled and bool(self.scale == other.scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ class FakeQuant(nn.Module):
         return rounded(x, self.scale)
 
     def _exported(self, x: Tensor) -> Tensor:
-        """The same as a pair of ONNX nodes."""
+        """The rounding as a pair of ONNX nodes."""
         return _pair(x, self.scale, torch.zeros((), dtype=torch.int8))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuant:
@@ -78,7 +80,7 @@ class FakeQuant(nn.Module):
 
 
 class UintFakeQuant(FakeQuant):
-    """The same with uint8 and a zero point, so that a tensor which is never negative has all 256 steps."""
+    """`FakeQuant` with uint8 and a zero point, so that a tensor without negative values uses all 256 steps."""
 
     zero: Tensor
 
@@ -87,7 +89,7 @@ class UintFakeQuant(FakeQuant):
         self.register_buffer("zero", torch.zeros((), dtype=torch.uint8))
 
     def set_range(self, low: float, high: float, magnitude: float) -> None:
-        # Zero, with which convolutions pad, is in the range and exact.
+        # Convolutions pad with zero, so zero must be in the range and exact.
         low, high = max(min(low, 0.0), -magnitude), min(max(high, 0.0), magnitude)
         self.scale.fill_(max((high - low) / 255, SMALLEST))
         self.zero.fill_(min(255, round(-low / float(self.scale))))
@@ -103,24 +105,25 @@ class UintFakeQuant(FakeQuant):
 
 
 def rounded(x: Tensor, scale: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
-    """`x` as whole multiples of `scale`, `low` to `high` of them, of the type of `scale`; divided, not multiplied by
-    1 / scale, as QuantizeLinear does.
+    """`x` rounded to multiples of `scale`, from `low` to `high` times, in the dtype of `scale`.
+
+    It divides by the scale instead of multiplying by its inverse, as QuantizeLinear does.
     """
-    wide = scale.float()
-    return (integers_of(x, wide, low, high) * wide).to(scale.dtype)
+    scale32 = scale.float()
+    return (integers_of(x, scale32, low, high) * scale32).to(scale.dtype)
 
 
 def integers_of(x: Tensor, scale: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
-    """`x / scale` in whole numbers, float32, with the straight-through gradient."""
+    """`x / scale` rounded to whole numbers from `low` to `high`, float32, with the straight-through gradient."""
     if not torch.is_grad_enabled():
         return (x.float() / scale).clamp_(low, high).round_()
     steps = (x.float() / scale).clamp(low, high)
-    # The added difference has no gradient and is exact, so that the sum is the whole number itself.
+    # The difference is exact and has no gradient, so the sum is the whole number with the gradient of `steps`.
     return steps + (steps.round() - steps).detach()
 
 
 def keep_positive(scale: Tensor) -> None:
-    """In place: what half precision made zero becomes its smallest number. Engines refuse a scale of zero."""
+    """Raise, in place, scales that became zero in float16 to its smallest number. Engines refuse a scale of zero."""
     if scale.dtype == torch.float16:
         scale.clamp_(min=_SMALLEST_HALF)
 

@@ -1,4 +1,4 @@
-"""Folding a rewritten network: int8 weights, and one rounding of a tensor where several do the same."""
+"""Folding a quantized network: int8 weights, and a single rounding where several round a tensor in the same way."""
 
 from __future__ import annotations
 
@@ -13,34 +13,30 @@ from models.quant.placement import operand, replace
 
 
 def merge(graph: fx.GraphModule) -> None:
-    """One rounding of a tensor where several `FakeQuant`s do the same."""
+    """Keep the first of several `FakeQuant`s that round a tensor in the same way."""
     modules = dict(graph.named_modules())
-    seen: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
+    kept: defaultdict[fx.Node, list[tuple[fx.Node, FakeQuant]]] = defaultdict(list)
     for node in list(graph.graph.nodes):
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        module = modules.get(str(node.target))
         if not isinstance(module, FakeQuant):
             continue
-        for earlier in seen[operand(node)]:
-            first = modules[str(earlier.target)]
-            if isinstance(first, FakeQuant) and first.same_as(module):
-                node.replace_all_uses_with(earlier)
-                graph.graph.erase_node(node)
-                break
+        equal = next((earlier for earlier, rounding in kept[operand(node)] if rounding.same_as(module)), None)
+        if equal is None:
+            kept[operand(node)].append((node, module))
         else:
-            seen[operand(node)].append(node)
+            node.replace_all_uses_with(equal)
+            graph.graph.erase_node(node)
 
 
 def fold_convolutions(graph: fx.GraphModule) -> None:
-    """Convolutions whose weights are rounded become `IntConv2d`s."""
+    """Replace convolutions whose weights are rounded by `IntConv2d`s."""
     modules = dict(graph.named_modules())
-    calls: defaultdict[str, list[fx.Node]] = defaultdict(list)
+    nodes_of: defaultdict[str, list[fx.Node]] = defaultdict(list)
     for node in graph.graph.nodes:
-        if node.op == "call_module" and isinstance(modules[str(node.target)], QuantConv2d):
-            calls[str(node.target)].append(node)
-    for name, nodes in calls.items():
-        conv = modules[name]
-        assert isinstance(conv, QuantConv2d)
-        if not conv.enabled:
+        nodes_of[str(node.target)].append(node)
+    for name, nodes in nodes_of.items():
+        conv = modules.get(name)
+        if not isinstance(conv, QuantConv2d) or not conv.enabled:
             continue
         uses = [_use(graph, node, modules) for node in nodes]
         if all(use.gain is None and use.input_scale is None for use in uses):
@@ -55,8 +51,7 @@ def fold_convolutions(graph: fx.GraphModule) -> None:
 def _use(graph: fx.GraphModule, node: fx.Node, modules: Mapping[str, nn.Module]) -> Use:
     constants = [getattr(graph, str(arg.target)) for arg in node.args[1:] if isinstance(arg, fx.Node)]
     gain, shift = constants or (None, None)
-    source = operand(node)
-    rounding = modules.get(str(source.target)) if source.op == "call_module" else None
-    # The convolutions of a CPU add their bias as whole numbers, those of a GPU in float.
-    whole = rounding.scale if isinstance(rounding, UintFakeQuant) and rounding.enabled else None
-    return Use(gain, shift, whole)
+    rounding = modules.get(str(operand(node).target))
+    # Convolutions on a CPU add their bias as integers, those on a GPU in float.
+    input_scale = rounding.scale if isinstance(rounding, UintFakeQuant) and rounding.enabled else None
+    return Use(gain, shift, input_scale)

@@ -1,4 +1,4 @@
-"""What a network's tensors are like on pictures, from which the ranges of its integers follow."""
+"""Observing a network's tensors on pictures, which gives the ranges for quantization."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from models.quant.ranges import METHODS, Histogram, Method
 
 @dataclass(frozen=True)
 class Ranges:
-    """Of one tensor, on the pictures that were observed."""
+    """The range of one tensor on the observed pictures.
+
+    low: its least value, at most 0. high: its largest, at least 0. magnitudes: by method, the magnitude that becomes
+    127.
+    """
 
     low: float
-    """The least value, 0 at most."""
     high: float
-    """The largest, 0 at least."""
     magnitudes: Mapping[Method, float]
-    """What becomes 127, by each method."""
 
 
 def observe(
-    graph: fx.GraphModule, wanted: Collection[str], batches: Iterable[Tensor], percentile: float
+    graph: fx.GraphModule, names: Collection[str], batches: Iterable[Tensor], percentile: float
 ) -> tuple[dict[str, Ranges], int]:
-    """Run `graph` on batches [B, ...] with no activation rounded; the `Ranges` of what the operations of the names
-    `wanted` gave, and how many images there were.
+    """Run `graph` on batches [B, ...] without rounding activations.
+
+    names: of the operations whose outputs are observed. Gives the `Ranges` of each, and the number of images.
     """
-    counting = _Counting(graph, wanted)
+    observer = _Observer(graph, names)
     images = 0
     for batch in batches:
-        counting.run(batch)
+        observer.run(batch)
         images += len(batch)
-    found = {}
-    for name, histogram in counting.histograms.items():
+    ranges = {}
+    for name, histogram in observer.histograms.items():
         magnitudes = {method: histogram.range(method, percentile) for method in METHODS}
-        found[name] = Ranges(histogram.lowest, histogram.highest, magnitudes)
-    return found, images
+        ranges[name] = Ranges(histogram.lowest, histogram.highest, magnitudes)
+    return ranges, images
 
 
-class _Counting(fx.Interpreter):
-    def __init__(self, graph: fx.GraphModule, wanted: Collection[str]):
+class _Observer(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule, names: Collection[str]):
         super().__init__(graph)
-        self.histograms = {name: Histogram() for name in wanted}
+        self.histograms = {name: Histogram() for name in names}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

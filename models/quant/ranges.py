@@ -1,12 +1,13 @@
-"""How large a number 127 is: ranges of activations from what was observed.
+"""Ranges of activations: the magnitude that becomes 127, from a histogram of the observed magnitudes.
 
-Symmetric: zero is zero, and values beyond the range saturate. Every method reads one histogram of magnitudes, so that
-choosing another method needs no second look at the pictures.
+Ranges are symmetric: zero stays zero, and values beyond the range saturate. All methods read the same histogram, so
+another method can be chosen without observing the pictures again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -16,13 +17,13 @@ Method = Literal["minmax", "percentile", "mse", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
 BINS = 2048
 SAMPLE = 200_000
-"""About how many values of a batch's tensor are counted at least, where there are more."""
+"""Of a batch's tensor with more values than this, about this many at least are counted."""
 LEVELS = 128  # magnitudes of an int8: 0..127
-_NOTHING = 1e-30  # magnitudes up to this are zeros: float32 cannot divide by a bin of theirs
+_ZERO = 1e-30  # magnitudes up to this are counted as zeros: float32 cannot divide by a bin of such a width
 
 
 class Histogram:
-    """Counts of |x| in `BINS` equal bins from 0 to `top`; `top` doubles when something larger comes."""
+    """Counts of |x| in `BINS` equal bins from 0 to `top`; `top` doubles when a larger value is added."""
 
     def __init__(self) -> None:
         self.counts = torch.zeros(BINS, dtype=torch.float64)
@@ -32,16 +33,20 @@ class Histogram:
         self.highest = 0.0
 
     def add(self, x: Tensor) -> None:
-        """Count the finite values of `x`, of any shape: of many every n-th, though no extreme is missed."""
+        """Add the finite values of `x`, of any shape. Of many values only every n-th is counted, but the least and the
+        largest are always seen.
+        """
         values = x.detach().float().flatten()
         low, high = (float(value) for value in values.aminmax()) if values.numel() else (0.0, 0.0)
         if not math.isfinite(low + high):
             values = values[values.isfinite()]
             low, high = (float(value) for value in values.aminmax()) if values.numel() else (0.0, 0.0)
         self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
-        magnitudes = values[:: max(1, values.numel() // SAMPLE) | 1].abs()  # odd: no beat with rows of even length
+        magnitudes = values[
+            :: max(1, values.numel() // SAMPLE) | 1
+        ].abs()  # an odd step, because rows have even lengths
         largest = max(-low, high)
-        if largest <= _NOTHING:
+        if largest <= _ZERO:
             self.counts[0] += magnitudes.numel()
             return
         if self.top == 0.0:
@@ -54,8 +59,8 @@ class Histogram:
         self.counts += torch.bincount(index, minlength=BINS).double().cpu()
 
     def range(self, method: Method, percentile: float = 99.99) -> float:
-        """The magnitude that becomes 127; 0 where nothing but zeros was seen."""
-        if self.largest == 0.0:  # nothing but zeros, or nothing
+        """The magnitude that becomes 127; 0 where only zeros were added, or nothing."""
+        if self.largest == 0.0:
             return 0.0
         if method == "minmax":
             return self.largest
@@ -65,9 +70,8 @@ class Histogram:
         return min(self.largest, _best(self, _squared_error if method == "mse" else _divergence))
 
 
-def _best(histogram: Histogram, cost: object) -> float:
-    """The range with the least cost, among those that end at a bin's end and keep at least an eighth of the bins."""
-    assert callable(cost)
+def _best(histogram: Histogram, cost: Callable[[Tensor, int], Tensor]) -> float:
+    """The range of the least cost, of those that end where a bin ends and keep at least an eighth of the used bins."""
     used = int(histogram.counts.nonzero()[-1]) + 1
     ends = range(max(LEVELS, used // 8), used + 1, max(1, used // 128))
     costs = [(float(cost(histogram.counts, end)), end) for end in {*ends, used} if end >= LEVELS or end == used]
@@ -75,7 +79,7 @@ def _best(histogram: Histogram, cost: object) -> float:
 
 
 def _squared_error(counts: Tensor, end: int) -> Tensor:
-    """Of values at the centers of bins, rounded to multiples of end / 127 and saturated; in bins squared."""
+    """Squared error, in bins, of rounding the centers of bins to multiples of end / 127, with saturation."""
     centers = torch.arange(len(counts), dtype=torch.float64) + 0.5
     step = end / (LEVELS - 1)
     rounded = (centers / step).round().clamp(max=LEVELS - 1) * step
@@ -83,8 +87,8 @@ def _squared_error(counts: Tensor, end: int) -> Tensor:
 
 
 def _divergence(counts: Tensor, end: int) -> Tensor:
-    """Kullback-Leibler, of the saturated distribution from its form in 128 levels (Migacz, "8-bit Inference with
-    TensorRT", 2017). The first bin is left out: zeros of a ReLU are exact in any range.
+    """Kullback-Leibler divergence of the saturated distribution from itself in 128 levels (Migacz, "8-bit Inference
+    with TensorRT", 2017). The first bin is left out, because the zeros of a ReLU are exact in every range.
     """
     kept = counts[:end].clone()
     kept[-1] += counts[end:].sum()

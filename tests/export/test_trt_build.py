@@ -126,7 +126,7 @@ def test_the_plugin_is_looked_for_before_the_graph_is_read():
 
 
 def test_a_build_can_be_stopped(monkeypatch):
-    monkeypatch.setattr("export.engine.build._TELL_EVERY", 0.0)
+    monkeypatch.setattr("export.engine.build._REPORT_EVERY", 0.0)
     told: list[tuple[str, int, int]] = []
     build(library("tensorrt-10.13"), Path("m.onnx"), EngineOptions(), progress=lambda *step: told.append(step))
     assert told == [("build: building", n, 3) for n in range(4)]

@@ -14,8 +14,8 @@ from isodet.strict import ConfigError
 from models.detector import Detector
 from models.layers.blocks import ConvNorm, DepthwiseConv, ImplicitConv, LevelAffine, LevelNorm, ShuffleConv
 from models.layers.fuse import FuseError, assert_fused, fuse
+from models.layers.heads import Tower
 from models.layers.reparam import QARepVGGBlock, RepConv
-from models.layers.towers import Tower
 from tests.models.small import images, small, with_statistics
 
 BLOCKS: dict[str, Callable[[], nn.Module]] = {

@@ -64,7 +64,7 @@ def test_every_refusal_is_in_the_documents_table_with_its_alternative():
     section = text.partition("\n## Deploy policy\n")[2].partition("\n## ")[0]
     rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ")][1:]
     refused = [row[0].strip() for row in rows if row[1].strip() in ("refused", "absent")]
-    assert refused == [refusal.what for refusal in REFUSED]
+    assert refused == [refusal.feature for refusal in REFUSED]
 
 
 def test_nothing_that_isodet_has_is_refused():
@@ -85,6 +85,6 @@ def test_nothing_that_isodet_has_is_refused():
 
 def test_patterns_are_about_keys_that_exist_or_that_others_have():
     """A key of isodet's that is refused whatever its value would be a key that nobody can set."""
-    anything = [key for refusal in REFUSED for key, pattern in refusal.asked.items() if re.search(pattern, "qqq")]
+    anything = [key for refusal in REFUSED for key, pattern in refusal.keys.items() if re.search(pattern, "qqq")]
     own = {f"{section}.{key}" for section, kind in SECTIONS.items() for key in typing.get_type_hints(kind)}
     assert anything and not own & set(anything)
