@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -92,3 +93,12 @@ def first_mismatches(tensors: Mapping[str, Tensor], expected: Mapping[str, Tenso
             more = f" and {len(names) - count} more" if len(names) > count else ""
             parts.append(f"{len(names)} {kind}: {', '.join(names[:count])}{more}")
     return "; ".join(parts)
+
+
+def sha256_starts(path: str | Path, digits: str) -> bool:
+    """Whether the SHA-256 of a file begins with these hexadecimal `digits`, as torchvision's file names give them."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest().startswith(digits)

@@ -74,8 +74,8 @@ def test_the_license_and_what_an_install_pulls_in(wheel):
     base = {line.split(">")[0] for line in required if "extra ==" not in line}
     assert base == {"numpy", "opencv-python", "tqdm"}
     extras = set(metadata.get_all("Provides-Extra"))
-    optional = {"trt", "rtx", "rtx-ep", "video", "nvidia", "track", "serve", "timm", "fast-eval", "albumentations"}
-    assert extras == {"cpu", "gpu", "train", "export", "test", "all", "mlflow", "wandb"} | optional
+    optional = {"trt", "rtx", "rtx-ep", "video", "nvidia", "track", "serve", "timm", "lite", "fast-eval"}
+    assert extras == {"cpu", "gpu", "train", "export", "test", "all", "mlflow", "wandb", "albumentations"} | optional
 
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")

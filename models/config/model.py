@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from isodet.strict import ConfigError, build, merge, require
-from models.config.choices import HEAD_BLOCKS, HeadBlockName
+from models.config.choices import BACKBONES, HEAD_BLOCKS, HeadBlockName
 from models.config.losses import AssignConfig, BoxConfig, LossConfig
 from models.config.network import BackboneConfig, NeckConfig, is_custom
 from models.config.unsupported import refuse_undeployable
@@ -84,7 +84,8 @@ class AnchorConfig:
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """What the network's first layer does to uint8 BGR pixels. The defaults are ImageNet's.
+    """What the network's first layer does to uint8 BGR pixels. The defaults are ImageNet's, as torchvision and timm use
+    them; EfficientNet-Lite's are 127 and 128 for each channel, as its weights were trained.
 
     order: Channel order that the backbone expects.
     mean: Mean of each channel, in `order`, on the scale 0..255.
@@ -258,10 +259,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def model_config(mapping: Any, path: str = "model") -> ModelConfig:
-    """A `ModelConfig` from a mapping, whose keys override those of the preset that `detector` names."""
+    """A `ModelConfig` from a mapping.
+
+    Its keys override those of the preset that `detector` names, and the `pixels` that the backbone's weights expect.
+    """
     if isinstance(mapping, Mapping):
-        preset = mapping.get("detector", "atss")
+        preset, backbone = mapping.get("detector", "atss"), mapping.get("backbone")
         if isinstance(preset, str) and preset in PRESETS:
             mapping = merge(PRESETS[preset], mapping)
+        part = BACKBONES.get(str(backbone.get("name"))) if isinstance(backbone, Mapping) else None
+        if part is not None and part.pixels:
+            mapping = merge({"pixels": part.pixels}, mapping)
         refuse_undeployable(mapping, path)
     return build(ModelConfig, mapping, path)

@@ -33,8 +33,8 @@ class BackboneConfig:
         your own `package.module:Name` (docs/extending.md).
     arguments: Arguments of your own backbone.
     width: Multiplier of every channel count, rounded to multiples of 8. ImageNet weights need 1.0.
-    weights: `imagenet` (torchvision's best weights, which torchvision downloads), `imagenet_v1` (torchvision's first,
-        which the papers started from), the path of a state dict, or null.
+    weights: `imagenet` (the best published ones, see `trainer weights`), `imagenet_v1` (torchvision's first, which the
+        papers started from), the path of a state dict under its publisher's names or ours, or null.
     style: Where a bottleneck strides: in its 3x3 (pytorch), or in its first 1x1 as the original ResNets do (caffe).
     norm: frozen: BatchNorms that never learn. sync: BatchNorms with the statistics of all processes, on GPUs only; in
         one process or on a CPU it is bn. gn: GroupNorms.
@@ -70,11 +70,12 @@ class BackboneConfig:
         if self.weights is not None and self.width != 1.0:
             raise ConfigError(f"weights: {self.weights!r} needs width 1.0, got width {self.width}; set weights: null")
         if self.weights in ("imagenet", "imagenet_v1"):
-            if custom or not part.imagenet or (timm and self.weights != "imagenet"):
-                raise ConfigError(f"weights: torchvision has no ImageNet weights for {name}; use null or a path")
+            only_one = timm or part.imagenet != "torchvision"
+            if custom or not part.imagenet or (only_one and self.weights != "imagenet"):
+                raise ConfigError(f"weights: nobody publishes {self.weights} weights for {name}; use null or a path")
             if self.norm == "gn" or self.style == "caffe":
                 change = "GroupNorms" if self.norm == "gn" else "style: caffe"
-                raise ConfigError(f"weights: torchvision's ImageNet weights are not made for {change}; give a path")
+                raise ConfigError(f"weights: published ImageNet weights are not made for {change}; give a path")
         if self.style == "caffe" and not part.bottlenecks:
             raise ConfigError(f"style: caffe is about bottlenecks, of which {name} has none; set style: pytorch")
         if part.folds and (self.norm == "gn" or self.dilated):

@@ -81,11 +81,11 @@ REFUSED = (
     Refusal(
         "a backbone that only timm has",
         {
-            "backbone.name": r"efficientnet|effnet|convnext|regnet|hrnet|res2net|resnest|res[a-z]*2?net_?\d+_?(d|vd)$"
-            r"|ghostnet|densenet|dla\d|darknet|^vgg|seresn|nfnet|mobilenet_?v?4|edgenext|mobileone|fasternet"
+            "backbone.name": r"efficientnet(?!_lite[012]$)|effnet|convnext|regnet|hrnet|res2net|resnest"
+            r"|res[a-z]*2?net_?\d+_?(d|vd)$|ghostnet|densenet|dla\d|darknet|^vgg|seresn|nfnet|mobilenet_?v?4|edgenext|mobileone|fasternet"
         },
         "deploys but is not isodet's own",
-        "backbone.name: timm:NAME with timm's name for it (pip install 'isodet[timm]'), or mobilenet_v3_large",
+        "backbone.name: timm:NAME with timm's name for it (pip install 'isodet[timm]'), or efficientnet_lite0",
     ),
     Refusal(
         "an input of any size",

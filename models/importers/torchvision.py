@@ -11,7 +11,8 @@ from torch import Tensor
 
 from isodet.strict import merge
 from models.importers.resnet import backbone_of
-from models.importers.weights import Converted, ImportRefused, neck_and_head, sha256_starts
+from models.importers.weights import Converted, ImportRefused, neck_and_head
+from models.tensor_files import sha256_starts
 
 NAMES = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
 _V1_COCO = "eeacb38b"  # how the sha256 of retinanet_resnet50_fpn_coco-eeacb38b.pth begins

