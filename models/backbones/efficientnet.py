@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.backbones.resnet import scaled
 from models.backbones.stages import Backbone, keep_resolution
 from models.config.network import BackboneConfig
-from models.layers.blocks import fold_sequence
+from models.layers.blocks import fold_batchnorms
 from models.layers.fuse import require_eval
 
 # Of B0 (table 1 of the paper): kernel, stride, expansion, channels, blocks.
@@ -98,9 +98,7 @@ class EfficientNetLite(Backbone):
     def fuse(self) -> nn.Module:
         """Every BatchNorm folded into the convolution it follows."""
         require_eval(self)
-        for module in self.modules():
-            if isinstance(module, nn.Sequential):
-                fold_sequence(module)
+        fold_batchnorms(self)
         return self
 
 

@@ -121,9 +121,9 @@ class Inserter:
         return is_sum(node) and any(calls(term, self.modules, nn.Conv2d) or term in self.rounded for term in terms)
 
 
-def calls(node: fx.Node, modules: Mapping[str, nn.Module], kind: type[nn.Module]) -> bool:
-    """Whether `node` calls a module of `kind`."""
-    return node.op == "call_module" and isinstance(modules.get(str(node.target)), kind)
+def calls(node: fx.Node, modules: Mapping[str, nn.Module], *kinds: type[nn.Module]) -> bool:
+    """Whether `node` calls a module of one of `kinds`."""
+    return node.op == "call_module" and isinstance(modules.get(str(node.target)), kinds)
 
 
 def is_sum(node: fx.Node) -> bool:
@@ -132,10 +132,11 @@ def is_sum(node: fx.Node) -> bool:
 
 
 def only_moves(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether an operation computes no new numbers: each of its output is one of its input, or 0, as every range has."""
+    """Whether an operation computes no new numbers: its outputs are among its inputs, or 0, which every range has."""
     if node.target is F.interpolate:
         return bool(node.kwargs.get("mode", "nearest") == "nearest")
-    return calls(node, modules, (nn.MaxPool2d, nn.ZeroPad2d)) or node.target in (torch.cat, torch.max_pool2d, F.max_pool2d)
+    moving = (torch.cat, torch.max_pool2d, F.max_pool2d)
+    return node.target in moving or calls(node, modules, nn.MaxPool2d, nn.ZeroPad2d)
 
 
 def moved(node: fx.Node) -> list[fx.Node]:
