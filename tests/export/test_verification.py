@@ -165,6 +165,12 @@ def test_the_limit_on_detections_is_that_of_both_and_is_said(shapes_run, tmp_pat
     assert all(few["1"] == many["1"] < many["100"] for few, many in zip(*scores.values(), strict=True)), scores
 
 
+def test_tiles_are_those_of_all_and_are_said(shapes_run, tmp_path, monkeypatch):
+    """Four pictures of the validation set in one, in tiles of the size that the model takes."""
+    dataset = read_dataset(shapes_run.parents[1] / "data" / "val.json")
+    assert dataset is not None
+
+
 def test_pictures_that_are_missing_are_said_to_be(shapes_run, tmp_path):
     content, folder = coco_of(shapes_run, 6)
     for image in content["images"][:4]:
