@@ -268,6 +268,19 @@ def test_batches_change_nothing_and_bound_the_memory(tiles: Tiles) -> None:
     assert Detector(Spots(), tiles=tiles)([]) == []
 
 
+def test_tiles_and_the_frame_may_have_inputs_of_several_sizes() -> None:
+    """Under the short-side rule: 64x64 for a tile, 64x96 for this frame."""
+    rule = {"short": 64, "long": 96, "multiple": 32, "floor": False, "fill_bgr": [0, 0, 0]}
+    image = scattered((100, 150), 8)
+    answers = []
+    for most in (1, 5, 16):
+        detector = Detector(Spots(most, kind="checkpoint", resize=rule), tiles=Tiles())
+        answers += detector([image, image])
+        with detector.batcher() as batcher:
+            answers.append(batcher.submit(image).result())
+    assert len(answers[0]) > 10 and all(same(answer, answers[0]) for answer in answers)
+
+
 def test_a_threshold_takes_from_the_same_detections() -> None:
     detector, image = Detector(Spots(), tiles=Tiles()), scattered((150, 200), 5)
     (everything,) = detector(image, threshold=0.0)
