@@ -19,6 +19,8 @@ class Verify(MaxDets, InTiles, Runs, Quiet):
 
     They and the checkpoint they came from have one COCO evaluation; it fails past tolerance.
 
+    Where the application detects in tiles, --tiles scores all of them so.
+
     artifacts: files of any kind (default: the newest run's best.onnx)
     against: the checkpoint (default: the one beside the artifact)
     device: auto (every backend that runs here), cpu, cuda or cuda:N
