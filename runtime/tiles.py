@@ -149,11 +149,16 @@ class Grid:
         windows = np.repeat(np.arange(len(parts)), [len(detections) for detections in parts])
         scores = np.concatenate([detections.scores for detections in parts])
         labels = np.concatenate([detections.labels for detections in parts])
-        order = np.argsort(-(scores * np.where(cut, np.float32(CUT_RANK), np.float32(1))), kind="stable")
-        kept = np.zeros(len(boxes), bool)
-        for label in np.unique(labels):
-            index = order[labels[order] == label]
-            kept[index] = _kept(boxes[index].astype(np.float64), windows[index], cut[index], threshold)
+        ranks = scores * np.where(cut, np.float32(CUT_RANK), np.float32(1))
+        place = np.empty(len(boxes), np.intp)
+        place[np.argsort(-ranks, kind="stable")] = np.arange(len(boxes))
+        pairs = _overlapping(boxes.astype(np.float64), windows, labels, cut, threshold)
+        pairs = np.take_along_axis(pairs, np.argsort(place[pairs], axis=1), axis=1)  # the one that comes first, first
+        kept = np.ones(len(boxes), bool)
+        # By the place of the first, so that it is certain by then whether the first one is kept.
+        for first, second in pairs[np.argsort(place[pairs[:, 0]], kind="stable")].tolist():
+            if kept[first]:
+                kept[second] = False
         by_score = np.flatnonzero(kept)
         by_score = by_score[np.argsort(-scores[by_score], kind="stable")]
         return Detections(boxes[by_score], scores[by_score], labels[by_score], parts[0].class_names)
@@ -171,21 +176,39 @@ class Grid:
         return cut
 
 
-def _kept(
-    boxes: NDArray[np.float64], windows: NDArray[np.intp], cut: NDArray[np.bool_], threshold: float
-) -> NDArray[np.bool_]:
-    """[D]: which boxes [D, 4] of one class, the first in rank first, are kept; `windows` [D] are their numbers."""
+def _overlapping(
+    boxes: NDArray[np.float64],
+    windows: NDArray[np.intp],
+    labels: NDArray[np.int32],
+    cut: NDArray[np.bool_],
+    threshold: float,
+) -> NDArray[np.intp]:
+    """[P, 2]: the numbers of every pair of boxes [D, 4] that overlap by more than `threshold`, by the rule of the
+    merge: they are of one class and from different `windows` [D].
+
+    Only windows that meet are compared, and of these only the boxes that reach into both: a small part of all pairs.
+    """
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kept = np.ones(len(boxes), bool)
-    for i in range(len(boxes)):
-        if not kept[i]:
-            continue
-        rest = slice(i + 1, None)
-        width = np.maximum(np.minimum(boxes[rest, 2], boxes[i, 2]) - np.maximum(boxes[rest, 0], boxes[i, 0]), 0)
-        height = np.maximum(np.minimum(boxes[rest, 3], boxes[i, 3]) - np.maximum(boxes[rest, 1], boxes[i, 1]), 0)
-        shared = width * height
-        union = areas[i] + areas[rest] - shared
-        compared_with = np.where(cut[i] | cut[rest], np.minimum(areas[i], areas[rest]), union)
-        # A product, so that boxes without area, which float32 may make of thin ones, suppress nothing.
-        kept[rest] &= ~((shared > threshold * compared_with) & (windows[rest] != windows[i]))
-    return kept
+    groups = [np.flatnonzero(windows == number) for number in np.unique(windows)]
+    hulls = np.array([[*boxes[group, :2].min(axis=0), *boxes[group, 2:].max(axis=0)] for group in groups])
+    pairs = [np.empty((0, 2), np.intp)]
+    for number, group in enumerate(groups):
+        for neighbor in np.flatnonzero(_meets(hulls[number + 1 :], hulls[number])) + number + 1:
+            a = group[_meets(boxes[group], hulls[neighbor])]
+            b = groups[neighbor][_meets(boxes[groups[neighbor]], hulls[number])]
+            low = np.maximum(boxes[a, None, :2], boxes[b, :2])
+            sides = np.maximum(np.minimum(boxes[a, None, 2:], boxes[b, 2:]) - low, 0)
+            shared = sides[..., 0] * sides[..., 1]
+            smaller, union = np.minimum(areas[a, None], areas[b]), areas[a, None] + areas[b] - shared
+            # A product, so that boxes without area, which float32 may make of thin ones, suppress nothing.
+            too_much = shared > threshold * np.where(cut[a, None] | cut[b], smaller, union)
+            rows, columns = np.nonzero(too_much & (labels[a, None] == labels[b]))
+            pairs.append(np.stack([a[rows], b[columns]], axis=1))
+    return np.concatenate(pairs)
+
+
+def _meets(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[D]: which boxes [D, 4] have an area in common with `box` [4]."""
+    x1, y1, x2, y2 = boxes.T
+    meets: NDArray[np.bool_] = (x1 < box[2]) & (y1 < box[3]) & (x2 > box[0]) & (y2 > box[1])
+    return meets

@@ -169,7 +169,7 @@ def suppresses(one: Any, other: Any, threshold: float) -> bool:
     shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
     base = min(areas) if cut or other_cut else sum(areas) - shared
-    return bool(base > 0 and shared / base > threshold)
+    return bool(shared > threshold * base)
 
 
 @settings(max_examples=300)
