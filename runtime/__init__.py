@@ -70,5 +70,6 @@ if TYPE_CHECKING:
     from runtime.streams.source import SourceFrame as SourceFrame
     from runtime.streams.streams import Streams as Streams
     from runtime.streams.url import StreamError as StreamError
+    from runtime.tiles import Tiles as Tiles
 
 lazy_names(__name__)

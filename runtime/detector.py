@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby, islice
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -25,6 +25,7 @@ from runtime.streams.open import open_source
 from runtime.streams.options import StreamOptions
 from runtime.streams.streams import Streams
 from runtime.suppression import suppress
+from runtime.tiles import Grid, Tiles
 
 if TYPE_CHECKING:
     from runtime.backends.options import BackendOptions
@@ -35,13 +36,23 @@ Threshold = float | Literal["card"] | Mapping[str, float]
 A class without one gets the card's `threshold`."""
 
 
-class _Placed(NamedTuple):
-    """A frame, or its part in a region, and how it goes into the network."""
+class _Source(NamedTuple):
+    """Where a view comes from."""
+
+    number: int
+    """That of its frame in the call."""
+    frame_hw: tuple[int, int]
+    """The whole frame, pixels."""
+    grid: Grid
+    """The tiles of the frame, or of its part in a region."""
+
+
+class _View(NamedTuple):
+    """What the network sees at once: a frame, its part in a region, or a tile of these; and how it goes in."""
 
     image: Image | DeviceFrame
     placement: Letterbox
-    frame_hw: tuple[int, int]
-    """The whole frame, pixels."""
+    source: _Source
 
 
 class Detector:
@@ -57,7 +68,8 @@ class Detector:
     `source`: an .onnx, .engine or .pt file, told apart by content, or a `Backend`. `device`: auto, cpu, cuda or
     cuda:N. `threshold`: lowest score reported, None for the model's recommendation over all classes, "card" for its
     recommendation for each class, or scores by class name. `threads`: CPU threads of the engine.
-    `options`: other ways to run it than the default, such as CUDA graphs.
+    `options`: other ways to run it than the default, such as CUDA graphs. `tiles`: cut large frames into tiles, for
+    small objects.
     `device`, `threads` and `options` are for files only: a `Backend` already has its own.
     Raises `CardError` for a file that is not a model of isodet, `BackendError` when it cannot run here.
     """
@@ -69,6 +81,7 @@ class Detector:
         threshold: Threshold | None = None,
         threads: int | None = None,
         options: BackendOptions | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         self.backend: Backend
         if isinstance(source, (str, PathLike)):
@@ -82,6 +95,8 @@ class Detector:
             )
         self._splitter = BatchSplitter(self.backend)
         self._resize = self.card.resize_rule()
+        self.tiles = tiles
+        self._tile_hw = None if tiles is None else tiles.size_hw(self.card)
         self.threshold = self.card.threshold if threshold is None else self.limits(threshold)
 
     @property
@@ -124,23 +139,30 @@ class Detector:
         region = None if roi is None else Region.of(roi)
         frames = as_list(frames)
         load = self._load_device_frame if any(map(on_device, frames)) else self._load
+        # Views are made when they are taken: so frames are read, and tiles letterboxed, a batch at a time.
+        views = chain.from_iterable(load(frame, i, color, region) for i, frame in enumerate(frames))
+        parts: list[tuple[_Source, Detections]] = []
+        while batch := list(islice(views, self.backend.max_batch)):
+            for _, same_size in groupby(batch, lambda view: view.placement.size_hw):  # one, unless short-side
+                images, placements, sources = zip(*same_size, strict=True)
+                parts += zip(sources, self._detect(images, placements, self.view_limits(limits)), strict=True)
         detections: list[Detections] = []
-        step = self.backend.max_batch
-        for start in range(0, len(frames), step):  # read and letterboxed a chunk at a time, to bound memory
-            chunk = [load(frame, start + i, color, region) for i, frame in enumerate(frames[start : start + step])]
-            for _, same_size in groupby(chunk, lambda placed: placed.placement.size_hw):  # one, unless short-side
-                images, placements, frames_hw = zip(*same_size, strict=True)
-                of_images = self._detect(images, placements, limits)
-                if region is not None:
-                    of_images = [region.to_frame(d, size) for d, size in zip(of_images, frames_hw, strict=True)]
-                detections += of_images
+        for (_, frame_hw, grid), of_frame in groupby(parts, lambda part: part[0]):
+            joined = self.join([part for _, part in of_frame], grid, limits)
+            detections.append(joined if region is None else region.to_frame(joined, frame_hw))
         return detections
 
-    def _load(self, frame: Any, index: int, color: Color, region: Region | None) -> _Placed:
-        taken = load_frame(frame, index, color, region)
-        return _Placed(taken.image, self.place(taken.image), taken.frame_hw)
+    def _load(self, frame: Any, index: int, color: Color, region: Region | None) -> Iterator[_View]:
+        taken = load_frame(frame, index, color, region, in_tiles=self.tiles is not None)
+        grid = self.grid(taken.image)
+        source = _Source(index, taken.frame_hw, grid)
+        for x1, y1, x2, y2 in grid.windows:
+            image = taken.image[y1:y2, x1:x2]
+            yield _View(image, self.place(image), source)
 
-    def _load_device_frame(self, frame: Any, index: int, color: Color, region: Region | None) -> _Placed:
+    def _load_device_frame(self, frame: Any, index: int, color: Color, region: Region | None) -> Iterator[_View]:
+        if self.tiles is not None:
+            raise FrameError(f"frame {index}: tiles are cut in host memory, got an array on a device; copy it: {COPY}")
         if not self.backend.takes_device_frames:
             backend = f"{self.backend.name} on {self.backend.device}"
             raise FrameError(
@@ -155,7 +177,7 @@ class Detector:
                 f"{height}x{width}: export the model for this size (exporter onnx --source-size {height},{width}), "
                 f"which puts the letterbox into the graph; or copy it: {COPY}"
             )
-        return _Placed(taken, placement, frame_hw)
+        yield _View(taken, placement, _Source(index, frame_hw, Grid.of_one(taken.size_hw)))
 
     def _detect(
         self, images: Sequence[Any], placements: Sequence[Letterbox], limits: float | NDArray[np.float32]
@@ -170,6 +192,26 @@ class Detector:
     def place(self, frame: Image) -> Letterbox:
         """How `frame` (uint8 [H, W, 3]) lies in the network's input."""
         return self._resize.fit((frame.shape[0], frame.shape[1]))
+
+    def grid(self, frame: Image) -> Grid:
+        """The tiles of `frame` (uint8 [H, W, 3]); one window, the frame, where it is not cut."""
+        size_hw = (frame.shape[0], frame.shape[1])
+        if self.tiles is None or self._tile_hw is None:
+            return Grid.of_one(size_hw)
+        return self.tiles.grid(size_hw, self._tile_hw)
+
+    def view_limits(self, limits: float | NDArray[np.float32]) -> float | NDArray[np.float32]:
+        """The lowest scores to take from each window of a frame, where `limits` apply to the frame: 0 for tiles, so
+        that the merge, and with it a detection, does not depend on the threshold."""
+        return limits if self.tiles is None else 0.0
+
+    def join(self, parts: Sequence[Detections], grid: Grid, limits: float | NDArray[np.float32]) -> Detections:
+        """The detections of a frame from those of its windows, with scores of at least `limits` (or [C] of them)."""
+        if self.tiles is None:
+            return parts[0]
+        merged = grid.merge(parts, float(self.card.nms["iou"]))
+        lowest = np.asarray(limits, np.float32)
+        return merged[merged.scores >= (lowest[merged.labels] if lowest.ndim else lowest)]
 
     def stream(
         self,

@@ -10,14 +10,16 @@ from export.commands.gate import DATA, Bar
 from export.options import Gate
 from runtime.commands.arguments import flag
 from runtime.commands.eval import MaxDets
-from runtime.commands.shared import Quiet, Runs, chosen
+from runtime.commands.shared import InTiles, Quiet, Runs, chosen
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify(MaxDets, Runs, Quiet):
+class Verify(MaxDets, InTiles, Runs, Quiet):
     """Score artifacts against PyTorch.
 
     They and the checkpoint they came from have one COCO evaluation; it fails past tolerance.
+
+    Where the application detects in tiles, --tiles scores all of them so.
 
     artifacts: files of any kind (default: the newest run's best.onnx)
     against: the checkpoint (default: the one beside the artifact)
@@ -31,6 +33,10 @@ class Verify(MaxDets, Runs, Quiet):
     report: Annotated[Path | None, flag(metavar="DIR")] = None
     gate: Annotated[Gate, DATA] = Gate()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        InTiles.__post_init__(self)
+
     def run(self) -> int:
         from export.verification.report import check_folder, write_reports
         from export.verification.verify import verify
@@ -41,7 +47,7 @@ class Verify(MaxDets, Runs, Quiet):
         with Bar(self.quiet) as bar:
             result = verify(
                 artifacts, self.against, self.gate.annotations, self.gate.images, self.gate.tolerance,
-                device=self.device, progress=bar.progress, max_dets=self.max_dets,
+                device=self.device, progress=bar.progress, max_dets=self.max_dets, tiles=self.tiling,
             )  # fmt: skip
         print(result.table())
         for path in write_reports(result, folder):

@@ -38,6 +38,7 @@ from runtime.evaluation.coco_eval import MOST
 from runtime.evaluation.evaluate import evaluate
 from runtime.images.image import ImageError, read_image
 from runtime.runs import validation_data
+from runtime.tiles import Tiles
 
 TOLERANCE = {"fp32": 0.1, "fp16": 0.2, "int8": 1.0}
 """mAP points that an artifact of each precision may lose."""
@@ -57,6 +58,7 @@ def verify(
     progress: Progress | None = None,
     dataset: CocoDataset | None = None,
     max_dets: Sequence[int] = (MOST,),
+    tiles: Tiles | None = None,
 ) -> Verification:
     """Score `artifacts` and the checkpoint they came from with one COCO evaluation.
 
@@ -66,6 +68,7 @@ def verify(
     device: auto: every backend that can run here; cpu, cuda or cuda:N: only those.
     dataset: the data that annotations and images name, if it was read already.
     max_dets: rising numbers of detections of a class in an image; the mAP is that of the last.
+    tiles: how all of them cut pictures into tiles, as the application will; None: not at all.
     Raises `VerifyError`, `RunsError`, `CardError`, `DatasetError` or `BackendError`. Too low a mAP is not an error:
     then `passed` is False.
     """
@@ -76,7 +79,8 @@ def verify(
         raise VerifyError.of("tolerance", f"expected 0 or more mAP points, got {tolerance}")
     checkpoint = Path(against) if against is not None else find_checkpoint(paths[0])
     # `find_checkpoint` has compared the hash of the whole file already.
-    detector = Detector(checkpoint, device=device, options=BackendOptions(check_hashes=against is not None))
+    hashed = BackendOptions(check_hashes=against is not None)
+    detector = Detector(checkpoint, device=device, options=hashed, tiles=tiles)
     if detector.card.kind != "checkpoint":
         raise VerifyError.at(
             checkpoint, f"the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
@@ -109,7 +113,8 @@ def verify(
             why = target.missing
             if not why:
                 try:
-                    detector = Detector(path, device=target.device, options=BackendOptions(check_hashes=False))
+                    unhashed = BackendOptions(check_hashes=False)
+                    detector = Detector(path, device=target.device, options=unhashed, tiles=tiles)
                 except BackendError as error:
                     if target.device == "cpu":  # every machine has a CPU, so the file is at fault
                         raise
@@ -123,7 +128,7 @@ def verify(
     digest = sha256_file(checkpoint) if against is not None else cards[paths[0]].hashes["checkpoint"]
     return Verification(
         dataset.annotations, reference, tuple(scores), dataset, as_trained, tuple(missing),
-        _notes(reference, dataset, cards, checkpoint, digest, tolerance),
+        (*_notes(reference, dataset, cards, checkpoint, digest, tolerance), *_tile_notes(tiles)),
     )  # fmt: skip
 
 
@@ -195,11 +200,21 @@ def _notes(
     return tuple(notes)
 
 
+def _tile_notes(tiles: Tiles | None) -> tuple[str, ...]:
+    if tiles is None:
+        return ()
+    sides = tiles.size if isinstance(tiles.size, tuple) else (tiles.size, tiles.size)
+    size = "the model's input size" if tiles.size is None else f"{sides[0]}x{sides[1]} (height x width)"
+    frame = "and the whole picture" if tiles.whole else "without the whole picture"
+    return (f"every score and latency is that of pictures in tiles of {size}, overlap {tiles.overlap:g}, {frame}",)
+
+
 def letterboxed(detector: Detector) -> Detector:
     """The PyTorch model of `detector` on letterboxed pixels, whatever resize rule it was trained with."""
     backend = detector.backend
     assert isinstance(backend, TorchBackend), "only a checkpoint has a resize rule of its own"
-    return Detector(TorchBackend(backend.model, replace(backend.card, resize={}), backend.device))
+    plain = TorchBackend(backend.model, replace(backend.card, resize={}), backend.device)
+    return Detector(plain, tiles=detector.tiles)
 
 
 def with_frames(detector: Detector, card: Card) -> Detector:
@@ -207,7 +222,8 @@ def with_frames(detector: Detector, card: Card) -> Detector:
     backend = detector.backend
     assert isinstance(backend, TorchBackend) and isinstance(backend.model, Deploy), "a checkpoint's"
     deploy = Deploy(backend.model.detector, GraphInput(frame=framed(card.frame_hw, card.input_size_hw)))
-    return Detector(TorchBackend(deploy, replace(backend.card, source_size_hw=card.source_size_hw), backend.device))
+    framed_card = replace(backend.card, source_size_hw=card.source_size_hw)
+    return Detector(TorchBackend(deploy, framed_card, backend.device), tiles=detector.tiles)
 
 
 def find_checkpoint(artifact: Path) -> Path:
@@ -230,7 +246,7 @@ def _score(
     card, backend = detector.card, detector.backend
     counting = _Counting(backend)
     report = None if progress is None else functools.partial(progress, path.name)
-    evaluation = evaluate(Detector(counting), dataset, progress=report, max_dets=max_dets)
+    evaluation = evaluate(Detector(counting, tiles=detector.tiles), dataset, progress=report, max_dets=max_dets)
     size, latency = path.stat().st_size / 2**20, _latency(detector, dataset)
     return Score(
         path, backend.name, backend.device, card.precision, size, latency, evaluation, inexact=counting.inexact

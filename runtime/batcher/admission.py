@@ -76,12 +76,15 @@ class Admission:
         return None
 
     def take(self, now: float, count: int) -> list[Request]:
-        """Up to `count` requests to run now, which cannot be cancelled any more. Turns away those past their deadline.
+        """Requests to run now, which cannot be cancelled any more. Turns away those past their deadline.
+
+        It takes requests until they have `count` inputs or more: the last one may be a frame of many tiles.
 
         now: the time, in seconds of the batcher's clock.
         """
         requests: list[Request] = []
-        while self.waiting and len(requests) < count:
+        inputs = 0
+        while self.waiting and inputs < count:
             request = self.waiting.pop()
             if now >= request.deadline:
                 late = (now - request.deadline) * 1000
@@ -89,6 +92,7 @@ class Admission:
                 self.tally.expired += self._turn_away(request, error)
             elif request.future.set_running_or_notify_cancel():
                 requests.append(request)
+                inputs += len(request.inputs)
             else:
                 self.tally.cancelled += 1
             if self.blocked:

@@ -17,7 +17,7 @@ from runtime.batcher.admission import Admission, BatcherClosed, Policy
 from runtime.batcher.batch import Canvas, Outcome, answer, infer
 from runtime.batcher.ends import FORKED, open_batchers
 from runtime.batcher.metrics import BatcherMetrics, Tally
-from runtime.batcher.queue import Request
+from runtime.batcher.queue import Input, Request
 from runtime.detections import Detections
 from runtime.images.frames import Color, Frame, load_frame
 from runtime.images.region import Region, Roi
@@ -42,13 +42,13 @@ class Batcher(AbstractContextManager["Batcher"]):
 
     The thread that submits reads, checks and letterboxes its frame: each camera has a thread already, OpenCV works
     there without Python's lock, and the queue holds the network's small input. So the caller may reuse the frame's
-    memory when `submit` returns. `workers` threads run batches; a second one stacks its batch while the first one's
-    runs. One more thread turns outputs into detections and answers, so that neither this nor a callback of a future
-    delays the engine.
+    memory when `submit` returns. The tiles of a frame wait and run together, and get one answer. `workers` threads run
+    batches; a second one stacks its batch while the first one's runs. One more thread turns outputs into detections and
+    answers, so that neither this nor a callback of a future delays the engine.
 
-    `max_batch`: most frames in a batch, limited by the backend. `queue`: most frames that wait. `policy`: what happens
-    when the queue is full. `workers`: contexts on one set of weights. Raises ValueError for impossible numbers,
-    `BackendError` for several workers on a backend that runs one call at a time.
+    `max_batch`: most frames, or tiles, in a batch, limited by the backend. `queue`: most frames that wait. `policy`:
+    what happens when the queue is full. `workers`: contexts on one set of weights. Raises ValueError for impossible
+    numbers, `BackendError` for several workers on a backend that runs one call at a time.
     """
 
     def __init__(
@@ -193,21 +193,25 @@ class Batcher(AbstractContextManager["Batcher"]):
             raise ArgumentError.of("deadline_ms", f"expected milliseconds from 0, got {deadline_ms}")
         limits = self.detector.threshold if threshold is None else self.detector.limits(threshold)
         region = None if roi is None else Region.of(roi)
-        image, frame_hw = load_frame(frame, 0, color, region)
-        place = self.detector.place(image)
+        image, frame_hw = load_frame(frame, 0, color, region, in_tiles=self.detector.tiles is not None)
+        grid = self.detector.grid(image)
+        inputs = []
+        for x1, y1, x2, y2 in grid.windows:
+            place = self.detector.place(image[y1:y2, x1:x2])
+            inputs.append(Input(place.apply(image[y1:y2, x1:x2]), place))
         wait_ms, deadline = self.max_wait_ms, math.inf
         if deadline_ms is not None:
             # It waits for others for at most half of that time, or a single frame could never run.
             wait_ms, deadline = min(wait_ms, deadline_ms / 2), now + deadline_ms / 1000
         due = now + wait_ms / 1000
-        return Request(place.apply(image), place, frame_hw, region, limits, stream, now, due, deadline, Future())
+        return Request(inputs, grid, frame_hw, region, limits, stream, now, due, deadline, Future())
 
     def _offer(self, request: Request, may_wait: bool) -> Future[None] | None:
         with self._work:
             if self.closed:
                 raise BatcherClosed(self.closed)
             admitted = self._admission.offer(request, may_wait)
-            if len(self._admission.waiting) >= self._full or request.due < self._wake_at:
+            if self._admission.waiting.inputs >= self._full or request.due < self._wake_at:
                 self._work.notify()
             if self._admission.turned_away:
                 self._done.notify()
@@ -219,7 +223,7 @@ class Batcher(AbstractContextManager["Batcher"]):
         canvas = Canvas(context)
         while (taken := self._take()) is not None:
             number, requests = taken
-            outcomes = infer(self.detector, requests, context, canvas)
+            outcomes = infer(self.detector, requests, context, canvas, self.max_batch)
             with self._work:
                 self._finished[number] = outcomes
                 self._done.notify()

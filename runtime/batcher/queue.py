@@ -13,15 +13,25 @@ from numpy.typing import NDArray
 from runtime.detections import Detections
 from runtime.images.image import Image, Letterbox
 from runtime.images.region import Region
+from runtime.tiles import Grid
+
+
+@dataclass(slots=True, eq=False)
+class Input:
+    """What goes into the network at once: a letterboxed frame, or one of its tiles."""
+
+    image: Image | None
+    """uint8 [H, W, 3]; None when it was copied into a batch."""
+    placement: Letterbox
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One letterboxed frame, and the future of its detections. Times are seconds of the batcher's clock."""
+    """One frame, and the future of its detections. Times are seconds of the batcher's clock."""
 
-    image: Image | None
-    """uint8 [H, W, 3], the network's input; None when it was copied into a batch."""
-    placement: Letterbox
+    inputs: list[Input]
+    """One for each window of `grid`."""
+    grid: Grid
     frame_hw: tuple[int, int]
     region: Region | None
     limits: float | NDArray[np.float32]
@@ -42,6 +52,8 @@ class FairQueue:
     def __init__(self) -> None:
         self._streams: dict[Hashable, deque[Request]] = {}  # the stream whose turn is next comes first
         self._count = 0
+        self.inputs = 0
+        """The number of inputs of the network in all requests."""
 
     def __len__(self) -> int:
         return self._count
@@ -54,6 +66,7 @@ class FairQueue:
         """Add behind the others of its stream; a stream without waiting requests gets the last turn."""
         self._streams.setdefault(request.stream, deque()).append(request)
         self._count += 1
+        self.inputs += len(request.inputs)
 
     def pop(self) -> Request:
         """The first of the stream whose turn it is. Raises IndexError where nothing waits."""
@@ -78,11 +91,12 @@ class FairQueue:
         if not requests:
             del self._streams[stream]
         self._count -= 1
+        self.inputs -= len(request.inputs)
         return request
 
     def starts_in(self, now: float, full: int) -> float | None:
-        """Seconds until a batch is to start: 0 where `full` requests wait or one is due; None where none waits."""
-        if self._count >= full:
+        """Seconds until a batch is to start: 0 where `full` inputs wait or one is due; None where none waits."""
+        if self.inputs >= full:
             return 0.0
         due = min((request.due for request in self), default=None)
         return None if due is None else max(0.0, due - now)

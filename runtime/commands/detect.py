@@ -30,6 +30,7 @@ class Detect(DetectOptions, Quiet):
       runtime detect photos/ --model best.onnx --out found
       runtime detect 'photos/**/*.jpg' --classes car,person --no-save --json found.jsonl
       runtime detect 0 --show                          the first webcam, in a window; q ends
+      runtime detect aerial/ --tiles auto              small objects in large pictures, tile by tile
       runtime detect clip.mp4 --track                  objects keep their number from frame to frame
       runtime detect rtsp://10.0.0.1/1 rtsp://10.0.0.2/1 --every 5
 

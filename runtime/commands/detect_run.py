@@ -15,7 +15,7 @@ from runtime.backends.options import BackendOptions
 from runtime.commands.arguments import count, flag, number
 from runtime.commands.detect_outputs import DetectError as DetectError
 from runtime.commands.detect_outputs import Outputs, closed_by_user, distinct, refuse_to_overwrite, require_windows
-from runtime.commands.shared import MODELS, OnDevice
+from runtime.commands.shared import MODELS, InTiles, OnDevice
 from runtime.commands.signals import finishing
 from runtime.detections import Detections
 from runtime.detector import Detector, Threshold
@@ -83,7 +83,7 @@ def _threshold(text: str) -> Threshold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectOptions(OnDevice):
+class DetectOptions(InTiles, OnDevice):
     """Which detections of which frames are reported, and where they are written.
 
     out: output folder
@@ -156,7 +156,11 @@ def detect(
     if not isinstance(detector, Detector):
         backend_options = BackendOptions(check_hashes=not options.skip_hashes)
         path = detector or newest(*MODELS)
-        detector = Detector(path, options.device, threads=options.threads, options=backend_options)
+        detector = Detector(
+            path, options.device, threads=options.threads, options=backend_options, tiles=options.tiling
+        )
+    elif options.tiles is not None:
+        raise DetectError.of("tiles", "they belong to the Detector that was given: Detector(..., tiles=Tiles())")
     finder = _Finder(detector, options.threshold, options.classes, options.track)
     frames = 0
     failure: OSError | VideoError | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tqdm import tqdm
 
 from runtime.commands.arguments import count, flag, number
-from runtime.commands.shared import MODELS, Data, OnDevice, Quiet, chosen, updates, write_json
+from runtime.commands.shared import MODELS, Data, InTiles, OnDevice, Quiet, chosen, updates, write_json
 
 if TYPE_CHECKING:
     from runtime.datasets.annotations import CocoDataset
@@ -83,7 +83,7 @@ def warn_of_problems(dataset: CocoDataset) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(Measuring, OnDevice, Quiet):
+class Eval(Measuring, InTiles, OnDevice, Quiet):
     """Measure a model on annotated pictures, as COCO or VOC does, with a report.
 
     mAP and its kin, classes, thresholds, confusions.
@@ -97,6 +97,7 @@ class Eval(Measuring, OnDevice, Quiet):
       runtime eval                                     the newest model, on the data it was validated with
       runtime eval best.onnx --annotations val.json --images val/ --json metrics.json
       runtime eval --report report/ --precision 0.9    a page with pictures; thresholds for 9 of 10 right
+      runtime eval --tiles auto --tile-overlap 0.3     as detect --tiles finds them: is it worth its time?
       runtime eval --detections results.json --annotations val.json    what another program found
     """
 
@@ -106,8 +107,11 @@ class Eval(Measuring, OnDevice, Quiet):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        InTiles.__post_init__(self)
         if self.detections is not None and (self.annotations is None or self.artifact is not None):
             raise ValueError("--detections needs --annotations, and no model")
+        if self.detections is not None and self.tiles is not None:
+            raise ValueError("--tiles: --detections are there already; tiles need a model")
 
     def run(self) -> int:
         from runtime.backends.options import BackendOptions
@@ -122,9 +126,9 @@ class Eval(Measuring, OnDevice, Quiet):
             title = self.detections.name
         else:
             model, options = chosen(self.artifact, *MODELS), BackendOptions(check_hashes=not self.skip_hashes)
-            detector = Detector(model, device=self.device, threads=self.threads, options=options)
+            detector = Detector(model, device=self.device, threads=self.threads, options=options, tiles=self.tiling)
             dataset = validation_data(detector.card, model, self.annotations, self.images)
-            title = f"{model.name}, {detector.backend.name}"
+            title = f"{model.name}, {detector.backend.name}" + ", in tiles" * (detector.tiles is not None)
         warn_of_problems(dataset)
         require_objects(dataset)
         if self.detections is not None:

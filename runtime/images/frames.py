@@ -42,8 +42,13 @@ class LoadedFrame(NamedTuple):
     """Size of the full frame, pixels."""
 
 
-def load_frame(frame: Frame, index: int, color: Color = "bgr", region: Region | None = None) -> LoadedFrame:
-    """One frame, or its part in `region`. Raises `FrameError` naming its `index`, `ImageError` for a broken file."""
+def load_frame(
+    frame: Frame, index: int, color: Color = "bgr", region: Region | None = None, in_tiles: bool = False
+) -> LoadedFrame:
+    """One frame, or its part in `region`. Raises `FrameError` naming its `index`, `ImageError` for a broken file.
+
+    `in_tiles`: an array may have any number of pixels, since the network sees it in parts.
+    """
     if color not in ("bgr", "rgb"):
         raise ArgumentError.of("color", f"expected bgr or rgb, got {color!r}")
     # Arrays first: the check for an abstract class takes longer than all the rest.
@@ -56,10 +61,10 @@ def load_frame(frame: Frame, index: int, color: Color = "bgr", region: Region | 
     if region is not None:
         x1, y1, x2, y2 = window_of(region, frame_hw, index)
         image = image[y1:y2, x1:x2]
-    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+    if image.shape[0] * image.shape[1] > MAX_PIXELS and not in_tiles:
         raise FrameError(
             f"frame {index}: expected at most {MAX_PIXELS} pixels, got {image.shape[1]}x{image.shape[0]} "
-            "(width x height): cut it into tiles, or detect in a part of it (roi=)"
+            "(width x height): detect in tiles (Detector(..., tiles=Tiles())), or in a part of it (roi=)"
         )
     if color == "rgb" and not from_file:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8)

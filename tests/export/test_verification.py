@@ -23,7 +23,7 @@ from export.verification.scores import Verification
 from export.verification.targets import targets
 from export.verification.verify import VerifyError, _score
 from models.checkpoint import read_checkpoint, save_checkpoint
-from runtime import CardError, Detector, read_card, read_dataset
+from runtime import CardError, Detector, Tiles, read_card, read_dataset, read_image, write_image
 from runtime.backends.protocol import Backend, BackendError, RawOutputs
 from runtime.card.card import METADATA_KEY
 from tests.at_fault import raises
@@ -163,6 +163,36 @@ def test_the_limit_on_detections_is_that_of_both_and_is_said(shapes_run, tmp_pat
         scores[limit] = [score["max_dets"] for score in (written["reference"], *written["artifacts"])]
     assert "mAP reads the 1 best detections of a class in an image" in capsys.readouterr().out
     assert all(few["1"] == many["1"] < many["100"] for few, many in zip(*scores.values(), strict=True)), scores
+
+
+def test_tiles_are_those_of_all_and_are_said(shapes_run, tmp_path, capsys):
+    """Four validation pictures in one, which is too large for the model in one look."""
+    content, folder = coco_of(shapes_run, 4)
+    pictures = [read_image(folder / image["file_name"]) for image in content["images"]]
+    height, width = pictures[0].shape[:2]
+    whole = np.concatenate([np.concatenate(pictures[:2], axis=1), np.concatenate(pictures[2:], axis=1)])
+    write_image(tmp_path / "whole.png", whole)
+    numbers = {image["id"]: number for number, image in enumerate(content["images"])}
+    for box in content["annotations"]:
+        number, (x, y, *sides) = numbers[box["image_id"]], box["bbox"]
+        box |= {"image_id": 1, "bbox": [x + width * (number % 2), y + height * (number // 2), *sides]}
+    content["images"] = [{"id": 1, "file_name": "whole.png", "height": 2 * height, "width": 2 * width}]
+    (tmp_path / "whole.json").write_text(json.dumps(content))
+    command = ["verify", str(shapes_run / "best.onnx"), "--annotations", str(tmp_path / "whole.json"), "--images"]
+    command += [str(tmp_path), "--report", str(tmp_path), "--quiet", "--device", "cpu", "--tolerance", "0.5"]
+    maps = []
+    for options in ([], ["--tiles", "auto", "--tile-overlap", "0.3"]):
+        assert main([*command, *options]) == 0
+        written = json.loads((tmp_path / "verify.json").read_text())
+        maps.append([score["map"] for score in (written["reference"], *written["artifacts"])])
+    assert "that of pictures in tiles of the model's input size, overlap 0.3, and the whole" in capsys.readouterr().out
+    assert maps[1][0] == pytest.approx(maps[1][1], abs=0.5) and maps[1][0] > maps[0][0], maps
+    eager, onnx_ = (Detector(shapes_run / name, "cpu", tiles=Tiles())(whole)[0] for name in ("best.pt", "best.onnx"))
+    assert len(eager) == len(onnx_) > 0
+    np.testing.assert_allclose(eager.boxes_xyxy, onnx_.boxes_xyxy, atol=0.05)
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", "--tile-overlap", "0.3"])
+    assert exit_.value.code == 2
 
 
 def test_pictures_that_are_missing_are_said_to_be(shapes_run, tmp_path):

@@ -23,12 +23,13 @@ from runtime import BatcherClosed, DeadlineExpired, FrameDropped, QueueFull
 from runtime.backends.protocol import BackendError, OutOfMemory
 from runtime.batcher.admission import Admission
 from runtime.batcher.metrics import LATENCIES, Tally
-from runtime.batcher.queue import FairQueue, Request
+from runtime.batcher.queue import FairQueue, Input, Request
 from runtime.card.card import Card
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.images.frames import FrameError
 from runtime.images.image import Letterbox
+from runtime.tiles import Grid
 from tests.at_fault import raises
 from tests.runtime.cameras import until
 from tests.runtime.echo import FOREVER, Echo, Gate, frame, number
@@ -289,9 +290,8 @@ def test_what_is_no_frame_is_refused_by_submit(card: Card) -> None:
 # From here on: the queue, at times that the tests choose
 def request(stream: object = None, at: float = 0.0, wait: float = 4.0, deadline: float = math.inf) -> Request:
     placement = Letterbox.fit((2, 2), (2, 2))
-    return Request(
-        np.zeros((2, 2, 3), np.uint8), placement, (2, 2), None, 0.0, stream, at, at + wait, deadline, Future()
-    )
+    inputs = [Input(np.zeros((2, 2, 3), np.uint8), placement)]
+    return Request(inputs, Grid.of_one((2, 2)), (2, 2), None, 0.0, stream, at, at + wait, deadline, Future())
 
 
 @given(st.lists(st.one_of(st.integers(0, 4), st.sampled_from(["pop", "stale"])), max_size=60))

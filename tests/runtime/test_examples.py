@@ -120,7 +120,7 @@ def street(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["BackendOptions", "Batcher", "Detections", "Detector", "StreamOptions"])
+@pytest.mark.parametrize("name", ["BackendOptions", "Batcher", "Detections", "Detector", "StreamOptions", "Tiles"])
 def test_the_examples_of_docstrings(name: str, street: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.chdir(street)
     names = {name: getattr(runtime, name) for name in runtime.__all__}
@@ -131,7 +131,7 @@ def test_the_examples_of_docstrings(name: str, street: Path, monkeypatch: Monkey
     assert runner.tries >= 2 and not runner.failures, "".join(told)
 
 
-@pytest.mark.parametrize("options", [runtime.BackendOptions, runtime.StreamOptions, runtime.Detections])
+@pytest.mark.parametrize("options", [runtime.BackendOptions, runtime.StreamOptions, runtime.Detections, runtime.Tiles])
 def test_every_field_is_explained_where_help_shows_it(options: type) -> None:
     documented = field_docs(options)
     assert set(documented) == set(options.__dataclass_fields__) and all(documented.values())
