@@ -161,9 +161,9 @@ class CandidateRecorder(Detector):
     several candidates of exactly equal score comes first.) Pictures are letterboxed, as a graph takes them.
     """
 
-    def __init__(self, network: Network, card: Card) -> None:
+    def __init__(self, network: Network, card: Card, device: str = "auto") -> None:
         deploy = Deploy(network, nms=_EveryCandidate()).eval()  # a copy of the network
-        super().__init__(TorchBackend(deploy, replace(card, resize={}), "auto"), threshold=0.0)
+        super().__init__(TorchBackend(deploy, replace(card, resize={}), device), threshold=0.0)
         post = deploy.config.postprocess
         self.nms, self.most = PortableNms(post.nms_iou, post.detections), deploy.candidate_count
         self._parts: list[tuple[RawOutputs, Sequence[Letterbox]]] = []
