@@ -1,8 +1,8 @@
 """torchvision's FCOS and RetinaNet for pictures of 320 px, trained the way isodet trains and judged by its evaluation.
 
-The networks are torchvision's own classes with isodet's backbone of the digits recipe, its FPN width and, in FCOS, its
-head depth (RetinaNet's head has four convolutions and no argument for it); sizes and ranges are torchvision's defaults,
-which are made for 800 px, scaled to 320.
+The networks are torchvision's own classes with isodet's backbone, the FPN width and, in FCOS, the head depth of its
+digits recipe (RetinaNet's head has four convolutions and no argument for it); sizes and ranges are torchvision's
+defaults, which are made for 800 px, scaled to 320.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from models.backbones import build_backbone
-from models.config.model import BackboneConfig
+from models.config.model import BackboneConfig, PixelConfig
 from runtime import Card, Detector
 from runtime.backends.protocol import Backend, Images, RawOutputs
 from runtime.card.card import Nms
@@ -39,6 +38,8 @@ from trainer.optim import Plateau, build_optimizer, build_schedule
 
 SIZE, WIDTH, CHANNELS, DEPTH = 320, 0.5, 64, 2
 DETECTIONS = 100
+BACKBONE, PIXELS = BackboneConfig(name="resnet18", width=WIDTH), PixelConfig()
+"""Those of the digits recipe, from scratch."""
 
 
 class _Float32Loss:
@@ -58,14 +59,38 @@ class _RetinaNet(_Float32Loss, RetinaNet):
     pass
 
 
-def torchvision_model(kind: str, classes: int) -> nn.Module:
-    """kind: fcos or retinanet. Weights are random; labels are 0..C-1, C = `classes`."""
-    body = build_backbone(BackboneConfig(name="resnet18", width=WIDTH))
-    layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
-    backbone = BackboneWithFPN(
-        body, layers, list(body.channels[1:]), CHANNELS, extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS)
-    )
-    fixed = {"min_size": SIZE, "max_size": SIZE, "score_thresh": 0.05, "detections_per_img": DETECTIONS}
+class Pyramid(nn.Module):
+    """A backbone of isodet under torchvision's FPN: pictures [B, 3, H, W] -> P3..P7, by name."""
+
+    out_channels = CHANNELS
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.body = build_backbone(config)
+        more = LastLevelP6P7(CHANNELS, CHANNELS)
+        self.fpn = FeaturePyramidNetwork(list(self.body.channels[1:]), CHANNELS, more)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features: dict[str, Tensor] = self.fpn({str(i): c for i, c in enumerate(self.body(images)[1:])})
+        return features
+
+
+def torchvision_model(
+    kind: str,
+    classes: int,
+    body: BackboneConfig = BACKBONE,
+    pixels: PixelConfig = PIXELS,
+    size_hw: tuple[int, int] = (SIZE, SIZE),
+) -> nn.Module:
+    """kind: fcos or retinanet. Labels are 0..C-1, C = `classes`. body: the backbone, with the weights that it names.
+
+    pixels: what its weights expect, in RGB order. size_hw: of the pictures, which are not resized.
+    """
+    backbone = Pyramid(body)
+    fixed = {
+        "min_size": min(size_hw), "max_size": max(size_hw), "score_thresh": 0.05, "detections_per_img": DETECTIONS,
+        "image_mean": [mean / 255 for mean in pixels.mean], "image_std": [std / 255 for std in pixels.std],
+    }  # fmt: skip
     if kind == "fcos":
         # Levels take objects of 4 to 8 times these sizes: up to 32 px, 32 to 64, 64 to 128, ...; at 800 px twice that.
         anchors = AnchorGenerator(((4,), (8,), (16,), (32,), (64,)), ((1.0,),) * 5)
@@ -124,7 +149,9 @@ def train_torchvision(
     device, group = torch.device("cpu"), Group(0, 1)
     samples = TrainSet(train_data(config), resize_rule(config.model), config.augment, config.seed)
     batches = training_batches(config, samples, device, group)
-    model = torchvision_model(kind, len(config.model.classes)).to(memory_format=torch.channels_last)
+    network = config.model
+    model = torchvision_model(kind, len(network.classes), network.backbone, network.pixels, network.input_size_hw)
+    model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config.optim)
     total = len(batches) * config.schedule.epochs
     schedule = build_schedule(optimizer, total, config.schedule, Plateau())

@@ -1,4 +1,4 @@
-"""ultralytics' yolo11n from scratch, trained by its own code and defaults, judged by isodet's evaluation.
+"""ultralytics' yolo11n, trained by its own code and defaults, judged by isodet's evaluation.
 
 ultralytics is never a dependency: this file is used only where somebody installed it.
 """
@@ -52,21 +52,26 @@ class UltralyticsBackend(Backend):
         return raw
 
 
-def train_yolo(config: TrainConfig, out: Path) -> Evaluation:
-    """Train by its defaults for `config`'s data, size, batch, epochs and seed."""
+def train_yolo(config: TrainConfig, out: Path, weights: Path | None = None) -> Evaluation:
+    """Train by its defaults for `config`'s data, size, batch, epochs, mirroring and seed.
+
+    weights: a file of ultralytics to start from, such as yolo11n.pt; None: from scratch.
+    """
     from ultralytics import YOLO
 
     data = (out / "yolo").resolve()
     if not (data / "data.yaml").exists():
         for split, where in (("train", config.data.train_splits[0]), ("val", config.data.val)):
-            convert(where.annotations, "yolo", data / split, where.images, config.model.classes, "copy", split=split)
+            convert(where.annotations, "yolo", data / split, where.images, config.model.classes, "copy", split=split,
+                    voc_origin=where.voc_origin)  # fmt: skip
         names = "\n".join(f"  {i}: '{name}'" for i, name in enumerate(config.model.classes))
         text = f"path: {data}\ntrain: train/images\nval: val/images\nnames:\n{names}\n"
         (data / "data.yaml").write_text(text)
-    model = YOLO("yolo11n.yaml")
+    model = YOLO("yolo11n.yaml" if weights is None else str(weights))
     model.train(
-        data=str(data / "data.yaml"), epochs=config.schedule.epochs, imgsz=config.model.input_size_hw[0],
-        batch=config.images_per_batch, pretrained=False, device="cpu", workers=0, seed=config.seed, fliplr=0.0,
+        data=str(data / "data.yaml"), epochs=config.schedule.epochs, imgsz=max(config.model.input_size_hw),
+        batch=config.images_per_batch, pretrained=weights is not None, device="cpu", workers=0, seed=config.seed,
+        fliplr=config.augment.flip,
         val=False, plots=False, project=str((out / "yolo-runs").resolve()), name=config.name, exist_ok=True,
         verbose=False,
     )  # fmt: skip

@@ -126,7 +126,8 @@ def to_engine(
             staged = Path(staging) / out.name
             built = _built(library, graph, model, options, say, progress)
             staged.write_bytes(built.content)
-            card = _card(card, graph, built, library, options, typed, source, onnx_options.nms)
+            made_by = _rebuild(source, options, library, onnx_options.nms, None if checkpoint is None else card)
+            card = _card(card, graph, built, library, options, typed, made_by)
             card = handed_on(card, source.parent)  # once more, for graphs of older versions that kept paths
             sidecar_path(staged).write_text(sidecar_text(card), encoding="utf-8")
             card, audit, verification = verify_engine(
@@ -212,10 +213,10 @@ def _built(
 
 
 def _card(
-    card: Card, graph: Path, built: BuiltEngine, library: Library, options: EngineOptions, typed: Audit, source: Path,
-    nms: NmsKind,
+    card: Card, graph: Path, built: BuiltEngine, library: Library, options: EngineOptions, typed: Audit,
+    rebuild: str,
 ) -> Card:  # fmt: skip
-    """The card of the engine before it is verified. nms: the form that was asked for."""
+    """The card of the engine before it is verified. rebuild: the command that builds it again."""
     name, targets = "", list(options.sm)
     if library.flavour == "tensorrt":
         from runtime.backends.cuda.memory import gpu
@@ -227,8 +228,7 @@ def _card(
         "flavour": library.flavour, "version": library.version, "sm": targets, "gpu": name, "system": system(),
         "hardware_compatible": options.hardware_compatible, "version_compatible": options.version_compatible,
         "tf32": built.tf32, "profile": list(built.profile), "bytes": len(built.content), "plugin": built.plugin,
-        "build_seconds": round(built.seconds, 2), "rebuild": _rebuild(source, options, library, nms),
-        "audit": typed.to_json(),
+        "build_seconds": round(built.seconds, 2), "rebuild": rebuild, "audit": typed.to_json(),
     }  # fmt: skip
     return replace(
         card, kind="engine", batch=most if least == most else "dynamic", engine=engine, metrics={}, verification={},
@@ -238,11 +238,20 @@ def _card(
     )  # fmt: skip
 
 
-def _rebuild(source: Path, options: EngineOptions, library: Library, nms: NmsKind) -> str:
-    """The command that builds the engine again, with the source in the working folder."""
+def _rebuild(
+    source: Path, options: EngineOptions, library: Library, nms: NmsKind, graph_of_checkpoint: Card | None
+) -> str:
+    """The command that builds the engine again, with the source in the working folder.
+
+    nms: the form that was asked for. graph_of_checkpoint: the card of the graph that was made of a checkpoint, which
+    may have another number of candidates than the checkpoint; None for an ONNX file.
+    """
     words = ["exporter", "trt", source.name]
     words += [f"--{options.precision}"] if options.precision in ("fp16", "int8") else []
     words += ["--nms", nms] if nms != "auto" else []
+    if graph_of_checkpoint is not None:
+        choice = graph_of_checkpoint.verification["candidates"]
+        words += ["--candidates", str(choice["count"])] if choice["count"] != choice["configured"] else []
     words += ["--engine", library.flavour]
     words += ["--batch", ",".join(map(str, options.batch))] if options.batch else []
     words += ["--hardware-compatible"] if options.hardware_compatible else []

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from export.card_paths import handed_on
+from export.graph.candidates import chosen_candidates, set_candidates
 from export.graph.form import onnx_model
 from export.graph.nms import without_functions
 from export.graph.plan import frame_of, nms_kind, precision_of
 from export.graph.tracing import weights_megabytes, write_model
 from export.int8.quantize import quantized
 from export.int8.ranges import ranges_path, write_ranges
-from export.options import ExportError, Gate, Int8, NmsKind, OnnxOptions, Precision, Progress, Say
+from export.options import ExportError, Gate, Int8, OnnxOptions, Precision, Progress, Say
 from export.verification.first_check import onnxruntime_version
 from export.verification.first_check import run_check as _run_check
 from export.verification.gate import pass_gate
@@ -89,17 +90,20 @@ def to_onnx(
         raise ExportError.at(out, "expected a name that ends in .onnx, which other tools tell the file by")
     gate = gate.for_int8(options.int8)
     data = _data(card, checkpoint, gate, say) if gate.verify or gate.names_data else None
+    choice = chosen_candidates(detector, card, options, gate, data, say, progress)  # once, before any rounding
     ranges = None
     if precision == "int8":
-        result = quantized(detector, card, checkpoint, options.int8 or Int8(), data, say, progress)
+        result = quantized(detector, card, checkpoint, options.int8 or Int8(), data, say, progress, choice.count)
         detector, ranges, card = result.detector, result.ranges, replace(card, quantization=result.quantization)
+    set_candidates(detector, choice.count)
     reference = Deploy(detector, GraphInput(frame=frame)).eval()
     difference = assert_fused(detector, reference.detector, torch.from_numpy(_real_pixels(card.input_size_hw, data)))
     say(f"folded: raw outputs agree to {difference:.1e} of their scale")
 
     with replacing(out) as temporary:
         model = onnx_model(detector, frame, kind, precision, options, say)
-        card = handed_on(_onnx_card(card, checkpoint, options, kind, precision, checked_by), checkpoint.parent)
+        nms: Nms = {**card.nms, "kind": kind, "candidates": choice.count}
+        card = handed_on(_onnx_card(card, checkpoint, options, nms, precision, checked_by), checkpoint.parent)
         # TensorRT's plugin does not run here, so the graph with the plugin's body is checked in its place.
         stand_in = replace(card, nms={**card.nms, "kind": "auto"}) if kind == "plugin" else card
         stand_in = write_model(model, stand_in, temporary)
@@ -117,6 +121,7 @@ def to_onnx(
             card = replace(card, metrics=verification.metrics(out))
         if kind == "plugin":
             model, summary = without_functions(model), {**summary, "stand_in": "the plugin's body in plain operators"}
+        summary = {**summary, "candidates": choice.to_json()}
         card = handed_on(replace(card, verification=summary), checkpoint.parent)
         card = write_model(model, card, temporary)
     if ranges is not None:
@@ -155,9 +160,8 @@ def _real_pixels(size_hw: tuple[int, int], data: CocoDataset | None, count: int 
 
 
 def _onnx_card(
-    card: Card, checkpoint: Path, options: OnnxOptions, kind: NmsKind, precision: Precision, checked_by: str
+    card: Card, checkpoint: Path, options: OnnxOptions, nms: Nms, precision: Precision, checked_by: str
 ) -> Card:
-    nms: Nms = {**card.nms, "kind": kind}
     if options.certificate:
         nms["certificate"] = True
     return replace(

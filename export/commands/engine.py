@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from export.commands.gate import Bar, Gated, print_refusal, print_reports
+from export.commands.gate import CANDIDATES, Bar, Gated, print_refusal, print_reports
 from export.commands.int8 import ENGINE_INT8, require_int8
 from export.engine.options import EngineOptions
 from export.options import Int8, OnnxOptions
@@ -60,7 +60,7 @@ class Trt(Gated, Allow):
         "workspace_gb": flag("--workspace", metavar="GB"), "sm": flag(metavar="86[,89]"),
         "check_hashes": flag("--skip-hashes", help="take an ONNX file that was edited after its export"),
     }] = EngineOptions()  # fmt: skip
-    graph: Annotated[OnnxOptions, {"nms": flag()}] = OnnxOptions()
+    graph: Annotated[OnnxOptions, {"nms": flag(), "candidates": CANDIDATES}] = OnnxOptions()
     calibration: Annotated[Int8, ENGINE_INT8, "8 bits, with --int8"] = Int8(half=True)
 
     def __post_init__(self) -> None:
@@ -73,9 +73,7 @@ class Trt(Gated, Allow):
         from export.verification.gate import GateError
 
         precision = self.options.precision
-        graph = OnnxOptions(
-            precision=precision, int8=self.calibration if precision == "int8" else None, nms=self.graph.nms
-        )
+        graph = replace(self.graph, precision=precision, int8=self.calibration if precision == "int8" else None)
         source = chosen(self.checkpoint, "best.pt", runs=self.runs, kind="checkpoint")
         with Bar(self.quiet) as bar:
             try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tqdm import tqdm
 
-from export.options import Gate
-from runtime.commands.arguments import flag
+from export.options import Candidates, Gate
+from runtime.commands.arguments import flag, number
 from runtime.commands.shared import OfRun, Quiet
 
 if TYPE_CHECKING:
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from export.verification.verify import Verification
 
 DATA = {"tolerance": flag(metavar="POINTS"), "annotations": flag(metavar="FILE"), "images": flag(metavar="FOLDER")}
+
+
+_at_least_1 = number("auto, config or a whole number of at least 1", lambda value: value >= 1, int)
+
+
+def _candidates(text: str) -> Candidates:
+    words: dict[str, Candidates] = {"auto": "auto", "config": "config"}
+    return words[text] if text in words else _at_least_1(text)
+
+
+CANDIDATES = flag(metavar="auto|config|N", type=_candidates)
 _NO_VERIFY = flag(help="do not score it; the card will say so")
 
 

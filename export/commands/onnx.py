@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from export.commands.gate import Bar, Gated, print_refusal, print_reports
+from export.commands.gate import CANDIDATES, Bar, Gated, print_refusal, print_reports
 from export.commands.int8 import INT8, require_int8
 from export.options import Int8, OnnxOptions
 from runtime.commands.arguments import count, flag
@@ -28,7 +28,7 @@ class Onnx(Gated):
 
     out: Annotated[Path | None, flag(metavar="FILE.onnx")] = None
     form: Annotated[OnnxOptions, {
-        "simplify": flag(), "nms": flag(), "certificate": flag(), "precision": flag(),
+        "simplify": flag(), "nms": flag(), "candidates": CANDIDATES, "certificate": flag(), "precision": flag(),
         "batch": flag(metavar="dynamic|N", type=_batch), "source_size_hw": flag("--source-size", metavar="H,W"),
         "input": flag(), "opset": flag(),
     }] = OnnxOptions(simplify=False)  # fmt: skip

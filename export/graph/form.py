@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import torch
 
+from export.graph.candidates import set_candidates
 from export.graph.nms import add_functions, nms_module
 from export.graph.plan import frame_of
 from export.graph.tracing import check_weights, simplified, trace
@@ -39,10 +40,14 @@ def onnx_model(
 
 
 def float_forms(detector: Network, card: Card) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Two float32 graphs of `detector`, as traced and simplified, with the input and the NMS of `card`'s artifact."""
+    """Two float32 graphs of `detector`, as traced and simplified, with the input and the NMS of `card`'s artifact.
+
+    `detector` gets the number of candidates of that NMS.
+    """
     kind: NmsKind = "auto" if card.nms["kind"] == "plugin" else card.nms["kind"]
     form: InputForm = "float-nchw" if card.input == "float-nchw" else "uint8-nhwc"
     certificate = bool(card.nms.get("certificate"))
+    set_candidates(detector, card.nms["candidates"])
     options = OnnxOptions(nms=kind, certificate=certificate, source_size_hw=card.source_size_hw, input=form)
     nms = nms_module(kind, detector.config.postprocess, len(card.classes), certificate, False)
     deploy = Deploy(detector, GraphInput(form, frame_of(options, card)), nms).eval()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export.graph.candidates import set_candidates
 from export.int8.calibration import Pictures, calibration_pictures
 from export.int8.layer_errors import output_errors
 from export.int8.ranges import RangesFile, read_ranges
@@ -45,12 +46,14 @@ def quantized(
     data: CocoDataset | None = None,
     say: Say = lambda line: None,
     progress: Progress | None = None,
+    candidates: int | None = None,
 ) -> Quantized:
     """The 8-bit form of the network of `checkpoint`, in eval mode.
 
-    data: validation pictures, for `best` and `keep_map`. Raises `CalibrationError` for unusable options, calibration
-    pictures or ranges, `QuantError` for a network that cannot be traced, `ExportError` if no choice of float layers
-    keeps the mAP.
+    data: validation pictures, for `best` and `keep_map`. candidates: how many enter the NMS of its graph, so that
+    `keep_map` counts what fewer of them lose; None: the checkpoint's own number. Raises `CalibrationError` for unusable
+    options, calibration pictures or ranges, `QuantError` for a network that cannot be traced, `ExportError` if no
+    choice of float layers keeps the mAP.
     """
     if options.calibrate == "best" or options.keep_map is not None:
         option = "--calibrate best" if options.calibrate == "best" else "--keep-mAP"
@@ -71,7 +74,7 @@ def quantized(
     tensors = dict(ranges.tensors)
     if trained is not None:
         tensors = with_learned(tensors, learned_ranges(trained))
-    trial = _Trial(network, card, options.cpu, tensors, data, progress)
+    trial = _Trial(network, card, options.cpu, tensors, data, progress, candidates)
     method: Method = "mse" if options.calibrate == "best" else options.calibrate
     if options.calibrate == "best":
         scores = {name: trial.score(options.float_layers, name) for name in METHODS}
@@ -146,16 +149,18 @@ class _Trial:
 
     def __init__(
         self, network: Network, card: Card, cpu: bool, tensors: Mapping[str, Ranges], data: CocoDataset | None,
-        progress: Progress | None,
+        progress: Progress | None, candidates: int | None,
     ):  # fmt: skip
         self.network, self.card, self.cpu, self.tensors = network, card, cpu, tensors
-        self.data, self.progress = data, progress
+        self.data, self.progress, self.candidates = data, progress, candidates
 
     def build(self, float_layers: tuple[str, ...], method: Method) -> QuantDetector:
         network = self.network
         form = network if isinstance(network, QuantDetector) else quantize(network, float_layers)
         form = cpu_form(form) if self.cpu else form
         form.set_ranges(self.tensors, method)
+        if self.candidates is not None:
+            set_candidates(form, self.candidates)
         return form
 
     def score(self, float_layers: tuple[str, ...] | None, method: Method) -> float:

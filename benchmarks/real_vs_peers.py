@@ -1,0 +1,367 @@
+"""mAP on sets of real photographs: isodet, torchvision's FCOS and RetinaNet, and ultralytics' yolo11n.
+
+    python -m benchmarks.real_vs_peers --data FOLDER [--pictures 6000] [--seeds 0 1 2] [--sets bccd leaf] [--resume]
+
+FOLDER holds sets of pictures. `sets.yaml` in it names them; paths are relative to FOLDER, `train_images` and
+`val_images` are for annotations that do not show where their pictures are:
+
+    leaf: {train: leaf/train, val: leaf/valid}
+    birds: {train: birds/train.json, train_images: birds/pictures, val: birds/val.json, val_images: birds/pictures}
+
+Without sets.yaml, the five sets of `KNOWN` are looked for. `trainer new` writes a config for each set, which all rows
+take: the pictures and their size, the batch, and as many epochs as show about --pictures pictures. torchvision's
+detectors (benchmarks/torchvision_peers.py) also get its backbone and weights, augmentation, optimizer, rate, schedule
+and averaged weights. ultralytics, where it is installed, trains by its own defaults but for the mirroring. pycocotools
+judges all through `runtime.evaluation.evaluate`.
+
+Everything runs on the CPU. Each training is a process of its own. Its result becomes a line of results.jsonl in --out
+as soon as it is there. A run that was cut short goes on with --resume. At the end comes a table in Markdown; --table
+prints it without training anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from benchmarks.gpu.machine import installed, processor
+from isodet.errors import IsodetError
+from isodet.strict import build
+
+if TYPE_CHECKING:
+    from trainer.config.train import TrainConfig
+
+RESULTS = "results.jsonl"
+SIZE = 320
+"""Longest side of the input in pixels; torchvision's anchors are scaled to it."""
+PACKAGES = ("torch", "torchvision", "pycocotools", "ultralytics", "timm")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Annotations to train and to validate on, of any format, and the folders of their pictures if they need them."""
+
+    train: str
+    val: str
+    train_images: str | None = None
+    val_images: str | None = None
+
+
+KNOWN = {
+    "bccd": DataSet("bccd/ImageSets/Main/trainval.txt", "bccd/ImageSets/Main/test.txt"),
+    "raccoon": DataSet("raccoon/train_stems.txt", "raccoon/val_stems.txt"),
+    "apple": DataSet("apple/train", "apple/valid"),
+    "leaf": DataSet("leaf/train", "leaf/valid"),
+    "cards": DataSet("cards/images/train", "cards/images/test"),
+}
+
+TORCHVISION = {"torchvision-fcos": "fcos", "torchvision-retinanet": "retinanet"}
+YOLO, YOLO_COCO = "ultralytics-yolo11n", "ultralytics-yolo11n-coco"
+BACKBONES = {
+    "isodet-lite0": ("efficientnet_lite0", ()),
+    "isodet-edge": ("repvgg_a0", ("model.head.block=repconv", "model.head.norm=bn")),
+}
+"""isodet with another backbone than `trainer new` chooses, and what else is set."""
+ROWS = ("isodet", *BACKBONES, *TORCHVISION, YOLO, YOLO_COCO)
+
+
+class SetsError(IsodetError, ValueError):
+    """A folder of sets that cannot be used, or results that would be overwritten."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: the row of the table on a set, with a seed and so many pictures to see."""
+
+    row: str
+    data_set: str
+    seed: int
+    pictures: int
+    size: int = SIZE
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}-{self.data_set}-seed{self.seed}"
+
+
+def sets_of(folder: Path) -> dict[str, DataSet]:
+    """The sets in `folder` by name, with absolute paths. Raises `SetsError` for a folder without any."""
+    table = folder / "sets.yaml"
+    if table.is_file():
+        content = yaml.safe_load(table.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise SetsError.at(table, "expected a mapping of names to {train: ..., val: ...}")
+        sets = {str(name): build(DataSet, values, str(name)) for name, values in content.items()}
+    else:
+        sets = {name: data_set for name, data_set in KNOWN.items() if (folder / name).is_dir()}
+    if not sets:
+        raise SetsError.at(folder, f"expected a sets.yaml in it, or one of the folders {', '.join(KNOWN)}")
+    root = folder.resolve()
+
+    def placed(path: str | None) -> str | None:
+        return None if path is None else str(root / path)
+
+    return {
+        name: DataSet(str(root / s.train), str(root / s.val), placed(s.train_images), placed(s.val_images))
+        for name, s in sets.items()
+    }
+
+
+def why_not(row: str, yolo_weights: Path | None, chosen: str) -> str:
+    """Why a row is not trained here; "" where it is. chosen: the backbone that `trainer new` chose for the sets."""
+    from models.backbones import published
+
+    if row == "isodet-lite0":
+        if chosen == BACKBONES[row][0]:
+            return "`trainer new` chose its backbone, so it is the row isodet"
+        weights = published(BACKBONES[row][0])
+        return "" if weights is not None and weights.here else "its ImageNet weights are not installed"
+    if row in (YOLO, YOLO_COCO) and find_spec("ultralytics") is None:
+        return "ultralytics is not installed"
+    if row == YOLO_COCO and yolo_weights is None:
+        return "no --yolo-weights FILE"
+    return ""
+
+
+def write_config(name: str, data_set: DataSet, out: Path, size: int) -> Path:
+    """The config that `trainer new` writes for a set, in `out`; one that is there is kept."""
+    from trainer.new.config import new_config
+
+    path = out / "configs" / f"{name}-{size}.yaml"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        train_images, val_images = (
+            None if folder is None else Path(folder) for folder in (data_set.train_images, data_set.val_images)
+        )
+        new_config(path, Path(data_set.train), train_images, Path(data_set.val), val_images, size=size)
+    return path
+
+
+def config_of(job: Job, out: Path) -> tuple[TrainConfig, int]:
+    """The config of one training, and how many pictures it sees."""
+    from models.backbones import published
+    from trainer.config_reader import read_config
+    from trainer.data.datasets import train_data
+
+    path = out / "configs" / f"{job.data_set}-{job.size}.yaml"
+    overrides = [f"name={job.name}", f"seed={job.seed}"]
+    plain = read_config(path)
+    if job.row in BACKBONES:
+        backbone, more = BACKBONES[job.row]
+        weights = published(backbone)
+        pretrained = weights is not None and weights.here
+        rate = (1e-3 if pretrained else 3e-3) * (plain.images_per_batch / 16) ** 0.5  # as `trainer new` chooses it
+        overrides += [
+            f"model.backbone.name={backbone}",
+            f"model.backbone.weights={'imagenet' if pretrained else 'null'}",
+        ]
+        overrides += [f"optim.lr={rate:.1g}", *more]
+    count = len(train_data(plain))
+    epochs = max(1, round(job.pictures / count))
+    steps = epochs * max(1, count // plain.images_per_batch)
+    overrides += [f"schedule.epochs={epochs}", f"schedule.warmup_steps={max(1, min(500, steps // 10))}"]
+    overrides += [f"val_interval={epochs}", f"optim.ema={0.999 if steps >= 10_000 else 0.99}"]
+    return read_config(path, overrides), epochs * count
+
+
+def train(job: Job, out: Path, yolo_weights: Path | None = None) -> dict[str, Any]:
+    """Train one row on one set and judge it; the record of the results."""
+    import torch
+
+    from runtime import Detector
+    from runtime.evaluation.evaluate import evaluate
+    from trainer.data.datasets import val_data
+    from trainer.loop import fit
+
+    config, pictures = config_of(job, out)
+    backbone = config.model.backbone
+    start = f"{backbone.name}, {'ImageNet' if backbone.weights else 'from scratch'}"
+    started = time.perf_counter()
+    if job.row in TORCHVISION:
+        from benchmarks.torchvision_peers import train_torchvision
+
+        weights = out / "weights" / f"{job.name}.pth"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        judged = train_torchvision(TORCHVISION[job.row], config, weights, lambda done, total: None)
+    elif job.row in (YOLO, YOLO_COCO):
+        from benchmarks.ultralytics_peer import train_yolo
+
+        coco = job.row == YOLO_COCO
+        assert yolo_weights is not None or not coco, "refused before"
+        start = "yolo11n, COCO" if coco else "yolo11n, from scratch"
+        judged = train_yolo(config, out / "ultralytics" / job.data_set, yolo_weights if coco else None)
+    else:
+        judged = evaluate(Detector(fit(config, out / "runs", quiet=True).best), val_data(config))
+    versions = {"isodet": installed("isodet"), **{name: installed(name) for name in PACKAGES}}
+    return {
+        **asdict(job), "start": start, "seen": pictures, "map": judged.map, "ap50": judged.ap50, "ap75": judged.ap75,
+        "seconds": round(time.perf_counter() - started, 1), "processor": processor(),
+        "threads": torch.get_num_threads(), "python": platform.python_version(),
+        "versions": {name: version for name, version in versions.items() if version},
+    }  # fmt: skip
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The records of a results file; a last line that was cut short is left out."""
+    records = []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise SetsError.at(path, f"line {number} is no JSON; correct it or take it out") from None
+    return records
+
+
+def in_own_process(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
+    """`train` in a process of its own. Raises `SetsError` where it fails, with the name of its log."""
+    out: Path = arguments.out
+    log, result = out / "logs" / f"{job.name}.log", out / "logs" / f"{job.name}.json"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "benchmarks.real_vs_peers", "--data", str(arguments.data), "--out", str(out)]
+    words += ["--one", json.dumps(asdict(job)), str(result)]
+    words += ["--yolo-weights", str(arguments.yolo_weights)] if arguments.yolo_weights else []
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    with open(log, "w", encoding="utf-8") as file:
+        status = subprocess.run(words, env=environment, stdout=file, stderr=file).returncode
+    if status:
+        raise SetsError.at(log, f"{job.name} ended with status {status}; the log says why, and --resume goes on")
+    record: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    result.unlink()
+    return record
+
+
+def is_of(record: dict[str, Any], job: Job) -> bool:
+    """Whether `record` is the result of `job`."""
+    return {key: record.get(key) for key in asdict(job)} == asdict(job)
+
+
+def markdown(records: Sequence[dict[str, Any]], rows: Sequence[str], sets: Sequence[str]) -> str:
+    """The table: mAP of each row on each set, averaged over seeds, and the means over all sets."""
+    lines = [
+        f"| training | start | {' | '.join(sets)} | mean mAP | mean AP50 | minutes |",
+        f"|---|---|{'---|' * len(sets)}---|---|---|",
+    ]
+    for row in rows:
+        of_row = [record for record in records if record["row"] == row]
+        if not of_row:
+            continue
+        of_sets = [[record for record in of_row if record["data_set"] == name] for name in sets]
+        cells = [_points(of_set, "map") for of_set in of_sets]
+        means = ["-", "-"]  # a mean over fewer sets than the other rows have cannot be compared with theirs
+        if all(of_sets):
+            means = [f"{statistics.mean(_mean(of_set, key) for of_set in of_sets):.1f}" for key in ("map", "ap50")]
+        starts = "; ".join(dict.fromkeys(record["start"] for record in of_row))
+        minutes = statistics.mean(record["seconds"] for record in of_row) / 60
+        lines.append(f"| {row} | {starts} | {' | '.join([*cells, *means])} | {minutes:.1f} |")
+    seen = {record["data_set"]: record["seen"] for record in records}
+    lines.append("")
+    lines.append(f"Pictures seen: {', '.join(f'{name} {seen[name]}' for name in sets if name in seen)}.")
+    for place in dict.fromkeys(_place(record) for record in records):
+        lines.append(place)
+    return "\n".join(lines)
+
+
+def _mean(records: Sequence[dict[str, Any]], key: str) -> float:
+    return statistics.mean(record[key] for record in records)
+
+
+def _points(records: Sequence[dict[str, Any]], key: str) -> str:
+    """The mean over seeds, and the range of several; - for none."""
+    if not records:
+        return "-"
+    values = [record[key] for record in records]
+    span = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{_mean(records, key):.1f}{span}"
+
+
+def _place(record: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
+    return f"Processor: {record['processor']}, {threads}. Python {record['python']}, {versions}."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="sets of pictures")
+    parser.add_argument("--pictures", type=int, default=6000, help="pictures that a training sees, in whole epochs")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--sets", nargs="+", metavar="NAME", help="default: all of the folder")
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=ROWS, help=f"default: all of {', '.join(ROWS)}")
+    parser.add_argument("--size", type=int, default=SIZE, help="longest side of the input in pixels")
+    parser.add_argument("--yolo-weights", type=Path, metavar="FILE", help="yolo11n.pt with its COCO weights")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each training")
+    parser.add_argument("--out", type=Path, default=Path("runs/real_vs_peers"), help="results and configs")
+    parser.add_argument("--resume", action="store_true", help="go on with the results that are in --out")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    try:
+        return _run(arguments)
+    except (IsodetError, OSError) as error:
+        print(f"real_vs_peers: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from trainer.config_reader import read_config
+
+    out: Path = arguments.out
+    if arguments.one:
+        text, result = arguments.one
+        Path(result).write_text(json.dumps(train(Job(**json.loads(text)), out, arguments.yolo_weights)))
+        return 0
+    sets = sets_of(arguments.data)
+    names = arguments.sets or list(sets)
+    if unknown := [name for name in names if name not in sets]:
+        raise SetsError.of("sets", f"there is no set {unknown[0]!r} in {arguments.data}; there are {', '.join(sets)}")
+    file = out / RESULTS
+    records = read_results(file)
+    rows = arguments.only or list(ROWS)
+    jobs = [
+        Job(row, name, seed, arguments.pictures, arguments.size)
+        for seed in arguments.seeds
+        for name in names
+        for row in rows
+    ]
+    if not arguments.table:
+        if records and not arguments.resume:
+            raise SetsError.at(file, "holds results; go on with --resume, or name another folder with --out")
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        configs = [write_config(name, sets[name], out, arguments.size) for name in names]
+        chosen = read_config(configs[0]).model.backbone.name  # it depends on the machine, and not on the set
+        for row in rows:
+            if reason := why_not(row, arguments.yolo_weights, chosen):
+                print(f"{row} is left out: {reason}")
+                jobs = [job for job in jobs if job.row != row]
+        for job in jobs:
+            if any(is_of(record, job) for record in records):
+                continue
+            record = in_own_process(job, arguments)
+            records.append(record)
+            with open(file, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+            print(f"{job.name}: mAP {record['map']:.2f}, AP50 {record['ap50']:.2f}, {record['seconds'] / 60:.1f} min",
+                  flush=True)  # fmt: skip
+    print(markdown([record for record in records if any(is_of(record, job) for job in jobs)], rows, names))
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # `trainer new` writes the config of the machine that it sees
+    sys.exit(main())
