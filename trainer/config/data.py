@@ -83,7 +83,7 @@ class DataConfig:
             listed = not same or (split.pictures is None) == (self.val.pictures is None)
             require(
                 listed,
-                "pictures",
+                "train.pictures",
                 "a list in train as in val, or none in both: else they share pictures",
                 split.pictures,
             )

@@ -114,6 +114,6 @@ def _neighbors(pictures: Sequence[Decoded]) -> Iterator[tuple[int, int]]:
     for entries in numbered.values():
         entries.sort()
         for (_, one), (_, following) in zip(entries, entries[1:], strict=False):
-            looks = pictures[one].look, pictures[following].look
-            if looks[0] is not None and looks[1] is not None and hash_distance(*looks) <= NEIGHBOR_BITS:
+            first, second = pictures[one].look, pictures[following].look
+            if first is not None and second is not None and hash_distance(first, second) <= NEIGHBOR_BITS:
                 yield one, following
