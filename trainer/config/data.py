@@ -81,12 +81,7 @@ class DataConfig:
                 parted, "val_share", f"{self.val.val_share} in train as in val, or both see it all", split.val_share
             )
             listed = not same or (split.pictures is None) == (self.val.pictures is None)
-            require(
-                listed,
-                "train.pictures",
-                "a list in train as in val, or none in both: else they share pictures",
-                split.pictures,
-            )
+            require(listed, "train.pictures", "a list in train as in val, or none in both", split.pictures)
         require(0 < self.repeat_threshold <= 1, "repeat_threshold", "above 0, at most 1", self.repeat_threshold)
         require(self.reduce_to == 0 or self.reduce_to >= 32, "reduce_to", "0, or 32 pixels and more", self.reduce_to)
         require(self.cache_gib > 0, "cache_gib", "a positive number", self.cache_gib)

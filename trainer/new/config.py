@@ -134,7 +134,7 @@ def new_config(
             more[name].append(("voc_origin", "0  # as a coordinate below 1 or a fraction proves"))
         if lists:
             comment = f"{len(parts[name])} pictures; no picture is in both lists, and no near-duplicate of one"
-            more[name].append(("pictures", f"{quoted(lists[name].name)}  # {comment}"))
+            more[name].append(("pictures", f"{quoted(relative(lists[name], out))}  # {comment}"))
     data = [line for name in splits for line in split_lines(name, *splits[name], out, more[name])]
     left_out = sorted(set(train_set.class_names) - set(classes))
     text = _text(out, data, train_kept, val_set, left_out, detector, size, this_hardware(), init)
