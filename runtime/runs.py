@@ -65,7 +65,7 @@ def _val_split(card: Card, source: Path) -> dict[str, Any]:
     if "annotations" not in split or Path(split["annotations"]).is_absolute():
         return split
     folder = source.resolve().parent
-    paths = {key: str(folder / split[key]) for key in ("annotations", "images") if split.get(key)}
+    paths = {key: str(folder / split[key]) for key in ("annotations", "images", "pictures") if split.get(key)}
     if all(Path(path).exists() for path in paths.values()):
         return {**split, **paths}
     for checkpoint in sorted(folder.glob("*.pt")):

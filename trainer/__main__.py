@@ -6,6 +6,7 @@ examples:
   trainer new my.yaml --train data.yaml --val data.yaml
   trainer convert voc/ --to coco --out train.json  between COCO, Pascal VOC, YOLO and a JSON list
   trainer check-data my.yaml                       counts, box sizes, broken entries, a sheet of samples
+  trainer check-data my.yaml --json --strict       its findings for scripts; exit status 1 for an error or a warning
   trainer check-data my.yaml --augment             the same, and what each augmentation does to your pictures
   trainer show my.yaml optim.lr=0.002              the whole configuration as it would run
   trainer show --schema > config.schema.json       every key, for editors that complete and check YAML

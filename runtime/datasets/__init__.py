@@ -23,6 +23,7 @@ from runtime.datasets.coco import read_coco
 from runtime.datasets.formats import FORMATS, Format, json_of_folder, pictures_of_json, tell_format
 from runtime.datasets.plain import read_list
 from runtime.datasets.shares import part_of
+from runtime.datasets.split_list import listed_part
 from runtime.datasets.voc import Origin, read_voc
 from runtime.datasets.yolo import read_yolo
 
@@ -39,6 +40,7 @@ def read_dataset(
     allow_absent: bool = False,
     voc_origin: Origin = "auto",
     val_share: float = 0.0,
+    pictures: str | PathLike[str] | None = None,
 ) -> CocoDataset:
     """Read annotations of any format, which is detected by content unless `format` names it.
 
@@ -46,7 +48,8 @@ def read_dataset(
     selects and orders the labels. `split` chooses among train, val and test of a YOLO data.yaml, and among the COCO
     files of a folder; other sources have one split. `voc_origin` is the number that VOC coordinates count from.
     `val_share` keeps that share of the pictures for the split val, and the others for train
-    (`runtime.datasets.shares`). `check_files` leaves out, and lists, images whose file is missing. A class that a
+    (`runtime.datasets.shares`). `pictures` is a list of the pictures to keep (`runtime.datasets.split_list`).
+    `check_files` leaves out, and lists, images whose file is missing. A class that a
     COCO, YOLO or list file does not know is an error unless `allow_absent`. VOC files know only the classes of their
     objects: an unknown class is listed in `problems`, and is an error only where none of `classes` has an object.
 
@@ -68,6 +71,8 @@ def read_dataset(
         folder = pictures_of_json(path) if folder is None else folder
         read = read_list if kind == "list" or tell_format(path) == "list" else read_coco
         dataset = read(path, folder, classes, check_files, allow_absent)
+    if pictures is not None:
+        dataset = listed_part(dataset, Path(pictures))
     return part_of(dataset, split, val_share) if val_share else dataset
 
 
@@ -76,18 +81,20 @@ def read_split(
 ) -> CocoDataset:
     """Read a split as a training configuration or a card describes it.
 
-    Its keys are `annotations`, `images`, `format`, `split`, `voc_origin` and `val_share`; `name` is the key of the
-    split itself. Arguments and errors are those of `read_dataset`.
+    Its keys are `annotations`, `images`, `pictures`, `format`, `split`, `voc_origin` and `val_share`; `name` is the key
+    of the split itself. A list of pictures divides the one split that there is, train. Arguments and errors
+    are those of `read_dataset`.
     """
     return read_dataset(
         split["annotations"],
         split.get("images"),
         classes,
         format=split["format"] if split.get("format") in FORMATS else "auto",
-        split=split.get("split") or name,
+        split=split.get("split") or ("train" if split.get("pictures") else name),
         allow_absent=allow_absent,
         voc_origin=split["voc_origin"] if split.get("voc_origin") in (0, 1) else "auto",
         val_share=float(split.get("val_share") or 0),
+        pictures=split.get("pictures"),
     )
 
 

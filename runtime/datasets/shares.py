@@ -34,11 +34,19 @@ def part_of(dataset: CocoDataset, split: str, share: float) -> CocoDataset:
     kept = tuple(r for r, is_val in zip(dataset.records, chosen, strict=True) if is_val == (split == "val"))
     if not kept or len(kept) == len(dataset):
         raise DatasetError.at(
-            dataset.annotations, f"its {len(dataset)} pictures cannot be parted: one, or all alike", key="val_share"
+            dataset.annotations,
+            f"its {len(dataset)} pictures cannot be parted: one, or all alike; name other pictures as data.val",
+            key="val_share",
         )
     note = f"{len(kept)} of {len(dataset)} pictures, by a hash of their names (val_share {share:g})"
     notes = (*dataset.problems.notes, note)
     return replace(dataset, records=kept, problems=Problems(dataset.problems.items, notes))
+
+
+def name_of_copies(path: Path) -> str | None:
+    """The name that all of Roboflow's copies of one picture have (NAME of NAME.rf.HASH.jpg); None for other files."""
+    name = _COPY.sub("", path.stem)
+    return None if name == path.stem else name
 
 
 def for_validation(paths: Sequence[Path], share: float) -> list[bool]:

@@ -11,7 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
+from runtime.images.image import write_image
+from tests.processes import ROOT
+from tests.trainer.scenes import copies, scene
+from trainer.__main__ import main
 from trainer.check.data import check_data
+from trainer.check.findings import KINDS
 from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
 from trainer.recipes import make_shapes
@@ -144,3 +149,107 @@ def test_what_is_seldom_meant_is_told(folder, tmp_path):
     assert f"1 pictures in {folder / 'train'} are neither in train nor in val: " in found
     assert f"train: 1 boxes of one pixel (trained on; a slip of the mouse?): {coco['images'][0]['file_name']}" in found
     assert "train: 2 boxes are there twice, with the same class (trained on twice): " in found
+
+
+# From here on: the findings, for scripts
+KEYS = ["id", "severity", "split", "count", "text", "examples", "advice"]
+
+
+def _findings(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[tuple[str, str], dict[str, Any]], str]:
+    """The exit status of `check-data --json`, its findings by id and split, and what it wrote to stderr."""
+    capsys.readouterr()
+    status = main(["check-data", *argv, "--json", "--quiet"])
+    out, err = capsys.readouterr()
+    rows = json.loads(out)
+    assert all(list(row) == KEYS and len(row["examples"]) <= 5 and row["advice"] for row in rows)
+    by_key = {(row["id"], row["split"]): row for row in rows}
+    assert len(by_key) == len(rows) and {row["id"] for row in rows} <= set(KINDS)
+    return status, by_key, err
+
+
+def _scenes(folder: Path) -> Path:
+    """A data set of 8 + 4 different pictures of one kind of scene, each with one object; returns its config."""
+    make_shapes(folder, 8, 4, seed=3)
+    for seed, path in enumerate(sorted(folder.glob("*/*.jpg")) + sorted(folder.glob("*/*.png"))):
+        write_image(path, scene(seed, (128, 128)))
+    for split in ("train", "val"):
+        coco, save = _edit(folder / f"{split}.json")
+        coco["annotations"] = [
+            {"id": image["id"], "image_id": image["id"], "category_id": 1 + place % 3, "bbox": [20, 20, 60, 60],
+             "area": 3600, "iscrowd": 0} for place, image in enumerate(coco["images"])
+        ]  # fmt: skip
+        save()
+    return folder / "shapes.yaml"
+
+
+def test_exit_status_and_summary(tmp_path, capsys):
+    config = _scenes(tmp_path / "set")
+    out = ("--out", str(tmp_path / "out"))
+    assert _findings(capsys, str(config), *out, "--strict") == (0, {}, "0 errors, 0 warnings, 0 notes\n")
+    coco, save = _edit(config.parent / "train.json")
+    coco["annotations"].append(coco["annotations"][0] | {"id": 900})
+    save()
+    status, found, err = _findings(capsys, str(config), *out)
+    assert status == 0 and list(found) == [("boxes-twice", "train")] and err == "0 errors, 1 warning, 0 notes\n"
+    assert found["boxes-twice", "train"]["examples"] == [str(sorted((config.parent / "train").iterdir())[0])]
+    assert _findings(capsys, str(config), *out, "--strict")[0] == 1
+    sorted((config.parent / "val").iterdir())[0].write_bytes(b"")
+    status, found, err = _findings(capsys, str(config), *out)
+    assert status == 1 and next(iter(found)) == ("broken-pictures", "val") and err.startswith("1 error, 1 warning")
+    assert main(["check-data", str(config), *out, "--quiet"]) == 1
+    text = capsys.readouterr().out
+    assert "  - error: val: 1 broken pictures: " in text and "    boxes-twice: " in text
+    assert "1 error, 1 warning, 0 notes" in text
+
+
+def test_near_duplicates_within_and_across_splits(tmp_path, capsys):
+    config = _scenes(tmp_path / "set")
+    train, val = (sorted((config.parent / split).iterdir()) for split in ("train", "val"))
+    alike = copies(scene(0, (128, 128)))
+    write_image(train[1], alike["brighter"])
+    write_image(val[2], cv2.resize(alike["encoded"], (128, 128)))
+    status, found, _ = _findings(capsys, str(config), "--out", str(tmp_path / "out"), "--strict")
+    assert status == 1 and list(found) == [
+        ("near-duplicates-across-splits", "both"), ("near-duplicates-within-split", "train"),
+    ]  # fmt: skip
+    across = found["near-duplicates-across-splits", "both"]
+    assert (across["count"], across["severity"]) == (1, "warning") and across["examples"][1] == str(val[2])
+    assert found["near-duplicates-within-split", "train"]["examples"] == [str(train[0]), str(train[1])]
+    shutil.copy(train[0], val[2])
+    _, found, _ = _findings(capsys, str(config), "--out", str(tmp_path / "out"))
+    assert list(found)[0] == ("same-pictures-across-splits", "both")  # and not among the near ones too
+    assert ("near-duplicates-across-splits", "both") not in found
+
+
+def test_classes_sizes_and_pictures_without_annotation(tmp_path, capsys):
+    config = _scenes(tmp_path / "set")
+    coco, save = _edit(config.parent / "train.json")
+    first = coco["images"][0]["id"]
+    coco["annotations"] += [
+        {"id": 1000 + i, "image_id": first, "category_id": 1, "bbox": [i % 100, i // 100, 9 + i % 7, 9], "area": 81}
+        for i in range(300)
+    ]
+    coco["annotations"].append({"id": 2000, "image_id": first, "category_id": 1, "bbox": [5, 5, 4, 9], "area": 36})
+    coco["images"].append({"id": 77, "file_name": "gone.jpg", "width": 9, "height": 9})
+    save()
+    coco, save = _edit(config.parent / "val.json")
+    dropped = coco["images"].pop()
+    coco["annotations"] = [a | {"category_id": 1} for a in coco["annotations"] if a["image_id"] != dropped["id"]][:-1]
+    save()
+    status, found, _ = _findings(capsys, str(config), "--out", str(tmp_path / "out"))
+    counts = {key: (row["severity"], row["count"]) for key, row in found.items()}
+    assert status == 1 and counts == {
+        ("annotations-without-picture", "train"): ("error", 1),
+        ("pictures-without-annotation", "both"): ("warning", 1),
+        ("class-missing-in-val", "val"): ("warning", 2),
+        ("label-skew", "train"): ("warning", 2),
+        ("small-objects", "train"): ("note", 1),
+        ("pictures-without-objects", "val"): ("note", 1),
+    }
+    assert found["annotations-without-picture", "train"]["examples"] == [str(config.parent / "train" / "gone.jpg")]
+
+
+def test_the_docs_list_every_finding():
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    for id, kind in KINDS.items():
+        assert f"| `{id}` | {kind.severity}" in page, id

@@ -258,7 +258,8 @@ def test_a_share_for_validation_where_a_data_set_has_no_split(tmp_path):
     data = voc_set(tmp_path / "set", {f"p{i}": (11, 11, 40, 40) for i in range(10)})
     path = new_config(tmp_path / "c.yaml", data, None, None, None, val_share=0.2)
     config = read_config(path)
-    assert config.data.train.val_share == config.data.val.val_share == 0.2
+    lists = [tmp_path / f"c.{split}.txt" for split in ("train", "val")]
+    assert [config.data.train.pictures, config.data.val.pictures] == [str(path) for path in lists]
     train, val = train_data(config), val_data(config)
     sides = [{record.path for record in part.records} for part in (train, val)]
     assert [len(side) for side in sides] == [8, 2] and not sides[0] & sides[1]
@@ -266,13 +267,30 @@ def test_a_share_for_validation_where_a_data_set_has_no_split(tmp_path):
     nms = {"kind": "portable", "iou": 0.5, "candidates": 10, "detections": 10}
     card = Card("checkpoint", ("a",), (64, 64), 0.05, nms, training={"data": to_mapping(config.data)})
     assert {record.path for record in validation_data(card, "best.pt").records} == sides[1]
+    assert sorted(line for path in lists for line in path.read_text().splitlines()) == [f"p{i}.png" for i in range(10)]
+    shares = [f"data.{split}.{key}" for split in ("train", "val") for key in ("pictures=null", "val_share=0.2")]
+    before = read_config(path, shares)  # as earlier versions wrote it
+    assert [len(part) for part in (train_data(before), val_data(before))] == [8, 2]
     with pytest.raises(ConfigError, match=r"val_share: expected 0\.2 in train as in val"):
-        read_config(path, ["data.train.val_share=0.5"])
+        read_config(path, [*shares, "data.train.val_share=0.5"])
+    with raises(ConfigError, key="data.train.pictures", path=path):
+        read_config(path, ["data.train.pictures=null"])  # it would train on what validates
+    with raises(ConfigError, key="data.train.val_share", path=path):
+        read_config(path, ["data.train.val_share=0.2"])
     for arguments in ({"val_share": 0.0}, {"val_share": 1.5}):
         with pytest.raises(ConfigError, match="val_share"):
             new_config(tmp_path / "d.yaml", data, None, None, None, **arguments)
     with pytest.raises(ConfigError, match="not both"):
         new_config(tmp_path / "d.yaml", data, None, data, None, val_share=0.2)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"c\.train\.txt: already exists"):
+        new_config(path, data, None, None, None, val_share=0.2)
+    one = voc_set(tmp_path / "one", {"a": (11, 11, 40, 40)})
+    for arguments in ({"val_share": 0.0}, {"val_share": 1.0}, {"train": one, "val_share": 0.2}):
+        with raises(ConfigError, key="val_share"):
+            new_config(tmp_path / "d.yaml", **{"train": data, "train_images": None, "val": None, "val_images": None}
+                       | arguments)  # fmt: skip
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith("d.")]
 
 
 def test_one_origin_for_both_splits(tmp_path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from tqdm import tqdm
 
@@ -16,6 +17,11 @@ from runtime.commands.shared import Quiet, Runs, updates
 
 if TYPE_CHECKING:
     from trainer.config.train import TrainConfig
+
+
+def comparing(quiet: bool) -> tqdm[NoReturn]:
+    """The progress bar of a search for near-duplicates. It appears where the search takes longer than two seconds."""
+    return tqdm(desc="comparing", unit="step", disable=quiet, delay=2, leave=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,23 +138,42 @@ class Show(Overrides):
 class CheckData(Configured):
     """Look at a data set before training on it.
 
-    Decodes every picture, counts what is there, lists what is broken, draws samples with their boxes.
+    Decodes every picture, counts what is there, lists what is broken or doubtful, draws samples with their boxes. Finds
+    pictures that look the same in train and in val, boxes that are too small at the input, rare classes, boxes that are
+    there twice, and more: docs/data.md lists every finding. An error is a picture that is lost, or one that is in train
+    and in val. A warning is probably a mistake. A note is a fact.
 
     out: folder for pictures
     augment: draw each augmentation that is on in CONFIG, before and after; all: each there is
+    json: print the findings alone, as JSON: a list of {id, severity, split, count, text, examples, advice}
+    strict: exit with 1 for warnings, too
+
+    examples:
+      trainer check-data my.yaml                      in words
+      trainer check-data my.yaml --json | jq -r '.[] | select(.severity != "note") | .id'
+      trainer check-data my.yaml --json --strict --quiet > findings.json || exit 1     a step of a CI script
+
+    exit status: 0 no error (with --strict: no warning either), 1 an error, or data that cannot be read, 2 wrong usage
     """
 
     out: Path = Path("data-check")
     augment: Annotated[Literal["on", "all"] | None, flag(nargs="?", const="on")] = None
+    json: bool = False
+    strict: bool = False
 
     def run(self) -> int:
         from trainer.check.data import check_data
+        from trainer.check.findings import exit_code, summary
 
         config = self.read()
-        with tqdm(unit="image", disable=self.quiet) as bar:
-            report = check_data(config, self.out, updates(bar), self.augment)
-        print(report.text())
-        return 0
+        with tqdm(unit="image", disable=self.quiet) as bar, comparing(self.quiet) as steps:
+            report = check_data(config, self.out, updates(bar), self.augment, updates(steps))
+        if self.json:
+            print(json.dumps([finding.to_json() for finding in report.findings], indent=1))
+            print(summary(report.findings), file=sys.stderr)
+        else:
+            print(report.text())
+        return exit_code(report.findings, self.strict)
 
 
 @dataclass(frozen=True, kw_only=True)

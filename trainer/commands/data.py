@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from runtime.commands.arguments import flag, number
 from runtime.commands.shared import Data, OfRun, Quiet, updates
+from trainer.commands.config import comparing
 
 Format = Literal["coco", "voc", "yolo", "list"]
 """The same as in `runtime.datasets`, whose readers the other commands need not load."""
@@ -77,7 +78,8 @@ class New(Quiet):
     train_images: folder of their pictures
     val: annotations to validate on
     val_images: folder of their pictures
-    val_share: instead of --val: validate on this share of --train, such as 0.2, where the data set has no split
+    val_share: instead of --val: validate on this share of --train, such as 0.2, where the data set has no split;
+        pictures that look the same, and frames of one video or burst, stay on one side
     format: of both (default: told by content)
     detector: default: atss
     init: start from this checkpoint, trained or imported
@@ -126,11 +128,18 @@ class New(Quiet):
             with tqdm(unit="image", disable=self.quiet) as bar:
                 path = new_recipe(self.what, self.out or Path(self.what), progress=updates(bar))
         else:
-            path = new_config(
-                Path(self.what), self.train, self.train_images, self.val, self.val_images,
-                detector=self.detector or "atss", size=self.size, init=self.init, format=self.format,
-                val_share=self.val_share or 0.0,
-            )  # fmt: skip
+            with (
+                tqdm(unit="image", disable=self.quiet or self.val_share is None) as bar,
+                comparing(self.quiet) as steps,
+            ):
+                path = new_config(
+                    Path(self.what), self.train, self.train_images, self.val, self.val_images,
+                    detector=self.detector or "atss", size=self.size, init=self.init, format=self.format,
+                    val_share=self.val_share, progress=updates(bar), comparing=updates(steps),
+                )  # fmt: skip
+            if self.val_share is not None:
+                lists = ", ".join(str(path.with_suffix(f".{split}.txt")) for split in ("train", "val"))
+                print(f"wrote {lists}: which pictures train and which validate, a path a line")
         print(f"wrote {path}\nnext: trainer check-data {path}\n      trainer fit {path}")
         return 0
 

@@ -14,17 +14,21 @@ class SplitConfig:
 
     annotations: COCO JSON, a JSON list, a folder of Pascal VOC .xml, YOLO's data.yaml or folder of labels.
     images: Folder that file names are relative to; null: the folder that the format uses.
+    pictures: Text file that lists the pictures of this split, one path below the folder of pictures in a line; null:
+        all. `trainer new --val-share` writes two of them, for a data set that has no split.
     format: auto looks at the content. Only a folder that holds both .xml and labels in .txt needs another value.
     split: Which split of a YOLO data.yaml; null: the one with the name of this section (train or val).
     voc_origin: What coordinates of Pascal VOC files count from: 1 as the development kit's, 0 as most tools write.
         auto: 0 where a coordinate below 1 or a fraction in the set proves it.
     val_share: For one data set that is under both `train` and `val` and has no split: the share of its pictures in val.
-        The others are in train; a hash of the name decides. 0: all pictures.
+        The others are in train; a hash of the name decides. 0: all pictures. `pictures` is the better way: it keeps
+        pictures that look the same on one side, and later ones change nothing.
     repeat: How many times an epoch sees these pictures; for training only.
     """
 
     annotations: str
     images: str | None = None
+    pictures: str | None = None
     format: Literal["auto", "coco", "voc", "yolo", "list"] = "auto"
     split: Literal["train", "val", "test"] | None = None
     voc_origin: Literal["auto", 0, 1] = "auto"
@@ -33,6 +37,7 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.val_share < 1, "val_share", "0, or a share below 1", self.val_share)
+        require(not self.val_share or self.pictures is None, "val_share", "0 beside a list of pictures", self.val_share)
         require(self.repeat >= 1, "repeat", "1 or more", self.repeat)
 
 
@@ -75,6 +80,8 @@ class DataConfig:
             require(
                 parted, "val_share", f"{self.val.val_share} in train as in val, or both see it all", split.val_share
             )
+            listed = not same or (split.pictures is None) == (self.val.pictures is None)
+            require(listed, "train.pictures", "a list in train as in val, or none in both", split.pictures)
         require(0 < self.repeat_threshold <= 1, "repeat_threshold", "above 0, at most 1", self.repeat_threshold)
         require(self.reduce_to == 0 or self.reduce_to >= 32, "reduce_to", "0, or 32 pixels and more", self.reduce_to)
         require(self.cache_gib > 0, "cache_gib", "a positive number", self.cache_gib)

@@ -19,6 +19,7 @@ _WEIGHTS = ("model", "backbone", "weights")
 _PATHS = {
     ("init",), ("model", "classes"), _WEIGHTS, ("distill", "teacher"), ("augment", "hard_negatives", "file"),
     ("data", "cache_dir"), ("data", "train", "annotations"), ("data", "train", "images"),
+    ("data", "train", "pictures"), ("data", "val", "pictures"),
     ("data", "val", "annotations"), ("data", "val", "images"),
 }  # fmt: skip
 """The keys whose values are paths."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.datasets.annotations import CocoDataset
 from runtime.images.image import FixedSize
-from trainer.check.data import input_sides
+from trainer.check.split import input_sides
 from trainer.new.yaml_text import one_line
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +17,10 @@ import numpy as np
 from isodet.strict import ConfigError
 from runtime.datasets import Format, Origin, read_dataset
 from runtime.datasets.annotations import CocoDataset
+from runtime.datasets.split_list import list_text
 from runtime.files.write import replacing
 from runtime.images.image import FixedSize
-from trainer.check.data import input_sides
+from trainer.check.split import input_sides
 from trainer.config.train import smallest_level
 from trainer.config_reader import read_config
 from trainer.new.advice import (
@@ -30,6 +33,7 @@ from trainer.new.advice import (
     choose_size,
     this_hardware,
 )
+from trainer.new.split import divide
 from trainer.new.yaml_text import folder_name, one_line, quoted, relative, split_lines
 from trainer.recipes import make_digits, make_shapes
 from trainer.recipes.writer import Progress
@@ -59,33 +63,50 @@ def new_config(
     force: bool = False,
     init: Path | None = None,
     format: Format | Literal["auto"] = "auto",
-    val_share: float = 0.0,
+    val_share: float | None = None,
+    progress: Progress | None = None,
+    comparing: Progress | None = None,
 ) -> Path:
     """Write a commented config for these annotations to `out`, ready for `trainer fit`; returns `out`.
 
     `train` and `val` are of any format that `runtime.datasets` reads; folders of images may be None where it has them.
     `size` is the longest side of the input in pixels (rounded up to a multiple of 32); None chooses it from the images
     and boxes. `init` is a checkpoint to start from, whose model is taken. `format` is for folders whose content does
-    not show it. `val_share` replaces `val`: that share of `train` validates, chosen by a hash of the pictures' names,
-    and the others are trained on. Raises `DatasetError` for annotations that cannot be used, `CheckpointError` for
-    `init`, `ConfigError` when there is nothing to train on, a number is out of range, or `out` exists (unless `force`).
+    not show it. `val_share` replaces `val`: that share of `train` validates, and the others are trained on. Pictures
+    that belong together stay on one side (`trainer.new.split`), and two lists of pictures are written beside `out`:
+    NAME.train.txt and NAME.val.txt. `progress` and `comparing` are those of `divide`. Raises `DatasetError` for
+    annotations that cannot be used, `CheckpointError` for `init`, `ConfigError` when there is nothing to train on, a
+    number is out of range, the pictures cannot be divided, or a file exists (unless `force`).
     """
     if out.suffix.lower() not in (".yaml", ".yml"):
         raise ConfigError(f"{out}: expected a file name that ends in .yaml")
-    if out.exists() and not force:
-        raise ConfigError(f"{out}: already exists; choose another name, or delete it first")
+    lists = {} if val_share is None else {split: out.with_suffix(f".{split}.txt") for split in ("train", "val")}
+    for path in (out, *lists.values()):
+        if path.exists() and not force:
+            raise ConfigError(f"{path}: already exists; choose another name, or delete it first")
     if size is not None and not 64 <= size <= 4096:
         raise ConfigError(f"size: expected the longest input side in pixels, 64 to 4096, got {size}")
-    if (val is None) != bool(val_share):
-        raise ConfigError("val_share: give validation data, or a share of the training data, and not both")
-    if not 0 <= val_share < 1:
-        raise ConfigError(f"val_share: expected a share between 0 and 1, such as 0.2, got {val_share:g}")
+    if (val is None) != (val_share is not None):
+        raise ConfigError.of("val_share", "give validation data, or a share of the training data, and not both")
+    if val_share is not None and not 0 < val_share < 1:
+        advice = "for validation data of its own leave it out, and give val"
+        raise ConfigError.of("val_share", f"expected a share between 0 and 1, such as 0.2, got {val_share:g}; {advice}")
     val, val_images = (train, train_images) if val is None else (val, val_images)
     splits: dict[str, tuple[Path, Path | None]] = {"train": (train, train_images), "val": (val, val_images)}
+    parts: dict[str, frozenset[Path]] = {}
+    texts: dict[Path, str] = {}
+    if val_share is not None:
+        # A share is cut from the one split that there is.
+        undivided = read_dataset(train, train_images, None, format, "train")
+        for split, paths in zip(splits, divide(undivided, val_share, progress, comparing), strict=True):
+            parts[split], texts[lists[split]] = frozenset(paths), list_text(undivided, paths)
 
     def read(split: str, classes: Sequence[str] | None, origin: Origin = "auto") -> CocoDataset:
         annotations, images = splits[split]
-        return read_dataset(annotations, images, classes, format, split, voc_origin=origin, val_share=val_share)
+        dataset = read_dataset(annotations, images, classes, format, "train" if parts else split, voc_origin=origin)
+        if not parts:
+            return dataset
+        return replace(dataset, records=tuple(record for record in dataset.records if record.path in parts[split]))
 
     train_set = read("train", None)
     used = {int(label) for record in train_set.records for label in record.labels[~record.crowd]}
@@ -111,13 +132,16 @@ def new_config(
     for name in splits:
         if origins[name] == 0:
             more[name].append(("voc_origin", "0  # as a coordinate below 1 or a fraction proves"))
-        if val_share:
-            part = {"train": "all but this share of the pictures", "val": "this share, by a hash of the names"}[name]
-            more[name].append(("val_share", f"{val_share:g}  # {part}: no picture is in both"))
+        if lists:
+            comment = f"{len(parts[name])} pictures; no picture is in both lists, and no near-duplicate of one"
+            more[name].append(("pictures", f"{quoted(relative(lists[name], out))}  # {comment}"))
     data = [line for name in splits for line in split_lines(name, *splits[name], out, more[name])]
     left_out = sorted(set(train_set.class_names) - set(classes))
     text = _text(out, data, train_kept, val_set, left_out, detector, size, this_hardware(), init)
-    with replacing(out) as partial:
+    with ExitStack() as files:
+        for path, content in texts.items():
+            files.enter_context(replacing(path)).write_text(content, encoding="utf-8")
+        partial = files.enter_context(replacing(out))
         partial.write_text(text, encoding="utf-8")
         read_config(partial)  # what is left under the final name is a config that loads
     return out
