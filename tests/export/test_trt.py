@@ -100,7 +100,8 @@ def test_every_detector_builds_in_every_precision_with_every_nms(graph, detector
     path = graph(detector, precision, nms)
     plan = build(LIBRARY, path, RTX)
     assert plan.content[:4] == b"vtrt" and plan.profile == (1, 2, 4) and not plan.plugin
-    assert export.audit_file(path).share(precision) == pytest.approx(1.0, abs=0.15 if precision == "int8" else 1e-9)
+    left = 0.2 if detector == "gfl" else 0.15  # predictions stay in float, and a distribution has more of them
+    assert export.audit_file(path).share(precision) == pytest.approx(1.0, abs=left if precision == "int8" else 1e-9)
 
 
 def test_what_rtx_has_no_operator_for(tmp_path, graph):
