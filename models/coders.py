@@ -1,6 +1,7 @@
-"""How a box is written relative to a prior: `delta` from an anchor, `ltrb` from a point.
+"""How a box is written relative to a prior: `delta` from an anchor, `ltrb` from a point, `dfl` by distributions.
 
-For both, `decode(encode(box)) == box` wherever the box can be expressed.
+For the first two, `decode(encode(box)) == box` wherever the box can be expressed. A distribution is not encoded: many
+have the same mean.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def decode_delta(
 def encode_ltrb(points_xy: Tensor, strides: Tensor, boxes_xyxy: Tensor) -> Tensor:
     """Distances [..., 4] from points [..., 2] to the left, top, right, bottom sides, in strides [...].
 
-    Training decodes only. This inverse lets golden tests compare the convention with other projects' codes.
+    The loss of `dfl` needs them. For `ltrb` training decodes only, and golden tests compare the convention with other
+    projects' codes.
     """
     assert_shape("points_xy", points_xy, *strides.shape, 2)
     assert_shape("boxes_xyxy", boxes_xyxy, ..., 4)
@@ -70,19 +72,31 @@ def decode_ltrb(points_xy: Tensor, strides: Tensor, dist_ltrb: Tensor) -> Tensor
     return _around(points_xy, dist_ltrb * strides[..., None])
 
 
+def mean_distances(codes: Tensor, bins: int) -> Tensor:
+    """Distances [..., 4] in strides of the codes [..., 4 * bins] of `dfl`, left, top, right, bottom.
+
+    Each side has the logits of the distances 0, 1, ..., bins - 1, and its distance is their mean (Li et al.,
+    "Generalized Focal Loss", NeurIPS 2020, equation 5).
+    """
+    probabilities = codes.unflatten(-1, (4, bins)).softmax(dim=-1)
+    return (probabilities * torch.arange(bins, device=codes.device, dtype=codes.dtype)).sum(dim=-1)
+
+
 def _around(points_xy: Tensor, dist_px: Tensor) -> Tensor:
     return torch.cat([points_xy - dist_px[..., :2], points_xy + dist_px[..., 2:]], dim=-1)
 
 
 def decode(config: BoxConfig, priors: Priors, codes: Tensor, stds: Tensor | None = None) -> Tensor:
-    """Boxes [..., N, 4] xyxy pixels of the network's codes [..., N, 4], as `config.code` reads them.
+    """Boxes [..., N, 4] xyxy pixels of the network's codes [..., N, `config.channels`], as `config.code` reads them.
 
     ltrb codes are logs of distances by default: an exponential is always positive, and unlike a ReLU it has a gradient
     everywhere. stds: `config.stds` as a tensor [4] on the device of `codes`; None copies them there.
     """
-    assert_shape("codes", codes, ..., *priors.boxes_xyxy.shape)
+    assert_shape("codes", codes, ..., *priors.strides.shape, config.channels)
     if config.code == "delta":
         return decode_delta(priors.boxes_xyxy, codes, config.stds if stds is None else stds, config.clamp)
+    if config.code == "dfl":
+        return decode_ltrb(priors.points, priors.strides, mean_distances(codes, config.bins))
     if config.activation == "relu":
         dist = codes.relu()
     else:

@@ -19,7 +19,7 @@ class Raw(NamedTuple):
     """The network's output for N priors, in training and inference; float32 whatever the network's precision."""
 
     logits: Tensor  # [B, N, C]
-    boxes: Tensor  # [B, N, 4] codes, see models.coders
+    boxes: Tensor  # [B, N, 4] codes, or [B, N, 4 * bins] of dfl, see models.coders
     quality: Tensor | None  # [B, N] logits
 
 

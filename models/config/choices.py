@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 
@@ -65,12 +65,14 @@ class ClassLossPart(Part):
         more arguments: which elements count, bool [B, N, 1], and `total`, which sums over processes.
     teaches_iou: the target of an object's class is the IoU of the predicted box, so there is no quality branch.
     takes_smoothing: `loss.smoothing` may be used with it.
+    takes_soft: it is least where the score is the target, also for targets between 0 and 1.
     limits: checks of keys that only this loss needs.
     """
 
     of_batch: bool = False
     teaches_iou: bool = False
     takes_smoothing: bool = False
+    takes_soft: bool = False
     limits: tuple[Limit, ...] = ()
 
 
@@ -79,11 +81,16 @@ class AssignerPart(Part):
     """(priors of N, boxes [B, G, 4], valid [B, G], available=[B, N] or None) -> matches [B, N]; see `models.assigners`.
 
     of_points: it uses only a prior's center and not its size, so there is one anchor per cell.
+    needs_predictions: it also takes predictions=, a `models.assigners.tal.Predictions`, and its matches are taught as
+        `models.assigners.tal.soft_targets` says. The class score then is the quality, so there is no quality branch.
+    defaults: keys of its section whose default is another one with this assigner.
     counts_over: the loss is divided by at least 1 positive per image, as in anchor heads, or per batch, as in FCOS.
     grown, shrunk: keys that give more positives when they are larger, or smaller (`auxiliary.coarse`).
     """
 
     of_points: bool = False
+    needs_predictions: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     counts_over: Literal["image", "batch"] = "image"
     grown: tuple[str, ...] = ()
     shrunk: tuple[str, ...] = ()
@@ -148,10 +155,12 @@ _ALPHA_BELOW_1 = Limit("alpha", lambda a: a is None or a < 1, "null or a number 
 _GAMMA_0_OR_1 = Limit("gamma", lambda g: g == 0 or g >= 1, "0 or 1 to 10, because qfl has an endless slope below 1")
 CLASS_LOSSES: dict[str, ClassLossPart] = {
     "focal": ClassLossPart(f"{_CLASSES}:focal_loss", ("alpha", "gamma"), limits=(_ALPHA_BELOW_1,)),
-    "qfl": ClassLossPart(f"{_CLASSES}:quality_focal_loss", ("gamma",), teaches_iou=True, limits=(_GAMMA_0_OR_1,)),
-    "vfl": ClassLossPart(f"{_CLASSES}:varifocal_loss", ("alpha", "gamma"), teaches_iou=True),
+    "qfl": ClassLossPart(
+        f"{_CLASSES}:quality_focal_loss", ("gamma",), teaches_iou=True, takes_soft=True, limits=(_GAMMA_0_OR_1,)
+    ),
+    "vfl": ClassLossPart(f"{_CLASSES}:varifocal_loss", ("alpha", "gamma"), teaches_iou=True, takes_soft=True),
     "ghm": ClassLossPart(f"{_CLASSES}:ghm_loss", ("bins",), of_batch=True),
-    "bce": ClassLossPart(f"{_CLASSES}:bce_loss", takes_smoothing=True),
+    "bce": ClassLossPart(f"{_CLASSES}:bce_loss", takes_smoothing=True, takes_soft=True),
 }
 
 ASSIGNERS: dict[str, AssignerPart] = {
@@ -167,6 +176,14 @@ ASSIGNERS: dict[str, AssignerPart] = {
         grown=("radius",),
     ),
     "topk": AssignerPart("models.assigners.topk:assign_topk", ("topk",), of_points=True, grown=("topk",)),
+    "tal": AssignerPart(
+        "models.assigners.tal:assign_tal",
+        ("topk", "alpha", "beta"),
+        of_points=True,
+        needs_predictions=True,
+        defaults={"topk": 13},
+        grown=("topk",),
+    ),
 }
 
 NECKS: dict[str, NeckPart] = {

@@ -1,4 +1,4 @@
-"""The configuration of a model, and the presets that are ATSS, RetinaNet and FCOS."""
+"""The configuration of a model, and the presets that are ATSS, RetinaNet, FCOS, GFL and TOOD."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from isodet.strict import ConfigError, build, merge, require
-from models.config.choices import BACKBONES, HEAD_BLOCKS, HeadBlockName
+from models.config.choices import ASSIGNERS, BACKBONES, CLASS_LOSSES, HEAD_BLOCKS, HeadBlockName, either
 from models.config.losses import AssignConfig, BoxConfig, LossConfig
 from models.config.network import BackboneConfig, NeckConfig, is_custom
 from models.config.unsupported import refuse_undeployable
@@ -172,7 +172,7 @@ class ModelConfig:
 
     classes: Names of the classes, in the order of the labels; in a file also the path of a text file with a name per
         line.
-    detector: A preset for `assign`, `anchors`, `box` and `quality`. It lies under the keys that are given.
+    detector: A preset for `assign`, `anchors`, `box`, `loss` and `quality`. It lies under the keys that are given.
     input_size_hw: Height and width of the network's input in pixels, multiples of 32.
     backbone: The network that reads the picture.
     neck: The feature pyramid.
@@ -188,7 +188,7 @@ class ModelConfig:
     """
 
     classes: tuple[str, ...]
-    detector: Literal["atss", "retinanet", "fcos"] = "atss"
+    detector: Literal["atss", "retinanet", "fcos", "gfl", "tood"] = "atss"
     input_size_hw: tuple[int, int] = (640, 640)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
@@ -217,8 +217,15 @@ class ModelConfig:
         groups = HEAD_BLOCKS[self.head.block].groups
         if self.neck.channels % groups or (self.head.channels or groups) % groups:
             raise ConfigError("head.block: shuffle has four groups, so channels of neck and head are multiples of 4")
-        if self.box.code == "ltrb" and self.box.part.of == "codes":
-            raise ConfigError(f"box.loss: {self.box.loss} is defined on delta codes; use giou with code: ltrb")
+        if self.box.code != "delta" and self.box.part.of == "codes":
+            raise ConfigError(
+                f"box.loss: {self.box.loss} is defined on delta codes; use giou with code: {self.box.code}"
+            )
+        if self.box.code == "dfl" and self.anchors.per_cell > 1:
+            raise ConfigError(
+                "anchors: box.code dfl needs one anchor per cell, because its distances are from the point that all of "
+                f"a cell share; got {self.anchors.per_cell}"
+            )
         if self.loss.part.teaches_iou and self.quality != "none":
             raise ConfigError(
                 f"loss.cls: {self.loss.cls} makes the class score the box's quality, and a quality branch would count "
@@ -230,6 +237,30 @@ class ModelConfig:
             raise ConfigError(
                 f"anchors: assign.kind {self.assign.kind} needs one anchor per cell, because all of a cell share its "
                 f"center; got {self.anchors.per_cell}"
+            )
+        if self.assign.part.needs_predictions:
+            self._require_soft_targets()
+
+    def _require_soft_targets(self) -> None:
+        """Raise `ConfigError` for what does not go with an assigner that teaches alignments instead of classes."""
+        kind = self.assign.kind
+        if self.quality != "none":
+            raise ConfigError(
+                f"quality: assign.kind {kind} makes the class score the box's quality, and a quality branch would "
+                f"count it twice; set quality: none, got {self.quality}"
+            )
+        if not self.loss.part.takes_soft:
+            names = either(name for name, loss in CLASS_LOSSES.items() if loss.takes_soft)
+            raise ConfigError(
+                f"loss.cls: assign.kind {kind} has targets between 0 and 1, which {self.loss.cls} is not made for; use "
+                f"loss.cls: {names}"
+            )
+        if self.loss.smoothing:
+            raise ConfigError(f"loss.smoothing: the targets of assign.kind {kind} are soft already; set smoothing: 0")
+        if self.box.weighting != "centerness":
+            raise ConfigError(
+                f"box.weighting: with assign.kind {kind} boxes count by their alignment; set weighting: centerness, "
+                f"the default, got {self.box.weighting}"
             )
 
 
@@ -255,18 +286,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anchors": {"size": 8.0}, "assign": {"kind": "center"},
         "box": {"code": "ltrb", "loss": "giou", "weight": 1.0}, "quality": "centerness",
     },
+    "gfl": {  # Li et al., Generalized Focal Loss, 2020, the first version; its n = 16 is 17 values per side
+        "anchors": {"size": 8.0}, "assign": {"kind": "atss"}, "loss": {"cls": "qfl"},
+        "box": {"code": "dfl", "bins": 17, "loss": "giou", "weight": 2.0, "weighting": "score"}, "quality": "none",
+    },
+    # Feng et al., TOOD: Task-aligned One-stage Object Detection, 2021: the assignment and its losses, without its
+    # T-head, which samples features where the picture sends it, and without the first epochs that assign by ATSS.
+    "tood": {
+        "anchors": {"size": 8.0}, "assign": {"kind": "tal", **ASSIGNERS["tal"].defaults}, "loss": {"cls": "qfl"},
+        "box": {"code": "ltrb", "loss": "giou", "weight": 2.0}, "quality": "none",
+    },
 }  # fmt: skip
 
 
 def model_config(mapping: Any, path: str = "model") -> ModelConfig:
     """A `ModelConfig` from a mapping.
 
-    Its keys override those of the preset that `detector` names, and the `pixels` that the backbone's weights expect.
+    Its keys override those of the preset that `detector` names, the defaults of the assigner, and the `pixels` that the
+    backbone's weights expect.
     """
     if isinstance(mapping, Mapping):
         preset, backbone = mapping.get("detector", "atss"), mapping.get("backbone")
         if isinstance(preset, str) and preset in PRESETS:
             mapping = merge(PRESETS[preset], mapping)
+        assign = mapping.get("assign")
+        assigner = ASSIGNERS.get(str(assign.get("kind"))) if isinstance(assign, Mapping) else None
+        if assigner is not None and assigner.defaults:
+            mapping = merge({"assign": assigner.defaults}, mapping)
         part = BACKBONES.get(str(backbone.get("name"))) if isinstance(backbone, Mapping) else None
         if part is not None and part.pixels:
             mapping = merge({"pixels": part.pixels}, mapping)

@@ -97,7 +97,7 @@ class Deploy(nn.Module):
         post, size_hw = self.config.postprocess, size_hw or self.config.input_size_hw
         grid, B = self.grid(size_hw), raw.logits.shape[0]
         assert_shape("raw.logits", raw.logits, B, len(grid.strides), len(self.config.classes))
-        assert_shape("raw.boxes", raw.boxes, B, len(grid.strides), 4)
+        assert_shape("raw.boxes", raw.boxes, B, len(grid.strides), self.config.box.channels)
         if post.level_candidates == 0:
             scores, point, label = self._best(raw.logits, raw.quality, post.candidates)
         else:
@@ -112,7 +112,7 @@ class Deploy(nn.Module):
             scores, order = scores.topk(min(post.candidates, scores.shape[1]), dim=1)  # [B, K]
             point, label = point.gather(1, order), label.gather(1, order)
         grid = Priors(grid.boxes_xyxy[point], grid.strides[point], grid.level_sizes)
-        codes = raw.boxes.gather(1, point[..., None].expand(-1, -1, 4))
+        codes = raw.boxes.gather(1, point[..., None].expand(-1, -1, self.config.box.channels))
         boxes = decode(self.config.box, grid, codes, self.box_stds)
         height, width = size_hw
         configured = size_hw == self.config.input_size_hw  # other sizes come from the eager short-side rule

@@ -29,7 +29,7 @@ class Tower(nn.ModuleList):
 
 
 class Head(nn.Module):
-    """L levels [B, c, h, w] -> logits [B, N, C], box codes [B, N, 4], quality logits [B, N] or None."""
+    """L levels [B, c, h, w] -> logits [B, N, C], box codes [B, N, `box.channels`], quality logits [B, N] or None."""
 
     def __init__(self, config: ModelConfig, levels: int):
         super().__init__()
@@ -39,10 +39,11 @@ class Head(nn.Module):
         def prediction(channels: int) -> nn.Conv2d:
             return (ImplicitConv if config.head.implicit else nn.Conv2d)(widths[-1], channels, 3, padding=1)
 
-        self.classes, anchors = len(config.classes), config.anchors.per_cell
+        self.classes, self.box_channels = len(config.classes), config.box.channels
+        anchors = config.anchors.per_cell
         self.cls_tower, self.box_tower = (Tower(config.head, widths, levels) for _ in range(2))
         self.cls = prediction(anchors * self.classes)
-        self.box = prediction(anchors * 4)
+        self.box = prediction(anchors * self.box_channels)
         self.quality_on_cls = config.head.quality_on == "cls"
         self.quality = prediction(anchors) if config.quality != "none" else None
         # One learnable factor per level lets a shared convolution serve objects of all sizes (FCOS, 3.2).
@@ -60,7 +61,7 @@ class Head(nn.Module):
         for level, x in enumerate(features):
             cls_features, box_features = self.cls_tower(x, level), self.box_tower(x, level)
             logits.append(_flat(self.cls(cls_features), self.classes))
-            boxes.append(_flat(self.box(box_features) * self.scales[level], 4))
+            boxes.append(_flat(self.box(box_features) * self.scales[level], self.box_channels))
             if self.quality is not None:
                 quality.append(_flat(self.quality(cls_features if self.quality_on_cls else box_features), 1))
         return torch.cat(logits, 1), torch.cat(boxes, 1), torch.cat(quality, 1).squeeze(-1) if quality else None

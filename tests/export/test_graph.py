@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -37,8 +38,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., export.O
     return make
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "repvgg_a0"])
-@pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
+@pytest.mark.parametrize(
+    ("detector", "backbone"),
+    [*itertools.product(["atss", "retinanet", "fcos"], ["resnet18", "resnet50", "repvgg_a0"]),
+     ("gfl", "resnet18"), ("tood", "resnet18")],
+)  # fmt: skip
 def test_eager_equals_onnx_for_any_batch(detector, backbone, exported):
     path = exported(detector, backbone).path
     assert path.name == "w.onnx"

@@ -5,6 +5,7 @@ Nothing here is run: no engine of a test, and no claim of this file, has seen a 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -89,15 +90,18 @@ def graph(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Pa
 FIRST = [("atss", "fp32", "auto"), ("retinanet", "fp16", "loop")]  # what the other tests here take
 
 
-@pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("nms", ["auto", "portable", "loop", "none"])
+@pytest.mark.parametrize(
+    ("detector", "precision", "nms"),
+    [*itertools.product(["atss", "retinanet", "fcos"], ["fp32", "fp16", "int8"], ["auto", "portable", "loop", "none"]),
+     ("gfl", "fp32", "auto"), ("gfl", "fp16", "portable"), ("gfl", "int8", "none"), ("tood", "fp16", "auto")],
+)  # fmt: skip
 def test_every_detector_builds_in_every_precision_with_every_nms(graph, detector, precision, nms):
     """The forms that RTX has operators for; what it says of the others is below."""
     path = graph(detector, precision, nms)
     plan = build(LIBRARY, path, RTX)
     assert plan.content[:4] == b"vtrt" and plan.profile == (1, 2, 4) and not plan.plugin
-    assert export.audit_file(path).share(precision) == pytest.approx(1.0, abs=0.15 if precision == "int8" else 1e-9)
+    left = 0.2 if detector == "gfl" else 0.15  # predictions stay in float, and a distribution has more of them
+    assert export.audit_file(path).share(precision) == pytest.approx(1.0, abs=left if precision == "int8" else 1e-9)
 
 
 def test_what_rtx_has_no_operator_for(tmp_path, graph):

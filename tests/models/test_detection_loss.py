@@ -22,7 +22,7 @@ from models.priors import feature_sizes
 from tests.models.small import BOXES, LABELS, SIZE, grid_for
 
 KINDS = tuple(ASSIGNERS)
-CODES = ("delta", "ltrb")
+CODES = ("delta", "ltrb", "dfl")
 QUALITIES = ("centerness", "iou", "none")
 CLASS_LOSSES: dict[str, dict[str, Any]] = {
     **{name: {"cls": name} for name in ("focal", "qfl", "vfl", "ghm")},
@@ -41,13 +41,15 @@ def outputs(config: ModelConfig) -> tuple[Raw, Any]:
     grid = grid_for(SIZE, config.anchors)
     generator, N = torch.Generator().manual_seed(0), len(grid.boxes_xyxy)
     logits = torch.randn(2, N, 3, generator=generator) - 2
-    boxes = torch.randn(2, N, 4, generator=generator) / 2
+    boxes = torch.randn(2, N, config.box.channels, generator=generator) / 2
     quality = None if config.quality == "none" else torch.randn(2, N, generator=generator).requires_grad_()
     return Raw(logits.requires_grad_(), boxes.requires_grad_(), quality), grid
 
 
-def legal(code: str, quality: str, cls: str, box: str) -> bool:
-    return not (code == "ltrb" and box in OF_CODES) and not (cls in ("qfl", "vfl") and quality != "none")
+def legal(kind: str, code: str, quality: str, cls: str, box: str) -> bool:
+    if kind == "tal" and (quality != "none" or cls in ("focal", "ghm") or "smoothing" in CLASS_LOSSES[cls]):
+        return False
+    return not (code != "delta" and box in OF_CODES) and not (cls in ("qfl", "vfl") and quality != "none")
 
 
 @pytest.mark.parametrize("kind, code, quality", list(itertools.product(KINDS, CODES, QUALITIES)))
@@ -55,8 +57,8 @@ def test_every_legal_combination_has_a_finite_loss_and_gradient(kind, code, qual
     for cls, box in itertools.product(CLASS_LOSSES, BOX_LOSSES):
         keys = {"assign": {"kind": kind}, "box": {"code": code, "loss": box}, "quality": quality}
         keys["loss"] = CLASS_LOSSES[cls]
-        if not legal(code, quality, cls, box):
-            with pytest.raises(ConfigError, match="is defined on delta codes|set quality: none"):
+        if not legal(kind, code, quality, cls, box):
+            with pytest.raises(ConfigError, match="is defined on delta codes|set quality: none|assign.kind tal"):
                 configured(**keys)
             continue
         config = configured(**keys)

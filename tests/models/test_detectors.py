@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from isodet.strict import ConfigError
-from models.config.model import ModelConfig
+from models.config.model import PRESETS, ModelConfig
 from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.layers.fuse import assert_fused, fuse
 from models.loss import detection_loss
 from tests.models.small import BOXES, LABELS, SIZE, images, small, with_statistics
 
-PRESETS = ("atss", "retinanet", "fcos")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "repvgg_a0")
 
 
@@ -33,7 +32,7 @@ def test_outputs_have_one_form_in_training_and_in_inference(preset, backbone):
     N = len(grid.boxes_xyxy)
     assert N == sum(grid.level_sizes) == (96 + 24 + 6 + 2 + 1) * config.anchors.per_cell
     for raw in (model.train()(images()), model.eval()(images())):
-        assert raw.logits.shape == (2, N, 3) and raw.boxes.shape == (2, N, 4)
+        assert raw.logits.shape == (2, N, 3) and raw.boxes.shape == (2, N, config.box.channels)
         assert all(part.dtype == torch.float32 for part in raw if part is not None)
         assert (raw.quality is None) == (config.quality == "none")
         assert raw.quality is None or raw.quality.shape == (2, N)

@@ -66,6 +66,25 @@ def test_its_loss_is_the_criterions_and_teaches_the_pyramid_not_the_head(data):
     assert any(key.startswith("auxiliary.cls_tower") for key in state.state_dict()["beside"])  # so it can be resumed
 
 
+def test_an_assigner_that_needs_predictions_looks_at_those_of_each_head(data):
+    """Task-aligned: the auxiliary head's positives are the best of its own predictions, and twice as many."""
+    keys = ["model.detector=tood", "model.box.code=dfl", "batch_size=1"]
+    settings = config(data, *keys)
+    assert settings.auxiliary is not None
+    other = auxiliary_model(settings.auxiliary, settings.model)
+    assert (settings.model.assign.topk, other.assign.topk) == (13, 26)
+    torch.manual_seed(0)
+    state = new_state(settings, Detector(settings.model), None, 10, Group())
+    batch = one_object()
+    terms = state.model(batch)
+    *_, answer = state.model.outputs(batch.images)
+    assert answer is not None and answer.boxes.shape[-1] == 64
+    wanted = 0.5 * detection_loss(other, answer, state.detector.priors(), batch.boxes_xyxy, batch.labels).total
+    torch.testing.assert_close(terms["aux"], wanted)
+    total_loss(terms).backward()
+    assert all(p.grad is not None for p in state.model.beside.parameters())
+
+
 def test_refused_configurations(data, tmp_path):
     best = save_random(tmp_path / "best.pt", config(data))
     for overrides, message in (

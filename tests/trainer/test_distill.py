@@ -86,6 +86,15 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(data, teacher, amp):
     assert all(p.grad is None or float(p.grad.abs().max()) < 1e-5 for p in model.parameters())
 
 
+def test_a_student_may_assign_by_its_own_predictions(data, teacher):
+    """An ATSS detector teaches one that is task-aligned and codes boxes as distributions: the priors are the same."""
+    _, model, _ = started(taught_config(data, teacher, "model.detector=tood", "model.box.code=dfl"))
+    terms = model(one_object())
+    assert set(terms) == {"cls", "box", "quality", "distill"} and all(term.isfinite() for term in terms.values())
+    total_loss(terms).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.detector.head.parameters())
+
+
 def test_the_gradient_reaches_the_student_and_its_adapters_only(data, teacher):
     made, model, images = started(taught_config(data, teacher))
     before = {name: value.clone() for name, value in made.teacher.state_dict().items()}

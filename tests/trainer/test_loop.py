@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.checkpoint import read_checkpoint
+from models.config.model import PRESETS
 from tests.trainer.tiny import alike, edit, tiny_config
 from trainer.__main__ import main
 from trainer.log.metrics import read_metrics
@@ -14,7 +15,7 @@ from trainer.loop import TrainingError, fit
 PICTURES = (12, 4)
 
 
-@pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
+@pytest.mark.parametrize("detector", PRESETS)
 def test_every_preset_trains_and_saves_loadable_weights(data, tmp_path, detector):
     result = fit(tiny_config(data, f"model.detector={detector}", "optim.accumulate=2"), tmp_path, quiet=True)
     content = read_checkpoint(result.best)

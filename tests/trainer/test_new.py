@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from isodet.strict import ConfigError, to_mapping
+from models.config.model import PRESETS
 from runtime.card.card import Card
 from runtime.datasets.annotations import DatasetError
 from runtime.datasets.coco import read_coco
@@ -83,7 +84,7 @@ def test_gaps_in_category_ids_and_odd_names(tmp_path, hardware):
     assert dataset.category_ids == tuple(names) and len(dataset.problems) == 0
 
 
-@pytest.mark.parametrize("detector", ["atss", "retinanet", "fcos"])
+@pytest.mark.parametrize("detector", PRESETS)
 @pytest.mark.parametrize("images", [1, 2, 700])
 def test_complete_for_any_number_of_images(tmp_path, hardware, detector, images):
     config = made(tmp_path, detector=detector, images=images)

@@ -26,7 +26,7 @@ A meaning that begins with a value, as in *cosine: ...*, holds for that value on
 
 {textwrap.fill(f"- `_base_`: {BASE} Mappings merge key by key, and lists replace.", 120, subsequent_indent="  ")}
 - A key with the default *needed* has to be there. With `init`, `model` is the checkpoint's.
-- Where the three detectors (`model.detector`) have other defaults, all are listed.
+- Where the detectors (`model.detector`) have other defaults, all are listed.
 - *package.module:Name* is a part of your own ([extending.md](extending.md)).
 - Editors with the YAML language server complete keys and mark errors while you write. `trainer show --schema >
   config.schema.json` writes these keys as JSON Schema (draft 2020-12); put this line at the top of your file:
