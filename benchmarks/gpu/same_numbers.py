@@ -12,6 +12,7 @@ from benchmarks.gpu.networks import TINY, Scene, network_config, random_scene
 from benchmarks.gpu.stage import Row, Setting
 from benchmarks.untrained import calm_network
 from models.assigners import assign
+from models.assigners.tal import Predictions
 from models.config.choices import ASSIGNERS
 from models.config.model import ModelConfig
 from models.detector import Detector
@@ -93,17 +94,25 @@ def distance(value: torch.Tensor, expected: torch.Tensor) -> float:
 
 def assignment(setting: Setting, kind: str) -> Row:
     """Priors of a batch that the device gives to another object than the CPU does."""
+    preset = "tood" if ASSIGNERS[kind].needs_predictions else "atss"
     changes = {"assign": {"kind": kind}}
-    config = network_config(TINY, "atss", input_size_hw=[512, 640], **changes)
+    config = network_config(TINY, preset, input_size_hw=[512, 640], **changes)
     grid = calm_network(config).priors()
     scene = random_scene(setting.amount(16, 2), config.input_size_hw, len(config.classes), boxes=40)
     labels = scene.labels.clone()
     labels[0] = -1  # a picture without objects
     labels[1, 20:] = -1
+    B, N, C = len(labels), len(grid.boxes_xyxy), len(config.classes)
+    logits = torch.randn(B, N, C, generator=torch.Generator().manual_seed(0))
 
     def matched(device: str) -> torch.Tensor:
         there, priors = labels.to(device), grid.to(torch.device(device))
-        return assign(config.assign, priors, scene.boxes_xyxy.to(device), there >= 0, there < -1, None).cpu()
+        predictions = None
+        if ASSIGNERS[kind].needs_predictions:  # a network that scores at random, and puts a box where each prior is
+            boxes = priors.boxes_xyxy.expand(B, N, 4)
+            predictions = Predictions(logits.to(device), boxes, there)
+        valid, ignored = there >= 0, there < -1
+        return assign(config.assign, priors, scene.boxes_xyxy.to(device), valid, ignored, None, predictions).cpu()
 
     ours, expected = matched(setting.device), matched("cpu")
     assert (expected >= 0).any(), "a scene in which nothing is assigned shows nothing"
