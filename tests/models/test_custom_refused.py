@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     # keys that only isodet's own parts read
     "width": ("model: {backbone: {name: mine:Net, width: 0.5}}", "", "backbone.width: your own part .*leave it at 1.0"),
     "norm": ("model: {backbone: {name: mine:Net, norm: gn}}", "", "model.backbone.norm: your own backbone has"),
-    "imagenet": ("model: {backbone: {name: mine:Net, weights: imagenet}}", "", "nobody publishes imagenet weights for mine:Net"),
+    "imagenet": ("model: {backbone: {name: mine:Net, weights: imagenet}}", "", "imagenet weights for mine:Net"),
     "p7_relu": ("model: {neck: {kind: mine:Neck, p7_relu: false}}", "", "model.neck.p7_relu: your own part does not"),
     "topk": ("model: {assign: {kind: mine:first, topk: 3}}", "", "model.assign.topk: your own part does not read"),
     "beta": ("model: {box: {loss: mine:l1, beta: 2}}", "", "model.box.beta: your own part does not read"),
