@@ -69,6 +69,11 @@ def refusal(data: bytes) -> str:
     return damage
 
 
+def decoded_damage(data: bytes, pixels: NDArray[np.uint8]) -> str:
+    """What is missing of the picture `data` that only its decoded `pixels` show, uint8 [H, W, 3] as stored; or ''."""
+    return jpeg.jpeg_gray_end(data, pixels) if encoded_format(data) == "JPEG" else ""
+
+
 def exif_orientation(data: bytes) -> int:
     """The EXIF orientation 1..8 of an encoded JPEG, PNG, WebP, TIFF or AVIF. `data` is the file, or its beginning.
 

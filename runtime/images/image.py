@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from isodet.errors import ArgumentError, IsodetError
 from runtime.files.write import replacing
-from runtime.images.encoded import apply_orientation, encoded_format, exif_orientation, refusal
+from runtime.images.encoded import apply_orientation, decoded_damage, encoded_format, exif_orientation, refusal
 
 Image = NDArray[np.uint8]
 """uint8 [H, W, 3], blue-green-red as OpenCV and cameras give it."""
@@ -81,6 +81,8 @@ def decode_image(data: bytes, path: str | Path) -> Image:
     if image.ndim == 2:  # OpenCV's result for a PFM of one channel
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     pixels: Image = np.asarray(image, np.uint8)
+    if reason := decoded_damage(data, pixels):
+        raise ImageError(path, reason)
     return pixels if tiff else apply_orientation(pixels, exif_orientation(data))
 
 

@@ -105,6 +105,25 @@ def test_a_progressive_jpeg_that_was_cut_and_ended_anew_is_told(mode: str, place
             decode_image(cut, "a")
 
 
+@pytest.mark.parametrize(("mode", "options"), [("L", {}), *(("RGB", {"subsampling": s}) for s in (0, 1, 2))])
+@pytest.mark.parametrize("quality", [40, 90, 100])
+def test_a_sequential_jpeg_that_was_cut_and_ended_anew_is_told(
+    mode: str, options: dict[str, int], quality: int
+) -> None:
+    """Decoders put gray in the place of what is missing. Gray that was drawn is read."""
+    scene = _scene()
+    data = _pillow("JPEG", scene, mode, quality=quality, **options)
+    decode_image(data, "a")
+    for place in (0.3, 0.5, 0.7, 0.9):
+        with pytest.raises(ImageError, match="a: truncated JPEG: its last .* blocks are missing"):
+            decode_image(data[: int(len(data) * place)].rstrip(b"\xff") + b"\xff\xd9", "a")
+    for rows in (8, 33, 200, len(scene)):
+        for optimize in (False, True):
+            bordered = scene.copy()
+            bordered[-rows:] = 128
+            decode_image(_pillow("JPEG", bordered, mode, quality=quality, optimize=optimize, **options), "a")
+
+
 def test_a_hole_in_a_scan_of_a_progressive_jpeg_is_told() -> None:
     data = _pillow("JPEG", _scene(), progressive=True, quality=90)
     scans = [i for i in range(len(data)) if data.startswith(b"\xff\xda", i)]

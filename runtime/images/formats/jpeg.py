@@ -7,13 +7,21 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime.images.formats.zeros import HOLE, ZEROS
 
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF: the segments that hold the size
 _SEQUENTIAL, _PROGRESSIVE = {0xC0, 0xC1, 0xC9}, {0xC2, 0xCA}
-_DHT, _EOI, _SOS = 0xC4, 0xD9, 0xDA
+_HUFFMAN = {0xC0, 0xC1}
+_DHT, _EOI, _SOS, _DRI = 0xC4, 0xD9, 0xDA, 0xDD
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # not a stuffed 0xFF of the pixels, not a restart marker
 _COEFFICIENTS = (1 << 64) - 1
+_FEWEST_GRAY = 8
+"""Blocks (MCUs) at the end that must be gray before a picture is suspected."""
+_FEWEST_BITS, _MOST_BITS = 2, 321
+"""The bits that an MCU without any detail can have: 1 to 10 blocks of two Huffman codes, of 1 to 16 bits each."""
 
 
 class Segment(NamedTuple):
@@ -64,7 +72,7 @@ def jpeg_exif(data: bytes) -> bytes:
 def jpeg_damage(data: bytes) -> str:
     """What is missing: the end, a scan, or pixels, with zeros in their place; '' where no damage is visible.
 
-    A sequential picture that was truncated in its last scan and given a new end is not found: only decoding shows it.
+    A sequential picture that was truncated in its last scan and given a new end shows in its pixels: `jpeg_gray_end`.
     """
     zeros = data.find(ZEROS) >= 0
     missing: dict[int, int] = {}  # by component: a bit for each coefficient that is not complete yet
@@ -99,6 +107,39 @@ def jpeg_damage(data: bytes) -> str:
                 return "truncated JPEG: it ends before its last scan"
             return f"corrupt JPEG: {HOLE}" if hole else ""
     return "truncated JPEG: it ends before its end-of-image marker"
+
+
+def jpeg_gray_end(data: bytes, image: NDArray[np.uint8]) -> str:
+    """Whether a sequential picture, decoded to `image` (uint8 [H, W, 3], as stored), ends before its pixels do.
+
+    Decoders fill the blocks that are missing with zeros, which is gray 128. An encoder that was given such gray writes
+    the same few bits for each block. So a picture that ends gray, with a scan that does not end in repeated bits, was
+    cut. Not found: less than `_FEWEST_GRAY` blocks, a cut behind a flat area, and scans with restart markers.
+    """
+    frame = next((s for s in header(data) if s.marker in _FRAMES and len(s.content) > 5), None)
+    if (
+        frame is None
+        or frame.marker not in _HUFFMAN
+        or frame.content[5] not in (1, 3)
+        or not (image[-1, -1] == 128).all()
+    ):
+        return ""
+    sampling = frame.content[7::3] if frame.content[5] == 3 else b"\x11"
+    side_h, side_w = 8 * max(byte & 15 for byte in sampling), 8 * max(byte >> 4 for byte in sampling)
+    H, W = image.shape[:2]
+    gray = (image == 128).all(axis=2)
+    blocks = [gray[y : y + side_h, x : x + side_w].all() for y in range(0, H, side_h) for x in range(0, W, side_w)]
+    count = next((i for i, is_gray in enumerate(reversed(blocks)) if not is_gray), len(blocks))
+    *_, scan, end = segments(data)
+    if count < _FEWEST_GRAY or scan.marker != _SOS or end.marker != _EOI or any(s.marker == _DRI for s in header(data)):
+        return ""
+    tail = data[max(scan.end, end.start - 512) : end.start].replace(b"\xff\0", b"\xff")
+    bits = "".join(f"{byte:08b}" for byte in tail[:-1])  # the last byte is filled up with ones
+    for period in range(_FEWEST_BITS, _MOST_BITS):
+        repeated = bits[-(count - 2) * period :]
+        if repeated[period:] == repeated[:-period]:
+            return ""
+    return f"truncated JPEG: its last {count} blocks are missing"
 
 
 def _first_word(frame: int, first: int, precision: int, table: int, first_words: dict[int, int]) -> int:
