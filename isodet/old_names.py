@@ -43,6 +43,9 @@ MOVED: dict[str, tuple[str, ...]] = {
 """Old name of a module -> the modules that hold its content today. Where a package has the old name today, it calls
 `keep_old_names` itself; for the other names `isodet.rooms` makes a module that calls it."""
 
+RENAMED = {"upright": "oriented"}
+"""Names that moved and are others today."""
+
 
 def keep_old_names(module: str) -> None:
     """Let `module`, which has the name of an earlier module, also give the names of that one, each with a
@@ -51,12 +54,13 @@ def keep_old_names(module: str) -> None:
     def get(name: str) -> Any:
         submodule = "__path__" in vars(here) and importlib.util.find_spec(f"{module}.{name}") is not None
         if not (name.startswith("__") or submodule):
+            today = RENAMED.get(name, name)
             for home in map(importlib.import_module, MOVED[module]):
-                if hasattr(home, name):
+                if hasattr(home, today):
                     room = module.partition(".")[0]
-                    public = name in getattr(sys.modules[room], "__all__", ())
-                    moved(f"{module}.{name}", f"{room if public else home.__name__}.{name}")
-                    return getattr(home, name)
+                    public = today in getattr(sys.modules[room], "__all__", ())
+                    moved(f"{module}.{name}", f"{room if public else home.__name__}.{today}")
+                    return getattr(home, today)
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     here = sys.modules[module]

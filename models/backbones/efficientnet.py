@@ -58,19 +58,10 @@ class EfficientNetLite(Backbone):
             self.stages.append(nn.Sequential(*stage))
             outputs.append(c_out)
             c_in = c_out
-        c2, c3, c4, c5 = (outputs[count - 1] for count in _LAST_OF)
         self.dilated = config.dilated
-        self.channels = (c2, c3, c5) if self.dilated else (c2, c3, c4, c5)
+        self.channels = tuple(self.without_c4([outputs[count - 1] for count in _LAST_OF]))
         if self.dilated:
             keep_resolution(self.stem_and_stages()[4])
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for stage in self.stem_and_stages():
-            for block in stage:
-                x = block(x)
-            features.append(x)
-        return [features[1], features[2], features[4]] if self.dilated else features[1:]
 
     def stem_and_stages(self) -> list[list[nn.Module]]:
         stages = list(self.stages)

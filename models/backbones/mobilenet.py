@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from models.backbones.stages import Backbone, keep_resolution
 from models.config.network import BackboneConfig
@@ -26,18 +26,9 @@ class MobileNet(Backbone):
         self.features: nn.Sequential = network.features
         self.ends = [*MOBILENETS[config.name], len(self.features)]
         self.dilated = config.dilated
-        channels = tuple(self.features[end - 1].out_channels for end in self.ends[1:])
-        self.channels = (channels[0], channels[1], channels[3]) if self.dilated else channels
+        self.channels = tuple(self.without_c4([self.features[end - 1].out_channels for end in self.ends[1:]]))
         if self.dilated:
             keep_resolution(self.stem_and_stages()[4])
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for stage in self.stem_and_stages():
-            for block in stage:
-                x = block(x)
-            features.append(x)
-        return [features[1], features[2], features[4]] if self.dilated else features[1:]
 
     def stem_and_stages(self) -> list[list[nn.Module]]:
         blocks = list(self.features)

@@ -87,12 +87,6 @@ class RepVGG(Backbone):
             stage += [block(c_out, c_out) for _ in range(count - 1)]
             self.stages.append(nn.Sequential(*stage))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = [self.stem(x)]
-        for stage in self.stages:
-            features.append(stage(features[-1]))
-        return features[1:]
-
     def stem_and_stages(self) -> list[list[nn.Module]]:
         return [[self.stem], *([stage] for stage in self.stages)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.backbones.stages import Backbone, keep_resolution
@@ -34,9 +34,8 @@ class ResNet(Backbone):
         super().__init__()
         block, depths, groups, group_width = RESNETS[config.name]
         planes = [scaled(c, config.width) for c in (64, 128, 256, 512)]
-        channels = tuple(p * block.expansion for p in planes)
         self.dilated = config.dilated
-        self.channels = (channels[0], channels[1], channels[3]) if self.dilated else channels
+        self.channels = tuple(self.without_c4([p * block.expansion for p in planes]))
         self.conv1 = nn.Conv2d(3, planes[0], 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
         self.relu = nn.ReLU(inplace=True)
@@ -61,16 +60,9 @@ class ResNet(Backbone):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        features = []
-        for i in range(1, 5):
-            x = self.get_submodule(f"layer{i}")(x)
-            features.append(x)
-        return [*features[:2], features[3]] if self.dilated else features
-
     def stem_and_stages(self) -> list[list[nn.Module]]:
-        return [[self.conv1, self.bn1], *([self.get_submodule(f"layer{i}")] for i in range(1, 5))]
+        stem = [self.conv1, self.bn1, self.relu, self.maxpool]
+        return [stem, *([self.get_submodule(f"layer{i}")] for i in range(1, 5))]
 
     def fuse(self) -> nn.Module:
         """Every BatchNorm folded into the convolution it follows."""

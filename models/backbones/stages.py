@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.layers.blocks import norm_layer
+
+T = TypeVar("T")
 
 
 class Backbone(nn.Module, ABC):
@@ -17,17 +19,28 @@ class Backbone(nn.Module, ABC):
 
     channels: tuple[int, ...]
     """Widths of the features, in order."""
+    dilated = False
+    """Whether the last stage keeps the resolution of C4, whose place its features take."""
 
     def __init__(self) -> None:
         super().__init__()
         self._fixed: list[nn.Module] = []  # not an nn.ModuleList, which would register these modules twice
 
-    @abstractmethod
-    def forward(self, x: Tensor) -> list[Tensor]: ...
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for stage in self.stem_and_stages():
+            for block in stage:
+                x = block(x)
+            features.append(x)
+        return self.without_c4(features[1:])
 
     @abstractmethod
     def stem_and_stages(self) -> Sequence[Sequence[nn.Module]]:
-        """Five lists of modules: the stem's, and those of the four stages, which compute C2..C5."""
+        """Five lists of modules in the order in which they run: the stem's, and those of the stages of C2..C5."""
+
+    def without_c4(self, stages: Sequence[T]) -> list[T]:
+        """What belongs to the features, of something for each of the four stages: all, or where dilated, not C4's."""
+        return [*stages[:2], stages[3]] if self.dilated else list(stages)
 
     def own_names(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Published weights under this network's names. `state` comes back as it is where no names are known for it."""

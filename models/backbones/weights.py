@@ -158,10 +158,13 @@ def _torchvision(name: str, first: bool) -> torchvision.models.WeightsEnum:
 
 
 def _in_hub_cache(network: str) -> Path | None:
-    """The file in the cache of the hub that timm downloads from, where its library is installed and has it."""
+    """The file in the cache of the hub that timm downloads from, where its library is installed and has it.
+
+    timm takes the form of safetensors where that package is installed, as it is with timm itself.
+    """
     if importlib.util.find_spec("huggingface_hub") is None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    file = try_to_load_from_cache(f"timm/{network}", "pytorch_model.bin")
-    return Path(file) if isinstance(file, str) else None
+    files = (try_to_load_from_cache(f"timm/{network}", name) for name in ("model.safetensors", "pytorch_model.bin"))
+    return next((Path(file) for file in files if isinstance(file, str)), None)

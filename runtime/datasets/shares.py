@@ -3,6 +3,9 @@
 Pictures are ordered by a hash of their name, and the first ones are for validation. So the choice depends on the names
 alone, not on the order of files, a machine or a seed. Copies go to the same side: pictures with equal bytes, and those
 that Roboflow made of one picture (NAME.rf.HASH.jpg).
+
+`trainer new --val-share` keeps more together and writes lists (`trainer.new.split`). This is for configurations and
+cards that say `val_share`, whose pictures must stay the same ones.
 """
 
 from __future__ import annotations
@@ -43,6 +46,11 @@ def part_of(dataset: CocoDataset, split: str, share: float) -> CocoDataset:
     return replace(dataset, records=kept, problems=Problems(dataset.problems.items, notes))
 
 
+def hash_of_name(name: str) -> bytes:
+    """What orders pictures, so that the order depends on their names alone."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
 def name_of_copies(path: Path) -> str | None:
     """The name that all of Roboflow's copies of one picture have (NAME of NAME.rf.HASH.jpg); None for other files."""
     name = _COPY.sub("", path.stem)
@@ -53,7 +61,7 @@ def for_validation(paths: Sequence[Path], share: float) -> list[bool]:
     """Whether each picture is for validation: the groups of copies with the lowest hashes, until they hold `share` of
     all pictures; at least one group, and never all of them."""
     groups = _groups(paths)
-    ordered = sorted(groups, key=lambda name: (hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest(), name))
+    ordered = sorted(groups, key=lambda name: (hash_of_name(name), name))
     chosen = [False] * len(paths)
     wanted, count = max(1, round(share * len(paths))), 0
     for name in ordered[:-1]:

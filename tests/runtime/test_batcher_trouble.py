@@ -17,6 +17,7 @@ import pytest
 import torch
 from pytest import LogCaptureFixture, MonkeyPatch
 
+from models.detector import Detector as Network
 from runtime import BatcherClosed, Detector
 from runtime.backends.ort.backend import OrtBackend
 from runtime.backends.protocol import Backend, BackendError, OutOfMemory, RawOutputs, joined, rows_of
@@ -25,6 +26,9 @@ from runtime.batcher.batcher import Batcher
 from runtime.batcher.ends import FORKED
 from runtime.card.card import Card
 from runtime.detections import Detections
+from tests.at_fault import raises
+from tests.export.networks import save_network
+from tests.models.small import SIZE, small
 from tests.processes import python
 from tests.runtime.cameras import until
 from tests.runtime.echo import FOREVER, Echo, Gate, frame, number
@@ -239,6 +243,16 @@ def test_pytorch_has_an_error_for_it(card: Card) -> None:
 
     with pytest.raises(OutOfMemory, match="failed on a batch of 3: CUDA out of memory"):
         TorchBackend(Large(), card, "cpu")(np.zeros((3, 32, 48, 3), np.uint8))
+
+
+def test_short_memory_names_the_checkpoint(tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    backend = TorchBackend.load(save_network(tmp_path / "best.pt", Network(small())), "cpu")
+    backend.model.register_forward_pre_hook(fail)
+    with raises(OutOfMemory, path=tmp_path / "best.pt"):
+        backend(np.zeros((1, *SIZE, 3), np.uint8))
 
 
 def test_real_engines_run_in_several_threads_on_one_set_of_weights(onnx_file: Callable[..., Path]) -> None:

@@ -243,7 +243,9 @@ def test_memory_that_is_short(engine_file: EngineFile, machine: Machine, caplog:
         "cuda:0 has no memory for a batch of 4: batches of 2 from now on"
     ]
     machine(no_room=1)
-    with pytest.raises(OutOfMemory, match="failed on a batch of 2: Error Code 2: OutOfMemory"):
+    with pytest.raises(
+        OutOfMemory, match=r"best\.engine: TensorRT 10.* failed on a batch of 2: Error Code 2: OutOfMemory"
+    ):
         Detector(engine_file())(frames(1, 1))
     machine(most_contexts=0)
     with pytest.raises(OutOfMemory, match=r"best\.engine: on NVIDIA A10: TensorRT 10.* has no room for an execution"):

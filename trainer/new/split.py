@@ -15,7 +15,6 @@ The groups with the lowest hashes of their names validate. So the choice is the 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ import numpy as np
 
 from isodet.strict import ConfigError
 from runtime.datasets.annotations import CocoDataset
-from runtime.datasets.shares import name_of_copies
+from runtime.datasets.shares import hash_of_name, name_of_copies
 from trainer.check.decoded import Decoded, Progress, decode_pictures
 from trainer.check.near import groups_of, hash_distance, near_groups
 
@@ -92,7 +91,7 @@ def for_validation(groups: Sequence[Sequence[Path]], share: float) -> list[int]:
 def _order(group: Sequence[Path]) -> tuple[bytes, str]:
     """The hash of the first name in a group; the path decides between groups of the same name."""
     name, path = min((name_of_copies(path) or path.stem, path.as_posix()) for path in group)
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest(), path
+    return hash_of_name(name), path
 
 
 def _with_same_key(pictures: Sequence[Decoded]) -> Iterator[tuple[int, int]]:

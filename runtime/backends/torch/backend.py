@@ -65,6 +65,7 @@ class TorchBackend(Backend):
         self.fixed_batch: int | None = None
         self.max_batch = 16 if self._device.type == "cpu" else 32
         self._process = os.getpid()
+        self._path: Path | None = None  # of the checkpoint, where it is from one
 
     @classmethod
     def load(
@@ -81,7 +82,9 @@ class TorchBackend(Backend):
         model, card = load_detector(path, options.check_hashes)
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(model, Card.from_json(card, path, options.check_hashes), device, options)
+        backend = cls(model, Card.from_json(card, path, options.check_hashes), device, options)
+        backend._path = Path(path)
+        return backend
 
     def __call__(self, images: Images) -> RawOutputs:
         if os.getpid() != self._process:  # a fork has none of PyTorch's threads, and would wait for them for ever
@@ -128,7 +131,8 @@ class TorchBackend(Backend):
         except torch.OutOfMemoryError as error:
             with RECORDING:
                 torch.cuda.empty_cache()  # cached blocks of the larger batch would leave no room for a smaller one
-            raise OutOfMemory(f"{self.name} failed on a batch of {len(images)}: {error}") from error
+            message = f"{self.name} failed on a batch of {len(images)}: {error}"
+            raise (OutOfMemory(message) if self._path is None else OutOfMemory.at(self._path, message)) from error
 
     def _run(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
         self.model.eval()

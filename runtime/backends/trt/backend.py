@@ -51,7 +51,7 @@ class TrtBackend(Backend):
         engine = self._load(path, library)
         tensors = tensors_of(path, library, engine, self.card)
         self._make_context = lambda: EngineContext(
-            library, engine, self.card, tensors, index, self._messages, options.cuda_graphs
+            path, library, engine, self.card, tensors, index, self._messages, options.cuda_graphs
         )
         try:
             self._context = self._make_context()

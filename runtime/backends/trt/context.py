@@ -42,9 +42,17 @@ class EngineContext:
     """
 
     def __init__(
-        self, library: Library, engine: Any, card: Card, tensors: Tensors, index: int, messages: Messages, graphs: bool
+        self,
+        path: Path,
+        library: Library,
+        engine: Any,
+        card: Card,
+        tensors: Tensors,
+        index: int,
+        messages: Messages,
+        graphs: bool,
     ):
-        self._library, self._messages, self._cuda_graphs = library, messages, graphs
+        self._path, self._library, self._messages, self._cuda_graphs = path, library, messages, graphs
         self._engine: tensorrt.ICudaEngine = engine
         self._least, self._tuned, self._most = card.engine["profile"]  # batch sizes
         self._records = graphs and library.flavour != "rtx"
@@ -98,7 +106,7 @@ class EngineContext:
             errors = self._messages.errors[before:]
             out_of_memory = any("OutOfMemory" in line or "out of memory" in line for line in errors)
             message = f"{self._library.name} failed on a batch of {rows}: {self._messages.why()}"
-            raise (OutOfMemory if out_of_memory else BackendError)(message)
+            raise (OutOfMemory if out_of_memory else BackendError).at(self._path, message)
 
     def _run(self, rows: int) -> bool:
         recording = self._recordings.get(rows)

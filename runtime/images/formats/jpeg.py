@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from itertools import product, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -127,9 +128,9 @@ def jpeg_gray_end(data: bytes, image: NDArray[np.uint8]) -> str:
     sampling = frame.content[7::3] if frame.content[5] == 3 else b"\x11"
     side_h, side_w = 8 * max(byte & 15 for byte in sampling), 8 * max(byte >> 4 for byte in sampling)
     H, W = image.shape[:2]
-    gray = (image == 128).all(axis=2)
-    blocks = [gray[y : y + side_h, x : x + side_w].all() for y in range(0, H, side_h) for x in range(0, W, side_w)]
-    count = next((i for i, is_gray in enumerate(reversed(blocks)) if not is_gray), len(blocks))
+    corners = product(reversed(range(0, H, side_h)), reversed(range(0, W, side_w)))
+    blocks = (image[y : y + side_h, x : x + side_w] for y, x in corners)
+    count = sum(1 for _ in takewhile(lambda block: (block == 128).all(), blocks))
     *_, scan, end = segments(data)
     if count < _FEWEST_GRAY or scan.marker != _SOS or end.marker != _EOI or any(s.marker == _DRI for s in header(data)):
         return ""
