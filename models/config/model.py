@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from isodet.strict import ConfigError, build, merge, require
-from models.config.choices import ASSIGNERS, BACKBONES, CLASS_LOSSES, HEAD_BLOCKS, HeadBlockName, either
+from models.config.choices import ASSIGNERS, BACKBONES, CLASS_LOSSES, HEAD_BLOCKS, HeadBlockName, Part, either
 from models.config.losses import AssignConfig, BoxConfig, LossConfig
 from models.config.network import BackboneConfig, NeckConfig, is_custom
 from models.config.unsupported import refuse_undeployable
@@ -293,7 +293,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Feng et al., TOOD: Task-aligned One-stage Object Detection, 2021: the assignment and its losses, without its
     # T-head, which samples features where the picture sends it, and without the first epochs that assign by ATSS.
     "tood": {
-        "anchors": {"size": 8.0}, "assign": {"kind": "tal", **ASSIGNERS["tal"].defaults}, "loss": {"cls": "qfl"},
+        "anchors": {"size": 8.0}, "loss": {"cls": "qfl"},
+        "assign": {"kind": "tal", **ASSIGNERS["tal"].implies["assign"]},
         "box": {"code": "ltrb", "loss": "giou", "weight": 2.0}, "quality": "none",
     },
 }  # fmt: skip
@@ -302,19 +303,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 def model_config(mapping: Any, path: str = "model") -> ModelConfig:
     """A `ModelConfig` from a mapping.
 
-    Its keys override those of the preset that `detector` names, the defaults of the assigner, and the `pixels` that the
-    backbone's weights expect.
+    Its keys override those of the preset that `detector` names, and those that its assigner and backbone imply.
     """
     if isinstance(mapping, Mapping):
-        preset, backbone = mapping.get("detector", "atss"), mapping.get("backbone")
+        preset = mapping.get("detector", "atss")
         if isinstance(preset, str) and preset in PRESETS:
             mapping = merge(PRESETS[preset], mapping)
-        assign = mapping.get("assign")
-        assigner = ASSIGNERS.get(str(assign.get("kind"))) if isinstance(assign, Mapping) else None
-        if assigner is not None and assigner.defaults:
-            mapping = merge({"assign": assigner.defaults}, mapping)
-        part = BACKBONES.get(str(backbone.get("name"))) if isinstance(backbone, Mapping) else None
-        if part is not None and part.pixels:
-            mapping = merge({"pixels": part.pixels}, mapping)
+        tables: dict[tuple[str, str], Mapping[str, Part]] = {
+            ("assign", "kind"): ASSIGNERS,
+            ("backbone", "name"): BACKBONES,
+        }
+        for (section, key), table in tables.items():
+            values = mapping.get(section)
+            part = table.get(str(values.get(key))) if isinstance(values, Mapping) else None
+            if part is not None:
+                mapping = merge(part.implies, mapping)
         refuse_undeployable(mapping, path)
     return build(ModelConfig, mapping, path)
