@@ -69,7 +69,7 @@ class Detector:
     cuda:N. `threshold`: lowest score reported, None for the model's recommendation over all classes, "card" for its
     recommendation for each class, or scores by class name. `threads`: CPU threads of the engine.
     `options`: other ways to run it than the default, such as CUDA graphs. `tiles`: cut large frames into tiles, for
-    small objects.
+    small objects; "card": as the pictures of its training were cut, most often not at all; None: never.
     `device`, `threads` and `options` are for files only: a `Backend` already has its own.
     Raises `CardError` for a file that is not a model of isodet, `BackendError` when it cannot run here.
     """
@@ -81,7 +81,7 @@ class Detector:
         threshold: Threshold | None = None,
         threads: int | None = None,
         options: BackendOptions | None = None,
-        tiles: Tiles | None = None,
+        tiles: Tiles | Literal["card"] | None = "card",
     ) -> None:
         self.backend: Backend
         if isinstance(source, (str, PathLike)):
@@ -95,8 +95,10 @@ class Detector:
             )
         self._splitter = BatchSplitter(self.backend)
         self._resize = self.card.resize_rule()
-        self.tiles = tiles
-        self._tile_hw = None if tiles is None else tiles.size_hw(self.card)
+        if not isinstance(tiles, (Tiles, type(None))) and tiles != "card":
+            raise ArgumentError.of("tiles", f'expected runtime.Tiles(...), "card" or None, got {tiles!r}')
+        self.tiles = self.card.tiling() if tiles == "card" else tiles
+        self._tile_hw = None if self.tiles is None else self.card.tile_hw(self.tiles)
         self.threshold = self.card.threshold if threshold is None else self.limits(threshold)
 
     @property

@@ -5,7 +5,7 @@ The rule of the merge is in `Grid.merge`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isodet.errors import ArgumentError
-from runtime.card.card import Card
 from runtime.detections import Detections
 
 SMALLEST = 32
@@ -60,15 +59,21 @@ class Tiles:
                 "Tiles.overlap", f"expected a share of the tile from 0 to {MOST_OVERLAP}, got {self.overlap!r}"
             )
 
-    def size_hw(self, card: Card) -> tuple[int, int]:
-        """Height and width of the tiles for the model of `card`, in frame pixels.
+    def describe(self) -> str:
+        """The tiles in words, such as: tiles of the model's input size, overlap 0.2, and the whole picture."""
+        sides = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        size = "the model's input size" if self.size is None else f"{sides[0]}x{sides[1]} (height x width)"
+        frame = "and the whole picture" if self.whole else "without the whole picture"
+        return f"tiles of {size}, overlap {self.overlap:g}, {frame}"
 
-        Raises ValueError for tiles smaller than the largest stride of that model: a cell of its coarsest level would
+    def size_hw(self, frame_hw: tuple[int, int], stride: int) -> tuple[int, int]:
+        """Height and width of the tiles, in frame pixels, for a model that takes frames of `frame_hw`.
+
+        Raises ValueError for tiles smaller than `stride`, the largest of that model: a cell of its coarsest level would
         see more than a tile.
         """
         if self.size is None:
-            return card.frame_hw
-        stride = _largest_stride(card)
+            return frame_hw
         height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
         if min(height, width) < stride:
             raise ArgumentError.of(
@@ -93,13 +98,6 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
     """Where tiles begin on an axis of `length` pixels. Neighbors share `overlap`, the last two of them often more."""
     last = max(0, length - tile)
     return [*range(0, last, max(1, tile - round(overlap * tile))), last]
-
-
-def _largest_stride(card: Card) -> int:
-    """Pixels between the cells of the coarsest level, by the card; 1 where the card does not say."""
-    neck = card.model.get("neck")
-    levels = neck.get("levels") if isinstance(neck, Mapping) else None
-    return 2 ** int(levels[1]) if levels else 1
 
 
 class Window(NamedTuple):

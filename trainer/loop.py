@@ -23,6 +23,8 @@ from trainer.data.cache import pictures_for
 from trainer.data.data_wait import advice, timed
 from trainer.data.datasets import different_origins, train_data, val_data
 from trainer.data.loader import Batches, training_batches
+from trainer.data.tiles import describe as tiles_of
+from trainer.data.tiles import in_tiles
 from trainer.data.train_set import TrainSet, resize_rule
 from trainer.devices.distributed import Group, check_parallel, local_device, local_processes, process_group
 from trainer.devices.memory import automatic_batch
@@ -124,8 +126,9 @@ def _prepare(
     data_changed = resume is not None and resume.changes(card)
 
     pictures = pictures_for(config.data, train.records, local_processes())
+    views = in_tiles(train, config)
     train_set = TrainSet(
-        train, resize_rule(config.model), config.augment, config.seed, pictures, config.schedule.epochs
+        views, resize_rule(config.model), config.augment, config.seed, pictures, config.schedule.epochs
     )
     batches = training_batches(config, train_set, device, group)
     detector, started_from = starting_model(config, resume is not None)
@@ -149,7 +152,8 @@ def _prepare(
     run = _Run(
         config, resume, group, train, val, train_set, batches, state, card, folder.path, log, checkpoints, state.epoch
     )
-    _introduce(run, (started_from, describe(state.model.distillation), ranges, pictures.describe(), *log.places))
+    notes = (tiles_of(train, views, config), started_from, describe(state.model.distillation), ranges)
+    _introduce(run, (*notes, pictures.describe(), *log.places))
     if data_changed:
         log.warn(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")
     elif other_steps:

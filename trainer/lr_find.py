@@ -14,6 +14,7 @@ from runtime.files.figure import new_figure, save_figure
 from trainer.config.train import TrainConfig
 from trainer.data.datasets import train_data
 from trainer.data.loader import Batches, training_batches
+from trainer.data.tiles import in_tiles
 from trainer.data.train_set import Batch, TrainSet, resize_rule
 from trainer.devices.distributed import Group
 from trainer.devices.precision import deterministic, pick_amp, pick_device
@@ -92,7 +93,7 @@ def find_lr(
     amp = pick_amp(config.amp, device)
     seed_everything(config.seed)
     config = replace(config, compile=False)
-    train_set = TrainSet(train_data(config), resize_rule(config.model), config.augment, config.seed)
+    train_set = TrainSet(in_tiles(train_data(config), config), resize_rule(config.model), config.augment, config.seed)
     batches = training_batches(config, train_set, device, Group())
     model, _ = starting_model(config, resumed=False)
     state = new_state(config, model.to(device), amp, steps, Group())

@@ -11,6 +11,7 @@ from runtime.datasets.annotations import CocoDataset
 from trainer.config.train import TrainConfig
 from trainer.data.batch_wait import Waiting, received
 from trainer.data.loader import batch_loader
+from trainer.data.tiles import in_tiles
 from trainer.data.train_set import TrainSet, resize_rule
 
 
@@ -25,7 +26,7 @@ def validation_losses(
     as it is evaluated and deployed, and then returns to its mode. No global random numbers are drawn, so that a
     training ends with the same weights with and without it. The losses are NaN where no picture can be used.
     """
-    dataset = TrainSet(val, resize_rule(config.model), None)
+    dataset = TrainSet(in_tiles(val, config), resize_rule(config.model), None)
     order = BatchSampler(SequentialSampler(dataset), config.images_per_batch, drop_last=False)
     loader = batch_loader(config, dataset, order, device)
     training = model.training

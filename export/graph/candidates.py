@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from runtime.detector import Detector
 from runtime.evaluation.coco_eval import MOST, coco_metrics
 from runtime.evaluation.evaluate import evaluate
 from runtime.images.image import Letterbox
+from runtime.tiles import Grid
 
 COUNTS = (100, 150, 200, 300, 500, 700, 1000)
 """The counts that are tried, from the smallest."""
@@ -167,6 +169,11 @@ class CandidateRecorder(Detector):
         post = deploy.config.postprocess
         self.nms, self.most = PortableNms(post.nms_iou, post.detections), deploy.candidate_count
         self._parts: list[tuple[RawOutputs, Sequence[Letterbox]]] = []
+        self._grids: list[Grid] = []
+
+    def join(self, parts: Sequence[Detections], grid: Grid, limits: float | NDArray[np.float32]) -> Detections:
+        self._grids.append(grid)
+        return super().join(parts, grid, limits)
 
     def _detect(
         self, images: Sequence[Any], placements: Sequence[Letterbox], limits: float | NDArray[np.float32]
@@ -177,11 +184,10 @@ class CandidateRecorder(Detector):
 
     def detections(self, count: int) -> list[Detections]:
         """The detections of each picture if only the best `count` candidates enter NMS."""
-        return [
-            detections
-            for candidates, placements in self._parts
-            for detections in self._cut(candidates, placements, 0.0, count)
-        ]
+        views = chain.from_iterable(
+            self._cut(candidates, placements, 0.0, count) for candidates, placements in self._parts
+        )
+        return [super(CandidateRecorder, self).join(list(islice(views, len(g.windows))), g, 0.0) for g in self._grids]
 
     def _cut(
         self, raw: RawOutputs, placements: Sequence[Letterbox], limits: float | NDArray[np.float32], count: int

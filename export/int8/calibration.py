@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,40 @@ from isodet.selection import evenly_spread
 from runtime.card.card import Card
 from runtime.datasets import read_split
 from runtime.images.image import IMAGE_SUFFIXES, Image, ImageError, letterbox, read_image
+from runtime.images.image_header import image_size
 from runtime.images.picture_files import files_in, left_out_text, list_pictures
+from runtime.tiles import Window
 
 
 @dataclass
 class Pictures:
     """Picture files, spread evenly over a data set, letterboxed as the runtime does it.
 
-    source: a description for people. notes: sentences about them that a user should know. used, unreadable: known after
-    `batches` has read them.
+    source: a description for people. tiles: of each path the tile that is looked at; () for whole pictures. notes:
+    sentences about them that a user should know. used, unreadable: known after `batches` has read them.
     """
 
     paths: list[Path]
     source: str
+    tiles: Sequence[Window] = ()
     notes: list[str] = field(default_factory=list)
     used: int = 0
     unreadable: list[ImageError] = field(default_factory=list)
+
+    @classmethod
+    def spread(cls, paths: Sequence[Path], card: Card, count: int, source: str) -> Pictures:
+        """At most `count` of `paths`; or so many tiles of these, where the detector of `card` was trained on tiles."""
+        chosen, rule = evenly_spread(paths, count), card.tiling()
+        if rule is None:
+            return cls(chosen, source)
+        tiles = []
+        for path in chosen:
+            try:
+                tiles += [(path, window) for window in rule.grid(image_size(path), card.tile_hw(rule)).windows]
+            except ImageError:
+                tiles.append((path, Window(0, 0, 0, 0)))  # reading it will say why it cannot be used
+        tiles = evenly_spread(tiles, count)
+        return cls([path for path, _ in tiles], source, [window for _, window in tiles])
 
     def batches(
         self, size_hw: tuple[int, int], progress: Progress | None = None, size: int = 8
@@ -40,7 +58,11 @@ class Pictures:
         batch: list[Image] = []
         for done, path in enumerate(self.paths, start=1):
             try:
-                batch.append(letterbox(read_image(path), size_hw)[0])
+                image = read_image(path)
+                if self.tiles:
+                    x1, y1, x2, y2 = self.tiles[done - 1]
+                    image = image[y1:y2, x1:x2]
+                batch.append(letterbox(image, size_hw)[0])
                 self.used += 1
             except ImageError as error:
                 self.unreadable.append(error)
@@ -84,7 +106,7 @@ def calibration_pictures(
             others = f"; {left_out_text(left_out)}" if left_out else ""
             suffixes = ", ".join(IMAGE_SUFFIXES)
             raise CalibrationError.at(images, f"no picture in this calibration folder ({suffixes}){others}")
-        return Pictures(evenly_spread(paths, count), str(images))
+        return Pictures.spread(paths, card, count, str(images))
     splits: list[dict[str, Any]]
     if annotations is not None:
         splits = [{"annotations": str(annotations), "images": None if images is None else str(images)}]
@@ -109,4 +131,4 @@ def calibration_pictures(
             f"warning: calibration: {source} has {objects}, and the detector knows {len(card.classes)} classes; ranges "
             "that fit only those may cut off what the others need: calibrate on pictures of all"
         )
-    return Pictures(evenly_spread(paths, count), source, notes)
+    return replace(Pictures.spread(paths, card, count, source), notes=notes)

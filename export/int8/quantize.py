@@ -192,7 +192,8 @@ def _kept(trial: _Trial, method: Method, options: Int8, say: Say) -> tuple[str, 
     ranking: list[str] | None = None
     while not float_map - reached <= goal:  # "not <=" so that NaN does not pass
         if ranking is None:
-            pictures = Pictures([record.path for record in trial.data.records[:32]], str(trial.data.annotations))
+            paths = [record.path for record in trial.data.records[:32]]
+            pictures = Pictures.spread(paths, trial.card, len(paths), str(trial.data.annotations))
             errors = output_errors(
                 trial.build(float_layers, method), list(pictures.batches(trial.card.input_size_hw)), trial.progress
             )

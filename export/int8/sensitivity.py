@@ -99,7 +99,8 @@ def sensitivity(
     card = Card.from_json(card_json, checkpoint)
     data = validation_data(card, checkpoint, annotations, pictures_of)
     detector = quantized(network, card, checkpoint, options, data, say, progress).detector
-    pictures = Pictures([record.path for record in spread(data, images).records], str(data.annotations))
+    paths = [record.path for record in spread(data, images).records]
+    pictures = Pictures.spread(paths, card, images, str(data.annotations))
     batches = list(pictures.batches(card.input_size_hw))
     pictures.report(images, say)
     errors = output_errors(detector, batches, progress)

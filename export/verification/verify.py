@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def verify(
     progress: Progress | None = None,
     dataset: CocoDataset | None = None,
     max_dets: Sequence[int] = (MOST,),
-    tiles: Tiles | None = None,
+    tiles: Tiles | Literal["card"] | None = "card",
 ) -> Verification:
     """Score `artifacts` and the checkpoint they came from with one COCO evaluation.
 
@@ -68,7 +69,8 @@ def verify(
     device: auto: every backend that can run here; cpu, cuda or cuda:N: only those.
     dataset: the data that annotations and images name, if it was read already.
     max_dets: rising numbers of detections of a class in an image; the mAP is that of the last.
-    tiles: how all of them cut pictures into tiles, as the application will; None: not at all.
+    tiles: how all of them cut pictures into tiles, as the application will; card: as the training did; None: not at
+        all.
     Raises `VerifyError`, `RunsError`, `CardError`, `DatasetError` or `BackendError`. Too low a mAP is not an error:
     then `passed` is False.
     """
@@ -81,6 +83,8 @@ def verify(
     # `find_checkpoint` has compared the hash of the whole file already.
     hashed = BackendOptions(check_hashes=against is not None)
     detector = Detector(checkpoint, device=device, options=hashed, tiles=tiles)
+    tiles = detector.tiles
+    tile_notes = [] if tiles is None else [f"every score and latency is that of pictures in {tiles.describe()}"]
     if detector.card.kind != "checkpoint":
         raise VerifyError.at(
             checkpoint, f"the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
@@ -128,7 +132,7 @@ def verify(
     digest = sha256_file(checkpoint) if against is not None else cards[paths[0]].hashes["checkpoint"]
     return Verification(
         dataset.annotations, reference, tuple(scores), dataset, as_trained, tuple(missing),
-        (*_notes(reference, dataset, cards, checkpoint, digest, tolerance), *_tile_notes(tiles)),
+        (*_notes(reference, dataset, cards, checkpoint, digest, tolerance), *tile_notes),
     )  # fmt: skip
 
 
@@ -198,15 +202,6 @@ def _notes(
         if card.hashes.get("checkpoint", digest) != digest:
             notes.append(f"{path.name} was exported from another checkpoint than {checkpoint.name}")
     return tuple(notes)
-
-
-def _tile_notes(tiles: Tiles | None) -> tuple[str, ...]:
-    if tiles is None:
-        return ()
-    sides = tiles.size if isinstance(tiles.size, tuple) else (tiles.size, tiles.size)
-    size = "the model's input size" if tiles.size is None else f"{sides[0]}x{sides[1]} (height x width)"
-    frame = "and the whole picture" if tiles.whole else "without the whole picture"
-    return (f"every score and latency is that of pictures in tiles of {size}, overlap {tiles.overlap:g}, {frame}",)
 
 
 def letterboxed(detector: Detector) -> Detector:

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import count
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -24,10 +24,11 @@ import numpy as np
 from isodet.errors import ArgumentError
 from runtime.backends.options import BackendOptions
 from runtime.backends.protocol import Backend
-from runtime.bench.stages import BARE, STAGES, WHOLE, nms_shares, notes, time_turn
+from runtime.bench.stages import BARE, MERGE, STAGES, WHOLE, inputs, nms_shares, notes, time_turn
 from runtime.bench.streams import LOAD, StreamTiming, time_streams
 from runtime.detector import Detector
 from runtime.images.image import Image, read_image
+from runtime.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class BenchTable:
     precision: str
     frame_hw: tuple[int, int]
     input_size_hw: tuple[int, int]
+    inputs_per_frame: int
+    """1, or the tiles of a frame."""
+    tiles: str
+    """How frames are cut; "" where they are not."""
     rows: tuple[StageTiming, ...]
     ratios: tuple[BatchRatio, ...]
     streams: tuple[StreamTiming, ...]
@@ -88,6 +93,7 @@ class BenchTable:
         lines = [
             f"{self.model}: {self.precision}, input {size}, frames {frame} (height x width)",
             f"{self.engine} on {self.device} ({self.processor}), {threads}",
+            *([f"{self.inputs_per_frame} inputs a frame: {self.tiles}"] if self.tiles else []),
             "",
             f"{'batch':>5}  {'stage':<15}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'images/s':>11}{'runs':>7}",
         ]
@@ -151,17 +157,20 @@ def bench(
     device: str = "auto",
     threads: int | None = None,
     check_hashes: bool = True,
+    tiles: Tiles | Literal["card"] | None = "card",
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchTable:
     """Time `artifact` (a model file or a backend) at each batch size of `options`.
 
     All frames are copies of one. A turn runs one batch end to end, one through the stages, and one through the engine
     alone. `progress(done, total)` is called after each batch size and each number of streams. `check_hashes`: see
-    `runtime.backends.options.BackendOptions`.
+    `runtime.backends.options.BackendOptions`. `tiles`: those of a `Detector`; a batch is of frames, however many tiles
+    these have.
 
     Raises ValueError for sizes that the graph does not take, and what `Detector` and `read_image` raise.
     """
-    detector = Detector(artifact, device=device, threads=threads, options=BackendOptions(check_hashes=check_hashes))
+    hashed = BackendOptions(check_hashes=check_hashes)
+    detector = Detector(artifact, device=device, threads=threads, options=hashed, tiles=tiles)
     sizes, picture, streams = _batch_sizes(detector, options.batch_sizes), options.picture, options.streams
     if picture is None:
         frame = _synthetic(options.frame_hw)
@@ -170,7 +179,7 @@ def bench(
         frame, encoded = read_image(Path(picture)), Path(picture).read_bytes()
     path = Path(artifact) if isinstance(artifact, (str, PathLike)) else None
     frames = {size: [frame.copy() for _ in range(size)] for size in sizes}
-    batches = [detector.preprocess(frames[size], [detector.place(f) for f in frames[size]]) for size in sizes]
+    batches = [inputs(detector, frames[size])[0][0] for size in sizes]
     shares, nms_how = nms_shares(detector, path, threads, batches)
     rows: list[StageTiming] = []
     ratios: list[BatchRatio] = []
@@ -180,7 +189,7 @@ def bench(
     times = options.max_wait_ms, options.seconds
     for size, share in zip(sizes, shares, strict=True):
         turns = _turns(partial(time_turn, detector, frames[size], [encoded] * size, share), options)
-        stages = [stage for stage in (*STAGES, WHOLE, BARE) if stage in turns[0]]
+        stages = [stage for stage in (*STAGES, MERGE, WHOLE, BARE) if stage in turns[0]]
         rows += [_timing(size, stage, [turn[stage] for turn in turns]) for stage in stages]
         of_bare = statistics.median(turn[BARE] / turn[WHOLE] for turn in turns)
         overhead = statistics.median(turn[WHOLE] - turn[BARE] for turn in turns)
@@ -200,6 +209,8 @@ def bench(
         precision=detector.card.precision,
         frame_hw=(frame.shape[0], frame.shape[1]),
         input_size_hw=detector.input_size_hw,
+        inputs_per_frame=len(detector.grid(frame).windows),
+        tiles="" if detector.tiles is None else detector.tiles.describe(),
         rows=tuple(rows),
         ratios=tuple(ratios),
         streams=tuple(timed_streams),

@@ -6,7 +6,9 @@ import json
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.protocol import Stages
+from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.images.image import Image, decode_image
+from runtime.images.image import Image, Letterbox, decode_image
 from runtime.suppression import suppress
 
 STAGES = ("decode", "letterbox", "host to device", "engine", "NMS", "device to host", "un-letterbox")
+MERGE = "merge"
+"""The stage that only a detector with tiles has."""
 WHOLE, BARE = "end to end", "bare engine"
 
 HOW = {
@@ -27,6 +32,7 @@ HOW = {
     "letterbox": "Detector.preprocess: frames to the network's input",
     "engine": "the backend's call",
     "un-letterbox": "Detector.postprocess: threshold, boxes to frame pixels, Detections",
+    MERGE: "Detector.join: the detections of a frame from those of its tiles",
     WHOLE: "detector(frames): frames in memory to Detections",
     BARE: "the backend alone, on a batch that is letterboxed already, in turn with end to end",
 }  # fmt: skip
@@ -47,28 +53,56 @@ def time_turn(
     for data in encoded:
         decode_image(data, "picture")
     clock.lap("decode")
-    placements = [detector.place(frame) for frame in frames]
-    images = detector.preprocess(frames, placements)
+    grids = [detector.grid(frame) for frame in frames]
+    batches = inputs(detector, frames)
     clock.lap("letterbox")
-    seconds, timed = clock.seconds, detector.backend.timed
-    if timed is None:
-        raw = detector.infer(images)
-        clock.lap("engine")
-    else:
-        raw, inside = timed(images)
-        seconds |= inside
-    clock = Stages()
-    if raw.num_dets is None:
-        raw = suppress(raw, float(detector.card.nms["iou"]), int(detector.card.nms["detections"]))
-        clock.lap("NMS")
-    elif nms_share is not None:
+    seconds, timed = defaultdict(float, clock.seconds), detector.backend.timed
+    limits = detector.view_limits(detector.threshold)
+    parts: list[Detections] = []
+    for images, placements in batches:
+        clock = Stages()
+        if timed is None:
+            raw = detector.infer(images)
+            clock.lap("engine")
+        else:
+            raw, inside = timed(images)
+            _add(seconds, inside)
+            clock = Stages()
+        if raw.num_dets is None:
+            raw = suppress(raw, float(detector.card.nms["iou"]), int(detector.card.nms["detections"]))
+            clock.lap("NMS")
+        parts += detector.postprocess(raw, placements, limits)
+        clock.lap("un-letterbox")
+        _add(seconds, clock.seconds)
+    if nms_share is not None and "NMS" not in seconds:
         seconds["NMS"] = seconds["engine"] * nms_share
         seconds["engine"] -= seconds["NMS"]
-    detector.postprocess(raw, placements, detector.threshold)
-    clock.lap("un-letterbox")
-    detector.infer(images)
+    clock = Stages()
+    if detector.tiles is not None:
+        of_frames = iter(parts)
+        for grid in grids:
+            detector.join(list(islice(of_frames, len(grid.windows))), grid, detector.threshold)
+        clock.lap(MERGE)
+    for images, _ in batches:
+        detector.infer(images)
     clock.lap(BARE)
-    return seconds | clock.seconds
+    return {**seconds, **clock.seconds}
+
+
+def _add(total: defaultdict[str, float], seconds: Mapping[str, float]) -> None:
+    for stage, value in seconds.items():
+        total[stage] += value
+
+
+def inputs(detector: Detector, frames: Sequence[Image]) -> list[tuple[NDArray[np.uint8], list[Letterbox]]]:
+    """Batches [B, H, W, 3] of the inputs that `detector` makes of frames of one size, and how each one lies in them."""
+    views = [frame[y1:y2, x1:x2] for frame in frames for x1, y1, x2, y2 in detector.grid(frame).windows]
+    batches = []
+    for start in range(0, len(views), detector.backend.max_batch):
+        batch = views[start : start + detector.backend.max_batch]
+        placements = [detector.place(view) for view in batch]
+        batches.append((detector.preprocess(batch, placements), placements))
+    return batches
 
 
 def notes(detector: Detector, nms_how: str) -> dict[str, str]:
@@ -80,7 +114,8 @@ def notes(detector: Detector, nms_how: str) -> dict[str, str]:
     else:
         copies = f"within engine: {detector.backend.name} does not tell it apart"
     how = {**HOW, "host to device": copies, "device to host": copies, "NMS": nms_how}
-    return {stage: how[stage] for stage in (*STAGES, WHOLE, BARE)}
+    stages = STAGES if detector.tiles is None else (*STAGES, MERGE)
+    return {stage: how[stage] for stage in (*stages, WHOLE, BARE)}
 
 
 # ---------------------------------------------------------------------------------------------

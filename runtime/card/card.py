@@ -16,10 +16,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from isodet.errors import IsodetError
+from isodet.errors import ArgumentError, IsodetError
 from isodet.strict import ConfigError, UnknownKeyError, build, converted, nearest, require
 from runtime.card.seal import is_broken, sealed
 from runtime.images.image import FILL, FixedSize, Resize, ShortSide
+from runtime.tiles import Tiles
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -74,6 +75,8 @@ class Card:
         pixels of these frames.
     resize: {} for the letterbox into `input_size_hw`, else the fields of a checkpoint's
         `runtime.images.image.ShortSide`.
+    tiles: {} where pictures were trained on whole, else the fields of the `runtime.tiles.Tiles` that training cut them
+        into; a `Detector` cuts frames in the same way unless told otherwise.
     quantization: {} for floats. For int8: kind (ptq or qat), method of the ranges, images that were observed,
         float_layers (convolutions that stay in float besides the predictions).
     threshold: Recommended threshold of an application; applied by the runtime after the graph.
@@ -98,6 +101,7 @@ class Card:
     source_size_hw: tuple[int, int] | None = None
     letterbox: Mapping[str, Any] = field(default_factory=lambda: dict(LETTERBOX))
     resize: Mapping[str, Any] = field(default_factory=dict)
+    tiles: Mapping[str, Any] = field(default_factory=dict)
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     quantization: Mapping[str, Any] = field(default_factory=dict)
     threshold: float = 0.3
@@ -149,6 +153,7 @@ class Card:
             require(sides_ok, "resize", "short, long and multiple in pixels", self.resize)
             fill_ok = all(0 <= value <= 255 for value in rule.fill_bgr)
             require(fill_ok, "resize.fill_bgr", "numbers from 0 to 255", rule.fill_bgr)
+        self.tiling()
         known_letterbox = f"{LETTERBOX}, the one that this version does"
         require(dict(self.letterbox) == LETTERBOX, "letterbox", known_letterbox, self.letterbox)
         is_engine = bool(self.engine) == (self.kind == "engine")
@@ -165,9 +170,26 @@ class Card:
         """
         return build(ShortSide, self.resize, "resize") if self.resize else FixedSize(self.frame_hw)
 
+    def tiling(self) -> Tiles | None:
+        """How training cut pictures into tiles, and detection cuts frames by default; None: not at all."""
+        if not self.tiles:
+            return None
+        try:
+            return build(Tiles, self.tiles, "tiles")
+        except ArgumentError as error:
+            reason = str(error).removeprefix("Tiles.")
+            raise ConfigError(f"tiles.{reason}", key=f"tiles.{reason.partition(':')[0]}") from None
+
+    def tile_hw(self, tiles: Tiles) -> tuple[int, int]:
+        """Height and width of `tiles` for this model, in frame pixels. Raises ValueError for too small ones."""
+        neck = self.model.get("neck")
+        levels = neck.get("levels") if isinstance(neck, Mapping) else None
+        return tiles.size_hw(self.frame_hw, 2 ** int(levels[1]) if levels else 1)
+
     def to_json(self) -> dict[str, Any]:
         """The card as JSON-ready objects; `Card.from_json` of it gives an equal card."""
-        optional = ("thresholds", "source_size_hw", "engine")  # left out, so that a runtime without these keys can read
+        # Left out where they say nothing, so that a runtime without these keys can read the others.
+        optional = ("thresholds", "source_size_hw", "tiles", "engine")
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain = {name: value for name, value in values.items() if value or name not in optional}
         return {"format": FORMAT, **json.loads(json.dumps(plain, default=_plain))}

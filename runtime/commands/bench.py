@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from runtime.bench.bench import BenchOptions, bench
 from runtime.commands.arguments import flag
-from runtime.commands.shared import MODELS, OnDevice, Quiet, chosen, updates, write_json
+from runtime.commands.shared import MODELS, InTiles, OnDevice, Quiet, chosen, updates, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(OnDevice, Quiet):
+class Bench(InTiles, OnDevice, Quiet):
     """Time a model on this machine.
 
     Every stage, one by one and end to end, against the engine alone; then streams, if asked.
@@ -26,6 +26,7 @@ class Bench(OnDevice, Quiet):
       runtime bench best.onnx
       runtime bench best.onnx --batch 1,4,8 --frame 1080,1920 --seconds 5 --threads 1
       runtime bench best.onnx --batch 16 --streams 1,8,32         cameras through one batcher
+      runtime bench best.onnx --frame 2160,3840 --tiles auto      what tiles cost
       runtime bench best.pt --device cuda --json bench.json
 
     how to read it:
@@ -53,6 +54,7 @@ class Bench(OnDevice, Quiet):
                 device=self.device,
                 threads=self.threads,
                 check_hashes=not self.skip_hashes,
+                tiles=self.tiling,
                 progress=updates(bar),
             )
         print(result.table())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tqdm import tqdm
 
 from runtime.commands.arguments import count, flag, number
-from runtime.commands.shared import MODELS, Data, InTiles, OnDevice, Quiet, chosen, updates, write_json
+from runtime.commands.shared import MODELS, Data, InTiles, OnDevice, Quiet, chosen, say_tiles, updates, write_json
 
 if TYPE_CHECKING:
     from runtime.datasets.annotations import CocoDataset
@@ -129,6 +129,7 @@ class Eval(Measuring, InTiles, OnDevice, Quiet):
             detector = Detector(model, device=self.device, threads=self.threads, options=options, tiles=self.tiling)
             dataset = validation_data(detector.card, model, self.annotations, self.images)
             title = f"{model.name}, {detector.backend.name}" + ", in tiles" * (detector.tiles is not None)
+            say_tiles(detector.tiles)
         warn_of_problems(dataset)
         require_objects(dataset)
         if self.detections is not None:

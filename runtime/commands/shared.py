@@ -107,42 +107,50 @@ _tile_overlap = number(f"a share from 0 to {MOST_OVERLAP}", lambda share: 0 <= s
 
 
 def _tile_size(text: str) -> int | tuple[int, ...] | str:
-    if text == "auto":
+    if text in ("auto", "off"):
         return text
     try:
         sides = tuple(map(int, text.split(",")))
     except ValueError:
         sides = ()
     if len(sides) not in (1, 2) or min(sides) < SMALLEST:
-        raise ValueError(f"expected auto, or pixels of at least {SMALLEST} as 640 or 480,640, got {text!r}")
+        raise ValueError(f"expected auto, off, or pixels of at least {SMALLEST} as 640 or 480,640, got {text!r}")
     return sides if len(sides) == 2 else sides[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InTiles:
     """tiles: detect in tiles of this side, or height,width, in pixels of the picture, where objects are too small in
-        the whole picture; auto: the size that the model takes (default: no tiles)
+        the whole picture; auto: the size that the model takes; off: never (default: as the training cut them)
     tile_overlap: share of a tile that the next one has, too, 0 to 0.9: an object of this size is whole in one of them
     tile_whole: the network also looks at the whole picture, for what is larger than a tile
     """
 
-    tiles: Annotated[int | tuple[int, int] | Literal["auto"] | None, flag(metavar="auto|N|H,W", type=_tile_size)] = None
+    tiles: Annotated[
+        int | tuple[int, int] | Literal["auto", "off"] | None, flag(metavar="auto|N|H,W|off", type=_tile_size)
+    ] = None
     tile_overlap: Annotated[float, flag(metavar="SHARE", type=_tile_overlap)] = 0.2
     tile_whole: Annotated[bool, flag(help="with --tiles: do not also look at the whole picture")] = True
 
     def __post_init__(self) -> None:
-        if self.tiles is None and (self.tile_overlap, self.tile_whole) != (0.2, True):
+        if self.tiles in (None, "off") and (self.tile_overlap, self.tile_whole) != (0.2, True):
             name = "tile_whole" if self.tile_overlap == 0.2 else "tile_overlap"
             raise ArgumentError.of(name, "there are no tiles; ask for them with --tiles auto")
         _ = self.tiling  # raises for tiles that make no sense
 
     @property
-    def tiling(self) -> Tiles | None:
-        """The `Tiles` of a `Detector`. Raises ValueError for sizes and overlaps that make no sense."""
-        if self.tiles is None:
-            return None
+    def tiling(self) -> Tiles | Literal["card"] | None:
+        """The `tiles` of a `Detector`. Raises ValueError for sizes and overlaps that make no sense."""
+        if self.tiles is None or self.tiles == "off":
+            return "card" if self.tiles is None else None
         size = None if self.tiles == "auto" else self.tiles
         return Tiles(size=size, overlap=self.tile_overlap, whole=self.tile_whole)
+
+
+def say_tiles(tiles: Tiles | None) -> None:
+    """Print how pictures are cut, where they are."""
+    if tiles is not None:
+        print(f"in {tiles.describe()}")
 
 
 @dataclass(frozen=True, kw_only=True)

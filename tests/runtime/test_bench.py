@@ -15,11 +15,12 @@ from pytest import MonkeyPatch
 import runtime.bench.bench
 from runtime.backends.protocol import Backend, BackendError, RawOutputs
 from runtime.bench.bench import BenchOptions, bench
-from runtime.bench.stages import BARE, STAGES, WHOLE, _share_of
+from runtime.bench.stages import BARE, MERGE, STAGES, WHOLE, _share_of, time_turn
 from runtime.bench.streams import time_streams
 from runtime.card.card import Card, CardError
 from runtime.detector import Detector
 from runtime.images.image import ImageError, write_image
+from runtime.tiles import Tiles
 
 OnnxFile = Callable[..., Path]
 
@@ -82,7 +83,8 @@ def test_streams_go_through_the_batcher_and_into_the_json(card: Card) -> None:
         assert one.offered_per_s == pytest.approx(0.8 * one.images_per_s) and one.p50_ms >= 10
     content = json.loads(json.dumps(result.to_json()))
     assert set(content) == {
-        "model", "engine", "device", "processor", "threads", "precision", "frame_hw", "input_size_hw", "rows", "ratios",
+        "model", "engine", "device", "processor", "threads", "precision", "frame_hw", "input_size_hw",
+        "inputs_per_frame", "tiles", "rows", "ratios",
         "streams", "notes",
     }  # fmt: skip
     assert set(content["rows"][0]) == {
@@ -146,3 +148,19 @@ def test_impossible_settings(onnx_file: OnnxFile, tmp_path: Path) -> None:
         bench(path, BenchOptions(streams=(4, 0)))
     with pytest.raises(CardError):
         bench(tmp_path / "gone.onnx")
+
+
+def test_tiles_of_a_frame_are_timed_with_their_merge(onnx_file: OnnxFile) -> None:
+    """A frame of 60x100 is four tiles of the model's 32x48 and itself; the backend takes two at once."""
+    path, options = onnx_file(), BenchOptions(batch_sizes=(1, 2), frame_hw=(60, 100), iterations=3, warmup=0)
+    result = bench(path, options, device="cpu", threads=1, tiles=Tiles(overlap=0))
+    grid = Tiles(overlap=0).grid((60, 100), (32, 48))
+    assert result.inputs_per_frame == len(grid.windows) == 7
+    assert [r.stage for r in result.rows if r.batch_size == 2][-3:] == [MERGE, WHOLE, BARE]
+    assert "7 inputs a frame: tiles of the model's input size, overlap 0, and the whole picture" in result.table()
+    plain = bench(path, options, device="cpu", threads=1)
+    assert plain.inputs_per_frame == 1 and plain.tiles == "" and MERGE not in plain.notes
+    slow = Slow(Detector(path).card)
+    turn = time_turn(Detector(slow, tiles=Tiles(overlap=0)), [np.zeros((60, 100, 3), np.uint8)] * 2, [], None)
+    calls = -(-2 * 7 // slow.max_batch)
+    assert turn["engine"] == pytest.approx(calls * slow.seconds["engine"])

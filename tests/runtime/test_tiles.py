@@ -339,7 +339,7 @@ def test_tiles_smaller_than_a_cell_are_refused() -> None:
 
 def test_tiles_have_the_size_that_the_graph_takes() -> None:
     backend = Spots(source_size_hw=(96, 128))
-    assert Tiles().size_hw(backend.card) == (96, 128)
+    assert backend.card.tile_hw(Tiles()) == (96, 128)
 
 
 # From here on: the other ways in

@@ -16,6 +16,7 @@ from runtime.card.card import Card
 from runtime.datasets.annotations import DatasetError
 from runtime.datasets.coco import read_coco
 from runtime.runs import validation_data
+from runtime.tiles import Tiles
 from tests.at_fault import raises
 from tests.trainer.tiny import edit
 from tests.trainer.voc_set import voc_set
@@ -342,3 +343,18 @@ def test_links_are_written_as_links(tmp_path):
     (tmp_path / "here").symlink_to(tmp_path / "elsewhere")
     config = read_config(new_config(tmp_path / "here" / "c.yaml", *links))  # the config in a linked folder
     assert config.data.train.annotations == str(links[0])
+
+
+def test_small_objects_in_large_pictures_get_a_line_for_tiles(tmp_path, hardware):
+    made(tmp_path / "large", size=640, hw=(3000, 4000), side=40)
+    text = (tmp_path / "large" / "a.yaml").read_text()
+    (line,) = (line for line in text.splitlines() if "# tiles: " in line)
+    assert (
+        "below 6 px at this size and below 40 px in tiles" in line and "65 times as long" in line
+    )  # 8 x 8 tiles, and the whole
+    (tmp_path / "large" / "a.yaml").write_text(text.replace("# tiles: ", "tiles: "))
+    tiles = read_config(tmp_path / "large" / "a.yaml").data.tiles
+    assert tiles is not None and tiles.rule == Tiles(overlap=0.2)
+    made(tmp_path / "near", size=640, hw=(3000, 4000), side=300)
+    made(tmp_path / "small", size=640, hw=(480, 640), side=8)  # as large as they will ever be
+    assert not any("tiles:" in (tmp_path / name / "a.yaml").read_text() for name in ("near", "small"))

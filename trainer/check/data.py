@@ -29,6 +29,7 @@ from trainer.check.split import (
 )
 from trainer.config.train import TrainConfig
 from trainer.data.datasets import different_origins, train_data, val_data
+from trainer.data.tiles import in_tiles
 from trainer.data.train_set import resize_rule
 
 
@@ -83,21 +84,22 @@ def check_data(
     """
     datasets = [train_data(config, repeat=False), val_data(config)]
     total = sum(len(dataset) for dataset in datasets)
-    resize = resize_rule(config.model)
-    train = read_split_report("train", datasets[0], resize, progress, 0, total, comparing)
-    val = read_split_report("val", datasets[1], resize, progress, len(datasets[0]), total, comparing)
+    resize, tile_hw = resize_rule(config.model), None if config.data.tiles is None else config.tile_hw
+    train = read_split_report("train", datasets[0], resize, tile_hw, progress, 0, total, comparing)
+    val = read_split_report("val", datasets[1], resize, tile_hw, progress, len(datasets[0]), total, comparing)
     shared = tuple((train.digests[key], val.digests[key]) for key in train.digests if key in val.digests)
     near_shared = _near_shared(train, val, {path for _, path in shared}, comparing)
     out.mkdir(parents=True, exist_ok=True)
     unusable = {entry[0] for entry in train.broken} | {entry[0] for entry in train.wrong_size}
+    views = in_tiles(train.dataset, config)
     written = [
         class_plot(train.objects, val.objects, out / "classes.png"),
         size_plot({split.name: np.sqrt(split.input_wh.prod(1)) for split in (train, val)}, out / "box_sizes.png"),
-        *sample_sheet(train.dataset, unusable, config, out / "samples.jpg"),
+        *sample_sheet(views, unusable, config, out / "samples.jpg"),
     ]
     notes: list[str] = []
     if augment is not None:
-        sheets, notes = augment_sheets(train.dataset, unusable, config, out / "augment", augment)
+        sheets, notes = augment_sheets(views, unusable, config, out / "augment", augment)
         written += sheets
     findings = merged(_findings(config, train, val, shared, near_shared))
     return DataReport(train, val, resize, shared, near_shared, tuple(findings), tuple(written), tuple(notes))

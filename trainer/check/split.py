@@ -66,6 +66,7 @@ def read_split_report(
     name: Where,
     dataset: CocoDataset,
     resize: Resize,
+    tile_hw: tuple[int, int] | None,
     progress: Progress | None,
     done: int,
     total: int,
@@ -73,6 +74,7 @@ def read_split_report(
 ) -> SplitReport:
     """Decode every picture of a split and count what is there.
 
+    `tile_hw`: size of the tiles that pictures are cut into, None: they are not.
     `progress` is called with (pictures done, `total`), counted from `done`; `comparing` with the steps of the search
     for near-duplicates.
     """
@@ -105,7 +107,7 @@ def read_split_report(
         crowds=sum(int(record.crowd.sum()) for record in dataset.records),
         empty_images=sum(len(record.labels) == 0 for record in dataset.records),
         source_areas=np.concatenate([record.area[~record.crowd] for record in dataset.records]),
-        input_wh=np.concatenate([input_sides(record, resize) for record in dataset.records]),
+        input_wh=np.concatenate([input_sides(record, resize, tile_hw) for record in dataset.records]),
         broken=tuple(broken),
         wrong_size=tuple(wrong_size),
         turned=turned,
@@ -117,10 +119,19 @@ def read_split_report(
     )
 
 
-def input_sides(record: ImageRecord, resize: Resize) -> NDArray[np.float32]:
-    """[G,2] widths and heights, in pixels of the resized input, of a record's objects that are not crowds."""
-    boxes = resize.fit((record.height, record.width)).to_input(record.boxes_xyxy[~record.crowd])
-    return boxes[:, 2:] - boxes[:, :2]
+def input_sides(record: ImageRecord, resize: Resize, tile_hw: tuple[int, int] | None = None) -> NDArray[np.float32]:
+    """[G,2] widths and heights, in pixels of the resized input, of a record's objects that are not crowds.
+
+    `tile_hw`: the input is a tile of this size, which a larger object is cut by.
+    """
+    hw = record.height, record.width
+    boxes = record.boxes_xyxy[~record.crowd]
+    if tile_hw is None:
+        boxes = resize.fit(hw).to_input(boxes)
+        return boxes[:, 2:] - boxes[:, :2]
+    size_hw = min(hw[0], tile_hw[0]), min(hw[1], tile_hw[1])
+    sides = np.minimum(boxes[:, 2:] - boxes[:, :2], size_hw[::-1])
+    return (sides * resize.fit(size_hw).scale_xy).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------

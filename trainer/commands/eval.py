@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from runtime.commands.arguments import flag
 from runtime.commands.eval import Measuring, warn_of_problems
-from runtime.commands.shared import OfRun, Quiet, updates
+from runtime.commands.shared import InTiles, OfRun, Quiet, say_tiles, updates
 
 
 def _views(text: str) -> object:
@@ -19,7 +19,7 @@ def _views(text: str) -> object:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(OfRun, Measuring, Quiet):
+class Eval(OfRun, Measuring, InTiles, Quiet):
     """Measure a checkpoint on its validation data, or on yours: mAP, thresholds, confusions.
 
     device: auto, cpu, cuda or cuda:N
@@ -33,6 +33,7 @@ class Eval(OfRun, Measuring, Quiet):
       trainer eval                                     the newest run's best.pt on its validation data
       trainer eval --report report/                    a page: curves, confusion matrix, worst images
       trainer eval --precision 0.9 --save-thresholds   the card then holds thresholds for 9 of 10 right
+      trainer eval --tiles 640 --tile-overlap 0.3      small objects, tile by tile
       trainer eval --tta flip,scales --nms wbf         what more time for each image would bring
     """
 
@@ -40,6 +41,10 @@ class Eval(OfRun, Measuring, Quiet):
     nms: Literal["hard", "soft", "soft-linear", "wbf"] = "hard"
     tta: Annotated[Any, flag(metavar="flip,scales", type=_views)] = None
     save_thresholds: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        InTiles.__post_init__(self)
 
     def run(self) -> int:
         from runtime.detector import Detector
@@ -51,12 +56,14 @@ class Eval(OfRun, Measuring, Quiet):
         checkpoint = self.chosen()
         title = checkpoint.name
         if self.nms == "hard" and self.tta is None:
-            detector = Detector(checkpoint, device=self.device)
+            detector = Detector(checkpoint, device=self.device, tiles=self.tiling)
         else:
             views = self.tta or (View(),)
-            detector = TtaDetector(checkpoint, self.nms, views, self.device)
+            detector = TtaDetector(checkpoint, self.nms, views, self.device, self.tiling)
             title += f", NMS {self.nms}, {len(views)} views of each image"
             print(f"merging: {self.nms} over {len(views)} views of each image")
+        title += ", in tiles" * (detector.tiles is not None)
+        say_tiles(detector.tiles)
         if self.save_thresholds and detector.card.kind != "checkpoint":
             raise ValueError(f"{checkpoint}: --save-thresholds writes into a checkpoint; export it again afterwards")
         dataset = validation_data(detector.card, checkpoint, self.annotations, self.images)

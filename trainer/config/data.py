@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from isodet.strict import require
+from isodet.errors import ArgumentError
+from isodet.strict import ConfigError, require
+from runtime.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,43 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
+class TilesConfig:
+    """Training and validation on tiles of the pictures (docs/training.md); the detector then cuts frames so, too.
+
+    size: Side of a tile, or its height and width, in pixels of the picture; null: the network's input.
+    overlap: Share of a tile that it has in common with the next one.
+    whole: Whole pictures are looked at, too, for objects that are larger than a tile.
+    empty: Share of the tiles without an object that is trained on. They are the same in each epoch.
+    visible: An object of which a tile shows less than this share of its area is ignored in it.
+    """
+
+    size: int | tuple[int, int] | None = None
+    overlap: float = 0.2
+    whole: bool = True
+    empty: float = 0.25
+    visible: float = 0.3
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.rule
+        except ArgumentError as error:
+            raise ConfigError(str(error).removeprefix("Tiles.")) from None
+        require(0 <= self.empty <= 1, "empty", "a share from 0 to 1", self.empty)
+        require(0 <= self.visible <= 1, "visible", "a share from 0 to 1", self.visible)
+
+    @property
+    def rule(self) -> Tiles:
+        """How pictures are cut, in training as at detection."""
+        return Tiles(size=self.size, overlap=self.overlap, whole=self.whole)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which pictures are trained and validated on, in which order, and where decoded ones are kept.
 
     train: One data set, or a list of data sets that are trained on together.
     val: The data set that validates.
+    tiles: Cut large pictures into tiles, for small objects; null: never.
     workers: Processes that load pictures. auto: none on a CPU, where they would compete for its cores; else up to 8.
     empty_images: Training pictures without an object to train on. keep: they teach background. drop: they are left out.
     sampling: class_balanced: pictures with rare classes come several times an epoch (`trainer.data.sampling`).
@@ -61,6 +95,7 @@ class DataConfig:
 
     train: SplitConfig | tuple[SplitConfig, ...]
     val: SplitConfig
+    tiles: TilesConfig | None = None
     workers: int | Literal["auto"] = "auto"
     empty_images: Literal["keep", "drop"] = "keep"
     sampling: Literal["uniform", "class_balanced"] = "uniform"
@@ -84,6 +119,8 @@ class DataConfig:
             require(listed, "train.pictures", "a list in train as in val, or none in both", split.pictures)
         require(0 < self.repeat_threshold <= 1, "repeat_threshold", "above 0, at most 1", self.repeat_threshold)
         require(self.reduce_to == 0 or self.reduce_to >= 32, "reduce_to", "0, or 32 pixels and more", self.reduce_to)
+        if self.tiles is not None and self.reduce_to:
+            raise ConfigError("reduce_to: tiles are cut from pictures of full size; set it to 0, or leave out tiles")
         require(self.cache_gib > 0, "cache_gib", "a positive number", self.cache_gib)
 
     @property

@@ -8,6 +8,7 @@ from typing import Literal
 
 import yaml
 
+from isodet.errors import ArgumentError
 from isodet.strict import ConfigError, require, to_mapping
 from models.config.model import ModelConfig
 from trainer.config.augment import AugmentConfig
@@ -88,6 +89,7 @@ class TrainConfig:
         require_trackers(self.log)
         require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 or more", self.checkpoint_steps)
         self._require_statistics()
+        self._require_tiles()
         require(
             bool(self.name) and not set(self.name) & set('/\\:*?"<>|\0') and self.name not in (".", "..")
             and len(self.name.encode(errors="replace")) <= 200,
@@ -116,6 +118,19 @@ class TrainConfig:
                 f"batch_size: the statistics of a BatchNorm (model.head.norm: {model.head.norm}) need two cells, and a "
                 f"batch has one on level {last}; use batch_size: 2 or more, model.head.norm: gn, or fewer levels"
             )
+
+    def _require_tiles(self) -> None:
+        try:
+            _ = self.tile_hw
+        except ArgumentError as error:
+            reason = str(error).removeprefix("Tiles.")
+            raise ConfigError(f"data.tiles.{reason}; make tiles larger, or model.neck.levels fewer") from None
+
+    @property
+    def tile_hw(self) -> tuple[int, int]:
+        """Height and width of the tiles of `data.tiles`, in pixels of the pictures."""
+        input_hw, stride = self.model.input_size_hw, 2 ** self.model.neck.levels[1]
+        return input_hw if self.data.tiles is None else self.data.tiles.rule.size_hw(input_hw, stride)
 
     @property
     def images_per_batch(self) -> int:

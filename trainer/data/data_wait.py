@@ -53,7 +53,7 @@ def advice(share: float, config: TrainConfig, device: torch.device, records: Seq
         beside = "; on a CPU it helps while cores are idle" if device.type == "cpu" else ""
         ways.append(f"data.workers={min(max(1, 2 * workers), cores)} (now {workers}{beside})")
     longest, side = statistics.median(max(hw) for hw in sizes.values()), 2 * max(config.model.input_size_hw)
-    if not data.reduce_to and longest > side:
+    if not data.reduce_to and data.tiles is None and longest > side:
         ways.append(f"data.reduce_to={side} (half of the pictures are longer than {longest:.0f} px)")
     if not ways:
         ways.append("fewer augmentations, a faster disk, or a machine with more cores")

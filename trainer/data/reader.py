@@ -17,6 +17,7 @@ from runtime.images.image import Image, ImageError, read_image
 from trainer.augment.geometry import Picture
 from trainer.data.cache import Pictures, reduced_hw
 from trainer.data.shared_memory import SharedMemory
+from trainer.data.tiles import TileRecord
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,11 @@ class PictureReader:
 
 
 def _read(record: ImageRecord, pictures: Pictures) -> tuple[Image, ImageRecord]:
-    """The picture, and its record in the picture's pixels: turned and reduced as the picture is."""
+    """The picture, and its record in the picture's pixels: turned and reduced as the picture is; or a tile of it."""
+    if isinstance(record, TileRecord):
+        image, _ = _read(record.picture, pictures)
+        x1, y1, x2, y2 = record.window
+        return np.ascontiguousarray(image[y1:y2, x1:x2]), record
     image = pictures.read(record.path)
     h, w = image.shape[:2]
     annotated_hw = reduced_hw((record.height, record.width), pictures.reduce_to)

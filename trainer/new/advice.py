@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 
 from runtime.datasets.annotations import CocoDataset
 from runtime.images.image import FixedSize
+from runtime.tiles import Tiles
 from trainer.check.split import input_sides
 from trainer.new.yaml_text import one_line
+
+SMALL_SIDE = 12
+"""Pixels at the input below which an object is hard to find: one and a half cells of the finest usual level."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,20 @@ def choose_size(dataset: CocoDataset, longest: int | None, hardware: Hardware) -
 
 def _multiple_of_32(side: float) -> int:
     return max(64, int(np.ceil(round(side, 3) / 32)) * 32)
+
+
+def tiles_line(dataset: CocoDataset, size_hw: tuple[int, int]) -> str:
+    """`data.tiles` as a comment, with what it would bring and cost; "" where objects are large enough without."""
+    whole = np.concatenate([input_sides(record, FixedSize(size_hw)) for record in dataset.records])
+    tiled = np.concatenate([input_sides(record, FixedSize(size_hw), size_hw) for record in dataset.records])
+    low, high = (float(np.quantile(np.sqrt(sides.astype(np.float64).prod(1)), 0.1)) for sides in (whole, tiled))
+    if low >= SMALL_SIDE or high < 2 * low:
+        return ""
+    views = [len(Tiles().grid((record.height, record.width), size_hw).windows) for record in dataset.records]
+    return (
+        f"  # tiles: {{overlap: 0.2}}  # without the first #: a tenth of the objects is below {low:.0f} px at this "
+        f"size and below {high:.0f} px in tiles; an epoch is then up to {np.mean(views):.0f} times as long"
+    )
 
 
 def choose_levels(sides: NDArray[np.float64], size_hw: tuple[int, int], hardware: Hardware) -> Recommendation:

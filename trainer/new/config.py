@@ -32,6 +32,7 @@ from trainer.new.advice import (
     choose_levels,
     choose_size,
     this_hardware,
+    tiles_line,
 )
 from trainer.new.split import divide
 from trainer.new.yaml_text import folder_name, one_line, quoted, relative, split_lines
@@ -194,6 +195,7 @@ def _text(
         "",
         "data:  # paths are relative to this file",
         *data,
+        *filter(None, [tiles_line(train, size_hw)]),
         f"  workers: auto  # {'up to 8 loader processes' if gpu else 'none on a CPU: they would take its cores'}",
         "",
         "model:",

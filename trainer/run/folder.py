@@ -153,5 +153,6 @@ def make_card(config: TrainConfig, train: CocoDataset, val: CocoDataset, amp: to
     hashes = {"train_annotations": fingerprint(train), "val_annotations": fingerprint(val)}
     quantization = None if config.qat is None else {"kind": "qat", **to_mapping(config.qat)}
     card = checkpoint_card(config.model, hashes, to_mapping(config), quantization=quantization)
+    tiles = {} if config.data.tiles is None else to_mapping(config.data.tiles.rule)
     trained_in = str(amp or torch.float32).removeprefix("torch.")
-    return replace(card, metrics={"trained_in": trained_in}, versions={**card.versions, **git_state()})
+    return replace(card, tiles=tiles, metrics={"trained_in": trained_in}, versions={**card.versions, **git_state()})

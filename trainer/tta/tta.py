@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from runtime.detector import Detector
 from runtime.images.device_frames import COPY, DeviceFrame
 from runtime.images.frames import FrameError
 from runtime.images.image import Image, Letterbox, Resize
+from runtime.tiles import Tiles
 from trainer.augment.geometry import scaled_rule
 from trainer.tta.box_fusion import Candidates, Nms, greedy_nms, join, merge
 
@@ -60,7 +61,7 @@ def parse_views(text: str) -> tuple[View, ...]:
 
 
 class TtaDetector(Detector):
-    """A `Detector` of a checkpoint whose candidates, of all `views` together, are merged by `nms`.
+    """A `Detector` of a checkpoint whose candidates, of all `views` together, are merged by `nms`, in each tile.
 
     The candidates of each view are mapped back to the frame before they are merged. Under `wbf` each of several views
     goes through greedy NMS before they are fused. With `nms` "hard" and one view it finds what `Detector` finds. Raises
@@ -68,9 +69,14 @@ class TtaDetector(Detector):
     """
 
     def __init__(
-        self, checkpoint: str | Path, nms: Nms = "hard", views: Sequence[View] = (View(),), device: str = "auto"
+        self,
+        checkpoint: str | Path,
+        nms: Nms = "hard",
+        views: Sequence[View] = (View(),),
+        device: str = "auto",
+        tiles: Tiles | Literal["card"] | None = "card",
     ) -> None:
-        super().__init__(checkpoint, device=device)
+        super().__init__(checkpoint, device=device, tiles=tiles)
         if not isinstance(self.backend, TorchBackend) or not isinstance(self.backend.model, Deploy):
             raise ArgumentError.at(
                 checkpoint,
