@@ -49,6 +49,7 @@ class Int8:
     half: what stays float is float16, as engines on a GPU like it
     keep_map: put the layers that suffer most back to float, one by one, until no more mAP points than this are lost
     float_layers: convolutions that stay in float besides the last predictions
+    bias_correction: rounding shifts the means of channels: give biases what brings them back, by some of the pictures
     """
 
     calibrate: Calibrate = "mse"
@@ -60,6 +61,7 @@ class Int8:
     half: bool = False
     keep_map: float | None = None
     float_layers: tuple[str, ...] = ()
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         if self.calibrate not in get_args(Calibrate):

@@ -19,6 +19,7 @@ CALIBRATION = {
     "ranges": flag(metavar="FILE"),
 }
 ENGINE_INT8 = CALIBRATION | {
+    "bias_correction": flag(help="leave biases as they are, though rounding shifts the means of channels"),
     "keep_map": flag("--keep-mAP", metavar="POINTS"),
     "float_layers": flag(
         "--float-layer", metavar="NAME", action="append", help="a convolution that stays in float; may be repeated"

@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.options import CalibrationError, Progress, Say
+from export.options import CalibrationError, Int8, Progress, Say
 from isodet.selection import evenly_spread
 from runtime.card.card import Card
 from runtime.datasets import read_split
+from runtime.datasets.annotations import DatasetError
 from runtime.images.image import IMAGE_SUFFIXES, Image, ImageError, letterbox, read_image
 from runtime.images.image_header import image_size
 from runtime.images.picture_files import files_in, left_out_text, list_pictures
 from runtime.tiles import Window
+
+CORRECTION_PIXELS = 48 * 320 * 320
+"""Pixels of the pictures for bias correction, which go through the network at once: each gives a mean over thousands of
+cells, so that few are enough."""
 
 
 @dataclass
@@ -86,6 +91,27 @@ class Pictures:
             )
         if self.used < asked:
             say(f"calibration: {self.used} pictures of {self.source}, fewer than the {asked} asked for")
+
+
+def correction_images(card: Card, checkpoint: Path, options: Int8, say: Say) -> torch.Tensor | None:
+    """Some of the calibration pictures, uint8 [B, H, W, 3], for `models.quant.correct_biases`.
+
+    None, which is said, where there are none: a file of ranges does without pictures, and so it may.
+    """
+    height, width = card.input_size_hw
+    count = max(8, CORRECTION_PIXELS // (height * width))
+    try:
+        pictures = calibration_pictures(card, checkpoint, options.calibration, options.calibration_images, count)
+        batches = list(pictures.batches(card.input_size_hw))
+    except (CalibrationError, DatasetError) as error:
+        if options.ranges is None:
+            raise
+        say(f"calibration: biases stay as they are, because there are no pictures: {error}")
+        return None
+    if not batches:
+        say(f"calibration: biases stay as they are: none of {len(pictures.paths)} pictures can be read")
+        return None
+    return torch.cat(batches)
 
 
 def calibration_pictures(

@@ -13,15 +13,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from export.graph.candidates import set_candidates
-from export.int8.calibration import Pictures, calibration_pictures
+from export.int8.calibration import Pictures, calibration_pictures, correction_images
 from export.int8.layer_errors import output_errors
 from export.int8.ranges import RangesFile, read_ranges
 from export.options import CalibrationError, ExportError, Int8, Progress, Say
 from models.deploy.graph import Deploy
 from models.detector import Detector as Network
 from models.layers.fuse import fuse
-from models.quant import METHODS, Method, QuantDetector, Ranges, cpu_form, learned_ranges, quantize, with_learned
+from models.quant import (
+    METHODS,
+    Method,
+    QuantDetector,
+    Ranges,
+    correct_biases,
+    cpu_form,
+    learned_ranges,
+    quantize,
+    with_learned,
+)
 from runtime.backends.torch.backend import TorchBackend
 from runtime.card.card import Card, sha256_file
 from runtime.datasets.annotations import CocoDataset
@@ -74,7 +86,10 @@ def quantized(
     tensors = dict(ranges.tensors)
     if trained is not None:
         tensors = with_learned(tensors, learned_ranges(trained))
-    trial = _Trial(network, card, options.cpu, tensors, data, progress, candidates)
+    images = None
+    if options.bias_correction and trained is None:
+        images = correction_images(card, checkpoint, options, say)
+    trial = _Trial(network, card, options.cpu, tensors, images, data, progress, candidates)
     method: Method = "mse" if options.calibrate == "best" else options.calibrate
     if options.calibrate == "best":
         scores = {name: trial.score(options.float_layers, name) for name in METHODS}
@@ -86,6 +101,7 @@ def quantized(
     quantization: dict[str, Any] = dict(card.quantization)
     if trained is None:
         quantization = {"kind": "ptq", "method": method, "images": ranges.images, "float_layers": list(float_layers)}
+        quantization["bias_correction"] = 0 if images is None else len(images)
     if options.cpu:
         quantization["form"] = "cpu"
     detector = trial.build(float_layers, method)
@@ -148,17 +164,21 @@ class _Trial:
     """Builds and scores 8-bit forms of one network."""
 
     def __init__(
-        self, network: Network, card: Card, cpu: bool, tensors: Mapping[str, Ranges], data: CocoDataset | None,
-        progress: Progress | None, candidates: int | None,
+        self, network: Network, card: Card, cpu: bool, tensors: Mapping[str, Ranges], images: Tensor | None,
+        data: CocoDataset | None, progress: Progress | None, candidates: int | None,
     ):  # fmt: skip
-        self.network, self.card, self.cpu, self.tensors = network, card, cpu, tensors
+        """images: for the correction of biases; None: they stay as they are."""
+        self.network, self.card, self.cpu, self.tensors, self.images = network, card, cpu, tensors, images
         self.data, self.progress, self.candidates = data, progress, candidates
 
-    def build(self, float_layers: tuple[str, ...], method: Method) -> QuantDetector:
+    def build(self, float_layers: tuple[str, ...], method: Method, corrected: bool = True) -> QuantDetector:
+        """The 8-bit form. It is to be measured layer by layer without corrected biases, which belong to the whole."""
         network = self.network
         form = network if isinstance(network, QuantDetector) else quantize(network, float_layers)
         form = cpu_form(form) if self.cpu else form
         form.set_ranges(self.tensors, method)
+        if corrected and self.images is not None:
+            correct_biases(form, self.images)
         if self.candidates is not None:
             set_candidates(form, self.candidates)
         return form
@@ -195,7 +215,9 @@ def _kept(trial: _Trial, method: Method, options: Int8, say: Say) -> tuple[str, 
             paths = [record.path for record in trial.data.records[:32]]
             pictures = Pictures.spread(paths, trial.card, len(paths), str(trial.data.annotations))
             errors = output_errors(
-                trial.build(float_layers, method), list(pictures.batches(trial.card.input_size_hw)), trial.progress
+                trial.build(float_layers, method, corrected=False),
+                list(pictures.batches(trial.card.input_size_hw)),
+                trial.progress,
             )
             ranking = sorted(errors, key=lambda name: -errors[name])
         if not ranking:

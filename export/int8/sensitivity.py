@@ -98,6 +98,7 @@ def sensitivity(
     network, card_json = build_detector(checkpoint)
     card = Card.from_json(card_json, checkpoint)
     data = validation_data(card, checkpoint, annotations, pictures_of)
+    options = replace(options, bias_correction=False)  # it is by layers, and a correction belongs to the whole
     detector = quantized(network, card, checkpoint, options, data, say, progress).detector
     paths = [record.path for record in spread(data, images).records]
     pictures = Pictures.spread(paths, card, images, str(data.annotations))

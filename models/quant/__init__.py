@@ -5,6 +5,7 @@ ranges observed on pictures, this is post-training quantization. If training con
 turns the result into the form that is fast on a CPU.
 """
 
+from models.quant.bias import correct_biases
 from models.quant.convolution import IntConv2d, QuantConv2d
 from models.quant.cpu import cpu_form, learned_ranges, with_learned
 from models.quant.fake_quant import FakeQuant, UintFakeQuant
@@ -14,5 +15,5 @@ from models.quant.ranges import METHODS, Method
 
 __all__ = [
     "METHODS", "FakeQuant", "IntConv2d", "Method", "QuantConv2d", "QuantDetector", "QuantError", "Ranges",
-    "UintFakeQuant", "cpu_form", "learned_ranges", "quantize", "with_learned",
+    "UintFakeQuant", "correct_biases", "cpu_form", "learned_ranges", "quantize", "with_learned",
 ]  # fmt: skip

@@ -78,7 +78,7 @@ class Card:
     tiles: {} where pictures were trained on whole, else the fields of the `runtime.tiles.Tiles` that training cut them
         into; a `Detector` cuts frames in the same way unless told otherwise.
     quantization: {} for floats. For int8: kind (ptq or qat), method of the ranges, images that were observed,
-        float_layers (convolutions that stay in float besides the predictions).
+        float_layers (convolutions that stay in float besides the predictions), bias_correction (images for it).
     threshold: Recommended threshold of an application; applied by the runtime after the graph.
     thresholds: Recommended threshold of single classes, by name; other classes have `threshold`. Applied on request:
         `Detector(..., threshold="card")`.

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from export.__main__ import main
-from export.int8.calibration import calibration_pictures
+from export.int8.calibration import calibration_pictures, correction_images
 from export.int8.quantize import quantized
 from export.int8.ranges import RangesFile, read_ranges, write_ranges
 from export.int8.sensitivity import output_errors, sensitivity, spread, write_sensitivity
@@ -21,7 +21,7 @@ from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
 from models.config.model import model_config
 from models.detector import Detector as Network
 from models.layers.blocks import LevelNorm
-from models.quant import METHODS, Ranges, UintFakeQuant, quantize
+from models.quant import METHODS, Ranges, UintFakeQuant, correct_biases, quantize
 from models.quant.placement import roundings_of
 from runtime import Card, read_coco
 from runtime.card.card import sha256_file
@@ -153,13 +153,42 @@ def test_ranges_of_one_export_make_the_other_form(tmp_path, pictures, checkpoint
              for p in onnx.load(checkpoint.with_suffix(name)).metadata_props if p.key == "isodet"]  # fmt: skip
     assert [card["precision"] for card in cards] == ["int8", "int8"]
     assert [card["quantization"].get("form") for card in cards] == [None, "cpu"]
-    assert cards[0]["quantization"] == {"kind": "ptq", "method": "mse", "images": 6, "float_layers": []}
+    quantization = {"kind": "ptq", "method": "mse", "images": 6, "float_layers": []}
+    assert cards[0]["quantization"] == {**quantization, "bias_correction": 6}
+    assert cards[1]["quantization"] == {**quantization, "form": "cpu", "bias_correction": 0}
     foreign = json.loads(ranges.read_text())
     foreign["checkpoint_sha256"] = "0" * 64
     ranges.write_text(json.dumps(foreign))
     before = written.read_bytes()
     assert main([*base, "--ranges", str(ranges)]) == 1
     assert written.read_bytes() == before
+
+
+def test_biases_are_corrected_by_some_of_the_pictures_unless_told_otherwise(pictures, checkpoint):
+    card, said = card_of(checkpoint), []
+    made = {
+        on: quantized(
+            network(), card, checkpoint, Int8(calibration_images=pictures, bias_correction=on), say=said.append
+        )
+        for on in (True, False)
+    }
+    assert [made[on].quantization["bias_correction"] for on in (True, False)] == [6, 0]
+    (plain, corrected) = (made[on].detector.layers["backbone.conv1"].bias for on in (False, True))
+    assert plain.shape == corrected.shape and not torch.equal(plain, corrected)
+    by_hand = quantize(network())
+    by_hand.set_ranges(made[True].ranges.tensors, "mse")
+    batch = torch.cat(list(calibration_pictures(card, checkpoint, None, pictures, 6).batches(SIZE_HW)))
+    correct_biases(by_hand, batch)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(by_hand.state_dict().values(), made[True].detector.state_dict().values(), strict=True)
+    )
+    said.clear()
+    with raises(CalibrationError, path=checkpoint):  # pictures that nothing names
+        correction_images(card, checkpoint, Int8(), said.append)
+    assert not said
+    assert correction_images(card, checkpoint, Int8(ranges=Path("r.json")), said.append) is None
+    assert "biases stay as they are" in said[-1] and str(checkpoint) in said[-1]
 
 
 def test_errors_are_those_of_one_layer_alone():
