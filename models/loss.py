@@ -19,7 +19,7 @@ from models.config.network import is_custom
 from models.custom.call import custom_box_loss, custom_class_loss
 from models.detector import Raw
 from models.losses.boxes import centerness
-from models.losses.classification import hardest, smoothed
+from models.losses.classification import hardest, joint_logits, smoothed
 from models.losses.distribution import distribution_focal_loss
 from models.priors import Priors
 
@@ -32,7 +32,7 @@ class Losses(NamedTuple):
 
     cls: Tensor
     box: Tensor  # with `box.code` dfl, the loss of distributions too
-    quality: Tensor  # 0 where there is no quality branch
+    quality: Tensor  # 0 where there is no quality branch, or one that is learned with the classes
 
     @property
     def total(self) -> Tensor:
@@ -42,6 +42,17 @@ class Losses(NamedTuple):
 def _own_sum(value: Tensor) -> Tensor:
     """The `total` of a single process."""
     return value
+
+
+def score_logits(config: ModelConfig, raw: Raw) -> Tensor:
+    """The logits [B, N, C] whose sigmoid is what `config.loss` teaches.
+
+    With `quality: distribution` it is the product of class probability and quality, otherwise the class probability.
+    """
+    if config.quality != "distribution":
+        return raw.logits
+    assert raw.quality is not None, "a configuration with a quality branch has a quality output"
+    return joint_logits(raw.logits, raw.quality[..., None])
 
 
 def detection_loss(
@@ -81,6 +92,7 @@ def detection_loss(
         assert_shape("raw.quality", raw.quality, B, N)
     assert_shape("gt_boxes_xyxy", gt_boxes_xyxy, B, None, 4)
     assert_shape("gt_labels", gt_labels, *gt_boxes_xyxy.shape[:2])
+    raw = raw._replace(logits=score_logits(config, raw))
     with torch.no_grad():
         ignored = gt_labels == REGION if regions else None
         predictions = None

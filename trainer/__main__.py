@@ -1,4 +1,4 @@
-"""Train ATSS, RetinaNet, FCOS, GFL and TOOD detectors from one YAML file.
+"""Train ATSS, RetinaNet, FCOS, GFL (both versions) and TOOD detectors from one YAML file.
 
 examples:
   trainer new digits                               a small data set and its recipe, digits/digits.yaml

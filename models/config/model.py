@@ -1,4 +1,4 @@
-"""The configuration of a model, and the presets that are ATSS, RetinaNet, FCOS, GFL and TOOD."""
+"""The configuration of a model, and the presets that are ATSS, RetinaNet, FCOS, GFL (both versions) and TOOD."""
 
 from __future__ import annotations
 
@@ -131,7 +131,8 @@ class PostprocessConfig:
     score_threshold: Lowest score that the graph keeps. An application's own threshold is applied later, by the runtime.
     threshold_on: What `score_threshold` is compared with: the final score, or the class probability alone
         (mmdetection).
-    score: The score with a quality branch: sqrt(class * quality), or class * quality (product, mmdetection).
+    score: The score with a quality branch: sqrt(class * quality), or class * quality (product, mmdetection). With
+        `quality: distribution` it is the product always, because that is what is learned.
     nms_iou: NMS drops a box whose IoU with a better one of its class is above this.
     candidates: K: boxes that enter NMS, over all classes and levels.
     level_candidates: Most boxes of K that may come from one level, as in the papers; 0: no limit.
@@ -181,14 +182,16 @@ class ModelConfig:
     assign: Which priors answer for which object.
     box: How a box is coded and learned.
     loss: How classes are learned.
-    quality: A branch that says how good a box is, and what it learns; none: no such branch.
+    quality: A branch that says how good a box is, and what it learns; none: no such branch. distribution: two small
+        layers read it off the distributions of box.code dfl, and its product with the class probability is what
+        loss.cls teaches (GFLv2).
     pixels: Normalization of the input.
     resize: How a picture becomes the input.
     postprocess: From raw outputs to detections.
     """
 
     classes: tuple[str, ...]
-    detector: Literal["atss", "retinanet", "fcos", "gfl", "tood"] = "atss"
+    detector: Literal["atss", "retinanet", "fcos", "gfl", "gflv2", "tood"] = "atss"
     input_size_hw: tuple[int, int] = (640, 640)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
@@ -197,7 +200,7 @@ class ModelConfig:
     assign: AssignConfig = field(default_factory=AssignConfig)
     box: BoxConfig = field(default_factory=BoxConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    quality: Literal["centerness", "iou", "none"] = "centerness"
+    quality: Literal["centerness", "iou", "distribution", "none"] = "centerness"
     pixels: PixelConfig = field(default_factory=PixelConfig)
     resize: ResizeConfig = field(default_factory=ResizeConfig)
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
@@ -226,7 +229,9 @@ class ModelConfig:
                 "anchors: box.code dfl needs one anchor per cell, because its distances are from the point that all of "
                 f"a cell share; got {self.anchors.per_cell}"
             )
-        if self.loss.part.teaches_iou and self.quality != "none":
+        if self.quality == "distribution":
+            self._require_distribution()
+        elif self.loss.part.teaches_iou and self.quality != "none":
             raise ConfigError(
                 f"loss.cls: {self.loss.cls} makes the class score the box's quality, and a quality branch would count "
                 f"it twice; set quality: none, or loss.cls: focal with quality: {self.quality}"
@@ -241,10 +246,27 @@ class ModelConfig:
         if self.assign.part.needs_predictions:
             self._require_soft_targets()
 
+    def _require_distribution(self) -> None:
+        """Raise `ConfigError` for what does not go with a quality that is read off the distributions of boxes."""
+        if self.box.code != "dfl":
+            raise ConfigError(
+                "quality: distribution reads the distributions of box.code: dfl; set that, or quality: centerness, got "
+                f"box.code: {self.box.code}"
+            )
+        require(self.box.bins >= 4, "box.bins", "4 or more, of which quality: distribution reads 4", self.box.bins)
+        if not self.loss.part.teaches_iou:
+            names = either(name for name, loss in CLASS_LOSSES.items() if loss.teaches_iou)
+            raise ConfigError(
+                "loss.cls: quality: distribution learns by a loss whose target is the IoU of the box, which "
+                f"{self.loss.cls} does not have; use loss.cls: {names}"
+            )
+        if self.head.quality_on == "cls":
+            raise ConfigError("head.quality_on: quality: distribution reads boxes and no tower; leave it out")
+
     def _require_soft_targets(self) -> None:
         """Raise `ConfigError` for what does not go with an assigner that teaches alignments instead of classes."""
         kind = self.assign.kind
-        if self.quality != "none":
+        if self.quality not in ("distribution", "none"):
             raise ConfigError(
                 f"quality: assign.kind {kind} makes the class score the box's quality, and a quality branch would "
                 f"count it twice; set quality: none, got {self.quality}"
@@ -289,6 +311,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gfl": {  # Li et al., Generalized Focal Loss, 2020, the first version; its n = 16 is 17 values per side
         "anchors": {"size": 8.0}, "assign": {"kind": "atss"}, "loss": {"cls": "qfl"},
         "box": {"code": "dfl", "bins": 17, "loss": "giou", "weight": 2.0, "weighting": "score"}, "quality": "none",
+    },
+    "gflv2": {  # Li et al., Generalized Focal Loss V2, 2021
+        "anchors": {"size": 8.0}, "assign": {"kind": "atss"}, "loss": {"cls": "qfl"},
+        "box": {"code": "dfl", "bins": 17, "loss": "giou", "weight": 2.0, "weighting": "score"},
+        "quality": "distribution",
     },
     # Feng et al., TOOD: Task-aligned One-stage Object Detection, 2021: the assignment and its losses, without its
     # T-head, which samples features where the picture sends it, and without the first epochs that assign by ATSS.

@@ -159,4 +159,5 @@ class Deploy(nn.Module):
         if quality is None:
             return logits.sigmoid()
         product = logits.sigmoid() * quality.sigmoid()
-        return product.sqrt() if self.config.postprocess.score == "geometric" else product
+        learned = self.config.quality == "distribution"  # the product itself was taught
+        return product.sqrt() if self.config.postprocess.score == "geometric" and not learned else product

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.config.choices import HEAD_BLOCKS
 from models.config.model import HeadConfig, ModelConfig
 from models.layers.blocks import ConvNorm, ImplicitConv
+from models.layers.distribution import DistributionQuality
 
 
 class Tower(nn.ModuleList):
@@ -45,11 +46,16 @@ class Head(nn.Module):
         self.cls = prediction(anchors * self.classes)
         self.box = prediction(anchors * self.box_channels)
         self.quality_on_cls = config.head.quality_on == "cls"
-        self.quality = prediction(anchors) if config.quality != "none" else None
+        self.quality: nn.Module | None = None
+        if config.quality == "distribution":
+            self.quality = DistributionQuality(config.box.bins)
+        elif config.quality != "none":
+            self.quality = prediction(anchors)
+        self.quality_of_codes = config.quality == "distribution"
         # One learnable factor per level lets a shared convolution serve objects of all sizes (FCOS, 3.2).
         self.scales = nn.Parameter(torch.ones(levels), requires_grad=config.head.level_scales)
         for m in self.modules():
-            if isinstance(m, nn.Conv2d):
+            if isinstance(m, (nn.Conv2d, nn.Linear)):
                 nn.init.normal_(m.weight, std=0.01)
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)
@@ -62,9 +68,12 @@ class Head(nn.Module):
             cls_features, box_features = self.cls_tower(x, level), self.box_tower(x, level)
             logits.append(_flat(self.cls(cls_features), self.classes))
             boxes.append(_flat(self.box(box_features) * self.scales[level], self.box_channels))
-            if self.quality is not None:
+            if self.quality is not None and not self.quality_of_codes:
                 quality.append(_flat(self.quality(cls_features if self.quality_on_cls else box_features), 1))
-        return torch.cat(logits, 1), torch.cat(boxes, 1), torch.cat(quality, 1).squeeze(-1) if quality else None
+        codes = torch.cat(boxes, 1)
+        if self.quality is not None and self.quality_of_codes:
+            return torch.cat(logits, 1), codes, self.quality(codes)
+        return torch.cat(logits, 1), codes, torch.cat(quality, 1).squeeze(-1) if quality else None
 
 
 def _flat(x: Tensor, channels: int) -> Tensor:

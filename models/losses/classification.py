@@ -43,6 +43,17 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> T
     return _power(error, gamma) * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
+def joint_logits(logits: Tensor, quality: Tensor) -> Tensor:
+    """Logits [...] of the product of two probabilities, given by their logits [...], which broadcast.
+
+    Generalized Focal Loss V2 (Li et al., CVPR 2021) teaches such a product. Its authors' code takes the cross entropy
+    of the probability, whose logarithm is cut off where it rounds to 0 or 1. The logit of p(x) p(y) is
+    -ln(e^-x + e^-y + e^-(x + y)), written here so that nothing overflows.
+    """
+    logits, quality = wide(logits), wide(quality)
+    return -torch.logaddexp(F.softplus(-quality) - logits, -quality)
+
+
 def varifocal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
     """t BCE(p, t) where t > 0 and alpha p^gamma BCE(p, 0) elsewhere (Zhang et al., VarifocalNet, 2021, equation 2).
 

@@ -41,7 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., export.O
 @pytest.mark.parametrize(
     ("detector", "backbone"),
     [*itertools.product(["atss", "retinanet", "fcos"], ["resnet18", "resnet50", "repvgg_a0"]),
-     ("gfl", "resnet18"), ("tood", "resnet18")],
+     ("gfl", "resnet18"), ("gflv2", "resnet18"), ("tood", "resnet18")],
 )  # fmt: skip
 def test_eager_equals_onnx_for_any_batch(detector, backbone, exported):
     path = exported(detector, backbone).path

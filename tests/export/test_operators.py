@@ -29,6 +29,8 @@ OPERATORS = {
     "Slice", "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
 }  # fmt: skip
 """Of ONNX itself, dense, with output shapes that follow from input shapes. No branch, no loop, no NonZero."""
+OF_DISTRIBUTIONS = {"gfl": {"Softmax"}, "gflv2": {"Softmax", "ReduceMean", "Gemm"}}
+"""What `box.code: dfl` adds, and the quality that is read off it."""
 GROUP_NORM = {"InstanceNormalization"}
 """How opset 20 writes the GroupNorm that old heads have."""
 
@@ -105,4 +107,4 @@ def test_decoding_and_nms_of_every_preset_too(preset):
     deploy = Deploy(Detector(config({"norm": "sepbn"}, detector=preset)).eval()).eval()
     traced = _trace(deploy, OnnxOptions(batch=2), "portable")
     for model in (traced, _simplified(traced)):
-        check(model, OPERATORS | ({"Softmax"} if preset == "gfl" else set()))
+        check(model, OPERATORS | OF_DISTRIBUTIONS.get(preset, set()))

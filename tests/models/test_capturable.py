@@ -55,7 +55,7 @@ def watched(module: nn.Module, size_hw: tuple[int, int] = SIZE) -> Watch:
 
 @pytest.mark.parametrize(
     "keys",
-    [{"detector": "atss"}, {"detector": "retinanet"}, {"detector": "fcos"}, {"detector": "gfl"},
+    [{"detector": "atss"}, {"detector": "retinanet"}, {"detector": "fcos"}, {"detector": "gfl"}, {"detector": "gflv2"},
      {"backbone": {"name": "repvgg_a0", "width": 0.125}},
      {"postprocess": {"level_candidates": 50, "threshold_on": "class"}}],
 )  # fmt: skip

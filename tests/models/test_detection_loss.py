@@ -23,7 +23,8 @@ from tests.models.small import BOXES, LABELS, SIZE, grid_for
 
 KINDS = tuple(ASSIGNERS)
 CODES = ("delta", "ltrb", "dfl")
-QUALITIES = ("centerness", "iou", "none")
+QUALITIES = ("centerness", "iou", "distribution", "none")
+BESIDE = ("centerness", "iou")  # that have a loss of their own
 CLASS_LOSSES: dict[str, dict[str, Any]] = {
     **{name: {"cls": name} for name in ("focal", "qfl", "vfl", "ghm")},
     "bce": {"cls": "bce", "smoothing": 0.1},
@@ -47,9 +48,11 @@ def outputs(config: ModelConfig) -> tuple[Raw, Any]:
 
 
 def legal(kind: str, code: str, quality: str, cls: str, box: str) -> bool:
-    if kind == "tal" and (quality != "none" or cls in ("focal", "ghm") or "smoothing" in CLASS_LOSSES[cls]):
+    if quality == "distribution" and (code != "dfl" or cls not in ("qfl", "vfl")):
         return False
-    return not (code != "delta" and box in OF_CODES) and not (cls in ("qfl", "vfl") and quality != "none")
+    if kind == "tal" and (quality in BESIDE or cls in ("focal", "ghm") or "smoothing" in CLASS_LOSSES[cls]):
+        return False
+    return not (code != "delta" and box in OF_CODES) and not (cls in ("qfl", "vfl") and quality in BESIDE)
 
 
 @pytest.mark.parametrize("kind, code, quality", list(itertools.product(KINDS, CODES, QUALITIES)))
@@ -58,14 +61,14 @@ def test_every_legal_combination_has_a_finite_loss_and_gradient(kind, code, qual
         keys = {"assign": {"kind": kind}, "box": {"code": code, "loss": box}, "quality": quality}
         keys["loss"] = CLASS_LOSSES[cls]
         if not legal(kind, code, quality, cls, box):
-            with pytest.raises(ConfigError, match="is defined on delta codes|set quality: none|assign.kind tal"):
+            with pytest.raises(ConfigError, match="is defined on delta codes|set quality: none|assign.kind tal|: dist"):
                 configured(**keys)
             continue
         config = configured(**keys)
         raw, grid = outputs(config)
         terms = detection_loss(config, raw, grid, BOXES, LABELS)
         assert all(torch.isfinite(term) for term in terms), (cls, box)
-        assert terms.cls > 0 and terms.box > 0 and (terms.quality > 0) == (quality != "none"), (cls, box)
+        assert terms.cls > 0 and terms.box > 0 and (terms.quality > 0) == (quality in BESIDE), (cls, box)
         terms.total.backward()
         for part in raw:
             assert part is None or (torch.isfinite(part.grad).all() and part.grad.any()), (cls, box)

@@ -97,7 +97,7 @@ class New(Quiet):
         flag(metavar="SHARE", type=number("a share between 0 and 1, such as 0.2", lambda share: 0 < share < 1)),
     ] = None
     format: Format | Literal["auto"] = "auto"
-    detector: Literal["atss", "retinanet", "fcos", "gfl", "tood"] | None = None
+    detector: Literal["atss", "retinanet", "fcos", "gfl", "gflv2", "tood"] | None = None
     init: Annotated[Path | None, flag(metavar="BEST.pt")] = None
     size: Annotated[int | None, flag(metavar="PX")] = None
 

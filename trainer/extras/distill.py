@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from isodet.strict import ConfigError
 from models.checkpoint import CheckpointError, build_detector, read_checkpoint
-from models.config.model import model_config
+from models.config.model import ModelConfig, model_config
 from models.detector import Detector as Network
 from models.detector import Raw
+from models.loss import score_logits
 from models.losses.classification import quality_focal_loss
 from models.losses.precision import wide
 from runtime.card.card import sha256_file
@@ -23,6 +24,7 @@ from trainer.config.train import TrainConfig
 @dataclass(frozen=True)
 class Distillation:
     config: DistillConfig
+    student: ModelConfig
     teacher: Network
     """In eval mode, without gradients."""
     teacher_sha256: str
@@ -44,7 +46,8 @@ class Distillation:
                 teacher, teacher_levels = self.teacher(images), []
         loss = raw.logits.new_zeros(())
         if config.logits:
-            part = logit_loss(raw.logits, teacher.logits, config.region, config.temperature, total)
+            ours, theirs = score_logits(self.student, raw), score_logits(self.teacher.config, teacher)
+            part = logit_loss(ours, theirs, config.region, config.temperature, total)
             loss = loss + config.logits * part
         if config.features:
             part = feature_loss(levels, teacher_levels, config.temperature, total)
@@ -119,7 +122,7 @@ def build_distillation(config: TrainConfig, model: Network) -> Distillation | No
     teacher = teacher.to(device).requires_grad_(False)
     if config.channels_last:
         teacher = teacher.to(memory_format=torch.channels_last)
-    return Distillation(distill, teacher, sha256_file(distill.teacher))
+    return Distillation(distill, model.config, teacher, sha256_file(distill.teacher))
 
 
 def build_adapters(distillation: Distillation | None, model: Network) -> nn.ModuleList:

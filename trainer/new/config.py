@@ -59,7 +59,7 @@ def new_config(
     train_images: Path | None,
     val: Path | None,
     val_images: Path | None,
-    detector: Literal["atss", "retinanet", "fcos", "gfl", "tood"] = "atss",
+    detector: Literal["atss", "retinanet", "fcos", "gfl", "gflv2", "tood"] = "atss",
     size: int | None = None,
     force: bool = False,
     init: Path | None = None,
