@@ -14,7 +14,7 @@ from models.assigners import BACKGROUND, IGNORED, assign
 from models.assigners.tal import Predictions, soft_targets
 from models.boxes import iou
 from models.coders import decode, encode_delta, encode_ltrb
-from models.config.model import BoxConfig, LossConfig, ModelConfig
+from models.config.model import AssignConfig, BoxConfig, LossConfig, ModelConfig
 from models.config.network import is_custom
 from models.custom.call import custom_box_loss, custom_class_loss
 from models.detector import Raw
@@ -74,10 +74,11 @@ def detection_loss(
     Divisors are mmdetection's. Classification and quality are divided by the sum over images of max(positives, 1), or
     for `center` by max(positives of the batch, 1); GHM's weights contain their divisor. The box loss is divided by the
     sum of its weights: with a centerness branch and `box.weighting` centerness these are the centerness targets,
-    with `box.weighting` score the predicted class scores, otherwise 1 for each positive. With an assigner that needs
-    predictions, the targets of classes are alignments (`models.assigners.tal.soft_targets`). They are the weights of
-    boxes too, and all losses are divided by their sum, at least 1. With `loss.normalizer` image, each image is divided
-    by its own sum, at least 1, and the result is the mean over images.
+    with `box.weighting` score the predicted class scores, otherwise 1 for each positive. An assigner may choose
+    other positives for boxes and their quality than for classes (`AssignConfig.for_boxes`), which are then counted
+    apart. With an assigner of soft targets, the targets of classes are alignments (`models.assigners.tal`). They are
+    the weights of boxes too, and all losses are divided by their sum, at least 1. With `loss.normalizer` image, each
+    image is divided by its own sum, at least 1, and the result is the mean over images.
 
     total: sums a tensor over the processes that share a batch. Divisors are then those of the shared batch, and its
     loss is the sum of the losses of all processes.
@@ -93,61 +94,96 @@ def detection_loss(
     assert_shape("gt_boxes_xyxy", gt_boxes_xyxy, B, None, 4)
     assert_shape("gt_labels", gt_labels, *gt_boxes_xyxy.shape[:2])
     raw = raw._replace(logits=score_logits(config, raw))
-    with torch.no_grad():
-        ignored = gt_labels == REGION if regions else None
-        predictions = None
-        if part.needs_predictions:
-            predictions = Predictions(raw.logits, decode(config.box, priors, raw.boxes), gt_labels)
-        matched = assign(config.assign, priors, gt_boxes_xyxy, gt_labels >= 0, ignored, sizes_hw, predictions)  # [B, N]
-        image, prior = (matched >= 0).nonzero(as_tuple=True)  # [P] each, P = positives of the batch
-        target = matched[image, prior]
-        target_boxes = gt_boxes_xyxy[image, target]  # [P, 4]
-        labels = gt_labels[image, target]
-
-    codes = raw.boxes[image, prior]  # [P, 4], or [P, 4 * bins]
-    positive_priors = Priors(priors.boxes_xyxy[prior], priors.strides[prior], (len(prior),))
-    boxes = decode(config.box, positive_priors, codes)  # [P, 4]
-    overlaps = iou(boxes.detach(), target_boxes)  # [P]
-
-    def per_image(values: Tensor) -> Tensor:
-        """The sums [B] of values [P] of the positives, added up image by image in the order of the priors."""
-        return torch.zeros_like(raw.logits[..., 0]).index_put((image, prior), values).sum(dim=1)
-
-    classes = torch.zeros_like(raw.logits)  # [B, N, C] in 0..1
-    scores = overlaps if config.loss.part.teaches_iou else torch.ones_like(overlaps)  # [P]
+    predictions = None
     if part.needs_predictions:
-        logits, owners = raw.logits.detach()[image, prior, labels], image * gt_labels.shape[1] + target
-        scores = soft_targets(logits, overlaps, owners, gt_labels.numel(), config.assign.alpha, config.assign.beta)
-        share = _share(config.loss, per_image(scores), total)  # [B]
-    else:
-        positives = (matched >= 0).sum(dim=1).to(raw.logits.dtype)  # [B]
-        share = _share(config.loss, positives.clamp(min=1) if part.counts_over == "image" else positives, total)
-    classes[image, prior, labels] = scores
-    cls = _classification(config.loss, raw.logits, classes, matched, share, total)
+        with torch.no_grad():
+            predictions = Predictions(raw.logits, decode(config.box, priors, raw.boxes), gt_labels)
 
+    def positives(section: AssignConfig) -> _Positives:
+        with torch.no_grad():
+            ignored = gt_labels == REGION if regions else None
+            matched = assign(section, priors, gt_boxes_xyxy, gt_labels >= 0, ignored, sizes_hw, predictions)
+        return _positives(config, raw, priors, matched, gt_boxes_xyxy, gt_labels)
+
+    def share_of(matched: Tensor) -> Tensor:
+        """The factor of each image's loss [B], by its positives."""
+        counts = (matched >= 0).sum(dim=1).to(raw.logits.dtype)  # [B]
+        return _share(config.loss, counts.clamp(min=1) if part.counts_over == "image" else counts, total)
+
+    objects = positives(config.assign)
+    image, prior = objects.image, objects.prior
+    classes = torch.zeros_like(raw.logits)  # [B, N, C] in 0..1
+    scores = objects.overlaps if config.loss.part.teaches_iou else torch.ones_like(objects.overlaps)  # [P]
+    if part.soft_targets:
+        logits, owners = raw.logits.detach()[image, prior, objects.labels], image * gt_labels.shape[1] + objects.target
+        alpha, beta = config.assign.alpha, config.assign.beta
+        scores = soft_targets(logits, objects.overlaps, owners, gt_labels.numel(), alpha, beta)
+        share = _share(config.loss, objects.per_image(scores), total)  # [B]
+    else:
+        share = share_of(objects.matched)
+    classes[image, prior, objects.labels] = scores
+    cls = _classification(config.loss, raw.logits, classes, objects.matched, share, total)
+
+    if part.for_boxes:
+        objects = positives(config.assign.for_boxes)
+        image, prior, share = objects.image, objects.prior, share_of(objects.matched)
+    codes, target_boxes = objects.codes, objects.target_boxes
     weight, share_of_boxes = codes.new_ones(len(image)), share
     quality = raw.logits.new_zeros(())
-    if part.needs_predictions:
+    if part.soft_targets:
         weight = scores
     elif config.box.weighting == "score":
         weight = raw.logits.detach()[image, prior].sigmoid().amax(dim=-1)  # [P]
-        share_of_boxes = _share(config.loss, per_image(weight), total)
+        share_of_boxes = _share(config.loss, objects.per_image(weight), total)
     if config.quality == "centerness":
-        central = centerness(positive_priors.points, target_boxes)  # [P]
+        central = centerness(objects.priors.points, target_boxes)  # [P]
         quality = (_bce(raw, image, prior, central) * share[image]).sum()
         if config.box.weighting == "centerness":
             least = 1.0 if part.counts_over == "image" else 1e-6
-            weight, share_of_boxes = central, _share(config.loss, per_image(central), total, least)
+            weight, share_of_boxes = central, _share(config.loss, objects.per_image(central), total, least)
     elif config.quality == "iou":
-        quality = (_bce(raw, image, prior, overlaps) * share[image]).sum()
+        quality = (_bce(raw, image, prior, objects.overlaps) * share[image]).sum()
 
-    per_box = _per_box(config.box, boxes, codes, target_boxes, positive_priors.boxes_xyxy)
+    per_box = _per_box(config.box, objects.boxes, codes, target_boxes, objects.priors.boxes_xyxy)
     box = config.box.weight * (per_box * weight * share_of_boxes[image]).sum()
     if config.box.code == "dfl":
-        distances = encode_ltrb(positive_priors.points, positive_priors.strides, target_boxes)  # [P, 4]
+        distances = encode_ltrb(objects.priors.points, objects.priors.strides, target_boxes)  # [P, 4]
         per_side = distribution_focal_loss(codes.unflatten(-1, (4, config.box.bins)), distances)  # [P, 4]
         box = box + config.box.dfl_weight * (per_side.mean(dim=-1) * weight * share_of_boxes[image]).sum()
     return Losses(cls, box, quality)
+
+
+class _Positives(NamedTuple):
+    """The P priors of a batch that have an object, what the network says there, and what it should say."""
+
+    matched: Tensor  # [B, N], as `assign` gives it
+    image: Tensor  # [P]
+    prior: Tensor  # [P]
+    target: Tensor  # [P], of the image's G objects
+    labels: Tensor  # [P]
+    target_boxes: Tensor  # [P, 4]
+    priors: Priors  # these P
+    codes: Tensor  # [P, 4], or [P, 4 * bins]
+    boxes: Tensor  # [P, 4]
+    overlaps: Tensor  # [P]
+
+    def per_image(self, values: Tensor) -> Tensor:
+        """The sums [B] of values [P] of the positives, added up image by image in the order of the priors."""
+        places = torch.zeros_like(self.matched, dtype=values.dtype)  # [B, N]
+        return places.index_put((self.image, self.prior), values).sum(dim=1)
+
+
+def _positives(
+    config: ModelConfig, raw: Raw, priors: Priors, matched: Tensor, gt_boxes_xyxy: Tensor, gt_labels: Tensor
+) -> _Positives:
+    image, prior = (matched >= 0).nonzero(as_tuple=True)
+    target = matched[image, prior]
+    target_boxes = gt_boxes_xyxy[image, target]
+    codes = raw.boxes[image, prior]
+    positive_priors = Priors(priors.boxes_xyxy[prior], priors.strides[prior], (len(prior),))
+    boxes = decode(config.box, positive_priors, codes)
+    overlaps, labels = iou(boxes.detach(), target_boxes), gt_labels[image, target]
+    return _Positives(matched, image, prior, target, labels, target_boxes, positive_priors, codes, boxes, overlaps)
 
 
 def _share(config: LossConfig, amounts: Tensor, total: Callable[[Tensor], Tensor], least: float = 1.0) -> Tensor:

@@ -28,15 +28,25 @@ def assign_atss(
     # Lines 3-6: on each level, the `topk` priors whose centers are nearest to the object's.
     index, usable = nearest(priors, gt_boxes_xyxy, topk, available)  # [B, G, M], M = candidates of an object
 
+    overlaps = iou(gt_boxes_xyxy[:, :, None], priors.boxes_xyxy[index])  # [B, G, M]
+    return adaptive_matches(priors, gt_boxes_xyxy, gt_valid, index, usable, overlaps)
+
+
+def adaptive_matches(
+    priors: Priors, gt_boxes_xyxy: Tensor, gt_valid: Tensor, index: Tensor, usable: Tensor, overlaps: Tensor
+) -> Tensor:
+    """The rest of the algorithm: matched box index per prior, [B, N] int64.
+
+    index, usable: [B, G, M], the candidates as `nearest` gives them. overlaps: [B, G, M], how good each of them is.
+    """
     # Lines 7-10: the threshold adapts to each object. The paper's "standard deviation" is the unbiased one
     # in its authors' code.
-    boxes = gt_boxes_xyxy[:, :, None]  # [B, G, 1, 4]
-    overlaps = iou(boxes, priors.boxes_xyxy[index])  # [B, G, M]
     count = usable.sum(dim=-1, keepdim=True)
     mean = overlaps.masked_fill(~usable, 0).sum(dim=-1, keepdim=True) / count.clamp(min=1)
     squared = (overlaps - mean).square().masked_fill(~usable, 0).sum(dim=-1, keepdim=True)
     threshold = mean + (squared / (count - 1).clamp(min=1)).sqrt()
 
     # Lines 11-15: positives reach the threshold with their center inside the object.
-    positive = usable & (overlaps >= threshold) & inside(priors.points[index], boxes) & gt_valid[..., None]
+    held = inside(priors.points[index], gt_boxes_xyxy[:, :, None])
+    positive = usable & (overlaps >= threshold) & held & gt_valid[..., None]
     return best_owner(index, positive, overlaps, len(priors.boxes_xyxy))

@@ -83,17 +83,24 @@ class AssignerPart(Part):
     """(priors of N, boxes [B, G, 4], valid [B, G], available=[B, N] or None) -> matches [B, N]; see `models.assigners`.
 
     of_points: it uses only a prior's center and not its size, so there is one anchor per cell.
-    needs_predictions: it also takes predictions=, a `models.assigners.tal.Predictions`, and its matches are taught as
-        `models.assigners.tal.soft_targets` says. The class score then is the quality, so there is no quality branch.
+    needs_predictions: it also takes predictions=, a `models.assigners.tal.Predictions`.
+    soft_targets: its matches are taught as `models.assigners.tal.soft_targets` says. The class score then is the
+        quality, so there is no branch that learns one beside it.
+    for_boxes: keys that it reads, each with the key whose value it gets instead where it chooses the positives of boxes
+        and of their quality; empty: they are those of classes.
     counts_over: the loss is divided by at least 1 positive per image, as in anchor heads, or per batch, as in FCOS.
     grown, shrunk: keys that give more positives when they are larger, or smaller (`auxiliary.coarse`).
+    limits: checks of keys that only this assigner needs.
     """
 
     of_points: bool = False
     needs_predictions: bool = False
+    soft_targets: bool = False
+    for_boxes: Mapping[str, str] = field(default_factory=dict)
     counts_over: Literal["image", "batch"] = "image"
     grown: tuple[str, ...] = ()
     shrunk: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,8 +186,18 @@ ASSIGNERS: dict[str, AssignerPart] = {
         ("topk", "alpha", "beta"),
         of_points=True,
         needs_predictions=True,
+        soft_targets=True,
         implies={"assign": {"topk": 13}},
         grown=("topk",),
+    ),
+    "ddod": AssignerPart(
+        "models.assigners.ddod:assign_ddod",
+        ("topk", "alpha"),
+        needs_predictions=True,
+        for_boxes={"alpha": "box_alpha"},
+        implies={"assign": {"alpha": 0.8}},
+        grown=("topk",),
+        limits=(Limit("alpha", lambda a: a <= 1, "0 to 1, a weight between score and IoU"),),
     ),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from isodet.strict import ConfigError, CustomName, require, require_defaults
@@ -27,17 +27,20 @@ class AssignConfig:
     """Which priors answer for which object (docs/architecture.md).
 
     kind: The rule: the paper's adaptive threshold (atss), IoU thresholds (iou), points near the center (center), the
-        nearest points (topk), the points whose own predictions are best (tal), or your own assigner.
+        nearest points (topk), the points whose own predictions are best (tal), atss by predictions, with positives of
+        their own for classes and for boxes (ddod), or your own assigner.
     arguments: Arguments of your own assigner.
-    topk: atss: candidates per level and object. topk: the same, and all that lie inside the object are positive. tal:
-        positives per object, over all levels; 13 unless set.
+    topk: atss, ddod: candidates per level and object. topk: the same, and all that lie inside the object are positive.
+        tal: positives per object, over all levels; 13 unless set.
     pos_iou: iou: an anchor of at least this IoU is the object's. What lies between the two thresholds is ignored.
     neg_iou: iou: an anchor below this IoU is background.
     rescue: iou: who gets the anchors that overlap an object most: that object, whatever else they overlap (overwrite,
         mmdetection), or the object that they overlap most themselves (restore, torchvision).
     alpha: tal: exponent of the predicted class score in a prediction's alignment with an object, score^alpha *
-        IoU^beta.
+        IoU^beta. ddod: the weight of the IoU where the positives of classes are chosen, by score^(1 - alpha) *
+        IoU^alpha; 0.8 unless set.
     beta: tal: exponent of the predicted box's IoU in it.
+    box_alpha: ddod: the same where the positives of boxes, and of a quality branch, are chosen.
     radius: center: half the side of the sampling square around an object's center, in strides; 0 is the whole box.
     range_factor: center: a level of stride s takes the objects whose farthest side lies within [f/2 * s, f * s], f this
         factor.
@@ -60,6 +63,7 @@ class AssignConfig:
     rescue: Literal["overwrite", "restore"] = "overwrite"
     alpha: float = 1.0
     beta: float = 6.0
+    box_alpha: float = 0.5
     radius: float = 1.5
     range_factor: float = 8.0
     range_ends: Literal["inclusive", "strict"] = "inclusive"
@@ -72,6 +76,7 @@ class AssignConfig:
         require(0 <= self.neg_iou <= self.pos_iou <= 1, "neg_iou", "0 <= neg_iou <= pos_iou <= 1", self.neg_iou)
         require(0 <= self.alpha <= 20, "alpha", "0 to 20", self.alpha)
         require(0 < self.beta <= 20, "beta", "above 0, at most 20", self.beta)
+        require(0 <= self.box_alpha <= 1, "box_alpha", "0 to 1", self.box_alpha)
         require(self.radius >= 0, "radius", "0 or more", self.radius)
         require(self.range_factor > 0, "range_factor", "a positive number of strides", self.range_factor)
         fits = self.ignore_iof is None or 0 <= self.ignore_iof < 1
@@ -81,6 +86,14 @@ class AssignConfig:
         require_custom(self.kind, "kind", self.arguments)
         if is_custom(self.kind):
             require_defaults(self, ("kind", "arguments"), IN_ARGUMENTS)
+        for limit in self.part.limits:
+            value = getattr(self, limit.key)
+            require(limit.fits(value), limit.key, limit.expected, value)
+
+    @property
+    def for_boxes(self) -> AssignConfig:
+        """The section that the positives of boxes are chosen by. Most assigners choose them as those of classes."""
+        return replace(self, **{key: getattr(self, other) for key, other in self.part.for_boxes.items()})
 
     @property
     def part(self) -> AssignerPart:

@@ -243,7 +243,7 @@ class ModelConfig:
                 f"anchors: assign.kind {self.assign.kind} needs one anchor per cell, because all of a cell share its "
                 f"center; got {self.anchors.per_cell}"
             )
-        if self.assign.part.needs_predictions:
+        if self.assign.part.soft_targets:
             self._require_soft_targets()
 
     def _require_distribution(self) -> None:

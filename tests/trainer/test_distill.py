@@ -18,7 +18,7 @@ import export
 from isodet.strict import ConfigError
 from models.checkpoint import build_detector, read_checkpoint, save_checkpoint
 from models.detector import Detector, Raw
-from models.loss import detection_loss
+from models.loss import detection_loss, score_logits
 from runtime.card.card import sha256_file
 from tests.at_fault import raises
 from tests.trainer.interrupted import go_on, stop_before_epoch
@@ -27,7 +27,7 @@ from tests.trainer.tiny import CUT_ALIKE, TINY, one_object, save_random, tiny_co
 from trainer.config.train import TrainConfig, dump_config
 from trainer.config_reader import qat_config, read_config, train_config
 from trainer.devices.distributed import Group
-from trainer.extras.distill import Distillation
+from trainer.extras.distill import Distillation, logit_loss
 from trainer.failures import TrainingError, not_finite
 from trainer.log.metrics import HELP, read_metrics
 from trainer.loop import fit
@@ -93,6 +93,20 @@ def test_a_student_may_assign_by_its_own_predictions(data, teacher):
     assert set(terms) == {"cls", "box", "quality", "distill"} and all(term.isfinite() for term in terms.values())
     total_loss(terms).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.detector.head.parameters())
+
+
+def test_a_score_with_a_factor_is_taught_as_a_whole(data, teacher):
+    """GFLv2's class probability alone means nothing, so its product with the quality learns the teacher's score."""
+    keys = ("model.detector=gflv2", "distill.features=0", "distill.temperature=1", "distill.logits=1")
+    made, model, images = started(taught_config(data, teacher, *keys))
+    raw, levels, _ = model.outputs(images)
+    loss = made.loss(images, raw, levels, None, alone)
+    with torch.no_grad():
+        scores = score_logits(model.detector.config, raw)
+        expected = logit_loss(scores, made.teacher(images).logits, made.config.region, 1.0, alone)
+    assert not torch.equal(scores, raw.logits) and loss.item() == pytest.approx(expected.item())
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.detector.head.quality.out.parameters())
 
 
 def test_the_gradient_reaches_the_student_and_its_adapters_only(data, teacher):
