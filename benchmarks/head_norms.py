@@ -87,7 +87,7 @@ def untrained(norm: str, path: Path) -> Path:
                 if isinstance(conv, nn.Conv2d):
                     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         for prediction in (model.head.cls, model.head.box, model.head.quality):
-            assert prediction is not None
+            assert isinstance(prediction, nn.Conv2d)
             prediction.weight.normal_(std=0.02)
         for name, weight in model.backbone.named_parameters():
             if name.endswith("bn3.weight"):

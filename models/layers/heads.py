@@ -46,12 +46,11 @@ class Head(nn.Module):
         self.cls = prediction(anchors * self.classes)
         self.box = prediction(anchors * self.box_channels)
         self.quality_on_cls = config.head.quality_on == "cls"
-        self.quality: nn.Module | None = None
+        self.quality: nn.Conv2d | DistributionQuality | None = None
         if config.quality == "distribution":
             self.quality = DistributionQuality(config.box.bins)
         elif config.quality != "none":
             self.quality = prediction(anchors)
-        self.quality_of_codes = config.quality == "distribution"
         # One learnable factor per level lets a shared convolution serve objects of all sizes (FCOS, 3.2).
         self.scales = nn.Parameter(torch.ones(levels), requires_grad=config.head.level_scales)
         for m in self.modules():
@@ -68,10 +67,10 @@ class Head(nn.Module):
             cls_features, box_features = self.cls_tower(x, level), self.box_tower(x, level)
             logits.append(_flat(self.cls(cls_features), self.classes))
             boxes.append(_flat(self.box(box_features) * self.scales[level], self.box_channels))
-            if self.quality is not None and not self.quality_of_codes:
+            if self.quality is not None and not isinstance(self.quality, DistributionQuality):
                 quality.append(_flat(self.quality(cls_features if self.quality_on_cls else box_features), 1))
         codes = torch.cat(boxes, 1)
-        if self.quality is not None and self.quality_of_codes:
+        if isinstance(self.quality, DistributionQuality):
             return torch.cat(logits, 1), codes, self.quality(codes)
         return torch.cat(logits, 1), codes, torch.cat(quality, 1).squeeze(-1) if quality else None
 
