@@ -105,7 +105,7 @@ class Seen(Backend):
 
 @pytest.mark.parametrize("keys", [[], ["data.tiles.size=80"], ["data.tiles.size=[64,100]", "data.tiles.whole=false"]])
 def test_training_and_detection_see_the_same_pixels(wide, keys):
-    settings = config(wide, "data.tiles.empty=1", *keys)
+    settings = config(wide, "data.tiles.empty=1", "data.tiles.whole_share=0", *keys)
     dataset = train_data(settings)
     views = TrainSet(in_tiles(dataset, settings), resize_rule(settings.model), None)
     card = make_card(input_size_hw=settings.model.input_size_hw, tiles=vars(settings.data.tiles.rule))
@@ -176,6 +176,24 @@ def test_a_share_of_the_empty_tiles_comes_and_every_other_view(wide):
     assert counts[0] < counts[1] < counts[2]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5])
+def test_whole_pictures_come_as_often_as_asked(wide, share):
+    settings = config(wide, f"data.tiles.whole_share={share}")
+    views = [record for record in in_tiles(train_data(settings), settings).records if isinstance(record, TileRecord)]
+    whole = defaultdict(list)
+    for view in views:
+        whole[view.path].append((view.height, view.width) == (view.picture.height, view.picture.width))
+    for flags in whole.values():
+        tiles = flags.count(False)
+        assert flags.count(True) == max(1, round(tiles * share / (1 - share))) and flags[-1]
+    without = config(wide, "data.tiles.whole=false")
+    assert not any(
+        r.window[2:] == (r.picture.width, r.picture.height) and r.window[:2] == (0, 0)
+        for r in in_tiles(train_data(without), without).records
+        if isinstance(r, TileRecord)
+    )
+
+
 def test_a_picture_that_fits_is_one_view(wide):
     settings = config(wide, "data.tiles.size=200")
     dataset = train_data(settings)
@@ -185,7 +203,7 @@ def test_a_picture_that_fits_is_one_view(wide):
 
 def test_tiles_of_a_turned_picture_are_those_of_the_upright_one(wide, tmp_path):
     """Annotated as stored: 100 high and 150 wide. EXIF orientation 6 makes it 150 high and 100 wide."""
-    settings = config(wide, "data.tiles.empty=1", "data.tiles.visible=0")
+    settings = config(wide, "data.tiles.empty=1", "data.tiles.visible=0", "data.tiles.whole_share=0")
     record = train_data(settings).records[1]
     assert (record.height, record.width) == (100, 150)
     exif = Pillow.Exif()
@@ -293,7 +311,8 @@ def test_a_validation_loss_a_range_test_and_check_data_look_at_tiles(wide, tmp_p
         ("data.tiles.size", "data.tiles.size=31"), ("data.tiles.size", "data.tiles.size=[64]"),
         ("data.tiles.size", "data.tiles.size=auto"), ("data.tiles.overlap", "data.tiles.overlap=1"),
         ("data.tiles.overlap", "data.tiles.overlap=-0.1"), ("data.tiles.empty", "data.tiles.empty=1.1"),
-        ("data.tiles.visible", "data.tiles.visible=-1"), ("data.reduce_to", "data.reduce_to=320"),
+        ("data.tiles.visible", "data.tiles.visible=-1"), ("data.tiles.whole_share", "data.tiles.whole_share=1"),
+        ("data.reduce_to", "data.reduce_to=320"),
         ("data.tiles.size", "data.tiles={size: 32}"), ("data.tiles.sise", "data.tiles={sise: 64}"),
     ],
 )  # fmt: skip

@@ -50,6 +50,8 @@ class TilesConfig:
     size: Side of a tile, or its height and width, in pixels of the picture; null: the network's input.
     overlap: Share of a tile that it has in common with the next one.
     whole: Whole pictures are looked at, too, for objects that are larger than a tile.
+    whole_share: Share of the views of a large picture in training that are the whole picture, which then comes several
+        times; at least once. Else the network would learn too little of what is larger than a tile.
     empty: Share of the tiles without an object that is trained on. They are the same in each epoch.
     visible: An object of which a tile shows less than this share of its area is ignored in it.
     """
@@ -57,6 +59,7 @@ class TilesConfig:
     size: int | tuple[int, int] | None = None
     overlap: float = 0.2
     whole: bool = True
+    whole_share: float = 0.25
     empty: float = 0.25
     visible: float = 0.3
 
@@ -65,6 +68,7 @@ class TilesConfig:
             _ = self.rule
         except ArgumentError as error:
             raise ConfigError(str(error).removeprefix("Tiles.")) from None
+        require(0 <= self.whole_share <= 0.9, "whole_share", "a share from 0 to 0.9", self.whole_share)
         require(0 <= self.empty <= 1, "empty", "a share from 0 to 1", self.empty)
         require(0 <= self.visible <= 1, "visible", "a share from 0 to 1", self.visible)
 

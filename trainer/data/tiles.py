@@ -33,8 +33,8 @@ def in_tiles(dataset: CocoDataset, config: TrainConfig) -> CocoDataset:
     """`dataset` with the tiles of its pictures as its records, where `config.data.tiles` says so; else `dataset`.
 
     The windows are those of `runtime.tiles.Tiles.grid`: a picture that fits into a tile stays as it is, and others come
-    as tiles, row by row, and whole where `whole` says so. Only a share `empty` of the tiles without an object comes,
-    always the same ones for a seed.
+    as tiles, row by row. Only a share `empty` of those without an object comes, always the same ones for a seed. Where
+    `whole` says so the whole picture follows, as often as `whole_share` asks for.
     """
     tiles = config.data.tiles
     if tiles is None:
@@ -55,10 +55,13 @@ def _parts(record: ImageRecord, tiles: TilesConfig, config: TrainConfig) -> Iter
         yield record
         return
     rng = np.random.default_rng([config.seed, record.id & 0xFFFFFFFF])
-    for window, drawn in zip(windows, rng.random(len(windows)), strict=True):
-        tile = cut(record, window, tiles.visible)
-        if drawn < tiles.empty or len(tile.labels) or (tile.height, tile.width) == frame_hw:
-            yield tile
+    views = [cut(record, window, tiles.visible) for window in windows]
+    whole = views.pop() if tiles.whole else None
+    drawn = rng.random(len(views)) < tiles.empty
+    kept = [tile for tile, taken in zip(views, drawn, strict=True) if taken or len(tile.labels)]
+    yield from kept
+    if whole is not None:
+        yield from [whole] * max(1, round(len(kept) * tiles.whole_share / (1 - tiles.whole_share)))
 
 
 def cut(record: ImageRecord, window: Window, visible: float) -> TileRecord:
@@ -89,11 +92,11 @@ def describe(pictures: CocoDataset, views: CocoDataset, config: TrainConfig) -> 
     tiles = config.data.tiles
     if tiles is None:
         return ""
-    windows = [record.window for record in views.records if isinstance(record, TileRecord)]
-    of_picture = Counter(id(record.picture) for record in views.records if isinstance(record, TileRecord))
+    tiled = [record for record in views.records if isinstance(record, TileRecord)]
+    of_picture = Counter(id(record.picture) for record in tiled)
     most = max(of_picture.values(), default=1)
     size = "x".join(map(str, config.tile_hw))
     return (
         f"tiles of {size} (height x width): {len(pictures)} pictures are {len(views)} views, at most {most} of one; "
-        f"{len(views) - len(windows)} pictures fit into one tile"
+        f"{len(views) - len(tiled)} pictures fit into one tile"
     )
