@@ -127,16 +127,6 @@ def test_the_last_tile_is_moved_back() -> None:
     assert windows == (Window(0, 0, 64, 64), Window(48, 0, 112, 64), Window(86, 0, 150, 64))
 
 
-@pytest.mark.parametrize("frame_hw", [(2160, 3840), (1000, 640), (640, 640), (700, 1999)])
-@pytest.mark.parametrize("overlap", [0.0, 0.2, 0.5])
-def test_tiles_are_those_of_sahi(frame_hw: tuple[int, int], overlap: float) -> None:
-    slicing = pytest.importorskip("sahi.slicing")
-    height, width = frame_hw
-    expected = slicing.get_slice_bboxes(height, width, 640, 640, False, overlap, overlap)
-    windows = Tiles(overlap=overlap, whole=False).grid(frame_hw, (640, 640)).windows
-    assert sorted(map(list, windows)) == sorted(map(list, {tuple(box) for box in expected}))
-
-
 # From here on: the merge
 def merged_by_loops(parts: list[Detections], grid: Grid, threshold: float) -> Detections:
     """The rule of `Grid.merge`, pair by pair in Python."""
