@@ -17,7 +17,7 @@ from models.custom.find import CustomPartMissing, require_environment
 from models.deploy.graph import Deploy
 from models.detector import Detector
 from models.quant import QuantDetector, QuantError, quantize
-from models.tensor_files import TensorFileError, first_mismatches, load_tensors
+from models.tensor_files import TensorFileError, first_mismatches, load_tensors, not_dense
 
 FORMAT = 1
 
@@ -93,11 +93,12 @@ def _require_weights(path: Path, model: Any) -> None:
     if not isinstance(model, dict):
         raise CheckpointError.at(path, f"expected tensors by name, got {type(model).__name__}", key="model")
     for name, tensor in model.items():
-        plain = isinstance(name, str) and isinstance(tensor, torch.Tensor)
-        if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        if not isinstance(name, str):
             raise CheckpointError.at(
-                path, f"{name!r}: expected a dense tensor, got {type(tensor).__name__}", key="model"
+                path, f"{name!r}: expected text as the name of a tensor, got {type(name).__name__}", key="model"
             )
+        if other := not_dense(tensor):
+            raise CheckpointError.at(path, f"{name!r}: expected a dense tensor, got {other}", key="model")
 
 
 def _require_finite(path: str | Path, model: Mapping[str, torch.Tensor]) -> None:

@@ -78,6 +78,17 @@ def _damage(path: str | Path, but_tensors: bool) -> str:
     return ""
 
 
+def not_dense(value: Any) -> str:
+    """What `value` of a file is, where it is no dense tensor with its numbers; else ""."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.layout != torch.strided:
+        return f"one of the layout {str(value.layout).removeprefix('torch.')}: save tensor.to_dense()"
+    if value.device.type != "cpu":  # all others were brought to the CPU
+        return f"one on the device {value.device}, which has a shape and no numbers: save the weights themselves"
+    return ""
+
+
 def first_mismatches(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], count: int = 4) -> str:
     """How `tensors` differ from those `expected` in names and shapes, up to `count` of each kind; "" if not at all."""
     shapes, needed = ({k: list(tensor.shape) for k, tensor in group.items()} for group in (tensors, expected))

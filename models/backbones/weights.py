@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isodet.strict import ConfigError
 from models.config.choices import BACKBONES
-from models.tensor_files import TensorFileError, load_tensors, sha256_starts
+from models.tensor_files import TensorFileError, load_tensors, not_dense, sha256_starts
 
 _KEY = "model.backbone.weights"
 
@@ -142,6 +142,9 @@ def read_state(path: str | Path) -> Mapping[str, Tensor]:
 def load_state(backbone: nn.Module, state: Mapping[str, Tensor], name: str, file: str) -> None:
     """Give `backbone` its tensors of `state`, which may have more. Raises `ConfigError` where some are missing."""
     wanted = backbone.state_dict()
+    for key in wanted:
+        if key in state and (other := not_dense(state[key])):
+            raise ConfigError(f"{_KEY}: {file}: {key!r}: expected a dense tensor, got {other}", key=_KEY)
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
     if missing or wrong:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from isodet.errors import IsodetError
-from models.tensor_files import TensorFileError, load_tensors
+from models.tensor_files import TensorFileError, load_tensors, not_dense
 
 
 class ImportRefused(IsodetError, ValueError):
@@ -62,10 +62,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             break
     if not isinstance(content, Mapping) or not content:
         raise ImportRefused.at(path, f"expected weights by name, got {type(content).__name__}")
-    if others := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
-        raise ImportRefused.at(
-            path, f"expected weights by name (alone, or under state_dict or model), but {others[0]!r} is no tensor"
-        )
+    for key, value in content.items():
+        if other := not_dense(value):
+            place = "alone, or under state_dict or model"
+            raise ImportRefused.at(path, f"expected dense tensors by name ({place}); {str(key)!r} is {other}")
     state = {str(key).removeprefix("module."): value for key, value in content.items()}
     return state, dict(meta) if isinstance(meta, Mapping) else {}
 

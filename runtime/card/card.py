@@ -32,6 +32,8 @@ COLORS = {"uint8-nhwc": "bgr", "float-nchw": "rgb"}
 LETTERBOX = {"align": "top-left", "fill": FILL, "interpolation": "linear"}
 
 
+MOST_BOXES = 1 << 20
+"""Limit for the candidates and the detections of an image: far more than any graph can have."""
 LOAD_ANYWAY = "take it as it is with BackendOptions(check_hashes=False), on the command line --skip-hashes"
 _SEAL = "card"  # its name among the hashes
 
@@ -130,7 +132,8 @@ class Card:
         for key, size in (("input_size_hw", self.input_size_hw), ("source_size_hw", self.source_size_hw)):
             fits = size is None or all(1 <= side <= 1 << 16 for side in size)
             require(fits, key, "[height, width] in pixels", size)
-        require(self.batch == "dynamic" or self.batch >= 1, "batch", "dynamic or 1 and more", self.batch)
+        fits = self.batch == "dynamic" or 1 <= self.batch <= 1 << 16
+        require(fits, "batch", f"dynamic or 1 to {1 << 16}", self.batch)
         order = COLORS[self.input]
         require(self.color == order, "color", f"{order}, the order of {self.input}", self.color)
         for name, score in {"score_threshold": self.score_threshold, "threshold": self.threshold}.items():
@@ -141,8 +144,8 @@ class Card:
                 raise ConfigError(f"{key}: there is no class of this name{nearest(name, self.classes)}", key=key)
             require(0 <= score <= 1, f"thresholds.{name}", "a score from 0 to 1", score)
         require(0 <= self.nms["iou"] <= 1, "nms.iou", "a number from 0 to 1", self.nms["iou"])
-        require(self.nms["candidates"] >= 1, "nms.candidates", "a whole number of at least 1", self.nms["candidates"])
-        require(self.nms["detections"] >= 1, "nms.detections", "a whole number of at least 1", self.nms["detections"])
+        for name, count in (("candidates", self.nms["candidates"]), ("detections", self.nms["detections"])):
+            require(1 <= count <= MOST_BOXES, f"nms.{name}", f"a whole number from 1 to {MOST_BOXES}", count)
         layers = self.quantization.get("float_layers", ())
         layers_ok = isinstance(layers, (list, tuple)) and all(isinstance(layer, str) for layer in layers)
         require(layers_ok, "quantization.float_layers", "names of layers", layers)

@@ -140,14 +140,14 @@ class Problems:
 
     def summary(self) -> str:
         """One line for a log, such as '2 boxes with NaN or infinite numbers (skipped)', or ''."""
-        return ", ".join([*(f"{count} {reason}" for reason, count in self.counts.items()), *self.notes])
+        return ", ".join([*(reason_text(count, reason) for reason, count in self.counts.items()), *self.notes])
 
     def why(self, limit: int = 3) -> str:
         """The most frequent reasons, each with the first place where it occurs; '' for none."""
         parts = []
         for reason, count in list(self.counts.items())[:limit]:
             first = next((item.detail for item in self.items if item.reason == reason), "")
-            parts.append(f"{count} {reason}" + (f", the first: {first}" if first else ""))
+            parts.append(reason_text(count, reason) + (f", the first: {first}" if first else ""))
         return "; ".join(parts)
 
 
@@ -189,6 +189,7 @@ NO_CLASS = "objects without a known class (skipped)"
 ABSENT_CLASS = "classes without an object in this data set"
 BAD_FLAG = "annotations whose iscrowd or difficult is neither 0 nor 1 (taken as objects)"
 TURNED = "boxes with a rotation (their upright bounds are taken)"
+BAD_ROTATION = "boxes whose rotation is no finite number (taken as upright)"
 FROM_0 = "boxes with a coordinate below 1, a fraction, or a rotation: do they count from 0 (voc_origin: 0)?"
 KEY_POINTS = "polygons far outside their picture, as key points would be (skipped)"
 NO_ANNOTATION = "pictures without an annotation file (not read)"
@@ -197,6 +198,39 @@ NO_PICTURE = "label files without a picture (not read)"
 BORROWED = "annotation files that name another one's picture (taken for the picture of their own name)"
 LEFT_OUT = "files among the pictures that are no pictures that are read (left out)"
 HEIC = f"pictures in HEIC, which are not read (left out; {HEIC_ADVICE})"
+
+_ONE = {
+    NOT_FINITE: "box with NaN or infinite numbers (skipped)",
+    NO_AREA: "box with zero or negative width or height (skipped)",
+    OUTSIDE: "box entirely outside its image (skipped)",
+    CLIPPED: "box partly outside its image (clipped)",
+    NO_BBOX: "annotation without a bbox of four numbers (skipped)",
+    UNKNOWN_CATEGORY: "annotation of an unknown category_id (skipped)",
+    UNKNOWN_IMAGE: "annotation of an unknown image_id (skipped)",
+    OTHER_CLASS: "annotation of a class that was not asked for (skipped)",
+    NO_FILE: "image whose file is missing (skipped)",
+    BROKEN_ENTRY: "image whose annotations cannot be read (skipped)",
+    NO_SIZE: "image whose size cannot be read (skipped)",
+    NO_CLASS: "object without a known class (skipped)",
+    ABSENT_CLASS: "class without an object in this data set",
+    BAD_FLAG: "annotation whose iscrowd or difficult is neither 0 nor 1 (taken as an object)",
+    TURNED: "box with a rotation (its upright bounds are taken)",
+    BAD_ROTATION: "box whose rotation is no finite number (taken as upright)",
+    FROM_0: "box with a coordinate below 1, a fraction, or a rotation: does it count from 0 (voc_origin: 0)?",
+    KEY_POINTS: "polygon far outside its picture, as key points would be (skipped)",
+    NO_ANNOTATION: "picture without an annotation file (not read)",
+    NOT_LISTED: "picture of a list that the annotations do not have (skipped)",
+    NO_PICTURE: "label file without a picture (not read)",
+    BORROWED: "annotation file that names another one's picture (taken for the picture of its own name)",
+    LEFT_OUT: "file among the pictures that is no picture that is read (left out)",
+    HEIC: f"picture in HEIC, which is not read (left out; {HEIC_ADVICE})",
+}
+"""Each reason for one alone."""
+
+
+def reason_text(count: int, reason: str) -> str:
+    """How often a problem's `reason` occurs: '2 boxes with a rotation ...', '1 box with a rotation ...'."""
+    return f"{count} {_ONE.get(reason, reason) if count == 1 else reason}"
 
 
 class Row(NamedTuple):
@@ -248,13 +282,18 @@ def turned_bounds(box: tuple[float, float, float, float], degrees: float) -> tup
     return x - w / 2, y - h / 2, x + w / 2, y + h / 2
 
 
-def rotation_of(value: Any) -> float:
-    """A rotation in degrees from a number or text; 0 where it is neither, or a whole number of half turns."""
-    try:
-        degrees = float(value)
-    except (TypeError, ValueError, OverflowError):
+def rotation_of(value: Any) -> float | None:
+    """A rotation in degrees from a number or its text; 0 for none, empty text and whole numbers of half turns.
+
+    None for everything else: NaN, infinity, other text.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
         return 0.0
-    return degrees if math.isfinite(degrees) and degrees % 180 else 0.0
+    try:
+        degrees = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if not math.isfinite(degrees) else degrees if degrees % 180 else 0.0
 
 
 _FLAGS = dict.fromkeys(("1", "1.0", "true", "yes"), True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from runtime.datasets.annotations import (
     BAD_FLAG,
+    BAD_ROTATION,
     CLIPPED,
     NO_AREA,
     NO_BBOX,
@@ -205,13 +206,15 @@ def _objects(
             continue  # read_images has reported its picture
         bbox, attributes = annotation.get("bbox"), annotation.get("attributes")
         degrees = rotation_of(attributes.get("rotation")) if isinstance(attributes, dict) else 0.0
-        box, reason = _box(bbox, image.height, image.width, degrees)
+        box, reason = _box(bbox, image.height, image.width, degrees or 0.0)
         if reason:
             problems.append(Problem(reason, image.number, number, f"bbox {bbox!r}"))
         if box is None:
             continue
         if degrees:
             problems.append(Problem(TURNED, image.number, number, f"bbox {bbox!r}, rotation {degrees:g}"))
+        elif degrees is None:
+            problems.append(Problem(BAD_ROTATION, image.number, number, f"rotation {attributes['rotation']!r:.60}"))
         area = as_float(annotation["area"]) if is_number(annotation.get("area")) else 0.0
         area_in_file = area if 0 < area <= _LARGEST_AREA else None
         crowd = flag_of(annotation.get("iscrowd", 0))

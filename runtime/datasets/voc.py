@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from runtime.datasets.annotations import (
     BAD_FLAG,
+    BAD_ROTATION,
     BORROWED,
     FROM_0,
     NO_ANNOTATION,
@@ -168,13 +169,16 @@ def _rows(entry: _Entry, first: int, label_of: dict[str, int], chosen: bool, pro
         corners = (xmin - shift, ymin - shift, xmax, ymax)
         degrees = rotation_of(item.rotation)
         turned = bool(degrees) and math.isfinite(sum(corners)) and xmax > xmin and ymax > ymin
-        box, reason = clipped_box(*(turned_bounds(corners, degrees) if turned else corners), *entry.size_hw)
+        box, reason = clipped_box(*(turned_bounds(corners, degrees or 0.0) if turned else corners), *entry.size_hw)
         if reason:
             problems.append(Problem(reason, entry.image_id, item.number, item.where))
         if box is not None:
             rows.append(Row(box, label_of[item.name], bool(item.difficult)))
             if turned:
                 problems.append(Problem(TURNED, entry.image_id, item.number, f"{item.where}, rotation {degrees:g}"))
+            elif degrees is None:
+                where = f"{item.where}, rotation {item.rotation!r:.60}"
+                problems.append(Problem(BAD_ROTATION, entry.image_id, item.number, where))
             if item.difficult is None:
                 problems.append(Problem(BAD_FLAG, entry.image_id, item.number, f"{item.where}, difficult"))
     return rows

@@ -50,10 +50,10 @@ WRONG: dict[str, tuple[Callable[[Content], None], str]] = {
     "no model": (lambda c: c.update(model=None), "model: expected tensors by name, got NoneType"),
     "no card": (lambda c: c.update(card=None), "card: expected keys and values, got NoneType"),
     "format": (lambda c: c.update(format=torch.ones(2)), "checkpoint format"),
-    "name": (lambda c: c["model"].update({5: torch.ones(1)}), "model: 5: expected a dense tensor"),
+    "name": (lambda c: c["model"].update({5: torch.ones(1)}), "model: 5: expected text as the name of a tensor, got"),
     "number": (_weight(lambda t: 3), f"model: '{KEY}': expected a dense tensor, got int"),
-    "sparse": (_weight(lambda t: t.to_sparse()), "expected a dense tensor"),
-    "meta": (_weight(lambda t: t.to("meta")), "expected a dense tensor"),
+    "sparse": (_weight(lambda t: t.to_sparse()), f"'{KEY}': expected a dense tensor, got one of the layout sparse_coo"),
+    "meta": (_weight(lambda t: t.to("meta")), f"'{KEY}': expected a dense tensor, got one on the device meta"),
     "whole numbers": (_weight(lambda t: t.int()), f"model: {KEY}: expected torch.float32, got torch.int32"),
     "complex": (_weight(lambda t: t.to(torch.complex64)), "expected torch.float32, got torch.complex64"),
     "nan": (_weight(lambda t: t * float("nan")), f"1 of its tensors hold NaN or infinite numbers, the first: {KEY}"),
@@ -64,6 +64,13 @@ WRONG: dict[str, tuple[Callable[[Content], None], str]] = {
     "resize": (_card(resize={"short": "a", "long": 1, "multiple": 0, "floor": True, "fill_bgr": [1]}), "resize.short"),
     "input": (_card(input=[]), "input: expected"),
     "iou": (_card(nms={"kind": "auto", "iou": float("nan"), "candidates": 9, "detections": 9}), "nms.iou: expected"),
+    "batch": (_card(batch=10**400), "batch: expected dynamic or 1 to 65536"),
+    "candidates": (
+        _card(nms={"kind": "auto", "iou": 0.6, "candidates": 10**400, "detections": 9}), "nms.candidates: expected"
+    ),
+    "detections": (
+        _card(nms={"kind": "auto", "iou": 0.6, "candidates": 9, "detections": 10**400}), "nms.detections: expected"
+    ),
     "threshold": (_card(score_threshold=10**400), "score_threshold: expected"),
     "size": (_card(input_size_hw=[10**11, 64]), "input_size_hw: expected"),
     "model config": (_card(model=None), "card.model: expected a mapping"),

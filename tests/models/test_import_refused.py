@@ -53,7 +53,9 @@ def test_no_file_and_files_that_are_not_weights(tmp_path, fcos):
             import_checkpoint(tmp_path / "bad.pth")
     refused(tmp_path, [1, 2], "expected weights by name, got list")
     refused(tmp_path, {}, "expected weights by name")
-    refused(tmp_path, {"state_dict": {"a": torch.ones(1), "epoch": 3}}, "'epoch' is no tensor")
+    refused(tmp_path, {"state_dict": {"a": torch.ones(1), "epoch": 3}}, "'epoch' is int")
+    refused(tmp_path, {"a": torch.ones(2).to_sparse()}, "expected dense tensors .* 'a' is one of the layout sparse_coo")
+    refused(tmp_path, {"a": torch.ones(2, device="meta")}, "'a' is one on the device meta, which has .* no numbers")
 
 
 def test_pickled_objects_are_never_loaded_and_the_command_strips_them(tmp_path, fcos):

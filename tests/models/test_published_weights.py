@@ -297,6 +297,21 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, state: State) -> None
     assert "does not fit efficientnet_lite0" in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_tensors_without_plain_numbers_are_refused_by_what_they_are(tmp_path: Path) -> None:
+    state = lite0_state()
+    key = next(iter(state))
+    for tensor, told in (
+        (state[key].to_sparse(), "got one of the layout sparse_coo: save tensor.to_dense()"),
+        (state[key].to("meta"), "got one on the device meta, which has a shape and no numbers"),
+        (3, "got int"),
+    ):
+        torch.save({**state, key: tensor}, tmp_path / "w.pth")
+        with raises(ConfigError, key=KEY) as caught:
+            build_backbone(BackboneConfig(name="efficientnet_lite0", weights=str(tmp_path / "w.pth")))
+        assert str(tmp_path / "w.pth") in str(caught.value) and told in str(caught.value)
+
+
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     torch.save(lite0_state(), tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:100_000])

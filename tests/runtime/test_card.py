@@ -42,6 +42,8 @@ NMS = {"kind": "auto", "iou": 0.6, "candidates": 10, "detections": 1}
         ("source_size_hw", [1080]), ("precision", "fp8"), ("threshold", 1.5), ("score_threshold", "low"),
         ("nms.kind", NMS | {"kind": "soft"}), ("nms.sigma", NMS | {"sigma": 0.5}),
         ("nms.certificate", NMS | {"certificate": "yes"}), ("nms.detections", NMS | {"detections": 0}),
+        ("nms.detections", NMS | {"detections": 10**400}), ("nms.candidates", NMS | {"candidates": 10**400}),
+        ("nms.candidates", NMS | {"candidates": (1 << 20) + 1}), ("nms.candidates", NMS | {"candidates": -1}),
         ("nms.detections", {key: NMS[key] for key in ("kind", "iou", "candidates")}), ("nms.iou", NMS | {"iou": "x"}),
         ("versions.torch", {"torch": 2}), ("model", []), ("created", 5), ("colour", "bgr"),
     ],

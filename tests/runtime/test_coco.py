@@ -72,7 +72,7 @@ def test_a_bad_box_is_skipped_and_listed(coco_files: Files, bbox: Any, reason: s
     assert data.records[0].boxes_xyxy.tolist() == [[1, 2, 4, 6]]
     (problem,) = data.problems.items
     assert (problem.reason, problem.image_id, problem.annotation_id) == (reason, 7, 1)
-    assert data.problems.summary() == f"1 {reason}"
+    assert data.problems.summary() == records.reason_text(1, reason)
 
 
 def test_annotations_need_no_id(coco_files: Files) -> None:
@@ -97,7 +97,7 @@ def test_unknown_ids_are_listed(coco_files: Files) -> None:
 
 def test_the_summary_counts_the_most_frequent_first() -> None:
     problems = Problems(tuple(coco.Problem(r, 1) for r in (coco.NO_AREA, coco.CLIPPED, coco.CLIPPED)))
-    assert problems.summary() == f"2 {coco.CLIPPED}, 1 {coco.NO_AREA}" and len(problems) == 3
+    assert problems.summary() == f"2 {coco.CLIPPED}, {records.reason_text(1, coco.NO_AREA)}" and len(problems) == 3
 
 
 def test_classes_decide_the_labels(coco_files: Files) -> None:
@@ -280,7 +280,16 @@ def test_turned_bounds_hold_the_turned_corners() -> None:
     corners = np.array([(x, y) for x in (10, 50) for y in (20, 30)]) - (30, 25)
     around = corners @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + (30, 25)
     assert turned_bounds(box, degrees) == pytest.approx((*around.min(0), *around.max(0)))
-    assert [rotation_of(value) for value in ("90.0", 0, 360, "x", None, float("nan"), [3])] == [90, 0, 0, 0, 0, 0, 0]
+    assert [rotation_of(value) for value in ("90.0", 0, 360, None, "", " ", -90)] == [90, 0, 0, 0, 0, 0, -90]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "nan", "left", [3], {}, True, 10**400])
+def test_a_rotation_that_is_no_number_is_told(write_coco: Any, value: Any) -> None:
+    assert rotation_of(value) is None
+    data = read_dataset(write_coco({"attributes": {"rotation": value}}, {"attributes": {"rotation": None}}, {}))
+    assert boxes(data) == [[10, 10, 30, 20]] * 3 and data.problems.counts == {records.BAD_ROTATION: 1}
+    assert data.problems.items[0].detail.startswith("rotation ")
+    assert data.problems.summary().startswith("1 box whose rotation is no finite number")
 
 
 def test_sizes_that_the_file_does_not_say_are_the_pictures_own(write_coco: Any, tmp_path: Path) -> None:

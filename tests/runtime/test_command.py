@@ -131,7 +131,7 @@ def test_bench_and_eval(onnx_file: OnnxFile, coco_files: Files, tmp_path: Path, 
     argv = ["eval", model, "--annotations", str(annotations), "--images", str(images)]
     assert main([*argv, "--json", str(tmp_path / "e.json"), "--quiet"]) == 0
     printed = capsys.readouterr()
-    assert "mAP" in printed.out and "1 boxes with zero or negative" in printed.err
+    assert "mAP" in printed.out and "1 box with zero or negative" in printed.err
     metrics = json.loads((tmp_path / "e.json").read_text())
     assert metrics["map"] == pytest.approx(100) and metrics["per_class"] == {"ant": None, "bee": 100, "cat": None}
 

@@ -255,7 +255,7 @@ def test_labels_beyond_the_class_list_name_it(yolo: Path) -> None:
     text(yolo / "labels" / "classes.txt", "durian\n")
     text(yolo / "labels" / "a.txt", "2 0.5 0.5 0.2 0.2\n")
     data = read_dataset(yolo / "labels")
-    assert data.problems.why().startswith(f"1 {records.NO_CLASS}, the first: ")
+    assert data.problems.why().startswith(f"{records.reason_text(1, records.NO_CLASS)}, the first: ")
     assert data.problems.why().endswith("classes.txt names 1 class)") and "line 1: 2 0.5" in data.problems.why()
 
 

@@ -47,6 +47,10 @@ def test_a_turned_box_of_cvat(voc: Path) -> None:
     text(voc / "Annotations" / "a.xml", voc_xml("a.png", (20, 15, 40, 25), more=turned))
     data = read_dataset(voc)
     assert boxes(data)[0] == [25, 10, 35, 30] and data.problems.counts == {records.TURNED: 1}
+    for value, counts in (("nan", {records.BAD_ROTATION: 1}), ("left", {records.BAD_ROTATION: 1}), ("", {})):
+        text(voc / "Annotations" / "a.xml", voc_xml("a.png", (20, 15, 40, 25), more=turned.replace("90.0", value)))
+        data = read_dataset(voc)
+        assert boxes(data)[0] == [20, 15, 40, 25] and data.problems.counts == counts
 
 
 def rotated_box(*numbers: Any, keys: tuple[str, ...] = ("cx", "cy", "w", "h", "angle")) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,20 @@ import cv2
 import numpy as np
 import pytest
 
+from runtime.datasets.annotations import ABSENT_CLASS, reason_text
 from runtime.images.image import write_image
 from tests.processes import ROOT
 from tests.trainer.scenes import copies, scene
 from trainer.__main__ import main
+from trainer.check.boxes import _KINDS as KIND_OF_REASON
 from trainer.check.data import check_data
-from trainer.check.findings import KINDS
+from trainer.check.findings import KINDS, counted
 from trainer.config.train import TrainConfig
 from trainer.config_reader import read_config
 from trainer.recipes import make_shapes
+
+ONE_OF_MANY = re.compile(r"\b1 (?:\w+ )?(?:pictures|images|objects|boxes|files|groups|classes|annotations|polygons)\b")
+"""One of something, in the plural."""
 
 
 @pytest.fixture()
@@ -97,12 +103,13 @@ def test_every_fault_is_found(folder, tmp_path):
     assert report.train.crowds == 1 and report.train.objects["hexagon"] == 0
     text = "\n".join(report.warnings())
     for words in (
-        "1 pictures are in train and val", "2 broken pictures", "truncated", "is 128x64, annotated 128x128",
-        "named by several images", "identical pictures", "no object of 1 classes: hexagon", "annotation 900",
-        "annotation 901", "1 images whose file is missing", "val: no object of",
+        "1 picture is in train and val", "2 broken pictures", "truncated", "is 128x64, annotated 128x128",
+        "named by several images", "identical pictures", "no object of 1 class: hexagon", "annotation 900",
+        "annotation 901", "1 image whose file is missing", "val: no object of",
     ):  # fmt: skip
         assert words in text, words
-    assert text.splitlines()[0].startswith("1 pictures are in train and val")  # the worst first
+    assert text.splitlines()[0].startswith("1 picture is in train and val")  # the worst first
+    assert not ONE_OF_MANY.search(report.text()), report.text()
 
 
 def test_small_objects_and_no_objects_at_all(folder, tmp_path):
@@ -146,8 +153,8 @@ def test_what_is_seldom_meant_is_told(folder, tmp_path):
     coco["annotations"] = [*kept, kept[0] | {"id": 9002}, kept[0] | {"id": 9003}, pixel]
     save()
     found = "\n".join(check_data(_config(folder), tmp_path / "out").warnings())
-    assert f"1 pictures in {folder / 'train'} are neither in train nor in val: " in found
-    assert f"train: 1 boxes of one pixel (trained on; a slip of the mouse?): {coco['images'][0]['file_name']}" in found
+    assert f"1 picture in {folder / 'train'} is neither in train nor in val: " in found
+    assert f"train: 1 box of one pixel (trained on; a slip of the mouse?): {coco['images'][0]['file_name']}" in found
     assert "train: 2 boxes are there twice, with the same class (trained on twice): " in found
 
 
@@ -198,7 +205,7 @@ def test_exit_status_and_summary(tmp_path, capsys):
     assert status == 1 and next(iter(found)) == ("broken-pictures", "val") and err.startswith("1 error, 1 warning")
     assert main(["check-data", str(config), *out, "--quiet"]) == 1
     text = capsys.readouterr().out
-    assert "  - error: val: 1 broken pictures: " in text and "    boxes-twice: " in text
+    assert "  - error: val: 1 broken picture: " in text and "    boxes-twice: " in text
     assert "1 error, 1 warning, 0 notes" in text
 
 
@@ -247,6 +254,31 @@ def test_classes_sizes_and_pictures_without_annotation(tmp_path, capsys):
         ("pictures-without-objects", "val"): ("note", 1),
     }
     assert found["annotations-without-picture", "train"]["examples"] == [str(config.parent / "train" / "gone.jpg")]
+
+
+def test_one_is_not_many():
+    for reason in (*KIND_OF_REASON, ABSENT_CLASS):
+        assert ONE_OF_MANY.match(f"1 {reason}")
+        assert not ONE_OF_MANY.match(reason_text(1, reason)) and reason_text(1, reason)[2:] != reason
+        assert [reason_text(count, reason) for count in (0, 2)] == [f"0 {reason}", f"2 {reason}"]
+    assert [counted(count, "is", "are") for count in (0, 1, 2)] == ["0 are", "1 is", "2 are"]
+
+
+def test_a_data_set_with_one_of_everything_says_so(folder, tmp_path):
+    coco, save = _edit(folder / "train.json")
+    keep = coco["images"][0]["id"]
+    box = {"image_id": keep, "category_id": 1, "iscrowd": 0}
+    coco["images"] = coco["images"][:1]
+    coco["annotations"] = [
+        box | {"id": 1, "bbox": [5, 5, 4, 9], "attributes": {"rotation": "left"}},
+        box | {"id": 2, "bbox": [50, 50, 4, 9], "iscrowd": 1},
+    ]
+    save()
+    report = check_data(_config(folder), tmp_path / "out")
+    text = report.text()
+    assert not ONE_OF_MANY.search(text), text
+    assert "train: 1 image, 0 of them without objects; 1 object, and 1 ignored box (crowds" in text
+    assert "doubtful-rotations: " in text and "train: 1 box whose rotation is no finite number" in text
 
 
 def test_the_docs_list_every_finding():

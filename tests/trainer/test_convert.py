@@ -158,7 +158,7 @@ def test_what_voc_coordinates_count_from(tmp_path, capsys):
     assert read_dataset(tmp_path / "new").records[0].boxes_xyxy.tolist() == [[0, 5, 20, 10]]
     out = str(tmp_path / "b.json")
     assert main(["convert", str(tmp_path / "voc"), "--to", "coco", "--out", out, "--voc-origin", "1", "--quiet"]) == 0
-    assert "do they count from 0 (voc_origin: 0)?" in capsys.readouterr().out
+    assert "does it count from 0 (voc_origin: 0)?" in capsys.readouterr().out
     assert read_coco(out, done.images).records[0].boxes_xyxy.tolist() == [[0, 4, 20, 10]]
 
 

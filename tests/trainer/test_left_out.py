@@ -30,8 +30,8 @@ def test_faults_of_the_data_are_told_once_and_listed(own, tmp_path, capsys, capl
     runs = tmp_path / "runs"
     assert main(["fit", str(own / "shapes.yaml"), *TINY, "--runs", str(runs), *quiet]) == 0
     said = capsys.readouterr().err
-    for start in ("train: 1 images whose file is missing (skipped), ", "val: "):
-        assert said.count(f"warning: {start}1 boxes partly outside their image (clipped)") == 1
+    for start in ("train: 1 image whose file is missing (skipped), ", "val: "):
+        assert said.count(f"warning: {start}1 box partly outside its image (clipped)") == 1
     assert said.count("warning: 2 of 7 training pictures cannot be used") == 1 and empty.name in said
     for path in (train, empty):
         assert sum(path.name in record.getMessage() for record in caplog.records) == 1
@@ -39,9 +39,9 @@ def test_faults_of_the_data_are_told_once_and_listed(own, tmp_path, capsys, capl
     assert ("epoch 1/2" in said) == (not quiet)
     page = (runs / "shapes" / "report.html").read_text()
     assert "Left out of the data" in page
-    for line in ("training annotations: 1 boxes partly", "validation annotations: 1 boxes partly",
+    for line in ("training annotations: 1 box partly", "validation annotations: 1 box partly",
                  f"unreadable training picture: {train}", f"unreadable training picture: {empty}",
-                 "training annotations: 1 images whose file", f"unreadable validation picture: {val}: "):  # fmt: skip
+                 "training annotations: 1 image whose file", f"unreadable validation picture: {val}: "):  # fmt: skip
         assert line in page
 
 

@@ -325,7 +325,7 @@ def test_nothing_to_train_or_validate_on_says_why(tmp_path):
         (tmp_path / split / "images" / "a.png").write_bytes((data / "JPEGImages" / "a.png").read_bytes())
         (tmp_path / split / "labels" / "a.txt").write_text(lines)
         (tmp_path / split / "labels" / "classes.txt").write_text("durian\n")
-    why = r"1 objects without a known class \(skipped\), the first: .*a\.txt, line 1: 2 0\.5.*names 1 class"
+    why = r"1 object without a known class \(skipped\), the first: .*a\.txt, line 1: 2 0\.5.*names 1 class"
     for train, val, word in (("bad", "good", "trained on"), ("good", "bad", "validated on")):
         with pytest.raises(ConfigError, match=f"an object that can be {word}: {why}"):
             new_config(tmp_path / "c.yaml", tmp_path / train, None, tmp_path / val, None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from runtime.datasets.annotations import (
     ABSENT_CLASS,
     BAD_FLAG,
+    BAD_ROTATION,
     BORROWED,
     BROKEN_ENTRY,
     CLIPPED,
@@ -33,9 +34,10 @@ from runtime.datasets.annotations import (
     UNKNOWN_IMAGE,
     CocoDataset,
     Problem,
+    reason_text,
 )
 from runtime.images.picture_files import is_hidden, list_pictures
-from trainer.check.findings import Finding, Where, finding
+from trainer.check.findings import Finding, Where, counted, finding
 
 _KINDS = {
     NO_FILE: "annotations-without-picture",
@@ -56,6 +58,7 @@ _KINDS = {
     UNKNOWN_CATEGORY: "unknown-classes",
     NO_CLASS: "unknown-classes",
     BAD_FLAG: "doubtful-flags",
+    BAD_ROTATION: "doubtful-rotations",
     FROM_0: "doubtful-origin",
     BORROWED: "borrowed-pictures",
     TURNED: "rotated-boxes",
@@ -78,7 +81,8 @@ def problem_findings(split: Where, dataset: CocoDataset, elsewhere: Collection[s
         if items and reason != ABSENT_CLASS:
             shown = [problem_text(item) for item in items]
             id = _KINDS.get(reason, "other-problems")
-            findings.append(finding(id, split, len(items), f"{len(items)} {reason}", map(_place, items), shown))
+            text = reason_text(len(items), reason)
+            findings.append(finding(id, split, len(items), text, map(_place, items), shown))
     return findings
 
 
@@ -108,13 +112,16 @@ def doubtful_boxes(split: Where, dataset: CocoDataset) -> list[Finding]:
         counts = Counter((*box, label, crowd) for box, label, crowd in rows)
         twice += [record.path] * sum(count - 1 for count in counts.values())
     return [
-        finding(id, split, len(paths), f"{len(paths)} {text}", map(str, paths), [path.name for path in paths])
-        for id, text, paths in (
-            ("boxes-of-one-pixel", "boxes of one pixel (trained on; a slip of the mouse?)", pixels),
-            ("boxes-twice", "boxes are there twice, with the same class (trained on twice)", twice),
+        finding(
+            id, split, len(paths), f"{counted(len(paths), one, many)} {text}", map(str, paths),
+            [path.name for path in paths],
+        )
+        for id, one, many, text, paths in (
+            ("boxes-of-one-pixel", "box", "boxes", "of one pixel (trained on; a slip of the mouse?)", pixels),
+            ("boxes-twice", "box is", "boxes are", "there twice, with the same class (trained on twice)", twice),
         )
         if paths
-    ]
+    ]  # fmt: skip
 
 
 def unnamed_pictures(datasets: Sequence[CocoDataset], known: Collection[str]) -> list[Finding]:
@@ -131,7 +138,8 @@ def unnamed_pictures(datasets: Sequence[CocoDataset], known: Collection[str]) ->
         files = sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name))
         paths = [path for path in list_pictures(files).pictures if os.path.abspath(path) not in named]
         if paths:
-            text = f"{len(paths)} pictures in {folder} are neither in train nor in val"
+            one, many = f"picture in {folder} is", f"pictures in {folder} are"
+            text = f"{counted(len(paths), one, many)} neither in train nor in val"
             names = [path.name for path in paths]
             findings.append(finding("pictures-without-annotation", "both", len(paths), text, map(str, paths), names))
     return findings

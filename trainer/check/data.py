@@ -16,7 +16,7 @@ from runtime.datasets.split_list import unlisted_pictures
 from runtime.images.image import Resize
 from trainer.check.augment import augment_sheets
 from trainer.check.boxes import unnamed_pictures
-from trainer.check.findings import SEVERITIES, Finding, finding, merged, summary
+from trainer.check.findings import SEVERITIES, Finding, counted, finding, merged, summary
 from trainer.check.near import near_across
 from trainer.check.pictures import class_plot, sample_sheet, size_plot
 from trainer.check.split import (
@@ -123,17 +123,20 @@ def _findings(
     near_shared: Sequence[tuple[Path, Path]],
 ) -> list[Finding]:
     findings = []
-    for id, pairs, sign, text in (
-        ("same-pictures-across-splits", shared, "=", "pictures are in train and val; val mAP will flatter"),
-        ("near-duplicates-across-splits", near_shared, "~", "pictures of val look like one of train: val mAP flatters"),
+    for id, pairs, sign, one, many, text in (
+        ("same-pictures-across-splits", shared, "=", "picture is", "pictures are",
+         "in train and val; val mAP will flatter"),
+        ("near-duplicates-across-splits", near_shared, "~", "picture of val looks", "pictures of val look",
+         "like one of train: val mAP flatters"),
     ):  # fmt: skip
         if pairs:
             rows = [str(path) for pair in pairs for path in pair]
             shown = [f"{first.name} {sign} {second.name}" for first, second in pairs]
-            findings.append(finding(id, "both", len(pairs), f"{len(pairs)} {text}", rows, shown))
+            findings.append(finding(id, "both", len(pairs), f"{counted(len(pairs), one, many)} {text}", rows, shown))
     unlisted = _unlisted(config, train, val)
     if unlisted:
-        text = f"{len(unlisted)} annotated pictures are in none of the lists of pictures (not read)"
+        amount = counted(len(unlisted), "annotated picture is", "annotated pictures are")
+        text = f"{amount} in none of the lists of pictures (not read)"
         names = [path.name for path in unlisted]
         findings.append(finding("pictures-in-no-split", "both", len(unlisted), text, map(str, unlisted), names))
     findings += unnamed_pictures([train.dataset, val.dataset], {os.path.abspath(path) for path in unlisted})

@@ -40,6 +40,7 @@ KINDS = {
     "clipped-boxes": Kind("warning", "look whether these boxes are shifted against their objects"),
     "unknown-classes": Kind("warning", "add the class to the class list of the annotations, or correct its name"),
     "doubtful-flags": Kind("warning", "write iscrowd and difficult as 0 or 1"),
+    "doubtful-rotations": Kind("warning", "write the rotation in degrees, or take it out"),
     "doubtful-origin": Kind("warning", "set data.*.voc_origin: 0 where the annotation tool counts pixels from 0"),
     "borrowed-pictures": Kind("warning", "correct <filename> in these .xml files"),
     "other-problems": Kind("warning", "look at these annotations"),
@@ -104,6 +105,11 @@ def finding(
     return Finding(id, severity or kind.severity, split, count, text, rows, kind.advice, texts)
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """'1 file is', '2 files are': `count` before what is said of one or of any other number."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def merged(findings: Sequence[Finding]) -> list[Finding]:
     """Findings with one entry for each id and split, the most harmful first."""
     by_key: dict[tuple[str, Where], Finding] = {}
@@ -121,7 +127,7 @@ def merged(findings: Sequence[Finding]) -> list[Finding]:
 def summary(findings: Sequence[Finding]) -> str:
     """The line '1 error, 0 warnings, 2 notes'."""
     counts = Counter(item.severity for item in findings)
-    return ", ".join(f"{counts[name]} {name}{'' if counts[name] == 1 else 's'}" for name in SEVERITIES)
+    return ", ".join(counted(counts[name], name, f"{name}s") for name in SEVERITIES)
 
 
 def exit_code(findings: Sequence[Finding], strict: bool) -> int:

@@ -15,7 +15,7 @@ from runtime.files.text_table import text_table
 from runtime.images.image import FixedSize, Resize
 from trainer.check.boxes import doubtful_boxes, problem_findings
 from trainer.check.decoded import decode_pictures
-from trainer.check.findings import Finding, Where, finding
+from trainer.check.findings import Finding, Where, counted, finding
 from trainer.check.near import near_groups
 
 Progress = Callable[[int, int], None]
@@ -142,33 +142,38 @@ def split_findings(split: SplitReport, elsewhere: Collection[str]) -> list[Findi
     """The findings on one split. `elsewhere` has the absolute paths of the pictures of the other one."""
     findings: list[Finding] = []
 
-    def add(id: str, text: str, paths: list[Path], shown: list[str] | None = None) -> None:
+    def add(id: str, one: str, many: str, paths: list[Path], shown: list[str] | None = None) -> None:
         if paths:
             names = [path.name for path in paths] if shown is None else shown
-            findings.append(finding(id, split.name, len(names), text.format(len(names)), map(str, paths), names))
+            text = counted(len(names), one, many)
+            findings.append(finding(id, split.name, len(names), text, map(str, paths), names))
 
     add(
-        "broken-pictures", "{} broken pictures", [path for path, _ in split.broken],
+        "broken-pictures", "broken picture", "broken pictures", [path for path, _ in split.broken],
         [f"{path} ({reason})" for path, reason in split.broken],
     )  # fmt: skip
     add(
-        "wrong-size", "{} pictures whose size is not the annotated one (not trained on)",
-        [path for path, _, _ in split.wrong_size],
+        "wrong-size", "picture whose size is not the annotated one (not trained on)",
+        "pictures whose size is not the annotated one (not trained on)", [path for path, _, _ in split.wrong_size],
         [f"{path.name} is {_wide(real)}, annotated {_wide(annotated)}" for path, annotated, real in split.wrong_size],
     )  # fmt: skip
     findings += problem_findings(split.name, split.dataset, elsewhere)
     findings += doubtful_boxes(split.name, split.dataset)
-    add("pictures-twice", "{} files are named by several images", list(split.repeated_files))
     add(
-        "identical-pictures", "{} groups of identical pictures", [path for group in split.copies for path in group],
+        "pictures-twice", "file is named by several images", "files are named by several images",
+        list(split.repeated_files),
+    )  # fmt: skip
+    add(
+        "identical-pictures", "group of identical pictures", "groups of identical pictures",
+        [path for group in split.copies for path in group],
         [" = ".join(path.name for path in group[:3]) for group in split.copies],
     )  # fmt: skip
     add(
-        "near-duplicates-within-split", "{} groups of pictures that look the same",
+        "near-duplicates-within-split", "group of pictures that look the same", "groups of pictures that look the same",
         [path for group in split.near_copies for path in group],
         [" ~ ".join(path.name for path in group[:3]) for group in split.near_copies],
     )  # fmt: skip
-    add("pictures-without-objects", "{} pictures without objects", _empty(split.dataset))
+    add("pictures-without-objects", "picture without objects", "pictures without objects", _empty(split.dataset))
     return [*findings, *_class_findings(split), *_size_findings(split)]
 
 
@@ -181,13 +186,14 @@ def _class_findings(split: SplitReport) -> list[Finding]:
     findings = []
     absent = [name for name, count in split.objects.items() if count == 0]
     if absent:
-        text = f"no object of {len(absent)} classes"
+        text = f"no object of {counted(len(absent), 'class', 'classes')}"
         findings.append(finding(f"class-missing-in-{split.name}", split.name, len(absent), text, absent))
     most = max(split.objects.values(), default=0)
     rare = [name for name, count in split.objects.items() if 0 < count * _SKEW < most]
     if rare and split.name == "train":
         shown = [f"{name} has {split.objects[name]}" for name in rare]
-        text = f"{len(rare)} classes have fewer objects than 1/{_SKEW} of the most frequent one's {most}"
+        amount = counted(len(rare), "class has", "classes have")
+        text = f"{amount} fewer objects than 1/{_SKEW} of the most frequent one's {most}"
         findings.append(finding("label-skew", split.name, len(rare), text, rare, shown))
     return findings
 
@@ -198,13 +204,14 @@ def _size_findings(split: SplitReport) -> list[Finding]:
     if not is_hard.any():
         return []
     share = float(is_hard.mean())
-    amount = f"{share:.0%} of the objects" if share >= 0.01 else f"{is_hard.sum()} objects"
+    few = counted(int(is_hard.sum()), "object has", "objects have")
+    amount = f"{share:.0%} of the objects have" if share >= 0.01 else few
     records = [record for record in split.dataset.records for _ in range(int((~record.crowd).sum()))]
     paths = [record.path for record, hard in zip(records, is_hard.tolist(), strict=True) if hard]
     return [
         finding(
             "small-objects", split.name, len(paths),
-            f"{amount} have a side below {HARD_SIDE:.0f} px at the input",
+            f"{amount} a side below {HARD_SIDE:.0f} px at the input",
             map(str, paths), [path.name for path in paths], "warning" if share > _MANY_HARD else "note",
         )
     ]  # fmt: skip
@@ -220,15 +227,18 @@ def _wide(size_hw: tuple[int, int]) -> str:
 
 def split_lines(split: SplitReport, resize: Resize) -> list[str]:
     objects = sum(split.objects.values())
-    crowds = f", and {split.crowds} ignored boxes (crowds, difficult, ignore regions)" if split.crowds else ""
+    ignored = counted(split.crowds, "ignored box", "ignored boxes")
+    crowds = f", and {ignored} (crowds, difficult, ignore regions)" if split.crowds else ""
+    images = f"{counted(len(split.dataset), 'image', 'images')}, {split.empty_images} of them without objects"
     lines = [
-        f"{split.name}: {len(split.dataset)} images, {split.empty_images} of them without objects; "
-        f"{objects} objects{crowds}",
+        f"{split.name}: {images}; {counted(objects, 'object', 'objects')}{crowds}",
         f"  {split.dataset.annotations}",
         *(f"  {note}" for note in split.dataset.problems.notes),
     ]
     if split.turned:
-        lines.append(f"  {split.turned} pictures are turned by their EXIF orientation, and their boxes with them")
+        one = "picture is turned by its EXIF orientation, and its boxes with it"
+        many = "pictures are turned by their EXIF orientation, and their boxes with them"
+        lines.append(f"  {counted(split.turned, one, many)}")
     if objects:
         sides = np.sqrt(split.input_wh.prod(1))
         aspect = split.input_wh[:, 0] / np.maximum(split.input_wh[:, 1], 1e-6)

@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runtime.datasets.annotations import CocoDataset
+from runtime.datasets.annotations import CocoDataset, reason_text
 from runtime.evaluation.plots import CONFUSION, CURVES
 from runtime.files.html import image, table, write_page
 from trainer.config.train import TrainConfig, dump_config
@@ -32,7 +32,7 @@ def left_out(
     unusable: training pictures. skipped: validation pictures and why.
     """
     lines = [
-        f"{name} annotations: {count} {reason}"
+        f"{name} annotations: {reason_text(count, reason)}"
         for name, dataset in (("training", train), ("validation", val))
         for reason, count in dataset.problems.counts.items()
     ]
