@@ -90,7 +90,7 @@ def train(job: Job, out: Path, epochs: int) -> dict[str, Any]:
     elif job.name == YOLO:
         from benchmarks.ultralytics_peer import train_yolo
 
-        judged = train_yolo(config, out)
+        judged = train_yolo("yolo11n", config, out)
     else:
         judged = evaluate(Detector(fit(config, out / "runs", quiet=True).best), data)
     seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""mAP on sets of real photographs: isodet, torchvision's FCOS and RetinaNet, and ultralytics' yolo11n.
+"""mAP on sets of real photographs: isodet, torchvision's FCOS and RetinaNet, and ultralytics' yolo11n and yolo26n.
 
     python -m benchmarks.real_vs_peers --data FOLDER [--pictures 6000] [--seeds 0 1 2] [--sets bccd leaf] [--resume]
 
@@ -11,8 +11,9 @@ FOLDER holds sets of pictures. `sets.yaml` in it names them; paths are relative 
 Without sets.yaml, the five sets of `KNOWN` are looked for. `trainer new` writes a config for each set, which all rows
 take: the pictures and their size, the batch, and as many epochs as show about --pictures pictures. torchvision's
 detectors (benchmarks/torchvision_peers.py) also get its backbone and weights, augmentation, optimizer, rate, schedule
-and averaged weights. ultralytics, where it is installed, trains by its own defaults but for the mirroring. pycocotools
-judges all through `runtime.evaluation.evaluate`.
+and averaged weights. ultralytics, where it is installed, trains by its own defaults but for the mirroring
+(benchmarks/ultralytics_peer.py): from scratch, and from its COCO weights where --yolo-weights names the files.
+pycocotools judges all through `runtime.evaluation.evaluate`, by at most 100 detections a picture.
 
 Everything runs on the CPU. Each training is a process of its own. Its result becomes a line of results.jsonl in --out
 as soon as it is there. A run that was cut short goes on with --resume. At the end comes a table in Markdown; --table
@@ -69,13 +70,15 @@ KNOWN = {
 }
 
 TORCHVISION = {"torchvision-fcos": "fcos", "torchvision-retinanet": "retinanet"}
-YOLO, YOLO_COCO = "ultralytics-yolo11n", "ultralytics-yolo11n-coco"
+YOLO = {"ultralytics-yolo11n": "yolo11n", "ultralytics-yolo26n": "yolo26n"}
+YOLO_COCO = {f"{row}-coco": network for row, network in YOLO.items()}
+"""From weights of COCO, in a file with the network's name."""
 BACKBONES = {
     "isodet-lite0": ("efficientnet_lite0", ()),
     "isodet-edge": ("repvgg_a0", ("model.head.block=repconv", "model.head.norm=bn")),
 }
 """isodet with another backbone than `trainer new` chooses, and what else is set."""
-ROWS = ("isodet", *BACKBONES, *TORCHVISION, YOLO, YOLO_COCO)
+ROWS = ("isodet", *BACKBONES, *TORCHVISION, *YOLO, *YOLO_COCO)
 
 
 class SetsError(IsodetError, ValueError):
@@ -120,7 +123,7 @@ def sets_of(folder: Path) -> dict[str, DataSet]:
     }
 
 
-def why_not(row: str, yolo_weights: Path | None, chosen: str) -> str:
+def why_not(row: str, yolo_weights: Sequence[Path], chosen: str) -> str:
     """Why a row is not trained here; "" where it is. chosen: the backbone that `trainer new` chose for the sets."""
     from models.backbones import published
 
@@ -129,11 +132,21 @@ def why_not(row: str, yolo_weights: Path | None, chosen: str) -> str:
             return "`trainer new` chose its backbone, so it is the row isodet"
         weights = published(BACKBONES[row][0])
         return "" if weights is not None and weights.here else "its ImageNet weights are not installed"
-    if row in (YOLO, YOLO_COCO) and find_spec("ultralytics") is None:
-        return "ultralytics is not installed"
-    if row == YOLO_COCO and yolo_weights is None:
-        return "no --yolo-weights FILE"
+    if network := (YOLO | YOLO_COCO).get(row):
+        package = find_spec("ultralytics")
+        if package is None or package.origin is None:
+            return "ultralytics is not installed"
+        models = Path(package.origin).parent / "cfg" / "models"
+        if not any(models.rglob(f"{network.removesuffix('n')}.yaml")):  # n, the size, is not in the file's name
+            return f"the installed ultralytics has no {network}"
+        if row in YOLO_COCO and coco_weights(row, yolo_weights) is None:
+            return f"no --yolo-weights {network}.pt"
     return ""
+
+
+def coco_weights(row: str, yolo_weights: Sequence[Path]) -> Path | None:
+    """The file among `yolo_weights` that `row` starts from; None for a row from scratch, and where it is missing."""
+    return next((path for path in yolo_weights if path.stem == YOLO_COCO.get(row)), None)
 
 
 def write_config(name: str, data_set: DataSet, out: Path, size: int) -> Path:
@@ -177,7 +190,7 @@ def config_of(job: Job, out: Path) -> tuple[TrainConfig, int]:
     return read_config(path, overrides), epochs * count
 
 
-def train(job: Job, out: Path, yolo_weights: Path | None = None) -> dict[str, Any]:
+def train(job: Job, out: Path, yolo_weights: Sequence[Path] = ()) -> dict[str, Any]:
     """Train one row on one set and judge it; the record of the results."""
     import torch
 
@@ -196,13 +209,13 @@ def train(job: Job, out: Path, yolo_weights: Path | None = None) -> dict[str, An
         weights = out / "weights" / f"{job.name}.pth"
         weights.parent.mkdir(parents=True, exist_ok=True)
         judged = train_torchvision(TORCHVISION[job.row], config, weights, lambda done, total: None)
-    elif job.row in (YOLO, YOLO_COCO):
+    elif network := (YOLO | YOLO_COCO).get(job.row):
         from benchmarks.ultralytics_peer import train_yolo
 
-        coco = job.row == YOLO_COCO
-        assert yolo_weights is not None or not coco, "refused before"
-        start = "yolo11n, COCO" if coco else "yolo11n, from scratch"
-        judged = train_yolo(config, out / "ultralytics" / job.data_set, yolo_weights if coco else None)
+        coco = coco_weights(job.row, yolo_weights)
+        assert (coco is not None) == (job.row in YOLO_COCO), "refused before"
+        start = f"{network}, {'from scratch' if coco is None else 'COCO'}"
+        judged = train_yolo(network, config, out / "ultralytics" / job.data_set, coco)
     else:
         judged = evaluate(Detector(fit(config, out / "runs", quiet=True).best), val_data(config))
     versions = {"isodet": installed("isodet"), **{name: installed(name) for name in PACKAGES}}
@@ -234,7 +247,7 @@ def in_own_process(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "benchmarks.real_vs_peers", "--data", str(arguments.data), "--out", str(out)]
     words += ["--one", json.dumps(asdict(job)), str(result)]
-    words += ["--yolo-weights", str(arguments.yolo_weights)] if arguments.yolo_weights else []
+    words += ["--yolo-weights", *map(str, arguments.yolo_weights)] if arguments.yolo_weights else []
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
     with open(log, "w", encoding="utf-8") as file:
         status = subprocess.run(words, env=environment, stdout=file, stderr=file).returncode
@@ -303,7 +316,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="default: all of the folder")
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=ROWS, help=f"default: all of {', '.join(ROWS)}")
     parser.add_argument("--size", type=int, default=SIZE, help="longest side of the input in pixels")
-    parser.add_argument("--yolo-weights", type=Path, metavar="FILE", help="yolo11n.pt with its COCO weights")
+    parser.add_argument("--yolo-weights", nargs="+", type=Path, default=[], metavar="FILE",
+                        help="COCO weights of ultralytics: yolo11n.pt, yolo26n.pt")  # fmt: skip
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each training")
     parser.add_argument("--out", type=Path, default=Path("runs/real_vs_peers"), help="results and configs")
     parser.add_argument("--resume", action="store_true", help="go on with the results that are in --out")

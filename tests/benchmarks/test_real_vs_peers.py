@@ -96,7 +96,7 @@ def test_seeds_have_a_range_and_a_row_without_a_set_no_mean():
 
 
 def test_a_training_is_a_process_whose_failure_names_its_log(folder, tmp_path, from_scratch, capsys):
-    arguments = Namespace(out=tmp_path, data=folder, yolo_weights=None, threads=1)
+    arguments = Namespace(out=tmp_path, data=folder, yolo_weights=[], threads=1)
     with raises(SetsError, path=tmp_path / "logs" / "isodet-one-seed0.log"):
         real_vs_peers.in_own_process(Job("isodet", "one", 0, 12, SIZE), arguments)  # nobody wrote its config
     write_config("one", sets_of(folder)["one"], tmp_path, SIZE)
