@@ -23,6 +23,8 @@ TOUCH = 0.01
 """A box touches a border of its tile when it ends within this share of the tile's side, or within one pixel."""
 CUT_RANK = 0.5
 """The factor by which the score of a cut box counts when the merge decides which box comes first."""
+SAME = 0.5
+"""The intersection over union above which two boxes that are each other's nearest are of one object."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,10 @@ class Grid:
         3. In this order, a box is kept unless a kept box of its class, from another window, overlaps it by more than
            `threshold`. Where one of the two is cut, overlap is the intersection over the smaller area. Otherwise it is
            the intersection over the union.
+        4. A `threshold` above 0.5 (`SAME`) counts as 0.5 for two boxes that are not cut and are each other's nearest:
+           no box of the class in the other's window has more of its intersection over the union. The whole frame shows
+           an object with fewer pixels than a tile, so their boxes of it differ more than boxes of one window do. Of
+           two neighbors that both windows show, each is nearest to itself.
 
         Boxes of the same window are not compared: the NMS of the graph has done it. Scores stay as they are.
         """
@@ -198,9 +204,13 @@ def _overlapping(
             sides = np.maximum(np.minimum(boxes[a, None, 2:], boxes[b, 2:]) - low, 0)
             shared = sides[..., 0] * sides[..., 1]
             smaller, union = np.minimum(areas[a, None], areas[b]), areas[a, None] + areas[b] - shared
+            of_class, any_cut = labels[a, None] == labels[b], cut[a, None] | cut[b]
             # A product, so that boxes without area, which float32 may make of thin ones, suppress nothing.
-            too_much = shared > threshold * np.where(cut[a, None] | cut[b], smaller, union)
-            rows, columns = np.nonzero(too_much & (labels[a, None] == labels[b]))
+            too_much = shared > threshold * np.where(any_cut, smaller, union)
+            iou = np.where(of_class, shared / np.maximum(union, np.finfo(np.float64).tiny), 0.0)
+            highest = [iou.max(axis=axis, keepdims=True, initial=0.0) for axis in (0, 1)]
+            nearest = (iou == highest[0]) & (iou == highest[1])
+            rows, columns = np.nonzero(of_class & (too_much | (nearest & ~any_cut & (iou > SAME))))
             pairs.append(np.stack([a[rows], b[columns]], axis=1))
     return np.concatenate(pairs)
 

@@ -143,7 +143,7 @@ def merged_by_loops(parts: list[Detections], grid: Grid, threshold: float) -> De
             rows.append((score / 2 if cut else score, number, cut, score, label, (x1, y1, x2, y2)))
     kept: list[Any] = []
     for row in sorted(rows, key=lambda row: -row[0]):
-        if not any(suppresses(other, row, threshold) for other in kept):
+        if not any(suppresses(other, row, threshold) or are_one(other, row, rows) for other in kept):
             kept.append(row)
     kept.sort(key=lambda row: (-row[3], rows.index(row)))
     boxes = np.array([row[5] for row in kept], np.float32).reshape(-1, 4)
@@ -156,14 +156,36 @@ def suppresses(one: Any, other: Any, threshold: float) -> bool:
     (_, number, cut, _, label, a), (_, other_number, other_cut, _, other_label, b) = one, other
     if label != other_label or number == other_number:
         return False
+    shared, union, smaller = areas_of(a, b)
+    return bool(shared > threshold * (smaller if cut or other_cut else union))
+
+
+def areas_of(a: Any, b: Any) -> tuple[float, float, float]:
+    """The intersection, the union, and the smaller of two boxes."""
     shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    base = min(areas) if cut or other_cut else sum(areas) - shared
-    return bool(shared > threshold * base)
+    return shared, sum(areas) - shared, min(areas)
+
+
+def iou_of(one: Any, other: Any) -> float:
+    shared, union, _ = areas_of(one[5], other[5])
+    return shared / union if union else 0.0
+
+
+def are_one(one: Any, other: Any, rows: list[Any]) -> bool:
+    """Whether two boxes that no border cut are each other's nearest, and overlap by more than a half."""
+    if one[4] != other[4] or one[1] == other[1] or one[2] or other[2] or iou_of(one, other) <= 0.5:
+        return False
+    return all(
+        iou_of(this, row) <= iou_of(one, other)
+        for this, that in ((one, other), (other, one))
+        for row in rows
+        if row[1] == that[1] and row[4] == that[4]
+    )
 
 
 @settings(max_examples=300)
-@given(seed=st.integers(0, 10**6), threshold=st.sampled_from([0.3, 0.45, 0.6]), whole=st.booleans())
+@given(seed=st.integers(0, 10**6), threshold=st.sampled_from([0.0, 0.3, 0.45, 0.6, 0.8, 1.0]), whole=st.booleans())
 def test_the_merge_is_that_of_plain_loops(seed: int, threshold: float, whole: bool) -> None:
     rng = np.random.default_rng(seed)
     frame_hw = tuple(int(v) for v in rng.integers(40, 180, 2))
@@ -174,7 +196,8 @@ def test_the_merge_is_that_of_plain_loops(seed: int, threshold: float, whole: bo
     objects = np.concatenate([objects, objects + rng.integers(3, 70, (6, 2))], axis=1).astype(np.float32)
     parts = []
     for w in grid.windows:
-        seen = objects[rng.random(6) < 0.8] + rng.normal(0, rng.choice([0.0, 1.5]), (1, 4)).astype(np.float32)
+        seen = objects[rng.random(6) < 0.8]
+        seen = seen + rng.normal(0, rng.choice([0.0, 1.5, 6.0]), seen.shape).astype(np.float32)
         seen = np.clip(seen - np.float32([w.x1, w.y1] * 2), 0, np.float32([w.x2 - w.x1, w.y2 - w.y1] * 2))
         seen = seen[(seen[:, 2:] > seen[:, :2]).all(1)].astype(np.float32)
         scores = np.sort(rng.choice([0.1, 0.2, 0.4, 0.5, 0.8, 1.0], len(seen)))[::-1].astype(np.float32)  # with ties
@@ -197,6 +220,19 @@ def test_a_part_of_an_object_does_not_come_before_the_object() -> None:
     assert sorted_boxes(grid.merge([*halves, unsure], 0.6)) == [[20, 10, 64, 50], [48, 10, 98, 50]]
     other_class = of(([20, 10, 98, 50], 0.6), label=1)
     assert len(grid.merge([*halves, other_class], 0.6)) == 3
+
+
+def test_the_nearest_box_of_another_window_is_of_the_same_object() -> None:
+    """A tile and the whole frame show an object with an IoU of 0.54; so may two windows show two neighbors."""
+    grid = Tiles(overlap=0.25).grid((64, 112), (64, 64))  # two tiles, 0..64 and 48..112, and the frame
+    one, other = [10, 10, 40, 40], [19, 10, 49, 40]
+    assert grid.merge([of((one, 0.9)), of(), of((other, 0.8))], 0.6).boxes_xyxy.tolist() == [one]
+    assert len(grid.merge([of((one, 0.9)), of(), of(([20, 10, 50, 40], 0.8))], 0.6)) == 2  # an IoU of 0.5
+    both = of((one, 0.9), (other, 0.7)), of(), of((one, 0.8), (other, 0.75))
+    assert sorted_boxes(grid.merge([*both], 0.6)) == [one, other]  # each is nearest to itself
+    assert len(grid.merge([of((one, 0.9)), of(), of((one, 0.8), (other, 0.7))], 0.6)) == 2
+    cut = of(([25, 10, 64, 40], 0.9)), of(), of(([40, 10, 70, 40], 0.8))
+    assert len(grid.merge([*cut], 0.85)) == 2  # by the smaller area, and the threshold itself
 
 
 def test_boxes_of_one_window_are_not_compared_again() -> None:
