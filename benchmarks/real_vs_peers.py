@@ -2,18 +2,12 @@
 
     python -m benchmarks.real_vs_peers --data FOLDER [--pictures 6000] [--seeds 0 1 2] [--sets bccd leaf] [--resume]
 
-FOLDER holds sets of pictures. `sets.yaml` in it names them; paths are relative to FOLDER, `train_images` and
-`val_images` are for annotations that do not show where their pictures are:
-
-    leaf: {train: leaf/train, val: leaf/valid}
-    birds: {train: birds/train.json, train_images: birds/pictures, val: birds/val.json, val_images: birds/pictures}
-
-Without sets.yaml, the five sets of `KNOWN` are looked for. `trainer new` writes a config for each set, which all rows
-take: the pictures and their size, the batch, and as many epochs as show about --pictures pictures. torchvision's
-detectors (benchmarks/torchvision_peers.py) also get its backbone and weights, augmentation, optimizer, rate, schedule
-and averaged weights. ultralytics, where it is installed, trains by its own defaults but for the mirroring
-(benchmarks/ultralytics_peer.py): from scratch, and from its COCO weights where --yolo-weights names the files.
-pycocotools judges all through `runtime.evaluation.evaluate`, by at most 100 detections a picture.
+FOLDER holds sets of pictures, as benchmarks/real_sets.py describes. `trainer new` writes a config for each set, which
+all rows take: the pictures and their size, the batch, and as many epochs as show about --pictures pictures.
+torchvision's detectors (benchmarks/torchvision_peers.py) also get its backbone and weights, augmentation, optimizer,
+rate, schedule and averaged weights. ultralytics, where it is installed, trains by its own defaults but for the
+mirroring (benchmarks/ultralytics_peer.py): from scratch, and from its COCO weights where --yolo-weights names the
+files. pycocotools judges all through `runtime.evaluation.evaluate`, by at most 100 detections a picture.
 
 Everything runs on the CPU. Each training is a process of its own. Its result becomes a line of results.jsonl in --out
 as soon as it is there. A run that was cut short goes on with --resume. At the end comes a table in Markdown; --table
@@ -27,47 +21,34 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from benchmarks.gpu.machine import installed, processor
+from benchmarks.real_sets import (
+    RESULTS,
+    SIZE,
+    Results,
+    config_path,
+    first_rate,
+    in_own_process,
+    read_results,
+    sets_of,
+    shown,
+    write_config,
+)
 from isodet.errors import IsodetError
-from isodet.strict import build
 
 if TYPE_CHECKING:
     from trainer.config.train import TrainConfig
 
-RESULTS = "results.jsonl"
-SIZE = 320
-"""Longest side of the input in pixels; torchvision's anchors are scaled to it."""
 PACKAGES = ("torch", "torchvision", "pycocotools", "ultralytics", "timm")
 
-
-@dataclass(frozen=True)
-class DataSet:
-    """Annotations to train and to validate on, of any format, and the folders of their pictures if they need them."""
-
-    train: str
-    val: str
-    train_images: str | None = None
-    val_images: str | None = None
-
-
-KNOWN = {
-    "bccd": DataSet("bccd/ImageSets/Main/trainval.txt", "bccd/ImageSets/Main/test.txt"),
-    "raccoon": DataSet("raccoon/train_stems.txt", "raccoon/val_stems.txt"),
-    "apple": DataSet("apple/train", "apple/valid"),
-    "leaf": DataSet("leaf/train", "leaf/valid"),
-    "cards": DataSet("cards/images/train", "cards/images/test"),
-}
 
 TORCHVISION = {"torchvision-fcos": "fcos", "torchvision-retinanet": "retinanet"}
 YOLO = {"ultralytics-yolo11n": "yolo11n", "ultralytics-yolo26n": "yolo26n"}
@@ -79,10 +60,6 @@ BACKBONES = {
 }
 """isodet with another backbone than `trainer new` chooses, and what else is set."""
 ROWS = ("isodet", *BACKBONES, *TORCHVISION, *YOLO, *YOLO_COCO)
-
-
-class SetsError(IsodetError, ValueError):
-    """A folder of sets that cannot be used, or results that would be overwritten."""
 
 
 @dataclass(frozen=True)
@@ -98,29 +75,6 @@ class Job:
     @property
     def name(self) -> str:
         return f"{self.row}-{self.data_set}-seed{self.seed}"
-
-
-def sets_of(folder: Path) -> dict[str, DataSet]:
-    """The sets in `folder` by name, with absolute paths. Raises `SetsError` for a folder without any."""
-    table = folder / "sets.yaml"
-    if table.is_file():
-        content = yaml.safe_load(table.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise SetsError.at(table, "expected a mapping of names to {train: ..., val: ...}")
-        sets = {str(name): build(DataSet, values, str(name)) for name, values in content.items()}
-    else:
-        sets = {name: data_set for name, data_set in KNOWN.items() if (folder / name).is_dir()}
-    if not sets:
-        raise SetsError.at(folder, f"expected a sets.yaml in it, or one of the folders {', '.join(KNOWN)}")
-    root = folder.resolve()
-
-    def placed(path: str | None) -> str | None:
-        return None if path is None else str(root / path)
-
-    return {
-        name: DataSet(str(root / s.train), str(root / s.val), placed(s.train_images), placed(s.val_images))
-        for name, s in sets.items()
-    }
 
 
 def why_not(row: str, yolo_weights: Sequence[Path], chosen: str) -> str:
@@ -149,45 +103,26 @@ def coco_weights(row: str, yolo_weights: Sequence[Path]) -> Path | None:
     return next((path for path in yolo_weights if path.stem == YOLO_COCO.get(row)), None)
 
 
-def write_config(name: str, data_set: DataSet, out: Path, size: int) -> Path:
-    """The config that `trainer new` writes for a set, in `out`; one that is there is kept."""
-    from trainer.new.config import new_config
-
-    path = out / "configs" / f"{name}-{size}.yaml"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        train_images, val_images = (
-            None if folder is None else Path(folder) for folder in (data_set.train_images, data_set.val_images)
-        )
-        new_config(path, Path(data_set.train), train_images, Path(data_set.val), val_images, size=size)
-    return path
-
-
 def config_of(job: Job, out: Path) -> tuple[TrainConfig, int]:
     """The config of one training, and how many pictures it sees."""
     from models.backbones import published
     from trainer.config_reader import read_config
-    from trainer.data.datasets import train_data
 
-    path = out / "configs" / f"{job.data_set}-{job.size}.yaml"
+    path = config_path(out, job.data_set, job.size)
     overrides = [f"name={job.name}", f"seed={job.seed}"]
-    plain = read_config(path)
     if job.row in BACKBONES:
         backbone, more = BACKBONES[job.row]
         weights = published(backbone)
         pretrained = weights is not None and weights.here
-        rate = (1e-3 if pretrained else 3e-3) * (plain.images_per_batch / 16) ** 0.5  # as `trainer new` chooses it
         overrides += [
             f"model.backbone.name={backbone}",
             f"model.backbone.weights={'imagenet' if pretrained else 'null'}",
+            f"optim.lr={first_rate(read_config(path), pretrained)}",
+            *more,
         ]
-        overrides += [f"optim.lr={rate:.1g}", *more]
-    count = len(train_data(plain))
-    epochs = max(1, round(job.pictures / count))
-    steps = epochs * max(1, count // plain.images_per_batch)
-    overrides += [f"schedule.epochs={epochs}", f"schedule.warmup_steps={max(1, min(500, steps // 10))}"]
-    overrides += [f"val_interval={epochs}", f"optim.ema={0.999 if steps >= 10_000 else 0.99}"]
-    return read_config(path, overrides), epochs * count
+    config, pictures, steps = shown(path, overrides, job.pictures)
+    ema = 0.999 if steps >= 10_000 else 0.99  # as `trainer new` chooses it
+    return replace(config, optim=replace(config.optim, ema=ema)), pictures
 
 
 def train(job: Job, out: Path, yolo_weights: Sequence[Path] = ()) -> dict[str, Any]:
@@ -227,35 +162,11 @@ def train(job: Job, out: Path, yolo_weights: Sequence[Path] = ()) -> dict[str, A
     }  # fmt: skip
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """The records of a results file; a last line that was cut short is left out."""
-    records = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise SetsError.at(path, f"line {number} is no JSON; correct it or take it out") from None
-    return records
-
-
-def in_own_process(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
-    """`train` in a process of its own. Raises `SetsError` where it fails, with the name of its log."""
-    out: Path = arguments.out
-    log, result = out / "logs" / f"{job.name}.log", out / "logs" / f"{job.name}.json"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "benchmarks.real_vs_peers", "--data", str(arguments.data), "--out", str(out)]
-    words += ["--one", json.dumps(asdict(job)), str(result)]
+def trained(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
+    """`train` in a process of its own."""
+    words = ["benchmarks.real_vs_peers", "--data", str(arguments.data), "--out", str(arguments.out)]
     words += ["--yolo-weights", *map(str, arguments.yolo_weights)] if arguments.yolo_weights else []
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
-    with open(log, "w", encoding="utf-8") as file:
-        status = subprocess.run(words, env=environment, stdout=file, stderr=file).returncode
-    if status:
-        raise SetsError.at(log, f"{job.name} ended with status {status}; the log says why, and --resume goes on")
-    record: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    result.unlink()
-    return record
+    return in_own_process(job.name, [*words, "--one", json.dumps(asdict(job))], arguments.out, arguments.threads)
 
 
 def is_of(record: dict[str, Any], job: Job) -> bool:
@@ -339,12 +250,8 @@ def _run(arguments: argparse.Namespace) -> int:
         text, result = arguments.one
         Path(result).write_text(json.dumps(train(Job(**json.loads(text)), out, arguments.yolo_weights)))
         return 0
-    sets = sets_of(arguments.data)
+    sets = sets_of(arguments.data, arguments.sets)
     names = arguments.sets or list(sets)
-    if unknown := [name for name in names if name not in sets]:
-        raise SetsError.of("sets", f"there is no set {unknown[0]!r} in {arguments.data}; there are {', '.join(sets)}")
-    file = out / RESULTS
-    records = read_results(file)
     rows = arguments.only or list(ROWS)
     jobs = [
         Job(row, name, seed, arguments.pictures, arguments.size)
@@ -352,11 +259,11 @@ def _run(arguments: argparse.Namespace) -> int:
         for name in names
         for row in rows
     ]
-    if not arguments.table:
-        if records and not arguments.resume:
-            raise SetsError.at(file, "holds results; go on with --resume, or name another folder with --out")
-        out.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    if arguments.table:
+        records = read_results(out / RESULTS)
+    else:
+        results = Results(out, arguments.resume)
+        records = results.records
         configs = [write_config(name, sets[name], out, arguments.size) for name in names]
         chosen = read_config(configs[0]).model.backbone.name  # it depends on the machine, and not on the set
         for row in rows:
@@ -364,14 +271,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 print(f"{row} is left out: {reason}")
                 jobs = [job for job in jobs if job.row != row]
         for job in jobs:
-            if any(is_of(record, job) for record in records):
-                continue
-            record = in_own_process(job, arguments)
-            records.append(record)
-            with open(file, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
-            print(f"{job.name}: mAP {record['map']:.2f}, AP50 {record['ap50']:.2f}, {record['seconds'] / 60:.1f} min",
-                  flush=True)  # fmt: skip
+            if not any(is_of(record, job) for record in records):
+                results.add(job.name, trained(job, arguments))
     print(markdown([record for record in records if any(is_of(record, job) for job in jobs)], rows, names))
     return 0
 

@@ -3,7 +3,8 @@
     python -m benchmarks.recipe --data FOLDER screen [--pictures 3000] [--resume]
     python -m benchmarks.recipe --data FOLDER compare base tood+dfl mosaic --seeds 0 1 2 [--pictures 6000]
 
-FOLDER and its sets are those of `benchmarks.real_vs_peers`; the base is the config that `trainer new` writes for a set.
+FOLDER and its sets are as benchmarks/real_sets.py describes them; the base is the config that `trainer new` writes for
+a set.
 
 `screen` trains a Plackett-Burman design: 12 recipes on each set, in which each of 11 changes is on in half of them and
 all pairs of changes are balanced. So each training tells of all changes, and each effect is as exact as if all
@@ -21,7 +22,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -33,15 +33,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.gpu.machine import processor
-from benchmarks.real_vs_peers import DataSet, SetsError, read_results, sets_of, write_config
+from benchmarks.real_sets import (
+    RESULTS,
+    SIZE,
+    Results,
+    SetsError,
+    config_path,
+    epochs_of,
+    first_rate,
+    in_own_process,
+    read_results,
+    sets_of,
+    shown,
+    write_config,
+)
 from isodet.errors import IsodetError
 
 if TYPE_CHECKING:
     from trainer.config.train import TrainConfig
 
-RESULTS = "results.jsonl"
-SIZE = 320
-"""Longest side of the input in pixels."""
 FIRST_ROW = (1, 1, -1, 1, 1, 1, -1, -1, -1, 1, -1)
 """Plackett and Burman, The Design of Optimum Multifactorial Experiments, 1946: the design of 12 runs. Ten more rows are
 its rotations, the last is all -1."""
@@ -111,26 +121,18 @@ def screening(sets: Iterable[str], pictures: int, size: int = SIZE) -> list[Trai
 def config_of(training: Training, out: Path) -> tuple[TrainConfig, int]:
     """The config of a training, and how many pictures it sees."""
     from trainer.config_reader import read_config
-    from trainer.data.datasets import train_data
 
-    path = out / "configs" / f"{training.data_set}-{training.size}.yaml"
+    path = config_path(out, training.data_set, training.size)
     plain = read_config(path)
-    texts = [text for change in training.changes for text in {**CHANGES, **MORE}[change]]
-    count = len(train_data(plain))
-    epochs = max(1, round(training.pictures / count))
     values = {
-        "third": -(-epochs // 3),
+        "third": -(-epochs_of(plain, training.pictures) // 3),
         "lr_half_batch": f"{plain.optim.lr * 0.5**0.5:.2g}",
         "lr_double": f"{plain.optim.lr * 2:.2g}",
-        "lr_scratch": f"{3e-3 * (plain.images_per_batch / 16) ** 0.5:.1g}",
+        "lr_scratch": first_rate(plain, pretrained=False),
     }
-    overrides = [f"name={training.name}", f"seed={training.seed}"]
-    overrides += [text.format(**values) for text in texts]
-    batch = read_config(path, overrides).images_per_batch
-    steps = epochs * max(1, count // batch)
-    warmup = max(1, min(500, steps // 10))
-    overrides += [f"schedule.epochs={epochs}", f"schedule.warmup_steps={warmup}", f"val_interval={epochs}"]
-    return read_config(path, overrides), epochs * count
+    changes = [text.format(**values) for change in training.changes for text in {**CHANGES, **MORE}[change]]
+    config, pictures, _ = shown(path, [f"name={training.name}", f"seed={training.seed}", *changes], training.pictures)
+    return config, pictures
 
 
 def train(training: Training, out: Path) -> dict[str, Any]:
@@ -153,23 +155,11 @@ def train(training: Training, out: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def in_own_process(training: Training, arguments: argparse.Namespace) -> dict[str, Any]:
-    """`train` in a process of its own. Raises `SetsError` where it fails, with the name of its log."""
-    out: Path = arguments.out
-    log = out / "logs" / f"{training.name}.log"
-    result = log.with_suffix(".json")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "benchmarks.recipe", "--data", str(arguments.data), "--out", str(out)]
-    words += ["one", json.dumps(asdict(training)), str(result)]
+def trained(training: Training, arguments: argparse.Namespace) -> dict[str, Any]:
+    """`train` in a process of its own."""
+    words = ["benchmarks.recipe", "--data", str(arguments.data), "--out", str(arguments.out)]
     threads = max(1, (os.cpu_count() or 1) // arguments.processes)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with open(log, "w", encoding="utf-8") as file:
-        status = subprocess.run(words, env=environment, stdout=file, stderr=file).returncode
-    if status:
-        raise SetsError.at(log, f"{training.name} ended with status {status}; the log says why, and --resume goes on")
-    record: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    result.unlink()
-    return record
+    return in_own_process(training.name, [*words, "one", json.dumps(asdict(training))], arguments.out, threads)
 
 
 def key_of(record: dict[str, Any]) -> Training:
@@ -181,30 +171,19 @@ def key_of(record: dict[str, Any]) -> Training:
 
 def train_all(trainings: Sequence[Training], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Train what has no record yet; all records."""
-    file: Path = arguments.out / RESULTS
-    records = read_results(file)
-    if records and not arguments.resume:
-        raise SetsError.at(file, "holds results; go on with --resume, or name another folder with --out")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    there = {key_of(record) for record in records}
+    results = Results(arguments.out, arguments.resume)
+    there = {key_of(record) for record in results.records}
     missing = [training for training in trainings if training not in there]
     with ThreadPoolExecutor(arguments.processes) as pool:
-        waiting = [pool.submit(in_own_process, training, arguments) for training in missing]
+        waiting = [pool.submit(trained, training, arguments) for training in missing]
         try:
             for number, future in enumerate(as_completed(waiting), start=1):
                 record = future.result()
-                records.append(record)
-                with open(file, "a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(record) + "\n")
-                print(
-                    f"{number} of {len(missing)}: {key_of(record).name}: mAP {record['map']:.2f}, AP50 "
-                    f"{record['ap50']:.2f}, {record['seconds'] / 60:.1f} min",
-                    flush=True,
-                )
+                results.add(f"{number} of {len(missing)}: {key_of(record).name}", record)
         finally:
             for future in waiting:
                 future.cancel()
-    return records
+    return results.records
 
 
 def effects(records: Sequence[dict[str, Any]], key: str = "map") -> list[tuple[str, float, float]]:
@@ -298,10 +277,8 @@ def _run(arguments: argparse.Namespace) -> int:
         training = Training(**{**values, "changes": tuple(values["changes"])})
         arguments.result.write_text(json.dumps(train(training, arguments.out)), encoding="utf-8")
         return 0
-    sets: dict[str, DataSet] = sets_of(arguments.data)
+    sets = sets_of(arguments.data, arguments.sets)
     names = arguments.sets or list(sets)
-    if unknown := [name for name in names if name not in sets]:
-        raise SetsError.of("sets", f"there is no set {unknown[0]!r} in {arguments.data}; there are {', '.join(sets)}")
     recipes: list[str] = getattr(arguments, "recipes", [])
     if arguments.command == "screen":
         trainings = screening(names, arguments.pictures, arguments.size)

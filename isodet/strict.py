@@ -12,11 +12,11 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, Union
 
-from isodet.errors import IsodetError
+from isodet.errors import ArgumentError, IsodetError
 
 T = TypeVar("T")
 
@@ -78,10 +78,19 @@ def build(kind: type[T], mapping: Any, path: str = "") -> T:
     try:
         return kind(**values)
     except ConfigError as error:  # of __post_init__, which does not know the path above
-        key = re.match(r"((\w+)[\w.\[\]]*):", f"{error.key or error}:")
-        error.key = _join(path, key[1]) if key and key[2] in fields else path or None
-        error.args = (f"{path}.{error}" if path else str(error),)
+        _put_below(error, path, fields)
         raise
+    except ArgumentError as error:  # of a class that users make themselves, so that it names itself before the field
+        config_error = ConfigError(str(error).removeprefix(f"{kind.__name__}."))
+        _put_below(config_error, path, fields)
+        raise config_error from None
+
+
+def _put_below(error: ConfigError, path: str, fields: Collection[str]) -> None:
+    """Make `error`, which names one of `fields` or none, that of the mapping at `path`."""
+    key = re.match(r"((\w+)[\w.\[\]]*):", f"{error.key or error}:")
+    error.key = _join(path, key[1]) if key and key[2] in fields else path or None
+    error.args = (f"{path}.{error}" if path else str(error),)
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

@@ -23,8 +23,7 @@ from trainer.data.cache import pictures_for
 from trainer.data.data_wait import advice, timed
 from trainer.data.datasets import different_origins, train_data, val_data
 from trainer.data.loader import Batches, training_batches
-from trainer.data.tiles import describe as tiles_of
-from trainer.data.tiles import in_tiles
+from trainer.data.tiles import in_tiles, views_line
 from trainer.data.train_set import TrainSet, resize_rule
 from trainer.devices.distributed import Group, check_parallel, local_device, local_processes, process_group
 from trainer.devices.memory import automatic_batch
@@ -152,7 +151,7 @@ def _prepare(
     run = _Run(
         config, resume, group, train, val, train_set, batches, state, card, folder.path, log, checkpoints, state.epoch
     )
-    notes = (tiles_of(train, views, config), started_from, describe(state.model.distillation), ranges)
+    notes = (views_line(train, views, config), started_from, describe(state.model.distillation), ranges)
     _introduce(run, (*notes, pictures.describe(), *log.places))
     if data_changed:
         log.warn(f"the annotations changed since the checkpoint: epoch {state.epoch + 1} starts again")

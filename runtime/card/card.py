@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from isodet.errors import ArgumentError, IsodetError
+from isodet.errors import IsodetError
 from isodet.strict import ConfigError, UnknownKeyError, build, converted, nearest, require
 from runtime.card.seal import is_broken, sealed
 from runtime.images.image import FILL, FixedSize, Resize, ShortSide
@@ -175,13 +175,7 @@ class Card:
 
     def tiling(self) -> Tiles | None:
         """How training cut pictures into tiles, and detection cuts frames by default; None: not at all."""
-        if not self.tiles:
-            return None
-        try:
-            return build(Tiles, self.tiles, "tiles")
-        except ArgumentError as error:
-            reason = str(error).removeprefix("Tiles.")
-            raise ConfigError(f"tiles.{reason}", key=f"tiles.{reason.partition(':')[0]}") from None
+        return build(Tiles, self.tiles, "tiles") if self.tiles else None
 
     def tile_hw(self, tiles: Tiles) -> tuple[int, int]:
         """Height and width of `tiles` for this model, in frame pixels. Raises ValueError for too small ones."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import real_vs_peers
-from benchmarks.real_vs_peers import RESULTS, Job, SetsError, main, markdown, read_results, sets_of, train, write_config
+from benchmarks.real_sets import RESULTS, SetsError, read_results, sets_of, write_config
+from benchmarks.real_vs_peers import Job, main, markdown, train
 from tests.at_fault import raises
 from trainer.recipes.shapes import make_shapes
 
@@ -64,7 +65,7 @@ def test_a_run_that_was_cut_short_goes_on(folder, tmp_path, from_scratch, monkey
         trained.append(job.name)
         return record_of(job, 10.0 * len(trained))
 
-    monkeypatch.setattr(real_vs_peers, "in_own_process", one)
+    monkeypatch.setattr(real_vs_peers, "trained", one)
     words = ["--data", str(folder), "--out", str(tmp_path), "--pictures", "24", "--size", str(SIZE)]
     words += ["--only", "isodet", "isodet-edge", "isodet-lite0", "ultralytics-yolo11n-coco"]
     with pytest.raises(KeyboardInterrupt):
@@ -74,7 +75,7 @@ def test_a_run_that_was_cut_short_goes_on(folder, tmp_path, from_scratch, monkey
     with open(tmp_path / RESULTS, "a") as file:
         file.write('{"row": "isodet-edge", "data')  # the machine went down while it wrote
     assert main(words) == 1 and "--resume" in capsys.readouterr().err
-    monkeypatch.setattr(real_vs_peers, "in_own_process", lambda job, _: trained.append(job.name) or record_of(job, 40))
+    monkeypatch.setattr(real_vs_peers, "trained", lambda job, _: trained.append(job.name) or record_of(job, 40))
     assert main([*words, "--resume"]) == 0
     assert trained[3:] == ["isodet-edge-two-seed0"]
     assert len(read_results(tmp_path / RESULTS)) == 4
@@ -98,9 +99,9 @@ def test_seeds_have_a_range_and_a_row_without_a_set_no_mean():
 def test_a_training_is_a_process_whose_failure_names_its_log(folder, tmp_path, from_scratch, capsys):
     arguments = Namespace(out=tmp_path, data=folder, yolo_weights=[], threads=1)
     with raises(SetsError, path=tmp_path / "logs" / "isodet-one-seed0.log"):
-        real_vs_peers.in_own_process(Job("isodet", "one", 0, 12, SIZE), arguments)  # nobody wrote its config
+        real_vs_peers.trained(Job("isodet", "one", 0, 12, SIZE), arguments)  # nobody wrote its config
     write_config("one", sets_of(folder)["one"], tmp_path, SIZE)
-    record = real_vs_peers.in_own_process(Job("isodet", "one", 0, 12, SIZE), arguments)
+    record = real_vs_peers.trained(Job("isodet", "one", 0, 12, SIZE), arguments)
     assert record["row"] == "isodet" and record["threads"] == 1 and record["seen"] == 12
 
 

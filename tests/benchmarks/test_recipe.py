@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from benchmarks.real_vs_peers import DataSet, SetsError, write_config
+from benchmarks import recipe
+from benchmarks.real_sets import RESULTS, DataSet, SetsError, read_results, write_config
 from benchmarks.recipe import (
     CHANGES,
     MORE,
@@ -86,3 +88,29 @@ def test_every_change_is_a_legal_config(tmp_path):
     everything, _ = config_of(Training("shapes", tuple(CHANGES), 0, 96, 64), tmp_path)
     assert everything.batch_size == 4 and everything.augment.mosaic.close_epochs == 2
     assert everything.optim.ema == 0 and everything.model.box.code == "dfl"
+
+
+def test_a_screening_that_was_cut_short_goes_on(tmp_path, monkeypatch, capsys):
+    make_shapes(tmp_path / "data" / "shapes", train_images=8, val_images=2, size_hw=(64, 64))
+    sets = (
+        "shapes: {train: shapes/train.json, train_images: shapes/train, val: shapes/val.json, val_images: shapes/val}"
+    )
+    (tmp_path / "data" / "sets.yaml").write_text(sets)
+    done: list[str] = []
+
+    def one(training: Training, arguments: Namespace) -> dict:
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(training.name)
+        return {**vars(training), "changes": list(training.changes), "map": 50.0, "ap50": 70.0, "seconds": 60.0}
+
+    monkeypatch.setattr(recipe, "trained", one)
+    words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--size", "64", "--processes", "1"]
+    with pytest.raises(KeyboardInterrupt):
+        main([*words, "screen"])
+    with open(tmp_path / "out" / RESULTS, "a") as file:
+        file.write('{"data_set": "sha')  # the machine went down while it wrote
+    assert main([*words, "screen"]) == 1 and "--resume" in capsys.readouterr().err
+    monkeypatch.setattr(recipe, "trained", lambda training, arguments: done.clear() or one(training, arguments))
+    assert main([*words, "--resume", "screen"]) == 1 and "too few" in capsys.readouterr().err  # 12, one set
+    assert len(read_results(tmp_path / "out" / RESULTS)) == 12

@@ -18,17 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.real_vs_peers import (
-    YOLO,
-    YOLO_COCO,
-    DataSet,
-    Job,
-    coco_weights,
-    config_of,
-    in_own_process,
-    why_not,
-    write_config,
-)
+from benchmarks.real_sets import DataSet, write_config
+from benchmarks.real_vs_peers import YOLO, YOLO_COCO, Job, coco_weights, config_of, trained, why_not
 from benchmarks.ultralytics_peer import judge, yolo_set
 from runtime.datasets import read_dataset
 from tests.processes import ROOT
@@ -205,12 +196,12 @@ def test_it_trains_and_is_judged(folder: Path, tmp_path: Path, from_scratch: Non
     arguments = Namespace(out=tmp_path, data=folder.parent, yolo_weights=[], threads=1)
     write_config("one", data_set(folder), tmp_path, SIZE)
     job = Job(row, "one", 0, 12, SIZE)
-    record = in_own_process(job, arguments)
+    record = trained(job, arguments)
     assert record["seen"] == 12 and record["start"] == f"{network}, from scratch" and record["threads"] == 1
     assert 0 <= record["map"] <= record["ap50"] <= 100 and record["versions"]["ultralytics"]
     weights = tmp_path / f"{network}.pt"
     shutil.copy(tmp_path / "ultralytics" / "one" / "yolo-runs" / job.name / "weights" / "last.pt", weights)
     arguments.yolo_weights = [weights]
-    record = in_own_process(replace(job, row=f"{row}-coco"), arguments)
+    record = trained(replace(job, row=f"{row}-coco"), arguments)
     assert record["start"] == f"{network}, COCO"
     assert "Transferred" in (tmp_path / "logs" / f"{row}-coco-one-seed0.log").read_text()

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 import pytest
 
-from isodet.errors import IsodetError
+from isodet.errors import ArgumentError, IsodetError
 from isodet.strict import ConfigError, CustomName, UnknownKeyError, build, require, to_mapping
 
 
@@ -37,6 +37,17 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Window:
+    """A class that users make themselves, too."""
+
+    side: int = 8
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise ArgumentError.of("Window.side", f"expected pixels, got {self.side}")
+
+
+@dataclass(frozen=True)
 class Config:
     size: tuple[int, int]
     part: Part = field(default_factory=Part)
@@ -44,6 +55,7 @@ class Config:
     scores: Mapping[str, float] = field(default_factory=dict)
     free: Mapping[str, Any] = field(default_factory=dict)
     span: Span | None = None
+    window: Window | None = None
 
 
 @pytest.mark.parametrize(
@@ -57,6 +69,7 @@ class Config:
         ({"parts": [{}, {"kind": "sdg"}]}, "parts[1].kind", "parts[1].kind: expected one of sgd, adam, got 'sdg' (str)"
          "; did you mean 'sgd'?"),
         ({"parts": [{"kind": "adam", "rate": 1}]}, "parts[0].kind", "parts[0].kind: adam does not take this rate"),
+        ({"window": {"side": 0}}, "window.side", "window.side: expected pixels, got 0"),
         ({"part": {"kind": "a:2"}}, "part.kind", "part.kind: your own part is named package.module:Name, got 'a:2'"),
         ({"part": {"rate": 1, "speed": 1}}, "part.speed", "unknown key 'part.speed'"),
         ({"part": {"speed": 0}}, "part.rate", "part.rate: expected a positive number, got 0.0 (float)"),

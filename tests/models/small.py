@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.config.model import AnchorConfig, ModelConfig, model_config
+from models.detector import Detector, Raw
 from models.layers.blocks import ImplicitConv
 from models.layers.necks import WeightedSum
+from models.loss import Losses, detection_loss
 from models.priors import Priors, feature_sizes, priors
 
 SIZE = (64, 96)
@@ -40,6 +42,25 @@ def images(count: int = 2) -> Tensor:
 def grid_for(size_hw: tuple[int, int], anchors: AnchorConfig) -> Priors:
     """The priors of P3 to P7."""
     return priors(feature_sizes(size_hw, (3, 7)), STRIDES, anchors)
+
+
+def losses_without_objects(config: ModelConfig, raw: Raw, grid: Priors, rows: int) -> Losses:
+    """The losses of two pictures with `rows` of padding and no object, which are then propagated to `raw`."""
+    losses = detection_loss(config, raw, grid, torch.zeros(2, rows, 4), torch.full((2, rows), -1))
+    losses.total.backward()
+    return losses
+
+
+def descend(model: Detector, steps: int) -> list[list[float]]:
+    """Train on `images()` with `BOXES`; the losses of each step, in the order of `Losses`."""
+    optimizer, history = torch.optim.AdamW(model.parameters(), 3e-3), []
+    for _ in range(steps):
+        losses = detection_loss(model.config, model(images()), model.priors(), BOXES, LABELS)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        history.append([part.item() for part in losses])
+    return history
 
 
 def close(ours: Tensor, theirs: np.ndarray, atol: float = 1e-4) -> None:

@@ -39,11 +39,16 @@ def margin_inside(point: tuple[float, float], box: list[float]) -> float:
     return min(point[0] - box[0], point[1] - box[1], box[2] - point[0], box[3] - point[1])
 
 
-def loop_atss(grid: Priors, boxes: list[list[float]], topk: int) -> tuple[list[int], set[int]]:
-    """ATSS paper, algorithm 1, one object, one level, one candidate at a time."""
+def loop_atss(
+    grid: Priors, boxes: list[list[float]], topk: int, fit: Callable[[int, int], float] | None = None
+) -> tuple[list[int], set[int]]:
+    """ATSS paper, algorithm 1, one object, one level, one candidate at a time.
+
+    fit: how good prior i is for object g, by `fit(g, i)`; None: the overlap of its anchor.
+    """
     anchors = grid.boxes_xyxy.double().tolist()
     points = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors]
-    matched, overlap_of, sensitive = [BACKGROUND] * len(anchors), [-1.0] * len(anchors), set()
+    matched, fit_of, sensitive = [BACKGROUND] * len(anchors), [-1.0] * len(anchors), set()
     for g, box in enumerate(boxes):
         center = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         candidates, undecided, start = [], False, 0
@@ -54,20 +59,21 @@ def loop_atss(grid: Priors, boxes: list[list[float]], topk: int) -> tuple[list[i
                 undecided |= gap < NEAR
             candidates += ranked[:topk]
             start += size
-        overlaps = [iou(anchors[i], box) for i in candidates]
-        mean = sum(overlaps) / len(overlaps)
-        threshold = mean + math.sqrt(sum((o - mean) ** 2 for o in overlaps) / (len(overlaps) - 1))
+        fits = [iou(anchors[i], box) if fit is None else fit(g, i) for i in candidates]
+        mean = sum(fits) / len(fits)
+        threshold = mean + math.sqrt(sum((f - mean) ** 2 for f in fits) / (len(fits) - 1))
         if undecided:  # which of two equally near priors is a candidate changes the threshold, and so everything
             sensitive.update(range(len(anchors)))
-        for i, overlap in zip(candidates, overlaps, strict=True):
+        for i, value in zip(candidates, fits, strict=True):
             inside = margin_inside(points[i], box)
-            if abs(overlap - threshold) < NEAR / 10 or abs(inside - 0.01) < NEAR:
+            # Where nothing overlaps all fits are 0, and so is the threshold: exactly, with no rounding between them.
+            if (abs(value - threshold) < NEAR / 10 and threshold > 0) or abs(inside - 0.01) < NEAR:
                 sensitive.add(i)
-            if overlap >= threshold and inside > 0.01:
-                if abs(overlap - overlap_of[i]) < NEAR / 10:
+            if value >= threshold and inside > 0.01:
+                if abs(value - fit_of[i]) < NEAR / 10:
                     sensitive.add(i)
-                if overlap > overlap_of[i]:
-                    matched[i], overlap_of[i] = g, overlap
+                if value > fit_of[i]:
+                    matched[i], fit_of[i] = g, value
     return matched, sensitive
 
 

@@ -26,8 +26,8 @@ from models.losses.boxes import giou_loss
 from models.losses.classification import bce_loss, focal_loss
 from models.priors import Priors
 from tests.export.networks import save_network
-from tests.models.small import BOXES, LABELS, SIZE, grid_for, images, small
-from tests.models.test_assigners import NEAR, NINE, ONE, batches, compare, iou, margin_inside, padded
+from tests.models.small import BOXES, LABELS, SIZE, grid_for, images, losses_without_objects, small
+from tests.models.test_assigners import NINE, ONE, batches, compare, iou, loop_atss, padded
 from tests.models.test_tal import predicted
 
 DDOD = AssignConfig(kind="ddod", alpha=0.8)
@@ -36,38 +36,15 @@ DDOD = AssignConfig(kind="ddod", alpha=0.8)
 def loop_ddod(
     grid: Priors, boxes: list[list[float]], predictions: Predictions, image: int, topk: int, alpha: float
 ) -> tuple[list[int], set[int]]:
-    """ATSS, algorithm 1, with s^(1 - alpha) u^alpha in place of the anchor's IoU; one candidate at a time, float64."""
-    anchors, predicted_boxes = grid.boxes_xyxy.double().tolist(), predictions.boxes_xyxy[image].double().tolist()
-    points = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors]
-    matched, fit_of, sensitive = [BACKGROUND] * len(anchors), [-1.0] * len(anchors), set()
-    for g, box in enumerate(boxes):
-        center, label = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), int(predictions.gt_labels[image, g])
-        candidates, undecided, start = [], False, 0
-        for size in grid.level_sizes:
-            ranked = sorted(range(start, start + size), key=lambda i: math.dist(points[i], center))
-            if size > topk:
-                gap = math.dist(points[ranked[topk]], center) - math.dist(points[ranked[topk - 1]], center)
-                undecided |= gap < NEAR
-            candidates += ranked[:topk]
-            start += size
-        scores = [1 / (1 + math.exp(-float(predictions.logits[image, i, label]))) for i in candidates]
-        overlaps = [iou(predicted_boxes[i], box) for i in candidates]
-        fits = [s ** (1 - alpha) * u**alpha for s, u in zip(scores, overlaps, strict=True)]
-        mean = sum(fits) / len(fits)
-        threshold = mean + math.sqrt(sum((f - mean) ** 2 for f in fits) / (len(fits) - 1))
-        if undecided:  # which of two equally near priors is a candidate changes the threshold, and so everything
-            sensitive.update(range(len(anchors)))
-        for i, fit in zip(candidates, fits, strict=True):
-            inside = margin_inside(points[i], box)
-            # Where nothing overlaps all fits are 0, and so is the threshold: exactly, with no rounding between them.
-            if (abs(fit - threshold) < NEAR / 10 and threshold > 0) or abs(inside - 0.01) < NEAR:
-                sensitive.add(i)
-            if fit >= threshold and inside > 0.01:
-                if abs(fit - fit_of[i]) < NEAR / 10:
-                    sensitive.add(i)
-                if fit > fit_of[i]:
-                    matched[i], fit_of[i] = g, fit
-    return matched, sensitive
+    """ATSS with s^(1 - alpha) u^alpha in place of the anchor's IoU, in float64."""
+    predicted_boxes = predictions.boxes_xyxy[image].double().tolist()
+
+    def fit(g: int, i: int) -> float:
+        score = 1 / (1 + math.exp(-float(predictions.logits[image, i, predictions.gt_labels[image, g]])))
+        overlap: float = iou(predicted_boxes[i], boxes[g])
+        return score ** (1 - alpha) * overlap**alpha
+
+    return loop_atss(grid, boxes, topk, fit)
 
 
 @pytest.mark.parametrize("G", [0, 3])
@@ -99,19 +76,6 @@ def test_it_is_atss_where_the_predicted_boxes_are_the_anchors_and_scores_count_n
     predictions = predicted(grid, boxes)._replace(boxes_xyxy=anchors)
     matched = assign_ddod(grid, boxes, valid, topk, 1.0, predictions=predictions)
     assert torch.equal(matched, assign_atss(grid, boxes, valid, topk))
-
-
-def test_each_image_is_assigned_as_if_it_were_alone_and_padding_changes_nothing():
-    grid = grid_for((96, 128), ONE)
-    objects = [[[4.0, 6, 60, 70], [30, 20, 110, 90]], [], [[50, 10, 70, 30], [60.0, 60, 60, 80]]]
-    boxes, valid = padded(objects)
-    predictions = predicted(grid, boxes)
-    together = assign(DDOD, grid, boxes, valid, predictions=predictions)
-    assert set(together[together >= 0].tolist()) == {0, 1} and not (together[2] == 1).any()  # which has no area
-    for b, rows in enumerate(objects):
-        alone = Predictions(*(part[b : b + 1] for part in predictions))
-        alone = alone._replace(gt_labels=alone.gt_labels[:, : len(rows)])
-        assert torch.equal(together[b], assign(DDOD, grid, *padded([rows]), predictions=alone)[0])
 
 
 def test_padding_and_ignore_regions_are_kept_out():
@@ -154,8 +118,7 @@ def outputs(config: ModelConfig) -> tuple[Raw, Priors]:
 @pytest.mark.parametrize("G", [0, 2])
 def test_empty_pictures_teach_background_only(G):
     raw, grid = outputs(ddod())
-    losses = detection_loss(ddod(), raw, grid, torch.zeros(2, G, 4), torch.full((2, G), -1))
-    losses.total.backward()
+    losses = losses_without_objects(ddod(), raw, grid, G)
     assert losses.cls > 0 and losses.box == losses.quality == 0
     assert not raw.boxes.grad.any() and not raw.quality.grad.any() and raw.logits.grad.isfinite().all()
 

@@ -33,7 +33,17 @@ from models.losses.boxes import giou_loss
 from models.losses.classification import joint_logits, quality_focal_loss
 from models.quant import QuantConv2d, cpu_form, quantize
 from tests.export.networks import save_network
-from tests.models.small import BOXES, LABELS, SIZE, grid_for, images, small, with_statistics
+from tests.models.small import (
+    BOXES,
+    LABELS,
+    SIZE,
+    descend,
+    grid_for,
+    images,
+    losses_without_objects,
+    small,
+    with_statistics,
+)
 from tests.models.test_dfl import loop_dfl
 
 
@@ -133,8 +143,7 @@ def outputs(config: ModelConfig) -> tuple[Raw, Any]:
 @pytest.mark.parametrize("G", [0, 2])
 def test_empty_pictures_teach_background_only(G):
     raw, grid = outputs(gflv2())
-    losses = detection_loss(gflv2(), raw, grid, torch.zeros(2, G, 4), torch.full((2, G), -1))
-    losses.total.backward()
+    losses = losses_without_objects(gflv2(), raw, grid, G)
     assert losses.cls > 0 and losses.box == losses.quality == 0
     assert not raw.boxes.grad.any() and raw.quality.grad.all() and raw.logits.grad.all()
 
@@ -217,13 +226,7 @@ def test_it_learns_and_a_checkpoint_brings_it_back(keys, tmp_path):
     torch.manual_seed(0)
     config = small(**{"detector": "gflv2", **keys})
     model = Detector(config).train()
-    optimizer, history = torch.optim.AdamW(model.parameters(), 3e-3), []
-    for _ in range(25):
-        losses = detection_loss(config, model(images()), model.priors(), BOXES, LABELS)
-        optimizer.zero_grad()
-        losses.total.backward()
-        optimizer.step()
-        history.append(losses.total.item())
+    history = [sum(losses) for losses in descend(model, 25)]
     assert sum(history[-3:]) < 0.9 * sum(history[:3])
     again, _ = build_detector(save_network(tmp_path / "a.pt", model))
     with torch.no_grad():

@@ -34,7 +34,7 @@ from trainer.__main__ import main
 from trainer.check.data import check_data
 from trainer.config.train import TrainConfig
 from trainer.data.datasets import train_data, val_data
-from trainer.data.tiles import TileRecord, cut, describe, in_tiles
+from trainer.data.tiles import TileRecord, cut, in_tiles, views_line
 from trainer.data.train_set import TrainSet, resize_rule
 from trainer.loop import fit
 from trainer.lr_find import find_lr
@@ -243,8 +243,8 @@ def test_a_training_on_tiles_is_validated_exported_and_verified_on_tiles(wide, r
     card = read_card(run / "best.pt")
     assert card.tiling() == Tiles(overlap=0.25)
     pictures, views = train_data(config(wide)), in_tiles(train_data(config(wide)), config(wide))
-    assert f"8 pictures are {len(views)} views" in describe(pictures, views, config(wide))
-    assert describe(pictures, pictures, tiny_config(wide)) == ""
+    assert f"8 pictures are {len(views)} views" in views_line(pictures, views, config(wide))
+    assert views_line(pictures, pictures, tiny_config(wide)) == ""
     detector, val = Detector(run / "best.pt", threshold=0.0), val_data(config(wide))
     assert detector.tiles == card.tiling()
     assert evaluate(detector, val).map == pytest.approx(card.metrics["map"], abs=5e-4)

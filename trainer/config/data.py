@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from isodet.errors import ArgumentError
-from isodet.strict import ConfigError, require
+from isodet.strict import ConfigError, build, require
 from runtime.tiles import Tiles
 
 
@@ -64,10 +63,7 @@ class TilesConfig:
     visible: float = 0.3
 
     def __post_init__(self) -> None:
-        try:
-            _ = self.rule
-        except ArgumentError as error:
-            raise ConfigError(str(error).removeprefix("Tiles.")) from None
+        _ = self.rule  # raises for tiles that make no sense
         require(0 <= self.whole_share <= 0.9, "whole_share", "a share from 0 to 0.9", self.whole_share)
         require(0 <= self.empty <= 1, "empty", "a share from 0 to 1", self.empty)
         require(0 <= self.visible <= 1, "visible", "a share from 0 to 1", self.visible)
@@ -75,7 +71,7 @@ class TilesConfig:
     @property
     def rule(self) -> Tiles:
         """How pictures are cut, in training as at detection."""
-        return Tiles(size=self.size, overlap=self.overlap, whole=self.whole)
+        return build(Tiles, {"size": self.size, "overlap": self.overlap, "whole": self.whole})
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def cut(record: ImageRecord, window: Window, visible: float) -> TileRecord:
     )
 
 
-def describe(pictures: CocoDataset, views: CocoDataset, config: TrainConfig) -> str:
+def views_line(pictures: CocoDataset, views: CocoDataset, config: TrainConfig) -> str:
     """A sentence for the log on the tiles of `pictures`; '' where they are not cut."""
     tiles = config.data.tiles
     if tiles is None:
