@@ -6,12 +6,12 @@
 FOLDER and its sets are as benchmarks/real_sets.py describes them; the base is the config that `trainer new` writes for
 a set.
 
-`screen` trains a Plackett-Burman design: 12 recipes on each set, in which each of 11 changes is on in half of them and
-all pairs of changes are balanced. So each training tells of all changes, and each effect is as exact as if all
-trainings had been spent on it alone. Which recipes these are differs from set to set, so that pairs of changes that act
-together do not look like the same third one everywhere. Trainings run in random order: what is there can be read at any
-time with --table. An effect is a coefficient of a linear model with a mean of each set, in points of mAP; its error is
-from what the model leaves unexplained.
+`screen` trains a Plackett-Burman design: 20 recipes on each set, in which each of the changes (19 at most) is on in
+half of them and all pairs of changes are balanced. So each training tells of all changes, and each effect is as exact
+as if all trainings had been spent on it alone. Which recipes these are differs from set to set, so that pairs of
+changes that act together do not look like the same third one everywhere. The sets take turns, their recipes in random
+order: what is there can be read at any time with --table. An effect is a coefficient of a linear model with a mean of
+each set, in points of mAP; its error is from what the model leaves unexplained.
 
 `compare` trains recipes by name, changes joined by +, and shows their mean difference to the first.
 """
@@ -52,14 +52,14 @@ from isodet.errors import IsodetError
 if TYPE_CHECKING:
     from trainer.config.train import TrainConfig
 
-FIRST_ROW = (1, 1, -1, 1, 1, 1, -1, -1, -1, 1, -1)
-"""Plackett and Burman, The Design of Optimum Multifactorial Experiments, 1946: the design of 12 runs. Ten more rows are
+FIRST_ROW = (1, 1, -1, -1, 1, 1, 1, 1, -1, 1, -1, 1, -1, -1, -1, -1, 1, 1, -1)
+"""Plackett and Burman, The Design of Optimum Multifactorial Experiments, 1946: the design of 20 runs. 18 more rows are
 its rotations, the last is all -1."""
 
 CHANGES: dict[str, tuple[str, ...]] = {
     "tood": ("model.detector=tood",),
     "dfl": ("model.box.code=dfl",),
-    "batch4": ("batch_size=4", "optim.lr={lr_half_batch}"),
+    "batch4": ("batch_size=4", "optim.lr={lr}"),
     "backbone_lr": ("optim.backbone_lr=0.3",),
     "frozen": ("model.backbone.frozen_stages=1",),
     "mosaic": ("augment.mosaic.probability=0.5", "augment.mosaic.close_epochs={third}"),
@@ -68,8 +68,12 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "multi_scale": ("augment.multi_scale.probability=0.5",),
     "auxiliary": ("auxiliary.weight=0.25",),
     "no_ema": ("optim.ema=0",),
+    "lr2": ("optim.lr={lr}",),
+    "scale_always": ("augment.scale_probability=1.0",),
+    "crop": ("augment.crop.probability=0.5",),
 }
-"""The changes of the screening: overrides of the config, with {third} of the epochs and the rate of half a batch."""
+"""The changes of the screening: overrides of the config, with {third} of the epochs and the rate {lr} that the changes
+together give: by the square root of the batch, and doubled."""
 
 MORE: dict[str, tuple[str, ...]] = {
     "base": (),
@@ -77,8 +81,6 @@ MORE: dict[str, tuple[str, ...]] = {
     "gflv2": ("model.detector=gflv2",),
     "ddod": ("model.assign.kind=ddod", "model.quality=iou"),
     "fcos": ("model.detector=fcos",),
-    "lr2": ("optim.lr={lr_double}",),
-    "scale_always": ("augment.scale_probability=1.0",),
     "resnet18": ("model.backbone.name=resnet18", "model.backbone.weights=null", "optim.lr={lr_scratch}"),
     "repvgg": (
         "model.backbone.name=repvgg_a0", "model.backbone.weights=null", "model.head.block=repconv",
@@ -104,34 +106,33 @@ class Training:
 
 
 def screening(sets: Iterable[str], pictures: int, size: int = SIZE) -> list[Training]:
-    """The trainings of the design, in an order that is random and always the same."""
+    """The trainings of the design: the sets in turn, their recipes in an order that is random and always the same."""
     rotations = [np.roll(FIRST_ROW, shift) for shift in range(len(FIRST_ROW))]
     design = np.array([*rotations, -np.ones(len(FIRST_ROW), np.int64)])
-    trainings = []
+    by_set = []
     for name in sets:
         rng = np.random.default_rng([ord(letter) for letter in name])
-        flipped = design * rng.choice((-1, 1), len(FIRST_ROW))
-        for row, levels in enumerate(flipped):
-            changes = tuple(change for change, level in zip(CHANGES, levels, strict=True) if level > 0)
-            trainings.append(Training(name, changes, row, pictures, size))
-    order = np.random.default_rng(0).permutation(len(trainings))
-    return [trainings[i] for i in order]
+        flipped = (design * rng.choice((-1, 1), len(FIRST_ROW)))[:, : len(CHANGES)]
+        recipes = [
+            tuple(change for change, level in zip(CHANGES, levels, strict=True) if level > 0) for levels in flipped
+        ]
+        by_set.append([Training(name, recipes[row], int(row), pictures, size) for row in rng.permutation(len(recipes))])
+    return [training for turn in zip(*by_set, strict=True) for training in turn]
 
 
 def config_of(training: Training, out: Path) -> tuple[TrainConfig, int]:
     """The config of a training, and how many pictures it sees."""
     from trainer.config_reader import read_config
 
-    path = config_path(out, training.data_set, training.size)
+    path, changes = config_path(out, training.data_set, training.size), training.changes
     plain = read_config(path)
     values = {
         "third": -(-epochs_of(plain, training.pictures) // 3),
-        "lr_half_batch": f"{plain.optim.lr * 0.5**0.5:.2g}",
-        "lr_double": f"{plain.optim.lr * 2:.2g}",
+        "lr": f"{plain.optim.lr * (0.5**0.5 if 'batch4' in changes else 1) * (2 if 'lr2' in changes else 1):.2g}",
         "lr_scratch": first_rate(plain, pretrained=False),
     }
-    changes = [text.format(**values) for change in training.changes for text in {**CHANGES, **MORE}[change]]
-    config, pictures, _ = shown(path, [f"name={training.name}", f"seed={training.seed}", *changes], training.pictures)
+    overrides = [text.format(**values) for change in changes for text in {**CHANGES, **MORE}[change]]
+    config, pictures, _ = shown(path, [f"name={training.name}", f"seed={training.seed}", *overrides], training.pictures)
     return config, pictures
 
 
@@ -184,6 +185,16 @@ def train_all(trainings: Sequence[Training], arguments: argparse.Namespace) -> l
             for future in waiting:
                 future.cancel()
     return results.records
+
+
+def screened(records: Sequence[dict[str, Any]], pictures: int, size: int) -> list[dict[str, Any]]:
+    """The records that tell of the changes: all with no other ones, those of an older design, too."""
+    kept = []
+    for record in records:
+        training = key_of(record)
+        if (training.pictures, training.size) == (pictures, size) and CHANGES.keys() >= set(training.changes):
+            kept.append(record)
+    return kept
 
 
 def effects(records: Sequence[dict[str, Any]], key: str = "map") -> list[tuple[str, float, float]]:
@@ -293,9 +304,12 @@ def _run(arguments: argparse.Namespace) -> int:
         for name in names:
             write_config(name, sets[name], arguments.out, arguments.size)
         records = train_all(trainings, arguments)
-    wanted = set(trainings)
-    records = [record for record in records if key_of(record) in wanted]
-    print(comparison_table(records, recipes, names) if recipes else screening_table(records))
+    records = [record for record in records if record["data_set"] in names]
+    if recipes:
+        wanted = set(trainings)
+        print(comparison_table([record for record in records if key_of(record) in wanted], recipes, names))
+    else:
+        print(screening_table(screened(records, arguments.pictures, arguments.size)))
     return 0
 
 

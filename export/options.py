@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from isodet.errors import IsodetError
+from runtime.backends.options import OpenVinoPrecision
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the task, how many pictures, layers or steps are done, and how many there are."""
@@ -143,12 +144,14 @@ class Gate:
     tolerance: mAP points that may be lost (default: fp32 0.1, fp16 0.2, int8 1.0)
     annotations: of any format (default: the validation data that the checkpoint names)
     images: folder of its pictures
+    openvino_precision: also score an ONNX file in OpenVINO in bf16 or fp16; the card of an export has the result
     """
 
     verify: bool = True
     tolerance: float | None = None
     annotations: str | Path | None = None
     images: str | Path | None = None
+    openvino_precision: OpenVinoPrecision = "float32"
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 <= self.tolerance < math.inf:

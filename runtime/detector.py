@@ -273,15 +273,19 @@ class Detector:
         """
         return self._splitter.run(images, context)
 
+    def suppress(self, raw: RawOutputs, threshold: float | NDArray[np.float32] = 0.0) -> RawOutputs:
+        """`raw` after NMS. Where the graph or its backend leaves NMS to the host, only what can reach `threshold`."""
+        if raw.num_dets is not None:
+            return raw
+        return suppress(raw, float(self.card.nms["iou"]), int(self.card.nms["detections"]), _lowest(threshold))
+
     def postprocess(
         self, raw: RawOutputs, placements: Sequence[Letterbox], threshold: float | NDArray[np.float32]
     ) -> list[Detections]:
         """The `Detections` of each placement, in frame pixels, with scores of at least `threshold` (or [C] of them)."""
-        if raw.num_dets is None:
-            raw = suppress(raw, float(self.card.nms["iou"]), int(self.card.nms["detections"]))
-            assert raw.num_dets is not None
-        names = self.class_names
-        lowest = np.float32(threshold.min() if isinstance(threshold, np.ndarray) else threshold)
+        raw = self.suppress(raw, threshold)
+        assert raw.num_dets is not None
+        names, lowest = self.class_names, np.float32(_lowest(threshold))
         results = []
         for i, placement in enumerate(placements):
             count = int(raw.num_dets[i, 0])
@@ -314,6 +318,10 @@ class Detector:
             raise ArgumentError.of("threshold", f"unknown class {unknown[0]!r}; known: {', '.join(self.class_names)}")
         scores = [_check_threshold(threshold.get(name, self.card.threshold)) for name in self.class_names]
         return np.array(scores, np.float32)
+
+
+def _lowest(threshold: float | NDArray[np.float32]) -> float:
+    return float(threshold.min()) if isinstance(threshold, np.ndarray) else threshold
 
 
 def _check_threshold(threshold: float) -> float:

@@ -20,12 +20,15 @@ from export.audit.layers import ConvLayer, network_layers
 from isodet.errors import IsodetError
 from models.quant.graph import PREDICTIONS
 from runtime.artifact import read_card
-from runtime.backends.options import BackendOptions
+from runtime.backends.options import BackendOptions, OpenVinoPrecision
 from runtime.backends.protocol import BackendError
 from runtime.card.card import Card, CardError, file_kind
 
 PRECISIONS = ("int8", "fp16", "fp32")
-_READABLE = {"network": "the typed network", "inspector": "the engine's inspector"}
+_READABLE = {
+    "network": "the typed network", "inspector": "the engine's inspector", "openvino": "OpenVINO's execution graph"
+}  # fmt: skip
+_OPENVINO_TYPES = {"f32": "fp32", "f16": "fp16", "u8": "int8", "i8": "int8"}
 
 
 class AuditError(IsodetError, RuntimeError):
@@ -40,11 +43,10 @@ class AuditError(IsodetError, RuntimeError):
 class Audit:
     """The convolutions of a file, and the precision that was asked for.
 
-    asked: fp32, fp16 or int8. source: network or inspector. float_layers: layers that an int8 network leaves in float
-    on
-    purpose: the predictions, and those in the card. compiled: share of FLOPs in kernels that the inspector cannot look
-    into; they have the types of the network, which the library must keep. why: the reason why an engine's inspector was
-    not asked; "" where it was, and for a graph.
+    asked: fp32, fp16, bf16 or int8. source: network, inspector or openvino. float_layers: layers that an int8 network
+    leaves in float on purpose: the predictions, and those in the card. compiled: share of FLOPs in kernels that the
+    inspector cannot look into; they have the types of the network, which the library must keep. why: the reason why an
+    engine's inspector was not asked; "" where it was, and for a graph.
     """
 
     asked: str
@@ -149,6 +151,27 @@ def audit_file(path: str | Path, device: str = "auto", check_hashes: bool = True
             raise
         return replace(typed, why=str(error))
     return audit_engine(backend.layers(), typed)
+
+
+def audit_openvino(path: str | Path, device: str = "auto", precision: OpenVinoPrecision = "float32") -> Audit:
+    """The audit of an ONNX file as OpenVINO runs it on `device`: of an int8 file what is asked for is int8, of another
+    one it is `precision`. Raises `CardError` for another file, and `BackendError` where it does not run here."""
+    from runtime.backends.openvino.backend import OpenVinoBackend
+
+    path = Path(path)
+    if file_kind(path) != "onnx":
+        raise CardError.at(path, "OpenVINO runs .onnx files; audit this one without --engine")
+    backend = OpenVinoBackend(path, device, None, BackendOptions(engine="openvino", precision=precision))
+    card = backend.card
+    types = [(frozenset(names), _OPENVINO_TYPES.get(kind, kind)) for names, kind in backend.convolutions()]
+    layers = tuple(network_layers(load_graph(path)))
+    # A convolution that took in the scale behind it has another name. Where all of these are of one type, it is known.
+    renamed = {kind for names, kind in types if names.isdisjoint(layer.node for layer in layers)}
+    unnamed = renamed.pop() if len(renamed) == 1 else "unknown"
+    built = {name: kind for names, kind in types for name in names}
+    layers = tuple(replace(layer, precision=built.get(layer.node, unnamed)) for layer in layers)
+    asked = card.precision if card.precision == "int8" else {"float32": "fp32"}.get(precision, precision)
+    return Audit(asked, "openvino", layers, float_layers(card))
 
 
 def audit_network(model: onnx.ModelProto, card: Card) -> Audit:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from export.commands.gate import CANDIDATES, Bar, Gated, print_refusal, print_reports
 from export.commands.int8 import ENGINE_INT8, require_int8
 from export.engine.options import EngineOptions
 from export.options import Int8, OnnxOptions
+from isodet.errors import ArgumentError
+from runtime.backends.options import OpenVinoPrecision
 from runtime.commands.arguments import flag
 from runtime.commands.shared import chosen
 
@@ -110,16 +112,25 @@ class Audit(Allow):
     asked for are listed and make the exit status 1, unless --allow names them.
 
     file: an .onnx file or an engine
-    device: auto, cuda or cuda:N; cpu reads what is in the card
+    device: auto, cuda or cuda:N; cpu reads what is in the card; with --engine openvino, one of its devices
+    engine: openvino: what OpenVINO really runs of an .onnx file, on this machine
+    engine_precision: what OpenVINO is asked to compute in
     """
 
     file: Annotated[Path, flag("file", metavar="ENGINE|ONNX")]
     device: str = "auto"
+    engine: Literal["auto", "openvino"] = "auto"
+    engine_precision: OpenVinoPrecision = "float32"
 
     def run(self) -> int:
-        from export.audit.audit import audit_file
+        from export.audit.audit import audit_file, audit_openvino
 
-        result = audit_file(self.file, self.device)
+        if self.engine == "openvino":
+            result = audit_openvino(self.file, self.device, self.engine_precision)
+        elif self.engine_precision != "float32":
+            raise ArgumentError.of("engine_precision", "a choice of OpenVINO: add --engine openvino")
+        else:
+            result = audit_file(self.file, self.device)
         print(result.table(self.allow))
         if result.why:
             print(f"the engine itself was not asked: {result.why}")

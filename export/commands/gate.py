@@ -28,14 +28,16 @@ def _candidates(text: str) -> Candidates:
 
 
 CANDIDATES = flag(metavar="auto|config|N", type=_candidates)
-_NO_VERIFY = flag(help="do not score it; the card will say so")
+NO_VERIFY = flag(help="do not score it; the card will say so")
+OF_ONNX = {**DATA, "openvino_precision": flag()}
+"""The gate of ONNX files, which other engines read as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gated(OfRun, Quiet):
     """The options of a command that writes an artifact if it passes the gate."""
 
-    gate: Annotated[Gate, {"verify": _NO_VERIFY, **DATA}] = Gate()
+    gate: Annotated[Gate, {"verify": NO_VERIFY, **DATA}] = Gate()
 
 
 def print_reports(verification: Verification, path: Path) -> None:

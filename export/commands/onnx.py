@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from export.commands.gate import CANDIDATES, Bar, Gated, print_refusal, print_reports
+from export.commands.gate import CANDIDATES, NO_VERIFY, OF_ONNX, Bar, Gated, print_refusal, print_reports
 from export.commands.int8 import INT8, require_int8
-from export.options import Int8, OnnxOptions
+from export.options import Gate, Int8, OnnxOptions
 from runtime.commands.arguments import count, flag
 
 
@@ -33,6 +33,7 @@ class Onnx(Gated):
         "input": flag(), "opset": flag(),
     }] = OnnxOptions(simplify=False)  # fmt: skip
     int8: bool = False
+    gate: Annotated[Gate, {"verify": NO_VERIFY, **OF_ONNX}] = Gate()
     calibration: Annotated[Int8, INT8, "8 bits, with --int8"] = Int8()
 
     def __post_init__(self) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from export.commands.gate import DATA, Bar
+from export.commands.gate import OF_ONNX, Bar
 from export.options import Gate
+from runtime.backends.options import Engine
 from runtime.commands.arguments import flag
 from runtime.commands.eval import MaxDets
 from runtime.commands.shared import InTiles, Quiet, Runs, chosen
@@ -23,15 +24,17 @@ class Verify(MaxDets, InTiles, Runs, Quiet):
 
     artifacts: files of any kind (default: the newest run's best.onnx)
     against: the checkpoint (default: the one beside the artifact)
-    device: auto (every backend that runs here), cpu, cuda or cuda:N
+    device: auto (every backend that runs here), cpu, cuda or cuda:N; with --engine openvino one of its own
+    engine: what runs ONNX files: onnxruntime, openvino, or auto: both where both are installed
     report: where verify.json and verify.html go (default: beside the first artifact)
     """
 
     artifacts: Annotated[tuple[Path, ...], flag("artifacts", metavar="ARTIFACT")] = ()
     against: Annotated[Path | None, flag(metavar="CHECKPOINT")] = None
     device: str = "auto"
+    engine: Engine = "auto"
     report: Annotated[Path | None, flag(metavar="DIR")] = None
-    gate: Annotated[Gate, DATA] = Gate()
+    gate: Annotated[Gate, OF_ONNX] = Gate()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +51,7 @@ class Verify(MaxDets, InTiles, Runs, Quiet):
             result = verify(
                 artifacts, self.against, self.gate.annotations, self.gate.images, self.gate.tolerance,
                 device=self.device, progress=bar.progress, max_dets=self.max_dets, tiles=self.tiling,
+                engine=self.engine, openvino_precision=self.gate.openvino_precision,
             )  # fmt: skip
         print(result.table())
         for path in write_reports(result, folder):

@@ -52,7 +52,14 @@ def pass_gate(
             progress(out.name if task == path.name else task, done, total)
 
     verification = verify(
-        [path], checkpoint, gate.annotations, gate.images, gate.tolerance, progress=report, dataset=data
+        [path],
+        checkpoint,
+        gate.annotations,
+        gate.images,
+        gate.tolerance,
+        progress=report,
+        dataset=data,
+        openvino_precision=gate.openvino_precision,
     ).renamed(path, out)
     if verification.verdict == "failed":
         score = verification.worst

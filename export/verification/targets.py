@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from runtime.backends.cuda.devices import cuda_device_count
 from runtime.backends.device import parse_device
+from runtime.backends.options import BackendOptions, Engine, OpenVinoPrecision
 from runtime.backends.protocol import BackendError
 from runtime.backends.trt.library import Flavour, load_library
 from runtime.card.card import Card
@@ -18,18 +20,27 @@ class Target:
     """A backend and a device for an artifact.
 
     backend: such as "ONNX Runtime". device: cpu or cuda:N. missing: what this machine lacks for it; "" for nothing.
+    options: how it is loaded; the hashes were checked before.
     """
 
     backend: str
     device: str
     missing: str = ""
+    options: BackendOptions = BackendOptions(check_hashes=False)
 
 
-def targets(card: Card, device: str = "auto") -> tuple[Target, ...]:
+def targets(
+    card: Card, device: str = "auto", engine: Engine = "auto", precision: OpenVinoPrecision = "float32"
+) -> tuple[Target, ...]:
     """Every target that can run an artifact with this card, including those that are missing here.
 
-    device: auto: all of them; cpu, cuda or cuda:N: only those. Raises `BackendError` for another value.
+    device: auto: all of them; cpu, cuda or cuda:N: only those; with engine openvino, one of its devices. Raises
+    `BackendError` for another value.
+    engine: of an ONNX file; auto: ONNX Runtime, and OpenVINO where it is installed.
+    precision: of OpenVINO, which in another one than float32 has two targets, with float32 first.
     """
+    if card.kind == "onnx" and engine == "openvino":
+        return _in_openvino(device, precision)
     _, index = parse_device(device)
     cuda = f"cuda:{index}"
     possible: tuple[Target, ...]
@@ -37,6 +48,8 @@ def targets(card: Card, device: str = "auto") -> tuple[Target, ...]:
         plugin = card.nms["kind"] == "plugin"
         missing = "its NMS is TensorRT's plugin: build an engine from it" if plugin else ""
         possible = (Target("ONNX Runtime", "cpu", missing), Target("ONNX Runtime", cuda, missing or no_cuda(cuda)))
+        if engine == "auto" and find_spec("openvino") is not None:
+            possible = (possible[0], *_in_openvino("cpu", precision), possible[1])
     elif card.kind == "checkpoint":
         possible = (Target("PyTorch", "cpu"), Target("PyTorch", cuda, no_cuda(cuda)))
     else:
@@ -47,6 +60,14 @@ def targets(card: Card, device: str = "auto") -> tuple[Target, ...]:
     # Without a target for the device, a row must say so, or the artifact would pass without a score.
     missing = f"it runs on a GPU, and device {device} was asked for"
     return tuple(replace(target, missing=target.missing or missing) for target in possible)
+
+
+def _in_openvino(device: str, precision: OpenVinoPrecision) -> tuple[Target, ...]:
+    device = "cpu" if device == "auto" else device
+    return tuple(
+        Target("OpenVINO", device, options=BackendOptions(engine="openvino", precision=p, check_hashes=False))
+        for p in dict.fromkeys(("float32", precision))
+    )
 
 
 def no_cuda(device: str = "cuda:0") -> str:

@@ -22,12 +22,13 @@ from export.graph.plan import framed
 from export.options import Progress
 from export.verification.detection_diff import compare_by_image, compare_detections
 from export.verification.scores import NotScored, Score, Verification
-from export.verification.targets import targets
+from export.verification.targets import Target, targets
 from isodet.errors import IsodetError
 from models.deploy.graph import Deploy
 from models.deploy.graph_input import GraphInput
 from runtime.artifact import read_card
-from runtime.backends.options import BackendOptions
+from runtime.backends.openvino.library import load_openvino
+from runtime.backends.options import BackendOptions, Engine, OpenVinoPrecision
 from runtime.backends.ort.library import load_onnxruntime
 from runtime.backends.protocol import Backend, BackendError, Images, RawOutputs
 from runtime.backends.torch.backend import TorchBackend
@@ -60,17 +61,21 @@ def verify(
     dataset: CocoDataset | None = None,
     max_dets: Sequence[int] = (MOST,),
     tiles: Tiles | Literal["card"] | None = "card",
+    engine: Engine = "auto",
+    openvino_precision: OpenVinoPrecision = "float32",
 ) -> Verification:
     """Score `artifacts` and the checkpoint they came from with one COCO evaluation.
 
     against: the checkpoint; None: the one beside the first artifact with the hash in that artifact's card.
     annotations, images: a COCO dataset; None: the validation data named in the card.
     tolerance: mAP points that may be lost; None: `TOLERANCE` of each artifact's precision.
-    device: auto: every backend that can run here; cpu, cuda or cuda:N: only those.
+    device: auto: every backend that can run here; cpu, cuda or cuda:N: only those; with engine openvino, one of its.
     dataset: the data that annotations and images name, if it was read already.
     max_dets: rising numbers of detections of a class in an image; the mAP is that of the last.
     tiles: how all of them cut pictures into tiles, as the application will; card: as the training did; None: not at
         all.
+    engine: what runs ONNX files; auto: ONNX Runtime, and OpenVINO where it is installed.
+    openvino_precision: a precision of OpenVINO that is scored as well.
     Raises `VerifyError`, `RunsError`, `CardError`, `DatasetError` or `BackendError`. Too low a mAP is not an error:
     then `passed` is False.
     """
@@ -82,7 +87,8 @@ def verify(
     checkpoint = Path(against) if against is not None else find_checkpoint(paths[0])
     # `find_checkpoint` has compared the hash of the whole file already.
     hashed = BackendOptions(check_hashes=against is not None)
-    detector = Detector(checkpoint, device=device, options=hashed, tiles=tiles)
+    on = "cpu" if engine == "openvino" else device
+    detector = Detector(checkpoint, device=on, options=hashed, tiles=tiles)
     tiles = detector.tiles
     tile_notes = [] if tiles is None else [f"every score and latency is that of pictures in {tiles.describe()}"]
     if detector.card.kind != "checkpoint":
@@ -91,7 +97,7 @@ def verify(
         )
     cards = {path: _card(path, checkpoint, detector.card) for path in paths}  # raises before the long work
     if any(card.kind == "onnx" and card.nms["kind"] != "plugin" for card in cards.values()):
-        load_onnxruntime()  # raises before the long work
+        load_openvino() if engine == "openvino" else load_onnxruntime()  # they raise before the long work
     if dataset is None:
         dataset = validation_data(detector.card, checkpoint, annotations, images)
     if not any((~record.crowd).any() for record in dataset.records):
@@ -111,14 +117,13 @@ def verify(
         if card.frame_hw not in references:  # it takes raw frames of one size: that is not lost by the export either
             references[card.frame_hw] = _score(checkpoint, with_frames(eager, card), dataset, progress, max_dets)
         # `_card` has compared all hashes but that of a graph: an edited graph is scored, and refused with its number.
-        built = None if card.kind == "checkpoint" else audit_file(path, device, check_hashes=False)
+        built = None if card.kind == "checkpoint" else audit_file(path, on, check_hashes=False)
         edited = card.kind == "onnx" and was_edited(path, card)
-        for target in targets(card, device):
+        for target in targets(card, device, engine, openvino_precision):
             why = target.missing
             if not why:
                 try:
-                    unhashed = BackendOptions(check_hashes=False)
-                    detector = Detector(path, device=target.device, options=unhashed, tiles=tiles)
+                    detector = Detector(path, target.device, options=target.options, tiles=tiles)
                 except BackendError as error:
                     if target.device == "cpu":  # every machine has a CPU, so the file is at fault
                         raise
@@ -128,7 +133,8 @@ def verify(
                 missing.append(NotScored(path, target.backend, target.device, card.precision, size, why, audit=built))
                 continue
             score = replace(_score(path, detector, dataset, progress, max_dets), audit=built)
-            scores.append(_with_verdict(score, references[card.frame_hw], tolerance, edited))
+            allowed = _tolerance(card, target) if tolerance is None else tolerance
+            scores.append(_with_verdict(score, references[card.frame_hw], allowed, edited))
     digest = sha256_file(checkpoint) if against is not None else cards[paths[0]].hashes["checkpoint"]
     return Verification(
         dataset.annotations, reference, tuple(scores), dataset, as_trained, tuple(missing),
@@ -152,8 +158,13 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _with_verdict(score: Score, reference: Score, tolerance: float | None, edited: bool) -> Score:
-    allowed = TOLERANCE[score.precision] if tolerance is None else tolerance
+def _tolerance(card: Card, target: Target) -> float:
+    """Of the artifact's own precision, or of the half precision in which it runs, whichever is larger."""
+    half = TOLERANCE["fp16"] if target.options.precision != "float32" else 0.0
+    return max(TOLERANCE[card.precision], half)
+
+
+def _with_verdict(score: Score, reference: Score, allowed: float, edited: bool) -> Score:
     delta = score.evaluation.map - reference.evaluation.map
     failures = []
     if not -delta <= allowed:  # written so that a mAP that is not a number does not pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 
 from runtime.backends.device import parse_device
@@ -18,17 +19,24 @@ def load_backend(
 ) -> Backend:
     """The backend for the model file at `path`, chosen by its content and not by its name.
 
-    `device`: auto, cpu, cuda or cuda:N; for auto, the choice and its reason are logged (INFO). `threads`: CPU threads
+    `device`: auto, cpu, cuda or cuda:N, in OpenVINO also gpu, gpu:N and npu (`runtime.backends.openvino.devices`); for
+    auto, the choice and its reason are logged (INFO). `threads`: CPU threads
     of the engine, None for its own choice. `options`: see `runtime.backends.options.BackendOptions`.
     Raises `CardError` for a file that is not a model of ours, `BackendError` when it cannot run here.
     """
-    parse_device(device)
-    if threads is not None and threads < 1:
-        raise BackendError.of("threads", f"expected at least 1, got {threads}")
     options = options or DEFAULT
     kind = file_kind(path)
+    openvino = kind == "onnx" and _runs_in_openvino(options)
+    if not openvino:
+        parse_device(device)
+    if threads is not None and threads < 1:
+        raise BackendError.of("threads", f"expected at least 1, got {threads}")
     backend: Backend
-    if kind == "onnx":
+    if openvino:
+        from runtime.backends.openvino.backend import OpenVinoBackend
+
+        backend = OpenVinoBackend(path, device, threads, options)
+    elif kind == "onnx":
         from runtime.backends.ort.backend import OrtBackend
 
         backend = OrtBackend(path, device, threads, options)
@@ -43,3 +51,11 @@ def load_backend(
     if device == "auto":
         _log.info("%s: %s", path, backend.runs_on)
     return backend
+
+
+def _runs_in_openvino(options: BackendOptions) -> bool:
+    """Whether it was asked for, or is the only one that is installed."""
+    if options.engine != "auto":
+        return options.engine == "openvino"
+    no_onnxruntime = find_spec("onnxruntime") is None and options.provider == "cuda" and not options.cuda_graphs
+    return no_onnxruntime and find_spec("openvino") is not None

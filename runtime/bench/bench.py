@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from isodet.errors import ArgumentError
-from runtime.backends.options import BackendOptions
+from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.backends.protocol import Backend
 from runtime.bench.stages import BARE, MERGE, STAGES, WHOLE, inputs, nms_shares, notes, time_turn
 from runtime.bench.streams import LOAD, StreamTiming, time_streams
@@ -150,33 +150,35 @@ class BenchOptions:
                 raise ArgumentError.of(name, f"expected a positive number, got {value}")
 
 
+def first_frame(options: BenchOptions) -> tuple[Image, bytes]:
+    """The frame that is timed, and the same as an encoded picture."""
+    if options.picture is not None:
+        return read_image(Path(options.picture)), Path(options.picture).read_bytes()
+    frame = _synthetic(options.frame_hw)
+    return frame, cv2.imencode(".jpg", frame)[1].tobytes()
+
+
 def bench(
     artifact: str | PathLike[str] | Backend,
     options: BenchOptions = BenchOptions(),
     *,
     device: str = "auto",
     threads: int | None = None,
-    check_hashes: bool = True,
+    backend_options: BackendOptions = DEFAULT,
     tiles: Tiles | Literal["card"] | None = "card",
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchTable:
     """Time `artifact` (a model file or a backend) at each batch size of `options`.
 
     All frames are copies of one. A turn runs one batch end to end, one through the stages, and one through the engine
-    alone. `progress(done, total)` is called after each batch size and each number of streams. `check_hashes`: see
-    `runtime.backends.options.BackendOptions`. `tiles`: those of a `Detector`; a batch is of frames, however many tiles
-    these have.
+    alone. `progress(done, total)` is called after each batch size and each number of streams. `device`, `threads`,
+    `backend_options` and `tiles`: those of a `Detector`; a batch is of frames, however many tiles these have.
 
     Raises ValueError for sizes that the graph does not take, and what `Detector` and `read_image` raise.
     """
-    hashed = BackendOptions(check_hashes=check_hashes)
-    detector = Detector(artifact, device=device, threads=threads, options=hashed, tiles=tiles)
-    sizes, picture, streams = _batch_sizes(detector, options.batch_sizes), options.picture, options.streams
-    if picture is None:
-        frame = _synthetic(options.frame_hw)
-        encoded = cv2.imencode(".jpg", frame)[1].tobytes()
-    else:
-        frame, encoded = read_image(Path(picture)), Path(picture).read_bytes()
+    detector = Detector(artifact, device=device, threads=threads, options=backend_options, tiles=tiles)
+    sizes, streams = _batch_sizes(detector, options.batch_sizes), options.streams
+    frame, encoded = first_frame(options)
     path = Path(artifact) if isinstance(artifact, (str, PathLike)) else None
     frames = {size: [frame.copy() for _ in range(size)] for size in sizes}
     batches = [inputs(detector, frames[size])[0][0] for size in sizes]

@@ -19,7 +19,6 @@ from runtime.backends.protocol import Stages
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.images.image import Image, Letterbox, decode_image
-from runtime.suppression import suppress
 
 STAGES = ("decode", "letterbox", "host to device", "engine", "NMS", "device to host", "un-letterbox")
 MERGE = "merge"
@@ -69,7 +68,7 @@ def time_turn(
             _add(seconds, inside)
             clock = Stages()
         if raw.num_dets is None:
-            raw = suppress(raw, float(detector.card.nms["iou"]), int(detector.card.nms["detections"]))
+            raw = detector.suppress(raw, limits)
             clock.lap("NMS")
         parts += detector.postprocess(raw, placements, limits)
         clock.lap("un-letterbox")
@@ -130,15 +129,15 @@ def nms_shares(
     A share is None where NMS is not in the graph, or cannot be timed apart from the rest of it.
     """
     unknown: list[float | None] = [None] * len(batches)
-    if detector.card.nms["kind"] == "none":
-        return unknown, "runtime.suppression, after the engine: this graph has none"
+    if detector.infer(batches[0]).num_dets is None:
+        return unknown, "runtime.suppression, after the engine, which leaves it to the host"
     if detector.backend.device != "cpu":
         return unknown, "within engine: part of the graph, whose kernels on a GPU a host's clock cannot tell apart"
     nms = getattr(detector.backend.model, "nms", None)
     if hasattr(nms, "register_forward_hook"):
         shares = [_hooked_share(detector, nms, images) for images in batches]
         return list(shares), f"its module's share in {PROFILED} other batches, times the call"
-    if path is None or detector.card.kind != "onnx":
+    if path is None or not detector.backend.name.startswith("ONNX Runtime"):
         return unknown, f"within engine: {detector.backend.name} does not tell it apart"
     profiled = _profiled_shares(path, threads, batches)
     if not all(profiled):

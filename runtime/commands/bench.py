@@ -8,7 +8,9 @@ from typing import Annotated
 
 from tqdm import tqdm
 
-from runtime.bench.bench import BenchOptions, bench
+from isodet.errors import ArgumentError
+from runtime.bench.bench import BenchOptions, BenchTable, bench
+from runtime.bench.pick import Pick, pick
 from runtime.commands.arguments import flag
 from runtime.commands.shared import MODELS, InTiles, OnDevice, Quiet, chosen, updates, write_json
 
@@ -20,6 +22,7 @@ class Bench(InTiles, OnDevice, Quiet):
     Every stage, one by one and end to end, against the engine alone; then streams, if asked.
 
     artifact: an .onnx, .engine or .pt file (default: the newest run's)
+    pick: only say which engine runs this .onnx file fastest here, one frame at a time
     json: write the timings there, too
 
     examples:
@@ -28,6 +31,7 @@ class Bench(InTiles, OnDevice, Quiet):
       runtime bench best.onnx --batch 16 --streams 1,8,32         cameras through one batcher
       runtime bench best.onnx --frame 2160,3840 --tiles auto      what tiles cost
       runtime bench best.pt --device cuda --json bench.json
+      runtime bench best.onnx --pick --threads 1                  ONNX Runtime or OpenVINO?
 
     how to read it:
       A turn runs one batch end to end, one stage by stage, and one through the engine alone. Times are for the
@@ -44,19 +48,28 @@ class Bench(InTiles, OnDevice, Quiet):
         "picture": flag(), "streams": flag(metavar="N,N,..."), "max_wait_ms": flag("--max-wait", metavar="MS"),
         "seconds": flag(), "iterations": flag(), "warmup": flag(),
     }] = BenchOptions()  # fmt: skip
+    pick: bool = False
     json: Annotated[Path | None, flag(metavar="FILE")] = None
 
     def run(self) -> int:
+        model = chosen(self.artifact, *MODELS)
         with tqdm(unit="step", disable=self.quiet) as bar:
-            result = bench(
-                chosen(self.artifact, *MODELS),
-                self.options,
-                device=self.device,
-                threads=self.threads,
-                check_hashes=not self.skip_hashes,
-                tiles=self.tiling,
-                progress=updates(bar),
-            )
+            result: BenchTable | Pick
+            if self.pick:
+                if self.engine != "auto":
+                    raise ArgumentError.of("engine", "leave it out with --pick, which times each")
+                how = self.backend_options
+                result = pick(model, self.options, self.device, self.threads, how, updates(bar))
+            else:
+                result = bench(
+                    model,
+                    self.options,
+                    device=self.device,
+                    threads=self.threads,
+                    backend_options=self.backend_options,
+                    tiles=self.tiling,
+                    progress=updates(bar),
+                )
         print(result.table())
         write_json(self.json, result.to_json())
         return 0

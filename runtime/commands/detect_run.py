@@ -11,7 +11,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
-from runtime.backends.options import BackendOptions
 from runtime.commands.arguments import count, flag, number
 from runtime.commands.detect_outputs import DetectError as DetectError
 from runtime.commands.detect_outputs import Outputs, closed_by_user, distinct, refuse_to_overwrite, require_windows
@@ -154,8 +153,7 @@ def detect(
         sources = [open_source(origins[0], on_broken, streaming.decoder, streaming.every, streaming.stall_s)]
     detector = model
     if not isinstance(detector, Detector):
-        backend_options = BackendOptions(check_hashes=not options.skip_hashes)
-        path = detector or newest(*MODELS)
+        path, backend_options = detector or newest(*MODELS), options.backend_options
         detector = Detector(
             path, options.device, threads=options.threads, options=backend_options, tiles=options.tiling
         )

@@ -114,7 +114,6 @@ class Eval(Measuring, InTiles, OnDevice, Quiet):
             raise ValueError("--tiles: --detections are there already; tiles need a model")
 
     def run(self) -> int:
-        from runtime.backends.options import BackendOptions
         from runtime.datasets import read_dataset
         from runtime.detector import Detector
         from runtime.evaluation.evaluate import evaluate, evaluate_detections, require_objects
@@ -125,7 +124,7 @@ class Eval(Measuring, InTiles, OnDevice, Quiet):
             dataset = read_dataset(self.annotations, self.images, check_files=False)
             title = self.detections.name
         else:
-            model, options = chosen(self.artifact, *MODELS), BackendOptions(check_hashes=not self.skip_hashes)
+            model, options = chosen(self.artifact, *MODELS), self.backend_options
             detector = Detector(model, device=self.device, threads=self.threads, options=options, tiles=self.tiling)
             dataset = validation_data(detector.card, model, self.annotations, self.images)
             title = f"{model.name}, {detector.backend.name}" + ", in tiles" * (detector.tiles is not None)

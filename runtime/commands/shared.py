@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from isodet.errors import ArgumentError, IsodetError
 from isodet.rooms import ROOMS
+from runtime.backends.options import BackendOptions, Engine, OpenVinoPrecision
 from runtime.commands.arguments import count, flag, number
 from runtime.commands.signals import Terminated, terminating
 from runtime.files.write import write_text
@@ -93,14 +94,25 @@ class Quiet:
 
 @dataclass(frozen=True, kw_only=True)
 class OnDevice:
-    """device: auto, cpu, cuda or cuda:N
+    """device: auto, cpu, cuda or cuda:N; in OpenVINO auto, cpu, gpu, gpu:N, npu or auto:gpu,cpu
     threads: CPU threads of the engine (default: its own choice)
+    engine: what runs an .onnx file: onnxruntime, openvino, or auto: the first of them that is installed
+    engine_precision: what OpenVINO computes in; bf16 and fp16 where the device has them
     skip_hashes: load a model that was edited after it was written
     """
 
     device: str = "auto"
     threads: Annotated[int | None, flag(type=count)] = None
+    engine: Engine = "auto"
+    engine_precision: OpenVinoPrecision = "float32"
     skip_hashes: bool = False
+
+    @property
+    def backend_options(self) -> BackendOptions:
+        """The engine, and whether hashes are checked. Raises `BackendError` for choices that do not go together."""
+        if self.engine_precision != "float32" and self.engine != "openvino":
+            raise ArgumentError.of("engine_precision", "a choice of OpenVINO: add --engine openvino")
+        return BackendOptions(engine=self.engine, precision=self.engine_precision, check_hashes=not self.skip_hashes)
 
 
 _tile_overlap = number(f"a share from 0 to {MOST_OVERLAP}", lambda share: 0 <= share <= MOST_OVERLAP)

@@ -41,10 +41,10 @@ def records_of(sets: tuple[str, ...], noise: float, **effect: float) -> list[dic
 def test_each_change_is_on_in_half_of_the_trainings_of_a_set_and_pairs_are_balanced():
     for name in SETS:
         of_set = [training for training in screening(SETS, 3000) if training.data_set == name]
-        assert len(of_set) == 12 and len({training.seed for training in of_set}) == 12
+        assert len(of_set) == 20 and len({training.seed for training in of_set}) == 20
         on = np.array([[change in training.changes for change in CHANGES] for training in of_set])
-        assert (on.sum(axis=0) == 6).all()
-        assert all((on[:, a] & on[:, b]).sum() == 3 for a, b in combinations(range(len(CHANGES)), 2))
+        assert (on.sum(axis=0) == 10).all()
+        assert all((on[:, a] & on[:, b]).sum() == 5 for a, b in combinations(range(len(CHANGES)), 2))
     assert screening(SETS, 3000) == screening(SETS, 3000)
 
 

@@ -54,6 +54,7 @@ def installed(monkeypatch: MonkeyPatch, *names: str) -> None:
 def neither(monkeypatch: MonkeyPatch) -> None:
     """An environment without ONNX Runtime, as a base install is."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # which would take its place
     monkeypatch.delitem(sys.modules, "runtime.backends.ort.backend", raising=False)
     installed(monkeypatch)
 
@@ -68,7 +69,7 @@ def test_without_onnxruntime_the_error_names_both_extras(onnx_file: OnnxFile) ->
 
 WITHOUT_ONNXRUNTIME = """
 import importlib.metadata, runpy, sys
-sys.modules["onnxruntime"] = None
+sys.modules["onnxruntime"] = sys.modules["openvino"] = None
 found = importlib.metadata.version
 def version(name):
     if name.startswith("onnxruntime"):

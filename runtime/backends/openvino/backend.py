@@ -1,0 +1,191 @@
+"""OpenVINO."""
+
+from __future__ import annotations
+
+import copy
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.openvino.devices import HINTS, check_precision, find_device
+from runtime.backends.openvino.library import load_openvino, openvino_version
+from runtime.backends.options import BackendOptions
+from runtime.backends.protocol import (
+    OUTPUT_TYPES,
+    Backend,
+    BackendError,
+    Images,
+    OutOfMemory,
+    RawOutputs,
+    graph_input,
+    input_layout,
+    output_names,
+)
+from runtime.card.card import Card, CardError
+from runtime.card.onnx_metadata import read_onnx_card, require_unedited
+
+openvino = load_openvino()
+
+_PLUGIN = ("EfficientNMS_TRT", "trt.plugins")
+"""The node of the default form of NMS (`export.graph.nms`). OpenVINO does not look into the function behind it."""
+_MATRIX_NMS = ("portable", "loop")
+"""Forms of NMS with matrix products. OpenVINO keeps float32 behind the last convolution or matrix product of a graph,
+so a lower precision would reach the boxes."""
+
+
+class OpenVinoBackend(Backend):
+    """An ONNX file in OpenVINO. See `runtime.backends.protocol.Backend`.
+
+    Of the forms with the node EfficientNMS_TRT it gives the candidates, and the runtime does NMS: the device, whatever
+    its precision, has no part in it.
+    """
+
+    def __init__(self, path: str | Path, device: str, threads: int | None, options: BackendOptions) -> None:
+        options.check("onnx", path)
+        self._path, self.card = path, read_onnx_card(path, options.check_hashes)
+        if options.check_hashes:
+            require_unedited(path, self.card)
+        nms = str(self.card.nms["kind"])
+        if options.precision != "float32" and nms in _MATRIX_NMS:
+            raise BackendError.at(
+                path,
+                f"precision {options.precision} would round its boxes, too, with --nms {nms}; export with --nms auto",
+            )
+        core = openvino.Core()
+        core.add_extension(openvino.frontend.onnx.ConversionExtension(*_PLUGIN, _candidates))
+        self._device, self.why = find_device(core, device)
+        check_precision(core, self._device, options.precision)
+        self.name = f"OpenVINO {openvino_version()}"
+        self.device = self._device.lower().replace("gpu.", "gpu:")
+        if options.precision != "float32":
+            self.name += f" {options.precision}"
+            self.why = "; ".join(filter(None, (self.why, _verified(self.card, options.precision))))
+        try:
+            model = core.read_model(str(path))
+            self._leaves_nms = nms in ("auto", "plugin", "none")
+            self._names = output_names(self.card)
+            if self._leaves_nms:
+                self._names = self._names[-3:]  # without num_dets
+            self.fixed_batch = self._check_graph(model)
+            if self._device == "NPU" and self.fixed_batch is None:  # it takes fixed shapes only
+                model.reshape([1, *input_layout(self.card)[0]])
+                self.fixed_batch = 1
+            self.max_batch = self.fixed_batch or (16 if self._device == "CPU" else 32)
+            settings = _settings(self._device, threads, options)
+            self._compiled = core.compile_model(model, self._device, settings)
+            self._request = self._compiled.create_infer_request()
+        except RuntimeError as error:
+            raise BackendError.at(path, f"{self.name} cannot load it on {self.device}: {_line(error)}") from None
+
+    def _check_graph(self, model: Any) -> int | None:
+        """The fixed batch size or None. Raises `CardError` where the graph is not what its card says."""
+        shape, dtype = input_layout(self.card)
+        inputs = [(i.get_element_type().to_dtype(), i.get_partial_shape()) for i in model.inputs]
+        if len(inputs) != 1 or inputs[0][0] != dtype or inputs[0][1][1:] != openvino.PartialShape(list(shape)):
+            expected = f"{np.dtype(dtype)} [B, {', '.join(map(str, shape))}]"
+            got = ", ".join(f"{i.get_any_name()} {i.get_element_type()} {i.get_partial_shape()}" for i in model.inputs)
+            raise CardError.at(self._path, f"expected one input, {expected}, as its card says; got {got}")
+        types = {o.get_any_name(): o.get_element_type().to_dtype() for o in model.outputs}
+        missing = [name for name in self._names if types.get(name) != OUTPUT_TYPES[name]]
+        if missing:
+            got = ", ".join(f"{name} {np.dtype(dtype)}" for name, dtype in types.items())
+            raise CardError.at(
+                self._path, f"expected an output {missing[0]} {np.dtype(OUTPUT_TYPES[missing[0]])}; got {got}"
+            )
+        batch = inputs[0][1][0]
+        fixed = batch.get_length() if batch.is_static else None
+        if (fixed or "dynamic") != self.card.batch:
+            raise CardError.at(
+                self._path, f"{self.card.batch!r}, but the graph takes {fixed or 'any batch'}", key="batch"
+            )
+        return fixed
+
+    def __call__(self, images: Images) -> RawOutputs:
+        assert isinstance(images, np.ndarray), "it takes no frames on a device"
+        try:
+            # The input is read where it lies; the outputs are copied, since the next call writes over them.
+            self._request.infer([graph_input(self.card, images)], share_inputs=True)
+            outputs = [self._request.get_tensor(name).data.copy() for name in self._names]
+        except RuntimeError as error:
+            message = f"{self._path}: {self.name} failed on a batch of {len(images)}: {_line(error)}"
+            raise (OutOfMemory if _out_of_memory(error) else BackendError)(message) from error
+        return RawOutputs(None, *outputs) if self._leaves_nms else RawOutputs(*outputs)
+
+    def convolutions(self) -> list[tuple[tuple[str, ...], str]]:
+        """What each convolution really runs in, by OpenVINO's execution graph: the nodes of the file that it was made
+        of, and the type of its numbers, such as f32, bf16 or u8."""
+        layers = []
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            info = node.get_rt_info()
+            if info["layerType"].astype(str) in ("Convolution", "Deconvolution"):
+                names = info["originalLayersNames"].astype(str).split(",")
+                layers.append(
+                    (tuple(name.partition("/")[0] for name in names), info["runtimePrecision"].astype(str).lower())
+                )
+        return layers
+
+    def context(self) -> OpenVinoBackend:
+        """The same compiled model with a request of its own; they run side by side where there are several streams."""
+        context = copy.copy(self)
+        context._request = self._compiled.create_infer_request()
+        return context
+
+
+def _verified(card: Card, precision: str) -> str:
+    """What the card knows of OpenVINO in `precision`."""
+    for row in card.verification.get("backends", ()):
+        if row["backend"].startswith("OpenVINO") and row["backend"].endswith(precision) and row.get("scored"):
+            return f"{row['map']:.2f} mAP in {precision}, by its card"
+    return f"nothing has verified {precision}: exporter onnx --openvino-precision {precision}"
+
+
+def _settings(device: str, threads: int | None, options: BackendOptions) -> dict[str, Any]:
+    """Properties of the compiled model."""
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if not device.startswith("AUTO"):
+        # Without it, OpenVINO rounds to bf16 or fp16 wherever the device is faster in it.
+        settings["INFERENCE_PRECISION_HINT"] = HINTS[options.precision]
+        if device != "NPU":
+            settings["NUM_STREAMS"] = options.streams
+    if device == "CPU" and threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if options.engine_cache is not None:
+        # A file in it that is damaged, or of another version or processor, is compiled anew; a full disk only costs time.
+        settings["CACHE_DIR"] = str(_folder(options.engine_cache))
+    return settings
+
+
+def _folder(path: str | PathLike[str]) -> Path:
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError.at(folder, f"engine_cache: no folder can be made there ({error.strerror})") from None
+    return folder
+
+
+def _candidates(node: Any) -> list[Any]:
+    """What stands for EfficientNMS_TRT: boxes [B, K, 4] and scores [B, K, C], in which each candidate has one class, to
+    the candidates' boxes, scores and labels, and a num_dets that nobody reads."""
+    from openvino import opset13 as ops
+
+    boxes, scores = node.get_input(0), node.get_input(1)
+    classes = ops.constant(np.array([2], np.int64))
+    best = ops.topk(scores, ops.constant(np.int64(1)), 2, "max", "value", index_element_type="i32")
+    nothing = ops.constant(np.zeros((1, 1), np.int32))
+    return [
+        nothing.output(0), ops.convert(boxes, "f32").output(0), ops.squeeze(best.output(0), classes).output(0),
+        ops.squeeze(best.output(1), classes).output(0),
+    ]  # fmt: skip
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return any(words in text for words in ("bad_alloc", "failed to allocate", "out of memory", "OUT_OF_RESOURCES"))
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
