@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from isodet.shapes import assert_shape
 from runtime.backends.protocol import RawOutputs
 
-_BLOCK = 256
+_BLOCK = 128
 """Candidates compared with each other at once: a table of their overlaps stays in a cache."""
 
 

@@ -74,7 +74,7 @@ def test_the_license_and_what_an_install_pulls_in(wheel):
     base = {line.split(">")[0] for line in required if "extra ==" not in line}
     assert base == {"numpy", "opencv-python", "tqdm"}
     extras = set(metadata.get_all("Provides-Extra"))
-    optional = {"trt", "rtx", "rtx-ep", "video", "nvidia", "track", "serve", "timm", "lite", "fast-eval"}
+    optional = {"trt", "rtx", "rtx-ep", "video", "nvidia", "track", "serve", "timm", "lite", "fast-eval", "openvino"}
     assert extras == {"cpu", "gpu", "train", "export", "test", "all", "mlflow", "wandb", "albumentations"} | optional
 
 
