@@ -28,6 +28,7 @@ from trainer.data.train_set import TrainSet, resize_rule
 from trainer.devices.distributed import Group, check_parallel, local_device, local_processes, process_group
 from trainer.devices.memory import automatic_batch
 from trainer.devices.precision import deterministic, pick_amp, pick_device
+from trainer.devices.threads import Threads, training_threads
 from trainer.extras.averaging import estimate_norms
 from trainer.extras.distill import describe
 from trainer.extras.qat import calibrate, follow_ranges, last_moving_epoch
@@ -61,9 +62,10 @@ def fit(config: TrainConfig, runs: str | Path = "runs", resume: Resume | None = 
     """Train a detector; everything it writes is in `runs/<name>/`.
 
     `resume` (from `trainer.run.folder.find_resumable`) continues an interrupted run with the batch after its last saved
-    one; on a CPU the weights are then, bit for bit, those of a run that was never interrupted. SIGINT and SIGTERM
-    finish the step, save and raise `Interrupted`, a KeyboardInterrupt. Raises `ConfigError`, `DatasetError`,
-    `CheckpointError`, `RecordsError`, `EvaluationError` or `TrainingError`, each saying what to do.
+    one; on a CPU the weights are then, bit for bit, those of a run that was never interrupted, as long as both compute
+    with as many threads (`threads`). SIGINT and SIGTERM finish the step, save and raise `Interrupted`, a
+    KeyboardInterrupt. Raises `ConfigError`, `DatasetError`, `CheckpointError`, `RecordsError`, `EvaluationError` or
+    `TrainingError`, each saying what to do.
     """
     with deterministic(config.deterministic), process_group(config.device) as group, ExitStack() as stack:
         run = _prepare(config, Path(runs), resume, quiet, group, stack)
@@ -85,6 +87,7 @@ class _Run:
     val: CocoDataset
     train_set: TrainSet
     batches: Batches
+    threads: Threads | None
     state: State
     card: Card
     folder: Path
@@ -104,6 +107,13 @@ class _Run:
     @property
     def device(self) -> torch.device:
         return self.state.model.device
+
+    def after_step(self) -> None:
+        """After each optimizer step: watch its speed, and save where it is time to."""
+        if self.threads is not None:
+            self.threads.after_step()
+            self.state.threads = self.threads.chosen
+        self.checkpoints.after_step()
 
 
 def _prepare(
@@ -148,9 +158,12 @@ def _prepare(
     stop = stack.enter_context(StopRequest())
     checkpoints = Checkpoints(config, folder, card, state, log, stop, resume is not None, group)
 
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    threads = training_threads(config.threads, device, config.deterministic, group.size, state.threads, log.say)
     run = _Run(
-        config, resume, group, train, val, train_set, batches, state, card, folder.path, log, checkpoints, state.epoch
-    )
+        config, resume, group, train, val, train_set, batches, threads, state, card, folder.path, log, checkpoints,
+        state.epoch,
+    )  # fmt: skip
     notes = (views_line(train, views, config), started_from, describe(state.model.distillation), ranges)
     _introduce(run, (*notes, pictures.describe(), *log.places))
     if data_changed:
@@ -187,12 +200,14 @@ def _train(run: _Run, epoch: int) -> None:
     """The steps of `epoch`, from its first batch that is not done yet."""
     config, state, log, checkpoints = run.config, run.state, run.log, run.checkpoints
     log.begin_epoch(epoch)
+    if run.threads is not None:
+        run.threads.pause()
     follow_ranges(state.detector, epoch < last_moving_epoch(config))
     if run.resume is not None and state.batch:
         log.load_state_dict(run.resume.state["records"])
     with dead_processes(checkpoints.describe):
         batches = timed(run.batches.begin(epoch, state.batch, checkpoints.on_wait), log.waited)
-        train_epoch(state, batches, len(run.batches), log, checkpoints.after_step, checkpoints.describe)
+        train_epoch(state, batches, len(run.batches), log, run.after_step, checkpoints.describe)
     typical = epoch > run.first_epoch or config.schedule.epochs - run.first_epoch == 1  # before, caches fill
     if typical and not run.advised and (line := advice(log.wait_share, config, run.device, run.train.records)):
         log.say(line)

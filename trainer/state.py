@@ -22,7 +22,7 @@ from trainer.failures import TrainingError
 from trainer.optim import Plateau, add_parameters, build_optimizer, build_schedule, learning_rate, refresh_rates
 from trainer.training_model import TrainingModel
 
-_NUMBERS = ("epoch", "batch", "best_map", "skipped")
+_NUMBERS = ("epoch", "batch", "best_map", "skipped", "threads")
 
 
 @dataclass
@@ -45,6 +45,8 @@ class State:
     best_map: float = -1.0
     skipped: int = 0
     """Batches left out because their loss or gradient was not finite (`optim.on_nan: skip`)."""
+    threads: int = 0
+    """CPU threads that were the fastest (`threads: auto`); 0 before they are known."""
 
     @property
     def detector(self) -> Network:

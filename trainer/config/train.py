@@ -42,6 +42,10 @@ class TrainConfig:
     compile: torch.compile on the network in training: minutes at the start, faster steps after that.
     deterministic: Only kernels that repeat their results bit for bit; slower on a GPU.
     device: auto, cpu, cuda or cuda:N.
+    threads: CPU threads of the network. auto: on a CPU the first steps try all cores and fewer, and the fastest number
+        is taken; it is tried again where steps become half as fast, because other programs came, and when a core is
+        free again. All cores with deterministic, in several processes, and on a GPU; the environment variable
+        OMP_NUM_THREADS has precedence.
     val_interval: Validate every so many epochs; the last one always.
     val_loss: Compute the loss on the validation pictures, too, in one more pass over them.
     code: Folders to search for the modules of your own parts, after the installed packages. Without this key: the
@@ -68,6 +72,7 @@ class TrainConfig:
     compile: bool = False
     deterministic: bool = False
     device: str = "auto"
+    threads: int | Literal["auto"] = "auto"
     val_interval: int = 1
     val_loss: bool = False
     code: tuple[str, ...] = ()
@@ -84,6 +89,7 @@ class TrainConfig:
         if self.auxiliary is not None:
             self.auxiliary.require_fitting(self.model, automatic, quantized)
         require(self.batch_size == "auto" or self.batch_size >= 1, "batch_size", "auto, or 1 or more", self.batch_size)
+        require(self.threads == "auto" or self.threads >= 1, "threads", "auto, or 1 or more", self.threads)
         require(self.val_interval >= 1, "val_interval", "1 or more", self.val_interval)
         require(self.checkpoint_minutes >= 0, "checkpoint_minutes", "0 or more", self.checkpoint_minutes)
         require_trackers(self.log)
