@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +76,18 @@ CHANGES: dict[str, tuple[str, ...]] = {
 """The changes of the screening: overrides of the config, with {third} of the epochs and the rate {lr} that the changes
 together give: by the square root of the batch, and doubled."""
 
+RATES = {"batch4": 0.5**0.5, "batch2": 0.5, "lr2": 2, "lr4": 4, "lr8": 8}
+"""What changes multiply the learning rate by; a smaller batch by the square root of its size."""
+
 MORE: dict[str, tuple[str, ...]] = {
     "base": (),
     "gfl": ("model.detector=gfl",),
     "gflv2": ("model.detector=gflv2",),
     "ddod": ("model.assign.kind=ddod", "model.quality=iou"),
     "fcos": ("model.detector=fcos",),
+    "lr4": ("optim.lr={lr}",),
+    "lr8": ("optim.lr={lr}",),
+    "batch2": ("batch_size=2", "optim.lr={lr}"),
     "resnet18": ("model.backbone.name=resnet18", "model.backbone.weights=null", "optim.lr={lr_scratch}"),
     "repvgg": (
         "model.backbone.name=repvgg_a0", "model.backbone.weights=null", "model.head.block=repconv",
@@ -128,7 +135,7 @@ def config_of(training: Training, out: Path) -> tuple[TrainConfig, int]:
     plain = read_config(path)
     values = {
         "third": -(-epochs_of(plain, training.pictures) // 3),
-        "lr": f"{plain.optim.lr * (0.5**0.5 if 'batch4' in changes else 1) * (2 if 'lr2' in changes else 1):.2g}",
+        "lr": f"{plain.optim.lr * prod(RATES[change] for change in changes if change in RATES):.2g}",
         "lr_scratch": first_rate(plain, pretrained=False),
     }
     overrides = [text.format(**values) for change in changes for text in {**CHANGES, **MORE}[change]]

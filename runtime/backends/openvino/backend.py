@@ -152,7 +152,7 @@ def _settings(device: str, threads: int | None, options: BackendOptions) -> dict
     if device == "CPU" and threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     if options.engine_cache is not None:
-        # A file in it that is damaged, or of another version or processor, is compiled anew; a full disk only costs time.
+        # What is damaged in it, or of another version or processor, is compiled anew; a full disk only costs time.
         settings["CACHE_DIR"] = str(_folder(options.engine_cache))
     return settings
 
