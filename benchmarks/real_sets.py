@@ -130,7 +130,10 @@ def shown(path: Path, overrides: Sequence[str], pictures: int) -> Shown:
 
 def first_rate(plain: TrainConfig, pretrained: bool) -> str:
     """The learning rate that `trainer new` chooses for a backbone with weights, or without, as an override's value."""
-    return f"{(1e-3 if pretrained else 3e-3) * (plain.images_per_batch / 16) ** 0.5:.1g}"
+    from trainer.new.advice import Hardware, choose_rate
+
+    rate, _ = choose_rate(not pretrained, Hardware("cpu", "this one", 0.0))
+    return f"{rate * (plain.images_per_batch / 16) ** 0.5:.1g}"
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -3,8 +3,9 @@
     python -m benchmarks.recipe --data FOLDER screen [--pictures 3000] [--resume]
     python -m benchmarks.recipe --data FOLDER compare base tood+dfl mosaic --seeds 0 1 2 [--pictures 6000]
 
-FOLDER and its sets are as benchmarks/real_sets.py describes them; the base is the config that `trainer new` writes for
-a set.
+FOLDER and its sets are as benchmarks/real_sets.py describes them. The base is the config that `trainer new` writes for
+a set, with the batch and the learning rate that it wrote before this study (`START`). What it writes today is the
+recipe batch4+lr4.
 
 `screen` trains a Plackett-Burman design: 20 recipes on each set, in which each of the changes (19 at most) is on in
 half of them and all pairs of changes are balanced. So each training tells of all changes, and each effect is as exact
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
 FIRST_ROW = (1, 1, -1, -1, 1, 1, 1, 1, -1, 1, -1, 1, -1, -1, -1, -1, 1, 1, -1)
 """Plackett and Burman, The Design of Optimum Multifactorial Experiments, 1946: the design of 20 runs. 18 more rows are
 its rotations, the last is all -1."""
+
+START = {"batch_size": 8, "optim.lr": 0.0007}
+"""0.001 for a batch of 16, by its square root."""
 
 CHANGES: dict[str, tuple[str, ...]] = {
     "tood": ("model.detector=tood",),
@@ -132,14 +136,16 @@ def config_of(training: Training, out: Path) -> tuple[TrainConfig, int]:
     from trainer.config_reader import read_config
 
     path, changes = config_path(out, training.data_set, training.size), training.changes
-    plain = read_config(path)
+    start = [f"{key}={value}" for key, value in START.items()]
+    plain = read_config(path, start)
     values = {
         "third": -(-epochs_of(plain, training.pictures) // 3),
-        "lr": f"{plain.optim.lr * prod(RATES[change] for change in changes if change in RATES):.2g}",
+        "lr": f"{START['optim.lr'] * prod(RATES[change] for change in changes if change in RATES):.2g}",
         "lr_scratch": first_rate(plain, pretrained=False),
     }
-    overrides = [text.format(**values) for change in changes for text in {**CHANGES, **MORE}[change]]
-    config, pictures, _ = shown(path, [f"name={training.name}", f"seed={training.seed}", *overrides], training.pictures)
+    overrides = [f"name={training.name}", f"seed={training.seed}", *start]
+    overrides += [text.format(**values) for change in changes for text in {**CHANGES, **MORE}[change]]
+    config, pictures, _ = shown(path, overrides, training.pictures)
     return config, pictures
 
 

@@ -22,6 +22,7 @@ from benchmarks.recipe import (
     screening,
     screening_table,
 )
+from trainer.config_reader import read_config
 from trainer.recipes.shapes import make_shapes
 
 SETS = ("one", "two", "three")
@@ -85,6 +86,10 @@ def test_every_change_is_a_legal_config(tmp_path):
         training = Training("shapes", (change,) if change != "base" else (), 0, 96, 64)
         config, pictures = config_of(training, tmp_path)
         assert (pictures, config.schedule.epochs) == (96, 6), change
+    today = read_config(tmp_path / "configs" / "shapes-64.yaml")
+    study, _ = config_of(Training("shapes", ("batch4", "lr4"), 0, 96, 64), tmp_path)
+    if today.model.backbone.weights is not None:  # `trainer new` found some here
+        assert (study.batch_size, study.optim.lr) == (today.batch_size, today.optim.lr)
     everything, _ = config_of(Training("shapes", tuple(CHANGES), 0, 96, 64), tmp_path)
     assert everything.batch_size == 4 and everything.augment.mosaic.close_epochs == 2
     assert everything.optim.ema == 0 and everything.model.box.code == "dfl"
@@ -112,5 +117,5 @@ def test_a_screening_that_was_cut_short_goes_on(tmp_path, monkeypatch, capsys):
         file.write('{"data_set": "sha')  # the machine went down while it wrote
     assert main([*words, "screen"]) == 1 and "--resume" in capsys.readouterr().err
     monkeypatch.setattr(recipe, "trained", lambda training, arguments: done.clear() or one(training, arguments))
-    assert main([*words, "--resume", "screen"]) == 1 and "too few" in capsys.readouterr().err  # 12, one set
-    assert len(read_results(tmp_path / "out" / RESULTS)) == 12
+    assert main([*words, "--resume", "screen"]) == 0 and "| `mosaic` | " in capsys.readouterr().out
+    assert len(read_results(tmp_path / "out" / RESULTS)) == 20

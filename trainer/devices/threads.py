@@ -45,9 +45,7 @@ class Threads:
     order: the weights are no longer those of another run, bit for bit.
     """
 
-    def __init__(
-        self, most: int, say: Callable[[str], None], chosen: int = 0, machine: Machine | None = None
-    ) -> None:
+    def __init__(self, most: int, say: Callable[[str], None], chosen: int = 0, machine: Machine | None = None) -> None:
         """most: all cores. chosen: the number to start with, 0 to try them."""
         self.candidates = tuple(dict.fromkeys((most, max(1, most // 2), max(1, most // 4), 1)))
         self.chosen = min(chosen, most)

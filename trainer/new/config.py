@@ -30,6 +30,7 @@ from trainer.new.advice import (
     choose_epochs,
     choose_flip,
     choose_levels,
+    choose_rate,
     choose_size,
     this_hardware,
     tiles_line,
@@ -163,14 +164,14 @@ def _text(
     per_image = [int((~record.crowd).sum()) for record in train.records]
     crowded = max(per_image)
     batch = choose_batch(size_hw, len(train), hardware)
-    epochs = choose_epochs(len(train), int(batch.value), hardware)
+    epochs = choose_epochs(len(train), int(batch.value), size_hw, hardware)
     total = int(epochs.value) * max(1, len(train) // int(batch.value))
     backbone, weights = choose_backbone(hardware)
     levels = choose_levels(sides, size_hw, hardware)
     cells = int(batch.value) * smallest_level(size_hw, json.loads(levels.value)[1])
     flip = choose_flip(train.class_names)
     scratch = weights.value == "null" and init is None
-    base = 3e-3 if scratch else 1e-3  # lower, to keep pretrained features
+    base, rate_why = choose_rate(scratch, hardware)
     lr = float(f"{base * (int(batch.value) / 16) ** 0.5:.1g}")
     detections = 100 if crowded <= 80 else min(1000, -(-crowded * 5 // 4 // 50) * 50)
     candidates = max(detections, 300 if crowded <= 20 and len(train.class_names) <= 20 else 1000)
@@ -215,7 +216,7 @@ def _text(
         "  scale: [0.6, 1.6]",
         "optim:",
         "  kind: adamw",
-        f"  lr: {lr:g}  # {base:g} for a batch of 16{' from scratch' if scratch else ''}, by its square root",
+        f"  lr: {lr:g}  # {base:g} for a batch of 16, by its square root; {rate_why}",
         "  weight_decay: 0.05",
         "  clip_norm: 10",
         f"  ema: {0.999 if total >= 10_000 else 0.99}  # {total} steps in all",
