@@ -133,7 +133,7 @@ def first_rate(plain: TrainConfig, pretrained: bool) -> str:
     from trainer.new.advice import Hardware, choose_rate
 
     rate, _ = choose_rate(not pretrained, Hardware("cpu", "this one", 0.0))
-    return f"{rate * (plain.images_per_batch / 16) ** 0.5:.1g}"
+    return f"{rate * (plain.images_per_batch / 16) ** 0.5:.2g}"
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@
 
 FOLDER and its sets are as benchmarks/real_sets.py describes them. The base is the config that `trainer new` writes for
 a set, with the batch and the learning rate that it wrote before this study (`START`). What it writes today is the
-recipe batch4+lr4.
+recipe lr4.
 
 `screen` trains a Plackett-Burman design: 20 recipes on each set, in which each of the changes (19 at most) is on in
 half of them and all pairs of changes are balanced. So each training tells of all changes, and each effect is as exact

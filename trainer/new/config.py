@@ -164,7 +164,7 @@ def _text(
     per_image = [int((~record.crowd).sum()) for record in train.records]
     crowded = max(per_image)
     batch = choose_batch(size_hw, len(train), hardware)
-    epochs = choose_epochs(len(train), int(batch.value), size_hw, hardware)
+    epochs = choose_epochs(len(train), int(batch.value), hardware)
     total = int(epochs.value) * max(1, len(train) // int(batch.value))
     backbone, weights = choose_backbone(hardware)
     levels = choose_levels(sides, size_hw, hardware)
@@ -172,7 +172,7 @@ def _text(
     flip = choose_flip(train.class_names)
     scratch = weights.value == "null" and init is None
     base, rate_why = choose_rate(scratch, hardware)
-    lr = float(f"{base * (int(batch.value) / 16) ** 0.5:.1g}")
+    lr = float(f"{base * (int(batch.value) / 16) ** 0.5:.2g}")
     detections = 100 if crowded <= 80 else min(1000, -(-crowded * 5 // 4 // 50) * 50)
     candidates = max(detections, 300 if crowded <= 20 and len(train.class_names) <= 20 else 1000)
     network = [
