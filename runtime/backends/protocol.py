@@ -35,6 +35,12 @@ class OutOfMemory(BackendError):
     """The device has no room for a batch of this size; a smaller one may fit."""
 
 
+def line_of(error: Exception) -> str:
+    """What a library's error says, in one line of at most 300 characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
 class RawOutputs(NamedTuple):
     """What a graph gives for B images: up to D detections each; slots past `num_dets` are zero.
 

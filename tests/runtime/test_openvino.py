@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,34 @@ def test_workers_have_requests_of_their_own(onnx_file: OnnxFile, streams: int) -
         answers = [batcher.submit(frame) for frame in frames]
         found = [answer.result(timeout=60) for answer in answers]
     same(found, expected, pixels=0, score=0)
+
+
+def test_one_detector_answers_several_threads(onnx_file: OnnxFile) -> None:
+    detector = Detector(onnx_file(), options=OPENVINO, threads=1, threshold=0.1)
+    frames = [np.full((32, 48, 3), (i % 3, 100 + i, 1 + i % 40), np.uint8) for i in range(60)]
+    with ThreadPoolExecutor(8) as pool:
+        found = [detections for (detections,) in pool.map(detector, frames)]
+    same(found, detector(frames), pixels=0, score=0)
+
+
+FORKED = """
+import os, signal, sys
+import numpy as np
+from runtime import BackendOptions, Detector
+detector = Detector(sys.argv[1], threads=2, threshold=0.1, options=BackendOptions(engine="openvino"))
+frame = np.full((32, 48, 3), 90, np.uint8)
+before = detector(frame)[0].to_json()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)  # a fork that waits for threads which it has not would wait for ever
+    os._exit(0 if detector(frame)[0].to_json() == before else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_it_answers_in_a_fork(onnx_file: OnnxFile) -> None:
+    done = python("-c", FORKED, onnx_file())
+    assert done.returncode == 0, done.stderr
 
 
 def test_bf16_is_what_was_asked_for_and_says_whether_it_was_verified(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from runtime.backends.protocol import (
     RawOutputs,
     graph_input,
     input_layout,
+    line_of,
     output_names,
 )
 from runtime.card.card import Card, CardError
@@ -75,9 +77,9 @@ class OpenVinoBackend(Backend):
             self.max_batch = self.fixed_batch or (16 if self._device == "CPU" else 32)
             settings = _settings(self._device, threads, options)
             self._compiled = core.compile_model(model, self._device, settings)
-            self._request = self._compiled.create_infer_request()
+            self._request, self._one_call = self._compiled.create_infer_request(), threading.Lock()
         except RuntimeError as error:
-            raise BackendError.at(path, f"{self.name} cannot load it on {self.device}: {_line(error)}") from None
+            raise BackendError.at(path, f"{self.name} cannot load it on {self.device}: {line_of(error)}") from None
 
     def _check_graph(self, model: Any) -> int | None:
         """The fixed batch size or None. Raises `CardError` where the graph is not what its card says."""
@@ -105,11 +107,12 @@ class OpenVinoBackend(Backend):
     def __call__(self, images: Images) -> RawOutputs:
         assert isinstance(images, np.ndarray), "it takes no frames on a device"
         try:
-            # The input is read where it lies; the outputs are copied, since the next call writes over them.
-            self._request.infer([graph_input(self.card, images)], share_inputs=True)
-            outputs = [self._request.get_tensor(name).data.copy() for name in self._names]
+            with self._one_call:
+                # The input is read where it lies; the outputs are copied, since the next call writes over them.
+                self._request.infer([graph_input(self.card, images)], share_inputs=True)
+                outputs = [self._request.get_tensor(name).data.copy() for name in self._names]
         except RuntimeError as error:
-            message = f"{self._path}: {self.name} failed on a batch of {len(images)}: {_line(error)}"
+            message = f"{self._path}: {self.name} failed on a batch of {len(images)}: {line_of(error)}"
             raise (OutOfMemory if _out_of_memory(error) else BackendError)(message) from error
         return RawOutputs(None, *outputs) if self._leaves_nms else RawOutputs(*outputs)
 
@@ -129,7 +132,7 @@ class OpenVinoBackend(Backend):
     def context(self) -> OpenVinoBackend:
         """The same compiled model with a request of its own; they run side by side where there are several streams."""
         context = copy.copy(self)
-        context._request = self._compiled.create_infer_request()
+        context._request, context._one_call = self._compiled.create_infer_request(), threading.Lock()
         return context
 
 
@@ -184,8 +187,3 @@ def _candidates(node: Any) -> list[Any]:
 def _out_of_memory(error: Exception) -> bool:
     text = str(error)
     return any(words in text for words in ("bad_alloc", "failed to allocate", "out of memory", "OUT_OF_RESOURCES"))
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -24,6 +24,7 @@ from runtime.backends.protocol import (
     TimedCall,
     graph_input,
     input_layout,
+    line_of,
     output_names,
     raw_outputs,
 )
@@ -73,9 +74,9 @@ class OrtBackend(Backend):
             if self.device == "cpu":
                 raise
             if device != "auto" or needs_gpu:
-                raise BackendError.at(path, f"cannot run on {self.device}: {_line(error)}") from None
-            _log.warning("%s: cannot run on %s, so it runs on the CPU: %s", path, self.device, _line(error))
-            self.device, self.why = "cpu", f"it cannot run on {self.device}: {_line(error)}"
+                raise BackendError.at(path, f"cannot run on {self.device}: {line_of(error)}") from None
+            _log.warning("%s: cannot run on %s, so it runs on the CPU: %s", path, self.device, line_of(error))
+            self.device, self.why = "cpu", f"it cannot run on {self.device}: {line_of(error)}"
             self._session = self._open(path, session_options, options)
         self.fixed_batch = self._check_graph(path)
         self.max_batch = self.fixed_batch or (16 if self.device == "cpu" else _GPU_BATCH)
@@ -87,7 +88,7 @@ class OrtBackend(Backend):
             try:
                 return onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
             except Exception as error:
-                raise BackendError.at(path, f"{self.name} cannot load it on cpu: {_line(error)}") from None
+                raise BackendError.at(path, f"{self.name} cannot load it on cpu: {line_of(error)}") from None
         from runtime.backends.ort.providers import cuda_provider, engine_folder, rtx_settings, tensorrt_provider
 
         _, index = parse_device(self.device)
@@ -158,7 +159,7 @@ class OrtBackend(Backend):
         except BackendError:
             raise
         except Exception as error:
-            message = f"{self._path}: {self.name} failed on a batch of {len(images)}: {_line(error)}"
+            message = f"{self._path}: {self.name} failed on a batch of {len(images)}: {line_of(error)}"
             raise (OutOfMemory if _out_of_memory(error) else BackendError)(message) from error
 
     @property
@@ -205,8 +206,3 @@ def _out_of_memory(error: Exception) -> bool:
     """By the words of its arena, CUDA or cuBLAS: ONNX Runtime has no exception of its own for it."""
     text = str(error)
     return any(words in text for words in ("Failed to allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:297]}..."
