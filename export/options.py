@@ -144,14 +144,15 @@ class Gate:
     tolerance: mAP points that may be lost (default: fp32 0.1, fp16 0.2, int8 1.0)
     annotations: of any format (default: the validation data that the checkpoint names)
     images: folder of its pictures
-    openvino_precision: also score an ONNX file in OpenVINO in bf16 or fp16; the card of an export has the result
+    openvino_precision: also score an ONNX file in OpenVINO, in float32 and in this precision; the card of an export has
+        the results (default: OpenVINO is not asked)
     """
 
     verify: bool = True
     tolerance: float | None = None
     annotations: str | Path | None = None
     images: str | Path | None = None
-    openvino_precision: OpenVinoPrecision = "float32"
+    openvino_precision: OpenVinoPrecision | None = None
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 <= self.tolerance < math.inf:

@@ -25,7 +25,7 @@ class Verify(MaxDets, InTiles, Runs, Quiet):
     artifacts: files of any kind (default: the newest run's best.onnx)
     against: the checkpoint (default: the one beside the artifact)
     device: auto (every backend that runs here), cpu, cuda or cuda:N; with --engine openvino one of its own
-    engine: what runs ONNX files: onnxruntime, openvino, or auto: both where both are installed
+    engine: what runs ONNX files: onnxruntime, openvino, or auto: onnxruntime
     report: where verify.json and verify.html go (default: beside the first artifact)
     """
 

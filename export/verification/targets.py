@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 
 from runtime.backends.cuda.devices import cuda_device_count
 from runtime.backends.device import parse_device
@@ -30,17 +29,17 @@ class Target:
 
 
 def targets(
-    card: Card, device: str = "auto", engine: Engine = "auto", precision: OpenVinoPrecision = "float32"
+    card: Card, device: str = "auto", engine: Engine = "auto", openvino_precision: OpenVinoPrecision | None = None
 ) -> tuple[Target, ...]:
     """Every target that can run an artifact with this card, including those that are missing here.
 
     device: auto: all of them; cpu, cuda or cuda:N: only those; with engine openvino, one of its devices. Raises
     `BackendError` for another value.
-    engine: of an ONNX file; auto: ONNX Runtime, and OpenVINO where it is installed.
-    precision: of OpenVINO, which in another one than float32 has two targets, with float32 first.
+    engine: of an ONNX file; auto: ONNX Runtime.
+    openvino_precision: OpenVINO on the CPU, too, in float32 and in this precision.
     """
     if card.kind == "onnx" and engine == "openvino":
-        return _in_openvino(device, precision)
+        return _in_openvino(device, openvino_precision or "float32")
     _, index = parse_device(device)
     cuda = f"cuda:{index}"
     possible: tuple[Target, ...]
@@ -48,8 +47,8 @@ def targets(
         plugin = card.nms["kind"] == "plugin"
         missing = "its NMS is TensorRT's plugin: build an engine from it" if plugin else ""
         possible = (Target("ONNX Runtime", "cpu", missing), Target("ONNX Runtime", cuda, missing or no_cuda(cuda)))
-        if engine == "auto" and find_spec("openvino") is not None:
-            possible = (possible[0], *_in_openvino("cpu", precision), possible[1])
+        if openvino_precision is not None:
+            possible = (possible[0], *_in_openvino("cpu", openvino_precision), possible[1])
     elif card.kind == "checkpoint":
         possible = (Target("PyTorch", "cpu"), Target("PyTorch", cuda, no_cuda(cuda)))
     else:

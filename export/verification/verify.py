@@ -62,7 +62,7 @@ def verify(
     max_dets: Sequence[int] = (MOST,),
     tiles: Tiles | Literal["card"] | None = "card",
     engine: Engine = "auto",
-    openvino_precision: OpenVinoPrecision = "float32",
+    openvino_precision: OpenVinoPrecision | None = None,
 ) -> Verification:
     """Score `artifacts` and the checkpoint they came from with one COCO evaluation.
 
@@ -74,8 +74,8 @@ def verify(
     max_dets: rising numbers of detections of a class in an image; the mAP is that of the last.
     tiles: how all of them cut pictures into tiles, as the application will; card: as the training did; None: not at
         all.
-    engine: what runs ONNX files; auto: ONNX Runtime, and OpenVINO where it is installed.
-    openvino_precision: a precision of OpenVINO that is scored as well.
+    engine: what runs ONNX files; auto: ONNX Runtime.
+    openvino_precision: OpenVINO on the CPU is scored as well, in float32 and in this precision.
     Raises `VerifyError`, `RunsError`, `CardError`, `DatasetError` or `BackendError`. Too low a mAP is not an error:
     then `passed` is False.
     """
@@ -97,7 +97,11 @@ def verify(
         )
     cards = {path: _card(path, checkpoint, detector.card) for path in paths}  # raises before the long work
     if any(card.kind == "onnx" and card.nms["kind"] != "plugin" for card in cards.values()):
-        load_openvino() if engine == "openvino" else load_onnxruntime()  # they raise before the long work
+        # They raise before the long work.
+        if engine != "openvino":
+            load_onnxruntime()
+        if engine == "openvino" or openvino_precision is not None:
+            load_openvino()
     if dataset is None:
         dataset = validation_data(detector.card, checkpoint, annotations, images)
     if not any((~record.crowd).any() for record in dataset.records):
