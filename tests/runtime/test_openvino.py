@@ -98,6 +98,25 @@ def test_one_detector_answers_several_threads(onnx_file: OnnxFile) -> None:
     same(found, detector(frames), pixels=0, score=0)
 
 
+INTERRUPTED = """
+import os, signal, sys, time
+from runtime import BackendOptions, Detector
+for _ in range(3):
+    detector = Detector(sys.argv[1], options=BackendOptions(engine="openvino"))  # the old one goes last
+del detector
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_after_several_detectors_is_a_keyboard_interrupt(onnx_file: OnnxFile) -> None:
+    done = python("-c", INTERRUPTED, onnx_file())
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 FORKED = """
 import os, signal, sys
 import numpy as np

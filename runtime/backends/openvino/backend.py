@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from os import PathLike
 from pathlib import Path
@@ -55,8 +56,7 @@ class OpenVinoBackend(Backend):
                 path,
                 f"precision {options.precision} would round its boxes, too, with --nms {nms}; export with --nms auto",
             )
-        core = openvino.Core()
-        core.add_extension(openvino.frontend.onnx.ConversionExtension(*_PLUGIN, _candidates))
+        core = _core()
         self._device, self.why = find_device(core, device)
         check_precision(core, self._device, options.precision)
         self.name = f"OpenVINO {openvino_version()}"
@@ -142,6 +142,19 @@ def _verified(card: Card, precision: str) -> str:
         if row["backend"].startswith("OpenVINO") and row["backend"].endswith(precision) and row.get("scored"):
             return f"{row['map']:.2f} mAP in {precision}, by its card"
     return f"nothing has verified {precision}: exporter onnx --openvino-precision {precision}"
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO's Core, one for the process, which is never let go.
+
+    The plugin for CPUs replaces the stack on which the thread's signal handlers run, and puts the old one back when its
+    Core ends. Of two Cores, the second puts back the stack of the first, which may be unmapped by then: the next
+    signal, such as Ctrl-C, ends the process (OpenVINO 2026.4, seen with `detector = Detector(...)` twice).
+    """
+    core = openvino.Core()
+    core.add_extension(openvino.frontend.onnx.ConversionExtension(*_PLUGIN, _candidates))
+    return core
 
 
 def _settings(device: str, threads: int | None, options: BackendOptions) -> dict[str, Any]:
