@@ -101,6 +101,7 @@ def test_one_detector_answers_several_threads(onnx_file: OnnxFile) -> None:
 INTERRUPTED = """
 import os, signal, sys, time
 from runtime import BackendOptions, Detector
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's shell has it ignored
 for _ in range(3):
     detector = Detector(sys.argv[1], options=BackendOptions(engine="openvino"))  # the old one goes last
 del detector
