@@ -18,7 +18,7 @@ PYTHONS := 3.10 3.11 3.12 3.13
 CORE := tests/test_arc.py tests/test_requirements.py \
     $(patsubst %,tests/models/test_%.py,detectors backbones golden parity_heads checkpoint import custom_refused) \
     $(patsubst %,tests/trainer/test_%.py,loop resume optim augment_transforms mixed_precision qat loggers machine) \
-    $(patsubst %,tests/runtime/test_%.py,detector torch_backend image evaluate batcher ort_library) \
+    $(patsubst %,tests/runtime/test_%.py,detector torch_backend image evaluate batcher ort_library openvino) \
     $(patsubst %,tests/export/test_%.py,graph nms_forms int8_graphs)
 
 MINOR := import sys; print("%d.%d" % sys.version_info[:2])

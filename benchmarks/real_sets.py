@@ -128,11 +128,11 @@ def shown(path: Path, overrides: Sequence[str], pictures: int) -> Shown:
     return Shown(read_config(path, [*overrides, *schedule, f"val_interval={epochs}"]), epochs * count, steps)
 
 
-def first_rate(plain: TrainConfig, pretrained: bool) -> str:
+def first_rate(plain: TrainConfig, backbone: str, pretrained: bool) -> str:
     """The learning rate that `trainer new` chooses for a backbone with weights, or without, as an override's value."""
-    from trainer.new.advice import Hardware, choose_rate
+    from trainer.new.advice import choose_rate
 
-    rate, _ = choose_rate(not pretrained, Hardware("cpu", "this one", 0.0))
+    rate, _ = choose_rate(backbone, "imagenet" if pretrained else "scratch")
     return f"{rate * (plain.images_per_batch / 16) ** 0.5:.2g}"
 
 

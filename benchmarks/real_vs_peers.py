@@ -117,7 +117,7 @@ def config_of(job: Job, out: Path) -> tuple[TrainConfig, int]:
         overrides += [
             f"model.backbone.name={backbone}",
             f"model.backbone.weights={'imagenet' if pretrained else 'null'}",
-            f"optim.lr={first_rate(read_config(path), pretrained)}",
+            f"optim.lr={first_rate(read_config(path), backbone, pretrained)}",
             *more,
         ]
     config, pictures, steps = shown(path, overrides, job.pictures)

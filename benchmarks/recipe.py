@@ -141,7 +141,7 @@ def config_of(training: Training, out: Path) -> tuple[TrainConfig, int]:
     values = {
         "third": -(-epochs_of(plain, training.pictures) // 3),
         "lr": f"{START['optim.lr'] * prod(RATES[change] for change in changes if change in RATES):.2g}",
-        "lr_scratch": first_rate(plain, pretrained=False),
+        "lr_scratch": first_rate(plain, "resnet18", pretrained=False),
     }
     overrides = [f"name={training.name}", f"seed={training.seed}", *start]
     overrides += [text.format(**values) for change in changes for text in {**CHANGES, **MORE}[change]]

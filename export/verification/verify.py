@@ -87,8 +87,8 @@ def verify(
     checkpoint = Path(against) if against is not None else find_checkpoint(paths[0])
     # `find_checkpoint` has compared the hash of the whole file already.
     hashed = BackendOptions(check_hashes=against is not None)
-    on = "cpu" if engine == "openvino" else device
-    detector = Detector(checkpoint, device=on, options=hashed, tiles=tiles)
+    torch_device = "cpu" if engine == "openvino" else device  # the device is then one of OpenVINO's
+    detector = Detector(checkpoint, device=torch_device, options=hashed, tiles=tiles)
     tiles = detector.tiles
     tile_notes = [] if tiles is None else [f"every score and latency is that of pictures in {tiles.describe()}"]
     if detector.card.kind != "checkpoint":
@@ -96,12 +96,11 @@ def verify(
             checkpoint, f"the reference must be a PyTorch checkpoint, this is an {detector.card.kind} file"
         )
     cards = {path: _card(path, checkpoint, detector.card) for path in paths}  # raises before the long work
-    if any(card.kind == "onnx" and card.nms["kind"] != "plugin" for card in cards.values()):
-        # They raise before the long work.
-        if engine != "openvino":
-            load_onnxruntime()
-        if engine == "openvino" or openvino_precision is not None:
-            load_openvino()
+    # Both raise before the long work.
+    if engine != "openvino" and any(c.kind == "onnx" and c.nms["kind"] != "plugin" for c in cards.values()):
+        load_onnxruntime()
+    if (engine == "openvino" or openvino_precision is not None) and any(c.kind == "onnx" for c in cards.values()):
+        load_openvino()
     if dataset is None:
         dataset = validation_data(detector.card, checkpoint, annotations, images)
     if not any((~record.crowd).any() for record in dataset.records):
@@ -121,7 +120,7 @@ def verify(
         if card.frame_hw not in references:  # it takes raw frames of one size: that is not lost by the export either
             references[card.frame_hw] = _score(checkpoint, with_frames(eager, card), dataset, progress, max_dets)
         # `_card` has compared all hashes but that of a graph: an edited graph is scored, and refused with its number.
-        built = None if card.kind == "checkpoint" else audit_file(path, on, check_hashes=False)
+        built = None if card.kind == "checkpoint" else audit_file(path, torch_device, check_hashes=False)
         edited = card.kind == "onnx" and was_edited(path, card)
         for target in targets(card, device, engine, openvino_precision):
             why = target.missing

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from isodet.errors import ArgumentError
 from runtime.backends.options import DEFAULT, BackendOptions, Engine
@@ -17,6 +17,7 @@ from runtime.bench.bench import BenchOptions, first_frame
 from runtime.card.card import file_kind
 from runtime.detector import Detector
 from runtime.files.text_table import text_table
+from runtime.tiles import Tiles
 
 ENGINES: tuple[Engine, ...] = ("onnxruntime", "openvino")
 
@@ -69,21 +70,24 @@ def pick(
     device: str = "auto",
     threads: int | None = None,
     backend_options: BackendOptions = DEFAULT,
+    tiles: Tiles | Literal["card"] | None = "card",
     progress: Callable[[int, int], None] | None = None,
 ) -> Pick:
     """Time one frame of `artifact`, an ONNX file, end to end in each of `ENGINES`, in turns for `options.seconds` each.
 
-    `device`, `threads`, `backend_options`: those of a `Detector`, but for the engine. Raises `ArgumentError` for
-    another file, and `BackendError` where no engine runs it.
+    `device`, `threads`, `backend_options`, `tiles`: those of a `Detector`, but for the engine. Raises `ArgumentError`
+    for another file and for batches and streams, which it does not time, and `BackendError` where no engine runs it.
     """
     if file_kind(Path(artifact)) != "onnx":
         raise ArgumentError.of("pick", f"engines are a choice for .onnx files, and {artifact} is none")
+    if options.batch_sizes is not None or options.streams:
+        raise ArgumentError.of("pick", "it times single frames; leave out --batch and --streams")
     detectors: dict[Engine, Detector] = {}
     missing = []
     for engine in ENGINES:
         try:
             asked = replace(backend_options, engine=engine)
-            detectors[engine] = Detector(artifact, device=device, threads=threads, options=asked)
+            detectors[engine] = Detector(artifact, device=device, threads=threads, options=asked, tiles=tiles)
         except BackendError as error:
             missing.append(Contestant(engine, "", None, str(error)))
     if not detectors:

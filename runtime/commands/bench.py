@@ -59,7 +59,7 @@ class Bench(InTiles, OnDevice, Quiet):
                 if self.engine != "auto":
                     raise ArgumentError.of("engine", "leave it out with --pick, which times each")
                 how = self.backend_options
-                result = pick(model, self.options, self.device, self.threads, how, updates(bar))
+                result = pick(model, self.options, self.device, self.threads, how, self.tiling, updates(bar))
             else:
                 result = bench(
                     model,

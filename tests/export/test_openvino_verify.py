@@ -100,6 +100,9 @@ def test_the_faster_engine_is_picked_by_measurement(run: Path, capsys: pytest.Ca
     assert {one["engine"] for one in content["engines"]} == {"onnxruntime", "openvino"}
     assert content["fastest"] == min(content["engines"], key=lambda one: one["ms"])["engine"]
     assert f"fastest here: {content['fastest']}; take it with --engine {content['fastest']}" in table
+    assert runtime([*words, "--tiles", "64"]) == 0 and "fastest here: " in capsys.readouterr().out
+    assert runtime([*words, "--batch", "1,4"]) == 1 and "it times single frames" in capsys.readouterr().err
+    assert runtime([*words, "--engine", "openvino"]) == 1 and "leave it out with --pick" in capsys.readouterr().err
     assert runtime(["bench", str(run / "best.pt"), "--pick"]) == 1
     assert "engines are a choice for .onnx files" in capsys.readouterr().err
 

@@ -25,7 +25,7 @@ from trainer.config_reader import read_config
 from trainer.data.datasets import train_data, val_data
 from trainer.loop import fit
 from trainer.new import config as new
-from trainer.new.advice import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels
+from trainer.new.advice import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels, choose_rate
 from trainer.new.config import new_config, new_recipe
 from trainer.recipes import RecipeError, make_shapes
 
@@ -200,6 +200,9 @@ def test_flip_is_off_where_a_mirror_changes_the_class(classes, flip):
 
 
 def test_choices_by_table():
+    assert choose_rate("efficientnet_lite0", "imagenet")[0] == 4e-3  # where it was measured, and nowhere else
+    assert choose_rate("resnet18", "imagenet")[0] == choose_rate("efficientnet_lite0", "checkpoint")[0] == 1e-3
+    assert choose_rate("efficientnet_lite0", "scratch")[0] == 3e-3
     assert choose_epochs(50_000, 16, GPU).value == "12"
     assert int(choose_epochs(800, 16, GPU).value) == 200
     assert choose_epochs(10, 1, GPU).value == "300"

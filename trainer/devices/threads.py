@@ -59,7 +59,7 @@ class Threads:
         if self.chosen:
             self._machine.use(self.chosen)
         else:
-            self._try("")
+            self._try()
 
     def pause(self) -> None:
         """The time until the next step is not that of a step."""
@@ -78,9 +78,7 @@ class Threads:
         else:
             self._watch(now)
 
-    def _try(self, why: str) -> None:
-        if why:
-            self._say(why)
+    def _try(self) -> None:
         self._waiting, self._times = list(self.candidates), {}
         self._next()
 
@@ -122,9 +120,11 @@ class Threads:
         self._window, self._steps = now, 0
         if seconds > 2 * self._best:
             share = self._best / seconds
-            self._try(f"steps fell to {share:.0%} of their best speed: numbers of threads are tried again")
+            self._say(f"steps fell to {share:.0%} of their best speed: numbers of threads are tried again")
+            self._try()
         elif self.chosen < self.candidates[0] and now - self._tried > PATIENCE_S and self._free() >= 1:
-            self._try("a core has become free: numbers of threads are tried again")
+            self._say("a core has become free: numbers of threads are tried again")
+            self._try()
         else:
             self._best = min(self._best, seconds)
 

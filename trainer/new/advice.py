@@ -17,6 +17,8 @@ from runtime.tiles import Tiles
 from trainer.check.split import input_sides
 from trainer.new.yaml_text import one_line
 
+Start = Literal["scratch", "imagenet", "checkpoint"]
+"""What a training starts from."""
 SMALL_SIDE = 12
 """Pixels at the input below which an object is hard to find: one and a half cells of the finest usual level."""
 
@@ -127,13 +129,13 @@ def choose_epochs(images: int, batch: int, hardware: Hardware) -> Recommendation
     return Recommendation(str(epochs), f"{images} images are {per_epoch} steps an epoch, {epochs * per_epoch} in all")
 
 
-def choose_rate(scratch: bool, hardware: Hardware) -> tuple[float, str]:
+def choose_rate(backbone: str, start: Start) -> tuple[float, str]:
     """The learning rate of AdamW for a batch of 16, and why."""
-    if scratch:
+    if start == "scratch":
         return 3e-3, "from scratch"
-    if hardware.kind == "cpu":
-        return 4e-3, "lower ones learn too little of so few pictures (docs/benchmarks/recipe.md)"
-    return 1e-3, "low, to keep pretrained features"
+    if start == "imagenet" and backbone.startswith("efficientnet_lite"):
+        return 4e-3, "lower ones learn too little of some hundred pictures (docs/benchmarks/recipe.md)"
+    return 1e-3, "low, to keep what is learned already"
 
 
 def choose_flip(classes: Sequence[str]) -> Recommendation:

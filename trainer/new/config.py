@@ -25,6 +25,7 @@ from trainer.config.train import smallest_level
 from trainer.config_reader import read_config
 from trainer.new.advice import (
     Hardware,
+    Start,
     choose_backbone,
     choose_batch,
     choose_epochs,
@@ -170,8 +171,8 @@ def _text(
     levels = choose_levels(sides, size_hw, hardware)
     cells = int(batch.value) * smallest_level(size_hw, json.loads(levels.value)[1])
     flip = choose_flip(train.class_names)
-    scratch = weights.value == "null" and init is None
-    base, rate_why = choose_rate(scratch, hardware)
+    start: Start = "checkpoint" if init is not None else "scratch" if weights.value == "null" else "imagenet"
+    base, rate_why = choose_rate(backbone, start)
     lr = float(f"{base * (int(batch.value) / 16) ** 0.5:.2g}")
     detections = 100 if crowded <= 80 else min(1000, -(-crowded * 5 // 4 // 50) * 50)
     candidates = max(detections, 300 if crowded <= 20 and len(train.class_names) <= 20 else 1000)

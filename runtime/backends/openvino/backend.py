@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import threading
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtime.backends.graph_check import Port, check_graph
 from runtime.backends.openvino.devices import HINTS, check_precision, find_device
 from runtime.backends.openvino.library import load_openvino, openvino_version
 from runtime.backends.options import BackendOptions
 from runtime.backends.protocol import (
-    OUTPUT_TYPES,
     Backend,
     BackendError,
     Images,
@@ -26,13 +28,15 @@ from runtime.backends.protocol import (
     line_of,
     output_names,
 )
-from runtime.card.card import Card, CardError
+from runtime.card.card import Card
 from runtime.card.onnx_metadata import read_onnx_card, require_unedited
 
 openvino = load_openvino()
 
 _PLUGIN = ("EfficientNMS_TRT", "trt.plugins")
 """The node of the default form of NMS (`export.graph.nms`). OpenVINO does not look into the function behind it."""
+_TYPES = {"u8": "uint8", "f32": "float32", "i32": "int32", "boolean": "bool"}
+"""OpenVINO's names of types, and numpy's."""
 _MATRIX_NMS = ("portable", "loop")
 """Forms of NMS with matrix products. OpenVINO keeps float32 behind the last convolution or matrix product of a graph,
 so a lower precision would reach the boxes."""
@@ -56,7 +60,8 @@ class OpenVinoBackend(Backend):
                 path,
                 f"precision {options.precision} would round its boxes, too, with --nms {nms}; export with --nms auto",
             )
-        core = _core()
+        core, self._process = _core()
+        self._require_own_process()
         self._device, self.why = find_device(core, device)
         check_precision(core, self._device, options.precision)
         self.name = f"OpenVINO {openvino_version()}"
@@ -70,7 +75,7 @@ class OpenVinoBackend(Backend):
             self._names = output_names(self.card)
             if self._leaves_nms:
                 self._names = self._names[-3:]  # without num_dets
-            self.fixed_batch = self._check_graph(model)
+            self.fixed_batch = check_graph(path, self.card, _ports(model.inputs), _ports(model.outputs))
             if self._device == "NPU" and self.fixed_batch is None:  # it takes fixed shapes only
                 model.reshape([1, *input_layout(self.card)[0]])
                 self.fixed_batch = 1
@@ -81,31 +86,9 @@ class OpenVinoBackend(Backend):
         except RuntimeError as error:
             raise BackendError.at(path, f"{self.name} cannot load it on {self.device}: {line_of(error)}") from None
 
-    def _check_graph(self, model: Any) -> int | None:
-        """The fixed batch size or None. Raises `CardError` where the graph is not what its card says."""
-        shape, dtype = input_layout(self.card)
-        inputs = [(i.get_element_type().to_dtype(), i.get_partial_shape()) for i in model.inputs]
-        if len(inputs) != 1 or inputs[0][0] != dtype or inputs[0][1][1:] != openvino.PartialShape(list(shape)):
-            expected = f"{np.dtype(dtype)} [B, {', '.join(map(str, shape))}]"
-            got = ", ".join(f"{i.get_any_name()} {i.get_element_type()} {i.get_partial_shape()}" for i in model.inputs)
-            raise CardError.at(self._path, f"expected one input, {expected}, as its card says; got {got}")
-        types = {o.get_any_name(): o.get_element_type().to_dtype() for o in model.outputs}
-        missing = [name for name in self._names if types.get(name) != OUTPUT_TYPES[name]]
-        if missing:
-            got = ", ".join(f"{name} {np.dtype(dtype)}" for name, dtype in types.items())
-            raise CardError.at(
-                self._path, f"expected an output {missing[0]} {np.dtype(OUTPUT_TYPES[missing[0]])}; got {got}"
-            )
-        batch = inputs[0][1][0]
-        fixed = batch.get_length() if batch.is_static else None
-        if (fixed or "dynamic") != self.card.batch:
-            raise CardError.at(
-                self._path, f"{self.card.batch!r}, but the graph takes {fixed or 'any batch'}", key="batch"
-            )
-        return fixed
-
     def __call__(self, images: Images) -> RawOutputs:
         assert isinstance(images, np.ndarray), "it takes no frames on a device"
+        self._require_own_process()
         try:
             with self._one_call:
                 # The input is read where it lies; the outputs are copied, since the next call writes over them.
@@ -115,6 +98,15 @@ class OpenVinoBackend(Backend):
             message = f"{self._path}: {self.name} failed on a batch of {len(images)}: {line_of(error)}"
             raise (OutOfMemory if _out_of_memory(error) else BackendError)(message) from error
         return RawOutputs(None, *outputs) if self._leaves_nms else RawOutputs(*outputs)
+
+    def _require_own_process(self) -> None:
+        """A fork has none of OpenVINO's threads, and most often waits for them for ever."""
+        if os.getpid() != self._process:
+            raise BackendError.at(
+                self._path,
+                f"OpenVINO was started in process {self._process}, and does not survive a fork; load the first model "
+                "after forking, or start the process by multiprocessing's spawn",
+            )
 
     def convolutions(self) -> list[tuple[tuple[str, ...], str]]:
         """What each convolution really runs in, by OpenVINO's execution graph: the nodes of the file that it was made
@@ -139,14 +131,24 @@ class OpenVinoBackend(Backend):
 def _verified(card: Card, precision: str) -> str:
     """What the card knows of OpenVINO in `precision`."""
     for row in card.verification.get("backends", ()):
-        if row["backend"].startswith("OpenVINO") and row["backend"].endswith(precision) and row.get("scored"):
+        backend = str(row.get("backend", ""))
+        if backend.startswith("OpenVINO") and backend.endswith(precision) and row.get("scored"):
             return f"{row['map']:.2f} mAP in {precision}, by its card"
     return f"nothing has verified {precision}: exporter onnx --openvino-precision {precision}"
 
 
+def _ports(ports: Iterable[Any]) -> list[Port]:
+    found = []
+    for port in ports:
+        kind, shape = port.get_element_type().get_type_name(), port.get_partial_shape()
+        sizes = () if shape.rank.is_dynamic else tuple(n.get_length() if n.is_static else None for n in shape)
+        found.append(Port(port.get_any_name(), _TYPES.get(kind, kind), sizes))
+    return found
+
+
 @functools.cache
-def _core() -> Any:
-    """OpenVINO's Core, one for the process, which is never let go.
+def _core() -> tuple[Any, int]:
+    """OpenVINO's Core, one for the process, which is never let go; and the process.
 
     The plugin for CPUs replaces the stack on which the thread's signal handlers run, and puts the old one back when its
     Core ends. Of two Cores, the second puts back the stack of the first, which may be unmapped by then: the next
@@ -154,7 +156,7 @@ def _core() -> Any:
     """
     core = openvino.Core()
     core.add_extension(openvino.frontend.onnx.ConversionExtension(*_PLUGIN, _candidates))
-    return core
+    return core, os.getpid()
 
 
 def _settings(device: str, threads: int | None, options: BackendOptions) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from runtime.backends.cuda.devices import cuda_device_count
 from runtime.backends.device import parse_device
+from runtime.backends.graph_check import Port, check_graph
 from runtime.backends.options import DEFAULT, BackendOptions
 from runtime.backends.ort.library import load_onnxruntime, no_cuda_provider
 from runtime.backends.protocol import (
-    OUTPUT_TYPES,
     Backend,
     BackendError,
     Images,
@@ -23,12 +23,10 @@ from runtime.backends.protocol import (
     RawOutputs,
     TimedCall,
     graph_input,
-    input_layout,
     line_of,
     output_names,
     raw_outputs,
 )
-from runtime.card.card import CardError
 from runtime.card.onnx_metadata import read_onnx_card, require_unedited
 
 if TYPE_CHECKING:
@@ -78,7 +76,9 @@ class OrtBackend(Backend):
             _log.warning("%s: cannot run on %s, so it runs on the CPU: %s", path, self.device, line_of(error))
             self.device, self.why = "cpu", f"it cannot run on {self.device}: {line_of(error)}"
             self._session = self._open(path, session_options, options)
-        self.fixed_batch = self._check_graph(path)
+        inputs, outputs = map(_port, self._session.get_inputs()), map(_port, self._session.get_outputs())
+        self.fixed_batch = check_graph(path, self.card, [*inputs], [*outputs])
+        self._input = self._session.get_inputs()[0].name
         self.max_batch = self.fixed_batch or (16 if self.device == "cpu" else _GPU_BATCH)
         self._bound = self._bind(options) if self.device != "cpu" else None
 
@@ -128,27 +128,6 @@ class OrtBackend(Backend):
             _log.info("frames are copied through ordinary memory: %s", error)
             return None
 
-    def _check_graph(self, path: str | Path) -> int | None:
-        """The fixed batch size or None. Raises `CardError` where the graph is not what its card says."""
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        shape, dtype = input_layout(self.card)
-        if len(inputs) != 1 or TYPES.get(inputs[0].type) is not dtype or tuple(inputs[0].shape[1:]) != shape:
-            expected = f"{np.dtype(dtype)} [B, {', '.join(map(str, shape))}]"
-            got = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise CardError.at(path, f"expected one input, {expected}, as its card says; got {got}")
-        type_names = {dtype: name for name, dtype in TYPES.items()}
-        output_types = {name: type_names[OUTPUT_TYPES[name]] for name in output_names(self.card)}
-        if {o.name: o.type for o in outputs} != output_types:
-            expected = ", ".join(f"{name} {type_name}" for name, type_name in output_types.items())
-            got = ", ".join(f"{o.name} {o.type}" for o in outputs)
-            raise CardError.at(path, f"expected the outputs {expected}; got {got}")
-        self._input = inputs[0].name
-        batch = inputs[0].shape[0]
-        fixed = batch if isinstance(batch, int) else None
-        if (fixed or "dynamic") != self.card.batch:
-            raise CardError.at(path, f"{self.card.batch!r}, but the graph takes {fixed or 'any batch'}", key="batch")
-        return fixed
-
     def __call__(self, images: Images) -> RawOutputs:
         try:
             if self._bound is not None:
@@ -180,6 +159,11 @@ class OrtBackend(Backend):
         context = copy.copy(self)
         context._bound = self._bound.another()
         return context
+
+
+def _port(node: Any) -> Port:
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    return Port(node.name, np.dtype(TYPES[node.type]).name if node.type in TYPES else node.type, shape)
 
 
 def _resolve(device: str, options: BackendOptions) -> tuple[str, str]:
