@@ -31,6 +31,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.datasets import train_data, val_data
 from trainer.data.loader import training_batches
 from trainer.data.train_set import Batch, TrainSet, resize_rule
+from trainer.devices.depthwise import use_fast_depthwise
 from trainer.devices.distributed import Group
 from trainer.devices.precision import pick_amp
 from trainer.extras.averaging import exponential_average
@@ -152,6 +153,7 @@ def train_torchvision(
     network = config.model
     model = torchvision_model(kind, len(network.classes), network.backbone, network.pixels, network.input_size_hw)
     model = model.to(memory_format=torch.channels_last)
+    use_fast_depthwise(model)  # the same numbers in less time
     optimizer = build_optimizer(model, config.optim)
     total = len(batches) * config.schedule.epochs
     schedule = build_schedule(optimizer, total, config.schedule, Plateau())

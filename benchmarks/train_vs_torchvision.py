@@ -30,6 +30,7 @@ from runtime import read_coco
 from runtime.images.image import FixedSize
 from trainer.config.train import AugmentConfig, OptimConfig
 from trainer.data.train_set import Batch, TrainSet, collate
+from trainer.devices.allocator import freed_memory_kept
 from trainer.optim import build_optimizer
 from trainer.recipes.shapes import make_shapes
 
@@ -111,7 +112,8 @@ def main() -> int:
     rates: dict[tuple[str, str, str], list[float]] = {name: [] for name in contestants}
     for done in range(arguments.rounds):
         for name, step in contestants.items():
-            rates[name].append(rate(step, arguments.seconds, arguments.batch))
+            with freed_memory_kept(name[0].startswith("isodet")):  # as `trainer fit` does
+                rates[name].append(rate(step, arguments.seconds, arguments.batch))
         print(f"round {done + 1} of {arguments.rounds}", file=sys.stderr)
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, CPU, {arguments.threads} threads, batch "
           f"{arguments.batch}, {SIZE} px, ResNet-18 x{WIDTH}, FPN {CHANNELS}, {DEPTH} head convolutions (RetinaNet "

@@ -25,6 +25,7 @@ from trainer.data.datasets import different_origins, train_data, val_data
 from trainer.data.loader import Batches, training_batches
 from trainer.data.tiles import in_tiles, views_line
 from trainer.data.train_set import TrainSet, resize_rule
+from trainer.devices.allocator import freed_memory_kept
 from trainer.devices.distributed import Group, check_parallel, local_device, local_processes, process_group
 from trainer.devices.memory import automatic_batch
 from trainer.devices.precision import deterministic, pick_amp, pick_device
@@ -123,6 +124,7 @@ def _prepare(
     device = pick_device(config.device)
     if group.size > 1 and device.type == "cuda":
         device = local_device()
+    stack.enter_context(freed_memory_kept(device.type == "cpu"))
     check_parallel(config, group, device)
     amp = pick_amp(config.amp, device)
     train, val = _data(config)

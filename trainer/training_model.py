@@ -18,6 +18,7 @@ from runtime.backends.torch.compiling import compiled
 from trainer.config.extras import auxiliary_model
 from trainer.config.train import TrainConfig
 from trainer.data.train_set import Batch, blank_batch
+from trainer.devices.depthwise import use_fast_depthwise
 from trainer.devices.distributed import Group
 from trainer.extras.distill import build_adapters, build_distillation
 from trainer.failures import TrainingError
@@ -47,6 +48,8 @@ class TrainingModel(nn.Module):
             heads["auxiliary"] = Head(self.auxiliary, last - first + 1)
         self.beside = nn.ModuleDict({"adapters": build_adapters(self.distillation, detector), **heads})
         self.beside.to(self.device)
+        if self.device.type == "cpu":
+            use_fast_depthwise(self.detector)
         self.compares_levels = self.distillation is not None and self.distillation.config.features > 0
         self._compute = compiled(self.outputs, _cannot_compile) if config.compile else self.outputs
 
