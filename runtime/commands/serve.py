@@ -56,6 +56,9 @@ class Serve(OnDevice):
         "decoders": flag(type=count, metavar="N"), "drain_seconds": flag(metavar="S"),
     }] = ServeOptions()  # fmt: skip
 
+    def __post_init__(self) -> None:
+        _ = named_paths(self.artifact)  # raises for two models of one name
+
     def run(self) -> int:
         try:
             from runtime.serve.server import serve
@@ -78,6 +81,7 @@ class Serve(OnDevice):
                 print("warning: other machines may ask, and no key is needed: see --api-keys", file=sys.stderr)
 
         logging.getLogger("runtime.serve").setLevel(logging.INFO)
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each body that it cannot read
         answered = serve(paths, load, self.options, access, self.host, self.port, started)
         print("ended")
         return 0 if answered else 1

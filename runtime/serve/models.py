@@ -88,9 +88,12 @@ class ServedModel:
 
     def _read(self) -> Loaded:
         """Load the file, and run it once: the first call allocates memory, and would show what cannot run."""
-        stamp = stamp_of(self.path)  # first: of a file that changes meanwhile, the next look finds another stamp
+        kind = file_kind(self.path)
+        stamp = stamp_of(
+            self.path
+        )  # before the rest: of a file that changes meanwhile, the next look finds another stamp
         detector = self._load(self.path)
-        graph = graph_sha256(self.path) if file_kind(self.path) == "onnx" else sha256_file(self.path)
+        graph = graph_sha256(self.path) if kind == "onnx" else sha256_file(self.path)
         detector(np.full((*detector.card.frame_hw, 3), FILL, np.uint8))
         o = self._options
         batcher = detector.batcher(o.max_batch, o.max_wait_ms, o.queue, "refuse")
@@ -168,7 +171,7 @@ class Models(Mapping[str, ServedModel], AbstractContextManager["Models"]):
             for name, path in paths.items():
                 self._models[name] = ServedModel(name, path, load, options)
         except BaseException:
-            self.close(timeout=0.0)
+            self.close()
             raise
         self._thread = threading.Thread(target=self._watch, name="serve-reload", daemon=True)
 
@@ -189,17 +192,17 @@ class Models(Mapping[str, ServedModel], AbstractContextManager["Models"]):
         self._ended = True
         self._wake.set()
         self._thread.join(timeout=5.0)  # a reload that takes longer ends with the process
-        self.close(timeout=0.0)
+        self.close()
 
     def reload(self) -> None:
         """Have every model loaded again now, in the thread that watches."""
         self._at_once = True
         self._wake.set()
 
-    def close(self, timeout: float) -> None:
-        """Close the batchers; what is not answered within `timeout` seconds is answered with `BatcherClosed`."""
+    def close(self) -> None:
+        """Close the batchers; what has not run is answered with `BatcherClosed`, at once or after a second."""
         for model in self._models.values():
-            model.current.batcher.close(drain=timeout > 0, timeout=timeout)
+            model.current.batcher.close(drain=False, timeout=1.0)
 
     def _watch(self) -> None:
         while not self._ended:

@@ -161,7 +161,7 @@ async def _serve(
     answered = not state.in_flight
     if not answered:
         _log.error("%d requests were not answered before the end", state.in_flight)
-        await asyncio.to_thread(models.close, 0.0)  # they get an answer that says so
+        await asyncio.to_thread(models.close)  # they get an answer that says so
         await state.idle(_LAST_SECONDS)
     server.should_exit = True
     await serving
