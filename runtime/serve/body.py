@@ -77,7 +77,7 @@ def pictures_of(body: bytes, content_type: str, most: int) -> list[Part]:
     """The pictures of a request: the body itself, or the parts of a multipart/form-data body in their order.
 
     A part is named by its file name, or by its field. Raises `RequestError`: 400 for a body that is not what
-    `content_type` says, 413 for more than `most` pictures, 422 for none.
+    `content_type` says, 413 for more than `most` pictures, 422 for an empty one.
     """
     kind, parameters = parse_options_header(content_type)
     if not kind.startswith(b"multipart/"):
@@ -100,7 +100,7 @@ def pictures_of(body: bytes, content_type: str, most: int) -> list[Part]:
     if not parts.ended:
         raise RequestError(400, "the multipart body is cut short: its last boundary is missing")
     if not parts.found:
-        raise RequestError(422, "expected a picture in each part (curl -F picture=@street.jpg), got no part")
+        raise RequestError(400, "expected a picture in each part (curl -F picture=@street.jpg), got no part")
     return parts.found
 
 

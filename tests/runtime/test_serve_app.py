@@ -236,7 +236,7 @@ def test_forms_are_taken_apart() -> None:
         (b"x", "multipart/mixed; boundary=b", 400),
         (b"x", "multipart/form-data; boundary=b", 400),
         (form(("x=1", b"1"), end=b""), "multipart/form-data; boundary=b", 400),
-        (form(), "multipart/form-data; boundary=b", 422),
+        (form(), "multipart/form-data; boundary=b", 400),
         (form(*[("x=1", b"1")] * 4), "multipart/form-data; boundary=b", 413),
     ],
 )
