@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,11 @@ class Serve(OnDevice):
         logging.getLogger("runtime.serve").setLevel(logging.INFO)
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each body that it cannot read
         answered = serve(paths, load, self.options, access, self.host, self.port, started)
-        print("ended")
-        return 0 if answered else 1
+        print("ended" if answered else "ended with requests that were not answered", flush=True)
+        if not answered:  # at once: threads that hang in an engine would keep the process
+            sys.stderr.flush()
+            os._exit(1)
+        return 0
 
 
 def _is_loopback(host: str) -> bool:

@@ -18,6 +18,7 @@ from runtime.serve.body import pictures_of, read_body
 from runtime.serve.detect import DetectionService
 from runtime.serve.errors import RequestError, answer_error, error_response
 from runtime.serve.gate import Gate, ServerState
+from runtime.serve.kserve import HEADER, TensorService, model_metadata
 from runtime.serve.metrics import CONTENT_TYPE, Metrics
 from runtime.serve.models import Models, ServedModel
 from runtime.serve.options import Access, ServeOptions
@@ -29,10 +30,18 @@ Threshold = Annotated[
 Classes = Annotated[str | None, Query(description="names of classes with commas between; others are left out")]
 
 
-def make_app(models: Models, options: ServeOptions, access: Access, state: ServerState, decoders: Executor) -> FastAPI:
-    """The ASGI application that serves `models`, and decodes pictures in the threads of `decoders`.
+def make_app(
+    models: Models,
+    options: ServeOptions,
+    access: Access,
+    state: ServerState,
+    decoders: Executor,
+    tensor_worker: Executor,
+) -> FastAPI:
+    """The ASGI application that serves `models`. It decodes pictures in the threads of `decoders`, and runs tensors of
+    the KServe protocol in `tensor_worker`, which has one thread.
 
-    The caller closes both when it is done with the application.
+    The caller closes all three when it is done with the application.
     """
     metrics = Metrics(models)
     # No pages of documentation: they load their scripts from elsewhere.
@@ -53,6 +62,7 @@ def make_app(models: Models, options: ServeOptions, access: Access, state: Serve
     _add_health(app, state, metrics)
     _add_models(app, models)
     _add_detect(app, models, DetectionService(options, metrics, decoders), options)
+    _add_kserve(app, models, TensorService(options, tensor_worker), options, state, metrics)
     return app
 
 
@@ -114,6 +124,46 @@ def _add_detect(app: FastAPI, models: Models, service: DetectionService, options
         request: Request, name: str, threshold: Threshold = None, classes: Classes = None
     ) -> JSONResponse:
         return await answer(request, model_of(models, name), threshold, classes)
+
+
+def _add_kserve(
+    app: FastAPI,
+    models: Models,
+    service: TensorService,
+    options: ServeOptions,
+    state: ServerState,
+    metrics: Metrics,
+) -> None:
+    @app.get("/v2", summary="KServe: the server")
+    async def show_server() -> dict[str, Any]:
+        return {"name": "isodet", "version": app.version, "extensions": ["binary_tensor_data"]}
+
+    @app.get("/v2/health/live", summary="KServe: whether the process lives")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready", summary="KServe: whether requests are taken", responses={503: ERRORS[503]})
+    async def server_ready() -> JSONResponse:
+        return JSONResponse({"ready": not state.draining}, 503 if state.draining else 200)
+
+    @app.get("/v2/models/{name}", summary="KServe: inputs and outputs of a model", responses={404: ERRORS[404]})
+    async def show_tensors(name: str) -> dict[str, Any]:
+        return model_metadata(model_of(models, name))
+
+    @app.get("/v2/models/{name}/ready", summary="KServe: whether a model is loaded", responses={404: ERRORS[404]})
+    async def model_ready(name: str) -> dict[str, Any]:
+        return {"name": model_of(models, name).name, "ready": True}
+
+    @app.post("/v2/models/{name}/infer", summary="KServe: run the graph", responses=ERRORS)
+    async def infer(request: Request, name: str) -> Response:
+        begun, model = time.monotonic(), model_of(models, name)
+        request.state.model = model.name
+        body = await read_body(request, options)
+        content, json_bytes = await service.infer(model, body, request.headers.get(HEADER))
+        metrics.seconds.labels(model.name, "whole").observe(time.monotonic() - begun)
+        if json_bytes is None:
+            return Response(content, media_type="application/json")
+        return Response(content, headers={HEADER: str(json_bytes)}, media_type="application/octet-stream")
 
 
 def model_of(models: Models, name: str) -> ServedModel:

@@ -69,7 +69,7 @@ _REASONS = {
     400: "a body that cannot be read", 401: "no API key, or a wrong one", 404: "no such model",
     408: "the body took too long", 413: "the body or a picture is too large", 415: "a kind of picture that is not read",
     422: "not a picture, or a wrong parameter", 429: "the queue is full", 500: "the server failed",
-    503: "the server is ending", 504: "no answer before the deadline",
+    501: "the engine cannot do this", 503: "the server is ending", 504: "no answer before the deadline",
 }  # fmt: skip
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": reason} for status, reason in _REASONS.items()

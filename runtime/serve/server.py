@@ -49,11 +49,12 @@ def serve(
     with (
         bound_socket(host, port) as listener,  # first: loading models takes time
         Models(paths, load, options) as models,
-        ThreadPoolExecutor(options.decoders, thread_name_prefix="serve-decode") as decoders,
+        _Threads(options.decoders, thread_name_prefix="serve-decode") as decoders,
+        _Threads(1, thread_name_prefix="serve-tensors") as tensor_worker,
     ):
         state = ServerState()
         config = uvicorn.Config(
-            make_app(models, options, access, state, decoders),
+            make_app(models, options, access, state, decoders, tensor_worker),
             http=partial(_Protocol, options.body_seconds),  # type: ignore[arg-type]
             loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
             proxy_headers=False, timeout_keep_alive=5, timeout_graceful_shutdown=_LAST_SECONDS,
@@ -80,6 +81,13 @@ def bound_socket(host: str, port: int) -> socket.socket:
         reason = f"cannot listen at {host} port {port}: {error.strerror or error}"
         raise ServeError(f"{reason}; choose others with --host and --port") from None
     return listener
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads that the end of the server does not wait for: an engine may hang in one."""
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(wait=False, cancel_futures=True)
 
 
 class _Server(uvicorn.Server):

@@ -66,8 +66,12 @@ async def client_of(
 ) -> AsyncIterator[tuple[Any, Models, ServerState]]:
     """A client of an application that serves the file at `path` as "tiny", its models and its state."""
     state = ServerState()
-    with Models({"tiny": path}, load, options) as models, ThreadPoolExecutor(2) as decoders:
-        app = make_app(models, options, access or Access(), state, decoders)
+    with (
+        Models({"tiny": path}, load, options) as models,
+        ThreadPoolExecutor(2) as decoders,
+        ThreadPoolExecutor(1) as worker,
+    ):
+        app = make_app(models, options, access or Access(), state, decoders, worker)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
             yield client, models, state
