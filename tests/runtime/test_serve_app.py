@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -173,6 +175,40 @@ def test_a_request_that_meets_a_reload_goes_to_the_new_model(engine: Engine, onn
             assert model.current is new and new.batcher.metrics().submitted == 1
 
     asyncio.run(run())
+
+
+def test_a_file_is_loaded_once_it_stays_as_it_is(
+    onnx_file: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each look is one that the watching thread takes once a second."""
+    path, whole = onnx_file(), onnx_file("next.onnx", size=(64, 64)).read_bytes()
+    models = Models({"tiny": path}, lambda path: Detector(path, device="cpu", threads=1), ServeOptions())
+    model = models["tiny"]
+    first = weakref.ref(model.current)
+    for part in (whole[:300], whole[:600], whole):  # a copy that takes its time
+        path.write_bytes(part)
+        model.look()
+        assert model.current is first() and not model.failed_reloads
+    model.look()
+    assert model.reloads == 1 and model.current.detector.input_size_hw == (64, 64)
+    gc.collect()
+    assert first() is None  # nothing keeps the old one in memory
+
+    path.write_bytes(b"\x08 no model")
+    for _ in range(4):
+        model.look()
+    assert model.failed_reloads == 1 and "tiny: the new file is not served" in caplog.text  # tried once
+    assert model.to_json()["reload_error"] and model.current.detector.input_size_hw == (64, 64)
+    path.unlink()
+    model.look()
+    assert model.failed_reloads == 1
+    model.look(at_once=True)
+    assert model.failed_reloads == 2 and "no such model file" in model.reload_error
+    path.write_bytes(whole)
+    model.look()
+    model.look()
+    assert model.reloads == 2 and not model.reload_error
+    models.close()
 
 
 def test_keys_and_origins(engine: Engine, onnx_file: Callable[..., Path]) -> None:
