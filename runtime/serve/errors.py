@@ -20,7 +20,7 @@ CLOSE = {"Connection": "close"}
 """Of an answer that is given before the body has come: the rest of the body is not read."""
 
 
-class RequestError(IsodetError):
+class RequestError(IsodetError, RuntimeError):
     """A request that is refused.
 
     status: of the answer, as 413. headers: of the answer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from isodet.errors import ArgumentError
+from runtime.__main__ import main
 from runtime.backends.protocol import BackendError
 from runtime.detector import Detector
 from runtime.serve.app import make_app
@@ -334,3 +336,13 @@ def test_choices_of_a_query() -> None:
 def test_options_that_make_no_sense(name: str, value: float) -> None:
     with pytest.raises(ArgumentError, match=name):
         ServeOptions(**{name: value})
+
+
+def test_a_package_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("runtime.serve.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert main(["serve", "a.onnx"]) == 1
+    assert "needs the package 'fastapi': pip install 'isodet[serve]'" in capsys.readouterr().err
