@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from isodet.errors import IsodetError
 from isodet.strict import nearest
-from runtime.serve.body import pictures_of, read_body
+from runtime.serve.body import read_body
 from runtime.serve.detect import DetectionService
 from runtime.serve.errors import RequestError, answer_error, error_response
 from runtime.serve.gate import Gate, ServerState
@@ -97,7 +97,7 @@ def _add_detect(app: FastAPI, models: Models, service: DetectionService, options
         request.state.model = model.name
         _require_known_query(request, ("threshold", "classes"))
         body = await read_body(request, options)
-        parts = pictures_of(body, request.headers.get("content-type", ""), options.pictures_per_request)
+        parts = await service.parts(body, request.headers.get("content-type", ""))
         return JSONResponse(await service.detect(model, parts, threshold, classes, begun))
 
     @app.post(

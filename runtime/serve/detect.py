@@ -16,7 +16,7 @@ from runtime.batcher.admission import BatcherClosed, DeadlineExpired
 from runtime.batcher.queue import DetectionFuture
 from runtime.detections import Detections
 from runtime.detector import Threshold
-from runtime.serve.body import Part
+from runtime.serve.body import Part, pictures_of
 from runtime.serve.metrics import Metrics
 from runtime.serve.models import Loaded, ServedModel
 from runtime.serve.options import ServeOptions
@@ -69,6 +69,11 @@ class DetectionService:
 
     def __init__(self, options: ServeOptions, metrics: Metrics, decoders: Executor) -> None:
         self._options, self._metrics, self._decoders = options, metrics, decoders
+
+    async def parts(self, body: bytes, content_type: str) -> list[Part]:
+        """The pictures of a request, as `pictures_of`: a large form takes too long for the event loop."""
+        most = self._options.pictures_per_request
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, pictures_of, body, content_type, most)
 
     async def detect(
         self, model: ServedModel, parts: Sequence[Part], threshold: str | None, classes: str | None, begun: float
