@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,13 +92,20 @@ MORE: dict[str, tuple[str, ...]] = {
     "lr4": ("optim.lr={lr}",),
     "lr8": ("optim.lr={lr}",),
     "batch2": ("batch_size=2", "optim.lr={lr}"),
+    "lite1": ("model.backbone.name=efficientnet_lite1",),
+    "distill": ("distill.teacher={teacher}", "distill.region={region}"),
+    "distill_features": ("distill.teacher={teacher}", "distill.logits=0", "distill.features=2"),
     "resnet18": ("model.backbone.name=resnet18", "model.backbone.weights=null", "optim.lr={lr_scratch}"),
     "repvgg": (
         "model.backbone.name=repvgg_a0", "model.backbone.weights=null", "model.head.block=repconv",
         "model.head.norm=bn", "optim.lr={lr_scratch}",
     ),
 }  # fmt: skip
-"""Further recipes for `compare`."""
+"""Further recipes for `compare`. {teacher}: what `TEACHER` made of the same set, seed and pictures, one size larger;
+{region}: priors of which the student learns, a tenth, because inputs are small."""
+
+TEACHER = ("lr4", "lite1")
+"""Is trained by `compare lr4+lite1`, before a recipe that distills it."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,12 @@ def config_of(training: Training, out: Path) -> tuple[TrainConfig, int]:
         "third": -(-epochs_of(plain, training.pictures) // 3),
         "lr": f"{START['optim.lr'] * prod(RATES[change] for change in changes if change in RATES):.2g}",
         "lr_scratch": first_rate(plain, "resnet18", pretrained=False),
+        "teacher": (out / "runs" / replace(training, changes=TEACHER).name / "best.pt").resolve(),
+        "region": 0.1,
     }
+    taught = any("{teacher}" in text for change in changes for text in {**CHANGES, **MORE}[change])
+    if taught and not Path(str(values["teacher"])).is_file():
+        raise SetsError.at(str(values["teacher"]), f"no such teacher yet: first compare {'+'.join(TEACHER)}")
     overrides = [f"name={training.name}", f"seed={training.seed}", *start]
     overrides += [text.format(**values) for change in changes for text in {**CHANGES, **MORE}[change]]
     config, pictures, _ = shown(path, overrides, training.pictures)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.runtime_aims [--only overhead torchvision batcher soak memory start] [--threads 1]
 
-overhead     Detector end to end against the bare ONNX Runtime session: ResNet-18, 320 px, frames of 1280x720
+overhead     Detector end to end against the bare ONNX Runtime session: ResNet-18, 320 and 640 px, camera frames
 torchvision  the float32 and the 8-bit CPU file against torchvision eager of the same backbone and widths
 batcher      1 to 64 streams into an engine that sleeps: throughput of its full batches, p99 under 80 % load
 soak         numbered frames into the batcher: each answered once, with its own answer

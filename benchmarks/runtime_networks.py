@@ -30,9 +30,9 @@ from runtime.images.image import Image, write_image
 SIZE, CHANNELS, DEPTH, CLASSES, CANDIDATES, THRESHOLD = 320, 64, 2, 10, 300, 0.05
 
 
-def picture() -> Image:
-    """Noise, the same every time: uint8 [320, 320, 3]."""
-    return np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+def picture(size: int = SIZE) -> Image:
+    """Noise, the same every time: uint8 [size, size, 3]."""
+    return np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
 def busy(bias: torch.Tensor, logits: torch.Tensor) -> None:
@@ -41,13 +41,13 @@ def busy(bias: torch.Tensor, logits: torch.Tensor) -> None:
     bias += needed - logits.flatten().topk(CANDIDATES).values[-1]
 
 
-def checkpoint(folder: Path) -> Path:
-    """isodet's detector as a checkpoint, made once."""
-    path = folder / "r18.pt"
+def checkpoint(folder: Path, size: int = SIZE) -> Path:
+    """isodet's detector as a checkpoint, made once. size: the sides of its input."""
+    path = folder / ("r18.pt" if size == SIZE else f"r18-{size}.pt")
     if path.exists():
         return path
     config = model_config({
-        "classes": [str(i) for i in range(CLASSES)], "detector": "fcos", "input_size_hw": [SIZE, SIZE],
+        "classes": [str(i) for i in range(CLASSES)], "detector": "fcos", "input_size_hw": [size, size],
         "backbone": {"name": "resnet18"}, "neck": {"channels": CHANNELS, "levels": [3, 7]}, "head": {"depth": DEPTH},
         "postprocess": {"candidates": CANDIDATES, "score_threshold": THRESHOLD},
     })  # fmt: skip
@@ -55,18 +55,25 @@ def checkpoint(folder: Path) -> Path:
     detector.eval()
     with torch.no_grad():
         assert detector.head.cls.bias is not None
-        busy(detector.head.cls.bias, detector(torch.from_numpy(picture())[None]).logits)
+        busy(detector.head.cls.bias, detector(torch.from_numpy(picture(size))[None]).logits)
     save_checkpoint(path, detector.state_dict(), card_of(config).to_json())
+    return path
+
+
+def float_graph(folder: Path, size: int) -> Path:
+    """The float32 ONNX file for pictures of size x size, made once."""
+    source = checkpoint(folder, size)
+    path = source.with_suffix(".onnx")
+    if not path.exists():
+        export.to_onnx(source, path, gate=export.Gate(verify=False))  # random weights have no mAP
     return path
 
 
 def graphs(folder: Path) -> dict[str, Path]:
     """The ONNX files for a CPU: float32, and 8 bits with ranges of noise. Made once."""
     source = checkpoint(folder)
-    paths = {"fp32": folder / "r18.onnx", "int8": folder / "r18.int8-cpu.onnx"}
-    gate = export.Gate(verify=False)  # random weights have no mAP
-    if not paths["fp32"].exists():
-        export.to_onnx(source, paths["fp32"], gate=gate)
+    paths = {"fp32": float_graph(folder, SIZE), "int8": folder / "r18.int8-cpu.onnx"}
+    gate = export.Gate(verify=False)
     if not paths["int8"].exists():
         pictures = folder / "pictures"
         pictures.mkdir(exist_ok=True)

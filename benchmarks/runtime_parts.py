@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -58,30 +59,29 @@ class Setting:
 
 def overhead(setting: Setting) -> list[Result]:
     """(a) `Detector` against the bare session, in turns; every detection of the graph is reported."""
-    from benchmarks.runtime_networks import graphs
+    from benchmarks.runtime_networks import float_graph
 
-    path = graphs(setting.folder)["fp32"]
-    detector = Detector(path, device="cpu", threshold=0.0, threads=setting.threads)
-    session = bare_session(path, setting.threads)
     rng = np.random.default_rng(0)
     results = []
-    for batch, height, width in ((8, 720, 1280), (1, 720, 1280), (1, 480, 640)):
-        frames = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(batch)]
-        images = detector.preprocess(frames, [detector.place(frame) for frame in frames])
-        runs = [partial(detector, frames), partial(session.run, None, {"images": images})]
-        whole, bare = in_turns(runs, 3 * setting.seconds)
-        found = statistics.fmean(map(len, detector(frames)))
-        detail = (f"{1000 * statistics.median(whole):.2f} ms against {1000 * statistics.median(bare):.2f} ms a batch, "
-                  f"{len(whole)} turns, {found:.0f} detections a frame")  # fmt: skip
-        size = f"frames {width}x{height}"
-        if batch == 8:
-            ratio = statistics.median(b / w for w, b in zip(whole, bare, strict=True))
-            results.append(
-                Result(f"batch 8, {size}, images/s of the bare session's", 100 * ratio, " %", 95, True, detail)
-            )
-        else:
-            extra = 1000 * statistics.median(w - b for w, b in zip(whole, bare, strict=True))
-            results.append(Result(f"batch 1, {size}, overhead", extra, " ms", 1.0, False, detail))
+    for size, batches in ((320, (8, 1)), (640, (1,))):
+        path = float_graph(setting.folder, size)
+        detector = Detector(path, device="cpu", threshold=0.0, threads=setting.threads)
+        session = bare_session(path, setting.threads)
+        for batch, (height, width) in product(batches, ((480, 640), (720, 1280), (1080, 1920))):
+            frames = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(batch)]
+            images = detector.preprocess(frames, [detector.place(frame) for frame in frames])
+            runs = [partial(detector, frames), partial(session.run, None, {"images": images})]
+            whole, bare = in_turns(runs, setting.seconds if batch == 1 else 2 * setting.seconds)
+            found = statistics.fmean(map(len, detector(frames)))
+            detail = (f"{1000 * statistics.median(whole):.2f} ms against {1000 * statistics.median(bare):.2f} ms a "
+                      f"batch, {len(whole)} turns, {found:.0f} detections a frame")  # fmt: skip
+            name = f"{size} px, batch {batch}, frames {width}x{height}"
+            if batch == 8:
+                ratio = statistics.median(b / w for w, b in zip(whole, bare, strict=True))
+                results.append(Result(f"{name}, images/s of the bare session's", 100 * ratio, " %", 95, True, detail))
+            else:
+                extra = 1000 * statistics.median(w - b for w, b in zip(whole, bare, strict=True))
+                results.append(Result(f"{name}, overhead", extra, " ms", 1.0, False, detail))
     return results
 
 

@@ -22,6 +22,7 @@ from benchmarks.recipe import (
     screening,
     screening_table,
 )
+from benchmarks.untrained import untrained
 from trainer.config_reader import read_config
 from trainer.recipes.shapes import make_shapes
 
@@ -82,6 +83,11 @@ def test_every_change_is_a_legal_config(tmp_path):
     make_shapes(tmp_path / "data", train_images=16, val_images=4, size_hw=(64, 64))
     data = DataSet(*(str(tmp_path / "data" / name) for name in ("train.json", "val.json", "train", "val")))
     write_config("shapes", data, tmp_path, 64)
+    with pytest.raises(SetsError, match=r"lr4\+lite1-shapes-seed0-96/best.pt: no such teacher yet"):
+        config_of(Training("shapes", ("distill",), 0, 96, 64), tmp_path)
+    teacher = tmp_path / "runs" / "lr4+lite1-shapes-seed0-96" / "best.pt"
+    teacher.parent.mkdir(parents=True)
+    untrained(teacher, config_of(Training("shapes", (), 0, 96, 64), tmp_path)[0].model)
     for change in (*CHANGES, *MORE):
         training = Training("shapes", (change,) if change != "base" else (), 0, 96, 64)
         config, pictures = config_of(training, tmp_path)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.backbones import build_backbone
-from models.config.model import BackboneConfig
+from models.config.model import BackboneConfig, model_config
+from models.detector import Detector
+from models.quant import quantize
 from trainer.devices.allocator import freed_memory_kept
 from trainer.devices.depthwise import use_fast_depthwise
 
@@ -168,3 +170,26 @@ def test_an_error_passes_through() -> None:
     for wanted in (True, False):
         with pytest.raises(KeyError), freed_memory_kept(wanted):
             raise KeyError
+
+
+def test_a_detector_in_8_bits_trains_with_them() -> None:
+    """`QuantConv2d` gives its rounded weight; what it learns is nearly what it learns without."""
+    torch.manual_seed(0)
+    config = model_config({
+        "classes": ["a"], "input_size_hw": [64, 64], "backbone": {"name": "efficientnet_lite0"},
+        "neck": {"channels": 16}, "head": {"depth": 1},
+    })  # fmt: skip
+    plain = quantize(Detector(config).eval())
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    plain.calibrate([images], "minmax")
+    plain.to(memory_format=torch.channels_last)
+    fast = copy.deepcopy(plain)
+    assert use_fast_depthwise(fast) == 11
+    for network in (plain, fast):
+        network.train()
+        sum(output.square().mean() for output in network(images) if output is not None).backward()
+    pairs = [(ours.grad, theirs.grad) for ours, theirs in zip(fast.parameters(), plain.parameters(), strict=True)]
+    compared = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+    assert len(compared) == sum(theirs is not None for _, theirs in pairs) > 60
+    for ours, theirs in compared:
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
