@@ -46,7 +46,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         labels = scope.setdefault("state", {})  # where the application writes the model
-        status = 500  # of an exception, which the layer around this one answers
+        status = 0  # no answer yet
 
         async def count(message: Message) -> None:
             nonlocal status
@@ -58,9 +58,14 @@ class Gate:
         self._state.in_flight += 1
         try:
             await app(scope, receive, count)
+        except asyncio.CancelledError:  # by the server, which ends, and whose time for answers is over
+            if status or not self._state.draining:
+                raise
+            await error_response(503, "the server ended before it had an answer", CLOSE)(scope, receive, count)
         finally:
             self._state.in_flight -= 1
-            self._metrics.requests.labels(labels.get("model", ""), str(status)).inc()
+            # An exception is answered with 500 by the layer around this one.
+            self._metrics.requests.labels(labels.get("model", ""), str(status or 500)).inc()
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         """The answer to a request that is not let through; None for one that is."""
@@ -74,6 +79,6 @@ class Gate:
                 if key is not None:
                     message = "the API key is not one of this server's"
                 return error_response(401, message, {"WWW-Authenticate": "Bearer", **CLOSE})
-        if self._state.in_flight >= self._most:
+        if scope["method"] == "POST" and self._state.in_flight >= self._most:
             return error_response(429, f"{self._most} requests are in progress already", {**RETRY, **CLOSE})
         return None

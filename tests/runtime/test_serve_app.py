@@ -26,8 +26,9 @@ from runtime.serve.app import make_app
 from runtime.serve.body import pictures_of
 from runtime.serve.detect import Choice, exact_json
 from runtime.serve.errors import RequestError
-from runtime.serve.gate import ServerState
+from runtime.serve.gate import Gate, ServerState
 from runtime.serve.keys import KeyFileError, is_known, key_of, read_keys
+from runtime.serve.metrics import Metrics
 from runtime.serve.models import Models, named_paths
 from runtime.serve.options import Access, ServeOptions
 from tests.runtime.cameras import until
@@ -79,6 +80,10 @@ async def client_of(
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
             yield client, models, state
+
+
+def on_cpu(path: Path) -> Detector:
+    return Detector(path, device="cpu", threads=1)
 
 
 def echo(engine: Engine) -> Callable[[Path], Detector]:
@@ -151,7 +156,31 @@ def test_too_many_requests_are_refused_before_their_bodies_are_read(
             state.in_flight = 4
             answer = await client.post("/v1/detect", content=picture())
             assert answer.status_code == 429 and "4 requests are in progress" in answer.json()["error"]
-            assert (await client.get("/healthz")).status_code == 200
+            assert (await client.get("/metrics")).status_code == 200  # what tells of the load
+
+    asyncio.run(run())
+
+
+def test_a_request_that_the_end_cuts_off_is_told_so() -> None:
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        state, sent = ServerState(), []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        with Models({}, on_cpu, ServeOptions()) as models:
+            gate = Gate(never, state, (), Metrics(models), most=1)
+            scope = {"type": "http", "method": "POST", "path": "/v2/models/tiny/infer", "headers": []}
+            task = asyncio.create_task(gate(scope, never, send))
+            await asyncio.sleep(0)
+            assert state.in_flight == 1
+            state.draining = True
+            task.cancel()
+            await task
+        assert sent[0]["status"] == 503 and b"ended before" in sent[1]["body"] and state.in_flight == 0
 
     asyncio.run(run())
 
@@ -184,7 +213,7 @@ def test_a_file_is_loaded_once_it_stays_as_it_is(
 ) -> None:
     """Each look is one that the watching thread takes once a second."""
     path, whole = onnx_file(), onnx_file("next.onnx", size=(64, 64)).read_bytes()
-    models = Models({"tiny": path}, lambda path: Detector(path, device="cpu", threads=1), ServeOptions())
+    models = Models({"tiny": path}, on_cpu, ServeOptions())
     model = models["tiny"]
     first = weakref.ref(model.current)
     for part in (whole[:300], whole[:600], whole):  # a copy that takes its time

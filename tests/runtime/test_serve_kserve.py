@@ -18,17 +18,13 @@ from runtime.serve.options import ServeOptions
 from tests.runtime.conftest import make_card
 from tests.runtime.echo import FOREVER, Echo
 from tests.runtime.serving import serving
-from tests.runtime.test_serve_app import Engine, client_of, echo, engine, eventually
+from tests.runtime.test_serve_app import Engine, client_of, echo, engine, eventually, on_cpu
 
 __all__ = ["engine"]  # a fixture
 
 NAMES = ("num_dets", "boxes", "scores", "labels")
 SHAPE = [2, 32, 48, 3]
 ZEROS = {"name": "images", "datatype": "UINT8", "shape": SHAPE, "data": [0] * 9216}
-
-
-def on_cpu(path: Path) -> Detector:
-    return Detector(path, device="cpu", threads=1)
 
 
 def pictures(count: int) -> np.ndarray:
