@@ -1,4 +1,6 @@
-"""A server that takes a picture by HTTP and answers with detections.
+"""A server that takes a picture by HTTP and answers with detections: to start one of your own from.
+
+`runtime serve` is the whole of it: limits, several models, metrics, new weights without an end (docs/serve.md).
 
     ISODET_MODEL=best.onnx uvicorn examples.serve:app
     curl --data-binary @street.jpg 'http://127.0.0.1:8000/detect?threshold=0.5'

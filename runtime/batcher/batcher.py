@@ -17,7 +17,7 @@ from runtime.batcher.admission import Admission, BatcherClosed, Policy
 from runtime.batcher.batch import Canvas, Outcome, answer, infer
 from runtime.batcher.ends import FORKED, open_batchers
 from runtime.batcher.metrics import BatcherMetrics, Tally
-from runtime.batcher.queue import Input, Request
+from runtime.batcher.queue import DetectionFuture, Input, Request
 from runtime.detections import Detections
 from runtime.images.frames import Color, Frame, load_frame
 from runtime.images.region import Region, Roi
@@ -102,12 +102,13 @@ class Batcher(AbstractContextManager["Batcher"]):
         threshold: Threshold | None = None,
         color: Color = "bgr",
         roi: Roi | None = None,
-    ) -> Future[Detections]:
+    ) -> DetectionFuture:
         """A future of the detections in `frame`; `frame`, `threshold`, `color` and `roi` as in `Detector.__call__`.
 
         `stream`: any hashable; streams take turns. `deadline_ms`: the frame does not run later than this after the
         call. The future may be cancelled until its batch starts; it raises `FrameDropped`, `DeadlineExpired`,
-        `BatcherClosed`, or the engine's own error. Its callbacks run in the delivery thread.
+        `BatcherClosed`, or the engine's own error. Its callbacks run in the delivery thread. It also says when its
+        batch started and finished.
         Raises `FrameError`, `ImageError` or ValueError for wrong arguments, `QueueFull`, `BatcherClosed`.
         """
         request = self._prepare(frame, stream, deadline_ms, threshold, color, roi)
@@ -204,7 +205,7 @@ class Batcher(AbstractContextManager["Batcher"]):
             # It waits for others for at most half of that time, or a single frame could never run.
             wait_ms, deadline = min(wait_ms, deadline_ms / 2), now + deadline_ms / 1000
         due = now + wait_ms / 1000
-        return Request(inputs, grid, frame_hw, region, limits, stream, now, due, deadline, Future())
+        return Request(inputs, grid, frame_hw, region, limits, stream, now, due, deadline, DetectionFuture())
 
     def _offer(self, request: Request, may_wait: bool) -> Future[None] | None:
         with self._work:
@@ -224,6 +225,9 @@ class Batcher(AbstractContextManager["Batcher"]):
         while (taken := self._take()) is not None:
             number, requests = taken
             outcomes = infer(self.detector, requests, context, canvas, self.max_batch)
+            finished = self._clock()
+            for request in requests:
+                request.future.finished = finished
             with self._work:
                 self._finished[number] = outcomes
                 self._done.notify()
@@ -251,6 +255,8 @@ class Batcher(AbstractContextManager["Batcher"]):
                 else:
                     self._wake_at = min(self._wake_at, math.inf if seconds is None else now + seconds)
                     self._work.wait(seconds)
+            for request in requests:
+                request.future.started = now
             number = self._taken
             self._taken += 1
             self._running[number] = requests

@@ -25,6 +25,19 @@ class Input:
     placement: Letterbox
 
 
+class DetectionFuture(Future[Detections]):
+    """The future of a frame's detections, and when its batch ran, in seconds of `time.monotonic`.
+
+    started: when its batch left the queue; None before that.
+    finished: when the engine was done with that batch; None before that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: float | None = None
+        self.finished: float | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One frame, and the future of its detections. Times are seconds of the batcher's clock."""
@@ -41,7 +54,7 @@ class Request:
     """From this time on a batch starts with it, even one that is not full."""
     deadline: float
     """From this time on it is not run any more; may be infinite."""
-    future: Future[Detections]
+    future: DetectionFuture
     admitted: Future[None] | None = None
     """Where the queue was full: it resolves when the request gets a place."""
 

@@ -22,6 +22,7 @@ AS_CONSTRUCTED: dict[str, tuple[Any, ...]] = {
     "AuditError": ("best.engine: no convolution was found", "an audit"),
     "GateError": ("the export loses 3 mAP points", "a verification", "a bisection"),
     "ImageError": ("street.jpg", "no such picture file"),
+    "RequestError": (413, "expected a body of at most 9 bytes", {"Connection": "close"}),
     "TensorFileError": ("not a file of tensors", "os.system"),
 }
 """What the constructors take that have more to say than a message."""

@@ -46,6 +46,7 @@ def test_frames_of_every_kind_are_answered_as_by_a_call(card: Card) -> None:
         turned = batcher.submit(frame(7)[..., ::-1], color="rgb")
     for i, (future, expected) in enumerate(zip(futures, detector(frames), strict=True)):
         assert number(future.result()) == i
+        assert future.started is not None and future.started <= future.finished <= time.monotonic()
         np.testing.assert_array_equal(future.result().boxes_xyxy, expected.boxes_xyxy)
     assert len(strict.result()) == 0 and number(turned.result()) == 7
     np.testing.assert_array_equal(

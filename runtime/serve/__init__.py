@@ -1,0 +1,1 @@
+"""The HTTP server: `runtime serve`. Needs the extra serve."""
