@@ -92,6 +92,8 @@ MORE: dict[str, tuple[str, ...]] = {
     "lr4": ("optim.lr={lr}",),
     "lr8": ("optim.lr={lr}",),
     "batch2": ("batch_size=2", "optim.lr={lr}"),
+    "anchors3": ("model.anchors.size=3",),
+    "anchors4": ("model.anchors.size=4",),
     "lite1": ("model.backbone.name=efficientnet_lite1",),
     "distill": ("distill.teacher={teacher}", "distill.region={region}"),
     "distill_features": ("distill.teacher={teacher}", "distill.logits=0", "distill.features=2"),
