@@ -51,7 +51,9 @@ def test_every_module_of_the_rooms_is_in_and_nothing_else(names):
     modules = (path for room in ROOMS for path in (ROOT / room).rglob("*.py*") if path.suffix in (".py", ".pyi"))
     ours = {str(path.relative_to(ROOT)) for path in modules}
     packed = {name for name in names if ".dist-info/" not in name}
-    assert packed == ours | {f"{room}/py.typed" for room in ROOMS}
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "runtime/serve/page").iterdir() if path.is_file()}
+    assert {Path(name).suffix for name in page} >= {".html", ".css", ".js"}
+    assert packed == ours | page | {f"{room}/py.typed" for room in ROOMS}
 
 
 def test_every_folder_with_modules_is_a_package(names):
