@@ -51,9 +51,7 @@ def make_app(
     most = 2 * len(models) * (options.queue + options.max_batch)
     page = page_files() if options.page else {}
     # The page has no secrets, and a browser that opens it has no key yet: it asks for one.
-    app.add_middleware(
-        Gate, state=state, keys=access.keys, metrics=metrics, most=most, open_paths=(*OPEN, *page)
-    )
+    app.add_middleware(Gate, state=state, keys=access.keys, metrics=metrics, most=most, open_paths=(*OPEN, *page))
     if access.origins:
         app.add_middleware(
             CORSMiddleware,

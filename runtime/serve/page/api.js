@@ -1,9 +1,9 @@
 // Requests to the server, and the API key that goes with them.
 
 const KEPT = "isodet-key";
-let key = kept();
+let key = keptKey();
 
-function kept() {
+function keptKey() {
   try {
     return sessionStorage.getItem(KEPT) ?? "";
   } catch { // a browser that forbids storage: the key is in memory only
@@ -23,8 +23,12 @@ export class ServerError extends Error {
 /** Take a key for the requests that follow; `keep`: until the tab is closed, else until the page is. */
 export function useKey(text, keep) {
   key = text.trim();
-  if (keep) sessionStorage.setItem(KEPT, key);
-  else sessionStorage.removeItem(KEPT);
+  try {
+    if (keep) sessionStorage.setItem(KEPT, key);
+    else sessionStorage.removeItem(KEPT);
+  } catch (error) {
+    throw new ServerError(`The browser does not keep the key (${error.message}); it is used until the page closes.`, 0);
+  }
 }
 
 async function ask(path, options = {}) {
@@ -59,12 +63,20 @@ export function readModel(name) {
   return ask(`v1/models/${encodeURIComponent(name)}`);
 }
 
+/** A body that is far too large is not read to its end: the browser then sees a lost connection, not the answer 413. */
+async function explained(error, blob, name) {
+  if (!(error instanceof ServerError) || error.status) throw error;
+  await ask("healthz"); // throws the same where the server is gone
+  const size = `${(blob.size / 1e6).toFixed(1)} MB`;
+  throw new ServerError(`${name}: the server closed the connection before it had all ${size}: is it too large?`, 0);
+}
+
 /** The answer for a picture with all scores that the model gives, and `roundTrip` in milliseconds. */
 export async function detect(model, blob, name, signal) {
   const form = new FormData();
   form.append("picture", blob, name); // by its name: errors have it
   const begun = performance.now();
   const path = `v1/models/${encodeURIComponent(model)}/detect?threshold=0`;
-  const answer = await ask(path, { method: "POST", body: form, signal });
+  const answer = await ask(path, { method: "POST", body: form, signal }).catch((error) => explained(error, blob, name));
   return { ...answer, ...answer.pictures[0], answer_ms: answer.time_ms, roundTrip: performance.now() - begun };
 }

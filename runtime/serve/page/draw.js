@@ -66,8 +66,8 @@ function showThrough(context, picture, detection, scale, w, h) {
 
 function box(context, mark, scale) {
   const [x1, y1, x2, y2] = mark.detection.box_xyxy.map((value) => value * scale);
-  const width = mark.selected ? 3.5 : mark.quiet ? 1 : 2;
-  context.globalAlpha = mark.quiet && !mark.selected ? 0.55 : 1;
+  const width = mark.selected ? 3.5 : mark.quiet ? 1.25 : 2;
+  context.globalAlpha = mark.quiet && !mark.selected ? 0.7 : 1;
   context.lineJoin = "round";
   context.strokeStyle = "rgb(255 255 255 / 75%)"; // seen on a picture of the same color, too
   context.lineWidth = width + 2;

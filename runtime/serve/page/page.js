@@ -11,13 +11,14 @@ const SIDES = ["left", "right"];
 const state = {
   models: new Map(), // by name, with their cards
   left: "", right: "", // names; right: "" without a comparison
-  pictures: [], picture: null, // those of the strip, and the one that is shown
+  picture: null, wanted: null, // the one that is shown, and the one that was asked for last
   threshold: null, // null: as each model recommends
   off: new Set(), // classes that are not shown
-  rows: [], selected: -1, // of the list
+  classes: [], rows: [], selected: -1, // names that have a color; the list
   player: null, // a clip or a camera
 };
-let asked = new AbortController(); // of the requests for the picture that is shown
+let asked = new AbortController(); // of the requests for the picture that is wanted
+let frames = 0; // that were asked of players: an older one is not shown
 
 // Models and errors
 
@@ -32,11 +33,13 @@ async function loadModels() {
   fillSelect(at("right"), names, state.right, ["", "no other"]);
   at("right-field").hidden = names.length < 2;
   at("key-form").hidden = true;
+  showCards(at("cards"), shownModels());
   render();
 }
 
 function shownModels() {
-  return SIDES.map((side) => state.models.get(state[side])).filter(Boolean);
+  const names = new Set(SIDES.map((side) => state[side])); // the same on both sides is one
+  return [...names].map((name) => state.models.get(name)).filter(Boolean);
 }
 
 function clearError() {
@@ -74,9 +77,11 @@ async function show(picture) {
   asked.abort();
   asked = new AbortController();
   const { signal } = asked;
-  document.body.classList.add("busy");
+  state.wanted = picture;
+  document.body.classList.toggle("busy", !state.player);
   try {
-    const missing = shownModels().filter((model) => !picture.answers.has(model.name));
+    if (!state.models.size) await loadModels(); // they could not be read at the start
+    const missing = shownModels().filter((model) => picture.answers.get(model.name)?.graph !== model.graph);
     const bitmap = picture.bitmap ?? decoded(picture.blob);
     const answers = await Promise.all(missing.map((model) => detect(model.name, picture.blob, picture.name, signal)));
     picture.bitmap = await bitmap;
@@ -107,6 +112,7 @@ async function showOr(picture) {
     return await show(picture);
   } catch (error) {
     showError(error);
+    render();
     return false;
   }
 }
@@ -124,17 +130,17 @@ async function take(files) {
     }
     return;
   }
-  state.pictures = files.map(fromFile);
+  const pictures = files.map(fromFile);
   const strip = at("strip");
   for (const old of strip.querySelectorAll("img")) URL.revokeObjectURL(old.src);
   strip.hidden = files.length < 2;
-  strip.replaceChildren(...(files.length < 2 ? [] : state.pictures.map((picture) => {
+  strip.replaceChildren(...(files.length < 2 ? [] : pictures.map((picture) => {
     const image = element("img", { src: URL.createObjectURL(picture.blob), alt: picture.name, loading: "lazy" });
     const button = element("button", { type: "button", title: picture.name }, image);
     button.addEventListener("click", () => { closePlayer(); showOr(picture); });
     return button;
   })));
-  await showOr(state.pictures[0]);
+  await showOr(pictures[0]);
 }
 
 // Video and camera
@@ -149,29 +155,44 @@ function play(player) {
 }
 
 async function run(player) {
-  player.running = true;
+  const turn = {}; // Pause and Play may begin another one before this one has seen the pause
+  Object.assign(player, { running: true, turn });
   showPlayer();
-  while (player.running && state.player === player) {
-    if (!await advance(player)) break;
+  while (player.running && player.turn === turn && state.player === player) {
+    if (!await advance(player, () => player.next(Number(at("pace").value)))) break;
   }
+  if (player.turn !== turn || state.player !== player) return;
   player.running = false;
-  if (state.player === player) showPlayer();
+  showPlayer();
   render();
 }
 
-/** Show the next frame of a player; false where it ends, or where something is wrong. */
-async function advance(player, frame = () => player.next(Number(at("pace").value))) {
+/** Show what `frame` gives of a player; false where it gives none, or where something is wrong. */
+async function advance(player, frame) {
+  const number = ++frames;
   try {
     const picture = await frame();
-    if (!picture || state.player !== player) return false;
-    await show(picture);
-    showPlayer();
-    return true;
+    while (picture && number === frames && state.player === player) {
+      if (await shownNow(picture)) {
+        if (state.player === player) showPlayer();
+        return true;
+      }
+    }
   } catch (error) {
     showError(error);
-    if (error.status !== 429) return false;
-    await new Promise((resolve) => setTimeout(resolve, error.retry * 1000)); // the queue is full: later
-    return true;
+  }
+  return false;
+}
+
+/** Show a frame; where the queue is full, say so, wait as the server asks, and return false. */
+async function shownNow(picture) {
+  try {
+    return await show(picture);
+  } catch (error) {
+    if (error.status !== 429) throw error;
+    showError(error);
+    await new Promise((resolve) => setTimeout(resolve, error.retry * 1000));
+    return false;
   }
 }
 
@@ -219,21 +240,30 @@ function above(side) {
   return answer ? answer.detections.filter((detection) => reaches(detection, limits)) : [];
 }
 
+function isCompared() {
+  return Boolean(state.right && answerOf("right"));
+}
+
+function colorOf(name) {
+  return classColor(state.classes.indexOf(name));
+}
+
 function render() {
   const models = shownModels();
   if (!models.length) return;
-  const names = [...new Set(models.flatMap((model) => model.classes))];
-  const color = (name) => classColor(names.indexOf(name));
   const found = Object.fromEntries(SIDES.map((side) => [side, above(side)]));
   const shown = SIDES.map((side) => found[side].filter(({ name }) => !state.off.has(name)));
-  const comparing = Boolean(state.right);
+  // A model whose file was replaced may have had other classes.
+  const named = SIDES.flatMap((side) => found[side].map(({ name }) => name));
+  state.classes = [...new Set([...models.flatMap((model) => model.classes), ...named])];
+  const comparing = isCompared();
   state.rows = comparing ? compare(...shown) : shown[0].map((left) => ({ side: "left", left, right: null }));
   if (state.selected >= state.rows.length) state.selected = -1;
   renderThreshold(models);
-  renderClasses(names, color, found, comparing);
-  showList(at("list"), state.rows, color, state.selected, comparing);
+  renderClasses(found, comparing);
+  const sides = { left: `only ${state.left}`, right: `only ${state.right}`, both: "both" };
+  showList(at("list"), state.rows, colorOf, state.selected, comparing ? sides : null);
   showTimes(at("times"), SIDES.map(answerOf).filter(Boolean));
-  showCards(at("cards"), models);
   at("summary").textContent = summary(comparing);
   if (state.picture) announce(`${state.picture.name}: ${at("summary").textContent}`);
   renderViews();
@@ -249,17 +279,17 @@ function renderThreshold(models) {
   at("recommended").setAttribute("aria-pressed", String(own));
 }
 
-function renderClasses(names, color, found, comparing) {
+function renderClasses(found, comparing) {
   const count = (side, name) => found[side].filter((detection) => detection.name === name).length;
-  const rows = names.map((name) => {
+  const rows = state.classes.map((name) => {
     const counts = comparing ? `${count("left", name)} / ${count("right", name)}` : String(count("left", name));
-    return { name, color: color(name), count: state.picture ? counts : "", on: !state.off.has(name) };
+    return { name, color: colorOf(name), count: state.picture ? counts : "", on: !state.off.has(name) };
   });
   showClasses(at("classes"), rows, (name, on) => {
     state.off[on ? "delete" : "add"](name);
     render();
   });
-  at("every").hidden = names.length < 3;
+  at("every").hidden = state.classes.length < 3;
 }
 
 function summary(comparing) {
@@ -274,8 +304,7 @@ function summary(comparing) {
 
 /** Draw the pictures. Called when the window changes as well. */
 function renderViews() {
-  const comparing = Boolean(state.right);
-  const classes = [...new Set(shownModels().flatMap((model) => model.classes))];
+  const comparing = isCompared();
   at("views").classList.toggle("two", comparing);
   for (const side of SIDES) {
     const view = at(`view-${side}`);
@@ -286,7 +315,7 @@ function renderViews() {
     const unseen = state.picture.bitmap ? "" : ": this browser cannot show the picture, but the server reads it";
     caption.textContent = comparing ? `${answer.model}${unseen}` : `${state.picture.name}${unseen}`;
     const marks = state.rows.flatMap((row, number) => !row[side] ? [] : [{
-      detection: row[side], color: classColor(classes.indexOf(row[side].name)), quiet: row.side === "both",
+      detection: row[side], color: colorOf(row[side].name), quiet: row.side === "both",
       selected: number === state.selected,
     }]);
     const room = { width: view.clientWidth, height: Math.max(240, window.innerHeight * 0.74) };
@@ -308,8 +337,10 @@ at("right").addEventListener("change", () => chooseModel("right"));
 function chooseModel(side) {
   state[side] = at(side).value;
   state.selected = -1;
-  render();
-  if (state.picture) showOr(state.picture);
+  showCards(at("cards"), shownModels());
+  if (state.player?.running) return; // the next frame is asked of it
+  if (state.wanted) showOr(state.wanted); // what is there stays until the answer comes
+  else render();
 }
 
 at("files").addEventListener("change", () => {
@@ -376,7 +407,7 @@ at("all").addEventListener("click", () => {
   render();
 });
 at("none").addEventListener("click", () => {
-  for (const model of shownModels()) for (const name of model.classes) state.off.add(name);
+  for (const name of state.classes) state.off.add(name);
   render();
 });
 
@@ -412,13 +443,20 @@ for (const side of SIDES) {
 
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(at("key").value, at("key-keep").checked);
+  try {
+    useKey(at("key").value, at("key-keep").checked);
+  } catch (error) {
+    showError(error);
+  }
   at("key").value = "";
   start().then(() => {
-    if (state.picture && at("key-form").hidden) showOr(state.picture);
+    if (state.wanted && at("key-form").hidden) showOr(state.wanted);
   });
 });
 window.addEventListener("resize", renderViews);
+window.addEventListener("beforeprint", () => {
+  for (const card of at("cards").children) card.open = true;
+});
 
 async function start() {
   try {

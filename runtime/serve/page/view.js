@@ -46,18 +46,17 @@ function classRow(name, changed) {
   return row;
 }
 
-const SIDES = { left: "only left", right: "only right", both: "both" };
-
-/** The rows of the list: [{ side, left, right }], `color(name)`, and which of them is selected (-1: none). */
-export function showList(list, rows, color, selected, comparing) {
+/** The rows of the list: [{ side, left, right }], `color(name)`, and which of them is selected (-1: none).
+ * sides: what is written for left, right and both; null without a comparison. */
+export function showList(list, rows, color, selected, sides) {
   list.replaceChildren(...rows.map((row, number) => {
     const { name, box_xyxy: box } = row.left ?? row.right;
     const scores = [row.left, row.right].filter(Boolean).map((one) => one.score.toFixed(3)).join(" / ");
-    const item = element("li", { id: `detection-${number}`, className: `row ${row.side}` },
+    const item = element("li", { id: `detection-${number}`, className: row.side },
       swatch(color(name)), element("span", { className: "name" }, name),
       element("span", { className: "number" }, scores),
       element("span", { className: "box number" }, box.map((value) => value.toFixed(1)).join(", ")));
-    if (comparing) item.append(element("span", { className: "side" }, SIDES[row.side]));
+    if (sides) item.append(element("span", { className: "side" }, sides[row.side]));
     item.setAttribute("role", "option");
     return item;
   }));
