@@ -131,6 +131,8 @@ sys.path[:0] = [{str(wheel)!r}]
 import isodet.runtime.card.card, runtime
 from isodet import Detections
 from runtime.image import read_image
+from runtime.serve.page.routes import page_files
+assert {{"/", "/page/page.css", "/page/page.js"}} <= set(page_files())
 assert isodet.runtime is runtime and runtime.__file__.startswith({str(wheel)!r}), runtime.__file__
 print(len(Detections.empty(["a"])), read_image is runtime.read_image)
 """

@@ -7,6 +7,7 @@ are skipped where these are missing.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from runtime.card.card import Card
 from runtime.serve.options import Access, ServeOptions
@@ -346,15 +348,46 @@ def test_pictures_are_dropped_pasted_and_turned_upright(browser: Browser, served
         data.items.add(new File([new Uint8Array(bytes)], name));
         window.dispatchEvent(kind === "drop" ? new DragEvent("drop", { dataTransfer: data })
           : new ClipboardEvent("paste", { clipboardData: data }));"""
-    for kind, suffix in (("drop", ".png"), ("paste", ".jpg"), ("drop", ".tiff")):
-        script(browser, send, kind, f"{kind}{suffix}", list(picture(suffix, hw=(96, 64))))
-        eventually(browser, f"document.querySelector('#view-left figcaption').innerText.startsWith('{kind}{suffix}')")
-        width, height = script(
-            browser, "const c = document.querySelector('#view-left canvas'); return [c.width, c.height]"
-        )
-        assert height / width == pytest.approx(1.5, rel=0.02)
-    assert "cannot show" in script(browser, "return document.querySelector('#view-left figcaption').innerText")
-    assert not browser.get_log("browser")
+    exif = Image.Exif()
+    exif[0x112] = 6  # orientation: its left side is to be on top
+    green_and_red = Image.new("RGB", (96, 64), (10, 255, 2))
+    green_and_red.paste((255, 0, 0), (48, 0, 96, 64))
+    encoded = io.BytesIO()
+    green_and_red.save(encoded, "JPEG", exif=exif)
+    tiff = picture(".tiff", hw=(96, 64))
+    pictures = [
+        ("drop", "a.png", picture(hw=(96, 64))),
+        ("drop", "flat.tiff", tiff),
+        ("paste", "turned.jpg", encoded.getvalue()),
+    ]
+    for kind, name, data in pictures:
+        script(browser, send, kind, name, list(data))
+        eventually(browser, f"document.querySelector('#view-left figcaption').innerText.startsWith('{name}')")
+        canvas = browser.find_element("css selector", "#view-left canvas")
+        assert canvas.size["height"] / canvas.size["width"] == pytest.approx(1.5, rel=0.02)
+        assert rows(browser)
+        caption = browser.find_element("css selector", "#view-left figcaption").text
+        assert ("cannot show" in caption) == (name == "flat.tiff")
+    assert not browser.get_log("browser")  # before it is read twice, which Chromium remarks upon
+    top, bottom = script(
+        browser,
+        """const canvas = document.querySelector("#view-left canvas"), context = canvas.getContext("2d");
+        return [0.3, 0.7].map((y) => [...context.getImageData(canvas.width * 0.9, canvas.height * y, 1, 1).data])""",
+    )
+    assert top[1] > 200 > top[0] and bottom[0] > 200 > bottom[1]
+
+
+def test_a_click_at_a_box_selects_the_smallest_there(browser: Browser, served: Served, tmp_path: Path) -> None:
+    opened(browser, served)
+    choose(browser, png(tmp_path, bgr=(0, 255, 25)))  # boxes [0, 0, 50, 50] and [12.5, 12.5, 25, 25]
+    eventually(browser, "at('list').children.length === 2")
+    click = """const canvas = document.querySelector("#view-left canvas"), scale = canvas.clientWidth / 96;
+        const { left, top } = canvas.getBoundingClientRect(), [x, y] = arguments;
+        const at = { clientX: left + x * scale, clientY: top + y * scale, bubbles: true };
+        canvas.dispatchEvent(new MouseEvent("click", at));
+        return document.getElementById("list").getAttribute("aria-activedescendant");"""
+    clicked = [browser.execute_script(click, x, 20) for x in (20, 40, 80)]
+    assert clicked == ["detection-1", "detection-0", None]
 
 
 def test_a_video_is_played_paused_and_stepped(browser: Browser, served: Served, tmp_path: Path) -> None:
@@ -425,6 +458,13 @@ def test_a_key_is_asked_for_and_a_server_that_is_gone_is_told(browser: Browser, 
         assert script(
             browser, "return JSON.stringify([{ ...sessionStorage }, { ...localStorage }, document.cookie])"
         ) == (json.dumps([{}, {}, ""], separators=(",", ":")))
+        browser.refresh()  # the key is gone
+        eventually(browser, "at('key-form').checkVisibility()")
+        browser.find_element("id", "key-keep").click()
+        browser.find_element("id", "key").send_keys(f"{KEY}\n")
+        eventually(browser, "at('left').options.length")
+        browser.refresh()  # and kept where that was asked for
+        eventually(browser, "at('left').options.length && !at('key-form').checkVisibility()")
         large = tmp_path / "large.png"
         large.write_bytes(bytes(6_000_000))
         choose(browser, large)

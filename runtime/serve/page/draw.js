@@ -47,11 +47,11 @@ export function draw(canvas, picture, marks, room) {
   }
   // By rising score: of boxes that overlap, the surest is on top; what is selected above all.
   const order = [...marks].sort((a, b) => a.detection.score - b.detection.score);
-  const loud = order.filter((mark) => !mark.quiet && !mark.selected);
-  for (const mark of order.filter((one) => one.quiet && !one.selected)) box(context, mark, scale);
-  for (const mark of [...loud, ...selected]) box(context, mark, scale);
-  for (const mark of loud) label(context, mark, scale, w, selected.length > 0);
-  for (const mark of selected) label(context, mark, scale, w, false);
+  const isQuiet = (mark) => !mark.selected && (mark.quiet || selected.length > 0);
+  for (const mark of order.filter(isQuiet)) box(context, mark, scale, true);
+  const loud = [...order.filter((mark) => !isQuiet(mark) && !mark.selected), ...selected];
+  for (const mark of loud) box(context, mark, scale, false);
+  for (const mark of loud) label(context, mark, scale, w);
 }
 
 function showThrough(context, picture, detection, scale, w, h) {
@@ -64,25 +64,24 @@ function showThrough(context, picture, detection, scale, w, h) {
   context.restore();
 }
 
-function box(context, mark, scale) {
+function box(context, mark, scale, quiet) {
   const [x1, y1, x2, y2] = mark.detection.box_xyxy.map((value) => value * scale);
-  const width = mark.selected ? 3.5 : mark.quiet ? 1.25 : 2;
-  context.globalAlpha = mark.quiet && !mark.selected ? 0.7 : 1;
+  const width = mark.selected ? 3.5 : quiet ? 1.25 : 2;
+  context.globalAlpha = quiet ? 0.7 : 1;
   context.lineJoin = "round";
   context.strokeStyle = "rgb(255 255 255 / 75%)"; // seen on a picture of the same color, too
   context.lineWidth = width + 2;
-  if (!mark.quiet || mark.selected) context.strokeRect(x1, y1, x2 - x1, y2 - y1);
+  if (!quiet) context.strokeRect(x1, y1, x2 - x1, y2 - y1);
   context.strokeStyle = mark.color;
   context.lineWidth = width;
   context.strokeRect(x1, y1, x2 - x1, y2 - y1);
   context.globalAlpha = 1;
 }
 
-function label(context, mark, scale, w, dimmed) {
+function label(context, mark, scale, w) {
   const [x1, y1] = mark.detection.box_xyxy.map((value) => value * scale);
   const text = `${mark.detection.name} ${mark.detection.score.toFixed(2)}`;
   context.font = LABEL_FONT;
-  context.globalAlpha = dimmed ? 0.5 : 1;
   const width = context.measureText(text).width + 8;
   const left = Math.max(0, Math.min(x1 - 1, w - width)), top = y1 >= 17 ? y1 - 17 : Math.max(0, y1);
   context.fillStyle = "rgb(0 0 0 / 78%)";
@@ -92,5 +91,4 @@ function label(context, mark, scale, w, dimmed) {
   context.fillStyle = "#fff";
   context.textBaseline = "middle";
   context.fillText(text, left + 6, top + 9);
-  context.globalAlpha = 1;
 }
