@@ -17,7 +17,9 @@ const state = {
   classes: [], rows: [], selected: -1, // names that have a color; the list
   player: null, // a clip or a camera
 };
+const strip = new Map(); // pictures that were chosen together, with their buttons
 let asked = new AbortController(); // of the requests for the picture that is wanted
+let taken = 0; // choices of files and of the camera: a video that opens late does not replace a later one
 let frames = 0; // that were asked of players: an older one is not shown
 
 // Models and errors
@@ -112,6 +114,7 @@ async function showOr(picture) {
     return await show(picture);
   } catch (error) {
     showError(error);
+    if ([413, 415, 422].includes(error.status)) state.wanted = state.picture; // it would be refused again
     render();
     return false;
   }
@@ -121,23 +124,27 @@ async function take(files) {
   if (!files.length) return;
   clearError();
   closePlayer();
+  const turn = ++taken;
   const video = files.find((file) => file.type.startsWith("video/"));
   if (video) {
     try {
-      play(await Clip.open(video));
+      const clip = await Clip.open(video);
+      if (turn === taken) play(clip);
+      else clip.close();
     } catch (error) {
       showError(error);
     }
     return;
   }
+  strip.clear();
   const pictures = files.map(fromFile);
-  const strip = at("strip");
-  for (const old of strip.querySelectorAll("img")) URL.revokeObjectURL(old.src);
-  strip.hidden = files.length < 2;
-  strip.replaceChildren(...(files.length < 2 ? [] : pictures.map((picture) => {
+  for (const old of at("strip").querySelectorAll("img")) URL.revokeObjectURL(old.src);
+  at("strip").hidden = files.length < 2;
+  at("strip").replaceChildren(...(files.length < 2 ? [] : pictures.map((picture) => {
     const image = element("img", { src: URL.createObjectURL(picture.blob), alt: picture.name, loading: "lazy" });
     const button = element("button", { type: "button", title: picture.name }, image);
-    button.addEventListener("click", () => { closePlayer(); showOr(picture); });
+    button.addEventListener("click", () => showOr(picture));
+    strip.set(picture, button);
     return button;
   })));
   await showOr(pictures[0]);
@@ -220,6 +227,7 @@ function closePlayer() {
   state.player?.close();
   state.player = null;
   at("player").hidden = true;
+  at("strip").hidden = !strip.size;
 }
 
 // Showing
@@ -264,6 +272,7 @@ function render() {
   const sides = { left: `only ${state.left}`, right: `only ${state.right}`, both: "both" };
   showList(at("list"), state.rows, colorOf, state.selected, comparing ? sides : null);
   showTimes(at("times"), SIDES.map(answerOf).filter(Boolean));
+  for (const [picture, button] of strip) button.setAttribute("aria-pressed", String(picture === state.picture));
   at("summary").textContent = summary(comparing);
   if (state.picture) announce(`${state.picture.name}: ${at("summary").textContent}`);
   renderViews();
@@ -312,8 +321,8 @@ function renderViews() {
     view.hidden = !answer;
     if (!answer) continue;
     const caption = view.querySelector("figcaption"), canvas = view.querySelector("canvas");
-    const unseen = state.picture.bitmap ? "" : ": this browser cannot show the picture, but the server reads it";
-    caption.textContent = comparing ? `${answer.model}${unseen}` : `${state.picture.name}${unseen}`;
+    const unseen = state.picture.bitmap ? "" : " (this browser cannot show it, but the server reads it)";
+    caption.textContent = `${comparing ? `${answer.model}: ` : ""}${state.picture.name}${unseen}`;
     const marks = state.rows.flatMap((row, number) => !row[side] ? [] : [{
       detection: row[side], color: colorOf(row[side].name), quiet: row.side === "both",
       selected: number === state.selected,
@@ -366,8 +375,11 @@ at("camera").hidden = !Camera.there();
 at("camera").addEventListener("click", async () => {
   clearError();
   closePlayer();
+  const turn = ++taken;
   try {
-    play(await Camera.open());
+    const camera = await Camera.open();
+    if (turn === taken) play(camera);
+    else camera.close();
   } catch (error) {
     showError(error);
   }
