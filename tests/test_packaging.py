@@ -51,7 +51,9 @@ def test_every_module_of_the_rooms_is_in_and_nothing_else(names):
     modules = (path for room in ROOMS for path in (ROOT / room).rglob("*.py*") if path.suffix in (".py", ".pyi"))
     ours = {str(path.relative_to(ROOT)) for path in modules}
     packed = {name for name in names if ".dist-info/" not in name}
-    assert packed == ours | {f"{room}/py.typed" for room in ROOMS}
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "runtime/serve/page").iterdir() if path.is_file()}
+    assert {Path(name).suffix for name in page} >= {".html", ".css", ".js"}
+    assert packed == ours | page | {f"{room}/py.typed" for room in ROOMS}
 
 
 def test_every_folder_with_modules_is_a_package(names):
@@ -129,6 +131,8 @@ sys.path[:0] = [{str(wheel)!r}]
 import isodet.runtime.card.card, runtime
 from isodet import Detections
 from runtime.image import read_image
+from runtime.serve.page.routes import page_files
+assert {{"/", "/page/page.css", "/page/page.js"}} <= set(page_files())
 assert isodet.runtime is runtime and runtime.__file__.startswith({str(wheel)!r}), runtime.__file__
 print(len(Detections.empty(["a"])), read_image is runtime.read_image)
 """

@@ -55,6 +55,7 @@ class Serve(OnDevice):
         "max_body_mb": flag(metavar="MB"), "max_pixels": flag(type=count, metavar="N"),
         "max_pictures": flag(type=count, metavar="N"), "body_seconds": flag(metavar="S"),
         "decoders": flag(type=count, metavar="N"), "drain_seconds": flag(metavar="S"),
+        "page": flag(help="leave out the page at /, where models are tried in a browser"),
     }] = ServeOptions()  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -17,11 +17,12 @@ from isodet.strict import nearest
 from runtime.serve.body import read_body
 from runtime.serve.detect import DetectionService
 from runtime.serve.errors import RequestError, answer_error, error_response
-from runtime.serve.gate import Gate, ServerState
+from runtime.serve.gate import OPEN, Gate, ServerState
 from runtime.serve.kserve import HEADER, TensorService, model_metadata
 from runtime.serve.metrics import CONTENT_TYPE, Metrics
 from runtime.serve.models import Models, ServedModel
 from runtime.serve.options import Access, ServeOptions
+from runtime.serve.page.routes import add_page, page_files
 from runtime.serve.schema import ERRORS, PICTURE_BODY, DetectAnswer
 
 Threshold = Annotated[
@@ -48,7 +49,9 @@ def make_app(
     app = FastAPI(title="isodet", version=_version(), docs_url=None, redoc_url=None)
     # More than this cannot be in a batch and in a queue, so the rest would only hold their bodies in memory.
     most = 2 * len(models) * (options.queue + options.max_batch)
-    app.add_middleware(Gate, state=state, keys=access.keys, metrics=metrics, most=most)
+    page = page_files() if options.page else {}
+    # The page has no secrets, and a browser that opens it has no key yet: it asks for one.
+    app.add_middleware(Gate, state=state, keys=access.keys, metrics=metrics, most=most, open_paths=(*OPEN, *page))
     if access.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -59,6 +62,7 @@ def make_app(
     app.add_exception_handler(IsodetError, _answer_isodet_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(Exception, _answer_unexpected)
+    add_page(app, page)
     _add_health(app, state, metrics)
     _add_models(app, models)
     _add_detect(app, models, DetectionService(options, metrics, decoders), options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,10 +36,22 @@ class ServerState:
 
 class Gate:
     """ASGI: lets a request through to `app`, or refuses it: 503 while the server ends or holds too many, 401 without a
-    key."""
+    key.
 
-    def __init__(self, app: ASGIApp, state: ServerState, keys: Sequence[str], metrics: Metrics, most: int) -> None:
+    most: requests in progress, of those that have a body. open_paths: addresses that are always let through.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        state: ServerState,
+        keys: Sequence[str],
+        metrics: Metrics,
+        most: int,
+        open_paths: Collection[str] = OPEN,
+    ) -> None:
         self._app, self._state, self._keys, self._metrics, self._most = app, state, keys, metrics, most
+        self._open = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +66,7 @@ class Gate:
                 status = message["status"]
             await send(message)
 
-        app = self._app if scope["path"] in OPEN else self._refusal(scope) or self._app
+        app = self._app if scope["path"] in self._open else self._refusal(scope) or self._app
         self._state.in_flight += 1
         try:
             await app(scope, receive, count)

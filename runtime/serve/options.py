@@ -23,6 +23,7 @@ class ServeOptions:
     decoders: threads that decode pictures, for all models together
     drain_seconds: how long the server goes on at most, once it is asked to end, for requests that it has taken
     poll_seconds: how often the files of the models are looked at; 0: only at SIGHUP
+    page: whether there is a page at /, for people who try the models in a browser
     """
 
     max_batch: int = 16
@@ -36,6 +37,7 @@ class ServeOptions:
     decoders: int = 2
     drain_seconds: float = 30.0
     poll_seconds: float = 1.0
+    page: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "queue", "max_pixels", "max_pictures", "decoders"):
