@@ -25,7 +25,15 @@ from trainer.config_reader import read_config
 from trainer.data.datasets import train_data, val_data
 from trainer.loop import fit
 from trainer.new import config as new
-from trainer.new.advice import Hardware, choose_batch, choose_epochs, choose_flip, choose_levels, choose_rate
+from trainer.new.advice import (
+    Hardware,
+    choose_anchor_size,
+    choose_batch,
+    choose_epochs,
+    choose_flip,
+    choose_levels,
+    choose_rate,
+)
 from trainer.new.config import new_config, new_recipe
 from trainer.recipes import RecipeError, make_shapes
 
@@ -212,6 +220,12 @@ def test_choices_by_table():
     assert choose_batch((320, 320), 10_000, CPU).value == "8"
     assert choose_batch((640, 640), 9, CPU).value == "2"
     many = np.linspace(1, 1, 100)
+    ones = np.ones((100, 2))
+    assert choose_anchor_size(ones * 64, (3, 5)) is None  # the default's side on P3
+    assert choose_anchor_size(ones * 40, (3, 5)).value == "4"  # 32: the largest that fits
+    assert choose_anchor_size(ones * 17, (3, 5)).value == "2"
+    assert choose_anchor_size(np.concatenate([ones * 17, ones * 70, ones * 150]), (3, 6)).value == "2"
+    assert choose_anchor_size(ones * [300, 10], (3, 5)).value == "8"  # nothing fits: what was the default stays
     assert choose_levels(many * 8, (640, 640), GPU).value == "[2, 5]"
     assert choose_levels(many * 8, (640, 640), CPU).value == "[3, 5]"
     assert choose_levels(many * 400, (640, 640), GPU).value == "[3, 7]"

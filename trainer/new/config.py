@@ -26,6 +26,7 @@ from trainer.config_reader import read_config
 from trainer.new.advice import (
     Hardware,
     Start,
+    choose_anchor_size,
     choose_backbone,
     choose_batch,
     choose_epochs,
@@ -183,6 +184,9 @@ def _text(
         f"  head: {{depth: {4 if gpu else 2}, norm: {'sepbn' if cells >= 16 else 'gn'}}}"
         f"  # a batch has {cells} cells on the last level, {'enough' if cells >= 16 else 'too few'} for BatchNorms",
     ]
+    anchors = choose_anchor_size(wh, tuple(json.loads(levels.value))) if detector == "atss" else None
+    if anchors is not None and anchors.value != "8":
+        network.append(f"  anchors: {{size: {anchors.value}}}  # {anchors.why}")
     if init is not None:
         network = [
             "  # detector, backbone, neck and head are the checkpoint's; what is set here replaces its own",
