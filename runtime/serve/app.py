@@ -66,7 +66,7 @@ def make_app(
     _add_health(app, state, metrics)
     _add_models(app, models)
     _add_detect(app, models, DetectionService(options, metrics, decoders), options)
-    _add_kserve(app, models, TensorService(options, tensor_worker), options, state, metrics)
+    _add_kserve(app, models, TensorService(options, tensor_worker), options, metrics)
     return app
 
 
@@ -76,6 +76,7 @@ def _add_health(app: FastAPI, state: ServerState, metrics: Metrics) -> None:
         return {"alive": True}
 
     @app.get("/readyz", summary="Whether requests are taken", responses={503: ERRORS[503]})
+    @app.get("/v2/health/ready", summary="KServe: whether requests are taken", responses={503: ERRORS[503]})
     async def ready() -> JSONResponse:
         return JSONResponse({"ready": not state.draining}, 503 if state.draining else 200)
 
@@ -130,14 +131,7 @@ def _add_detect(app: FastAPI, models: Models, service: DetectionService, options
         return await answer(request, model_of(models, name), threshold, classes)
 
 
-def _add_kserve(
-    app: FastAPI,
-    models: Models,
-    service: TensorService,
-    options: ServeOptions,
-    state: ServerState,
-    metrics: Metrics,
-) -> None:
+def _add_kserve(app: FastAPI, models: Models, service: TensorService, options: ServeOptions, metrics: Metrics) -> None:
     @app.get("/v2", summary="KServe: the server")
     async def show_server() -> dict[str, Any]:
         return {"name": "isodet", "version": app.version, "extensions": ["binary_tensor_data"]}
@@ -145,10 +139,6 @@ def _add_kserve(
     @app.get("/v2/health/live", summary="KServe: whether the process lives")
     async def live() -> dict[str, bool]:
         return {"live": True}
-
-    @app.get("/v2/health/ready", summary="KServe: whether requests are taken", responses={503: ERRORS[503]})
-    async def server_ready() -> JSONResponse:
-        return JSONResponse({"ready": not state.draining}, 503 if state.draining else 200)
 
     @app.get("/v2/models/{name}", summary="KServe: inputs and outputs of a model", responses={404: ERRORS[404]})
     async def show_tensors(name: str) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def test_workers_have_requests_of_their_own(onnx_file: OnnxFile, streams: int) -
         answers = [batcher.submit(frame) for frame in frames]
         found = [answer.result(timeout=60) for answer in answers]
     same(found, expected, pixels=0, score=0)
+    same([detections for frame in frames for detections in detector(frame)], expected, pixels=0, score=0)
 
 
 def test_one_detector_answers_several_threads(onnx_file: OnnxFile) -> None:

@@ -127,8 +127,8 @@ def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
     assert set(vars(conv)) == before
 
 
-def test_a_copy_and_a_compiled_network_compute_the_same() -> None:
-    """As the averaged weights, and `compile: true`, have them."""
+def test_a_copy_and_an_exported_network_compute_the_same() -> None:
+    """As the averaged weights are a copy, and `torch.export` traces a network. No parameter has another name."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(8, 8, 5, 2, 2, groups=8, bias=False), nn.ReLU())
     x = channels_last(torch.randn(2, 8, 11, 12))

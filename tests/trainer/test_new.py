@@ -225,7 +225,7 @@ def test_choices_by_table():
     assert choose_anchor_size(ones * 40, (3, 5)).value == "4"  # 32: the largest that fits
     assert choose_anchor_size(ones * 17, (3, 5)).value == "2"
     assert choose_anchor_size(np.concatenate([ones * 17, ones * 70, ones * 150]), (3, 6)).value == "2"
-    assert choose_anchor_size(ones * [300, 10], (3, 5)).value == "8"  # nothing fits: what was the default stays
+    assert choose_anchor_size(ones * [300, 10], (3, 5)) is None  # nothing fits
     assert choose_levels(many * 8, (640, 640), GPU).value == "[2, 5]"
     assert choose_levels(many * 8, (640, 640), CPU).value == "[3, 5]"
     assert choose_levels(many * 400, (640, 640), GPU).value == "[3, 7]"

@@ -109,7 +109,7 @@ def choose_levels(sides: NDArray[np.float64], size_hw: tuple[int, int], hardware
 
 def choose_anchor_size(wh: NDArray[np.float64], levels: tuple[int, int]) -> Recommendation | None:
     """Side of the anchors of one size on each level, in strides, for objects [N, 2] of this width and height (input
-    pixels); None where the default of 8 fits.
+    pixels); None where the default of 8 fits, or nothing fits better.
 
     An anchor fits an object where the IoU of both is at least a half, when they have the same center. 8 strides are
     made for inputs of 800 px.
@@ -120,9 +120,9 @@ def choose_anchor_size(wh: NDArray[np.float64], levels: tuple[int, int]) -> Reco
         shared = np.minimum(wh[:, :1], sides) * np.minimum(wh[:, 1:], sides)
         iou = shared / (area + sides**2 - shared)
         poor[size] = float(np.mean(iou.max(axis=1) < 0.5))
-    if poor[8] < 1 / 3:
-        return None
     size = next(size for size, share in poor.items() if share <= min(poor.values()) + 0.1)
+    if size == 8 or poor[8] < 1 / 3:
+        return None
     why = f"{poor[8]:.0%} of the objects fit no anchor of 8 strides, the default; {poor[size]:.0%} fit none of these"
     return Recommendation(str(size), why)
 

@@ -185,7 +185,7 @@ def _text(
         f"  # a batch has {cells} cells on the last level, {'enough' if cells >= 16 else 'too few'} for BatchNorms",
     ]
     anchors = choose_anchor_size(wh, tuple(json.loads(levels.value))) if detector == "atss" else None
-    if anchors is not None and anchors.value != "8":
+    if anchors is not None:
         network.append(f"  anchors: {{size: {anchors.value}}}  # {anchors.why}")
     if init is not None:
         network = [
